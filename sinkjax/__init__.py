@@ -1,0 +1,56 @@
+"""sinkjax: why and how language models attend to their first token, in JAX.
+
+A model is a pure function, an analysis is a transform of that function:
+
+    params, cfg, tokenizer = sinkjax.load("smollm2-135m")
+    f = sinkjax.forward(cfg)             # f(params, tokens) -> Output
+    g = sinkjax.intervene(f, {"scores": sinkjax.knockout(0, from_layer=2)})
+    h = sinkjax.capture(g, {"sink": ("pattern", sinkjax.sink_score)})
+    h(params, tokens).trace["sink"]      # [L, B, H]
+
+Axes, everywhere: B batch, T query position, S key or source position, L
+layer, H head, G query heads a KV head, N KV head, K head dimension, D model
+width, F MLP width, V vocabulary. Positions count from 0.
+"""
+
+from sinkjax.config import TINY, ModelConfig, RopeScaling
+from sinkjax.metrics.norms import (
+  massive_activation,
+  token_norms,
+  value_norm_ratio,
+)
+from sinkjax.metrics.sinks import (
+  attention_entropy,
+  first_token_mass,
+  sink_rate,
+  sink_score,
+)
+from sinkjax.models.transformer import (
+  Output,
+  forward,
+  init_params,
+  param_shapes,
+)
+from sinkjax.taps import SITES, Taps
+from sinkjax.transforms.capture import capture
+from sinkjax.transforms.edits import (
+  ablate_heads,
+  add,
+  chain,
+  knockout,
+  patch,
+  replace,
+  scale,
+)
+from sinkjax.transforms.intervene import intervene
+from sinkjax.weights.registry import Model, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+  "SITES", "TINY", "Model", "ModelConfig", "Output", "RopeScaling", "Taps",
+  "ablate_heads", "add", "attention_entropy", "capture", "chain",
+  "first_token_mass", "forward", "init_params", "intervene", "knockout",
+  "load", "massive_activation", "param_shapes", "patch", "replace", "scale",
+  "sink_rate", "sink_score", "token_norms", "value_norm_ratio",
+]  # fmt: skip

@@ -1,0 +1,283 @@
+"""`ModelConfig`: one frozen, validated description of a decoder.
+
+Everything that tells GPT-2 from Gemma 3 is a field here; the block reads
+fields, never a family's name. A config is hashable, so it can be a static
+argument of `jax.jit`, and a bad one cannot be built: every error names the
+field, what was got and what is expected.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+NORMS = ("rms", "layer")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+POSITIONS = ("rope", "learned", "none")
+ROPE_SCALINGS = ("linear", "llama3", "factors")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+PRECISIONS = ("default", "high", "highest")
+MAX_LAYERS = 4096
+MAX_SIZE = 1 << 27  # larger sizes are damaged files, not models
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """How rotary frequencies are stretched beyond the trained context.
+
+  Attributes:
+    kind: "linear" divides every frequency by `factor`; "llama3" divides only
+      the slow ones, with a smooth ramp between the wavelengths
+      `original_max_len / high_freq` and `original_max_len / low_freq`;
+      "factors" divides frequency i by `factors[i]`, as GGUF files store it.
+    factor: the stretch, > 0.
+    low_freq: llama3's `low_freq_factor`.
+    high_freq: llama3's `high_freq_factor`.
+    original_max_len: llama3's `original_max_position_embeddings`.
+    factors: one divisor a frequency, for kind "factors".
+  """
+
+  kind: str
+  factor: float = 1.0
+  low_freq: float = 1.0
+  high_freq: float = 4.0
+  original_max_len: int = 8192
+  factors: tuple[float, ...] = ()
+
+  def __post_init__(self):
+    _one_of("rope_scaling.kind", self.kind, ROPE_SCALINGS)
+    _positive("rope_scaling.factor", self.factor)
+    if self.kind == "llama3":
+      _positive("rope_scaling.low_freq", self.low_freq)
+      _positive("rope_scaling.original_max_len", self.original_max_len)
+      if not self.high_freq > self.low_freq:
+        raise ValueError(
+          "rope_scaling.high_freq must exceed low_freq, got "
+          f"{self.high_freq} and {self.low_freq}"
+        )
+    if self.kind == "factors":
+      if not self.factors:
+        raise ValueError("rope_scaling.factors must not be empty")
+      for factor in self.factors:
+        _positive("rope_scaling.factors", factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A decoder-only transformer.
+
+  Attributes:
+    vocab_size: V, rows of the token embedding.
+    d_model: D, width of the residual stream.
+    n_layers: L.
+    n_heads: H, query heads.
+    n_kv_heads: key and value heads; divides `n_heads`.
+    head_dim: K, width of one head; need not be `d_model / n_heads`.
+    d_ff: F, width of the MLP's hidden layer.
+    max_len: longest context that the positions are defined for.
+    model_type: the family's name in Hugging Face's `config.json`. A label for
+      reading and writing weights; the model never looks at it.
+    norm: "rms" or "layer".
+    norm_eps: added to the variance inside the root.
+    norm_offset: the norm multiplies by `scale + norm_offset` (Gemma: 1).
+    post_norms: also normalise each branch's output before it is added (Gemma
+      2 and 3).
+    qk_norm: RMS-normalise queries and keys over the head dimension.
+    qkv_bias: biases on the query, key and value projections.
+    out_bias: a bias on the attention's output projection.
+    gated_mlp: `act(x W_gate) * (x W_up)` instead of `act(x W_up)`.
+    mlp_bias: biases in the MLP.
+    activation: "silu", "gelu" (exact), "gelu_tanh" or "relu".
+    parallel_residual: the MLP reads the same residual as the attention (GPT-
+      NeoX) instead of the attention's result.
+    positions: "rope", "learned" (absolute, added to the embedding) or "none".
+    rope_base: base of the rotary frequencies.
+    rope_dim: rotated dimensions of each head, `None` for all.
+    rope_scaling: a `RopeScaling` or `None`.
+    rope_local_base: base for local layers (Gemma 3), `None` for the same; a
+      separate local base is not scaled.
+    window: local layers see the last `window` positions, themselves included.
+    local_layers: one bool a layer, `True` where `window` applies.
+    attn_scale: factor on the dot products, `None` for `head_dim ** -0.5`.
+    attn_softcap: `c tanh(score / c)` on scores, or `None`.
+    logit_softcap: the same on logits, or `None`.
+    embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
+    tie_embeddings: logits use the transposed token embedding.
+    bos_id: token id of BOS where the file names one, else `None`.
+    eos_id: token id of EOS, else `None`.
+    dtype: compute dtype; norms and softmax accumulate in at least float32.
+    precision: of matrix products, see `jax.default_matmul_precision`. The
+      default gives true float32 products on every device.
+    scan_layers: `lax.scan` over layers (one compiled layer) or all unrolled
+      (longer compilation, the same parameters and results).
+  """
+
+  vocab_size: int
+  d_model: int
+  n_layers: int
+  n_heads: int
+  n_kv_heads: int
+  head_dim: int
+  d_ff: int
+  max_len: int
+  model_type: str = "llama"
+  norm: str = "rms"
+  norm_eps: float = 1e-5
+  norm_offset: float = 0.0
+  post_norms: bool = False
+  qk_norm: bool = False
+  qkv_bias: bool = False
+  out_bias: bool = False
+  gated_mlp: bool = True
+  mlp_bias: bool = False
+  activation: str = "silu"
+  parallel_residual: bool = False
+  positions: str = "rope"
+  rope_base: float = 10000.0
+  rope_dim: int | None = None
+  rope_scaling: RopeScaling | None = None
+  rope_local_base: float | None = None
+  window: int | None = None
+  local_layers: tuple[bool, ...] = ()
+  attn_scale: float | None = None
+  attn_softcap: float | None = None
+  logit_softcap: float | None = None
+  embed_scale: float = 1.0
+  tie_embeddings: bool = False
+  bos_id: int | None = None
+  eos_id: int | None = None
+  dtype: str = "float32"
+  precision: str = "highest"
+  scan_layers: bool = True
+
+  def __post_init__(self):
+    for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads",
+                 "head_dim", "d_ff", "max_len"):  # fmt: skip
+      _positive_int(name, getattr(self, name))
+    if self.n_heads % self.n_kv_heads:
+      raise ValueError(
+        f"n_kv_heads must divide n_heads={self.n_heads}, got {self.n_kv_heads}"
+      )
+    _one_of("norm", self.norm, NORMS)
+    _one_of("activation", self.activation, ACTIVATIONS)
+    _one_of("positions", self.positions, POSITIONS)
+    _one_of("dtype", self.dtype, DTYPES)
+    _one_of("precision", self.precision, PRECISIONS)
+    _positive("norm_eps", self.norm_eps)
+    _positive("rope_base", self.rope_base)
+    _positive("embed_scale", self.embed_scale)
+    for name in ("attn_scale", "attn_softcap", "logit_softcap",
+                 "rope_local_base"):  # fmt: skip
+      if getattr(self, name) is not None:
+        _positive(name, getattr(self, name))
+    self._check_rope()
+    self._check_window()
+    for name in ("bos_id", "eos_id"):
+      token = getattr(self, name)
+      if token is not None and not 0 <= token < self.vocab_size:
+        raise ValueError(
+          f"{name} must be in [0, {self.vocab_size}), got {token}"
+        )
+
+  def _check_rope(self):
+    if self.positions != "rope":
+      return
+    dim = self.rotary_dim
+    if dim % 2 or not 0 < dim <= self.head_dim:
+      raise ValueError(
+        f"rope_dim must be even and in (0, {self.head_dim}], got {dim}"
+      )
+    factors = self.rope_scaling.factors if self.rope_scaling else ()
+    if factors and len(factors) != dim // 2:
+      raise ValueError(
+        f"rope_scaling.factors must have {dim // 2} entries, one a "
+        f"frequency, got {len(factors)}"
+      )
+
+  def _check_window(self):
+    if self.local_layers and len(self.local_layers) != self.n_layers:
+      raise ValueError(
+        f"local_layers must have n_layers={self.n_layers} entries, got "
+        f"{len(self.local_layers)}"
+      )
+    if self.window is not None:
+      _positive_int("window", self.window)
+    if any(self.local_layers) and self.window is None:
+      raise ValueError("local_layers needs a window, got window=None")
+
+  @property
+  def rotary_dim(self) -> int:
+    """Rotated dimensions of each head."""
+    return self.head_dim if self.rope_dim is None else self.rope_dim
+
+  @property
+  def score_scale(self) -> float:
+    """The factor on query-key dot products."""
+    if self.attn_scale is not None:
+      return self.attn_scale
+    return 1.0 / math.sqrt(self.head_dim)
+
+  @property
+  def group_size(self) -> int:
+    """G, query heads that share one key and value head."""
+    return self.n_heads // self.n_kv_heads
+
+  def replace(self, **changes: Any) -> "ModelConfig":
+    """A copy with some fields changed, validated again."""
+    return dataclasses.replace(self, **changes)
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain JSON-ready values; `from_dict` is the inverse."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+    """The config that `to_dict` described.
+
+    Raises:
+      ValueError: for an unknown field, naming it and the valid ones.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+      raise ValueError(
+        f"unknown config field {unknown[0]!r}; valid: {sorted(known)}"
+      )
+    values = dict(values)
+    if values.get("rope_scaling") is not None:
+      scaling = dict(values["rope_scaling"])
+      scaling["factors"] = tuple(scaling.get("factors", ()))
+      values["rope_scaling"] = RopeScaling(**scaling)
+    values["local_layers"] = tuple(values.get("local_layers", ()))
+    return cls(**values)
+
+
+def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> None:
+  if value not in valid:
+    raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}")
+
+
+def _positive(name: str, value: Any) -> None:
+  number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if not (number and math.isfinite(value) and value > 0):
+    raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
+def _positive_int(name: str, value: Any) -> None:
+  if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+    raise ValueError(f"{name} must be a positive integer, got {value!r}")
+  limit = MAX_LAYERS if name == "n_layers" else MAX_SIZE
+  if value > limit:
+    raise ValueError(f"{name} must be at most {limit}, got {value}")
+
+
+TINY = ModelConfig(
+  vocab_size=64,
+  d_model=32,
+  n_layers=3,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=8,
+  d_ff=48,
+  max_len=64,
+)
+"""A model for tests and examples: 3 layers, 4 heads, width 32."""

@@ -1,0 +1,113 @@
+"""Norms of hidden states, keys and values, and massive activations.
+
+Positions count from 0. Sources: Barbero et al. (2025, arXiv 2504.02732), Gu
+et al. (2025, arXiv 2410.10781), Sun et al. (2024, arXiv 2402.17762).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def token_norms(x: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+  """`||x||_2` over the last axis: hidden, query, key or value norms.
+
+  >>> import jax.numpy as jnp
+  >>> token_norms(jnp.array([[3.0, 4.0]])).tolist()
+  [5.0]
+  """
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return jnp.sqrt(jnp.sum(wide * wide, axis=-1))
+
+
+def first_and_rest(
+  norms: Float[Array, "B T *N"],
+) -> tuple[Float[Array, "B *N"], Float[Array, "B *N"]]:
+  """The first token's norm, and the mean of the other tokens'.
+
+  Args:
+    norms: tokens on axis 1.
+
+  Returns:
+    (first, rest); for T = 1 the rest is NaN: there is none.
+  """
+  length = norms.shape[1]
+  if length == 1:
+    return norms[:, 0], jnp.full_like(norms[:, 0], jnp.nan)
+  return norms[:, 0], jnp.mean(norms[:, 1:], axis=1)
+
+
+def value_norm_ratio(values: Float[Array, "B T N K"]) -> Float[Array, "B N"]:
+  """How small the sink's value is: `||v_0|| / mean_{j > 0} ||v_j||`.
+
+  About 0 where attending to the first token writes nothing, 1 for a token
+  like any other. Our reading of Barbero et al., section 3.2.
+
+  Args:
+    values: of every KV head.
+
+  Returns:
+    The ratio for each row and KV head; NaN for T = 1.
+
+  >>> import jax.numpy as jnp
+  >>> v = jnp.array([1.0, 2.0, 6.0]).reshape(1, 3, 1, 1)
+  >>> value_norm_ratio(v).tolist()
+  [[0.25]]
+  """
+  first, rest = first_and_rest(token_norms(values))
+  return first / rest
+
+
+class Massive(NamedTuple):
+  """The largest activation of each row, and whether it is massive.
+
+  Attributes:
+    value: [B] signed activation of largest magnitude.
+    position: [B] its token.
+    dimension: [B] its coordinate.
+    ratio: [B] its magnitude over the median magnitude of the row.
+    is_massive: [B] whether both conditions of the criterion hold.
+  """
+
+  value: Float[Array, "B"]
+  position: Int[Array, "B"]
+  dimension: Int[Array, "B"]
+  ratio: Float[Array, "B"]
+  is_massive: Float[Array, "B"]
+
+
+def massive_activation(
+  hidden: Float[Array, "B T D"],
+  *,
+  least: float = 100.0,
+  least_ratio: float = 1000.0,
+) -> Massive:
+  """The largest activation of a layer's hidden state.
+
+  Massive by Sun et al.'s rule: |x| > 100 and |x| >= 1000 times the median
+  magnitude of that layer's hidden state. The magnitude itself is returned
+  too, since some models with clear sinks fail the rule.
+
+  Args:
+    hidden: residual stream after one layer.
+    least: the absolute threshold.
+    least_ratio: the threshold relative to the median.
+
+  Returns:
+    One `Massive` with an entry for each row.
+
+  >>> import jax.numpy as jnp
+  >>> m = massive_activation(jnp.ones((1, 3, 4)).at[0, 1, 2].set(-2000.0))
+  >>> int(m.position[0]), int(m.dimension[0]), bool(m.is_massive[0])
+  (1, 2, True)
+  """
+  width = hidden.shape[-1]
+  flat = hidden.reshape(hidden.shape[0], -1)
+  size = jnp.abs(flat)
+  at = jnp.argmax(size, axis=1)
+  top = jnp.take_along_axis(size, at[:, None], 1)[:, 0]
+  value = jnp.take_along_axis(flat, at[:, None], 1)[:, 0]
+  ratio = top / jnp.maximum(jnp.median(size, axis=1), 1e-30)
+  is_massive = (top > least) & (ratio >= least_ratio)
+  return Massive(value, at // width, at % width, ratio, is_massive)

@@ -1,0 +1,90 @@
+"""Rotary position tables, in float64 on the host and float32 on the device."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sinkjax.config import ModelConfig, RopeScaling
+
+
+def inverse_frequencies(
+  dim: int, base: float, scaling: RopeScaling | None = None
+) -> np.ndarray:
+  """Angle per position of each rotated pair, `base ** (-2 i / dim)`, scaled.
+
+  Args:
+    dim: rotated dimensions, even.
+    base: rotary base.
+    scaling: how frequencies are stretched, or `None`.
+
+  Returns:
+    [dim / 2] float64, the fastest pair first.
+  """
+  freq = base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+  if scaling is None:
+    return freq
+  if scaling.kind == "linear":
+    return freq / scaling.factor
+  if scaling.kind == "factors":
+    return freq / np.asarray(scaling.factors, np.float64)
+  wavelength = 2 * math.pi / freq
+  ramp = (scaling.original_max_len / wavelength - scaling.low_freq) / (
+    scaling.high_freq - scaling.low_freq
+  )
+  ramp = np.clip(ramp, 0.0, 1.0)
+  return freq * ramp + freq / scaling.factor * (1.0 - ramp)
+
+
+def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
+  """Frequencies of global layers and, where they differ, of local ones.
+
+  Returns:
+    [1 or 2, rotary_dim / 2]: row 0 for global layers, row 1 for local ones.
+  """
+  rows = [inverse_frequencies(cfg.rotary_dim, cfg.rope_base, cfg.rope_scaling)]
+  if cfg.rope_local_base is not None:
+    rows.append(inverse_frequencies(cfg.rotary_dim, cfg.rope_local_base))
+  return np.stack(rows)
+
+
+def rotary_tables(
+  cfg: ModelConfig, positions: Int[Array, "B T"]
+) -> tuple[Float[Array, "C B T R"], Float[Array, "C B T R"]]:
+  """Cosines and sines of every angle; axis C is `rope_frequencies`' rows.
+
+  Args:
+    cfg: the model.
+    positions: position of each token.
+
+  Returns:
+    (cos, sin), float32, or float64 for a float64 model.
+  """
+  dtype = jnp.promote_types(cfg.dtype, jnp.float32)
+  freq = jnp.asarray(rope_frequencies(cfg), dtype)
+  angles = positions[None, :, :, None].astype(dtype) * freq[:, None, None]
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+  x: Float[Array, "B T N K"],
+  cos: Float[Array, "B T R"],
+  sin: Float[Array, "B T R"],
+) -> Float[Array, "B T N K"]:
+  """Rotates the first 2 R dimensions of each head; pair i is (i, i + R).
+
+  Args:
+    x: queries or keys.
+    cos: cosine of each angle.
+    sin: sine of each angle.
+
+  Returns:
+    `x` rotated; dimensions beyond 2 R pass through; norms are unchanged.
+  """
+  half = cos.shape[-1]
+  cos, sin = cos[:, :, None], sin[:, :, None]
+  a, b = x[..., :half], x[..., half : 2 * half]
+  turned = [a * cos - b * sin, b * cos + a * sin]
+  turned = [part.astype(x.dtype) for part in turned]
+  return jnp.concatenate([*turned, x[..., 2 * half :]], axis=-1)

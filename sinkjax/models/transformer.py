@@ -1,0 +1,183 @@
+"""The decoder, and `forward`, the pure function that everything else uses."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sinkjax.config import ModelConfig
+from sinkjax.models.attention import make_context
+from sinkjax.models.blocks import Block, Norm
+from sinkjax.taps import NO_TAPS, Tapper, Taps, Trace
+
+Params = dict[str, Any]
+
+
+class Output(NamedTuple):
+  """What a forward pass returns.
+
+  Attributes:
+    logits: [B, T, V].
+    trace: the observers' results: [L, ...] for sites inside the layers.
+  """
+
+  logits: Float[Array, "B T V"]
+  trace: Trace
+
+
+class Transformer(nn.Module):
+  """A decoder-only transformer; `cfg.scan_layers` scans or unrolls."""
+
+  cfg: ModelConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: Int[Array, "B T"],
+    taps: Taps = NO_TAPS,
+    positions: Int[Array, "B T"] | None = None,
+    valid: Bool[Array, "B T"] | None = None,
+  ) -> Output:
+    cfg = self.cfg
+    if positions is None:
+      positions = _default_positions(tokens, valid)
+    table = self.param(
+      "embed", nn.initializers.normal(0.02), (cfg.vocab_size, cfg.d_model)
+    )
+    x = table[tokens].astype(cfg.dtype)
+    x = x * jnp.asarray(cfg.embed_scale, x.dtype)
+    if cfg.positions == "learned":
+      shape = (cfg.max_len, cfg.d_model)
+      x = x + self.param("positions", nn.initializers.normal(0.02), shape)[
+        positions
+      ].astype(x.dtype)
+    tap = Tapper(taps, 0)
+    x = tap("embed", x)
+    ctx = make_context(cfg, positions, valid)
+    scan = nn.scan(
+      Block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(0, nn.broadcast, nn.broadcast),
+      length=cfg.n_layers,
+      unroll=1 if cfg.scan_layers else cfg.n_layers,
+    )
+    x, trace = scan(cfg, name="blocks")(x, jnp.arange(cfg.n_layers), ctx, taps)
+    last = Tapper(taps, cfg.n_layers - 1)
+    x = last("final", Norm(cfg, name="final_norm")(x))
+    trace = {**tap.trace(), **trace, **last.trace()}
+    return Output(self._logits(x, table), trace)
+
+  def _logits(self, x, table):
+    cfg = self.cfg
+    if cfg.tie_embeddings:
+      logits = jnp.einsum("btd,vd->btv", x, table.astype(x.dtype))
+    else:
+      init = nn.initializers.truncated_normal(cfg.d_model**-0.5)
+      kernel = self.param("unembed", init, (cfg.d_model, cfg.vocab_size))
+      logits = jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype))
+    if cfg.logit_softcap is not None:
+      logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
+    return logits
+
+
+def _default_positions(tokens, valid):
+  """0, 1, 2, ... over the tokens that are no padding."""
+  if valid is None:
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+  return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+
+
+def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
+  """Fresh parameters: a nested dict, layers stacked on the first axis.
+
+  Args:
+    cfg: the model.
+    key: a typed key, `jax.random.key(seed)`.
+
+  Returns:
+    `{"embed", "blocks": {...[L, ...]}, "final_norm", ...}` in float32.
+  """
+  model = Transformer(cfg)
+  return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def param_shapes(cfg: ModelConfig) -> Params:
+  """The shape and dtype of every parameter, without allocating any."""
+  return jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+
+
+def forward(cfg: ModelConfig):
+  """The model as a pure function.
+
+  Args:
+    cfg: the model; the result closes over nothing else.
+
+  Returns:
+    `f(params, tokens, *, taps=None, positions=None, valid=None) -> Output`
+    where tokens is [B, T] int32 (or [T], read as one row), positions
+    overrides 0..T-1, and valid is False at padding. The padding of a row
+    should come after its text: "the first token" is index 0 everywhere.
+
+  Raises:
+    ValueError: (by f, while tracing) for tokens of another rank or length
+      beyond `cfg.max_len`; ids are checked against the vocabulary where they
+      are concrete.
+
+  Cost: O(L T (D^2 + D F + T D)) time; memory O(T max(D, F, H T)) a layer.
+
+  >>> import jax, sinkjax
+  >>> cfg = sinkjax.TINY
+  >>> params = sinkjax.init_params(cfg, jax.random.key(0))
+  >>> out = sinkjax.forward(cfg)(params, jax.numpy.array([[1, 2, 3]]))
+  >>> out.logits.shape
+  (1, 3, 64)
+  """
+  if not isinstance(cfg, ModelConfig):
+    raise TypeError(f"cfg must be a ModelConfig, got {type(cfg).__name__}")
+  model = Transformer(cfg)
+
+  def f(params, tokens, *, taps=None, positions=None, valid=None) -> Output:
+    tokens = _check_tokens(cfg, tokens)
+    positions = _like_tokens("positions", positions, tokens)
+    valid = _like_tokens("valid", valid, tokens)
+    taps = NO_TAPS if taps is None else taps
+    with jax.default_matmul_precision(cfg.precision):
+      return model.apply({"params": params}, tokens, taps, positions, valid)
+
+  return f
+
+
+def _check_tokens(cfg: ModelConfig, tokens) -> Array:
+  tokens = jnp.atleast_2d(jnp.asarray(tokens))
+  if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+    raise ValueError(
+      f"tokens must be integers of shape [B, T] or [T], got {tokens.dtype} "
+      f"{tokens.shape}"
+    )
+  if not 0 < tokens.shape[1] <= cfg.max_len:
+    raise ValueError(
+      f"a row must have 1 to max_len={cfg.max_len} tokens, got "
+      f"{tokens.shape[1]}"
+    )
+  if not isinstance(tokens, jax.core.Tracer) and tokens.size:
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= cfg.vocab_size:
+      raise ValueError(
+        f"token id {low if low < 0 else high} is outside the vocabulary of "
+        f"{cfg.vocab_size}"
+      )
+  return tokens
+
+
+def _like_tokens(name: str, value, tokens):
+  if value is None:
+    return None
+  value = jnp.atleast_2d(jnp.asarray(value))
+  if value.shape != tokens.shape:
+    raise ValueError(
+      f"{name} must have the tokens' shape {tokens.shape}, got {value.shape}"
+    )
+  return value

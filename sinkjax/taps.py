@@ -1,0 +1,210 @@
+"""Taps: the one way in which analysis reaches into a model.
+
+A model calls `x = tap("resid_mid", x)` at each site of `SITES`. What happens
+there is decided by a `Taps` value that the caller passes in:
+
+- an *edit* `edit(value, layer) -> value` replaces the value. Edits are
+  pytrees: their arrays are leaves, so a new array does not retrace, `vmap`
+  over a leaf sweeps heads or positions in one compile, and gradients with
+  respect to a leaf are gradients. `layer` is traced. A plain function serves
+  as well; it is static.
+- an *observer* `(site, reducer)` reduces what it sees inside the layer, after
+  any edit, so that only the reducer's result is stacked over layers. With a
+  tuple of sites the reducer gets one value for each.
+
+With no taps the model's jaxpr is what it would be without this module.
+
+Sharp edges:
+  Edits at "embed" see layer 0 and edits at "final" the last layer, once each;
+  all other sites see every layer.
+  "scores" stand before the causal mask: entries with S > T are numbers that
+  the model never uses. The mask comes after the edit, so no edit can make a
+  token see its future.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Edit = Callable[[jax.Array, jax.Array], jax.Array]
+Reducer = Callable[..., Any]
+Trace = dict[str, Any]
+
+
+class Site(NamedTuple):
+  """A place in the model: its axes and what the value is."""
+
+  axes: str
+  meaning: str
+  stacked: bool = True
+
+
+SITES: dict[str, Site] = {
+  "embed": Site("B T D", "token (and learned position) embedding", False),
+  "resid_pre": Site("B T D", "residual stream entering the block"),
+  "q": Site("B T H K", "queries as they enter the dot product"),
+  "k": Site("B S N K", "keys as they enter the dot product, N KV heads"),
+  "v": Site("B S N K", "values, N KV heads"),
+  "scores": Site("B H T S", "scaled, soft-capped q k, before the mask"),
+  "pattern": Site("B H T S", "attention probabilities"),
+  "z": Site("B T H K", "values mixed by the pattern, per head"),
+  "attn_out": Site("B T D", "what the attention adds to the residual"),
+  "resid_mid": Site("B T D", "residual stream after the attention"),
+  "mlp_out": Site("B T D", "what the MLP adds to the residual"),
+  "resid_post": Site("B T D", "residual stream leaving the block"),
+  "final": Site("B T D", "after the final norm, before the logits", False),
+}
+"""Every site, in the order in which a forward pass meets them."""
+
+
+def _check_site(site: str) -> None:
+  if site not in SITES:
+    raise ValueError(f"unknown site {site!r}; valid sites: {list(SITES)}")
+
+
+def _observer_sites(name: str, sites: str | tuple[str, ...]) -> tuple[str, ...]:
+  sites = (sites,) if isinstance(sites, str) else tuple(sites)
+  if not sites:
+    raise ValueError(f"observer {name!r} names no site")
+  for site in sites:
+    _check_site(site)
+  if len({s if not SITES[s].stacked else "layer" for s in sites}) > 1:
+    raise ValueError(
+      f"observer {name!r} mixes sites inside and outside the layers: {sites}"
+    )
+  return sites
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class Taps:
+  """Edits by site and observers by name.
+
+  Attributes:
+    edits: `{site: edit}`.
+    observers: `{name: (site or tuple of sites, reducer)}`.
+
+  Raises:
+    ValueError: for an unknown site, listing the sites.
+    TypeError: for an edit or a reducer that cannot be called.
+  """
+
+  edits: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
+  observers: Mapping[str, tuple[Any, Reducer]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  def __post_init__(self):
+    for site, edit in self.edits.items():
+      _check_site(site)
+      if not callable(edit):
+        raise TypeError(
+          f"the edit at {site!r} must be callable as edit(value, layer), got "
+          f"{type(edit).__name__}"
+        )
+    checked = {}
+    for name, observer in self.observers.items():
+      if not isinstance(observer, (tuple, list)) or len(observer) != 2:
+        raise TypeError(f"observer {name!r} must be (site, reducer)")
+      sites, reducer = observer
+      if not callable(reducer):
+        raise TypeError(
+          f"the reducer of observer {name!r} must be callable, got "
+          f"{type(reducer).__name__}"
+        )
+      checked[name] = (_observer_sites(name, sites), reducer)
+    object.__setattr__(self, "observers", checked)
+
+  def merge(self, other: "Taps | None") -> "Taps":
+    """Both sets of taps at once.
+
+    Raises:
+      ValueError: where both edit one site or use one observer name.
+    """
+    if other is None:
+      return self
+    for kind in ("edits", "observers"):
+      twice = set(getattr(self, kind)) & set(getattr(other, kind))
+      if twice:
+        raise ValueError(
+          f"duplicate {kind[:-1]} {sorted(twice)[0]!r}: combine edits of one "
+          "site with sinkjax.chain, give observers different names"
+        )
+    return Taps(
+      {**self.edits, **other.edits}, {**self.observers, **other.observers}
+    )
+
+  def tree_flatten(self):
+    """Edits and reducers that are pytrees are children, the rest static."""
+    items = [("edit", site, edit) for site, edit in self.edits.items()]
+    items += [(sites, name, f) for name, (sites, f) in self.observers.items()]
+    children, static = [], []
+    for kind, name, fn in items:
+      dynamic = not jax.tree_util.all_leaves([fn])
+      children += [fn] if dynamic else []
+      static.append((kind, name, None if dynamic else fn))
+    return children, tuple(static)
+
+  @classmethod
+  def tree_unflatten(cls, static, children):
+    """Rebuilds without validation: leaves may be any JAX placeholder."""
+    children, edits, observers = iter(children), {}, {}
+    for kind, name, fn in static:
+      fn = next(children) if fn is None else fn
+      if kind == "edit":
+        edits[name] = fn
+      else:
+        observers[name] = (kind, fn)
+    taps = object.__new__(cls)
+    object.__setattr__(taps, "edits", edits)
+    object.__setattr__(taps, "observers", observers)
+    return taps
+
+
+NO_TAPS = Taps()
+
+
+class Tapper:
+  """`tap(site, value)` for one layer; lives only while that layer is traced.
+
+  Args:
+    taps: what to do.
+    layer: the layer's index, traced or not.
+  """
+
+  def __init__(self, taps: Taps, layer: jax.Array | int):
+    self._taps = taps
+    self._layer = layer
+    self._seen: dict[str, jax.Array] = {}
+    self._wanted = {
+      site for sites, _ in taps.observers.values() for site in sites
+    }
+
+  def __call__(self, site: str, value: jax.Array) -> jax.Array:
+    """Edits `value`, keeps it if an observer asked, and returns it.
+
+    Raises:
+      ValueError: if an edit changes the shape, naming both shapes.
+    """
+    edit = self._taps.edits.get(site)
+    if edit is not None:
+      edited = edit(value, self._layer)
+      if jax.numpy.shape(edited) != value.shape:
+        raise ValueError(
+          f"the edit at {site!r} returned shape {jax.numpy.shape(edited)}, "
+          f"expected {value.shape} ({SITES[site].axes})"
+        )
+      value = jax.numpy.asarray(edited, value.dtype)
+    if site in self._wanted:
+      self._seen[site] = value
+    return value
+
+  def trace(self) -> Trace:
+    """The reduced values of the observers whose sites were met here."""
+    return {
+      name: reducer(*(self._seen[site] for site in sites))
+      for name, (sites, reducer) in self._taps.observers.items()
+      if all(site in self._seen for site in sites)
+    }

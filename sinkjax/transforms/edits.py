@@ -1,0 +1,243 @@
+"""Ready-made edits for `intervene`: callable pytrees, arrays as leaves.
+
+Each has optional `layers`: `None` for all, an integer, a sequence of integers
+or a traced array; elsewhere the edit is the identity. Because fields are
+leaves, one compiled function serves every value of them, and `vmap` over a
+leaf sweeps it.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+_OFF = -1e30  # finite: an infinite score has no gradient
+
+
+def _edit(cls):
+  """A frozen dataclass that is a pytree, every field a leaf."""
+  cls = dataclasses.dataclass(frozen=True)(cls)
+  names = [field.name for field in dataclasses.fields(cls)]
+  return jax.tree_util.register_dataclass(cls, names, [])
+
+
+def _applies(layers: Any, layer: Array) -> Array | bool:
+  if layers is None:
+    return True
+  return jnp.any(jnp.asarray(layers) == layer)
+
+
+def _select(layers, layer, edited, value):
+  if layers is None:
+    return edited
+  return jnp.where(_applies(layers, layer), edited, value)
+
+
+@_edit
+class Scale:
+  """`value * factor`; `factor=1` is the identity."""
+
+  factor: Any
+  layers: Any = None
+
+  def __call__(self, value: Array, layer: Array) -> Array:
+    """The scaled value where the layer is chosen."""
+    edited = value * jnp.asarray(self.factor, value.dtype)
+    return _select(self.layers, layer, edited, value)
+
+
+@_edit
+class Add:
+  """`value + shift`, the shift broadcast; `shift=0` is the identity."""
+
+  shift: Any
+  layers: Any = None
+
+  def __call__(self, value: Array, layer: Array) -> Array:
+    """The shifted value where the layer is chosen."""
+    edited = value + jnp.asarray(self.shift, value.dtype)
+    return _select(self.layers, layer, edited, value)
+
+
+@_edit
+class Replace:
+  """A fixed value, broadcast to the site's shape."""
+
+  value: Any
+  layers: Any = None
+
+  def __call__(self, value: Array, layer: Array) -> Array:
+    """The fixed value where the layer is chosen."""
+    new = jnp.broadcast_to(jnp.asarray(self.value, value.dtype), value.shape)
+    return _select(self.layers, layer, new, value)
+
+
+@_edit
+class Patch:
+  """Activations of another run, as an identity observer returned them.
+
+  Attributes:
+    activations: [L, ...site], one slice for each layer.
+    positions: token positions (axis 1 of a [B, T, ...] site) to patch, or
+      `None` for the whole value.
+    layers: as everywhere.
+  """
+
+  activations: Any
+  positions: Any = None
+  layers: Any = None
+
+  def __call__(self, value: Array, layer: Array) -> Array:
+    """The other run's value where layer and position are chosen."""
+    new = jnp.asarray(self.activations, value.dtype)[layer]
+    if self.positions is not None:
+      at = jnp.arange(value.shape[1])[:, None]
+      hit = jnp.any(at == jnp.atleast_1d(jnp.asarray(self.positions)), axis=1)
+      new = jnp.where(hit.reshape(1, -1, *[1] * (value.ndim - 2)), new, value)
+    return _select(self.layers, layer, new, value)
+
+
+@_edit
+class Knockout:
+  """Hides one key position from all later queries, from a layer on.
+
+  For the site "scores". The position still sees itself, so its own row stays
+  a distribution and its own residual stream is what the other edits make it.
+
+  Attributes:
+    key: the hidden position.
+    from_layer: the first layer in which it is hidden.
+    heads: [H] bool, the heads in which it is hidden, or `None` for all.
+  """
+
+  key: Any
+  from_layer: Any = 0
+  heads: Any = None
+
+  def __call__(
+    self, scores: Float[Array, "B H T S"], layer: Array
+  ) -> Float[Array, "B H T S"]:
+    """The scores with the key's column switched off below the diagonal."""
+    length = scores.shape[-1]
+    t, s = jnp.arange(scores.shape[-2])[:, None], jnp.arange(length)[None]
+    hidden = (s == self.key) & (t != s) & (layer >= self.from_layer)
+    hidden = hidden[None, None]
+    if self.heads is not None:
+      hidden = hidden & jnp.asarray(self.heads, bool)[None, :, None, None]
+    return jnp.where(hidden, jnp.asarray(_OFF, scores.dtype), scores)
+
+
+@_edit
+class AblateHeads:
+  """Replaces some heads' output by zero, or by a given mean. For site "z".
+
+  Attributes:
+    heads: [L, H] bool, True where ablated.
+    mean: [L, H, K], or `None` for zero.
+  """
+
+  heads: Any
+  mean: Any = None
+
+  def __call__(
+    self, z: Float[Array, "B T H K"], layer: Array
+  ) -> Float[Array, "B T H K"]:
+    """The heads' outputs with the chosen ones replaced."""
+    hit = jnp.asarray(self.heads, bool)[layer][None, None, :, None]
+    if self.mean is None:
+      return jnp.where(hit, jnp.zeros((), z.dtype), z)
+    mean = jnp.asarray(self.mean, z.dtype)[layer][None, None]
+    return jnp.where(hit, mean, z)
+
+
+@_edit
+class Chain:
+  """Edits of one site, applied in order."""
+
+  edits: tuple
+
+  def __call__(self, value: Array, layer: Array) -> Array:
+    """Every edit's result handed to the next."""
+    for edit in self.edits:
+      value = edit(value, layer)
+    return value
+
+
+def scale(factor, *, layers=None) -> Scale:
+  """Multiplies a site by `factor`.
+
+  >>> scale(2.0)(jax.numpy.ones(3), 0).tolist()
+  [2.0, 2.0, 2.0]
+  """
+  return Scale(factor, layers)
+
+
+def add(shift, *, layers=None) -> Add:
+  """Adds `shift` to a site.
+
+  >>> add(1.0, layers=[1, 2])(jax.numpy.zeros(2), 0).tolist()
+  [0.0, 0.0]
+  """
+  return Add(shift, layers)
+
+
+def replace(value, *, layers=None) -> Replace:
+  """Puts `value` in a site's place.
+
+  >>> replace(5.0)(jax.numpy.zeros(2), 0).tolist()
+  [5.0, 5.0]
+  """
+  return Replace(value, layers)
+
+
+def patch(activations, *, positions=None, layers=None) -> Patch:
+  """Puts another run's activations in a site's place.
+
+  Args:
+    activations: [L, ...], what an identity observer at that site returned.
+    positions: which token positions, `None` for all.
+    layers: which layers, `None` for all.
+  """
+  return Patch(activations, positions, layers)
+
+
+def knockout(key, *, from_layer=0, heads=None) -> Knockout:
+  """Hides key position `key` from every other token, from a layer on.
+
+  For site "scores". `vmap` over `from_layer` gives the whole sweep.
+
+  >>> import sinkjax
+  >>> edit = sinkjax.knockout(0, from_layer=2)
+  >>> edit(jax.numpy.zeros((1, 1, 2, 2)), 1)[0, 0].tolist()
+  [[0.0, 0.0], [0.0, 0.0]]
+  >>> bool(edit(jax.numpy.zeros((1, 1, 2, 2)), 2)[0, 0, 1, 0] < -1e29)
+  True
+  """
+  return Knockout(key, from_layer, heads)
+
+
+def ablate_heads(heads, *, mean=None) -> AblateHeads:
+  """Silences heads: their output becomes zero, or `mean`. For site "z".
+
+  Args:
+    heads: [L, H] bool.
+    mean: [L, H, K] their average output over some data, `None` for zero.
+
+  Raises:
+    ValueError: for concrete `heads` that are not [L, H].
+  """
+  if isinstance(heads, (list, np.ndarray)) and np.ndim(heads) != 2:
+    raise ValueError(f"heads must be [L, H] bool, got {np.shape(heads)}")
+  return AblateHeads(heads, mean)
+
+
+def chain(*edits) -> Chain:
+  """Several edits of one site as one, applied left to right.
+
+  >>> chain(add(1.0), scale(3.0))(jax.numpy.zeros(1), 0).tolist()
+  [3.0]
+  """
+  return Chain(edits)

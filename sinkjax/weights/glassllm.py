@@ -1,0 +1,110 @@
+"""The two small models of the `glassllm` package: an .npz and a .json.
+
+Llama blocks without biases, tied embeddings, half-split RoPE; kernels are
+stored [in, out] as float16.
+"""
+
+import json
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+
+from sinkjax.config import ModelConfig
+from sinkjax.models.transformer import Params
+from sinkjax.weights.layout import Leaf, assemble
+from sinkjax.weights.tokenizer import Tokenizer, tokenizer_from_glassllm
+from sinkjax.weights.validate import WeightsError, check_tokenizer
+
+_MAX_BYTES = 64 << 20
+_FIELDS = {
+  "vocab_size": "vocab_size",
+  "d_model": "d_model",
+  "n_layers": "n_layers",
+  "n_heads": "n_heads",
+  "n_kv_heads": "n_kv_heads",
+  "max_len": "max_len",
+  "rope_base": "rope_base",
+  "eps": "norm_eps",
+}
+LEAVES = [
+  Leaf("embed", "E", "matrix"),
+  Leaf("final_norm/scale", "norm_f.gamma"),
+  Leaf("blocks/attn_norm/scale", "blocks.{i}.norm1.gamma"),
+  Leaf("blocks/mlp_norm/scale", "blocks.{i}.norm2.gamma"),
+  Leaf("blocks/attn/q/kernel", "blocks.{i}.attn.W_Q", "conv"),
+  Leaf("blocks/attn/k/kernel", "blocks.{i}.attn.W_K", "conv"),
+  Leaf("blocks/attn/v/kernel", "blocks.{i}.attn.W_V", "conv"),
+  Leaf("blocks/attn/o/kernel", "blocks.{i}.attn.W_O", "conv"),
+  Leaf("blocks/mlp/gate/kernel", "blocks.{i}.ffn.W1", "conv"),
+  Leaf("blocks/mlp/up/kernel", "blocks.{i}.ffn.W3", "conv"),
+  Leaf("blocks/mlp/down/kernel", "blocks.{i}.ffn.W2", "conv"),
+]
+
+
+class _NpzSource:
+  def __init__(self, arrays, where):
+    self.arrays, self.where = arrays, where
+
+  def shapes(self):
+    return {name: array.shape for name, array in self.arrays.items()}
+
+  def read(self, name, out=None):
+    array = self.arrays[name].astype(np.float32)
+    if not np.all(np.isfinite(array)):
+      raise WeightsError(f"{self.where}: tensor {name!r} is not finite")
+    if out is None:
+      return array
+    out[...] = array.reshape(out.shape)
+    return out
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Every array of the file; never a pickle, never more than 64 MiB."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      total = sum(info.file_size for info in archive.infolist())
+    if total > _MAX_BYTES:
+      raise WeightsError(
+        f"{path}: {total} bytes, at most {_MAX_BYTES} are read"
+      )
+    with np.load(path, allow_pickle=False) as data:
+      arrays = {name: data[name] for name in data.files}
+  except WeightsError:
+    raise
+  except Exception as error:  # zipfile and numpy raise a dozen kinds
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise WeightsError(f"{path}: not a readable .npz: {reason}") from None
+  for name, array in arrays.items():
+    if name != "__config__" and array.dtype not in (np.float16, np.float32):
+      raise WeightsError(f"{path}: tensor {name!r} has dtype {array.dtype}")
+  return arrays
+
+
+def load_glassllm(
+  folder: str | os.PathLike, language: str
+) -> tuple[Params, ModelConfig, Tokenizer]:
+  """Parameters, config and tokenizer of "en" or "pt".
+
+  Raises:
+    WeightsError: one line about what is damaged or missing.
+  """
+  path = pathlib.Path(folder) / f"{language}.npz"
+  arrays = _read_npz(path)
+  try:
+    values = json.loads(str(arrays.pop("__config__")))
+    fields = {ours: values[theirs] for theirs, ours in _FIELDS.items()}
+    width, heads = fields["d_model"], fields["n_heads"]
+    cfg = ModelConfig(
+      **fields, head_dim=width // heads, d_ff=int(8 * width / 3),
+      tie_embeddings=True,
+    )  # fmt: skip
+  except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    raise WeightsError(f"{path}: no valid config: {error}") from None
+  tokenizer = tokenizer_from_glassllm(
+    pathlib.Path(folder) / f"{language}.tokenizer.json"
+  )
+  check_tokenizer(cfg, tokenizer, str(path))
+  params = assemble(cfg, LEAVES, _NpzSource(arrays, str(path)))
+  return params, cfg, tokenizer

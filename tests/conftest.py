@@ -1,0 +1,43 @@
+"""Fixtures: a tiny model, and the real ones, fetched once into the cache."""
+
+import jax
+import pytest
+
+import sinkjax
+
+
+@pytest.fixture(scope="session")
+def tiny():
+  """(params, cfg) of a random model that attends unevenly."""
+  cfg = sinkjax.TINY
+  params = sinkjax.init_params(cfg, jax.random.key(0))
+  return jax.tree.map(lambda x: x * 1.5, params), cfg
+
+
+@pytest.fixture(scope="session")
+def tokens():
+  """[2, 12] ids for the tiny model."""
+  return jax.random.randint(jax.random.key(1), (2, 12), 0, 64)
+
+
+@pytest.fixture(scope="session")
+def smollm2_path():
+  """The path of SmolLM2's GGUF file."""
+  from sinkjax.weights.registry import fetch
+
+  return fetch("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def glassllm_path():
+  """The folder with both of glassllm's models."""
+  from sinkjax.weights.registry import fetch
+
+  fetch("glassllm-pt")
+  return fetch("glassllm-en").parent
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path):
+  """SmolLM2 as `Model(params, cfg, tokenizer)`."""
+  return sinkjax.load("smollm2-135m")

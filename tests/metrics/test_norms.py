@@ -1,0 +1,54 @@
+"""Norm metrics against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sinkjax.metrics import norms
+
+
+def test_first_and_rest():
+  x = jnp.array([[3.0, 1.0, 2.0, 6.0]])
+  first, rest = norms.first_and_rest(x)
+  assert (float(first[0]), float(rest[0])) == (3.0, 3.0)
+  _, rest = norms.first_and_rest(x[:, :1])
+  assert np.isnan(rest[0])
+
+
+def test_value_norm_ratio_of_a_drained_value():
+  v = jax.random.normal(jax.random.key(0), (2, 10, 3, 8))
+  v = v / norms.token_norms(v)[..., None]
+  np.testing.assert_allclose(norms.value_norm_ratio(v), 1, rtol=1e-5)
+  drained = v.at[:, 0].multiply(0.01)
+  np.testing.assert_allclose(norms.value_norm_ratio(drained), 0.01, rtol=1e-4)
+
+
+def test_norms_of_large_bfloat16_values():
+  x = jnp.full((1, 4096), 300.0, jnp.bfloat16)
+  np.testing.assert_allclose(norms.token_norms(x), 300 * 64, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+  ("value", "background", "massive"),
+  [(2000.0, 1.0, True), (-2000.0, 1.0, True), (999.0, 1.0, False),
+   (99.0, 1e-3, False), (101.0, 0.1, True)],
+)  # fmt: skip
+def test_massive_needs_both_conditions(value, background, massive):
+  hidden = jnp.full((1, 5, 7), background).at[0, 2, 3].set(value)
+  found = norms.massive_activation(hidden)
+  assert bool(found.is_massive[0]) is massive
+  assert (int(found.position[0]), int(found.dimension[0])) == (2, 3)
+  assert float(found.value[0]) == value
+  np.testing.assert_allclose(found.ratio[0], abs(value) / background, rtol=1e-5)
+
+
+def test_massive_rows_are_independent():
+  hidden = jnp.ones((2, 5, 7)).at[1, 0, 0].set(5000.0)
+  assert norms.massive_activation(hidden).is_massive.tolist() == [False, True]
+
+
+def test_massive_of_zeros_is_finite():
+  found = norms.massive_activation(jnp.zeros((1, 2, 3)))
+  assert not bool(found.is_massive[0])
+  assert float(found.ratio[0]) == 0

@@ -1,0 +1,177 @@
+"""The decoder's own laws; parity with other code is in tests/weights."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sinkjax
+from sinkjax.models import normalizers
+from sinkjax.models.positions import inverse_frequencies, rotary_tables, rotate
+
+VARIANTS = {
+  "llama": {},
+  "gpt2": dict(
+    norm="layer", qkv_bias=True, out_bias=True, gated_mlp=False,
+    mlp_bias=True, positions="learned", tie_embeddings=True,
+  ),
+  "gemma2": dict(
+    norm_offset=1.0, post_norms=True, attn_softcap=5.0, logit_softcap=3.0,
+    window=3, local_layers=(True, False, True), embed_scale=5.0,
+  ),
+  "gemma3": dict(
+    qk_norm=True, window=3, local_layers=(True, True, False),
+    rope_local_base=100.0,
+  ),
+  "neox": dict(parallel_residual=True, rope_dim=2, norm="layer"),
+  "nope": dict(positions="none", activation="relu"),
+}  # fmt: skip
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+  cfg = sinkjax.TINY.replace(**VARIANTS[request.param])
+  params = sinkjax.init_params(cfg, jax.random.key(0))
+  return jax.tree.map(lambda x: x * 1.5, params), cfg
+
+
+def test_causal_by_gradient(variant):
+  """The logits of token t have no gradient to the embedding of s > t."""
+  params, cfg = variant
+  f, tokens = sinkjax.forward(cfg), jnp.arange(8)[None]
+
+  def logits(shift):
+    g = sinkjax.intervene(f, {"embed": sinkjax.add(shift)})
+    return g(params, tokens).logits[0].sum(axis=-1)
+
+  jac = jax.jacrev(logits)(jnp.zeros((1, 8, cfg.d_model)))
+  reach = np.abs(np.asarray(jac))[:, 0].sum(axis=-1)
+  assert np.all(reach[np.triu_indices(8, 1)] == 0)
+  assert np.all(np.diag(reach) > 0)
+
+
+def test_a_longer_text_changes_nothing_before(variant):
+  params, cfg = variant
+  f, tokens = sinkjax.forward(cfg), jnp.arange(10)[None]
+  long, short = f(params, tokens).logits, f(params, tokens[:, :6]).logits
+  np.testing.assert_allclose(long[:, :6], short, atol=2e-5)
+
+
+def test_padding_after_the_text_changes_nothing(variant):
+  params, cfg = variant
+  f, tokens = sinkjax.forward(cfg), jnp.arange(10)[None]
+  valid = jnp.arange(10)[None] < 6
+  padded = f(params, tokens, valid=valid).logits
+  np.testing.assert_allclose(
+    padded[:, :6], f(params, tokens[:, :6]).logits, atol=2e-5
+  )
+  assert np.all(np.isfinite(padded))
+
+
+def test_bfloat16_is_close_and_float64_closer(variant):
+  params, cfg = variant
+  tokens = jnp.arange(10)[None]
+  single = sinkjax.forward(cfg)(params, tokens).logits
+  half = sinkjax.forward(cfg.replace(dtype="bfloat16"))(params, tokens).logits
+  assert half.dtype == jnp.bfloat16
+  spread = float(single.std())
+  assert float(jnp.std(half - single)) < 0.1 * spread
+  with jax.enable_x64(True):
+    wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+    double = sinkjax.forward(cfg.replace(dtype="float64"))(wide, tokens).logits
+    assert double.dtype == jnp.float64
+    assert float(jnp.abs(double - single).max()) < 2e-5 * max(1, spread)
+
+
+def test_one_trace(tiny, tokens):
+  params, cfg = tiny
+  f = sinkjax.forward(cfg)
+  chex.clear_trace_counter()
+  run = jax.jit(chex.assert_max_traces(f, n=1))
+  run(params, tokens)
+  run(params, tokens + 1)
+
+
+def test_local_window_is_a_window(tiny):
+  params, cfg = tiny
+  cfg = cfg.replace(window=3, local_layers=(True, True, True))
+  h = sinkjax.capture(
+    sinkjax.forward(cfg), {"pattern": ("pattern", lambda x: x)}
+  )
+  pattern = np.asarray(h(params, jnp.arange(9)[None]).trace["pattern"])
+  t, s = np.mgrid[:9, :9]
+  seen = (s <= t) & (t - s < 3)
+  assert np.all(pattern[..., ~seen] == 0)
+  assert np.all(pattern[..., seen] > 0)
+
+
+def test_softmax_is_finite_at_extreme_scores():
+  scores = jnp.array([[1e4, -1e4, 0.0], [-1e30, -1e30, 1e30], [3e38, 0, 0]])
+  mask = jnp.array([[1, 1, 0], [1, 1, 0], [1, 1, 1]], bool)
+  weights = normalizers.softmax(scores, mask)
+  want = [[1, 0, 0], [0.5, 0.5, 0], [1, 0, 0]]
+  np.testing.assert_array_equal(weights, want)
+  grad = jax.grad(lambda s: normalizers.softmax(s, mask)[:, 0].sum())(scores)
+  assert np.all(np.isfinite(grad))
+
+
+def test_softmax_against_float64():
+  scores = jax.random.normal(jax.random.key(0), (4, 50, 50)) * 30
+  mask = jnp.tril(jnp.ones((50, 50), bool))
+  got = normalizers.softmax(scores, mask)
+  wide = np.where(mask, np.asarray(scores, np.float64), -np.inf)
+  want = np.exp(wide - wide.max(-1, keepdims=True))
+  want /= want.sum(-1, keepdims=True)
+  np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_rotation_keeps_norms_and_depends_on_distance(tiny):
+  cfg = tiny[1]
+  q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, cfg.head_dim))
+
+  def score(a, b):
+    at = lambda p: [table[0] for table in rotary_tables(cfg, jnp.array([[p]]))]
+    return jnp.sum(rotate(q, *at(a)) * rotate(k, *at(b)))
+
+  np.testing.assert_allclose(score(9, 4), score(25, 20), rtol=1e-4)
+  turned = rotate(q, *(t[0] for t in rotary_tables(cfg, jnp.array([[17]]))))
+  np.testing.assert_allclose(
+    jnp.linalg.norm(turned), jnp.linalg.norm(q), rtol=1e-6
+  )
+
+
+def test_llama3_scaling_keeps_fast_and_divides_slow():
+  scaling = sinkjax.RopeScaling("llama3", factor=8.0, original_max_len=8192)
+  plain = inverse_frequencies(128, 500000.0)
+  scaled = inverse_frequencies(128, 500000.0, scaling)
+  wavelength = 2 * np.pi / plain
+  fast, slow = wavelength < 8192 / 4, wavelength > 8192
+  np.testing.assert_array_equal(scaled[fast], plain[fast])
+  np.testing.assert_allclose(scaled[slow], plain[slow] / 8)
+  between = ~fast & ~slow
+  assert np.all(scaled[between] < plain[between])
+  assert np.all(scaled[between] > plain[between] / 8)
+
+
+@pytest.mark.parametrize(
+  ("tokens", "message"),
+  [
+    (np.zeros((1, 65), int), "1 to max_len=64 tokens, got 65"),
+    (np.zeros((1, 0), int), "got 0"),
+    (np.zeros((1, 1, 1), int), "shape"),
+    (np.zeros((1, 4)), "integers"),
+    (np.array([[1, 64]]), "token id 64 is outside the vocabulary of 64"),
+    (np.array([[-1, 3]]), "token id -1"),
+  ],
+)
+def test_bad_tokens(tiny, tokens, message):
+  params, cfg = tiny
+  with pytest.raises(ValueError, match=message):
+    sinkjax.forward(cfg)(params, tokens)
+
+
+def test_bad_padding_shape(tiny):
+  params, cfg = tiny
+  with pytest.raises(ValueError, match="valid must have the tokens' shape"):
+    sinkjax.forward(cfg)(params, jnp.arange(4), valid=jnp.ones((2, 4), bool))

@@ -1,0 +1,65 @@
+"""A bad config cannot be built, and every error names the field."""
+
+import pytest
+
+import sinkjax
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"n_kv_heads": 3}, "n_kv_heads must divide n_heads=4, got 3"),
+    ({"n_layers": 0}, "n_layers must be a positive integer"),
+    ({"n_layers": True}, "n_layers must be a positive integer"),
+    ({"d_model": 1.5}, "d_model must be a positive integer"),
+    ({"d_model": 1 << 40}, "d_model must be at most"),
+    ({"norm": "batch"}, r"norm must be one of \['rms', 'layer'\]"),
+    ({"activation": "tanh"}, "activation must be one of"),
+    ({"positions": "alibi"}, "positions must be one of"),
+    ({"dtype": "int8"}, "dtype must be one of"),
+    ({"norm_eps": 0.0}, "norm_eps must be a positive number"),
+    ({"rope_base": float("inf")}, "rope_base must be a positive number"),
+    ({"attn_softcap": -1.0}, "attn_softcap must be a positive number"),
+    ({"rope_dim": 3}, "rope_dim must be even"),
+    ({"rope_dim": 10}, r"in \(0, 8\], got 10"),
+    ({"local_layers": (True,)}, "local_layers must have n_layers=3"),
+    ({"local_layers": (True,) * 3}, "needs a window"),
+    ({"window": 0, "local_layers": (True,) * 3}, "window must be a positive"),
+    ({"bos_id": 64}, r"bos_id must be in \[0, 64\)"),
+  ],
+)
+def test_refuses(changes, message):
+  with pytest.raises(ValueError, match=message):
+    sinkjax.TINY.replace(**changes)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"kind": "yarn"}, "rope_scaling.kind must be one of"),
+    ({"kind": "linear", "factor": 0}, "rope_scaling.factor"),
+    ({"kind": "llama3", "low_freq": 4.0}, "high_freq must exceed"),
+    ({"kind": "factors"}, "must not be empty"),
+    ({"kind": "factors", "factors": (1.0, -1.0)}, "rope_scaling.factors"),
+  ],
+)
+def test_refuses_scaling(fields, message):
+  with pytest.raises(ValueError, match=message):
+    sinkjax.RopeScaling(**fields)
+
+
+def test_factors_must_fit_the_head():
+  scaling = sinkjax.RopeScaling("factors", factors=(1.0, 2.0))
+  with pytest.raises(ValueError, match="must have 4 entries"):
+    sinkjax.TINY.replace(rope_scaling=scaling)
+
+
+def test_dict_round_trip():
+  scaling = sinkjax.RopeScaling("factors", factors=(1.0, 2.0, 3.0, 4.0))
+  cfg = sinkjax.TINY.replace(
+    rope_scaling=scaling, window=4, local_layers=(True, False, True)
+  )
+  assert sinkjax.ModelConfig.from_dict(cfg.to_dict()) == cfg
+  assert hash(cfg) == hash(sinkjax.ModelConfig.from_dict(cfg.to_dict()))
+  with pytest.raises(ValueError, match="unknown config field 'depth'"):
+    sinkjax.ModelConfig.from_dict({"depth": 3})

@@ -1,0 +1,157 @@
+"""Hugging Face folders: the same function as transformers, in and out."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sinkjax
+from sinkjax.weights.huggingface import load_folder, save_folder
+from sinkjax.weights.validate import WeightsError
+
+FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
+NAMES = sorted(path.name for path in FAMILIES.iterdir())
+TOLERANCE = 1e-4
+CASES = {
+  "single": None,
+  "batch": None,
+  "right_padded": "right",
+  "left_padded": "left",
+}
+
+
+def everything():
+  """Observers that keep every site as it is."""
+  return sinkjax.Taps(
+    observers={site: (site, lambda x: x) for site in sinkjax.SITES}
+  )
+
+
+def padding(case, shape):
+  valid = np.ones(shape, bool)
+  if case == "right_padded":
+    valid[1, 9:] = False
+  elif case == "left_padded":
+    valid[1, :5] = False
+  return valid
+
+
+def golden_tokens(case):
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(3, 96, (2, 14))
+  if case == "single":
+    return tokens[:1], np.ones((1, 14), bool)
+  valid = padding(case, tokens.shape)
+  return np.where(valid, tokens, 0), valid
+
+
+def check(got, want, valid, site):
+  """Equal where both query and, for patterns, key are no padding."""
+  got, want = np.asarray(got), np.asarray(want)
+  batch_axis = 0 if site in ("logits", "final", "embed") else 1
+  got, want = np.moveaxis(got, batch_axis, 0), np.moveaxis(want, batch_axis, 0)
+  for row, keep in enumerate(valid):
+    a, b = got[row], want[row]
+    if site == "pattern":
+      a, b = a[..., keep, :][..., keep], b[..., keep, :][..., keep]
+    else:
+      axis = 0 if batch_axis == 0 else 1
+      a, b = np.compress(keep, a, axis), np.compress(keep, b, axis)
+    assert a.shape == b.shape, site
+    np.testing.assert_allclose(a, b, atol=TOLERANCE, rtol=0, err_msg=site)
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "unroll"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_matches_transformers(name, case, scan):
+  params, cfg = load_folder(FAMILIES / name)
+  tokens, valid = golden_tokens(case)
+  forward = jax.jit(sinkjax.forward(cfg.replace(scan_layers=scan)))
+  out = forward(params, tokens, taps=everything(), valid=jnp.asarray(valid))
+  golden = np.load(FAMILIES / name / "golden.npz")
+  seen = {**out.trace, "logits": out.logits}
+  checked = 0
+  for key in golden.files:
+    golden_case, site = key.split("/")
+    if golden_case == case:
+      check(seen[site], golden[key], valid, site)
+      checked += 1
+  assert checked == (13 if case == "single" else 3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export_is_bit_exact(name, tmp_path):
+  params, cfg = load_folder(FAMILIES / name)
+  save_folder(tmp_path / "out", params, cfg)
+  again, cfg_again = load_folder(tmp_path / "out")
+  assert cfg_again == cfg
+  jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_export_refuses_a_full_folder(tmp_path):
+  params, cfg = load_folder(FAMILIES / "smollm2")
+  (tmp_path / "precious").write_text("x")
+  with pytest.raises(ValueError, match="not an empty folder"):
+    save_folder(tmp_path, params, cfg)
+  assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_export_refuses_what_the_family_cannot_say(tmp_path):
+  cfg = sinkjax.TINY.replace(model_type="llama", logit_softcap=3.0)
+  params = sinkjax.init_params(cfg, jax.random.key(0))
+  with pytest.raises(ValueError, match="cannot express logit_softcap"):
+    save_folder(tmp_path / "out", params, cfg)
+  assert not (tmp_path / "out").exists()
+
+
+def config(**changes):
+  values = json.loads((FAMILIES / "llama3" / "config.json").read_text())
+  return {**values, **changes}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"model_type": "rwkv"}, "unknown model_type 'rwkv'"),
+    ({"model_type": None}, "unknown model_type None"),
+    ({"rope_parameters": {"rope_type": "yarn"}}, "unknown RoPE scaling 'yarn'"),
+    ({"rope_parameters": {"rope_type": "linear"}}, "'factor' is missing"),
+    ({"hidden_size": "32"}, "'hidden_size' must be int"),
+    ({"hidden_size": True}, "'hidden_size' must be int"),
+    ({"hidden_size": None}, "'hidden_size' is missing"),
+    ({"num_attention_heads": 0, "head_dim": None}, "no multiple of 0 heads"),
+    ({"num_hidden_layers": 0}, "n_layers must be a positive integer"),
+    ({"num_hidden_layers": 4}, "is missing"),
+    ({"num_hidden_layers": 2}, "has no place"),
+    ({"num_hidden_layers": 4000}, "is missing"),
+    ({"num_hidden_layers": 10**9}, "at most 4096"),
+    ({"hidden_size": 10**12}, "at most"),
+    ({"vocab_size": 97}, "has shape"),
+    ({"hidden_act": "softsign"}, "unknown activation"),
+    ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+    ({"bos_token_id": 96}, "bos_id must be in"),
+    ({"rms_norm_eps": float("nan")}, "norm_eps must be a positive"),
+    ({"tie_word_embeddings": True}, "differs from"),
+  ],
+)
+def test_refuses_config(changes, message, tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(config(**changes)))
+  weights = (FAMILIES / "llama3" / "model.safetensors").read_bytes()
+  (tmp_path / "model.safetensors").write_bytes(weights)
+  with pytest.raises(WeightsError, match=message) as error:
+    load_folder(tmp_path)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [("", "not valid JSON"), ("[" * 10**5, "not valid JSON"), ("[]", "object")],
+)
+def test_refuses_broken_config(text, message, tmp_path):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(WeightsError, match=message):
+    load_folder(tmp_path)
