@@ -10,7 +10,8 @@ from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
 from sinkjax.models.transformer import Params
 from sinkjax.weights.gguf import GGUFFile, open_gguf, read_tensor
 from sinkjax.weights.layout import Leaf, assemble
-from sinkjax.weights.tokenizer import Tokenizer, tokenizer_from_gguf
+from sinkjax.weights.tokenizer import Tokenizer
+from sinkjax.weights.tokenizer_gguf import tokenizer_from_gguf
 from sinkjax.weights.validate import WeightsError, check_tokenizer
 
 ARCHITECTURES = (

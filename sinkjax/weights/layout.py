@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from sinkjax.config import ModelConfig
@@ -261,7 +261,7 @@ def assemble(
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
-  return nest({path: jnp.asarray(b) for path, b in buffers.items()})
+  return nest({path: jax.device_put(b) for path, b in buffers.items()})
 
 
 def disassemble(

@@ -1,0 +1,123 @@
+"""What every launcher shares: flags, one-line errors, and a warm compiler.
+
+`run(main, doc)` parses the flags and calls `main()`. A person never meets a
+traceback: an error is one line and exit status 1, Ctrl-C one line and 130.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+
+from absl import flags
+
+DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the traceback.")
+
+
+def run(main: Callable[[], None], doc: str) -> None:
+  """Parses flags, calls `main`, and exits.
+
+  Args:
+    main: reads its flags and does the work.
+    doc: the launcher's docstring, shown by --help.
+  """
+  names = {"-h", "-help", "--help", "--helpfull", "-?"}
+  if names & set(sys.argv[1:]):
+    print(doc.strip(), "\n\nFlags:")
+    for module in ("__main__", "launch.app"):
+      print(flags.FLAGS.module_help(module))
+    sys.exit(0)
+  try:
+    rest = flags.FLAGS(sys.argv)[1:]
+    if rest:
+      raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=...")
+    _quiet()
+    main()
+  except KeyboardInterrupt:
+    print("\nstopped: nothing half written", file=sys.stderr)
+    sys.exit(130)
+  except Exception as error:
+    if flags.FLAGS.is_parsed() and DEBUG.value:
+      traceback.print_exc()
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+  text = " ".join(str(error).split()) or type(error).__name__
+  if isinstance(error, (ValueError, flags.Error)):
+    return text
+  return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _quiet() -> None:
+  """Keeps the terminal for what the launcher says."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def warm_compiler() -> None:
+  """Compiled programs are kept in the cache folder, between processes."""
+  import jax
+
+  from sinkjax.weights.registry import cache_folder
+
+  folder = cache_folder() / "compiled"
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def versions() -> dict[str, str]:
+  """Python's, ours and our packages' versions, for summaries."""
+  import importlib.metadata as metadata
+  import platform
+
+  import sinkjax
+
+  found = {"python": platform.python_version(), "sinkjax": sinkjax.__version__}
+  for name in ("jax", "jaxlib", "flax", "numpy", "tokenizers", "gguf",
+               "safetensors"):  # fmt: skip
+    found[name] = metadata.version(name)
+  return found
+
+
+def commit() -> str | None:
+  """The commit of the checkout that runs, with "+" if it is changed."""
+  import pathlib
+  import subprocess
+
+  root = pathlib.Path(__file__).parents[1]
+  if not (root / ".git").exists():
+    return None
+
+  def git(*words):
+    return subprocess.run(
+      ["git", "-C", str(root), *words],
+      capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+
+  try:
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def device() -> str:
+  """The device that JAX runs on, in words."""
+  import platform
+
+  import jax
+
+  first = jax.devices()[0]
+  if first.platform != "cpu":
+    return f"{jax.device_count()} x {first.device_kind}"
+  model = platform.processor() or platform.machine()
+  try:
+    with open("/proc/cpuinfo") as stream:
+      names = [line for line in stream if line.startswith("model name")]
+    model = names[0].split(":")[1].strip() if names else model
+  except OSError:
+    pass
+  return f"CPU, {os.cpu_count()} cores, {model}"

@@ -1,0 +1,108 @@
+"""Texts for the launchers: the built-in paragraph, files, and prefixes."""
+
+import json
+import pathlib
+
+PARAGRAPH = """\
+The harbour was quiet before dawn. Two fishermen loaded their nets into a \
+small blue boat while the lighthouse keeper walked down the stone steps with \
+a lantern in one hand and a letter in the other. He had written it the night \
+before, after the storm, and he wanted it to leave with the first boat. "Give \
+this to my sister," he said, "and tell her that the roof held." The older man \
+put the letter inside his coat. By noon the wind had turned, the sea was flat \
+again, and nobody on the pier could remember how loud the night had been.
+"""
+"""What is analysed when no text is given: written for this project."""
+
+
+def read_texts(text_file: str | None, prompts_file: str | None) -> list[str]:
+  """The texts that the flags name.
+
+  Args:
+    text_file: one text, UTF-8.
+    prompts_file: JSON lines, each an object with a string "text".
+
+  Raises:
+    ValueError: for both, a file that cannot be read, or a bad line, naming it.
+  """
+  if text_file and prompts_file:
+    raise ValueError("give --text_file or --prompts_file, not both")
+  if text_file:
+    return [_read(text_file)]
+  if not prompts_file:
+    return [PARAGRAPH]
+  texts = []
+  for number, line in enumerate(_read(prompts_file).splitlines(), 1):
+    if not line.strip():
+      continue
+    try:
+      text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError):
+      text = None
+    if not isinstance(text, str) or not text:
+      raise ValueError(
+        f'{prompts_file}:{number}: expected {{"text": "..."}}, got '
+        f"{line[:60]!r}"
+      )
+    texts.append(text)
+  if not texts:
+    raise ValueError(f"{prompts_file} holds no prompts")
+  return texts
+
+
+def _read(path: str) -> str:
+  try:
+    text = pathlib.Path(path).expanduser().read_text("utf-8")
+  except OSError as error:
+    raise ValueError(f"cannot read {path}: {error.strerror}") from None
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is not UTF-8: {error.reason}") from None
+  if not text.strip():
+    raise ValueError(f"{path} is empty")
+  return text
+
+
+def resolve_prefix(prefix: str, tokenizer) -> tuple[list[int], str]:
+  """The token put before every text, and why.
+
+  Args:
+    prefix: "auto" for BOS where the file says that texts begin with it,
+      "none", a vocabulary entry, or an id.
+    tokenizer: the model's.
+
+  Returns:
+    ([] or [id], "bos", "none" or "given").
+
+  Raises:
+    ValueError: for a token that the vocabulary does not have.
+  """
+  if prefix == "none" or (prefix == "auto" and not tokenizer.add_bos):
+    return [], "none"
+  if prefix == "auto":
+    return [tokenizer.bos_id], "bos"
+  token = tokenizer.token_to_id(prefix)
+  if token is None and prefix.isdecimal():
+    token = int(prefix)
+  if token is None or token >= tokenizer.vocab_size:
+    raise ValueError(
+      f"--prefix={prefix}: no such token among {tokenizer.vocab_size}; use "
+      "auto, none, a vocabulary entry or an id"
+    )
+  return [token], "bos" if token == tokenizer.bos_id else "given"
+
+
+def encode_all(
+  texts: list[str], tokenizer, prefix: list[int], max_tokens: int
+) -> list[list[int]]:
+  """The first `max_tokens` ids of each text, the prefix counted.
+
+  Raises:
+    ValueError: for a text that gives fewer than two tokens.
+  """
+  prompts = []
+  for i, text in enumerate(texts):
+    ids = (prefix + tokenizer.encode(text))[:max_tokens]
+    if len(ids) < 2:
+      raise ValueError(f"text {i + 1} gives {len(ids)} tokens; 2 are needed")
+    prompts.append(ids)
+  return prompts

@@ -1,0 +1,48 @@
+"""Installs sinkjax: `pip install .`, `pip install '.[test]'`."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r'__version__ = "(.+?)"', (HERE / "sinkjax" / "__init__.py").read_text()
+).group(1)
+
+TEST = ["hypothesis", "pytest", "pytest-xdist", "beartype"]
+
+setuptools.setup(
+  name="sinkjax",
+  version=VERSION,
+  description="Why language models attend to their first token, in JAX.",
+  long_description=(HERE / "README.md").read_text("utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["sinkjax*", "launch*"]),
+  package_data={"sinkjax.report": ["*.j2"]},
+  install_requires=[
+    "absl-py",
+    "chex",
+    "flax",
+    "gguf",
+    "jax",
+    "jaxtyping",
+    "jinja2",
+    "matplotlib",
+    "ml_dtypes",
+    "numpy",
+    "optax",
+    "orbax-checkpoint",
+    "safetensors",
+    "tokenizers",
+    "tqdm",
+  ],
+  extras_require={
+    "test": TEST,
+    "hub": ["huggingface_hub"],
+    "parity": ["torch==2.13.0", "transformers"],
+    "dev": [*TEST, "ruff", "pre-commit"],
+  },
+)
