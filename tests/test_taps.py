@@ -121,9 +121,7 @@ def test_scan_and_unrolled_agree(tiny, tokens):
     for scan in (True, False)
   ]
   assert set(outs[0].trace) == set(sinkjax.SITES)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *outs
-  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *outs)
 
 
 def test_sites_are_what_they_say(model, tokens):

@@ -26,7 +26,7 @@ SCHEMA = 1
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
-  """Whether a folder was written by `save_params`."""
+  """Whether a folder was written by `save`."""
   return (pathlib.Path(path) / MANIFEST).is_file()
 
 
@@ -39,7 +39,7 @@ def _digest(array) -> dict[str, Any]:
   }
 
 
-def save_params(
+def save(
   path: str | os.PathLike, params: Params, cfg: ModelConfig, tokenizer=None
 ) -> None:
   """Writes an Orbax folder that `sinkjax.load` reads; exact.
@@ -79,8 +79,13 @@ def save_params(
     os.replace(folder, path)
 
 
-def load_params(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
-  """Parameters and config of a folder that `save_params` wrote.
+def load_config(path: str | os.PathLike) -> ModelConfig:
+  """The config of a folder that `save` wrote."""
+  return _read_manifest(pathlib.Path(path) / MANIFEST)[0]
+
+
+def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
+  """Parameters and config of a folder that `save` wrote.
 
   Raises:
     WeightsError: for a damaged manifest, a missing array, another shape or

@@ -86,6 +86,10 @@ def _common(read: _Metadata, file: GGUFFile) -> dict[str, Any]:
   if embed is None or len(embed.shape) != 2:
     raise WeightsError(f"{read.where}: tensor 'token_embd.weight' is missing")
   rope_dim = read.get("rope.dimension_count", int, head_dim)
+
+  def has(name):
+    return f"blk.0.{name}" in file.tensors
+
   return {
     "vocab_size": int(embed.shape[0]),
     "d_model": width,
@@ -100,6 +104,9 @@ def _common(read: _Metadata, file: GGUFFile) -> dict[str, Any]:
     "rope_dim": None if rope_dim == head_dim else rope_dim,
     "rope_scaling": _scaling(read, file, rope_dim),
     "tie_embeddings": "output.weight" not in file.tensors,
+    "qkv_bias": has("attn_q.bias") or has("attn_qkv.bias"),
+    "out_bias": has("attn_output.bias"),
+    "mlp_bias": has("ffn_up.bias"),
     "bos_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
     "eos_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
   }
@@ -133,17 +140,14 @@ def _gpt2(read: _Metadata, fields) -> dict[str, Any]:
     "model_type": "gpt2",
     "norm": "layer",
     "norm_eps": read.get("attention.layer_norm_epsilon", float, 1e-5),
-    "qkv_bias": True,
-    "out_bias": True,
     "gated_mlp": False,
-    "mlp_bias": True,
     "activation": "gelu_tanh",
     "positions": "learned",
   }
 
 
 def _qwen2(read: _Metadata, fields) -> dict[str, Any]:
-  return {"model_type": "qwen2", "qkv_bias": True}
+  return {"model_type": "qwen2"}
 
 
 def _qwen3(read: _Metadata, fields) -> dict[str, Any]:
@@ -260,6 +264,20 @@ class _GGUFSource:
     return read_tensor(self.file, name, out=out)
 
 
+def load_header(
+  path: str | os.PathLike,
+) -> tuple[ModelConfig, Tokenizer]:
+  """Config and tokenizer of a GGUF file; no weights are read."""
+  return _header(open_gguf(path))
+
+
+def _header(file: GGUFFile) -> tuple[ModelConfig, Tokenizer]:
+  cfg = config_from_gguf(file)
+  tokenizer = tokenizer_from_gguf(file.metadata)
+  check_tokenizer(cfg, tokenizer, str(file.path))
+  return cfg, tokenizer
+
+
 def load_gguf(path: str | os.PathLike) -> tuple[Params, ModelConfig, Tokenizer]:
   """Parameters in float32, config and tokenizer of a GGUF file.
 
@@ -267,17 +285,7 @@ def load_gguf(path: str | os.PathLike) -> tuple[Params, ModelConfig, Tokenizer]:
     WeightsError: one line about what is damaged, missing, extra or unknown.
   """
   file = open_gguf(path)
-  cfg = config_from_gguf(file)
-  tokenizer = tokenizer_from_gguf(file.metadata)
-  check_tokenizer(cfg, tokenizer, str(path))
-  where = leaves(cfg)
-  # llama-architecture files with q, k biases keep them flat beside kernels.
-  if "blk.0.attn_q.bias" in file.tensors and not cfg.qkv_bias:
-    cfg = cfg.replace(qkv_bias=True)
-    where = leaves(cfg)
+  cfg, tokenizer = _header(file)
   ignored = (r"^rope_freqs\.weight$", r"\.attn_rot_embd$")
-  return (
-    assemble(cfg, where, _GGUFSource(file), ignored=ignored),
-    cfg,
-    tokenizer,
-  )
+  source = _GGUFSource(file)
+  return assemble(cfg, leaves(cfg), source, ignored=ignored), cfg, tokenizer

@@ -435,7 +435,8 @@ def _to_hf(cfg: ModelConfig) -> dict[str, Any]:
       kinds = {True: "sliding_attention", False: "full_attention"}
       values["layer_types"] = [kinds[is_local] for is_local in local]
   if family in ("gemma2", "gemma3_text"):
-    values["query_pre_attn_scalar"] = round(cfg.score_scale**-2, 6)
+    scalar = round(cfg.score_scale**-2, 6)
+    values["query_pre_attn_scalar"] = int(scalar) if scalar % 1 == 0 else scalar
     values["attn_logit_softcapping"] = cfg.attn_softcap
     values["final_logit_softcapping"] = cfg.logit_softcap
   if family == "gemma3_text":

@@ -172,7 +172,7 @@ def load_config(path: pathlib.Path) -> ModelConfig:
   return config_from_hf(read_json(where), str(where))
 
 
-def load_folder(path: pathlib.Path) -> tuple[Params, ModelConfig]:
+def load(path: pathlib.Path) -> tuple[Params, ModelConfig]:
   """Parameters in float32 and the config of a Hugging Face folder.
 
   Raises:
@@ -209,7 +209,7 @@ def _check_tied(source: _FolderSource, cfg: ModelConfig) -> None:
     )
 
 
-def save_folder(
+def save(
   path: str | os.PathLike, params: Params, cfg: ModelConfig, tokenizer=None
 ) -> None:
   """Writes a folder that transformers and `sinkjax.load` read; float32, exact.

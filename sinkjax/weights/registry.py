@@ -8,6 +8,7 @@ SHA-256 that stands here, every time.
 import contextlib
 import hashlib
 import importlib.util
+import math
 import os
 import pathlib
 import shutil
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
+from sinkjax.weights.layout import flat_shapes
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, check_tokenizer
 
@@ -117,42 +119,78 @@ def load(name_or_path: str | os.PathLike) -> Model:
   few MB.
   """
   name = os.fspath(name_or_path)
+  return _load_path(_find(name), name)
+
+
+def peek(
+  name_or_path: str | os.PathLike,
+) -> tuple[ModelConfig, Tokenizer | None, int] | None:
+  """(cfg, tokenizer, number of parameters), without reading the weights.
+
+  Args:
+    name_or_path: as for `load`.
+
+  Returns:
+    `None` for a known model that is not on this machine yet.
+
+  Raises:
+    WeightsError: as `load`, for what headers can tell.
+  """
+  name = os.fspath(name_or_path)
+  if name in REGISTRY and not is_here(name):
+    return None
+  loaded = _load_path(_find(name), name, header_only=True)
+  sizes = flat_shapes(loaded.cfg).values()
+  return loaded.cfg, loaded.tokenizer, sum(math.prod(size) for size in sizes)
+
+
+def _find(name: str) -> pathlib.Path:
   if name in REGISTRY:
-    return _load_path(fetch(name), name)
+    return fetch(name)
   if name.startswith("hf:"):
-    return _load_path(_fetch_hub(name[3:]), name)
+    return _fetch_hub(name[3:])
   path = pathlib.Path(name).expanduser()
   if not path.exists():
     raise WeightsError(
       f"{name!r} is neither a file nor a folder nor a known model; known: "
       f"{sorted(REGISTRY)}, hf:org/name"
     )
-  return _load_path(path, name)
+  return path
 
 
-def _load_path(path: pathlib.Path, name: str) -> Model:
+def _load_path(
+  path: pathlib.Path, name: str, header_only: bool = False
+) -> Model:
   """Tells the format by what is there, never by unpickling anything."""
   if name.startswith("glassllm-"):
     from sinkjax.weights.glassllm import load_glassllm
 
     return Model(*load_glassllm(path.parent, name.split("-")[1]))
+  if path.is_file() and path.suffix != ".safetensors":
+    from sinkjax.weights import gguf_model
+
+    if header_only:
+      return Model({}, *gguf_model.load_header(path))
+    return Model(*gguf_model.load_gguf(path))
   if path.is_file():
-    from sinkjax.weights.gguf_model import load_gguf
-
-    return Model(*load_gguf(path))
+    raise WeightsError(f"{path}: give the folder, config.json is needed too")
   from sinkjax.train import checkpoint
-
-  if checkpoint.is_checkpoint(path):
-    params, cfg = checkpoint.load_params(path)
-  else:
-    from sinkjax.weights.huggingface import load_folder
-
-    params, cfg = load_folder(path)
+  from sinkjax.weights import huggingface
   from sinkjax.weights.tokenizer import tokenizer_from_folder
 
+  form = checkpoint if checkpoint.is_checkpoint(path) else huggingface
+  params, cfg = ({}, form.load_config(path)) if header_only else form.load(path)
   tokenizer = tokenizer_from_folder(path)
   check_tokenizer(cfg, tokenizer, str(path))
   return Model(params, cfg, tokenizer)
+
+
+def is_here(name: str) -> bool:
+  """Whether a registered model's files are on this machine."""
+  package = REGISTRY[name]
+  folder = cache_folder() / f"{package.project}-{package.version}"
+  cached = all((folder / file).is_file() for file in package.files)
+  return cached or _installed(package) is not None
 
 
 def fetch(name: str) -> pathlib.Path:

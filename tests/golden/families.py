@@ -194,3 +194,79 @@ def inputs(seed=0, length=14):
     "right_padded": (np.where(right, tokens, 0), right, None),
     "left_padded": (np.where(left, tokens, 0), left, shifted),
   }
+
+
+def errors(name, folder, seed):
+  """{case: {site: largest absolute error}} of sinkjax against transformers.
+
+  A fresh random model of the family is saved to `folder` and read by both.
+  """
+  import jax.numpy as jnp
+
+  import sinkjax
+  from sinkjax.weights import huggingface
+
+  model = build(configs()[name], seed)
+  model.save_pretrained(folder)
+  params, cfg = huggingface.load(folder)
+  observe = {site: (site, lambda x: x) for site in sinkjax.SITES}
+  ours = sinkjax.capture(sinkjax.forward(cfg), observe)
+  record, found = Recorder(model), {}
+  for case, (tokens, valid, positions) in inputs(seed).items():
+    theirs = record(tokens, valid, positions)
+    keep = np.ones(tokens.shape, bool) if valid is None else valid
+    out = ours(params, jnp.asarray(tokens), valid=jnp.asarray(keep))
+    mine = {**out.trace, "logits": out.logits}
+    found[case] = {
+      site: _largest(np.asarray(mine[site]), value, keep, site)
+      for site, value in theirs.items()
+    }
+  return found
+
+
+def _largest(a, b, keep, site):
+  """Largest difference where query and, in patterns, key are no padding."""
+  rows = 0 if site in ("logits", "final", "embed") else 1
+  worst = 0.0
+  for row, valid in enumerate(keep):
+    diff = np.abs(np.take(a, row, rows) - np.take(b, row, rows))
+    if site == "pattern":
+      diff = diff[..., valid, :][..., valid]
+    else:
+      diff = np.compress(valid, diff, axis=rows)
+    worst = max(worst, float(diff.max()))
+  return worst
+
+
+def smollm2_errors(smollm2, path, length=192):
+  """Largest errors on SmolLM2, both reading the same GGUF file."""
+  import jax
+  import jax.numpy as jnp
+
+  import sinkjax
+
+  text = (
+    "Rain had fallen on the valley for nine days. The mill stood in water to "
+    "its second window, and Anna counted sacks by candle light: 17 of wheat, "
+    "3 of rye, none dry. "
+  )
+  ids = smollm2.tokenizer.encode(text * 8)[:length]
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    str(path.parent), gguf_file=path.name, dtype=torch.float32,
+    attn_implementation="eager",
+  ).eval()  # fmt: skip
+  with torch.no_grad():
+    theirs = model(torch.tensor([ids]), output_attentions=True)
+  observe = {"pattern": ("pattern", lambda x: x)}
+  ours = jax.jit(sinkjax.capture(sinkjax.forward(smollm2.cfg), observe))
+  out = ours(smollm2.params, jnp.array([ids]))
+  pattern = np.stack([a.numpy() for a in theirs.attentions])
+  logits = theirs.logits.numpy()
+  return {
+    "tokens": len(ids),
+    "logits": float(np.abs(np.asarray(out.logits) - logits).max()),
+    "pattern": float(np.abs(np.asarray(out.trace["pattern"]) - pattern).max()),
+    "argmax agrees": float(
+      (np.asarray(out.logits).argmax(-1) == logits.argmax(-1)).mean()
+    ),
+  }

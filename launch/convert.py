@@ -1,0 +1,92 @@
+"""Converts any model that sinkjax loads to a Hugging Face or Orbax folder.
+
+  python -m launch.convert --model=smollm2-135m --to=hf --out=out/smollm2-hf
+  python -m launch.convert --model=model.gguf --to=orbax --out=out/orbax
+
+The result is float32, bit for bit what was loaded, with the tokenizer beside
+it. A Hugging Face folder is read by transformers with the same logits; an
+Orbax folder carries a SHA-256 of every array and is checked when it is read.
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import app
+
+MODEL = flags.DEFINE_string("model", None, "A model's name or path.")
+TO = flags.DEFINE_enum("to", "hf", ["hf", "orbax"], "The format to write.")
+OUT = flags.DEFINE_string("out", None, "The folder to write; new or empty.")
+DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Check everything, print the plan, write nothing."
+)
+
+
+def main() -> None:
+  """Loads, writes, and reads back what was written."""
+  for flag in (MODEL, OUT):
+    if not flag.value:
+      raise ValueError(f"--{flag.name} is missing; see --help")
+  out = pathlib.Path(OUT.value).expanduser()
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    raise ValueError(f"--out={out} exists and is not an empty folder")
+  from sinkjax.weights import registry
+  from sinkjax.weights.hf_config import config_to_hf
+
+  found = registry.peek(MODEL.value)
+  if found is not None and TO.value == "hf":
+    config_to_hf(found[0])
+  if DRY_RUN.value:
+    _plan(found, out)
+    return
+  from tqdm import tqdm
+
+  with tqdm(total=3, desc="loading", unit="step", leave=False) as bar:
+    model = registry.load(MODEL.value)
+    bar.update()
+    bar.set_description("writing")
+    _save(out, model)
+    bar.update()
+    bar.set_description("reading back")
+    _compare(model, registry.load(out))
+    bar.update()
+  size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+  print(f"Wrote {out} ({size / 1e6:.0f} MB), read back bit for bit.")
+
+
+def _plan(found, out: pathlib.Path) -> None:
+  if found is None:
+    print(f"{MODEL.value} is not on this machine: it would be fetched first")
+    return
+  cfg, tokenizer, parameters = found
+  print(
+    f"{MODEL.value}: {cfg.model_type}, {cfg.n_layers} layers, {parameters:,} "
+    f"parameters\nwould write {4 * parameters / 1e6:.0f} MB as {TO.value} to "
+    f"{out}, {'with' if tokenizer else 'without'} a tokenizer; memory about "
+    f"{12 * parameters / 1e9:.1f} GB, time about "
+    f"{5 + parameters / 1e8:.0f} s"
+  )
+
+
+def _save(out: pathlib.Path, model) -> None:
+  if TO.value == "hf":
+    from sinkjax.weights import huggingface as form
+  else:
+    from sinkjax.train import checkpoint as form
+  form.save(out, model.params, model.cfg, model.tokenizer)
+
+
+def _compare(model, again) -> None:
+  """The written folder must hold exactly what was loaded."""
+  import numpy as np
+
+  from sinkjax.weights.layout import flatten
+
+  old, new = flatten(model.params), flatten(again.params)
+  for name, array in old.items():
+    if not np.array_equal(np.asarray(array), np.asarray(new[name])):
+      raise ValueError(f"{OUT.value}: parameter {name!r} was not written whole")
+
+
+if __name__ == "__main__":
+  app.run(main, __doc__)

@@ -1,0 +1,326 @@
+"""The figures of a report: arrays in, PNG bytes out.
+
+Matplotlib is imported inside the functions and used without pyplot, so that
+no figure outlives its call and nothing needs a display. Dark is high on every
+map. Axes: L layers, H heads, N KV heads, T positions. Not for threads: the
+style is set for the time of a call.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+DPI = 130
+FIRST, REST = "#c8501e", "#1f6fad"  # vermilion and blue: for every eye
+INK, MUTED, RULE = "#22272e", "#69727d", "#d9dde2"
+SCALE = ("#eef2f7", "#c3d9ea", "#7fb2d6", "#3a82bb", "#15548f", "#0a2a52")
+
+LABELLED = 32
+"""Attention maps of at most this many positions show their tokens."""
+
+# fmt: off
+STYLE = {
+  "font.family": "DejaVu Sans", "font.size": 9, "text.usetex": False,
+  "text.color": INK, "axes.titlesize": 9.5, "axes.titlelocation": "left",
+  "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.7,
+  "axes.spines.top": False, "axes.spines.right": False,
+  "axes.axisbelow": True, "grid.color": RULE, "grid.linewidth": 0.6,
+  **{f"{axis}tick.{name}": value for axis in "xy" for name, value in (
+    ("labelsize", 8), ("color", MUTED), ("labelcolor", INK),
+    ("major.size", 3), ("major.width", 0.7),
+  )},
+}
+# fmt: on
+
+
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[tuple[Any, Callable]]:
+  """`(figure, png)`, sizes in inches; `png()` draws and gives the bytes."""
+  import matplotlib
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  with matplotlib.rc_context(STYLE):
+    size = (width, height)
+    figure = Figure(size, DPI, facecolor="white", layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+
+    def png() -> bytes:
+      out = io.BytesIO()
+      canvas.print_png(out, metadata={"Software": None})
+      return out.getvalue()
+
+    yield figure, png
+
+
+def ticks(count: int, most: int = 10) -> list[int]:
+  """Round positions in [0, count), at most `most` of them.
+
+  >>> ticks(4), ticks(30)
+  ([0, 1, 2, 3], [0, 5, 10, 15, 20, 25])
+  """
+  steps = (digit * 10**power for power in range(12) for digit in (1, 2, 5))
+  return list(range(0, count, next(s for s in steps if count <= s * most)))
+
+
+def shown(token: str, most: int = 11) -> str:
+  """A token as an axis label: one short line of glyphs that the font has."""
+  marks = {"\n": "↵", "\t": "⇥", "\r": "␍"}
+  text = token.strip(" ") or "␣"
+  text = text if len(text) <= most else text[: most - 1] + "…"
+  text = "".join(marks.get(c, c) for c in text)
+  return "".join(c if ord(c) in _glyphs() else "\ufffd" for c in text)
+
+
+@lru_cache(maxsize=1)
+def _glyphs() -> frozenset[int]:
+  from matplotlib import font_manager
+
+  font = font_manager.get_font(font_manager.findfont(STYLE["font.family"]))
+  return frozenset(code for code in font.get_charmap() if code >= 32)
+
+
+def _array(name: str, value: Any, dimensions: int) -> np.ndarray:
+  array = np.asarray(value, np.float64)
+  if array.ndim != dimensions or array.size == 0:
+    raise ValueError(
+      f"{name} must have {dimensions} non-empty axes, got {array.shape}"
+    )
+  return np.where(np.isfinite(array), array, np.nan)
+
+
+def _legend(ax: Any, title: str) -> None:
+  """A title, and below it a legend on one line, both above the axes."""
+  ax.set_title(title, pad=21)
+  ax.legend(
+    loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False,
+    fontsize=8.5, borderaxespad=0.1, borderpad=0.2, handlelength=1.4,
+    columnspacing=1.4, handletextpad=0.5,
+  )  # fmt: skip
+
+
+def line_band(ax: Any, values: np.ndarray, *, color: str, label: str) -> None:
+  """Layers of [L, N] on x: the mean over N a line, min to max a band."""
+  values = np.ma.masked_invalid(values)
+  x = np.arange(len(values))
+  if values.shape[1] > 1:
+    low, high = values.min(axis=1), values.max(axis=1)
+    ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+  marker = "o" if len(x) <= 16 else ""
+  mean = values.mean(axis=1)
+  ax.plot(x, mean, color=color, label=label, lw=1.8, marker=marker, ms=4)
+  ax.set_xlim(-0.6, len(x) - 0.4)
+  ax.set_xticks(ticks(len(x)))
+  ax.set_xlabel("layer")
+  ax.grid(axis="y")
+
+
+def bands(
+  ax: Any, title: str, series: Mapping[str, tuple[np.ndarray, str]], log: bool
+) -> None:
+  """One `line_band` for each label: (values [L, N], color), with a legend.
+
+  On a log axis values that are not positive are left out.
+  """
+  for label, (values, color) in series.items():
+    kept = np.where(values > 0, values, np.nan) if log else values
+    line_band(ax, kept, color=color, label=label)
+  known = np.concatenate([v.ravel() for v, _ in series.values()])
+  known = known[known > 0]
+  if log and known.size:
+    from matplotlib.ticker import NullFormatter
+
+    low, high = known.min(), known.max()
+    wider = max(1.0, np.sqrt(10 / (high / low)))  # a decade at least
+    ax.set_yscale("log")
+    ax.set_ylim(low / wider / 1.25, high * wider * 1.25)
+    ax.yaxis.set_major_formatter("{x:,g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.tick_params(axis="y", which="minor", length=0)
+  else:
+    ax.set_ylim(0, known.max() * 1.06 if known.size else 1)
+  _legend(ax, title)
+
+
+def heat_map(ax: Any, values: np.ndarray, **options: Any) -> Any:
+  """Draws [rows, columns], row 0 on top, NaN blank; gives the image."""
+  from matplotlib.colors import LinearSegmentedColormap
+
+  scale = LinearSegmentedColormap.from_list("blues", SCALE)
+  scale = scale.with_extremes(bad=(0, 0, 0, 0))
+  values = np.ma.masked_invalid(values)
+  image = ax.imshow(values, cmap=scale, aspect="auto", **options)
+  ax.spines[:].set_visible(False)
+  return image
+
+
+def color_bar(
+  figure: Any, image: Any, axes: Any, label: str, **options: Any
+) -> Any:
+  """A slim colour bar without a frame."""
+  bar = figure.colorbar(image, ax=axes, aspect=32, pad=0.02, **options)
+  bar.outline.set_visible(False)
+  bar.set_label(label)
+  return bar
+
+
+def sink_map(alpha: np.ndarray, eps: float) -> bytes:
+  """Layer by head: mean attention on the first token, as a PNG.
+
+  Args:
+    alpha: [L, H] scores in [0, 1]; NaN cells stay blank.
+    eps: heads above it get a dot; a line marks it on the colour bar.
+  """
+  alpha = _array("alpha", alpha, 2)
+  layers, heads = alpha.shape
+  width = float(np.clip(1.5 + 0.32 * heads, 4.4, 9))
+  height = float(np.clip(0.8 + 0.18 * layers, 2.4, 9))
+  with drawing(width, height) as (figure, png):
+    ax = figure.add_subplot()
+    image = heat_map(ax, alpha, vmin=0, vmax=1)
+    ax.set_xticks(ticks(heads, 16))
+    ax.set_yticks(ticks(layers, 10 if height > 3 else 6))
+    ax.set_xlabel("head")
+    ax.set_ylabel("layer")
+    ax.tick_params(length=0)
+    cell = 72 * min((width - 1.5) / heads, (height - 0.6) / layers)
+    if cell > 5:  # white gaps between cells, where there is room
+      ax.hlines(np.arange(1, layers) - 0.5, -0.5, heads - 0.5, "white", lw=0.8)
+      ax.vlines(np.arange(1, heads) - 0.5, -0.5, layers - 0.5, "white", lw=0.8)
+    row, column = np.nonzero(alpha > eps)
+    color = np.where(alpha[row, column] > 0.45, "#ffffff", INK)
+    size = float(np.clip(cell * 0.22, 1.2, 3.2))
+    ax.scatter(column, row, s=size**2, c=color, alpha=0.9, linewidths=0)
+    ax.set(xlim=(-0.5, heads - 0.5), ylim=(layers - 0.5, -0.5))
+    ax.set_title(f"dot: head over {eps:g}", fontsize=8.5)
+    bar = color_bar(figure, image, ax, "mean attention on the first token")
+    bar.ax.axhline(eps, color=FIRST, linewidth=1.2)
+    return png()
+
+
+def norms_by_layer(
+  hidden_first: np.ndarray,
+  hidden_median: np.ndarray,
+  value_first: np.ndarray,
+  value_rest: np.ndarray,
+) -> bytes:
+  """Norms of the first token against the others', as a PNG of two panels.
+
+  Args:
+    hidden_first: [L] norm of the first token's residual after each layer.
+    hidden_median: [L] median norm over tokens.
+    value_first: [L, N] norm of the first token's value.
+    value_rest: [L, N] mean norm of the other tokens' values.
+  """
+  hidden = {
+    "first token": (_array("hidden_first", hidden_first, 1)[:, None], FIRST),
+    "median token": (_array("hidden_median", hidden_median, 1)[:, None], REST),
+  }
+  values = {
+    "first token": (_array("value_first", value_first, 2), FIRST),
+    "other tokens": (_array("value_rest", value_rest, 2), REST),
+  }
+  several = next(iter(values.values()))[0].shape[1] > 1
+  note = " (band: min to max over KV heads)" if several else ""
+  with drawing(8, 3.3) as (figure, png):
+    left, right = figure.subplots(1, 2)
+    bands(left, "hidden state norm (log scale)", hidden, log=True)
+    bands(right, "value norm" + note, values, log=False)
+    return png()
+
+
+def attention_maps(
+  patterns: np.ndarray, titles: Sequence[str], tokens: Sequence[str]
+) -> bytes:
+  """Attention patterns on one square-root colour scale, as a PNG.
+
+  The first half makes the top row, the second half the row below.
+
+  Args:
+    patterns: [n, T, T], queries by keys; the future is left blank.
+    titles: one a pattern.
+    tokens: the text of each position. More tokens than T mean that the
+      patterns were averaged over square cells; ticks still count tokens.
+  """
+  from matplotlib.colors import PowerNorm
+
+  patterns = _array("patterns", patterns, 3)
+  count, size, keys = patterns.shape
+  if size != keys or len(titles) != count:
+    raise ValueError(
+      f"expected [n, T, T] and n titles, got {patterns.shape}, {len(titles)}"
+    )
+  patterns = np.where(np.tri(size, dtype=bool), patterns, np.nan)
+  rows = min(count, 2)
+  columns = -(-count // rows)
+  names = list(map(shown, tokens)) if len(tokens) == size <= LABELLED else None
+  side = max(1.9, 0.105 * size) if names else 1.9
+  end = size * max(1, -(-len(tokens) // size)) - 0.5
+  with drawing(columns * side + 1.5, rows * (side + 0.3) + 0.5) as (fig, png):
+    axes = fig.subplots(rows, columns, squeeze=False)
+    for i, ax in enumerate(axes.flat):
+      if i >= count:
+        ax.set_axis_off()
+        continue
+      square = (-0.5, end, end, -0.5)
+      norm = PowerNorm(0.5, 0, 1)
+      image = heat_map(ax, patterns[i], norm=norm, extent=square)
+      ax.set_title(titles[i], parse_math=False)
+      _positions(ax.xaxis, names, end, i + columns >= count)
+      _positions(ax.yaxis, names, end, i % columns == 0)
+    fig.supxlabel("attends to (key)", fontsize=9)
+    fig.supylabel("position (query)", fontsize=9)
+    scale = {"ticks": [0, 0.02, 0.1, 0.25, 0.5, 1], "format": "{x:g}"}
+    color_bar(fig, image, axes, "attention (square-root scale)", **scale)
+    return png()
+
+
+def _positions(
+  axis: Any, names: list[str] | None, end: float, outer: bool
+) -> None:
+  """Tokens at the outer axes, or else a few round numbers."""
+  axis.set_tick_params(length=0 if names else 2, pad=2, labelsize=7.5)
+  if names is None:
+    axis.set_ticks(ticks(round(end + 0.5), 5))
+    axis.set_tick_params(labelleft=outer, labelbottom=outer)
+  else:
+    turned = {"rotation": 90} if axis.axis_name == "x" else {}
+    shown_names = names if outer else []
+    axis.set_ticks(range(len(shown_names)), shown_names, **turned)
+    for label in axis.get_ticklabels():
+      label.set(fontsize=6.5, parse_math=False)
+
+
+def entropy_by_layer(entropy: np.ndarray, entropy_share: np.ndarray) -> bytes:
+  """How spread the attention of every head is, as a PNG of two panels.
+
+  Args:
+    entropy: [L, H] mean row entropy, nats.
+    entropy_share: [L, H] the same over its maximum, 0 to 1.
+  """
+  entropy = _array("entropy", entropy, 2)
+  share = _array("entropy_share", entropy_share, 2)
+  with drawing(8, 3.3) as (figure, png):
+    left, right = figure.subplots(1, 2)
+    head_dots(left, "attention entropy, nats", entropy)
+    head_dots(right, "attention entropy, share of its maximum", share)
+    right.set_ylim(0, 1.02)
+    return png()
+
+
+def head_dots(ax: Any, title: str, values: np.ndarray) -> None:
+  """Every head of [L, H] a faint dot, the mean over heads a line."""
+  layers, heads = values.shape
+  x = np.repeat(np.arange(layers), heads)
+  ax.scatter(
+    x, values.ravel(), s=11, color=REST, alpha=0.35, lw=0, label="one head"
+  )
+  mean = np.ma.masked_invalid(values).mean(axis=1)[:, None]
+  line_band(ax, mean, color=INK, label="mean over heads")
+  known = values[values > 0]
+  ax.set_ylim(0, known.max() * 1.06 if known.size else 1)
+  _legend(ax, title)

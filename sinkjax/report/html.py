@@ -1,0 +1,228 @@
+"""A report as one HTML page that needs nothing but itself.
+
+Numbers, figures and tables come in, a string goes out. All text is escaped,
+whatever tokens it holds; pictures are embedded; the page asks nobody for
+anything, and its content security policy says so.
+"""
+
+import base64
+import dataclasses
+import json
+import math
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sinkjax.report.files import plain
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_MARKS = str.maketrans({"\n": "↵", "\t": "⇥", "\r": "␍"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """A headline number.
+
+  Attributes:
+    label: what it is.
+    value: the number; strings are shown as they are.
+    note: one short line on how to read it.
+  """
+
+  label: str
+  value: Any
+  note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table whose columns the reader can sort.
+
+  Attributes:
+    header: one name a column.
+    rows: cells; numbers stay numbers, the page formats and sorts them.
+  """
+
+  header: Sequence[str]
+  rows: Sequence[Sequence[Any]]
+
+  def __post_init__(self):
+    for i, row in enumerate(self.rows):
+      if len(row) != len(self.header):
+        raise ValueError(
+          f"row {i} has {len(row)} cells, the header {len(self.header)}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A part of the page: text, then a figure, then a table.
+
+  Attributes:
+    title: its heading.
+    body: plain text; an empty line starts a new paragraph.
+    figure: a PNG.
+    caption: what is seen; also the figure's text for those who do not see.
+    table: the numbers.
+  """
+
+  title: str
+  body: str = ""
+  figure: bytes | None = None
+  caption: str = ""
+  table: Table | None = None
+
+
+def show(value: Any) -> str:
+  """A value as text: 4 digits of a float, thousands apart, "–" for nothing.
+
+  >>> show(0.123456), show(25031), show(None), show("a\\nb")
+  ('0.1235', '25,031', '–', 'a↵b')
+  """
+  value = plain(value)
+  if value is None:
+    return "–"
+  if isinstance(value, bool):
+    return "yes" if value else "no"
+  if isinstance(value, int):
+    return f"{value:,}".replace("-", "\N{MINUS SIGN}")
+  if isinstance(value, float):
+    return _show_float(value).replace("-", "\N{MINUS SIGN}")
+  if isinstance(value, str):
+    return value.translate(_MARKS)
+  return json.dumps(value, ensure_ascii=False)
+
+
+def _show_float(value: float) -> str:
+  size = abs(value)
+  if size and not 1e-4 <= size < 1e7:
+    return f"{value:.3e}"
+  if size >= 1000:
+    return f"{value:,.0f}"
+  return f"{value:.4g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+  """What the template needs of a table cell."""
+
+  text: str
+  number: float | int | None
+  empty: bool
+
+
+def _cell(value: Any) -> _Cell:
+  value = plain(value)
+  is_number = isinstance(value, int | float)  # True and False sort as 1 and 0
+  return _Cell(show(value), value + 0 if is_number else None, value is None)
+
+
+def _numeric(table: Table, column: int) -> bool:
+  """Whether a column aligns right: numbers or gaps, and one number at least."""
+  cells = [plain(row[column]) for row in table.rows]
+  known = [c for c in cells if c is not None]
+  return bool(known) and all(
+    isinstance(c, int | float) and not isinstance(c, bool) for c in known
+  )
+
+
+def _picture(png: bytes) -> dict[str, Any]:
+  """Data and pixel size of a PNG, the size so that the page does not jump."""
+  if png[:8] != PNG_SIGNATURE or len(png) < 24:
+    raise ValueError("a section's figure must be PNG bytes")
+  width, height = struct.unpack(">II", png[16:24])
+  data = base64.b64encode(png).decode("ascii")
+  return {
+    "data": data,
+    "width": width,
+    "height": height,
+    # below this its labels are too small to read: it scrolls instead
+    "least": math.ceil(0.62 * width),
+  }
+
+
+def _paragraphs(text: str) -> list[str]:
+  return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def _groups(details: Mapping[str, Any]) -> list[tuple[str, list]]:
+  """Details as (heading, [(name, text)]): one group for each nested dict."""
+  loose, groups = [], []
+  for name, value in plain(details).items():
+    if isinstance(value, dict):
+      groups.append((name, [(k, _detail(v)) for k, v in value.items()]))
+    else:
+      loose.append((name, _detail(value)))
+  return ([("", loose)] if loose else []) + groups
+
+
+def _detail(value: Any) -> str:
+  """Exact, unlike `show`: a config must be readable back."""
+  if isinstance(value, str):
+    return value
+  return json.dumps(value, ensure_ascii=False)
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
+  import jinja2
+
+  environment = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters |= {
+    "show": show,
+    "cell": _cell,
+    "picture": _picture,
+    "paragraphs": _paragraphs,
+  }
+  environment.globals["numeric"] = _numeric
+  return environment.from_string(TEMPLATE.read_text("utf-8"))
+
+
+def render_report(
+  *,
+  title: str,
+  subtitle: str,
+  numbers: Sequence[Number],
+  sections: Sequence[Section],
+  warnings: Sequence[str],
+  command: str,
+  details: Mapping[str, Any],
+) -> str:
+  """The page, self-contained.
+
+  Args:
+    title: heading and window title.
+    subtitle: one line below it.
+    numbers: what matters, shown first.
+    sections: figures and tables, in order.
+    warnings: what the reader must know before trusting the numbers.
+    command: what reproduces the page; shown in full, with a button to copy.
+    details: versions, config, device; nested dicts become groups.
+
+  Returns:
+    HTML. Control characters and half surrogate pairs are replaced.
+
+  Raises:
+    ValueError: for a figure that is no PNG.
+    TypeError: for a value that has no text form, see `files.plain`.
+  """
+  html = _template().render(
+    title=title,
+    subtitle=subtitle,
+    numbers=numbers,
+    sections=sections,
+    warnings=warnings,
+    command=command,
+    groups=_groups(details),
+  )
+  return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", html)

@@ -1,0 +1,79 @@
+"""Live parity with Hugging Face transformers; needs the extra `parity`."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sinkjax
+from sinkjax.weights import huggingface
+
+pytestmark = pytest.mark.parity
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def families():
+  sys.path.insert(0, str(GOLDEN))
+  import families
+
+  return families
+
+
+@pytest.mark.parametrize("case", ["single", "batch", "right_padded",
+                                  "left_padded"])  # fmt: skip
+@pytest.mark.parametrize(
+  "name", sorted(path.name for path in (GOLDEN / "families").iterdir())
+)
+def test_every_site_of_a_fresh_random_model(families, name, case, tmp_path):
+  worst = families.errors(name, tmp_path, seed=7)[case]
+  assert set(worst) >= {"logits", "pattern", "q", "k", "v", "resid_mid"}
+  for site, error in worst.items():
+    assert error < 1e-4, site
+
+
+@pytest.mark.parametrize(
+  "name", sorted(path.name for path in (GOLDEN / "families").iterdir())
+)
+def test_transformers_reads_our_export(families, name, tmp_path):
+  import torch
+  from transformers import AutoModelForCausalLM
+
+  params, cfg = huggingface.load(GOLDEN / "families" / name)
+  huggingface.save(tmp_path / "out", params, cfg)
+  model = AutoModelForCausalLM.from_pretrained(
+    tmp_path / "out", attn_implementation="eager", dtype=torch.float32
+  ).eval()
+  tokens = np.arange(3, 17)[None]
+  with torch.no_grad():
+    theirs = model(torch.tensor(tokens)).logits.numpy()
+  ours = sinkjax.forward(cfg)(params, tokens).logits
+  np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_smollm2_from_the_same_file(families, smollm2, smollm2_path):
+  """192 tokens: logits within 2e-3, attention within 2e-5."""
+  found = families.smollm2_errors(smollm2, smollm2_path)
+  assert found["tokens"] == 192
+  assert found["logits"] < 2e-3
+  assert found["pattern"] < 2e-5
+
+
+def test_exported_smollm2_in_transformers(smollm2, tmp_path):
+  """Same logits and same token ids from the exported folder."""
+  import torch
+  from transformers import AutoModelForCausalLM, AutoTokenizer
+
+  huggingface.save(tmp_path / "out", *smollm2)
+  model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+  tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+  text = "Été 2025: the cat's <code>\n\n  sat  🙂 on 1234 mats."
+  ids = smollm2.tokenizer.encode(text)
+  assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+  with torch.no_grad():
+    theirs = model(torch.tensor([ids])).logits.numpy()
+  ours = jax.jit(sinkjax.forward(smollm2.cfg))(smollm2.params, jnp.array([ids]))
+  np.testing.assert_allclose(ours.logits, theirs, atol=2e-3)
