@@ -42,7 +42,7 @@ setuptools.setup(
   extras_require={
     "test": TEST,
     "hub": ["huggingface_hub"],
-    "parity": ["torch==2.13.0", "transformers"],
+    "parity": ["accelerate", "torch==2.13.0", "transformers"],
     "dev": [*TEST, "ruff", "pre-commit"],
   },
 )

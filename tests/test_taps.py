@@ -128,7 +128,10 @@ def test_sites_are_what_they_say(model, tokens):
   """Residual arithmetic, scores from q and k, z from pattern and v."""
   params, cfg, f = model
   t = sinkjax.capture(f, observe(*sinkjax.SITES))(params, tokens).trace
-  close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5)
+
+  def close(a, b):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
   close(t["resid_mid"], t["resid_pre"] + t["attn_out"])
   close(t["resid_post"], t["resid_mid"] + t["mlp_out"])
   close(t["resid_pre"][1:], t["resid_post"][:-1])

@@ -7,9 +7,8 @@ style is set for the time of a call.
 """
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,7 @@ FIRST, REST = "#c8501e", "#1f6fad"  # vermilion and blue: for every eye
 INK, MUTED, RULE = "#22272e", "#69727d", "#d9dde2"
 SCALE = ("#eef2f7", "#c3d9ea", "#7fb2d6", "#3a82bb", "#15548f", "#0a2a52")
 
-LABELLED = 32
-"""Attention maps of at most this many positions show their tokens."""
+LABELLED = 32  # attention maps up to this T show their tokens
 
 # fmt: off
 STYLE = {
@@ -38,8 +36,8 @@ STYLE = {
 
 
 @contextmanager
-def drawing(width: float, height: float) -> Iterator[tuple[Any, Callable]]:
-  """`(figure, png)`, sizes in inches; `png()` draws and gives the bytes."""
+def drawing(width: float, height: float) -> Iterator[Any]:
+  """A figure of that many inches in the house style, for `png`."""
   import matplotlib
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -47,14 +45,15 @@ def drawing(width: float, height: float) -> Iterator[tuple[Any, Callable]]:
   with matplotlib.rc_context(STYLE):
     size = (width, height)
     figure = Figure(size, DPI, facecolor="white", layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
+    yield figure
 
-    def png() -> bytes:
-      out = io.BytesIO()
-      canvas.print_png(out, metadata={"Software": None})
-      return out.getvalue()
 
-    yield figure, png
+def png(figure: Any) -> bytes:
+  """Draws a figure of `drawing`; the same arrays give the same bytes."""
+  out = io.BytesIO()
+  figure.canvas.print_png(out, metadata={"Software": None})
+  return out.getvalue()
 
 
 def ticks(count: int, most: int = 10) -> list[int]:
@@ -67,29 +66,24 @@ def ticks(count: int, most: int = 10) -> list[int]:
   return list(range(0, count, next(s for s in steps if count <= s * most)))
 
 
-def shown(token: str, most: int = 11) -> str:
-  """A token as an axis label: one short line of glyphs that the font has."""
-  marks = {"\n": "↵", "\t": "⇥", "\r": "␍"}
-  text = token.strip(" ") or "␣"
-  text = text if len(text) <= most else text[: most - 1] + "…"
-  text = "".join(marks.get(c, c) for c in text)
-  return "".join(c if ord(c) in _glyphs() else "\ufffd" for c in text)
+def token_labels(tokens: Sequence[str], most: int = 11) -> list[str]:
+  """Tokens as axis labels: short, on one line, in glyphs that the font has."""
+  from matplotlib import font_manager as fonts
 
-
-@lru_cache(maxsize=1)
-def _glyphs() -> frozenset[int]:
-  from matplotlib import font_manager
-
-  font = font_manager.get_font(font_manager.findfont(STYLE["font.family"]))
-  return frozenset(code for code in font.get_charmap() if code >= 32)
+  glyphs = fonts.get_font(fonts.findfont(STYLE["font.family"])).get_charmap()
+  marks = str.maketrans("\n\t\r", "↵⇥␍")
+  labels = []
+  for token in tokens:
+    text = (token.strip(" ") or "␣").translate(marks)
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    labels.append("".join(c if ord(c) in glyphs else "\ufffd" for c in text))
+  return labels
 
 
 def _array(name: str, value: Any, dimensions: int) -> np.ndarray:
   array = np.asarray(value, np.float64)
   if array.ndim != dimensions or array.size == 0:
-    raise ValueError(
-      f"{name} must have {dimensions} non-empty axes, got {array.shape}"
-    )
+    raise ValueError(f"{name}: {dimensions} axes expected, got {array.shape}")
   return np.where(np.isfinite(array), array, np.nan)
 
 
@@ -113,37 +107,34 @@ def line_band(ax: Any, values: np.ndarray, *, color: str, label: str) -> None:
   marker = "o" if len(x) <= 16 else ""
   mean = values.mean(axis=1)
   ax.plot(x, mean, color=color, label=label, lw=1.8, marker=marker, ms=4)
-  ax.set_xlim(-0.6, len(x) - 0.4)
-  ax.set_xticks(ticks(len(x)))
-  ax.set_xlabel("layer")
+  ax.set(xlim=(-0.6, len(x) - 0.4), xticks=ticks(len(x)), xlabel="layer")
   ax.grid(axis="y")
 
 
 def bands(
   ax: Any, title: str, series: Mapping[str, tuple[np.ndarray, str]], log: bool
 ) -> None:
-  """One `line_band` for each label: (values [L, N], color), with a legend.
-
-  On a log axis values that are not positive are left out.
-  """
+  """A `line_band` for each label: (values [L, N], color), with a legend."""
   for label, (values, color) in series.items():
     kept = np.where(values > 0, values, np.nan) if log else values
     line_band(ax, kept, color=color, label=label)
-  known = np.concatenate([v.ravel() for v, _ in series.values()])
-  known = known[known > 0]
-  if log and known.size:
-    from matplotlib.ticker import NullFormatter
-
-    low, high = known.min(), known.max()
-    wider = max(1.0, np.sqrt(10 / (high / low)))  # a decade at least
-    ax.set_yscale("log")
-    ax.set_ylim(low / wider / 1.25, high * wider * 1.25)
-    ax.yaxis.set_major_formatter("{x:,g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.tick_params(axis="y", which="minor", length=0)
-  else:
-    ax.set_ylim(0, known.max() * 1.06 if known.size else 1)
+  _from_zero(ax, np.concatenate([v.ravel() for v, _ in series.values()]), log)
   _legend(ax, title)
+
+
+def _from_zero(ax: Any, values: np.ndarray, log: bool = False) -> None:
+  """Limits of y from 0 or, on a log axis, over a decade at least."""
+  known = values[values > 0]
+  low, high = (known.min(), known.max()) if known.size else (1.0, 1.0)
+  if not log:
+    ax.set_ylim(0, high * 1.06)
+    return
+  wider = 1.25 * max(1.0, np.sqrt(10 * low / high))
+  ax.set_yscale("log")
+  ax.set_ylim(low / wider, high * wider)
+  ax.yaxis.set_major_formatter("{x:,g}")
+  ax.yaxis.set_minor_formatter("")
+  ax.tick_params(axis="y", which="minor", length=0)
 
 
 def heat_map(ax: Any, values: np.ndarray, **options: Any) -> Any:
@@ -151,18 +142,16 @@ def heat_map(ax: Any, values: np.ndarray, **options: Any) -> Any:
   from matplotlib.colors import LinearSegmentedColormap
 
   scale = LinearSegmentedColormap.from_list("blues", SCALE)
-  scale = scale.with_extremes(bad=(0, 0, 0, 0))
   values = np.ma.masked_invalid(values)
   image = ax.imshow(values, cmap=scale, aspect="auto", **options)
   ax.spines[:].set_visible(False)
   return image
 
 
-def color_bar(
-  figure: Any, image: Any, axes: Any, label: str, **options: Any
-) -> Any:
+def color_bar(image: Any, axes: Any, label: str, **options: Any) -> Any:
   """A slim colour bar without a frame."""
-  bar = figure.colorbar(image, ax=axes, aspect=32, pad=0.02, **options)
+  place = {"ax": axes, "aspect": 32, "pad": 0.02}
+  bar = image.get_figure().colorbar(image, **place, **options)
   bar.outline.set_visible(False)
   bar.set_label(label)
   return bar
@@ -179,13 +168,11 @@ def sink_map(alpha: np.ndarray, eps: float) -> bytes:
   layers, heads = alpha.shape
   width = float(np.clip(1.5 + 0.32 * heads, 4.4, 9))
   height = float(np.clip(0.8 + 0.18 * layers, 2.4, 9))
-  with drawing(width, height) as (figure, png):
+  with drawing(width, height) as figure:
     ax = figure.add_subplot()
     image = heat_map(ax, alpha, vmin=0, vmax=1)
-    ax.set_xticks(ticks(heads, 16))
-    ax.set_yticks(ticks(layers, 10 if height > 3 else 6))
-    ax.set_xlabel("head")
-    ax.set_ylabel("layer")
+    rows = ticks(layers, 10 if height > 3 else 6)
+    ax.set(xticks=ticks(heads, 16), yticks=rows, xlabel="head", ylabel="layer")
     ax.tick_params(length=0)
     cell = 72 * min((width - 1.5) / heads, (height - 0.6) / layers)
     if cell > 5:  # white gaps between cells, where there is room
@@ -197,9 +184,9 @@ def sink_map(alpha: np.ndarray, eps: float) -> bytes:
     ax.scatter(column, row, s=size**2, c=color, alpha=0.9, linewidths=0)
     ax.set(xlim=(-0.5, heads - 0.5), ylim=(layers - 0.5, -0.5))
     ax.set_title(f"dot: head over {eps:g}", fontsize=8.5)
-    bar = color_bar(figure, image, ax, "mean attention on the first token")
+    bar = color_bar(image, ax, "mean attention on the first token")
     bar.ax.axhline(eps, color=FIRST, linewidth=1.2)
-    return png()
+    return png(figure)
 
 
 def norms_by_layer(
@@ -224,13 +211,12 @@ def norms_by_layer(
     "first token": (_array("value_first", value_first, 2), FIRST),
     "other tokens": (_array("value_rest", value_rest, 2), REST),
   }
-  several = next(iter(values.values()))[0].shape[1] > 1
-  note = " (band: min to max over KV heads)" if several else ""
-  with drawing(8, 3.3) as (figure, png):
+  note = " (band: range of KV heads)" if np.shape(value_first)[1] > 1 else ""
+  with drawing(8, 3.3) as figure:
     left, right = figure.subplots(1, 2)
     bands(left, "hidden state norm (log scale)", hidden, log=True)
     bands(right, "value norm" + note, values, log=False)
-    return png()
+    return png(figure)
 
 
 def attention_maps(
@@ -251,48 +237,41 @@ def attention_maps(
   patterns = _array("patterns", patterns, 3)
   count, size, keys = patterns.shape
   if size != keys or len(titles) != count:
-    raise ValueError(
-      f"expected [n, T, T] and n titles, got {patterns.shape}, {len(titles)}"
-    )
+    raise ValueError(f"{len(titles)} titles for patterns {patterns.shape}")
   patterns = np.where(np.tri(size, dtype=bool), patterns, np.nan)
   rows = min(count, 2)
   columns = -(-count // rows)
-  names = list(map(shown, tokens)) if len(tokens) == size <= LABELLED else None
+  names = token_labels(tokens) if len(tokens) == size <= LABELLED else None
   side = max(1.9, 0.105 * size) if names else 1.9
   end = size * max(1, -(-len(tokens) // size)) - 0.5
-  with drawing(columns * side + 1.5, rows * (side + 0.3) + 0.5) as (fig, png):
+  look = {"norm": PowerNorm(0.5, 0, 1), "extent": (-0.5, end, end, -0.5)}
+  with drawing(columns * side + 1.5, rows * (side + 0.3) + 0.5) as fig:
     axes = fig.subplots(rows, columns, squeeze=False)
-    for i, ax in enumerate(axes.flat):
-      if i >= count:
-        ax.set_axis_off()
-        continue
-      square = (-0.5, end, end, -0.5)
-      norm = PowerNorm(0.5, 0, 1)
-      image = heat_map(ax, patterns[i], norm=norm, extent=square)
+    for ax in axes.flat[count:]:
+      ax.set_axis_off()
+    for i, ax in enumerate(axes.flat[:count]):
+      image = heat_map(ax, patterns[i], **look)
       ax.set_title(titles[i], parse_math=False)
       _positions(ax.xaxis, names, end, i + columns >= count)
       _positions(ax.yaxis, names, end, i % columns == 0)
     fig.supxlabel("attends to (key)", fontsize=9)
     fig.supylabel("position (query)", fontsize=9)
     scale = {"ticks": [0, 0.02, 0.1, 0.25, 0.5, 1], "format": "{x:g}"}
-    color_bar(fig, image, axes, "attention (square-root scale)", **scale)
-    return png()
+    color_bar(image, axes, "attention (square-root scale)", **scale)
+    return png(fig)
 
 
-def _positions(
-  axis: Any, names: list[str] | None, end: float, outer: bool
-) -> None:
+def _positions(axis: Any, names: Any, end: float, outer: bool) -> None:
   """Tokens at the outer axes, or else a few round numbers."""
   axis.set_tick_params(length=0 if names else 2, pad=2, labelsize=7.5)
   if names is None:
     axis.set_ticks(ticks(round(end + 0.5), 5))
     axis.set_tick_params(labelleft=outer, labelbottom=outer)
   else:
-    turned = {"rotation": 90} if axis.axis_name == "x" else {}
-    shown_names = names if outer else []
-    axis.set_ticks(range(len(shown_names)), shown_names, **turned)
-    for label in axis.get_ticklabels():
-      label.set(fontsize=6.5, parse_math=False)
+    names = names if outer else []
+    turn = 90 if axis.axis_name == "x" else 0
+    look = {"rotation": turn, "fontsize": 6.5, "parse_math": False}
+    axis.set_ticks(range(len(names)), names, **look)
 
 
 def entropy_by_layer(entropy: np.ndarray, entropy_share: np.ndarray) -> bytes:
@@ -302,25 +281,22 @@ def entropy_by_layer(entropy: np.ndarray, entropy_share: np.ndarray) -> bytes:
     entropy: [L, H] mean row entropy, nats.
     entropy_share: [L, H] the same over its maximum, 0 to 1.
   """
-  entropy = _array("entropy", entropy, 2)
-  share = _array("entropy_share", entropy_share, 2)
-  with drawing(8, 3.3) as (figure, png):
+  values = _array("entropy", entropy, 2)
+  shares = _array("entropy_share", entropy_share, 2)
+  with drawing(8, 3.3) as figure:
     left, right = figure.subplots(1, 2)
-    head_dots(left, "attention entropy, nats", entropy)
-    head_dots(right, "attention entropy, share of its maximum", share)
+    head_dots(left, "attention entropy, nats", values)
+    head_dots(right, "attention entropy, share of its maximum", shares)
     right.set_ylim(0, 1.02)
-    return png()
+    return png(figure)
 
 
 def head_dots(ax: Any, title: str, values: np.ndarray) -> None:
   """Every head of [L, H] a faint dot, the mean over heads a line."""
   layers, heads = values.shape
   x = np.repeat(np.arange(layers), heads)
-  ax.scatter(
-    x, values.ravel(), s=11, color=REST, alpha=0.35, lw=0, label="one head"
-  )
+  ax.scatter(x, values, 11, REST, alpha=0.35, lw=0, label="one head")
   mean = np.ma.masked_invalid(values).mean(axis=1)[:, None]
   line_band(ax, mean, color=INK, label="mean over heads")
-  known = values[values > 0]
-  ax.set_ylim(0, known.max() * 1.06 if known.size else 1)
+  _from_zero(ax, values)
   _legend(ax, title)

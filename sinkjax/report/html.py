@@ -90,9 +90,9 @@ def show(value: Any) -> str:
   if isinstance(value, bool):
     return "yes" if value else "no"
   if isinstance(value, int):
-    return f"{value:,}".replace("-", "\N{MINUS SIGN}")
+    return _signed(f"{value:,}")
   if isinstance(value, float):
-    return _show_float(value).replace("-", "\N{MINUS SIGN}")
+    return _signed(_show_float(value))
   if isinstance(value, str):
     return value.translate(_MARKS)
   return json.dumps(value, ensure_ascii=False)
@@ -107,28 +107,49 @@ def _show_float(value: float) -> str:
   return f"{value:.4g}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-  """What the template needs of a table cell."""
+def _table(table: Table) -> dict[str, Any]:
+  """What the template needs: columns as (name, is numeric), rows of cells.
 
-  text: str
-  number: float | int | None
-  empty: bool
+  A cell is (text, number to sort by or `None`, is empty, is numeric). Numeric
+  columns hold numbers or gaps only; they align right.
+  """
+  rows = [[plain(value) for value in row] for row in table.rows]
+  numeric, columns = [], []
+  for i in range(len(table.header)):
+    column = [row[i] for row in rows]
+    kinds = {type(cell) for cell in column} - {type(None)}
+    numeric.append(bool(kinds) and kinds <= {int, float})
+    texts = _aligned(column) if kinds == {float} else map(show, column)
+    columns.append(
+      [
+        (text, _sort_key(cell), cell is None, numeric[-1])
+        for text, cell in zip(texts, column, strict=True)
+      ]
+    )
+  return {
+    "columns": list(zip(table.header, numeric, strict=True)),
+    "rows": list(zip(*columns, strict=True)),
+  }
 
 
-def _cell(value: Any) -> _Cell:
-  value = plain(value)
-  is_number = isinstance(value, int | float)  # True and False sort as 1 and 0
-  return _Cell(show(value), value + 0 if is_number else None, value is None)
+def _aligned(column: Sequence[float | None]) -> list[str]:
+  """Floats with as many decimals as give the largest 4 digits."""
+  largest = max(abs(cell) for cell in column if cell is not None)
+  if not 1e-2 <= largest < 1e7:
+    return [show(cell) for cell in column]
+  places = max(0, 3 - math.floor(math.log10(largest)))
+  return [
+    show(cell) if cell is None else _signed(f"{cell:z,.{places}f}")
+    for cell in column
+  ]
 
 
-def _numeric(table: Table, column: int) -> bool:
-  """Whether a column aligns right: numbers or gaps, and one number at least."""
-  cells = [plain(row[column]) for row in table.rows]
-  known = [c for c in cells if c is not None]
-  return bool(known) and all(
-    isinstance(c, int | float) and not isinstance(c, bool) for c in known
-  )
+def _signed(text: str) -> str:
+  return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _sort_key(value: Any) -> int | float | None:
+  return value + 0 if isinstance(value, int | float) else None  # True is 1
 
 
 def _picture(png: bytes) -> dict[str, Any]:
@@ -180,11 +201,10 @@ def _template() -> Any:
   )
   environment.filters |= {
     "show": show,
-    "cell": _cell,
+    "table": _table,
     "picture": _picture,
     "paragraphs": _paragraphs,
   }
-  environment.globals["numeric"] = _numeric
   return environment.from_string(TEMPLATE.read_text("utf-8"))
 
 

@@ -135,7 +135,8 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
       note += f"; standard error {100 * error:.1f}"
     cards.append(html.Number(f"sink rate, eps {name}", _percent(rate), note))
   ratio = data["value_norm_first"].mean() / data["value_norm_rest"].mean()
-  peak = int(np.argmax(data["hidden_norm_first"] / data["hidden_norm_median"]))
+  hidden = data["hidden_norm_first"] / data["hidden_norm_median"]
+  peak = int(np.argmax(hidden))
   massive = data["massive"]
   verdict = "massive" if massive["is_massive"] else "not massive"
   return cards + [
@@ -152,7 +153,7 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
     ),
     html.Number(
       "hidden norm, first / median",
-      f"{data['hidden_norm_first'][peak] / data['hidden_norm_median'][peak]:.0f}x",
+      f"{hidden[peak]:.0f}x",
       f"largest after layer {peak}",
     ),
     html.Number(

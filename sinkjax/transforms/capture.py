@@ -27,7 +27,8 @@ def capture(
   >>> import jax, sinkjax
   >>> cfg = sinkjax.TINY
   >>> params = sinkjax.init_params(cfg, jax.random.key(0))
-  >>> h = capture(sinkjax.forward(cfg), {"sink": ("pattern", sinkjax.sink_score)})
+  >>> f = sinkjax.forward(cfg)
+  >>> h = capture(f, {"sink": ("pattern", sinkjax.sink_score)})
   >>> h(params, jax.numpy.array([[1, 2, 3]])).trace["sink"].shape
   (3, 1, 4)
   """

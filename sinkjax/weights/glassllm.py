@@ -1,7 +1,7 @@
 """The two small models of the `glassllm` package: an .npz and a .json.
 
-Llama blocks without biases, tied embeddings, half-split RoPE; kernels are
-stored [in, out] as float16.
+Llama blocks without biases, tied embeddings, rotary pairs side by side;
+kernels are stored [in, out] as float16.
 """
 
 import json
@@ -33,8 +33,8 @@ LEAVES = [
   Leaf("final_norm/scale", "norm_f.gamma"),
   Leaf("blocks/attn_norm/scale", "blocks.{i}.norm1.gamma"),
   Leaf("blocks/mlp_norm/scale", "blocks.{i}.norm2.gamma"),
-  Leaf("blocks/attn/q/kernel", "blocks.{i}.attn.W_Q", "conv"),
-  Leaf("blocks/attn/k/kernel", "blocks.{i}.attn.W_K", "conv"),
+  Leaf("blocks/attn/q/kernel", "blocks.{i}.attn.W_Q", "conv", paired=True),
+  Leaf("blocks/attn/k/kernel", "blocks.{i}.attn.W_K", "conv", paired=True),
   Leaf("blocks/attn/v/kernel", "blocks.{i}.attn.W_V", "conv"),
   Leaf("blocks/attn/o/kernel", "blocks.{i}.attn.W_O", "conv"),
   Leaf("blocks/mlp/gate/kernel", "blocks.{i}.ffn.W1", "conv"),

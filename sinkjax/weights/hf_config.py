@@ -419,8 +419,8 @@ def _to_hf(cfg: ModelConfig) -> dict[str, Any]:
   if family == "llama":
     values["mlp_bias"] = cfg.mlp_bias
   if family == "gpt_neox":
+    values["rotary_emb_base"] = values.pop("rope_theta")
     values["rotary_pct"] = cfg.rotary_dim / cfg.head_dim
-    values["partial_rotary_factor"] = values["rotary_pct"]
     values["use_parallel_residual"] = cfg.parallel_residual
     values["attention_bias"] = cfg.qkv_bias
   if family.startswith("gemma"):

@@ -134,12 +134,11 @@ def _as_stored(leaf: Leaf, slot: np.ndarray, cfg: ModelConfig) -> np.ndarray:
       return flat.reshape(-1, 2, half).transpose(0, 2, 1)
     return flat
   matrix = slot.reshape(_matrix_shape(leaf.path, slot.shape))
-  if leaf.layout == "conv":
-    return matrix
   if leaf.paired:
-    split = matrix.reshape(matrix.shape[0], -1, 2, half)
-    return split.transpose(1, 3, 2, 0)
-  return matrix.T
+    pairs = matrix.reshape(matrix.shape[0], -1, 2, half)
+    order = (0, 1, 3, 2) if leaf.layout == "conv" else (1, 3, 2, 0)
+    return pairs.transpose(order)
+  return matrix if leaf.layout == "conv" else matrix.T
 
 
 def stored_shape(leaf: Leaf, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,13 +1,29 @@
-"""Text to token ids and back, with nothing added or hidden silently.
+r"""Text to token ids and back, with nothing added or hidden silently.
 
 A thin wrapper over the `tokenizers` library. `encode` adds no BOS unless it is
 asked to, reads "<|im_start|>" in a text as ordinary characters unless it is
-asked not to, and `decode` shows special tokens.
+asked not to, and warns of characters that the vocabulary cannot spell;
+`decode` shows special tokens.
+
+Where tokenizers come from: `tokenizer_from_folder` (Hugging Face),
+`tokenizer_from_glassllm`, and `tokenizer_from_gguf` in `tokenizer_gguf.py`.
+
+Sharp edges: tokens that a file calls user-defined (or added, and not special)
+are matched in every text, whatever `parse_special` says. The same text
+encoded in two parts may give other ids than in one. SentencePiece models put
+a space in front of a text and after every special token, and `decode` drops
+only the first. Byte-level vocabularies may lack bytes (SmolLM2 has no token
+for \x04): these are left out, as llama.cpp and transformers do, and `encode`
+warns.
 """
 
+import functools
 import json
+import operator
 import os
 import pathlib
+import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +32,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from sinkjax.weights.validate import WeightsError
 
-_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_NAMES = ("bos", "eos", "unk", "pad")
+_NEVER_IN_UTF8 = frozenset([0xC0, 0xC1, *range(0xF5, 0x100)])
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -34,7 +52,7 @@ class Tokenizer:
   """A vocabulary and its rules.
 
   Attributes:
-    vocab_size: number of ids.
+    vocab_size: number of ids, the largest id plus one.
     bos_id: id of the beginning-of-sequence token, or `None`.
     eos_id: id of the end-of-sequence token, or `None`.
     unk_id: id of the unknown token, or `None`.
@@ -55,26 +73,41 @@ class Tokenizer:
     add_bos: bool = False,
     chat_template: str | None = None,
   ):
+    # A file may ask for cut or padded ids, or for random merges.
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+      backend.model.dropout = None
     self._backend = backend
     vocab = backend.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocab.values(), default=-1) + 1
     self.bos_id, self.eos_id = bos_id, eos_id
     self.unk_id, self.pad_id = unk_id, pad_id
     self.add_bos, self.chat_template = add_bos, chat_template
-    for name in ("bos_id", "eos_id", "unk_id", "pad_id"):
-      token = getattr(self, name)
+    for name in _NAMES:
+      token = getattr(self, f"{name}_id")
       if token is not None and not 0 <= token < self.vocab_size:
         raise WeightsError(
-          f"tokenizer: {name} {token} is outside the vocabulary of "
+          f"tokenizer: {name}_id {token} is outside the vocabulary of "
           f"{self.vocab_size}"
         )
     if add_bos and bos_id is None:
-      raise WeightsError("tokenizer: adds a BOS but names none")
+      raise WeightsError("tokenizer: adds a BOS token but names none")
+    added = backend.get_added_tokens_decoder()
+    self._added = frozenset(added)
+    self._special = frozenset(i for i, t in added.items() if t.special)
+    self._byte_level = isinstance(backend.decoder, decoders.ByteLevel)
+    self._byte_fallback = "ByteFallback" in _part_types(backend.decoder)
+    self._missing = bytes(
+      byte
+      for char, byte in _BYTES.items()
+      if self._byte_level and char not in vocab and byte not in _NEVER_IN_UTF8
+    )
 
   def encode(
     self, text: str, *, add_bos: bool = False, parse_special: bool = False
   ) -> list[int]:
-    """The ids of a text.
+    """The ids of a text. Linear in its length: about 1 MB/s.
 
     Args:
       text: any string.
@@ -83,65 +116,149 @@ class Tokenizer:
         tokens, instead of as ordinary characters.
 
     Raises:
-      ValueError: for `add_bos` where there is no BOS.
+      ValueError: for `add_bos` where there is no BOS, or for a text with half
+        a surrogate pair.
+      TypeError: for anything but a string.
+
+    Warns:
+      UserWarning: where the vocabulary has neither tokens nor an unknown
+        token for some characters, which are then missing from the ids.
     """
+    if not isinstance(text, str):
+      raise TypeError(f"text must be a str, got {type(text).__name__}")
     if add_bos and self.bos_id is None:
       raise ValueError("this tokenizer has no BOS token to add")
-    self._backend.encode_special_tokens = not parse_special
+    if self._backend.encode_special_tokens is parse_special:
+      self._backend.encode_special_tokens = not parse_special
+    try:
+      raw = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+      raise ValueError(f"text is not valid Unicode: {error}") from None
+    lost = self._lost(text, raw)
+    if lost:
+      message = f"the vocabulary has no token for {lost}: left out"
+      warnings.warn(message, UserWarning, stacklevel=2)
     ids = self._backend.encode(text, add_special_tokens=False).ids
     return [self.bos_id, *ids] if add_bos else ids
+
+  def _lost(self, text: str, raw: bytes) -> str:
+    """What of the text the vocabulary cannot spell, for a message."""
+    if self._missing and len(raw.translate(None, self._missing)) != len(raw):
+      absent = sorted(set(raw) & set(self._missing))
+      return ", ".join(f"byte 0x{byte:02x}" for byte in absent)
+    if self._alphabet is not None:
+      normalizer = self._backend.normalizer
+      shown = normalizer.normalize_str(text) if normalizer else text
+      return ", ".join(map(repr, sorted(set(shown) - self._alphabet)))
+    return ""
+
+  @functools.cached_property
+  def _alphabet(self) -> frozenset[str] | None:
+    """The characters that can be spelled, `None` where all can."""
+    model = self._backend.model
+    if not isinstance(model, models.BPE) or self._backend.pre_tokenizer:
+      return None
+    if model.unk_token is not None or model.byte_fallback:
+      return None
+    return frozenset(t for t in self._backend.get_vocab() if len(t) == 1)
 
   def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
     """The text of some ids; special tokens are shown unless skipped.
 
+    Bytes that are no whole character become U+FFFD.
+
     Raises:
       ValueError: for an id outside the vocabulary.
     """
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
     ids = [self._check(token) for token in ids]
-    return self._backend.decode(ids, skip_special_tokens=skip_special)
+    if skip_special:
+      ids = [token for token in ids if token not in self._special]
+    pieces = [self._piece(token) for token in ids]
+    if not self._byte_level:
+      return self._backend.decode(ids, skip_special_tokens=False)
+    raw = map(self._bytes, ids, pieces)
+    return b"".join(raw).decode("utf-8", "replace")
 
   def _check(self, token: int) -> int:
-    token = int(token)
+    token = operator.index(token)
     if not 0 <= token < self.vocab_size:
       raise ValueError(
         f"token id {token} is outside the vocabulary of {self.vocab_size}"
       )
     return token
 
+  def _piece(self, token: int) -> str:
+    piece = self._backend.id_to_token(token)
+    if piece is None:
+      raise ValueError(
+        f"token id {token} is not in the vocabulary of {self.vocab_size}, "
+        "which has gaps"
+      )
+    return piece
+
+  def _bytes(self, token: int, piece: str) -> bytes:
+    """What a token of a byte-level vocabulary stands for."""
+    if token not in self._added and all(char in _BYTES for char in piece):
+      return bytes(_BYTES[char] for char in piece)
+    return piece.encode("utf-8")
+
   def token(self, token: int) -> str:
     r"""One token for people: " the", "\n" for a newline, "\xe2" for a byte.
 
-    Backslashes are doubled, so that no two tokens look alike.
+    Backslashes are doubled and all that does not print is escaped, so that
+    tokens that differ do not look alike.
+
+    Raises:
+      ValueError: for an id outside the vocabulary.
     """
-    piece = self._backend.id_to_token(self._check(token))
+    token = self._check(token)
+    piece = self._backend.id_to_token(token)
     if piece is None:
       return f"<unused {token}>"
-    if isinstance(self._backend.decoder, decoders.ByteLevel):
-      if all(c in _BYTES for c in piece):
-        raw = bytes(_BYTES[c] for c in piece)
-        return _show_bytes(raw)
-      return piece.translate(_ESCAPES)
-    if len(piece) == 6 and piece.startswith("<0x") and piece[-1] == ">":
-      return _show_bytes(bytes([int(piece[3:5], 16)]))
-    return piece.replace("▁", " ").translate(_ESCAPES)
+    if self._byte_level:
+      return _show(self._bytes(token, piece))
+    if token in self._added:
+      return _show(piece.encode("utf-8"))
+    if self._byte_fallback and re.fullmatch("<0x[0-9A-F]{2}>", piece):
+      byte = int(piece[3:5], 16)
+      char = "▁" if byte == 32 else chr(byte)
+      if byte < 128 and self._backend.token_to_id(char) is None:
+        return _show(bytes([byte]))
+      return f"\\x{byte:02x}"
+    return _show(piece.replace("▁", " ").encode("utf-8"))
 
   def token_to_id(self, text: str) -> int | None:
-    """The id of a vocabulary entry, by its own name or by `token`'s."""
-    found = self._backend.token_to_id(text)
-    if found is not None:
-      return found
-    for candidate in (text, text.replace(" ", "▁"), _to_stand_ins(text)):
-      found = self._backend.token_to_id(candidate)
-      if found is not None and self.token(found) == text:
-        return found
-    return None
+    r"""The id of one token, or `None`.
 
-  def save(self, folder: str | os.PathLike) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json` into a folder."""
-    folder = pathlib.Path(folder)
+    Args:
+      text: what `token` shows (" the", "\n" in two characters), the same
+        unescaped (a real newline), or the entry as the vocabulary spells it
+        ("Ġthe"), in this order: "é" is the letter, not the byte that
+        byte-level BPE spells so.
+    """
+    for shown in (text, _show(text.encode("utf-8", "surrogatepass"))):
+      if shown in self._shown:
+        return self._shown[shown]
+    return self._backend.token_to_id(text)
+
+  @functools.cached_property
+  def _shown(self) -> dict[str, int]:
+    ids = reversed(range(self.vocab_size))
+    return {self.token(token): token for token in ids}
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes `tokenizer.json` and `tokenizer_config.json` for transformers.
+
+    Args:
+      path: a folder, made if need be.
+    """
+    folder = pathlib.Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
     data = json.loads(self._backend.to_str())
-    if self.add_bos:
-      data["post_processor"] = self._bos_template()
+    processor = data.get("post_processor")
+    if self.add_bos and _template_bos(processor, "post_processor") is None:
+      data["post_processor"] = self._bos_template(processor)
     text = json.dumps(data, ensure_ascii=False)
     (folder / "tokenizer.json").write_text(text, "utf-8")
     config: dict[str, Any] = {
@@ -149,7 +266,7 @@ class Tokenizer:
       "add_bos_token": self.add_bos,
       "clean_up_tokenization_spaces": False,
     }
-    for name in ("bos", "eos", "unk", "pad"):
+    for name in _NAMES:
       token = getattr(self, f"{name}_id")
       if token is not None:
         config[f"{name}_token"] = self._backend.id_to_token(token)
@@ -158,36 +275,51 @@ class Tokenizer:
     text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, "utf-8")
 
-  def _bos_template(self) -> dict[str, Any]:
+  def _bos_template(self, processor: Any) -> dict[str, Any]:
+    """The file's post-processor, and then one that puts BOS first."""
     bos = self._backend.id_to_token(self.bos_id)
     special = {"SpecialToken": {"id": bos, "type_id": 0}}
-
-    def sequence(letter):
-      return {"Sequence": {"id": letter, "type_id": 0}}
-
-    return {
+    first, second = (
+      {"Sequence": {"id": letter, "type_id": 0}} for letter in "AB"
+    )
+    template = {
       "type": "TemplateProcessing",
-      "single": [special, sequence("A")],
-      "pair": [special, sequence("A"), sequence("B")],
+      "single": [special, first],
+      "pair": [special, first, second],
       "special_tokens": {
         bos: {"id": bos, "ids": [self.bos_id], "tokens": [bos]}
       },
     }
+    if processor is None:
+      return template
+    return {"type": "Sequence", "processors": [processor, template]}
 
 
-def _show_bytes(raw: bytes) -> str:
-  """UTF-8 where it is, "\\xNN" for bytes that are no whole character."""
-  shown = raw.decode("utf-8", "surrogateescape").translate(_ESCAPES)
-  return "".join(
-    f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else c
-    for c in shown
-  )
+def _part_types(part: Any) -> list[str]:
+  """The type names in a part of a tokenizer."""
+  state = part.__getstate__().decode("utf-8") if part is not None else ""
+  return re.findall(r'"type": ?"(\w+)"', state)
 
 
-def _to_stand_ins(text: str) -> str:
-  """Text as byte-level BPE spells it in its vocabulary."""
-  names = {byte: char for char, byte in _BYTES.items()}
-  return "".join(names[byte] for byte in text.encode("utf-8", "replace"))
+def _show(raw: bytes) -> str:
+  r"""UTF-8 that prints, "\n", "\u00a0", and "\xNN" for other bytes."""
+  text = raw.decode("utf-8", "surrogateescape")
+  if text.isprintable() and "\\" not in text:
+    return text
+  return "".join(map(_escape, text))
+
+
+def _escape(char: str) -> str:
+  code = ord(char)
+  if char in _ESCAPES:
+    return _ESCAPES[char]
+  if 0xDC80 <= code <= 0xDCFF:
+    return f"\\x{code - 0xDC00:02x}"
+  if char.isprintable():
+    return char
+  if code < 128:
+    return f"\\x{code:02x}"
+  return f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
 
 
 def build(
@@ -201,62 +333,105 @@ def build(
   for name, part in parts.items():
     if part is not None:
       setattr(backend, name, part)
-  added = {"single_word": False, "lstrip": False, "rstrip": False}
-  backend.add_special_tokens(
-    [tokenizers.AddedToken(t, normalized=False, **added) for t in special]
-  )
-  backend.add_tokens(
-    [tokenizers.AddedToken(t, normalized=False, **added) for t in user_defined]
-  )
+  added = functools.partial(tokenizers.AddedToken, normalized=False)
+  backend.add_special_tokens([added(token) for token in special])
+  backend.add_tokens([added(token) for token in user_defined])
   return backend
+
+
+def first_line(error: BaseException) -> str:
+  """The first line of an error, or its type's name."""
+  return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   """The tokenizer of a Hugging Face folder, `None` if it has none.
 
+  `tokenizer.json` gives the rules, and with its post-processor says whether
+  BOS comes first; `tokenizer_config.json`, `special_tokens_map.json`,
+  `config.json` and `generation_config.json`, the first that has it, name the
+  special tokens.
+
   Raises:
-    WeightsError: for a damaged `tokenizer.json`, a special token outside the
-      vocabulary, or two BOS tokens.
+    WeightsError: for a damaged file, a special token outside the vocabulary,
+      or two BOS tokens.
   """
   folder = pathlib.Path(path)
   file = folder / "tokenizer.json"
   if not file.is_file():
     return None
   try:
-    backend = tokenizers.Tokenizer.from_file(str(file))
-    data = json.loads(file.read_text("utf-8"))
-  except Exception as error:  # the library raises bare Exception
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    text = file.read_text("utf-8")
+    data = json.loads(text)
+    backend = tokenizers.Tokenizer.from_str(text)
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:  # the library raises Exception, and panics
+    reason = first_line(error)
     raise WeightsError(f"{file}: not a tokenizer: {reason}") from None
   config = _optional_json(folder / "tokenizer_config.json")
-  ids = {}
-  for name in ("bos", "eos", "unk", "pad"):
-    token = config.get(f"{name}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if token is not None:
-      ids[f"{name}_id"] = backend.token_to_id(str(token))
-      if ids[f"{name}_id"] is None and name != "pad":
-        raise WeightsError(
-          f"{folder}: {name}_token {token!r} is not in the vocabulary"
-        )
+  found = {name: _special_ids(folder, name, backend) for name in _NAMES}
+  first = {
+    f"{name}_id": next(iter(ids.values()), None) for name, ids in found.items()
+  }
   template = _template_bos(data.get("post_processor"), str(file))
   if template is not None:
-    if ids.get("bos_id") not in (None, template):
-      raise WeightsError(
-        f"{folder}: two BOS tokens: {ids['bos_id']} in tokenizer_config.json, "
-        f"{template} in tokenizer.json's template"
-      )
-    ids["bos_id"] = template
-  chat = config.get("chat_template")
-  jinja = folder / "chat_template.jinja"
-  if chat is None and jinja.is_file():
-    chat = jinja.read_text("utf-8")
+    found["bos"]["tokenizer.json"] = first["bos_id"] = template
+  found["bos"].pop("generation_config.json", None)
+  if len(set(found["bos"].values())) > 1:
+    named = ", ".join(f"{i} in {where}" for where, i in found["bos"].items())
+    raise WeightsError(f"{folder}: more than one BOS token: {named}")
   return Tokenizer(
     backend,
-    **ids,
+    **first,
     add_bos=template is not None or config.get("add_bos_token") is True,
-    chat_template=chat if isinstance(chat, str) else None,
+    chat_template=_chat_template(folder, config),
   )
+
+
+def _chat_template(folder: pathlib.Path, config: dict[str, Any]) -> str | None:
+  """The template of its own file, else the config's (default) one."""
+  file = folder / "chat_template.jinja"
+  if file.is_file():
+    return file.read_text("utf-8", "replace")
+  chat = config.get("chat_template")
+  if isinstance(chat, list):
+    named = [entry for entry in chat if isinstance(entry, dict)]
+    chat = {entry.get("name"): entry.get("template") for entry in named}
+    chat = chat.get("default")
+  return chat if isinstance(chat, str) else None
+
+
+def _special_ids(
+  folder: pathlib.Path, name: str, backend: tokenizers.Tokenizer
+) -> dict[str, int]:
+  """The ids that a folder's files give one special token, best file first."""
+  found = {}
+  for file in ("tokenizer_config.json", "special_tokens_map.json"):
+    token = _optional_json(folder / file).get(f"{name}_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is None:
+      continue
+    token_id = backend.token_to_id(str(token))
+    if token_id is not None:
+      found[file] = token_id
+    elif name in ("bos", "eos"):
+      raise WeightsError(
+        f"{folder / file}: {name}_token {token!r} is not in the vocabulary"
+      )
+  for file in ("config.json", "generation_config.json"):
+    token_id = _optional_json(folder / file).get(f"{name}_token_id")
+    if isinstance(token_id, list) and token_id and name == "eos":
+      token_id = token_id[0]
+    if token_id is None or (name == "pad" and token_id == -1):
+      continue
+    if type(token_id) is not int or backend.id_to_token(token_id) is None:
+      raise WeightsError(
+        f"{folder / file}: {name}_token_id {token_id!r} is not in the "
+        f"vocabulary of {backend.get_vocab_size()}"
+      )
+    found[file] = token_id
+  return found
 
 
 def _optional_json(path: pathlib.Path) -> dict[str, Any]:
@@ -273,32 +448,46 @@ def _optional_json(path: pathlib.Path) -> dict[str, Any]:
 
 def _template_bos(processor: Any, where: str) -> int | None:
   """The id that a post-processor puts first, if it does."""
-  if not isinstance(processor, dict):
-    return None
-  parts = processor.get("processors", [processor])
   leading: list[int] = []
-  for part in parts:
-    if part.get("type") != "TemplateProcessing":
-      continue
-    for piece in part["single"]:
+  for part in _processors(processor):
+    for piece in part.get("single", ()):
       if "SpecialToken" not in piece:
         break
       name = piece["SpecialToken"]["id"]
       leading += part["special_tokens"][name]["ids"]
+    if part.get("type") in ("BertProcessing", "RobertaProcessing"):
+      leading.append(part["cls"][1])
   if len(leading) > 1:
-    raise WeightsError(f"{where}: the template adds two BOS tokens: {leading}")
+    raise WeightsError(
+      f"{where}: the post-processor adds more than one BOS token: {leading}"
+    )
   return leading[0] if leading else None
+
+
+def _processors(processor: Any) -> list[dict[str, Any]]:
+  """A post-processor's parts, those of nested sequences too."""
+  if not isinstance(processor, dict):
+    return []
+  if "processors" not in processor:
+    return [processor]
+  return [p for part in processor["processors"] for p in _processors(part)]
 
 
 def tokenizer_from_glassllm(path: str | os.PathLike) -> Tokenizer:
   """The character BPE of the `glassllm` package.
 
+  Text is put into NFC, " " becomes "▁", and merges stay inside the chunks
+  that a regular expression cuts; unknown characters are one <unk> each.
+
+  Args:
+    path: one of the package's `*.tokenizer.json`.
+
   Raises:
     WeightsError: for a file that is not of that form.
   """
   special = ["<pad>", "<unk>", "<bos>", "<eos>"]
+  data = _optional_json(pathlib.Path(path))
   try:
-    data = json.loads(pathlib.Path(path).read_text("utf-8"))
     merges = [(str(a), str(b)) for a, b in data["merges"]]
     entries = [*special, *map(str, data["alphabet"])]
     entries += [a + b for a, b in merges]
@@ -306,9 +495,11 @@ def tokenizer_from_glassllm(path: str | os.PathLike) -> Tokenizer:
       raise ValueError("duplicate tokens")
     vocab = {token: i for i, token in enumerate(entries)}
     model = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=False)
+  except KeyError as error:
+    raise WeightsError(f"{path}: not a tokenizer: no key {error}") from None
   except Exception as error:  # the library raises bare Exception
-    raise WeightsError(f"{path}: not a tokenizer: {error}") from None
-  chunk = tokenizers.Regex("\\n|▁*[^▁\\n]+|▁+")
+    reason = first_line(error)
+    raise WeightsError(f"{path}: not a tokenizer: {reason}") from None
   backend = build(
     model,
     special,
@@ -316,7 +507,9 @@ def tokenizer_from_glassllm(path: str | os.PathLike) -> Tokenizer:
     normalizer=normalizers.Sequence(
       [normalizers.NFC(), normalizers.Replace(" ", "▁")]
     ),
-    pre_tokenizer=pre_tokenizers.Split(chunk, "isolated"),
+    pre_tokenizer=pre_tokenizers.Split(
+      tokenizers.Regex("\\n|▁*[^▁\\n]+|▁+"), "isolated"
+    ),
     decoder=decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()]),
   )
   return Tokenizer(backend, pad_id=0, unk_id=1, bos_id=2, eos_id=3)

@@ -238,6 +238,27 @@ def _largest(a, b, keep, site):
   return worst
 
 
+SMOLLM2_TEXT = (
+  "Rain had fallen on the valley for nine days. The mill stood in water to "
+  "its second window, and Anna counted sacks by candle light: 17 of wheat, "
+  "3 of rye, none dry. "
+) * 8
+
+
+def smollm2_reference(path, ids):
+  """(logits [T, V], pattern [L, H, T, T]) of transformers, from a GGUF."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    str(path.parent),
+    gguf_file=path.name,
+    dtype=torch.float32,
+    attn_implementation="eager",
+  ).eval()
+  with torch.no_grad():
+    theirs = model(torch.tensor([ids]), output_attentions=True)
+  pattern = np.stack([a[0].numpy() for a in theirs.attentions])
+  return theirs.logits[0].numpy(), pattern
+
+
 def smollm2_errors(smollm2, path, length=192):
   """Largest errors on SmolLM2, both reading the same GGUF file."""
   import jax
@@ -245,28 +266,15 @@ def smollm2_errors(smollm2, path, length=192):
 
   import sinkjax
 
-  text = (
-    "Rain had fallen on the valley for nine days. The mill stood in water to "
-    "its second window, and Anna counted sacks by candle light: 17 of wheat, "
-    "3 of rye, none dry. "
-  )
-  ids = smollm2.tokenizer.encode(text * 8)[:length]
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-    str(path.parent), gguf_file=path.name, dtype=torch.float32,
-    attn_implementation="eager",
-  ).eval()  # fmt: skip
-  with torch.no_grad():
-    theirs = model(torch.tensor([ids]), output_attentions=True)
+  ids = smollm2.tokenizer.encode(SMOLLM2_TEXT)[:length]
+  logits, pattern = smollm2_reference(path, ids)
   observe = {"pattern": ("pattern", lambda x: x)}
   ours = jax.jit(sinkjax.capture(sinkjax.forward(smollm2.cfg), observe))
   out = ours(smollm2.params, jnp.array([ids]))
-  pattern = np.stack([a.numpy() for a in theirs.attentions])
-  logits = theirs.logits.numpy()
+  mine, attention = np.asarray(out.logits[0]), out.trace["pattern"][:, 0]
   return {
     "tokens": len(ids),
-    "logits": float(np.abs(np.asarray(out.logits) - logits).max()),
-    "pattern": float(np.abs(np.asarray(out.trace["pattern"]) - pattern).max()),
-    "argmax agrees": float(
-      (np.asarray(out.logits).argmax(-1) == logits.argmax(-1)).mean()
-    ),
+    "logits": float(np.abs(mine - logits).max()),
+    "pattern": float(np.abs(np.asarray(attention) - pattern).max()),
+    "argmax agrees": float((mine.argmax(-1) == logits.argmax(-1)).mean()),
   }

@@ -1,13 +1,15 @@
-"""Writes the golden values of the parity tests: `python tests/golden/make_golden.py`.
+"""Writes the golden values of the parity tests.
 
-Needs the extra `parity`. For each family: the tiny model as a Hugging Face
-folder and what transformers computes with it. For SmolLM2: transformers' own
-reading of the same GGUF file.
+  python tests/golden/make_golden.py
+
+Needs the extra `parity` and the package glassllm. For each family: the tiny
+model as a Hugging Face folder and what transformers computes with it. For
+SmolLM2: transformers' own reading of the same GGUF file. For glassllm: its own
+numpy code.
 """
 
 import pathlib
 import shutil
-import sys
 
 import families
 import numpy as np
@@ -35,6 +37,42 @@ def write_families():
     print(name, sum(a.nbytes for a in arrays.values()) // 1024, "KiB")
 
 
+def write_smollm2():
+  """Transformers on SmolLM2's GGUF: random entries of logits and attention."""
+  import sinkjax
+  from sinkjax.weights.registry import fetch
+
+  tokenizer = sinkjax.load("smollm2-135m").tokenizer
+  ids = tokenizer.encode(families.SMOLLM2_TEXT)[:192]
+  logits, pattern = families.smollm2_reference(fetch("smollm2-135m"), ids)
+  rng = np.random.default_rng(0)
+  arrays = {"ids": np.array(ids, np.int32)}
+  for name, values in (("logits", logits), ("pattern", pattern)):
+    at = np.sort(rng.integers(0, values.size, 15000))
+    arrays[f"{name}_at"] = at.astype(np.int32)
+    arrays[name] = values.ravel()[at].astype(np.float32)
+  arrays["top"] = logits.argmax(axis=-1).astype(np.int32)
+  arrays["first"] = pattern[..., 0].mean(axis=-1).astype(np.float32)
+  np.savez_compressed(HERE / "smollm2.npz", **arrays)
+  print("smollm2")
+
+
+def write_glassllm():
+  """The glassllm package's own forward pass (needs that package)."""
+  import glassllm
+
+  text = "Once upon a time there was a king who had three sons."
+  arrays = {}
+  for language in ("en", "pt"):
+    model, tokenizer = glassllm.load_pretrained(language)
+    ids = tokenizer.encode(text)[:24]
+    arrays[f"{language}_ids"] = np.array(ids, np.int32)
+    arrays[f"{language}_logits"] = np.asarray(model(ids).data[0], np.float32)
+  np.savez_compressed(HERE / "glassllm.npz", **arrays)
+  print("glassllm")
+
+
 if __name__ == "__main__":
-  sys.path.insert(0, str(HERE))
   write_families()
+  write_smollm2()
+  write_glassllm()

@@ -12,20 +12,21 @@ from sinkjax.models.positions import inverse_frequencies, rotary_tables, rotate
 
 VARIANTS = {
   "llama": {},
-  "gpt2": dict(
-    norm="layer", qkv_bias=True, out_bias=True, gated_mlp=False,
-    mlp_bias=True, positions="learned", tie_embeddings=True,
-  ),
-  "gemma2": dict(
-    norm_offset=1.0, post_norms=True, attn_softcap=5.0, logit_softcap=3.0,
-    window=3, local_layers=(True, False, True), embed_scale=5.0,
-  ),
-  "gemma3": dict(
-    qk_norm=True, window=3, local_layers=(True, True, False),
-    rope_local_base=100.0,
-  ),
-  "neox": dict(parallel_residual=True, rope_dim=2, norm="layer"),
-  "nope": dict(positions="none", activation="relu"),
+  "gpt2": {
+    "norm": "layer", "qkv_bias": True, "out_bias": True, "gated_mlp": False,
+    "mlp_bias": True, "positions": "learned", "tie_embeddings": True,
+  },
+  "gemma2": {
+    "norm_offset": 1.0, "post_norms": True, "attn_softcap": 5.0,
+    "logit_softcap": 3.0, "window": 3, "embed_scale": 5.0,
+    "local_layers": (True, False, True),
+  },
+  "gemma3": {
+    "qk_norm": True, "window": 3, "local_layers": (True, True, False),
+    "rope_local_base": 100.0,
+  },
+  "neox": {"parallel_residual": True, "rope_dim": 2, "norm": "layer"},
+  "nope": {"positions": "none", "activation": "relu"},
 }  # fmt: skip
 
 
@@ -131,7 +132,9 @@ def test_rotation_keeps_norms_and_depends_on_distance(tiny):
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, cfg.head_dim))
 
   def score(a, b):
-    at = lambda p: [table[0] for table in rotary_tables(cfg, jnp.array([[p]]))]
+    def at(p):
+      return [table[0] for table in rotary_tables(cfg, jnp.array([[p]]))]
+
     return jnp.sum(rotate(q, *at(a)) * rotate(k, *at(b)))
 
   np.testing.assert_allclose(score(9, 4), score(25, 20), rtol=1e-4)

@@ -1,0 +1,212 @@
+"""The launchers as a person meets them: in a process of their own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import sinkjax
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONTRACT = (
+  "schema", "complete", "model", "config", "token_ids", "first_token",
+  "sink_rate", "sink_rate_mean_first", "alpha_first", "entropy",
+  "value_norm_first", "value_norm_rest", "hidden_norm_first",
+  "hidden_norm_median", "massive", "nll", "versions", "device", "seconds",
+)  # fmt: skip
+
+
+def run(launcher, *flags, **env):
+  return subprocess.run(
+    [sys.executable, "-m", f"launch.{launcher}", *flags],
+    cwd=ROOT, capture_output=True, text=True, env={**os.environ, **env},
+    check=False, timeout=300,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def analyzed(tmp_path_factory, glassllm_path):
+  out = tmp_path_factory.mktemp("out") / "en"
+  done = run("analyze", "--model=glassllm-en", f"--out={out}")
+  assert done.returncode == 0, done.stderr
+  return out, done
+
+
+def test_contract(analyzed):
+  out, _ = analyzed
+  data = json.loads((out / "summary.json").read_text())
+  assert set(CONTRACT) <= set(data)
+  assert data["complete"] is True
+  assert list(data)[-1] == "complete"
+  assert set(data["sink_rate"]) == {"0.3", "0.5", "0.8"}
+  assert np.shape(data["alpha_first"]) == (4, 4)
+  assert np.shape(data["entropy"]) == (4, 4)
+  assert np.shape(data["value_norm_first"]) == (4, 2)
+  assert np.shape(data["hidden_norm_first"]) == (4,)
+  assert {"layer", "position", "dimension", "value", "ratio"} <= set(
+    data["massive"]
+  )
+  assert data["first_token"]["id"] == data["token_ids"][0]
+  files = {path.name for path in out.iterdir()}
+  assert files == {
+    "summary.json", "heads.csv", "report.html", "sink_map.png", "norms.png",
+    "attention.png", "entropy.png",
+  }  # fmt: skip
+  rows = (out / "heads.csv").read_text().splitlines()
+  assert rows[0].startswith("layer,head,alpha")
+  assert len(rows) == 17
+
+
+def test_numbers_are_the_library_s(analyzed):
+  out, _ = analyzed
+  data = json.loads((out / "summary.json").read_text())
+  params, cfg, _ = sinkjax.load("glassllm-en")
+  h = sinkjax.capture(
+    sinkjax.forward(cfg), {"a": ("pattern", sinkjax.sink_score)}
+  )
+  alpha = h(params, np.array([data["token_ids"]])).trace["a"]
+  np.testing.assert_allclose(data["alpha_first"], alpha[:, 0], rtol=1e-5)
+  for eps, rate in data["sink_rate"].items():
+    assert rate == pytest.approx(float((alpha > float(eps)).mean()))
+
+
+def test_names_the_first_token(analyzed):
+  out, done = analyzed
+  token = json.loads((out / "summary.json").read_text())["first_token"]
+  assert f"{token['text']!r} (id {token['id']})" in done.stdout
+  assert f"id {token['id']}" in (out / "report.html").read_text()
+
+
+def test_again_says_done_and_another_is_refused(analyzed):
+  out, _ = analyzed
+  before = (out / "summary.json").stat().st_mtime_ns
+  again = run("analyze", "--model=glassllm-en", f"--out={out}")
+  assert again.returncode == 0
+  assert "Already done" in again.stdout
+  other = run("analyze", "--model=glassllm-pt", f"--out={out}")
+  assert other.returncode == 1
+  assert "another command" in other.stderr
+  assert (out / "summary.json").stat().st_mtime_ns == before
+
+
+def test_prefix_and_prompts_file(tmp_path, glassllm_path):
+  file = tmp_path / "p.jsonl"
+  lines = [
+    {"text": "The king sat down."},
+    {"text": "A fox ran by the old mill"},
+  ]
+  file.write_text("\n".join(map(json.dumps, lines)))
+  out = tmp_path / "out"
+  done = run("analyze", "--model=glassllm-en", f"--out={out}",
+             f"--prompts_file={file}", "--prefix=<bos>", "--eps=0.2",
+             "--max_tokens=6")  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  data = json.loads((out / "summary.json").read_text())
+  assert data["first_token"] == {
+    "id": 2, "text": "<bos>", "is_bos": True, "prefix": "bos",
+  }  # fmt: skip
+  assert [len(p) for p in data["prompts"]] == [6, 6]
+  assert data["sink_rate_stderr"]["0.2"] is not None
+
+
+@pytest.mark.parametrize("flags", [
+  ("--model=glassllm-en", "--dry_run"),
+  ("--model=glassllm-en", "--dry_run", "--out=never"),
+])  # fmt: skip
+def test_dry_run_writes_nothing(flags, glassllm_path):
+  done = run("analyze", *flags)
+  assert done.returncode == 0, done.stderr
+  for word in ("parameters", "memory", "time", "position 0"):
+    assert word in done.stdout
+  assert not (ROOT / "never").exists()
+
+
+@pytest.mark.parametrize(
+  ("launcher", "flags", "message"),
+  [
+    ("analyze", ["--model=nope", "--out=never"], "known:"),
+    ("analyze", [], "--out is missing"),
+    ("analyze", ["--out=never", "--eps=2"], "--eps must be numbers in"),
+    ("analyze", ["--out=never", "--max_tokens=1"], "at least 2"),
+    ("analyze", ["--out=never", "--max_tokens=x"], "max_tokens"),
+    ("analyze", ["--out=never", "--nope=1"], "nope"),
+    ("analyze", ["--out=never", "more"], "unexpected argument 'more'"),
+    ("analyze", ["--out=never", "--text_file=/no/file"], "cannot read"),
+    (
+      "analyze",
+      ["--out=never", "--model=glassllm-en", "--max_tokens=500"],
+      "context of 128",
+    ),
+    (
+      "analyze",
+      ["--out=never", "--model=glassllm-en", "--prefix=zebra"],
+      "no such token",
+    ),
+    ("analyze", ["--out=README.md"], "is a file"),
+    ("convert", ["--out=never"], "--model is missing"),
+    ("convert", ["--model=glassllm-en", "--out=tests"], "not an empty folder"),
+    ("convert", ["--model=glassllm-en", "--to=xyz", "--out=never"], "to"),
+  ],
+)
+def test_errors_are_one_line(launcher, flags, message, glassllm_path):
+  done = run(launcher, *flags)
+  assert done.returncode == 1
+  lines = [line for line in done.stderr.splitlines() if "step/s" not in line]
+  errors = [line for line in lines if line.startswith("error: ")]
+  assert len(errors) == 1, done.stderr
+  assert message in errors[0]
+  assert "Traceback" not in done.stderr
+  left = ROOT / "never"
+  assert not left.exists() or not list(left.iterdir())
+  if left.exists():
+    left.rmdir()
+
+
+@pytest.mark.parametrize("launcher", ["analyze", "convert", "bench"])
+def test_help_teaches(launcher):
+  done = run(launcher, "--help")
+  assert done.returncode == 0
+  assert f"python -m launch.{launcher}" in done.stdout
+  assert "--out" in done.stdout
+  assert "--[no]dry_run" in done.stdout
+
+
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_convert_round_trip(tmp_path, to, glassllm_path):
+  out = tmp_path / "model"
+  done = run("convert", "--model=glassllm-en", f"--to={to}", f"--out={out}")
+  assert done.returncode == 0, done.stderr
+  assert "bit for bit" in done.stdout
+  old, new = sinkjax.load("glassllm-en"), sinkjax.load(out)
+  text = "The king sat by the window; it was a cold night."
+  assert new.tokenizer.encode(text) == old.tokenizer.encode(text)
+  tokens = np.array([old.tokenizer.encode(text)])
+  np.testing.assert_array_equal(
+    sinkjax.forward(old.cfg)(old.params, tokens).logits,
+    sinkjax.forward(new.cfg)(new.params, tokens).logits,
+  )
+
+
+def test_interrupt_leaves_nothing_half_written(tmp_path, glassllm_path):
+  out = tmp_path / "out"
+  process = subprocess.Popen(
+    [sys.executable, "-m", "launch.analyze", "--model=glassllm-en",
+     f"--out={out}"],
+    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  while not out.exists() and process.poll() is None:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == 130, stderr
+  assert "stopped" in stderr
+  assert "Traceback" not in stderr
+  left = list(out.iterdir())
+  assert not any(path.name.startswith(".") for path in left)
+  assert not (out / "summary.json").exists()
