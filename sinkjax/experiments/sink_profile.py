@@ -23,7 +23,7 @@ from sinkjax.models.transformer import Params, forward
 from sinkjax.transforms.capture import capture
 
 DRAWN = 128
-"""Attention maps are averaged down to at most this many rows and columns."""
+"""Attention maps are drawn with at most this many rows and columns."""
 
 BATCH_TOKENS = 1024
 """Tokens of one forward pass, unless a single prompt is longer."""
@@ -46,7 +46,8 @@ class SinkProfile:
     hidden_norm_median: [P, L] median norm over all tokens.
     massive: [P, L] arrays value, position, dimension, ratio, is_massive.
     nll: [P] nats a token, the first token not predicted.
-    maps: [L, H, t, t] attention of the first prompt, averaged down to t.
+    maps: [L, H, t, t] attention of the first prompt between blocks of
+      tokens; t = T where T is small.
   """
 
   prompts: list[list[int]]
@@ -88,10 +89,11 @@ class SinkProfile:
     return [tuple(map(int, np.unravel_index(i, mean.shape))) for i in order]
 
 
-def average_down(pattern: jax.Array, size: int = DRAWN) -> jax.Array:
-  """[..., T, T] averaged over square cells to at most [..., size, size].
+def coarsen(pattern: jax.Array, size: int = DRAWN) -> jax.Array:
+  """[..., T, T] attention between blocks of tokens, at most [..., size, size].
 
-  The last cell of each axis may hold fewer rows; it is their mean too.
+  Averaged over the queries of a block and summed over its keys, so that rows
+  still sum to one and a sink looks as strong as it is.
   """
   length = pattern.shape[-1]
   cell = -(-length // size)
@@ -99,9 +101,9 @@ def average_down(pattern: jax.Array, size: int = DRAWN) -> jax.Array:
     return pattern
   cells = -(-length // cell)
   member = jnp.arange(length)[None] // cell == jnp.arange(cells)[:, None]
-  weights = member / member.sum(axis=1, keepdims=True)
-  weights = weights.astype(pattern.dtype)
-  return jnp.einsum("ct,...ts,ds->...cd", weights, pattern, weights)
+  keys = member.astype(pattern.dtype)
+  queries = keys / keys.sum(axis=1, keepdims=True)
+  return jnp.einsum("ct,...ts,ds->...cd", queries, pattern, keys)
 
 
 def _observers() -> dict[str, tuple[str, Callable]]:
@@ -116,7 +118,7 @@ def _observers() -> dict[str, tuple[str, Callable]]:
     "key": ("k", lambda k: first_and_rest(token_norms(k))),
     "hidden": ("resid_post", _hidden),
     "massive": ("resid_post", lambda x: massive_activation(x)._asdict()),
-    "maps": ("pattern", lambda p: average_down(p[0])),
+    "maps": ("pattern", lambda p: coarsen(p[0])),
   }
 
 

@@ -2,8 +2,7 @@
 
 Matplotlib is imported inside the functions and used without pyplot, so that
 no figure outlives its call and nothing needs a display. Dark is high on every
-map. Axes: L layers, H heads, N KV heads, T positions. Not for threads: the
-style is set for the time of a call.
+map. Axes: L layers, H heads, N KV heads, T positions. Not thread-safe.
 """
 
 import io
@@ -17,7 +16,6 @@ DPI = 130
 FIRST, REST = "#c8501e", "#1f6fad"  # vermilion and blue: for every eye
 INK, MUTED, RULE = "#22272e", "#69727d", "#d9dde2"
 SCALE = ("#eef2f7", "#c3d9ea", "#7fb2d6", "#3a82bb", "#15548f", "#0a2a52")
-
 LABELLED = 32  # attention maps up to this T show their tokens
 
 # fmt: off
@@ -26,7 +24,8 @@ STYLE = {
   "text.color": INK, "axes.titlesize": 9.5, "axes.titlelocation": "left",
   "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.7,
   "axes.spines.top": False, "axes.spines.right": False,
-  "axes.axisbelow": True, "grid.color": RULE, "grid.linewidth": 0.6,
+  "axes.axisbelow": True, "figure.facecolor": "white",
+  "grid.color": RULE, "grid.linewidth": 0.6,
   **{f"{axis}tick.{name}": value for axis in "xy" for name, value in (
     ("labelsize", 8), ("color", MUTED), ("labelcolor", INK),
     ("major.size", 3), ("major.width", 0.7),
@@ -43,8 +42,7 @@ def drawing(width: float, height: float) -> Iterator[Any]:
   from matplotlib.figure import Figure
 
   with matplotlib.rc_context(STYLE):
-    size = (width, height)
-    figure = Figure(size, DPI, facecolor="white", layout="constrained")
+    figure = Figure((width, height), DPI, layout="constrained")
     FigureCanvasAgg(figure)
     yield figure
 
@@ -224,10 +222,9 @@ def attention_maps(
 ) -> bytes:
   """Attention patterns on one square-root colour scale, as a PNG.
 
-  The first half makes the top row, the second half the row below.
-
   Args:
-    patterns: [n, T, T], queries by keys; the future is left blank.
+    patterns: [n, T, T], queries by keys; the future is left blank. The first
+      half makes the top row, the second half the row below.
     titles: one a pattern.
     tokens: the text of each position. More tokens than T mean that the
       patterns were averaged over square cells; ticks still count tokens.

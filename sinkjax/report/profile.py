@@ -197,7 +197,7 @@ def _sections(profile, data, drawn, eps: float) -> list[html.Section]:
       figure=drawn["attention.png"],
       caption=(
         "Attention of the strongest sink heads (above) and the weakest "
-        f"(below) on the first prompt. A bright first column is a sink: layer "
+        f"(below) on the first prompt. A dark first column is a sink: layer "
         f"{top[0]} head {top[1]} puts {alpha[top]:.2f} of its attention there, "
         f"layer {low[0]} head {low[1]} only {alpha[low]:.2f}."
       ),

@@ -166,13 +166,13 @@ def read_json(path: pathlib.Path, limit: int = 64 << 20) -> Any:
     raise WeightsError(f"{path}: not valid JSON: {error}") from None
 
 
-def load_config(path: pathlib.Path) -> ModelConfig:
+def load_config(path: str | os.PathLike) -> ModelConfig:
   """The config of a Hugging Face folder."""
-  where = path / "config.json"
+  where = pathlib.Path(path) / "config.json"
   return config_from_hf(read_json(where), str(where))
 
 
-def load(path: pathlib.Path) -> tuple[Params, ModelConfig]:
+def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
   """Parameters in float32 and the config of a Hugging Face folder.
 
   Raises:

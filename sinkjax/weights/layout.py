@@ -9,6 +9,7 @@ Ours: kernels are [in..., out...] and layers are stacked on axis 0.
 
 import concurrent.futures
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -67,6 +68,7 @@ class Source(Protocol):
     ...
 
 
+@functools.lru_cache(maxsize=16)
 def flat_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Our parameters' paths, joined by "/", and their shapes."""
   flat: dict[str, tuple[int, ...]] = {}

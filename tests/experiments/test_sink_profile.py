@@ -7,7 +7,7 @@ import pytest
 
 import sinkjax
 from sinkjax.experiments import sink_profile as module
-from sinkjax.experiments.sink_profile import average_down, sink_profile
+from sinkjax.experiments.sink_profile import coarsen, sink_profile
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8], [5, 5, 5, 5, 5, 6, 7, 8]]
 
@@ -70,18 +70,17 @@ def test_progress_counts_prompts(tiny):
 
 
 @pytest.mark.parametrize("length", [5, 8, 9, 64])
-def test_average_down_keeps_the_mean_of_cells(length):
-  pattern = np.random.default_rng(0).random((2, length, length))
-  small = np.asarray(average_down(jnp.asarray(pattern, jnp.float32), size=8))
+def test_coarsen_keeps_rows_and_columns(length):
+  scores = jax.random.normal(jax.random.key(0), (2, length, length))
+  pattern = np.asarray(jax.nn.softmax(scores, axis=-1))
+  small = np.asarray(coarsen(jnp.asarray(pattern), size=8))
   cell = -(-length // 8)
   assert small.shape[-1] == -(-length // cell) <= 8
-  np.testing.assert_allclose(
-    small[:, 0, 0], pattern[:, :cell, :cell].mean((1, 2)), rtol=1e-5
-  )
+  np.testing.assert_allclose(small.sum(-1), 1, rtol=1e-5)
   last = (length - 1) // cell * cell
-  np.testing.assert_allclose(
-    small[:, -1, 0], pattern[:, last:, :cell].mean((1, 2)), rtol=1e-5
-  )
+  for row, rows in ((0, slice(0, cell)), (-1, slice(last, None))):
+    want = pattern[:, rows, :cell].sum(axis=2).mean(axis=1)
+    np.testing.assert_allclose(small[:, row, 0], want, rtol=1e-5)
 
 
 def test_refusals(tiny):

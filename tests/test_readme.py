@@ -1,0 +1,69 @@
+"""The README and the guide are true: their code runs, their files are there."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = {
+  name: (ROOT / name).read_text() for name in ("README.md", "docs/guide.md")
+}
+
+
+def blocks(name, language):
+  return re.findall(rf"```{language}\n(.*?)```", DOCS[name], re.DOTALL)
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_python_runs(name, smollm2_path, glassllm_path):
+  code = "\n".join(blocks(name, "python"))
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+    check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  if name == "README.md":
+    plain, hidden = (line.split() for line in done.stdout.splitlines())
+    assert float(plain[-1]) > 2 * float(hidden[-1])
+
+
+def test_commands_are_the_launchers_own(tmp_path, glassllm_path):
+  """Every `python -m launch...` of the README, as a dry run or for its help."""
+  commands = re.findall(
+    r"python -m (launch\.[a-z]+)([^`&\n]*)", DOCS["README.md"]
+  )
+  assert len(commands) >= 4
+  for module, flags in commands:
+    flags = flags.replace("NAME", "glassllm-en").replace("DIR", str(tmp_path))
+    words = flags.split() + ([] if "--help" in flags else ["--dry_run"])
+    done = subprocess.run(
+      [sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True,
+      text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (module, flags, done.stderr)
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_links_lead_somewhere(name):
+  folder = (ROOT / name).parent
+  for target in re.findall(r"\]\(([^)#]+)\)", DOCS[name]):
+    if not target.startswith("http"):
+      assert (folder / target).exists(), target
+
+
+def test_set_up_is_two_commands():
+  commands = blocks("README.md", "sh")
+  assert len(commands) == 2
+  assert all(len(command.strip().splitlines()) == 1 for command in commands)
+  assert "launch.analyze" in commands[0]
+  assert "pytest" in commands[1]
+
+
+def test_the_guide_names_every_site():
+  import sinkjax
+
+  for site in sinkjax.SITES:
+    assert f"`{site}`" in DOCS["docs/guide.md"]
