@@ -1,9 +1,20 @@
 """Fixtures: a tiny model, and the real ones, fetched once into the cache."""
 
+import pathlib
+
 import jax
 import pytest
 
 import sinkjax
+
+# A silent broadcast between ranks is a wrong number in the making.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Most of the time here is compilation, much of it of the same programs.
+_COMPILED = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+jax.config.update("jax_compilation_cache_dir", str(_COMPILED))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")

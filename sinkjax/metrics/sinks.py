@@ -131,5 +131,6 @@ def attention_entropy(
   positive = jnp.where(rows > 0, rows, 1)
   entropy = -jnp.sum(rows * jnp.log(positive), axis=-1)
   if normalize:
-    entropy = entropy / jnp.log(jnp.arange(2, queries + 1, dtype=rows.dtype))
+    most = jnp.log(jnp.arange(2, queries + 1, dtype=rows.dtype))
+    entropy = entropy / jnp.broadcast_to(most, entropy.shape)
   return jnp.mean(entropy, axis=-1)

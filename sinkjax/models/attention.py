@@ -93,6 +93,11 @@ def rms_normalize(x: Array, eps: float) -> Array:
   return wide * jax.lax.rsqrt(square + eps)
 
 
+def align(vector: Array, x: Array) -> Array:
+  """`vector` with leading axes of size 1, to the rank of `x`."""
+  return vector.reshape((1,) * (x.ndim - vector.ndim) + vector.shape)
+
+
 class HeadNorm(nn.Module):
   """RMS norm over each head's dimension, one scale for all heads."""
 
@@ -103,7 +108,8 @@ class HeadNorm(nn.Module):
     init = nn.initializers.constant(1.0 - self.cfg.norm_offset)
     scale = self.param("scale", init, (x.shape[-1],))
     normed = rms_normalize(x, self.cfg.norm_eps)
-    return (normed * (scale + self.cfg.norm_offset)).astype(x.dtype)
+    scale = align(scale + self.cfg.norm_offset, x)
+    return (normed * scale).astype(x.dtype)
 
 
 class Projection(nn.Module):
@@ -128,7 +134,7 @@ class Projection(nn.Module):
     out = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
     if self.bias_shape is not None:
       bias = self.param("bias", nn.initializers.zeros, self.bias_shape)
-      out = out + bias.astype(x.dtype)
+      out = out + align(bias, out).astype(x.dtype)
     return out
 
 

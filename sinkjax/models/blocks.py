@@ -10,6 +10,7 @@ from sinkjax.models.attention import (
   Attention,
   Context,
   Projection,
+  align,
   rms_normalize,
 )
 from sinkjax.taps import Tapper, Taps, Trace
@@ -31,12 +32,12 @@ class Norm(nn.Module):
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     cfg, width = self.cfg, (self.cfg.d_model,)
     init = nn.initializers.constant(1.0 - cfg.norm_offset)
-    scale = self.param("scale", init, width) + cfg.norm_offset
+    scale = align(self.param("scale", init, width) + cfg.norm_offset, x)
     if cfg.norm == "rms":
       return (rms_normalize(x, cfg.norm_eps) * scale).astype(x.dtype)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    bias = self.param("bias", nn.initializers.zeros, width)
+    bias = align(self.param("bias", nn.initializers.zeros, width), x)
     normed = rms_normalize(centred, cfg.norm_eps)
     return (normed * scale + bias).astype(x.dtype)
 

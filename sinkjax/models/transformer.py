@@ -100,8 +100,8 @@ def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
   Returns:
     `{"embed", "blocks": {...[L, ...]}, "final_norm", ...}` in float32.
   """
-  model = Transformer(cfg)
-  return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+  init = jax.jit(Transformer(cfg).init)
+  return init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def param_shapes(cfg: ModelConfig) -> Params:

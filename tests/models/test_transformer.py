@@ -30,7 +30,7 @@ VARIANTS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=VARIANTS, scope="module")
 def variant(request):
   cfg = sinkjax.TINY.replace(**VARIANTS[request.param])
   params = sinkjax.init_params(cfg, jax.random.key(0))
@@ -46,7 +46,7 @@ def test_causal_by_gradient(variant):
     g = sinkjax.intervene(f, {"embed": sinkjax.add(shift)})
     return g(params, tokens).logits[0].sum(axis=-1)
 
-  jac = jax.jacrev(logits)(jnp.zeros((1, 8, cfg.d_model)))
+  jac = jax.jit(jax.jacrev(logits))(jnp.zeros((1, 8, cfg.d_model)))
   reach = np.abs(np.asarray(jac))[:, 0].sum(axis=-1)
   assert np.all(reach[np.triu_indices(8, 1)] == 0)
   assert np.all(np.diag(reach) > 0)
@@ -54,14 +54,14 @@ def test_causal_by_gradient(variant):
 
 def test_a_longer_text_changes_nothing_before(variant):
   params, cfg = variant
-  f, tokens = sinkjax.forward(cfg), jnp.arange(10)[None]
+  f, tokens = jax.jit(sinkjax.forward(cfg)), jnp.arange(10)[None]
   long, short = f(params, tokens).logits, f(params, tokens[:, :6]).logits
   np.testing.assert_allclose(long[:, :6], short, atol=2e-5)
 
 
 def test_padding_after_the_text_changes_nothing(variant):
   params, cfg = variant
-  f, tokens = sinkjax.forward(cfg), jnp.arange(10)[None]
+  f, tokens = jax.jit(sinkjax.forward(cfg)), jnp.arange(10)[None]
   valid = jnp.arange(10)[None] < 6
   padded = f(params, tokens, valid=valid).logits
   np.testing.assert_allclose(
@@ -73,14 +73,18 @@ def test_padding_after_the_text_changes_nothing(variant):
 def test_bfloat16_is_close_and_float64_closer(variant):
   params, cfg = variant
   tokens = jnp.arange(10)[None]
-  single = sinkjax.forward(cfg)(params, tokens).logits
-  half = sinkjax.forward(cfg.replace(dtype="bfloat16"))(params, tokens).logits
+
+  def logits(params, dtype):
+    f = jax.jit(sinkjax.forward(cfg.replace(dtype=dtype)))
+    return f(params, tokens).logits
+
+  single, half = logits(params, "float32"), logits(params, "bfloat16")
   assert half.dtype == jnp.bfloat16
   spread = float(single.std())
   assert float(jnp.std(half - single)) < 0.1 * spread
   with jax.enable_x64(True):
     wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
-    double = sinkjax.forward(cfg.replace(dtype="float64"))(wide, tokens).logits
+    double = logits(wide, "float64")
     assert double.dtype == jnp.float64
     assert float(jnp.abs(double - single).max()) < 2e-5 * max(1, spread)
 

@@ -155,3 +155,90 @@ def test_refuses_broken_config(text, message, tmp_path):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(WeightsError, match=message):
     load(tmp_path)
+
+
+def sharded(folder, dtype=None):
+  """The tiny Llama 3 in two shards, as transformers splits large models."""
+  from safetensors.numpy import load_file, save_file
+
+  source = FAMILIES / "llama3"
+  tensors = load_file(source / "model.safetensors")
+  if dtype is not None:
+    tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+  names, weight_map = sorted(tensors), {}
+  for i, part in enumerate((names[::2], names[1::2])):
+    file = f"model-0000{i + 1}-of-00002.safetensors"
+    save_file({name: tensors[name] for name in part}, folder / file)
+    weight_map |= dict.fromkeys(part, file)
+  index = {"metadata": {}, "weight_map": weight_map}
+  text = json.dumps(index)
+  (folder / "model.safetensors.index.json").write_text(text)
+  (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+  return tensors
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
+def test_sharded_and_half_precision_folders(dtype, tmp_path):
+  import ml_dtypes
+
+  kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+  sharded(tmp_path, kind)
+  params, _ = load(tmp_path)
+  want, _ = load(FAMILIES / "llama3")
+  if kind is not None:
+    want = jax.tree.map(
+      lambda x: np.asarray(x).astype(kind).astype(np.float32), want
+    )
+  jax.tree.map(np.testing.assert_array_equal, params, want)
+
+
+def with_tokenizer(folder, tokens, bos):
+  import tokenizers
+
+  vocab = {f"t{i}": i for i in range(tokens)}
+  model = tokenizers.models.BPE(vocab, [])
+  tokenizers.Tokenizer(model).save(str(folder / "tokenizer.json"))
+  text = json.dumps({"bos_token": bos} if bos else {})
+  (folder / "tokenizer_config.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+  ("tokens", "bos", "message"),
+  [
+    (95, "t1", "95 tokens, the embedding 96 rows"),
+    (97, "t1", "97 tokens, the embedding 96 rows"),
+    (96, "t5", "BOS"),
+    (96, "x", "'x' is not in the vocabulary"),
+  ],
+)
+def test_tokenizer_must_fit_the_model(tokens, bos, message, tmp_path):
+  sharded(tmp_path)
+  with_tokenizer(tmp_path, tokens, bos)
+  with pytest.raises(WeightsError, match=message):
+    sinkjax.load(tmp_path)
+
+
+def test_tokenizer_that_fits(tmp_path):
+  sharded(tmp_path)
+  with_tokenizer(tmp_path, 96, "t1")
+  assert sinkjax.load(tmp_path).tokenizer.bos_id == 1
+
+
+def test_hub_names_go_through_the_hub(tmp_path, monkeypatch):
+  """A stand-in for huggingface_hub that fills the folder it is given."""
+  import sys
+  import types
+
+  def snapshot_download(repo, *, local_dir, allow_patterns):
+    assert repo == "org/tiny"
+    assert "*.safetensors" in allow_patterns
+    local_dir.mkdir(parents=True)
+    sharded(local_dir)
+
+  hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+  monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+  monkeypatch.setenv("SINKJAX_CACHE", str(tmp_path))
+  assert sinkjax.load("hf:org/tiny").cfg.model_type == "llama"
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(WeightsError, match=r"pip install 'sinkjax\[hub\]'"):
+    sinkjax.load("hf:org/tiny")
