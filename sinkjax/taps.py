@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-Edit = Callable[[jax.Array, jax.Array], jax.Array]
+Layer = jax.Array | int
+Edit = Callable[[jax.Array, Layer], jax.Array]
 Reducer = Callable[..., Any]
 Trace = dict[str, Any]
 
@@ -91,10 +92,8 @@ class Taps:
     TypeError: for an edit or a reducer that cannot be called.
   """
 
-  edits: Mapping[str, Edit] = dataclasses.field(default_factory=dict)
-  observers: Mapping[str, tuple[Any, Reducer]] = dataclasses.field(
-    default_factory=dict
-  )
+  edits: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  observers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     for site, edit in self.edits.items():
@@ -174,7 +173,7 @@ class Tapper:
     layer: the layer's index, traced or not.
   """
 
-  def __init__(self, taps: Taps, layer: jax.Array | int):
+  def __init__(self, taps: Taps, layer: Layer):
     self._taps = taps
     self._layer = layer
     self._seen: dict[str, jax.Array] = {}

@@ -35,7 +35,7 @@ def test_no_taps_no_operations(tiny, tokens, monkeypatch):
 
   with_taps = jaxpr()
 
-  class Untapped:
+  class Untapped(taps_module.Tapper):
     def __init__(self, taps, layer):
       del taps, layer
 

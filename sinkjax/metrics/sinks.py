@@ -9,6 +9,7 @@ al. (2025, arXiv 2504.02732) for the same at k = first token.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 ORDERS = ("threshold_first", "mean_first")
@@ -46,7 +47,7 @@ def sink_score(
 
 
 def sink_rate(
-  alpha: Float[Array, "P L H"],
+  alpha: Float[Array, "..."] | Float[np.ndarray, "..."],
   *,
   eps: float = 0.3,
   order: str = "threshold_first",
@@ -61,7 +62,7 @@ def sink_rate(
   multiples of one head.
 
   Args:
-    alpha: sink scores, prompts on the first axis.
+    alpha: [P, L, H] sink scores, prompts on the first axis.
     eps: threshold; the papers use 0.3, and 0.8 for the table of model sizes.
     order: "threshold_first" or "mean_first".
 

@@ -1,14 +1,13 @@
 """`capture`: a function like the model's that also says what it saw."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from sinkjax.taps import Reducer, Taps
+from sinkjax.taps import Taps
 from sinkjax.transforms.intervene import with_taps
 
 
-def capture(
-  fn: Callable, observers: Mapping[str, tuple[str | tuple[str, ...], Reducer]]
-) -> Callable:
+def capture(fn: Callable, observers: Mapping[str, tuple[Any, Any]]) -> Callable:
   """The same function with observers in its trace.
 
   Args:

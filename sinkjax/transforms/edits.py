@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sinkjax.taps import Layer
+
 _OFF = -1e30  # finite: an infinite score has no gradient
 
 
@@ -24,7 +26,7 @@ def _edit(cls):
   return jax.tree_util.register_dataclass(cls, names, [])
 
 
-def _applies(layers: Any, layer: Array) -> Array | bool:
+def _applies(layers: Any, layer: Layer) -> Array | bool:
   if layers is None:
     return True
   return jnp.any(jnp.asarray(layers) == layer)
@@ -43,7 +45,7 @@ class Scale:
   factor: Any
   layers: Any = None
 
-  def __call__(self, value: Array, layer: Array) -> Array:
+  def __call__(self, value: Array, layer: Layer) -> Array:
     """The scaled value where the layer is chosen."""
     edited = value * jnp.asarray(self.factor, value.dtype)
     return _select(self.layers, layer, edited, value)
@@ -56,7 +58,7 @@ class Add:
   shift: Any
   layers: Any = None
 
-  def __call__(self, value: Array, layer: Array) -> Array:
+  def __call__(self, value: Array, layer: Layer) -> Array:
     """The shifted value where the layer is chosen."""
     edited = value + jnp.asarray(self.shift, value.dtype)
     return _select(self.layers, layer, edited, value)
@@ -69,7 +71,7 @@ class Replace:
   value: Any
   layers: Any = None
 
-  def __call__(self, value: Array, layer: Array) -> Array:
+  def __call__(self, value: Array, layer: Layer) -> Array:
     """The fixed value where the layer is chosen."""
     new = jnp.broadcast_to(jnp.asarray(self.value, value.dtype), value.shape)
     return _select(self.layers, layer, new, value)
@@ -90,7 +92,7 @@ class Patch:
   positions: Any = None
   layers: Any = None
 
-  def __call__(self, value: Array, layer: Array) -> Array:
+  def __call__(self, value: Array, layer: Layer) -> Array:
     """The other run's value where layer and position are chosen."""
     new = jnp.asarray(self.activations, value.dtype)[layer]
     if self.positions is not None:
@@ -119,7 +121,7 @@ class Knockout:
   heads: Any = None
 
   def __call__(
-    self, scores: Float[Array, "B H T S"], layer: Array
+    self, scores: Float[Array, "B H T S"], layer: Layer
   ) -> Float[Array, "B H T S"]:
     """The scores with the key's column switched off below the diagonal."""
     length = scores.shape[-1]
@@ -144,7 +146,7 @@ class AblateHeads:
   mean: Any = None
 
   def __call__(
-    self, z: Float[Array, "B T H K"], layer: Array
+    self, z: Float[Array, "B T H K"], layer: Layer
   ) -> Float[Array, "B T H K"]:
     """The heads' outputs with the chosen ones replaced."""
     hit = jnp.asarray(self.heads, bool)[layer][None, None, :, None]
@@ -160,7 +162,7 @@ class Chain:
 
   edits: tuple
 
-  def __call__(self, value: Array, layer: Array) -> Array:
+  def __call__(self, value: Array, layer: Layer) -> Array:
     """Every edit's result handed to the next."""
     for edit in self.edits:
       value = edit(value, layer)

@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from sinkjax.taps import Edit, Taps
+from sinkjax.taps import Taps
 
 
-def intervene(fn: Callable, edits: Mapping[str, Edit]) -> Callable:
+def intervene(fn: Callable, edits: Mapping[str, Any]) -> Callable:
   """The same function with some sites edited.
 
   Args:

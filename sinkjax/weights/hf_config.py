@@ -94,7 +94,7 @@ class _Reader:
 _REQUIRED = object()
 
 
-def config_from_hf(values: dict[str, Any], where: str) -> ModelConfig:
+def config_from_hf(values: Any, where: str) -> ModelConfig:
   """The config that a `config.json` describes.
 
   Args:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -54,6 +54,7 @@ class Leaf:
     return "{i}" in self.name
 
 
+@runtime_checkable
 class Source(Protocol):
   """Named float32 tensors that can be read one by one, from threads too."""
 

@@ -240,7 +240,10 @@ class Tokenizer:
     for shown in (text, _show(text.encode("utf-8", "surrogatepass"))):
       if shown in self._shown:
         return self._shown[shown]
-    return self._backend.token_to_id(text)
+    try:
+      return self._backend.token_to_id(text)
+    except UnicodeEncodeError:  # half a surrogate pair
+      return None
 
   @functools.cached_property
   def _shown(self) -> dict[str, int]:
@@ -317,8 +320,6 @@ def _escape(char: str) -> str:
     return f"\\x{code - 0xDC00:02x}"
   if char.isprintable():
     return char
-  if code < 128:
-    return f"\\x{code:02x}"
   return f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
 
 
@@ -363,6 +364,13 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   try:
     text = file.read_text("utf-8")
     data = json.loads(text)
+  except (ValueError, RecursionError, OSError) as error:
+    reason = first_line(error)
+    raise WeightsError(f"{file}: not a tokenizer: {reason}") from None
+  reason = _bad_prefix(data)
+  if reason:
+    raise WeightsError(f"{file}: not a tokenizer: {reason}")
+  try:
     backend = tokenizers.Tokenizer.from_str(text)
   except (KeyboardInterrupt, SystemExit):
     raise
@@ -389,6 +397,26 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   )
 
 
+def _bad_prefix(data: Any) -> str | None:
+  """A merge whose second part lacks the prefix of inner pieces.
+
+  `tokenizers` 0.23 cuts so many bytes off it unseen, and where it so cuts a
+  character the whole process aborts.
+  """
+  model = data.get("model") if isinstance(data, dict) else None
+  if not isinstance(model, dict):
+    return None
+  prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+  if not prefix or not isinstance(merges, list):
+    return None
+  for merge in merges:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    inner = parts[-1] if isinstance(parts, list) and parts else None
+    if not isinstance(inner, str) or not inner.startswith(str(prefix)):
+      return f"merge {merge!r} lacks the prefix {prefix!r}"
+  return None
+
+
 def _chat_template(folder: pathlib.Path, config: dict[str, Any]) -> str | None:
   """The template of its own file, else the config's (default) one."""
   file = folder / "chat_template.jinja"
@@ -412,7 +440,10 @@ def _special_ids(
     token = token.get("content") if isinstance(token, dict) else token
     if token is None:
       continue
-    token_id = backend.token_to_id(str(token))
+    try:
+      token_id = backend.token_to_id(token)
+    except (TypeError, UnicodeEncodeError):
+      token_id = None
     if token_id is not None:
       found[file] = token_id
     elif name in ("bos", "eos"):
@@ -425,7 +456,8 @@ def _special_ids(
       token_id = token_id[0]
     if token_id is None or (name == "pad" and token_id == -1):
       continue
-    if type(token_id) is not int or backend.id_to_token(token_id) is None:
+    fits = type(token_id) is int and 0 <= token_id < 1 << 32
+    if not fits or backend.id_to_token(token_id) is None:
       raise WeightsError(
         f"{folder / file}: {name}_token_id {token_id!r} is not in the "
         f"vocabulary of {backend.get_vocab_size()}"
@@ -449,14 +481,19 @@ def _optional_json(path: pathlib.Path) -> dict[str, Any]:
 def _template_bos(processor: Any, where: str) -> int | None:
   """The id that a post-processor puts first, if it does."""
   leading: list[int] = []
-  for part in _processors(processor):
-    for piece in part.get("single", ()):
-      if "SpecialToken" not in piece:
-        break
-      name = piece["SpecialToken"]["id"]
-      leading += part["special_tokens"][name]["ids"]
-    if part.get("type") in ("BertProcessing", "RobertaProcessing"):
-      leading.append(part["cls"][1])
+  try:
+    for part in _processors(processor):
+      for piece in part.get("single", ()):
+        if "SpecialToken" not in piece:
+          break
+        name = piece["SpecialToken"]["id"]
+        leading += part["special_tokens"][name]["ids"]
+      if part.get("type") in ("BertProcessing", "RobertaProcessing"):
+        leading.append(part["cls"][1])
+  except (AttributeError, IndexError, KeyError, TypeError) as error:
+    raise WeightsError(
+      f"{where}: the post-processor cannot be read: {error!r}"
+    ) from None
   if len(leading) > 1:
     raise WeightsError(
       f"{where}: the post-processor adds more than one BOS token: {leading}"

@@ -12,8 +12,13 @@ Sharp edges: where user-defined tokens overlap in a text, the leftmost is
 taken here and the longest in llama.cpp. A control token is never put together
 from ordinary characters; llama.cpp does so if every step on the way is a
 token. A "llama" piece with a character that is no token of its own is never
-made. `add_space_prefix` of a "gpt2" file and `add_eos_token` are not acted on
-(llama.cpp neither, unless asked to add special tokens).
+made. Beside a byte that the vocabulary lacks, its neighbours may merge, as in
+transformers; llama.cpp keeps them apart. Characters new in Unicode 16 are
+letters, digits and so on here, and not yet in llama.cpp. Where scores are
+equal llama.cpp merges the leftmost pair, here the longest piece is made first:
+runs of spaces come out the same, other ties may not. `add_space_prefix` of a
+"gpt2" file and `add_eos_token` are not acted on (llama.cpp neither, unless
+asked to add special tokens).
 """
 
 import math
@@ -29,12 +34,13 @@ from sinkjax.weights.validate import WeightsError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 # Ends of a text or turn: control tokens even where the file does not say so.
-_CONTROL_TEXTS = frozenset(
-  "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> "
-  "<end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] "
-  "<|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
-  "<｜end▁of▁sentence｜> [e~[".split()
-)
+_ENDS = """
+  <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|>
+  <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS]
+  <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> [e~[
+  <｜end▁of▁sentence｜>
+"""
+_CONTROL_TEXTS = frozenset(_ENDS.split())
 
 _CASES = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -100,13 +106,11 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
 }
 """The regular expressions that split a text, one after the other."""
 
-# Whole words that are tokens are taken as they are, merges or not.
-_WHOLE_WORDS = frozenset(
-  "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 glm4 "
-  "glm5 tekken".split()
-)
-# BOS comes first unless the file says otherwise.
-_ADD_BOS = _WHOLE_WORDS - {"glm4", "glm5"}
+# BOS comes first unless the file says otherwise, and whole words that are
+# tokens are taken as they are, merges or not.
+_LLAMA3_LIKE = "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0"
+_ADD_BOS = frozenset([*_LLAMA3_LIKE.split(), "lfm2", "tekken"])
+_WHOLE_WORDS = _ADD_BOS | {"glm4", "glm5"}
 
 
 def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
@@ -139,27 +143,26 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
       f"tokenizer: duplicate token {tokens[second][:80]!r}: ids {second} and "
       f"{vocab[tokens[second]]}"
     )
-  types = read.numbers("token_type", size, int) or [NORMAL] * size
-  typed = read.numbers("token_type", size, int) is not None
+  stated = read.numbers("token_type", size, int)
+  types = stated or [NORMAL] * size
   for token in _CONTROL_TEXTS & vocab.keys():
     types[vocab[token]] = CONTROL
   scores = read.numbers("scores", size, float)
   special = [t for t, i in vocab.items() if types[i] in (CONTROL, UNKNOWN)]
   user = [t for t, i in vocab.items() if types[i] == USER_DEFINED]
+  ids = {
+    name: read.token(f"{name}_token_id", size)
+    for name in ("bos", "eos", "unknown", "padding")
+  }
   if kind == "gpt2":
     backend, add_bos = _byte_level(read, vocab, special, user)
-    defaults = {}
   else:
     backend = _sentencepiece(read, vocab, scores, types, special, user)
     add_bos = True
-    defaults = {"bos": 1, "eos": 2, "unknown": 0}
-  ids = {}
-  for name in ("bos", "eos", "unknown", "padding"):
-    ids[name] = read.token(f"{name}_token_id", size)
-    default = defaults.get(name, size)
-    if ids[name] is None and default < size:
-      if not typed or types[default] in (CONTROL, UNKNOWN):
-        ids[name] = default
+    for name, usual in (("bos", 1), ("eos", 2), ("unknown", 0)):
+      fits = usual < size and (not stated or tokens[usual] in special)
+      if ids[name] is None and fits:
+        ids[name] = usual
   return Tokenizer(
     backend,
     bos_id=ids["bos"],
@@ -259,17 +262,22 @@ def _sentencepiece(
 def _merges_by_score(
   vocab: dict[str, int], scores: Sequence[float], types: Sequence[int]
 ) -> list[tuple[str, str]]:
-  """Every split of a piece into two pieces, best-scored piece first."""
+  """Every split of a piece into two pieces, best-scored piece first.
+
+  Of equal scores (runs of spaces may have them) the longest comes first: so
+  runs grow from the left, as in llama.cpp.
+  """
   plain = {
     token: i
     for token, i in vocab.items()
     if types[i] not in (CONTROL, UNKNOWN, BYTE)
   }
-  order = sorted(plain.values(), key=lambda i: (-scores[i], i))
-  pieces = {i: token for token, i in plain.items()}
+  order = sorted(plain, key=lambda t: (-scores[plain[t]], -len(t), plain[t]))
+  lengths = sorted({len(token) for token in plain})
   merges = []
-  for piece in map(pieces.__getitem__, order):
-    splits = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+  for piece in order:
+    cuts = [i for i in lengths if i < len(piece)]
+    splits = [(piece[:i], piece[i:]) for i in cuts]
     known = [(a, b) for a, b in splits if a in plain and b in plain]
     known.sort(key=lambda pair: (plain[pair[0]], plain[pair[1]]))
     merges += known
@@ -290,7 +298,7 @@ class _Fields:
     what = type(found).__name__
     if found is None:
       what = "nothing"
-    elif hasattr(found, "__len__") and not isinstance(found, str):
+    elif isinstance(found, list) or getattr(found, "ndim", 0):
       what = f"{what} of {len(found)}"
     return WeightsError(
       f"tokenizer: tokenizer.ggml.{key} is {what}; expected {expected}"
@@ -320,6 +328,10 @@ class _Fields:
       if not isinstance(item, str):
         kind = type(item).__name__
         raise self.bad(key, f"an array of strings; entry {i} is {kind}")
+    try:
+      "".join(value).encode("utf-8")
+    except UnicodeEncodeError as error:
+      raise self.bad(key, f"valid Unicode ({error.reason})") from None
     return value
 
   def numbers(self, key: str, length: int, kind: type) -> list | None:
