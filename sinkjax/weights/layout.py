@@ -10,6 +10,7 @@ Ours: kernels are [in..., out...] and layers are stacked on axis 0.
 import concurrent.futures
 import dataclasses
 import functools
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -226,7 +227,7 @@ def assemble(
   source: Source,
   *,
   ignored: Iterable[str] = (),
-  workers: int = 4,
+  workers: int | None = None,
 ) -> Params:
   """Our parameter tree from a source of tensors.
 
@@ -239,7 +240,7 @@ def assemble(
     leaves: where each parameter lies.
     source: the file.
     ignored: patterns of tensor names that may be there and are not read.
-    workers: decoding threads.
+    workers: decoding threads, one a core (8 at most) by default.
 
   Raises:
     WeightsError: for a missing, extra or mis-shaped tensor, before reading.
@@ -255,6 +256,7 @@ def assemble(
     else:
       jobs.append((leaf, buffer, source, cfg, leaf.name))
   jobs.sort(key=lambda job: -job[1].size)
+  workers = workers or min(8, os.cpu_count() or 1)
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     futures = [pool.submit(_fill, *job) for job in jobs]
     try:
