@@ -4,9 +4,9 @@
 
 Suites:
   load   `sinkjax.load` of SmolLM2 (header, tokenizer, every weight in its
-         place as a JAX array) against the gguf package on the same file. Warm
-         times alternate in one process after a first load; first times and
-         peak memory (above what the process held) are of fresh processes.
+         place as a JAX array) against the gguf package on the same file, in
+         processes that take turns. Each process loads twice: the first time
+         (and its peak memory, above what the process held) and a warm time.
 
 It writes bench.json and bench.md with medians, ratios, hardware and versions.
 """
@@ -28,8 +28,8 @@ DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, write nothing."
 )
 
-_PEERS = """
-import statistics, sys, time
+_CHILD = """
+import sys, time
 import gguf, jax, sinkjax
 
 def peak():  # ru_maxrss would start at the parent's
@@ -39,47 +39,44 @@ def peak():  # ru_maxrss would start at the parent's
 def ours():
   return jax.tree.leaves(jax.block_until_ready(sinkjax.load(path).params))
 
-def dequantise(reader=None):
-  reader = reader or gguf.GGUFReader(path)
+def dequantise():
   return [gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors]
 
-def timed(f, *args):
+def read_and_dequantise():
+  reader = gguf.GGUFReader(path)
+  return [gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors]
+
+def timed(f):
   start = time.perf_counter()
-  kept = f(*args)
+  kept = f()
   seconds = time.perf_counter() - start
   return seconds, sum(4 * x.size for x in kept)
 
 jax.numpy.zeros(1).block_until_ready()
-path, which, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-"""
-_WARM = (
-  _PEERS
-  + """
-reader = gguf.GGUFReader(path)
-timed(ours), timed(dequantise, reader)
-for _ in range(rounds):
-  print(timed(ours)[0], timed(dequantise, reader)[0], timed(dequantise)[0])
-"""
-)
-_FIRST = (
-  _PEERS
-  + """
+path, which = sys.argv[1:]
+if which == "dequantise":
+  reader = gguf.GGUFReader(path)
 before = peak()
-seconds, size = timed({"ours": ours, "gguf": dequantise}[which])
-print(seconds, (peak() - before) / size)
+first, size = timed(globals()[which])
+memory = (peak() - before) / size
+print(first, memory, timed(globals()[which])[0])
 """
-)
+_LOADERS = {
+  "ours": "sinkjax.load",
+  "dequantise": "gguf, dequantise only",
+  "read_and_dequantise": "gguf, read and dequantise",
+}
 
 
 def main() -> None:
   """Runs the suite and writes what came out."""
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
+  runs = len(_LOADERS) * ROUNDS.value
   if DRY_RUN.value:
-    runs = 2 * ROUNDS.value
     print(
-      f"suite load: {runs + 1} processes, memory about 1.6 GB, time about "
-      f"{6 * runs + 3 * ROUNDS.value} s; writes nothing (dry run)"
+      f"suite load: {runs} processes, memory about 1.6 GB, time about "
+      f"{6 * runs} s; writes nothing (dry run)"
     )
     return
   from tqdm import tqdm
@@ -89,15 +86,13 @@ def main() -> None:
 
   out = pathlib.Path(OUT.value).expanduser()
   path = str(fetch("smollm2-135m"))
-  first = {"ours": [], "gguf": []}
-  with tqdm(total=2 * ROUNDS.value + 1, unit="run", leave=False) as bar:
-    warm = _child(_WARM, path, "both")
-    bar.update()
+  found = {which: [] for which in _LOADERS}
+  with tqdm(total=runs, unit="run", leave=False) as bar:
     for _ in range(ROUNDS.value):
-      for name, results in first.items():
-        results += _child(_FIRST, path, name)
+      for which, results in found.items():
+        results.append(_child(path, which))
         bar.update()
-  rows = _summarise(warm, first)
+  rows = _summarise(found)
   summary = {
     "suite": "load", "rounds": ROUNDS.value, "rows": rows,
     "device": app.device(), "versions": app.versions(),
@@ -111,15 +106,15 @@ def main() -> None:
   print(json.dumps({"ratios": {r["name"]: r["ratio"] for r in rows}}))
 
 
-def _child(code: str, path: str, which: str) -> list[list[float]]:
-  """The numbers that one process prints, a list a line."""
+def _child(path: str, which: str) -> list[float]:
+  """[first seconds, peak over float32 size, warm seconds] of one process."""
   done = subprocess.run(
-    [sys.executable, "-c", code, path, which, str(ROUNDS.value)],
+    [sys.executable, "-c", _CHILD, path, which],
     capture_output=True, text=True, check=False,
   )  # fmt: skip
   if done.returncode:
     raise ValueError(f"a benchmark process failed: {done.stderr[-300:]}")
-  return [list(map(float, line.split())) for line in done.stdout.splitlines()]
+  return [float(word) for word in done.stdout.split()]
 
 
 def _row(name, times, ours, memory=None) -> dict:
@@ -135,17 +130,16 @@ def _row(name, times, ours, memory=None) -> dict:
   }
 
 
-def _summarise(warm, first) -> list[dict]:
-  ours, dequantise, read = zip(*warm, strict=True)
-  mine, mine_memory = zip(*first["ours"], strict=True)
-  peer, peer_memory = zip(*first["gguf"], strict=True)
-  return [
-    _row("warm: sinkjax.load", ours, ours),
-    _row("warm: gguf, dequantise only", dequantise, ours),
-    _row("warm: gguf, read and dequantise", read, ours),
-    _row("first: sinkjax.load", mine, mine, mine_memory),
-    _row("first: gguf, read and dequantise", peer, mine, peer_memory),
-  ]
+def _summarise(found) -> list[dict]:
+  columns = {which: list(zip(*rows, strict=True))
+             for which, rows in found.items()}  # fmt: skip
+  rows = []
+  for kind, at in (("warm", 2), ("first", 0)):
+    for which, name in _LOADERS.items():
+      memory = columns[which][1] if kind == "first" else None
+      ours = columns["ours"][at]
+      rows.append(_row(f"{kind}: {name}", columns[which][at], ours, memory))
+  return rows
 
 
 def _markdown(rows: list[dict], summary: dict) -> str:
