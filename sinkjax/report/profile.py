@@ -176,7 +176,14 @@ def _uniform(lengths: Sequence[int]) -> float:
 def _sections(profile, data, drawn, eps: float) -> list[html.Section]:
   alpha = data["alpha_first"]
   layers, heads = alpha.shape
-  by_layer = (alpha > eps).mean(axis=1)
+  over = alpha > eps
+  most = int(np.argmax(over.sum(axis=1)))
+  marked = f"No head exceeds {eps:g} on average."
+  if over.any():
+    marked = (
+      f"Marked heads exceed {eps:g} on average: {int(over.sum())} of "
+      f"{over.size}. The layer with most is layer {most}."
+    )
   ranked = profile.ranked_heads()
   top, low = ranked[0], ranked[-1]
   share = data["entropy_share"].mean()
@@ -187,9 +194,7 @@ def _sections(profile, data, drawn, eps: float) -> list[html.Section]:
       figure=drawn["sink_map.png"],
       caption=(
         f"Mean attention on the first token for each of {layers} x {heads} "
-        f"heads. Marked heads exceed {eps:g} on average: "
-        f"{int((alpha > eps).sum())} of {alpha.size}. The layer with most is "
-        f"layer {int(np.argmax(by_layer))}."
+        f"heads. {marked}"
       ),
     ),
     html.Section(

@@ -14,7 +14,8 @@ import numpy as np
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights.layout import Leaf, assemble
-from sinkjax.weights.tokenizer import Tokenizer, tokenizer_from_glassllm
+from sinkjax.weights.tokenizer import Tokenizer
+from sinkjax.weights.tokenizer_files import tokenizer_from_glassllm
 from sinkjax.weights.validate import WeightsError, check_tokenizer
 
 _MAX_BYTES = 64 << 20

@@ -11,7 +11,8 @@ import numpy as np
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights import safetensors_io
-from sinkjax.weights.hf_config import config_from_hf, config_to_hf
+from sinkjax.weights.hf_config import config_from_hf
+from sinkjax.weights.hf_export import config_to_hf
 from sinkjax.weights.layout import Leaf, assemble, disassemble
 from sinkjax.weights.validate import WeightsError
 

@@ -179,7 +179,7 @@ def _load_path(
     raise WeightsError(f"{path}: give the folder, config.json is needed too")
   from sinkjax.train import checkpoint
   from sinkjax.weights import huggingface
-  from sinkjax.weights.tokenizer import tokenizer_from_folder
+  from sinkjax.weights.tokenizer_files import tokenizer_from_folder
 
   form = checkpoint if checkpoint.is_checkpoint(path) else huggingface
   params, cfg = ({}, form.load_config(path)) if header_only else form.load(path)

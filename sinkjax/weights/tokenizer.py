@@ -5,8 +5,8 @@ asked to, reads "<|im_start|>" in a text as ordinary characters unless it is
 asked not to, and warns of characters that the vocabulary cannot spell;
 `decode` shows special tokens.
 
-Where tokenizers come from: `tokenizer_from_folder` (Hugging Face),
-`tokenizer_from_glassllm`, and `tokenizer_from_gguf` in `tokenizer_gguf.py`.
+Where tokenizers come from: `tokenizer_files.py` (Hugging Face folders and the
+glassllm package) and `tokenizer_gguf.py`.
 
 Sharp edges: tokens that a file calls user-defined (or added, and not special)
 are matched in every text, whatever `parse_special` says. The same text
@@ -28,12 +28,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models
 
 from sinkjax.weights.validate import WeightsError
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_NAMES = ("bos", "eos", "unk", "pad")
+NAMES = ("bos", "eos", "unk", "pad")
 _NEVER_IN_UTF8 = frozenset([0xC0, 0xC1, *range(0xF5, 0x100)])
 
 
@@ -84,7 +84,7 @@ class Tokenizer:
     self.bos_id, self.eos_id = bos_id, eos_id
     self.unk_id, self.pad_id = unk_id, pad_id
     self.add_bos, self.chat_template = add_bos, chat_template
-    for name in _NAMES:
+    for name in NAMES:
       token = getattr(self, f"{name}_id")
       if token is not None and not 0 <= token < self.vocab_size:
         raise WeightsError(
@@ -260,7 +260,7 @@ class Tokenizer:
     folder.mkdir(parents=True, exist_ok=True)
     data = json.loads(self._backend.to_str())
     processor = data.get("post_processor")
-    if self.add_bos and _template_bos(processor, "post_processor") is None:
+    if self.add_bos and template_bos(processor, "post_processor") is None:
       data["post_processor"] = self._bos_template(processor)
     text = json.dumps(data, ensure_ascii=False)
     (folder / "tokenizer.json").write_text(text, "utf-8")
@@ -269,7 +269,7 @@ class Tokenizer:
       "add_bos_token": self.add_bos,
       "clean_up_tokenization_spaces": False,
     }
-    for name in _NAMES:
+    for name in NAMES:
       token = getattr(self, f"{name}_id")
       if token is not None:
         config[f"{name}_token"] = self._backend.id_to_token(token)
@@ -345,140 +345,7 @@ def first_line(error: BaseException) -> str:
   return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
-  """The tokenizer of a Hugging Face folder, `None` if it has none.
-
-  `tokenizer.json` gives the rules, and with its post-processor says whether
-  BOS comes first; `tokenizer_config.json`, `special_tokens_map.json`,
-  `config.json` and `generation_config.json`, the first that has it, name the
-  special tokens.
-
-  Raises:
-    WeightsError: for a damaged file, a special token outside the vocabulary,
-      or two BOS tokens.
-  """
-  folder = pathlib.Path(path)
-  file = folder / "tokenizer.json"
-  if not file.is_file():
-    return None
-  try:
-    text = file.read_text("utf-8")
-    data = json.loads(text)
-  except (ValueError, RecursionError, OSError) as error:
-    reason = first_line(error)
-    raise WeightsError(f"{file}: not a tokenizer: {reason}") from None
-  reason = _bad_prefix(data)
-  if reason:
-    raise WeightsError(f"{file}: not a tokenizer: {reason}")
-  try:
-    backend = tokenizers.Tokenizer.from_str(text)
-  except (KeyboardInterrupt, SystemExit):
-    raise
-  except BaseException as error:  # the library raises Exception, and panics
-    reason = first_line(error)
-    raise WeightsError(f"{file}: not a tokenizer: {reason}") from None
-  config = _optional_json(folder / "tokenizer_config.json")
-  found = {name: _special_ids(folder, name, backend) for name in _NAMES}
-  first = {
-    f"{name}_id": next(iter(ids.values()), None) for name, ids in found.items()
-  }
-  template = _template_bos(data.get("post_processor"), str(file))
-  if template is not None:
-    found["bos"]["tokenizer.json"] = first["bos_id"] = template
-  found["bos"].pop("generation_config.json", None)
-  if len(set(found["bos"].values())) > 1:
-    named = ", ".join(f"{i} in {where}" for where, i in found["bos"].items())
-    raise WeightsError(f"{folder}: more than one BOS token: {named}")
-  return Tokenizer(
-    backend,
-    **first,
-    add_bos=template is not None or config.get("add_bos_token") is True,
-    chat_template=_chat_template(folder, config),
-  )
-
-
-def _bad_prefix(data: Any) -> str | None:
-  """A merge whose second part lacks the prefix of inner pieces.
-
-  `tokenizers` 0.23 cuts so many bytes off it unseen, and where it so cuts a
-  character the whole process aborts.
-  """
-  model = data.get("model") if isinstance(data, dict) else None
-  if not isinstance(model, dict):
-    return None
-  prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
-  if not prefix or not isinstance(merges, list):
-    return None
-  for merge in merges:
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    inner = parts[-1] if isinstance(parts, list) and parts else None
-    if not isinstance(inner, str) or not inner.startswith(str(prefix)):
-      return f"merge {merge!r} lacks the prefix {prefix!r}"
-  return None
-
-
-def _chat_template(folder: pathlib.Path, config: dict[str, Any]) -> str | None:
-  """The template of its own file, else the config's (default) one."""
-  file = folder / "chat_template.jinja"
-  if file.is_file():
-    return file.read_text("utf-8", "replace")
-  chat = config.get("chat_template")
-  if isinstance(chat, list):
-    named = [entry for entry in chat if isinstance(entry, dict)]
-    chat = {entry.get("name"): entry.get("template") for entry in named}
-    chat = chat.get("default")
-  return chat if isinstance(chat, str) else None
-
-
-def _special_ids(
-  folder: pathlib.Path, name: str, backend: tokenizers.Tokenizer
-) -> dict[str, int]:
-  """The ids that a folder's files give one special token, best file first."""
-  found = {}
-  for file in ("tokenizer_config.json", "special_tokens_map.json"):
-    token = _optional_json(folder / file).get(f"{name}_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    if token is None:
-      continue
-    try:
-      token_id = backend.token_to_id(token)
-    except (TypeError, UnicodeEncodeError):
-      token_id = None
-    if token_id is not None:
-      found[file] = token_id
-    elif name in ("bos", "eos"):
-      raise WeightsError(
-        f"{folder / file}: {name}_token {token!r} is not in the vocabulary"
-      )
-  for file in ("config.json", "generation_config.json"):
-    token_id = _optional_json(folder / file).get(f"{name}_token_id")
-    if isinstance(token_id, list) and token_id and name == "eos":
-      token_id = token_id[0]
-    if token_id is None or (name == "pad" and token_id == -1):
-      continue
-    fits = type(token_id) is int and 0 <= token_id < 1 << 32
-    if not fits or backend.id_to_token(token_id) is None:
-      raise WeightsError(
-        f"{folder / file}: {name}_token_id {token_id!r} is not in the "
-        f"vocabulary of {backend.get_vocab_size()}"
-      )
-    found[file] = token_id
-  return found
-
-
-def _optional_json(path: pathlib.Path) -> dict[str, Any]:
-  if not path.is_file():
-    return {}
-  try:
-    values = json.loads(path.read_text("utf-8"))
-  except (ValueError, RecursionError, OSError) as error:
-    raise WeightsError(f"{path}: not valid JSON: {error}") from None
-  if not isinstance(values, dict):
-    raise WeightsError(f"{path}: expected a JSON object")
-  return values
-
-
-def _template_bos(processor: Any, where: str) -> int | None:
+def template_bos(processor: Any, where: str) -> int | None:
   """The id that a post-processor puts first, if it does."""
   leading: list[int] = []
   try:
@@ -508,45 +375,3 @@ def _processors(processor: Any) -> list[dict[str, Any]]:
   if "processors" not in processor:
     return [processor]
   return [p for part in processor["processors"] for p in _processors(part)]
-
-
-def tokenizer_from_glassllm(path: str | os.PathLike) -> Tokenizer:
-  """The character BPE of the `glassllm` package.
-
-  Text is put into NFC, " " becomes "▁", and merges stay inside the chunks
-  that a regular expression cuts; unknown characters are one <unk> each.
-
-  Args:
-    path: one of the package's `*.tokenizer.json`.
-
-  Raises:
-    WeightsError: for a file that is not of that form.
-  """
-  special = ["<pad>", "<unk>", "<bos>", "<eos>"]
-  data = _optional_json(pathlib.Path(path))
-  try:
-    merges = [(str(a), str(b)) for a, b in data["merges"]]
-    entries = [*special, *map(str, data["alphabet"])]
-    entries += [a + b for a, b in merges]
-    if len(set(entries)) != len(entries):
-      raise ValueError("duplicate tokens")
-    vocab = {token: i for i, token in enumerate(entries)}
-    model = models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=False)
-  except KeyError as error:
-    raise WeightsError(f"{path}: not a tokenizer: no key {error}") from None
-  except Exception as error:  # the library raises bare Exception
-    reason = first_line(error)
-    raise WeightsError(f"{path}: not a tokenizer: {reason}") from None
-  backend = build(
-    model,
-    special,
-    [],
-    normalizer=normalizers.Sequence(
-      [normalizers.NFC(), normalizers.Replace(" ", "▁")]
-    ),
-    pre_tokenizer=pre_tokenizers.Split(
-      tokenizers.Regex("\\n|▁*[^▁\\n]+|▁+"), "isolated"
-    ),
-    decoder=decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()]),
-  )
-  return Tokenizer(backend, pad_id=0, unk_id=1, bos_id=2, eos_id=3)

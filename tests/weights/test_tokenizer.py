@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from sinkjax.weights import gguf
-from sinkjax.weights.tokenizer import (
-  Tokenizer,
+from sinkjax.weights.tokenizer import Tokenizer
+from sinkjax.weights.tokenizer_files import (
   tokenizer_from_folder,
   tokenizer_from_glassllm,
 )
