@@ -207,6 +207,7 @@ def _analyze(out, texts, eps, request) -> None:
       "first_token": {
         "id": first, "text": model.tokenizer.token(first),
         "is_bos": first == model.tokenizer.bos_id, "prefix": prefix,
+        "same_in_all_prompts": profile.first_token() is not None,
       },
       "tokens_text": tokens,
       "versions": app.versions(),
@@ -297,6 +298,7 @@ def _print_table(data: dict[str, Any]) -> None:
   """The numbers that matter, and the heads that sink most."""
   token = data["first_token"]
   bos = ", BOS" if token["is_bos"] else ""
+  bos += "" if token["same_in_all_prompts"] else "; other prompts differ"
   lines = [
     ("model", data["model"]),
     ("position 0", f"{token['text']!r} (id {token['id']}{bos})"),

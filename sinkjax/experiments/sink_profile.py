@@ -75,6 +75,11 @@ class SinkProfile:
     rates = (self.alpha > eps).mean(axis=(1, 2))
     return float(rates.std(ddof=1) / np.sqrt(len(rates)))
 
+  def first_token(self) -> int | None:
+    """The token at position 0 of every prompt, `None` if they differ."""
+    firsts = {prompt[0] for prompt in self.prompts}
+    return firsts.pop() if len(firsts) == 1 else None
+
   def largest_activation(self) -> dict[str, Any]:
     """Where the largest activation of all prompts and layers stands."""
     size = np.abs(self.massive["value"])

@@ -155,12 +155,13 @@ def color_bar(image: Any, axes: Any, label: str, **options: Any) -> Any:
   return bar
 
 
-def sink_map(alpha: np.ndarray, eps: float) -> bytes:
+def sink_map(alpha: np.ndarray, eps: float, token: str = "") -> bytes:
   """Layer by head: mean attention on the first token, as a PNG.
 
   Args:
     alpha: [L, H] scores in [0, 1]; NaN cells stay blank.
     eps: heads above it get a dot; a line marks it on the colour bar.
+    token: the first token, named on the colour bar.
   """
   alpha = _array("alpha", alpha, 2)
   layers, heads = alpha.shape
@@ -182,7 +183,8 @@ def sink_map(alpha: np.ndarray, eps: float) -> bytes:
     ax.scatter(column, row, s=size**2, c=color, alpha=0.9, linewidths=0)
     ax.set(xlim=(-0.5, heads - 0.5), ylim=(layers - 0.5, -0.5))
     ax.set_title(f"dot: head over {eps:g}", fontsize=8.5)
-    bar = color_bar(image, ax, "mean attention on the first token")
+    named = f", '{token_labels([token])[0]}'" if token else ""
+    bar = color_bar(image, ax, f"mean attention on the first token{named}")
     bar.ax.axhline(eps, color=FIRST, linewidth=1.2)
     return png(figure)
 

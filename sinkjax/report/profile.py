@@ -67,9 +67,10 @@ def head_rows(profile) -> tuple[list[str], list[list[Any]]]:
   for name in ("value_norm_first", "value_norm_rest"):
     by_kv_head = getattr(profile, name).mean(axis=0)
     columns[name] = np.repeat(by_kv_head, group, axis=1)
-  header = ["layer", "head", *columns]
+  header = ["layer", "head", *columns, "first_token_id"]
+  first = profile.first_token()
   rows = [
-    [layer, head, *(float(c[layer, head]) for c in columns.values())]
+    [layer, head, *(float(c[layer, head]) for c in columns.values()), first]
     for layer in range(layers)
     for head in range(heads)
   ]
@@ -99,9 +100,10 @@ def draw(
   }  # fmt: skip
   ranked = profile.ranked_heads()
   many = min(4, len(ranked) // 2) or 1
+  first = tokens[0] if profile.first_token() is not None else ""
   chosen = ranked[:many] + ranked[-many:]
   makers = {
-    "sink_map.png": lambda: figures.sink_map(mean["alpha"], eps),
+    "sink_map.png": lambda: figures.sink_map(mean["alpha"], eps, first),
     "norms.png": lambda: figures.norms_by_layer(
       mean["hidden_norm_first"], mean["hidden_norm_median"],
       mean["value_norm_first"], mean["value_norm_rest"],

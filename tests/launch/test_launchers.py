@@ -110,9 +110,21 @@ def test_prefix_and_prompts_file(tmp_path, glassllm_path):
   data = json.loads((out / "summary.json").read_text())
   assert data["first_token"] == {
     "id": 2, "text": "<bos>", "is_bos": True, "prefix": "bos",
+    "same_in_all_prompts": True,
   }  # fmt: skip
   assert [len(p) for p in data["prompts"]] == [6, 6]
   assert data["sink_rate_stderr"]["0.2"] is not None
+
+
+def test_different_first_tokens_are_said(tmp_path, glassllm_path):
+  file, out = tmp_path / "p.jsonl", tmp_path / "out"
+  file.write_text('{"text": "The king sat."}\n{"text": "A fox ran by it."}\n')
+  done = run("analyze", "--model=glassllm-en", f"--out={out}",
+             f"--prompts_file={file}")  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert "other prompts differ" in done.stdout
+  assert "different tokens" in (out / "report.html").read_text()
+  assert (out / "heads.csv").read_text().splitlines()[1].endswith(",")
 
 
 @pytest.mark.parametrize("flags", [
