@@ -178,7 +178,8 @@ def sink_profile(
     progress: called with the number of prompts just done.
 
   Raises:
-    ValueError: for no prompts, or one of fewer than two tokens.
+    ValueError: for no prompts, or one of fewer than two tokens or with a
+      token outside the vocabulary.
 
   Cost: one forward pass a prompt; the memory of one batch's attention.
   """
@@ -188,6 +189,10 @@ def sink_profile(
     if len(prompt) < 2:
       raise ValueError(
         f"prompt {i} has {len(prompt)} tokens; at least 2 are needed"
+      )
+    if min(prompt) < 0 or max(prompt) >= cfg.vocab_size:
+      raise ValueError(
+        f"prompt {i} has a token outside the vocabulary of {cfg.vocab_size}"
       )
   run, rows, maps = measure(cfg), [None] * len(prompts), None
   for batch in batches(prompts):

@@ -142,6 +142,7 @@ def forward(cfg: ModelConfig):
   def f(params, tokens, *, taps=None, positions=None, valid=None) -> Output:
     tokens = _check_tokens(cfg, tokens)
     positions = _like_tokens("positions", positions, tokens)
+    _check_ids("position", positions, cfg.max_len, "the model's context")
     valid = _like_tokens("valid", valid, tokens)
     taps = NO_TAPS if taps is None else taps
     with jax.default_matmul_precision(cfg.precision):
@@ -162,14 +163,19 @@ def _check_tokens(cfg: ModelConfig, tokens) -> Array:
       f"a row must have 1 to max_len={cfg.max_len} tokens, got "
       f"{tokens.shape[1]}"
     )
-  if not isinstance(tokens, jax.core.Tracer) and tokens.size:
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= cfg.vocab_size:
-      raise ValueError(
-        f"token id {low if low < 0 else high} is outside the vocabulary of "
-        f"{cfg.vocab_size}"
-      )
+  _check_ids("token id", tokens, cfg.vocab_size, "the vocabulary")
   return tokens
+
+
+def _check_ids(name: str, ids, size: int, what: str) -> None:
+  """Indexing clamps silently: concrete ids must be inside the table."""
+  if ids is None or isinstance(ids, jax.core.Tracer) or not ids.size:
+    return
+  low, high = int(ids.min()), int(ids.max())
+  if low < 0 or high >= size:
+    raise ValueError(
+      f"{name} {low if low < 0 else high} is outside {what} of {size}"
+    )
 
 
 def _like_tokens(name: str, value, tokens):

@@ -182,6 +182,11 @@ def _load_path(
   from sinkjax.weights.tokenizer_files import tokenizer_from_folder
 
   form = checkpoint if checkpoint.is_checkpoint(path) else huggingface
+  if form is huggingface and not (path / "config.json").is_file():
+    raise WeightsError(
+      f"{path}: no model: neither config.json (Hugging Face) nor "
+      f"{checkpoint.MANIFEST} (Orbax, by launch.convert) is there"
+    )
   params, cfg = ({}, form.load_config(path)) if header_only else form.load(path)
   tokenizer = tokenizer_from_folder(path)
   check_tokenizer(cfg, tokenizer, str(path))

@@ -88,3 +88,5 @@ def test_refusals(tiny):
     sink_profile(*tiny, [])
   with pytest.raises(ValueError, match="prompt 1 has 1 tokens"):
     sink_profile(*tiny, [[1, 2], [3]])
+  with pytest.raises(ValueError, match="prompt 0 has a token outside"):
+    sink_profile(*tiny, [[1, 64]])

@@ -178,6 +178,14 @@ def test_bad_tokens(tiny, tokens, message):
     sinkjax.forward(cfg)(params, tokens)
 
 
+@pytest.mark.parametrize("at", [-1, 64])
+def test_positions_beyond_the_context(tiny, at):
+  params, cfg = tiny
+  positions = jnp.array([[0, 1, at]])
+  with pytest.raises(ValueError, match=f"position {at} is outside the model"):
+    sinkjax.forward(cfg)(params, jnp.arange(3), positions=positions)
+
+
 def test_bad_padding_shape(tiny):
   params, cfg = tiny
   with pytest.raises(ValueError, match="valid must have the tokens' shape"):

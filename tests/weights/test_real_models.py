@@ -66,7 +66,7 @@ def test_names_and_paths_that_are_not_there(tmp_path):
     sinkjax.load("smollm3")
   with pytest.raises(WeightsError, match="unknown model"):
     registry.fetch("x")
-  with pytest.raises(WeightsError, match="no such file"):
+  with pytest.raises(WeightsError, match="neither config.json"):
     sinkjax.load(tmp_path)
 
 
