@@ -66,7 +66,7 @@ class _Reader:
 
   def activation(self, *keys: str, default: str) -> str:
     name = next((self.values[k] for k in keys if self.values.get(k)), default)
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
       raise WeightsError(
         f"{self.where}: unknown activation {name!r}; known: "
         f"{sorted(_ACTIVATIONS)}"
@@ -103,9 +103,8 @@ def config_from_hf(values: Any, where: str) -> ModelConfig:
   if isinstance(values.get("text_config"), dict):  # multimodal Gemma 3
     values = {**values["text_config"]}
   read = _Reader(values, where)
-  family = {"gemma3": "gemma3_text"}.get(
-    values.get("model_type"), values.get("model_type")
-  )
+  family = values.get("model_type")
+  family = "gemma3_text" if family == "gemma3" else family
   if family not in FAMILIES:
     raise WeightsError(
       f"{where}: unknown model_type {values.get('model_type')!r}; known: "
