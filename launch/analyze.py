@@ -182,18 +182,32 @@ def _name(tokenizer, token: int) -> str:
 
 
 def _analyze(out, texts, eps, request) -> None:
-  start = time.perf_counter()
+  """Measures and writes; leaves no empty folder behind if that fails."""
+  new = not out.exists()
   try:
     out.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ValueError(f"cannot make --out={out}: {error.strerror}") from None
+  try:
+    data = _report(out, texts, eps, request)
+  except BaseException:
+    if new and not any(out.iterdir()):
+      out.rmdir()
+    raise
+  _print_table(data)
+  print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
+
+
+def _report(out, texts, eps, request) -> dict[str, Any]:
+  """Everything in `out`; returns what `summary.json` holds."""
+  start = time.perf_counter()
   from tqdm import tqdm
 
-  bar = tqdm(total=len(texts) + 6, desc="loading", unit="step", leave=False)
-  with bar:
+  with tqdm(
+    total=len(texts) + 6, desc="loading", unit="step", leave=False
+  ) as bar:
     profile, model, prefix = _measure(texts, bar)
-    import numpy as np
-
+    from sinkjax.report import files
     from sinkjax.report import profile as report
 
     data = report.summary(profile, eps=eps)
@@ -221,8 +235,7 @@ def _analyze(out, texts, eps, request) -> None:
     data["seconds"] = time.perf_counter() - start
     report.write(out, profile, data, drawn, page)
     bar.update()
-  _print_table(json.loads(json.dumps(data, default=np.ndarray.tolist)))
-  print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
+  return files.plain(data)
 
 
 def _measure(texts, bar):

@@ -58,14 +58,33 @@ def _quiet() -> None:
 
 
 def warm_compiler() -> None:
-  """Compiled programs are kept in the cache folder, between processes."""
+  """Compiled programs are kept in the cache folder, between processes.
+
+  One folder for each kind of processor: a home shared by different machines
+  must not hand one's machine code to another.
+  """
+  import hashlib
+
   import jax
 
   from sinkjax.weights.registry import cache_folder
 
-  folder = cache_folder() / "compiled"
+  kind = hashlib.sha256((device() + _processor("flags")).encode())
+  folder = cache_folder() / "compiled" / kind.hexdigest()[:12]
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _processor(key: str) -> str:
+  """A field of the first processor, "" where the system does not tell."""
+  try:
+    with open("/proc/cpuinfo") as stream:
+      for line in stream:
+        if line.startswith(key):
+          return line.split(":", 1)[1].strip()
+  except OSError:
+    pass
+  return ""
 
 
 def versions() -> dict[str, str]:
@@ -113,11 +132,5 @@ def device() -> str:
   first = jax.devices()[0]
   if first.platform != "cpu":
     return f"{jax.device_count()} x {first.device_kind}"
-  model = platform.processor() or platform.machine()
-  try:
-    with open("/proc/cpuinfo") as stream:
-      names = [line for line in stream if line.startswith("model name")]
-    model = names[0].split(":")[1].strip() if names else model
-  except OSError:
-    pass
+  model = _processor("model name") or platform.machine()
   return f"CPU, {os.cpu_count()} cores, {model}"

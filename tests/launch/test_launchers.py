@@ -174,10 +174,7 @@ def test_errors_are_one_line(launcher, flags, message, glassllm_path):
   assert len(errors) == 1, done.stderr
   assert message in errors[0]
   assert "Traceback" not in done.stderr
-  left = ROOT / "never"
-  assert not left.exists() or not list(left.iterdir())
-  if left.exists():
-    left.rmdir()
+  assert not (ROOT / "never").exists()
 
 
 @pytest.mark.parametrize("launcher", ["analyze", "convert", "bench"])
@@ -219,6 +216,6 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, glassllm_path):
   assert process.returncode == 130, stderr
   assert "stopped" in stderr
   assert "Traceback" not in stderr
-  left = list(out.iterdir())
+  left = list(out.iterdir()) if out.exists() else []
   assert not any(path.name.startswith(".") for path in left)
   assert not (out / "summary.json").exists()
