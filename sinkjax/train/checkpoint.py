@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, param_shapes
 from sinkjax.weights.layout import check_params, flatten, nest
-from sinkjax.weights.validate import WeightsError
+from sinkjax.weights.validate import WeightsError, first_line
 
 MANIFEST = "sinkjax.json"
 SCHEMA = 1
@@ -108,7 +108,7 @@ def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
     with ocp.StandardCheckpointer() as checkpointer:
       params = checkpointer.restore(path / "params", target)
   except Exception as error:  # Orbax and TensorStore raise many kinds
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     raise WeightsError(f"{path}: Orbax cannot restore: {reason}") from None
   flat = flatten(params)
   for name, entry in arrays.items():

@@ -16,7 +16,7 @@ from sinkjax.models.transformer import Params
 from sinkjax.weights.layout import Leaf, assemble
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_files import tokenizer_from_glassllm
-from sinkjax.weights.validate import WeightsError, check_tokenizer
+from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
 
 _MAX_BYTES = 64 << 20
 _FIELDS = {
@@ -75,7 +75,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
   except WeightsError:
     raise
   except Exception as error:  # zipfile and numpy raise a dozen kinds
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = first_line(error)
     raise WeightsError(f"{path}: not a readable .npz: {reason}") from None
   for name, array in arrays.items():
     if name != "__config__" and array.dtype not in (np.float16, np.float32):

@@ -73,17 +73,8 @@ class Source(Protocol):
 @functools.lru_cache(maxsize=16)
 def flat_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Our parameters' paths, joined by "/", and their shapes."""
-  flat: dict[str, tuple[int, ...]] = {}
-
-  def walk(tree, prefix):
-    for key, value in tree.items():
-      if isinstance(value, dict):
-        walk(value, f"{prefix}{key}/")
-      else:
-        flat[prefix + key] = tuple(value.shape)
-
-  walk(param_shapes(cfg), "")
-  return flat
+  shapes = flatten(param_shapes(cfg))
+  return {path: tuple(value.shape) for path, value in shapes.items()}
 
 
 def nest(flat: Mapping[str, Any]) -> Params:

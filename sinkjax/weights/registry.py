@@ -25,7 +25,7 @@ from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights.layout import flat_shapes
 from sinkjax.weights.tokenizer import Tokenizer
-from sinkjax.weights.validate import WeightsError, check_tokenizer
+from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
 
 
 class Model(NamedTuple):
@@ -340,7 +340,7 @@ def _fetch_hub(repo: str) -> pathlib.Path:
   except Exception as error:  # the hub's clients raise many kinds
     if (folder / "config.json").is_file():
       return folder
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     raise WeightsError(f"hf:{repo} could not be fetched: {reason}") from None
   shutil.rmtree(folder / ".cache", ignore_errors=True)
   return folder

@@ -340,11 +340,6 @@ def build(
   return backend
 
 
-def first_line(error: BaseException) -> str:
-  """The first line of an error, or its type's name."""
-  return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def template_bos(processor: Any, where: str) -> int | None:
   """The id that a post-processor puts first, if it does."""
   leading: list[int] = []

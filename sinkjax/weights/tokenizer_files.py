@@ -12,10 +12,9 @@ from sinkjax.weights.tokenizer import (
   NAMES,
   Tokenizer,
   build,
-  first_line,
   template_bos,
 )
-from sinkjax.weights.validate import WeightsError
+from sinkjax.weights.validate import WeightsError, first_line
 
 
 def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:

@@ -28,8 +28,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from sinkjax.weights.tokenizer import Tokenizer, build, first_line
-from sinkjax.weights.validate import WeightsError
+from sinkjax.weights.tokenizer import Tokenizer, build
+from sinkjax.weights.validate import WeightsError, first_line
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 

@@ -9,6 +9,11 @@ class WeightsError(ValueError):
   """A weight file, folder or tokenizer that is damaged, hostile or unknown."""
 
 
+def first_line(error: BaseException) -> str:
+  """The first line of an error, or its type's name."""
+  return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def check_tokenizer(cfg, tokenizer, where: str) -> None:
   """A tokenizer must name exactly the embedding's rows, and the same BOS.
 
