@@ -23,14 +23,12 @@ Sharp edges:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 Layer = jax.Array | int
-Edit = Callable[[jax.Array, Layer], jax.Array]
-Reducer = Callable[..., Any]
 Trace = dict[str, Any]
 
 

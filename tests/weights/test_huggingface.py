@@ -15,12 +15,7 @@ from sinkjax.weights.validate import WeightsError
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 NAMES = sorted(path.name for path in FAMILIES.iterdir())
 TOLERANCE = 1e-4
-CASES = {
-  "single": None,
-  "batch": None,
-  "right_padded": "right",
-  "left_padded": "left",
-}
+CASES = ("single", "batch", "right_padded", "left_padded")
 
 
 def everything():
