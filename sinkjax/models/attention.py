@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sinkjax.config import ModelConfig
 from sinkjax.models import normalizers
 from sinkjax.models.positions import rotary_tables, rotate
-from sinkjax.taps import Tapper
+from sinkjax.taps import Layer, Tapper
 
 
 class Context(NamedTuple):
@@ -72,17 +72,22 @@ def make_context(
   return Context(cos, sin, causal_mask(length, valid), local)
 
 
-def _for_layer(cfg: ModelConfig, ctx: Context, layer: Array):
-  """Mask, cos and sin of this layer: local or global."""
+def mask_of(cfg: ModelConfig, ctx: Context, layer: Layer) -> Array:
+  """[B or 1, 1, T, S] this layer's mask: local or global."""
   if not any(cfg.local_layers):
-    cos, sin = (None if a is None else a[0] for a in (ctx.cos, ctx.sin))
-    return ctx.mask, cos, sin
+    return ctx.mask
   local = jnp.asarray(cfg.local_layers)[layer]
-  mask = jnp.where(local, ctx.local_mask, ctx.mask)
+  return jnp.where(local, ctx.local_mask, ctx.mask)
+
+
+def rotary_of(cfg: ModelConfig, ctx: Context, layer: Layer):
+  """This layer's cosines and sines, [B, T, R] each, or `None` twice."""
   if ctx.cos is None:
-    return mask, None, None
-  row = local.astype(jnp.int32) if ctx.cos.shape[0] == 2 else 0
-  return mask, ctx.cos[row], ctx.sin[row]
+    return None, None
+  row = 0
+  if ctx.cos.shape[0] == 2:
+    row = jnp.asarray(cfg.local_layers)[layer].astype(jnp.int32)
+  return ctx.cos[row], ctx.sin[row]
 
 
 def rms_normalize(x: Array, eps: float) -> Array:
@@ -139,27 +144,63 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-  """Grouped-query attention. Shapes: heads H, KV heads N, H = N G."""
+  """Grouped-query attention in three steps. Heads H, KV heads N, H = N G.
+
+  `project` and `write` act on each token alone; only `mix` moves information
+  between tokens. Analyses that treat the steps apart call them apart.
+  """
 
   cfg: ModelConfig
 
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "B T D"],
-    ctx: Context,
-    layer: Array,
-    tap: Tapper,
-  ) -> Float[Array, "B T D"]:
+  def setup(self):
     cfg = self.cfg
-    mask, cos, sin = _for_layer(cfg, ctx, layer)
-    q, k, v = self._qkv(x, cos, sin)
-    q_BxTxHxK, k_BxSxNxK = tap("q", q), tap("k", k)
-    v_BxSxNxK = tap("v", v)
-    batch, length = x.shape[:2]
+
+    def project(heads):
+      tail = (heads, cfg.head_dim)
+      bias = tail if cfg.qkv_bias else None
+      shape = (cfg.d_model, *tail)
+      return Projection("btd,dnk->btnk", shape, bias, cfg.d_model)
+
+    self.q = project(cfg.n_heads)
+    self.k, self.v = project(cfg.n_kv_heads), project(cfg.n_kv_heads)
+    if cfg.qk_norm:
+      self.q_norm, self.k_norm = HeadNorm(cfg), HeadNorm(cfg)
+    shape = (cfg.n_heads, cfg.head_dim, cfg.d_model)
+    bias = (cfg.d_model,) if cfg.out_bias else None
+    self.o = Projection(
+      "bthk,hkd->btd", shape, bias, cfg.n_heads * cfg.head_dim
+    )
+
+  def project(
+    self, x: Float[Array, "B T D"], ctx: Context, layer: Layer
+  ) -> tuple[Array, Array, Array]:
+    """Queries [B, T, H, K], keys and values [B, T, N, K], rotated."""
+    cfg = self.cfg
+    q, k, v = self.q(x), self.k(x), self.v(x)
+    if cfg.qk_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
+    cos, sin = rotary_of(cfg, ctx, layer)
+    if cos is not None:
+      q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    return q, k, v
+
+  def mix(
+    self,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S N K"],
+    v: Float[Array, "B S N K"],
+    mask: Bool[Array, "#B 1 T S"],
+    tap: Tapper,
+  ) -> Float[Array, "B T H K"]:
+    """Scores, pattern, and the values that the pattern mixes.
+
+    The queries may be a block of rows: T and S are independent here.
+    """
+    cfg = self.cfg
+    batch, length = q.shape[:2]
     grouped = (cfg.n_kv_heads, cfg.group_size)
-    q_BxTxNxGxK = q_BxTxHxK.reshape(batch, length, *grouped, cfg.head_dim)
-    scores = jnp.einsum("btngk,bsnk->bngts", q_BxTxNxGxK, k_BxSxNxK)
+    q_BxTxNxGxK = q.reshape(batch, length, *grouped, cfg.head_dim)
+    scores = jnp.einsum("btngk,bsnk->bngts", q_BxTxNxGxK, k)
     scores = scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
     if cfg.attn_softcap is not None:
       scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
@@ -167,28 +208,9 @@ class Attention(nn.Module):
     pattern = normalizers.softmax(scores_BxHxTxS, mask)
     pattern_BxHxTxS = tap("pattern", pattern)
     pattern = pattern_BxHxTxS.reshape(batch, *grouped, length, -1)
-    z = jnp.einsum("bngts,bsnk->btngk", pattern, v_BxSxNxK)
-    z_BxTxHxK = tap("z", z.reshape(batch, length, cfg.n_heads, cfg.head_dim))
-    shape = (cfg.n_heads, cfg.head_dim, cfg.d_model)
-    bias = (cfg.d_model,) if cfg.out_bias else None
-    fan_in = cfg.n_heads * cfg.head_dim
-    out = Projection("bthk,hkd->btd", shape, bias, fan_in, name="o")
-    return out(z_BxTxHxK)
+    z = jnp.einsum("bngts,bsnk->btngk", pattern, v)
+    return tap("z", z.reshape(batch, length, cfg.n_heads, cfg.head_dim))
 
-  def _qkv(self, x, cos, sin):
-    cfg = self.cfg
-
-    def project(name, heads):
-      tail = (heads, cfg.head_dim)
-      shape = (cfg.d_model, *tail)
-      bias = tail if cfg.qkv_bias else None
-      return Projection("btd,dnk->btnk", shape, bias, cfg.d_model, name=name)(x)
-
-    q = project("q", cfg.n_heads)
-    k, v = project("k", cfg.n_kv_heads), project("v", cfg.n_kv_heads)
-    if cfg.qk_norm:
-      q = HeadNorm(cfg, name="q_norm")(q)
-      k = HeadNorm(cfg, name="k_norm")(k)
-    if cos is not None:
-      q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    return q, k, v
+  def write(self, z: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
+    """What the heads' outputs add to the residual."""
+    return self.o(z)

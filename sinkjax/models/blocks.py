@@ -11,6 +11,7 @@ from sinkjax.models.attention import (
   Context,
   Projection,
   align,
+  mask_of,
   rms_normalize,
 )
 from sinkjax.taps import Tapper, Taps, Trace
@@ -72,24 +73,54 @@ class Block(nn.Module):
   `resid_mid = resid_pre + attn_out` and `resid_post = resid_mid + mlp_out` in
   every family; a parallel residual changes only what the MLP reads, and post
   norms only what "attn_out" and "mlp_out" are.
+
+  The steps are methods: `project` and `transform` act on each token alone,
+  `mix` on all of them, and `attend` and `finish` add to the residual.
   """
 
   cfg: ModelConfig
 
-  @nn.compact
+  def setup(self):
+    cfg = self.cfg
+    self.attn_norm, self.attn = Norm(cfg), Attention(cfg)
+    self.mlp_norm, self.mlp = Norm(cfg), Mlp(cfg)
+    if cfg.post_norms:
+      self.attn_post_norm, self.mlp_post_norm = Norm(cfg), Norm(cfg)
+
+  def project(self, pre, layer, ctx):
+    """`resid_pre` -> (q, k, v), each token alone."""
+    return self.attn.project(self.attn_norm(pre), ctx, layer)
+
+  def mix(self, q, k, v, mask, tap):
+    """(q, k, v) -> z [B, T, H, K]: the only step between tokens."""
+    return self.attn.mix(q, k, v, mask, tap)
+
+  def attend(self, pre, z, tap):
+    """(`resid_pre`, z) -> `resid_mid`."""
+    attn_out = self.attn.write(z)
+    if self.cfg.post_norms:
+      attn_out = self.attn_post_norm(attn_out)
+    return tap("resid_mid", pre + tap("attn_out", attn_out))
+
+  def transform(self, x):
+    """What the MLP reads -> its raw output, each token alone."""
+    return self.mlp(self.mlp_norm(x))
+
+  def finish(self, mid, mlp_out, tap):
+    """(`resid_mid`, the MLP's raw output) -> `resid_post`."""
+    if self.cfg.post_norms:
+      mlp_out = self.mlp_post_norm(mlp_out)
+    return tap("resid_post", mid + tap("mlp_out", mlp_out))
+
   def __call__(
     self, x: Float[Array, "B T D"], layer: Array, ctx: Context, taps: Taps
   ) -> tuple[Float[Array, "B T D"], Trace]:
     cfg, tap = self.cfg, Tapper(taps, layer)
     pre = tap("resid_pre", x)
-    normed = Norm(cfg, name="attn_norm")(pre)
-    attn_out = Attention(cfg, name="attn")(normed, ctx, layer, tap)
-    if cfg.post_norms:
-      attn_out = Norm(cfg, name="attn_post_norm")(attn_out)
-    mid = tap("resid_mid", pre + tap("attn_out", attn_out))
-    mlp_in = pre if cfg.parallel_residual else mid
-    mlp_out = Mlp(cfg, name="mlp")(Norm(cfg, name="mlp_norm")(mlp_in))
-    if cfg.post_norms:
-      mlp_out = Norm(cfg, name="mlp_post_norm")(mlp_out)
-    post = tap("resid_post", mid + tap("mlp_out", mlp_out))
+    q, k, v = self.project(pre, layer, ctx)
+    q, k, v = tap("q", q), tap("k", k), tap("v", v)
+    z = self.mix(q, k, v, mask_of(cfg, ctx, layer), tap)
+    mid = self.attend(pre, z, tap)
+    mlp_out = self.transform(pre if cfg.parallel_residual else mid)
+    post = self.finish(mid, mlp_out, tap)
     return post, tap.trace()
