@@ -1,0 +1,130 @@
+"""A model one layer at a time: for analyses that cannot hold it all at once.
+
+`Layers` is what such an analysis needs of the weights; `InMemory` gives it
+from a parameter tree, `sinkjax.weights.offload` from files on disk. The
+functions here run the very modules that `forward` runs.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sinkjax.config import ModelConfig
+from sinkjax.models.blocks import Block, Norm
+from sinkjax.taps import Taps, Trace
+
+Params = dict[str, Any]
+
+UNEMBED_COLUMNS = 8192
+"""Vocabulary entries that one piece of the unembedding holds."""
+
+
+@runtime_checkable
+class Layers(Protocol):
+  """Weights that can be had one layer at a time."""
+
+  cfg: ModelConfig
+
+  def embedding(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """Rows of the embedding table."""
+    ...
+
+  def position_embedding(self, positions: Int[Array, "..."]):
+    """Rows of the table of learned positions."""
+    ...
+
+  def layer(self, index: int) -> Params:
+    """One block's parameters, without the layer axis."""
+    ...
+
+  def final_norm(self) -> Params:
+    """The parameters of the norm before the logits."""
+    ...
+
+  def unembedding(self) -> Iterator[Float[Array, "D V"]]:
+    """The unembedding, some columns after the other."""
+    ...
+
+
+class InMemory:
+  """`Layers` from a whole parameter tree.
+
+  Args:
+    cfg: the model.
+    params: its parameters, blocks stacked.
+  """
+
+  def __init__(self, cfg: ModelConfig, params: Params):
+    self.cfg, self._params = cfg, params
+    self._pick = jax.jit(
+      lambda blocks, i: jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), blocks
+      )
+    )
+
+  def embedding(self, tokens):
+    """See `Layers`."""
+    return self._params["embed"][tokens]
+
+  def position_embedding(self, positions):
+    """See `Layers`."""
+    return self._params["positions"][positions]
+
+  def layer(self, index):
+    """See `Layers`."""
+    return self._pick(self._params["blocks"], index)
+
+  def final_norm(self):
+    """See `Layers`."""
+    return self._params["final_norm"]
+
+  def unembedding(self):
+    """See `Layers`."""
+    tied = self.cfg.tie_embeddings
+    table = self._params["embed" if tied else "unembed"]
+    for start in range(0, self.cfg.vocab_size, UNEMBED_COLUMNS):
+      part = slice(start, start + UNEMBED_COLUMNS)
+      yield table[part].T if tied else table[:, part]
+
+
+def as_layers(cfg: ModelConfig, weights: Params | Layers) -> Layers:
+  """`weights` itself if it is read layer by layer, else wrapped.
+
+  Raises:
+    TypeError: for anything that is neither.
+  """
+  if isinstance(weights, Layers):
+    return weights
+  if isinstance(weights, dict) and "blocks" in weights:
+    return InMemory(cfg, weights)
+  raise TypeError(
+    "params must be a parameter tree or weights read layer by layer, got "
+    f"{type(weights).__name__}"
+  )
+
+
+def embed(
+  layers: Layers, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+  """The residual stream before the first block and before any tap."""
+  cfg = layers.cfg
+  x = jnp.asarray(layers.embedding(tokens), cfg.dtype)
+  x = x * jnp.asarray(cfg.embed_scale, x.dtype)
+  if cfg.positions == "learned":
+    x = x + jnp.asarray(layers.position_embedding(positions), x.dtype)
+  return x
+
+
+def apply_block(
+  cfg: ModelConfig, params: Params, x, layer, ctx, taps: Taps
+) -> tuple[Float[Array, "B T D"], Trace]:
+  """One block: the residual stream and the observers' results."""
+  return Block(cfg).apply({"params": params}, x, layer, ctx, taps)
+
+
+def apply_final_norm(cfg: ModelConfig, params: Params, x):
+  """The norm before the logits."""
+  return Norm(cfg).apply({"params": params}, x)
