@@ -252,12 +252,12 @@ def test_duplicates_are_errors(tiny, tokens):
   params, cfg = tiny
   f = sinkjax.forward(cfg)
   g = sinkjax.intervene(f, {"z": sinkjax.scale(1.0)})
-  g = sinkjax.intervene(g, {"z": sinkjax.add(1.0)})
   with pytest.raises(ValueError, match="duplicate edit 'z'"):
-    g(params, tokens)
-  h = sinkjax.capture(sinkjax.capture(f, observe("z")), observe("z"))
+    sinkjax.intervene(g, {"z": sinkjax.add(1.0)})
+  with pytest.raises(ValueError, match="duplicate edit 'z'"):
+    g(params, tokens, taps=sinkjax.Taps({"z": sinkjax.add(1.0)}))
   with pytest.raises(ValueError, match="duplicate observer 'z'"):
-    h(params, tokens)
+    sinkjax.capture(sinkjax.capture(f, observe("z")), observe("z"))
 
 
 @pytest.mark.parametrize(

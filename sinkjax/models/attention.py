@@ -144,10 +144,12 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-  """Grouped-query attention in three steps. Heads H, KV heads N, H = N G.
+  """Grouped-query attention, step by step. Heads H, KV heads N, H = N G.
 
-  `project` and `write` act on each token alone; only `mix` moves information
-  between tokens. Analyses that treat the steps apart call them apart.
+  `linear`, `turn` and `write` act on each token alone; only `score` and
+  `weigh` move information between tokens, and there the queries may be a
+  block of rows: T and S are independent. Analyses that treat the steps apart
+  call them apart.
   """
 
   cfg: ModelConfig
@@ -171,42 +173,47 @@ class Attention(nn.Module):
       "bthk,hkd->btd", shape, bias, cfg.n_heads * cfg.head_dim
     )
 
-  def project(
-    self, x: Float[Array, "B T D"], ctx: Context, layer: Layer
-  ) -> tuple[Array, Array, Array]:
-    """Queries [B, T, H, K], keys and values [B, T, N, K], rotated."""
+  def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
+    """Queries [B, T, H, K], keys and values [B, T, N, K], as projected."""
+    return self.q(x), self.k(x), self.v(x)
+
+  def turn(
+    self, q: Array, k: Array, ctx: Context, layer: Layer
+  ) -> tuple[Array, Array]:
+    """Queries and keys normalised and rotated, where the model does so."""
     cfg = self.cfg
-    q, k, v = self.q(x), self.k(x), self.v(x)
     if cfg.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
     cos, sin = rotary_of(cfg, ctx, layer)
     if cos is not None:
       q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    return q, k, v
+    return q, k
 
-  def mix(
+  def score(
+    self, q: Float[Array, "B T H K"], k: Float[Array, "B S N K"]
+  ) -> Float[Array, "B H T S"]:
+    """Scaled products of queries and keys, before any soft cap."""
+    cfg, (batch, length) = self.cfg, q.shape[:2]
+    grouped = (cfg.n_kv_heads, cfg.group_size)
+    q_BxTxNxGxK = q.reshape(batch, length, *grouped, cfg.head_dim)
+    scores = jnp.einsum("btngk,bsnk->bngts", q_BxTxNxGxK, k)
+    return scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
+
+  def weigh(
     self,
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B S N K"],
+    scores: Float[Array, "B H T S"],
     v: Float[Array, "B S N K"],
     mask: Bool[Array, "#B 1 T S"],
     tap: Tapper,
   ) -> Float[Array, "B T H K"]:
-    """Scores, pattern, and the values that the pattern mixes.
-
-    The queries may be a block of rows: T and S are independent here.
-    """
-    cfg = self.cfg
-    batch, length = q.shape[:2]
-    grouped = (cfg.n_kv_heads, cfg.group_size)
-    q_BxTxNxGxK = q.reshape(batch, length, *grouped, cfg.head_dim)
-    scores = jnp.einsum("btngk,bsnk->bngts", q_BxTxNxGxK, k)
-    scores = scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
+    """The pattern that the scores give, and the values that it mixes."""
+    cfg, (batch, _, length, _) = self.cfg, scores.shape
     if cfg.attn_softcap is not None:
       scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
     scores_BxHxTxS = tap("scores", scores)
     pattern = normalizers.softmax(scores_BxHxTxS, mask)
     pattern_BxHxTxS = tap("pattern", pattern)
+    grouped = (cfg.n_kv_heads, cfg.group_size)
     pattern = pattern_BxHxTxS.reshape(batch, *grouped, length, -1)
     z = jnp.einsum("bngts,bsnk->btngk", pattern, v)
     return tap("z", z.reshape(batch, length, cfg.n_heads, cfg.head_dim))

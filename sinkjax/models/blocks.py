@@ -48,23 +48,29 @@ class Mlp(nn.Module):
 
   cfg: ModelConfig
 
-  @nn.compact
-  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  def setup(self):
     cfg = self.cfg
-    act = _ACTIVATIONS[cfg.activation]
 
-    def project(name, fan_in, fan_out):
+    def project(fan_in, fan_out):
       bias = (fan_out,) if cfg.mlp_bias else None
-      return Projection(
-        "bti,io->bto", (fan_in, fan_out), bias, fan_in, name=name
-      )
+      return Projection("bti,io->bto", (fan_in, fan_out), bias, fan_in)
 
-    up = project("up", cfg.d_model, cfg.d_ff)(x)
+    self.up = project(cfg.d_model, cfg.d_ff)
     if cfg.gated_mlp:
-      hidden = act(project("gate", cfg.d_model, cfg.d_ff)(x)) * up
-    else:
-      hidden = act(up)
-    return project("down", cfg.d_ff, cfg.d_model)(hidden)
+      self.gate = project(cfg.d_model, cfg.d_ff)
+    self.down = project(cfg.d_ff, cfg.d_model)
+
+  def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
+    """What enters the non-linearity, [B, T, F] each: (up,) or (gate, up)."""
+    return (self.gate(x), self.up(x)) if self.cfg.gated_mlp else (self.up(x),)
+
+  def activate(self, *pre: Float[Array, "B T F"]) -> Float[Array, "B T D"]:
+    """The non-linearity and what follows it."""
+    act = _ACTIVATIONS[self.cfg.activation]
+    if self.cfg.gated_mlp:
+      gate, up = pre
+      return self.down(act(gate) * up)
+    return self.down(act(pre[0]))
 
 
 class Block(nn.Module):
@@ -74,8 +80,8 @@ class Block(nn.Module):
   every family; a parallel residual changes only what the MLP reads, and post
   norms only what "attn_out" and "mlp_out" are.
 
-  The steps are methods: `project` and `transform` act on each token alone,
-  `mix` on all of them, and `attend` and `finish` add to the residual.
+  The steps are methods, in the order of `__call__`: each acts on every token
+  alone but for `score` and `weigh`.
   """
 
   cfg: ModelConfig
@@ -87,13 +93,25 @@ class Block(nn.Module):
     if cfg.post_norms:
       self.attn_post_norm, self.mlp_post_norm = Norm(cfg), Norm(cfg)
 
-  def project(self, pre, layer, ctx):
-    """`resid_pre` -> (q, k, v), each token alone."""
-    return self.attn.project(self.attn_norm(pre), ctx, layer)
+  def read(self, pre):
+    """`resid_pre` -> what the attention reads."""
+    return self.attn_norm(pre)
 
-  def mix(self, q, k, v, mask, tap):
-    """(q, k, v) -> z [B, T, H, K]: the only step between tokens."""
-    return self.attn.mix(q, k, v, mask, tap)
+  def linear(self, normed):
+    """What the attention reads -> (q, k, v), as projected."""
+    return self.attn.linear(normed)
+
+  def turn(self, q, k, ctx, layer):
+    """(q, k) normalised and rotated."""
+    return self.attn.turn(q, k, ctx, layer)
+
+  def score(self, q, k):
+    """(q, k) -> scaled scores [B, H, T, S]."""
+    return self.attn.score(q, k)
+
+  def weigh(self, scores, v, mask, tap):
+    """(scores, v) -> z [B, T, H, K]."""
+    return self.attn.weigh(scores, v, mask, tap)
 
   def attend(self, pre, z, tap):
     """(`resid_pre`, z) -> `resid_mid`."""
@@ -102,9 +120,17 @@ class Block(nn.Module):
       attn_out = self.attn_post_norm(attn_out)
     return tap("resid_mid", pre + tap("attn_out", attn_out))
 
-  def transform(self, x):
-    """What the MLP reads -> its raw output, each token alone."""
-    return self.mlp(self.mlp_norm(x))
+  def mlp_read(self, x):
+    """`resid_mid`, or `resid_pre` where parallel -> what the MLP reads."""
+    return self.mlp_norm(x)
+
+  def mlp_linear(self, normed):
+    """What the MLP reads -> what enters its non-linearity."""
+    return self.mlp.linear(normed)
+
+  def mlp_activate(self, *pre):
+    """What enters the non-linearity -> the MLP's raw output."""
+    return self.mlp.activate(*pre)
 
   def finish(self, mid, mlp_out, tap):
     """(`resid_mid`, the MLP's raw output) -> `resid_post`."""
@@ -112,15 +138,27 @@ class Block(nn.Module):
       mlp_out = self.mlp_post_norm(mlp_out)
     return tap("resid_post", mid + tap("mlp_out", mlp_out))
 
+  def qkv(self, pre, layer, ctx, tap):
+    """`resid_pre` -> (q, k, v) as they enter the dot product."""
+    q, k, v = self.linear(self.read(pre))
+    q, k = self.turn(q, k, ctx, layer)
+    return tap("q", q), tap("k", k), tap("v", v)
+
+  def mix(self, q, k, v, mask, tap):
+    """(q, k, v) -> z [B, T, H, K]; q may be a block of rows."""
+    return self.weigh(self.score(q, k), v, mask, tap)
+
+  def transform(self, pre, mid, tap):
+    """(`resid_pre`, `resid_mid`) -> `resid_post`."""
+    x = self.mlp_read(pre if self.cfg.parallel_residual else mid)
+    return self.finish(mid, self.mlp_activate(*self.mlp_linear(x)), tap)
+
   def __call__(
     self, x: Float[Array, "B T D"], layer: Array, ctx: Context, taps: Taps
   ) -> tuple[Float[Array, "B T D"], Trace]:
-    cfg, tap = self.cfg, Tapper(taps, layer)
+    tap = Tapper(taps, layer)
     pre = tap("resid_pre", x)
-    q, k, v = self.project(pre, layer, ctx)
-    q, k, v = tap("q", q), tap("k", k), tap("v", v)
-    z = self.mix(q, k, v, mask_of(cfg, ctx, layer), tap)
-    mid = self.attend(pre, z, tap)
-    mlp_out = self.transform(pre if cfg.parallel_residual else mid)
-    post = self.finish(mid, mlp_out, tap)
+    q, k, v = self.qkv(pre, layer, ctx, tap)
+    z = self.mix(q, k, v, mask_of(self.cfg, ctx, layer), tap)
+    post = self.transform(pre, self.attend(pre, z, tap), tap)
     return post, tap.trace()

@@ -120,6 +120,7 @@ def forward(cfg: ModelConfig):
     where tokens is [B, T] int32 (or [T], read as one row), positions
     overrides 0..T-1, and valid is False at padding. The padding of a row
     should come after its text: "the first token" is index 0 everywhere.
+    `f.cfg` and `f.taps` say what it is, to transforms that take it apart.
 
   Raises:
     ValueError: (by f, while tracing) for tokens of another rank or length
@@ -148,6 +149,7 @@ def forward(cfg: ModelConfig):
     with jax.default_matmul_precision(cfg.precision):
       return model.apply({"params": params}, tokens, taps, positions, valid)
 
+  f.cfg, f.taps = cfg, NO_TAPS
   return f
 
 

@@ -21,7 +21,7 @@ def capture(fn: Callable, observers: Mapping[str, tuple[Any, Any]]) -> Callable:
     reducer returned, stacked to [L, ...] for sites inside the layers.
 
   Raises:
-    ValueError: for an unknown site, or (at the call) a name used twice.
+    ValueError: for an unknown site, or a name used twice.
 
   >>> import jax, sinkjax
   >>> cfg = sinkjax.TINY

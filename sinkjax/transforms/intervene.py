@@ -20,7 +20,7 @@ def intervene(fn: Callable, edits: Mapping[str, Any]) -> Callable:
     `grad`, `jacfwd` and with itself.
 
   Raises:
-    ValueError: for an unknown site, or (at the call) a site edited twice.
+    ValueError: for an unknown site, or a site edited twice.
 
   >>> import jax, sinkjax
   >>> cfg = sinkjax.TINY
@@ -39,4 +39,6 @@ def with_taps(fn: Callable, mine: Taps) -> Callable:
   def wrapped(*args, taps: Taps | None = None, **kwargs):
     return fn(*args, taps=mine.merge(taps), **kwargs)
 
+  if hasattr(fn, "taps"):
+    wrapped.taps = fn.taps.merge(mine)
   return wrapped
