@@ -1,0 +1,311 @@
+"""How alike the tokens' vectors have become: rank and token collapse.
+
+Every function reduces the two last axes [T, D], one row a token, and keeps
+any axes in front. A zero matrix gives a number, not NaN; NaN in gives NaN
+out. Half precision is widened to float32; other inputs keep theirs.
+
+Sources: Barbero et al. (2025, arXiv 2504.02732; 2024, arXiv 2406.04267), Dong
+et al. (2021, arXiv 2103.03404), Wu et al. (2024, arXiv 2405.18781), Roy and
+Vetterli (2007), Queipo-de-Llano et al. (2025, arXiv 2510.06477).
+"""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+ORDERS = (1, 2, math.inf)
+CONSTANTS = {"sharp": math.sqrt(2), "paper": 2.0}
+
+
+def rank_residual(
+  x: Float[Array, "*B T D"], *, relative: bool = False
+) -> Float[Array, "*B"]:
+  """Distance from the matrix whose rows are all the mean row.
+
+      ||X - 1 m^T||_F,  m = 1 / T * sum_t x_t;   relative: over ||X||_F
+
+  The quantity that rank collapse sends to 0 (Barbero et al. 2504.02732,
+  section 3; mu(X) of Wu et al.); the wording is our reading. Rows that agree
+  exactly leave rounding of about eps * ||X||_F.
+
+  Args:
+    x: one row a token.
+    relative: divide by ||X||_F, which gives a share in [0, 1].
+
+  Returns:
+    The norm, the two last axes reduced; 0 for a zero matrix.
+
+  >>> import jax.numpy as jnp
+  >>> x = jnp.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 4.0], [0.0, -4.0]])
+  >>> round(float(rank_residual(x)), 4), float(rank_residual(x, relative=True))
+  (7.0711, 1.0)
+  """
+  x = _wide(x)
+  residual = _frobenius(_centred(x))
+  if not relative:
+    return residual
+  return _divide(residual, _frobenius(x))
+
+
+def composite_residual(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
+  """Distance from equal rows in Dong et al.'s composite norm.
+
+      sqrt(||R||_1 ||R||_inf),  R = X - 1 m^T,  m = 1 / T * sum_t x_t
+
+  ||R||_1 is the largest column sum of magnitudes and ||R||_inf the largest
+  row sum. Dong et al., section 2, subtract the row that makes the norm least;
+  we subtract the mean, our choice, which can only be larger. The authors'
+  code returns the product without the root.
+
+  Args:
+    x: one row a token.
+
+  Returns:
+    The norm, the two last axes reduced; 0 for a zero matrix.
+
+  >>> import jax.numpy as jnp
+  >>> float(composite_residual(jnp.array([[2.0, 2.0], [-2.0, -2.0]])))
+  4.0
+  """
+  size = jnp.abs(_centred(_wide(x)))
+  column = jnp.max(jnp.sum(size, axis=-2), axis=-1)
+  row = jnp.max(jnp.sum(size, axis=-1), axis=-1)
+  return _root(column) * _root(row)
+
+
+def effective_rank(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
+  """How many directions the rows use, by the entropy of singular values.
+
+      exp(-sum_j p_j log p_j),   p_j = s_j / sum_k s_k
+
+  Roy and Vetterli, definition 1. Not centred: a common mean row is one of
+  the directions. O(T D min(T, D)) each, as is every measure of a spectrum.
+
+  Args:
+    x: one row a token.
+
+  Returns:
+    Between 1 and min(T, D); 0 for a zero matrix.
+
+  >>> import jax.numpy as jnp
+  >>> round(float(effective_rank(jnp.eye(3))), 4)
+  3.0
+  """
+  s = _singular_values(x)
+  count = jnp.exp(_entropy(_shares(s)))
+  return jnp.where(s[..., 0] == 0, jnp.zeros_like(count), count)
+
+
+def stable_rank(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
+  """`||X||_F^2 / ||X||_2^2`: the rank that small singular values barely move.
+
+  Args:
+    x: one row a token.
+
+  Returns:
+    Between 1 and the rank; 0 for a zero matrix.
+
+  >>> import jax.numpy as jnp
+  >>> round(float(stable_rank(jnp.diag(jnp.array([2.0, 1.0, 1.0])))), 4)
+  1.5
+  """
+  s = _singular_values(x)
+  ratio = _divide(s, s[..., :1])
+  return jnp.sum(ratio * ratio, axis=-1)
+
+
+def spectral_entropy(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
+  """Entropy of the squared singular values, in nats.
+
+      H = -sum_j p_j log p_j,   p_j = s_j^2 / ||X||_F^2
+
+  Queipo-de-Llano et al. A massive first row brings it near 0. Not centred;
+  whether the authors divide by log min(T, D) is not known to us: we do not.
+
+  Args:
+    x: one row a token.
+
+  Returns:
+    Between 0 and log min(T, D); 0 for a zero matrix.
+
+  >>> import jax.numpy as jnp
+  >>> round(float(spectral_entropy(jnp.eye(4))), 4)
+  1.3863
+  """
+  s = _singular_values(x)
+  ratio = _divide(s, s[..., :1])
+  return _entropy(_shares(ratio * ratio))
+
+
+def mean_cosine(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
+  """Mean cosine between two distinct rows.
+
+      1 / (T (T - 1)) * sum_{s != t} x_s . x_t / (||x_s|| ||x_t||)
+
+  By ||sum of unit rows||^2, O(T D), not the [T, T] matrix. A zero row's
+  cosine with any other counts as 0.
+
+  Args:
+    x: one row a token.
+
+  Returns:
+    In [-1 / (T - 1), 1]; NaN for T = 1: there is no pair.
+
+  >>> import jax.numpy as jnp
+  >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0], [0.0, 3.0]])
+  >>> round(float(mean_cosine(x)), 4)
+  0.3333
+  """
+  x = _wide(x)
+  length = x.shape[-2]
+  if length == 1:
+    return jnp.full(x.shape[:-2], jnp.nan, x.dtype)
+  unit = _divide(x, _norm(x, 2)[..., None])
+  total = jnp.sum(unit, axis=-2)
+  pairs = jnp.sum(total * total, axis=-1) - jnp.sum(unit * unit, axis=(-2, -1))
+  return pairs / (length * (length - 1))
+
+
+def representational_gap(
+  x: Float[Array, "*B T D"], *, order: int | float = 2
+) -> Float[Array, "*B G"]:
+  """How far each token is from the one before: `||x_t - x_{t-1}||`.
+
+  The last entry, for the last token, is what representational collapse sends
+  to 0 (Barbero et al. 2504.02732, section 3; our reading of the wording).
+
+  Args:
+    x: one row a token.
+    order: 1, 2 or inf.
+
+  Returns:
+    [*B, T - 1] norms for t = 1 .. T - 1, empty for T = 1.
+
+  Raises:
+    ValueError: for another order.
+
+  >>> import jax.numpy as jnp
+  >>> representational_gap(jnp.array([[0.0, 0.0], [3.0, 4.0]])).tolist()
+  [5.0]
+  """
+  x = _wide(x)
+  return _norm(x[..., 1:, :] - x[..., :-1, :], order)
+
+
+def repeat_last_gap(
+  x: Float[Array, "*B T D"],
+  longer: Float[Array, "*B U D"],
+  *,
+  order: int | float = 1,
+) -> Float[Array, "*B"]:
+  """What repeating the last token changes in the last vector.
+
+      ||x_{T-1} - longer_T||
+
+  Barbero et al. (2406.04267), theorem 4.2, bounds it in the 1-norm; what they
+  measure on Gemma is the inf-norm.
+
+  Args:
+    x: a sequence's vectors.
+    longer: those of the sequence with its last token once more.
+    order: 1, 2 or inf.
+
+  Returns:
+    One norm for each sequence.
+
+  Raises:
+    ValueError: if `longer` is not one token longer, or for another order.
+
+  >>> import jax.numpy as jnp
+  >>> x = jnp.array([[1.0, 1.0]])
+  >>> float(repeat_last_gap(x, jnp.array([[9.0, 9.0], [1.0, 3.0]])))
+  2.0
+  """
+  if longer.shape[-2] != x.shape[-2] + 1:
+    raise ValueError(
+      f"longer must have {x.shape[-2] + 1} tokens, got {longer.shape[-2]}"
+    )
+  return _norm(_wide(x)[..., -1, :] - _wide(longer)[..., -1, :], order)
+
+
+def collapse_bound(
+  x: Float[Array, "*B T D"], *, constant: str = "sharp"
+) -> Float[Array, "*B"]:
+  """The largest gap that the rank residual allows between any two rows.
+
+      ||x_t - x_s||_2 <= c ||X - 1 m^T||_F
+
+  "Rank collapse implies representational collapse", proposition 3.1 of
+  Barbero et al. (2504.02732; our reading), with c = 2 by the triangle
+  inequality. Since the deviations a and b of two rows satisfy a^2 + b^2 <=
+  F^2, a + b <= sqrt(2) F: the sharp constant, reached by rows u, -u and zeros.
+  The converse fails: two rows can agree while the others differ.
+
+  Args:
+    x: one row a token.
+    constant: "sharp" for sqrt(2), "paper" for 2.
+
+  Returns:
+    An upper bound of every `representational_gap` at order 2.
+
+  Raises:
+    ValueError: for another constant.
+
+  >>> import jax.numpy as jnp
+  >>> x = jnp.array([[1.0], [-1.0]])
+  >>> round(float(collapse_bound(x)), 4), representational_gap(x).tolist()
+  (2.0, [2.0])
+  """
+  if constant not in CONSTANTS:
+    raise ValueError(
+      f"constant must be one of {list(CONSTANTS)}, got {constant!r}"
+    )
+  return CONSTANTS[constant] * rank_residual(x)
+
+
+def _wide(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _centred(x):
+  return x - jnp.mean(x, axis=-2, keepdims=True)
+
+
+def _root(x):
+  """The square root, with gradient 0 at 0."""
+  zero = x == 0
+  return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def _divide(x, y):
+  """x / y, and 0 where y is 0."""
+  zero = y == 0
+  return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
+
+
+def _frobenius(x):
+  return _root(jnp.sum(x * x, axis=(-2, -1)))
+
+
+def _norm(x, order):
+  """The 1-, 2- or inf-norm over the last axis."""
+  if order not in ORDERS:
+    raise ValueError(f"order must be one of {list(ORDERS)}, got {order!r}")
+  if order == 1:
+    return jnp.sum(jnp.abs(x), axis=-1)
+  if order == 2:
+    return _root(jnp.sum(x * x, axis=-1))
+  return jnp.max(jnp.abs(x), axis=-1)
+
+
+def _singular_values(x):
+  return jnp.linalg.svd(_wide(x), compute_uv=False)
+
+
+def _shares(x):
+  return _divide(x, jnp.sum(x, axis=-1, keepdims=True))
+
+
+def _entropy(p):
+  return -jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), axis=-1)
