@@ -4,6 +4,11 @@ Each has optional `layers`: `None` for all, an integer, a sequence of integers
 or a traced array; elsewhere the edit is the identity. Because fields are
 leaves, one compiled function serves every value of them, and `vmap` over a
 leaf sweeps it.
+
+At "scores" and "pattern" some also work on a block of query rows, which is
+all that `sinkjax.transforms.streaming` ever has: `edit.rows(value, layer,
+start)` is what the edit makes of rows start, start + 1, ... and of the keys
+from 0 on. Those that would have to know all of T and S refuse.
 """
 
 import dataclasses
@@ -38,6 +43,17 @@ def _select(layers, layer, edited, value):
   return jnp.where(_applies(layers, layer), edited, value)
 
 
+def _rows(edit, operand, value, layer):
+  """The edit of a block of rows, if its operand is the same for all."""
+  shape = jnp.shape(operand)
+  if any(size != 1 for size in shape[-2:]):
+    raise ValueError(
+      f"{type(edit).__name__} of a block of rows needs the same number for "
+      f"every query and key, a scalar or [..., 1, 1], got shape {shape}"
+    )
+  return edit(value, layer)
+
+
 @_edit
 class Scale:
   """`value * factor`; `factor=1` is the identity."""
@@ -49,6 +65,10 @@ class Scale:
     """The scaled value where the layer is chosen."""
     edited = value * jnp.asarray(self.factor, value.dtype)
     return _select(self.layers, layer, edited, value)
+
+  def rows(self, value: Array, layer: Layer, start: Any) -> Array:
+    """The same for a block of query rows."""
+    return _rows(self, self.factor, value, layer)
 
 
 @_edit
@@ -63,6 +83,10 @@ class Add:
     edited = value + jnp.asarray(self.shift, value.dtype)
     return _select(self.layers, layer, edited, value)
 
+  def rows(self, value: Array, layer: Layer, start: Any) -> Array:
+    """The same for a block of query rows."""
+    return _rows(self, self.shift, value, layer)
+
 
 @_edit
 class Replace:
@@ -75,6 +99,10 @@ class Replace:
     """The fixed value where the layer is chosen."""
     new = jnp.broadcast_to(jnp.asarray(self.value, value.dtype), value.shape)
     return _select(self.layers, layer, new, value)
+
+  def rows(self, value: Array, layer: Layer, start: Any) -> Array:
+    """The same for a block of query rows."""
+    return _rows(self, self.value, value, layer)
 
 
 @_edit
@@ -124,8 +152,14 @@ class Knockout:
     self, scores: Float[Array, "B H T S"], layer: Layer
   ) -> Float[Array, "B H T S"]:
     """The scores with the key's column switched off below the diagonal."""
-    length = scores.shape[-1]
-    t, s = jnp.arange(scores.shape[-2])[:, None], jnp.arange(length)[None]
+    return self.rows(scores, layer, 0)
+
+  def rows(
+    self, scores: Float[Array, "B H T S"], layer: Layer, start: Any
+  ) -> Float[Array, "B H T S"]:
+    """The same for query rows from `start` on."""
+    queries, keys = scores.shape[-2:]
+    t, s = start + jnp.arange(queries)[:, None], jnp.arange(keys)[None]
     hidden = (s == self.key) & (t != s) & (layer >= self.from_layer)
     hidden = hidden[None, None]
     if self.heads is not None:
@@ -167,6 +201,32 @@ class Chain:
     for edit in self.edits:
       value = edit(value, layer)
     return value
+
+  def rows(self, value: Array, layer: Layer, start: Any) -> Array:
+    """Every edit's result for a block of query rows handed to the next.
+
+    Raises:
+      ValueError: for an edit without `rows`, naming it.
+    """
+    for edit in self.edits:
+      value = rows_of(edit)(value, layer, start)
+    return value
+
+
+def rows_of(edit: Any):
+  """The edit's method for a block of query rows.
+
+  Raises:
+    ValueError: for an edit that has none, naming it.
+  """
+  rows = getattr(edit, "rows", None)
+  if rows is None:
+    name = getattr(edit, "__name__", type(edit).__name__)
+    raise ValueError(
+      f"the edit {name} cannot act on a block of query rows: it has no method "
+      "rows(value, layer, start)"
+    )
+  return rows
 
 
 def scale(factor, *, layers=None) -> Scale:

@@ -118,3 +118,36 @@ def test_chain_applies_in_order():
   edit = sinkjax.chain(sinkjax.add(1.0), sinkjax.scale(3.0))
   assert edit(jnp.zeros(()), 0) == 3
   assert len(jax.tree.leaves(edit)) == 2
+
+
+@pytest.mark.parametrize(
+  "edit",
+  [
+    sinkjax.knockout(3, from_layer=1),
+    sinkjax.knockout(0, heads=[True, False]),
+    sinkjax.scale(np.array([2.0, 3.0])[None, :, None, None]),
+    sinkjax.add(1.0, layers=[1]),
+    sinkjax.replace(0.5),
+    sinkjax.chain(sinkjax.add(1.0), sinkjax.knockout(2)),
+  ],
+)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_rows_are_rows_of_the_whole(edit, layer):
+  """Of queries 2 to 4 and the keys that they see."""
+  scores = jax.random.normal(jax.random.key(0), (1, 2, 6, 6))
+  rows = edit.rows(scores[:, :, 2:5, :5], layer, 2)
+  np.testing.assert_array_equal(rows, edit(scores, layer)[:, :, 2:5, :5])
+
+
+@pytest.mark.parametrize(
+  ("edit", "name"),
+  [
+    (sinkjax.scale(jnp.ones(6)), "Scale"),
+    (sinkjax.add(jnp.ones((6, 1))), "Add"),
+    (sinkjax.replace(jnp.ones((1, 2, 6, 6))), "Replace"),
+    (sinkjax.chain(sinkjax.patch(jnp.ones((3, 1)))), "Patch"),
+  ],
+)
+def test_rows_need_an_edit_that_is_the_same_for_all(edit, name):
+  with pytest.raises(ValueError, match=f"{name} .*of .*rows"):
+    edit.rows(jnp.zeros((1, 2, 3, 6)), 0, 2)
