@@ -117,6 +117,28 @@ def read_tensor(file: GGUFFile, name: str, out=None):
     WeightsError: no such tensor, `out` does not fit, the file changed, or
       the tensor holds NaN or infinite values (`out` is then undefined).
   """
+  return tiles.read(_stored(file, name), out)
+
+
+def read_rows(file: GGUFFile, name: str, rows, out=None):
+  """Reads some rows of a matrix as float32, and no other bytes.
+
+  Args:
+    file: from `open_gguf`.
+    name: a matrix in `file.tensors`; a row is a whole number of blocks.
+    rows: row numbers, in any order.
+    out: as for `read_tensor`, of shape [rows, columns].
+
+  Returns:
+    `out`, or a new array. Thread safe.
+
+  Raises:
+    WeightsError: as `read_tensor`, or for a row that is not there.
+  """
+  return tiles.read_rows(_stored(file, name), rows, out)
+
+
+def _stored(file: GGUFFile, name: str) -> tiles.Stored:
   tensor = file.tensors.get(name)
   if tensor is None:
     rawfile.refuse(
@@ -125,6 +147,4 @@ def read_tensor(file: GGUFFile, name: str, out=None):
       + rawfile.show(", ".join(list(file.tensors)[:4]), 120),
     )
   codec = gguf_dequant.codec(tensor.type)
-  return tiles.read(
-    tiles.Stored(file.path, name, tensor.shape, tensor.offset, codec), out
-  )
+  return tiles.Stored(file.path, name, tensor.shape, tensor.offset, codec)

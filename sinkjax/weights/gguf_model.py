@@ -1,5 +1,6 @@
 """GGUF metadata to `ModelConfig`, and GGUF tensor names to our parameters."""
 
+import dataclasses
 import math
 import os
 from typing import Any
@@ -8,8 +9,8 @@ import numpy as np
 
 from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
 from sinkjax.models.transformer import Params
-from sinkjax.weights.gguf import GGUFFile, open_gguf, read_tensor
-from sinkjax.weights.layout import Leaf, assemble
+from sinkjax.weights.gguf import GGUFFile, open_gguf, read_rows, read_tensor
+from sinkjax.weights.layout import Leaf, Unread, assemble
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_gguf import tokenizer_from_gguf
 from sinkjax.weights.validate import WeightsError, check_tokenizer
@@ -263,6 +264,9 @@ class _GGUFSource:
   def read(self, name, out=None):
     return read_tensor(self.file, name, out=out)
 
+  def read_rows(self, name, rows, out=None):
+    return read_rows(self.file, name, rows, out=out)
+
 
 def load_header(
   path: str | os.PathLike,
@@ -284,8 +288,16 @@ def load_gguf(path: str | os.PathLike) -> tuple[Params, ModelConfig, Tokenizer]:
   Raises:
     WeightsError: one line about what is damaged, missing, extra or unknown.
   """
+  unread, tokenizer = open_model(path)
+  cfg, leaves_, source, ignored = unread
+  return assemble(cfg, leaves_, source, ignored=ignored), cfg, tokenizer
+
+
+def open_model(path: str | os.PathLike) -> tuple[Unread, Tokenizer]:
+  """What `load_gguf` loads, before its weights are read."""
   file = open_gguf(path)
   cfg, tokenizer = _header(file)
   ignored = (r"^rope_freqs\.weight$", r"\.attn_rot_embd$")
-  source = _GGUFSource(file)
-  return assemble(cfg, leaves(cfg), source, ignored=ignored), cfg, tokenizer
+  # Without the metadata: the tokens alone can be more than a layer.
+  source = _GGUFSource(dataclasses.replace(file, metadata={}))
+  return Unread(cfg, leaves(cfg), source, ignored), tokenizer

@@ -3,6 +3,7 @@
 A `Leaf` says where one of our parameters lies in a file and in which layout.
 `assemble` fills our tree from a source of named tensors, `disassemble` is its
 inverse; both are driven by the same list of leaves, so a format is a table.
+`sinkjax.weights.offload` fills parts of it.
 
 Ours: kernels are [in..., out...] and layers are stacked on axis 0.
 """
@@ -12,8 +13,8 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -70,6 +71,33 @@ class Source(Protocol):
     ...
 
 
+@runtime_checkable
+class RowSource(Source, Protocol):
+  """A source that can also read a few rows of a large matrix."""
+
+  def read_rows(
+    self, name: str, rows: Sequence[int], out: np.ndarray | None = None
+  ) -> np.ndarray:
+    """[rows, columns], written into `out` where given."""
+    ...
+
+
+class Unread(NamedTuple):
+  """A model of which only the headers have been read.
+
+  Attributes:
+    cfg: its config.
+    leaves: where each parameter lies.
+    source: its tensors.
+    ignored: patterns of tensor names that may be there and are not read.
+  """
+
+  cfg: ModelConfig
+  leaves: list[Leaf]
+  source: RowSource
+  ignored: tuple[str, ...]
+
+
 @functools.lru_cache(maxsize=16)
 def flat_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Our parameters' paths, joined by "/", and their shapes."""
@@ -114,7 +142,7 @@ def _matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, int]:
   return int(np.prod(shape[:split])), int(np.prod(shape[split:]))
 
 
-def _as_stored(leaf: Leaf, slot: np.ndarray, cfg: ModelConfig) -> np.ndarray:
+def as_stored(leaf: Leaf, slot: np.ndarray, cfg: ModelConfig) -> np.ndarray:
   """A view of our contiguous `slot` in the file's order, unfused.
 
   Paired leaves get extra axes, [H, K / 2, 2, ...], the same order in memory
@@ -168,7 +196,7 @@ def _fuse(leaf: Leaf, parts: list[np.ndarray], cfg: ModelConfig) -> np.ndarray:
 
 
 def _fill(leaf: Leaf, slot: np.ndarray, source: Source, cfg, name) -> None:
-  view = _as_stored(leaf, slot, cfg)
+  view = as_stored(leaf, slot, cfg)
   if leaf.fused:
     view[...] = _part(leaf, source.read(name), cfg).reshape(view.shape)
   else:
@@ -177,10 +205,14 @@ def _fill(leaf: Leaf, slot: np.ndarray, source: Source, cfg, name) -> None:
     slot -= np.float32(leaf.minus)
 
 
-def _check_names(
+def check_names(
   cfg: ModelConfig, leaves: list[Leaf], source: Source, ignored: Iterable[str]
 ) -> dict[str, tuple[int, ...]]:
-  """Missing, extra or mis-shaped tensors are errors. Returns our shapes."""
+  """Our shapes, if the source's tensors are exactly those of `leaves`.
+
+  Raises:
+    WeightsError: naming the first missing, extra or mis-shaped tensor.
+  """
   ours, theirs = flat_shapes(cfg), source.shapes()
   unmapped = set(ours) - {leaf.path for leaf in leaves}
   if unmapped:
@@ -236,7 +268,7 @@ def assemble(
   Raises:
     WeightsError: for a missing, extra or mis-shaped tensor, before reading.
   """
-  ours = _check_names(cfg, leaves, source, ignored)
+  ours = check_names(cfg, leaves, source, ignored)
   buffers = {path: aligned_empty(shape) for path, shape in ours.items()}
   jobs = []
   for leaf in leaves:
@@ -246,8 +278,30 @@ def assemble(
         jobs.append((leaf, buffer[i], source, cfg, leaf.name.format(i=i)))
     else:
       jobs.append((leaf, buffer, source, cfg, leaf.name))
+  fill_all(jobs, workers or default_workers())
+  return nest({path: jax.device_put(b) for path, b in buffers.items()})
+
+
+def default_workers() -> int:
+  """Decoding threads: one a core, 8 at most."""
+  return min(8, os.cpu_count() or 1)
+
+
+def fill_all(jobs: list[tuple], workers: int) -> None:
+  """Reads tensors into their places, in threads, the largest first.
+
+  Args:
+    jobs: (leaf, our buffer for one layer, source, cfg, name in the source).
+    workers: threads; with 1, the caller's own.
+
+  Raises:
+    WeightsError: the first of them; the other jobs are then dropped.
+  """
   jobs.sort(key=lambda job: -job[1].size)
-  workers = workers or min(8, os.cpu_count() or 1)
+  if workers == 1:
+    for job in jobs:
+      _fill(*job)
+    return
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     futures = [pool.submit(_fill, *job) for job in jobs]
     try:
@@ -256,7 +310,6 @@ def assemble(
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
-  return nest({path: jax.device_put(b) for path, b in buffers.items()})
 
 
 def disassemble(
@@ -273,7 +326,7 @@ def disassemble(
     values = np.asarray(flat[leaf.path], np.float32)
     for i in range(cfg.n_layers if leaf.per_layer else 1):
       slot = np.ascontiguousarray(values[i] if leaf.per_layer else values)
-      stored = np.ascontiguousarray(_as_stored(leaf, slot, cfg))
+      stored = np.ascontiguousarray(as_stored(leaf, slot, cfg))
       if leaf.minus:
         stored = stored + np.float32(leaf.minus)
       name = leaf.name.format(i=i)

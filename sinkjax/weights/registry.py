@@ -122,7 +122,7 @@ def load(name_or_path: str | os.PathLike) -> Model:
   few MB.
   """
   name = os.fspath(name_or_path)
-  return _load_path(_find(name), name)
+  return _load_path(find(name), name)
 
 
 def peek(
@@ -142,12 +142,17 @@ def peek(
   name = os.fspath(name_or_path)
   if name in REGISTRY and not is_here(name):
     return None
-  loaded = _load_path(_find(name), name, header_only=True)
+  loaded = _load_path(find(name), name, header_only=True)
   sizes = flat_shapes(loaded.cfg).values()
   return loaded.cfg, loaded.tokenizer, sum(math.prod(size) for size in sizes)
 
 
-def _find(name: str) -> pathlib.Path:
+def find(name: str) -> pathlib.Path:
+  """The file or folder of a model's name or path, fetched if need be.
+
+  Raises:
+    WeightsError: for what is neither known nor there, or out of reach.
+  """
   if name in REGISTRY:
     return fetch(name)
   if name.startswith("hf:"):
@@ -164,33 +169,61 @@ def _find(name: str) -> pathlib.Path:
 def _load_path(
   path: pathlib.Path, name: str, header_only: bool = False
 ) -> Model:
-  """Tells the format by what is there, never by unpickling anything."""
-  if name.startswith("glassllm-"):
+  form = form_of(path, name)
+  if form == "glassllm":
     from sinkjax.weights.glassllm import load_glassllm
 
     return Model(*load_glassllm(path.parent, name.split("-")[1]))
-  if path.is_file() and path.suffix != ".safetensors":
+  if form == "gguf":
     from sinkjax.weights import gguf_model
 
     if header_only:
       return Model({}, *gguf_model.load_header(path))
     return Model(*gguf_model.load_gguf(path))
+  from sinkjax.weights.tokenizer_files import tokenizer_from_folder
+
+  if form == "orbax":
+    from sinkjax.train import checkpoint as reader
+  else:
+    from sinkjax.weights import huggingface as reader
+  if header_only:
+    params, cfg = {}, reader.load_config(path)
+  else:
+    params, cfg = reader.load(path)
+  tokenizer = tokenizer_from_folder(path)
+  check_tokenizer(cfg, tokenizer, str(path))
+  return Model(params, cfg, tokenizer)
+
+
+def form_of(path: pathlib.Path, name: str) -> str:
+  """The format, told by what is there, never by unpickling anything.
+
+  Args:
+    path: what `find` found.
+    name: what it was asked for.
+
+  Returns:
+    "glassllm", "gguf", "orbax" or "huggingface".
+
+  Raises:
+    WeightsError: for anything else.
+  """
+  if name.startswith("glassllm-"):
+    return "glassllm"
+  if path.is_file() and path.suffix != ".safetensors":
+    return "gguf"
   if path.is_file():
     raise WeightsError(f"{path}: give the folder, config.json is needed too")
   from sinkjax.train import checkpoint
-  from sinkjax.weights import huggingface
-  from sinkjax.weights.tokenizer_files import tokenizer_from_folder
 
-  form = checkpoint if checkpoint.is_checkpoint(path) else huggingface
-  if form is huggingface and not (path / "config.json").is_file():
+  if checkpoint.is_checkpoint(path):
+    return "orbax"
+  if not (path / "config.json").is_file():
     raise WeightsError(
       f"{path}: no model: neither config.json (Hugging Face) nor "
       f"{checkpoint.MANIFEST} (Orbax, by launch.convert) is there"
     )
-  params, cfg = ({}, form.load_config(path)) if header_only else form.load(path)
-  tokenizer = tokenizer_from_folder(path)
-  check_tokenizer(cfg, tokenizer, str(path))
-  return Model(params, cfg, tokenizer)
+  return "huggingface"
 
 
 def is_here(name: str) -> bool:

@@ -14,6 +14,7 @@ the single file is read, as Hugging Face does.
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -78,6 +79,27 @@ class SafetensorsFolder:
       WeightsError: no such tensor, another dtype, `out` does not fit, the
         file changed, or values are not finite (`out` is then undefined).
     """
+    return tiles.read(self._stored(name), out)
+
+  def read_rows(
+    self, name: str, rows: Sequence[int], out: np.ndarray | None = None
+  ) -> np.ndarray:
+    """Reads some rows of a matrix as float32, and no other bytes.
+
+    Args:
+      name: a matrix in `tensors`.
+      rows: row numbers, in any order.
+      out: as for `read`, of shape [rows, columns].
+
+    Returns:
+      `out`, or a new array. Thread safe.
+
+    Raises:
+      WeightsError: as `read`, or for a row that is not there.
+    """
+    return tiles.read_rows(self._stored(name), rows, out)
+
+  def _stored(self, name: str) -> tiles.Stored:
     tensor = self._tensor(name)
     codec = _TO_FLOAT32.get(tensor.dtype)
     if codec is None:
@@ -86,9 +108,7 @@ class SafetensorsFolder:
         f"tensor {rawfile.show(name)} is {tensor.dtype}; only "
         f"{', '.join(_TO_FLOAT32)} are read as float32 weights",
       )
-    return tiles.read(
-      tiles.Stored(tensor.file, name, tensor.shape, tensor.offset, codec), out
-    )
+    return tiles.Stored(tensor.file, name, tensor.shape, tensor.offset, codec)
 
   def read_raw(self, name: str) -> np.ndarray:
     """Reads one tensor in its stored dtype (BF16 and F8 via ml_dtypes).

@@ -15,8 +15,9 @@ made. After an error the contents of `out` are undefined.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -79,6 +80,50 @@ def read(stored: Stored, out: np.ndarray | None = None) -> np.ndarray:
   return out
 
 
+def read_rows(
+  stored: Stored, rows: Sequence[int], out: np.ndarray | None = None
+) -> np.ndarray:
+  """Reads some rows of a matrix as float32, and no other bytes.
+
+  Args:
+    stored: a matrix.
+    rows: row numbers, in any order, also repeated. Neighbours that follow
+      each other in the file are read at once.
+    out: as for `read`, of shape [rows, columns].
+
+  Raises:
+    WeightsError: as `read`, or for a row that the matrix does not have.
+  """
+  rows, (count, row) = np.asarray(rows, np.int64), stored.shape
+  if rows.size and not 0 <= rows.min() <= rows.max() < count:
+    rawfile.refuse(
+      stored.path,
+      f"tensor {rawfile.show(stored.name)} has {count} rows: rows "
+      f"{rows.min()} to {rows.max()} cannot be read",
+    )
+  part = dataclasses.replace(stored, shape=(len(rows), row))
+  if out is None:
+    out = np.empty(part.shape, np.float32)
+  _check_out(part, len(rows) * row, out)
+  step = _rows_a_tile(row)
+  raw_row = row // stored.codec.block * stored.codec.block_bytes
+  buffer = np.empty(min(step, len(rows)) * raw_row, np.uint8)
+  with (
+    np.errstate(all="ignore"),
+    rawfile.open_binary(stored.path) as file,
+  ):
+    for start in range(0, len(rows), step):
+      chunk = rows[start : start + step]
+      raw = buffer[: len(chunk) * raw_row]
+      ends = np.flatnonzero(np.diff(chunk) != 1) + 1
+      for first, last in itertools.pairwise([0, *ends, len(chunk)]):
+        file.seek(stored.offset + int(chunk[first]) * raw_row)
+        bytes_ = memoryview(raw[first * raw_row : last * raw_row])
+        rawfile.read_exact(file, bytes_, stored.path)
+      _decode_or_refuse(stored, raw, row, out[start : start + step])
+  return out
+
+
 def _check_out(stored: Stored, size: int, out: object) -> None:
   name = rawfile.show(stored.name)
   if not isinstance(out, np.ndarray) or out.dtype != np.float32:
@@ -107,8 +152,7 @@ def _fill(stored: Stored, out: np.ndarray) -> None:
     _fill(stored, whole)
     out[...] = whole.reshape(out.shape)
     return
-  rows = max(1, TILE // row)
-  rows -= rows % 64 if rows > 64 else 0  # whole cache lines in a turned tile
+  rows = _rows_a_tile(row)
   raw_row = row // codec.block * codec.block_bytes
   buffer = np.empty(min(rows, max(1, out.size // row)) * raw_row, np.uint8)
   with rawfile.open_binary(stored.path) as file:
@@ -116,12 +160,12 @@ def _fill(stored: Stored, out: np.ndarray) -> None:
     for tile in _tiles(out, axis, rows):
       raw = buffer[: tile.size // row * raw_row]
       rawfile.read_exact(file, memoryview(raw), stored.path)
-      if not _decode(raw, row, tile, codec):
-        rawfile.refuse(
-          stored.path,
-          f"tensor {rawfile.show(stored.name)} holds NaN or infinite "
-          "values; expected finite weights",
-        )
+      _decode_or_refuse(stored, raw, row, tile)
+
+
+def _rows_a_tile(row: int) -> int:
+  rows = max(1, TILE // row)
+  return rows - (rows % 64 if rows > 64 else 0)  # whole cache lines if turned
 
 
 def _row_axis(out: np.ndarray, row: int) -> int | None:
@@ -178,6 +222,15 @@ def _merge(shape, strides) -> tuple[int, int] | None:
     if outer != n * inner:
       return None
   return math.prod(n for n, _ in axes), axes[-1][1]
+
+
+def _decode_or_refuse(stored: Stored, raw, row: int, tile) -> None:
+  if not _decode(raw, row, tile, stored.codec):
+    rawfile.refuse(
+      stored.path,
+      f"tensor {rawfile.show(stored.name)} holds NaN or infinite "
+      "values; expected finite weights",
+    )
 
 
 def _decode(raw: np.ndarray, row: int, tile: np.ndarray, codec: Codec) -> bool:

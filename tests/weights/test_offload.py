@@ -1,0 +1,427 @@
+"""Layers read one by one from disk: the very numbers that `load` gives."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+from safetensors.numpy import load_file, save_file
+
+import sinkjax
+from sinkjax.models import layerwise
+from sinkjax.weights import gguf, offload, tiles
+from sinkjax.weights.offload import Offloaded, open_layers, peak_estimate
+from sinkjax.weights.validate import WeightsError
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import gguf_files as files
+from test_gguf_model import write
+from test_huggingface import sharded
+
+ROOT = pathlib.Path(__file__).parents[2]
+FAMILIES = ROOT / "tests" / "golden" / "families"
+NAMES = sorted(path.name for path in FAMILIES.iterdir())
+ARCHITECTURES = {"llama2": "llama", "smollm2": "llama", "gpt2": "gpt2",
+                 "qwen3": "qwen3", "gemma": "gemma"}  # fmt: skip
+same = np.testing.assert_array_equal
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+  """So that 96 tokens are several pieces, the last one shorter."""
+  monkeypatch.setattr(offload, "UNEMBED_COLUMNS", 40)
+
+
+def check(opened, params, layers=None):
+  """Every piece, or those layers only, is that of the loaded parameters."""
+  cfg = opened.cfg
+  for i in range(cfg.n_layers) if layers is None else layers:
+    layer = opened.layer(i)
+    want = jax.tree.map(lambda x, i=i: x[i], params["blocks"])
+    jax.tree.map(same, layer, want)
+    jax.tree.map(one_kind, layer)
+  jax.tree.map(same, opened.final_norm(), params["final_norm"])
+  tokens = jnp.array([[5, 6, 7, 0], [cfg.vocab_size - 1, 7, 7, 6]])
+  one_kind(opened.embedding(tokens))
+  same(opened.embedding(tokens), params["embed"][tokens])
+  same(opened.embedding(jnp.zeros((0,), int)), np.zeros((0, cfg.d_model)))
+  if cfg.positions == "learned":
+    same(opened.position_embedding(tokens % 9), params["positions"][tokens % 9])
+
+
+def one_kind(x):
+  assert isinstance(x, jax.Array) and x.dtype == jnp.float32
+
+
+def check_unembedding(opened, params):
+  pieces = list(opened.unembedding())
+  one_kind(pieces[0])
+  assert all(piece.shape[1] <= offload.UNEMBED_COLUMNS for piece in pieces)
+  tied = opened.cfg.tie_embeddings
+  want = params["embed"].T if tied else params["unembed"]
+  same(np.concatenate(pieces, axis=1), want)
+
+
+@pytest.mark.parametrize("prefetch", [True, False], ids=["ahead", "plain"])
+@pytest.mark.parametrize("name", NAMES)
+def test_folder_gives_what_load_gives(name, prefetch):
+  params, cfg, _ = sinkjax.load(FAMILIES / name)
+  opened = open_layers(FAMILIES / name, prefetch=prefetch)
+  assert isinstance(opened, layerwise.Layers) and opened.cfg == cfg
+  assert opened.where == str(FAMILIES / name) and opened.tokenizer is None
+  check(opened, params)
+  check_unembedding(opened, params)
+
+
+@pytest.mark.parametrize(("family", "arch"), ARCHITECTURES.items())
+def test_gguf_gives_what_load_gives(family, arch, tmp_path):
+  factors = [("rope_freqs.weight", np.array([1, 1, 4, 8], np.float32))]
+  extra = factors if family == "llama2" else ()
+  write(tmp_path / "m.gguf", family, arch, extra=extra)
+  params, cfg, tokenizer = sinkjax.load(tmp_path / "m.gguf")
+  opened = open_layers(tmp_path / "m.gguf")
+  assert opened.cfg == cfg
+  assert opened.tokenizer.vocab_size == tokenizer.vocab_size
+  check(opened, params)
+  check_unembedding(opened, params)
+
+
+def test_smollm2_gives_what_load_gives(smollm2, monkeypatch):
+  monkeypatch.setattr(offload, "UNEMBED_COLUMNS", 8192)
+  opened = open_layers("smollm2-135m")
+  check(opened, smollm2.params, layers=(0, 1, 29))
+  check_unembedding(opened, smollm2.params)
+  assert opened.tokenizer.encode("sink") == smollm2.tokenizer.encode("sink")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sharded_half_precision_folder(dtype, tmp_path):
+  sharded(tmp_path, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+  params, _, _ = sinkjax.load(tmp_path)
+  opened = open_layers(tmp_path)
+  check(opened, params)
+  check_unembedding(opened, params)
+
+
+def test_layers_in_any_order_and_in_several_threads(monkeypatch):
+  monkeypatch.setattr(offload, "_ELEMENTS_A_WORKER", 100)
+  monkeypatch.setattr(offload, "default_workers", lambda: 3)
+  params, _, _ = sinkjax.load(FAMILIES / "pythia")
+  with open_layers(FAMILIES / "pythia") as opened:
+    check(opened, params, layers=(2, 0, 0, 2, 1, 0))
+  check(opened, params, layers=(1,))  # closed ones still read
+  opened.close()
+  opened.close()
+
+
+def test_layers_run_as_the_model_does():
+  """The protocol in use: a walk over the layers gives `forward`'s logits."""
+  params, cfg, _ = sinkjax.load(FAMILIES / "gpt2")
+  opened = open_layers(FAMILIES / "gpt2")
+  tokens = jnp.arange(3, 15)[None]
+  positions = jnp.arange(12)[None]
+  in_memory = layerwise.InMemory(cfg, params)
+  same(
+    layerwise.embed(opened, tokens, positions),
+    layerwise.embed(in_memory, tokens, positions),
+  )
+  assert layerwise.as_layers(cfg, opened) is opened
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_model_may_store_its_unembedding(tied, tmp_path, monkeypatch):
+  """Compared a few rows at a time, the last of them too."""
+  from sinkjax.weights import huggingface
+
+  monkeypatch.setattr(huggingface, "_COMPARED", 1000)
+  shutil.copy(FAMILIES / "smollm2" / "config.json", tmp_path)
+  tensors = load_file(FAMILIES / "smollm2" / "model.safetensors")
+  output = tensors["model.embed_tokens.weight"].copy()
+  output[-1, -1] += 0 if tied else 1
+  tensors["lm_head.weight"] = output
+  save_file(tensors, tmp_path / "model.safetensors")
+  if tied:
+    check_unembedding(open_layers(tmp_path), sinkjax.load(tmp_path).params)
+    return
+  for read in (open_layers, sinkjax.load):
+    with pytest.raises(WeightsError, match=r"'lm_head.weight' differs from"):
+      read(tmp_path)
+
+
+def changed(folder, change):
+  """The tiny Llama 3 with other tensors."""
+  shutil.copy(FAMILIES / "llama3" / "config.json", folder)
+  tensors = load_file(FAMILIES / "llama3" / "model.safetensors")
+  change(tensors)
+  save_file(tensors, folder / "model.safetensors")
+
+
+Q = "model.layers.2.self_attn.q_proj.weight"
+
+
+def poison(tensors):
+  tensors[Q] = np.where(np.arange(tensors[Q].size) == 7, np.nan, 0).astype(
+    np.float32
+  ).reshape(tensors[Q].shape)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda t: t.pop(Q), f"tensor '{Q}' is missing"),
+    (lambda t: t.update({Q: t[Q][:-1]}), "has shape"),
+    (lambda t: t.update(more=t[Q]), "'more' has no place"),
+  ],
+)
+def test_refuses_other_tensors_at_once(change, message, tmp_path):
+  changed(tmp_path, change)
+  with pytest.raises(WeightsError, match=message) as error:
+    open_layers(tmp_path)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("prefetch", [True, False], ids=["ahead", "plain"])
+def test_damage_in_a_layer_surfaces_where_it_is_asked_for(prefetch, tmp_path):
+  changed(tmp_path, poison)
+  opened = open_layers(tmp_path, prefetch=prefetch)
+  opened.layer(0)
+  opened.layer(1)
+  for _ in range(2):
+    with pytest.raises(WeightsError, match="NaN or infinite") as error:
+      opened.layer(2)
+    assert Q in str(error.value)
+  assert not ours()
+  opened.layer(0)
+  opened.close()
+
+
+@pytest.mark.parametrize("prefetch", [True, False], ids=["ahead", "plain"])
+def test_file_cut_short_after_it_was_opened(prefetch, tmp_path):
+  path = tmp_path / "m.gguf"
+  write(path, "llama2", "llama")
+  opened = open_layers(path, prefetch=prefetch)
+  os.truncate(path, path.stat().st_size - 20_000)
+  with pytest.raises(WeightsError, match="bytes early"):
+    for i in range(opened.cfg.n_layers):
+      opened.layer(i)
+  os.truncate(path, 4000)
+  with pytest.raises(WeightsError, match="bytes early"):
+    list(opened.unembedding())
+  with pytest.raises(WeightsError, match="bytes early"):
+    opened.embedding(jnp.array([95]))
+  path.unlink()
+  with pytest.raises(WeightsError, match="cannot be read"):
+    opened.final_norm()
+
+
+def test_refuses_what_is_outside_the_tables():
+  opened = open_layers(FAMILIES / "gpt2", prefetch=False)
+  for bad in (-1, opened.cfg.n_layers):
+    with pytest.raises(IndexError, match=f"layer {bad} of 3"):
+      opened.layer(bad)
+  with pytest.raises(ValueError, match="token id 96 is outside the table of"):
+    opened.embedding(jnp.array([0, 96]))
+  with pytest.raises(ValueError, match="position -1 is outside"):
+    opened.position_embedding(jnp.array([-1]))
+  with pytest.raises(ValueError, match="token ids must be integers"):
+    opened.embedding(jnp.array([0.5]))
+  with pytest.raises(ValueError, match="has no table of positions"):
+    open_layers(FAMILIES / "llama3").position_embedding(jnp.array([0]))
+
+
+def test_refuses_formats_without_layers(glassllm_path, tmp_path):
+  from sinkjax.train import checkpoint
+
+  params, cfg, _ = sinkjax.load(FAMILIES / "llama3")
+  checkpoint.save(tmp_path / "orbax", params, cfg)
+  for name in ("glassllm-en", str(tmp_path / "orbax")):
+    with pytest.raises(WeightsError, match="one by one only from") as error:
+      open_layers(name)
+    wanted = f"python -m launch.convert --model={name} --to=hf --out="
+    assert wanted in str(error.value) and "\n" not in str(error.value)
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(WeightsError, match="no model"):
+    open_layers(tmp_path / "empty")
+  (tmp_path / "text.txt").write_text("no weights at all, but some bytes")
+  with pytest.raises(WeightsError, match="text.txt"):
+    open_layers(tmp_path / "text.txt")
+  with pytest.raises(WeightsError, match="neither a file nor a folder"):
+    open_layers("nonsense")
+
+
+def ours():
+  """Threads that read ahead; those told to end get a moment."""
+  for _ in range(100):
+    found = [t for t in threading.enumerate() if "sinkjax" in t.name]
+    if not found:
+      break
+    time.sleep(0.01)
+  return found
+
+
+def test_reads_one_layer_ahead_and_ends(monkeypatch):
+  read, names = offload._read_layer, []
+
+  def spy(unread, index):
+    names.append((index, threading.current_thread().name))
+    return read(unread, index)
+
+  monkeypatch.setattr(offload, "_read_layer", spy)
+  opened = open_layers(FAMILIES / "llama3")
+  for i in range(3):
+    opened.layer(i)
+  assert [index for index, _ in names] == [0, 1, 2]
+  assert ["sinkjax" in name for _, name in names] == [False, True, True]
+  assert not ours()
+  opened.layer(0)
+  opened.close()
+  assert not ours()
+  opened.layer(0)
+  del opened  # in the middle, without closing
+  assert not ours()
+  names.clear()
+  plain = open_layers(FAMILIES / "llama3", prefetch=False)
+  plain.layer(0)
+  assert [index for index, _ in names] == [0]
+
+
+def test_the_next_layer_is_read_while_one_is_in_use(monkeypatch):
+  read, begun, go = offload._read_layer, threading.Event(), threading.Event()
+
+  def slow(unread, index):
+    if index:
+      begun.set()
+      assert go.wait(10)
+    return read(unread, index)
+
+  monkeypatch.setattr(offload, "_read_layer", slow)
+  with open_layers(FAMILIES / "llama3") as opened:
+    opened.layer(0)
+    assert begun.wait(10)
+    go.set()
+    opened.layer(1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_are_those_of_the_whole(turned, tmp_path, monkeypatch):
+  """Quantised rows in any order, repeated, over several tiles."""
+  kinds = (Type.Q4_1, Type.Q6_K, Type.IQ4_NL, Type.F16)
+  tensors = [
+    files.tensor(f"{kind.name}.weight", kind, (90, 512), seed)
+    for seed, kind in enumerate(kinds)
+  ]
+  path = tmp_path / "m.gguf"
+  path.write_bytes(files.build_gguf(tensors))
+  file = gguf.open_gguf(path)
+  monkeypatch.setattr(tiles, "TILE", 20 * 512)
+  rows = np.concatenate([np.arange(3, 40), [89, 0, 0, 1, 5, 4], np.arange(90)])
+  for kind in kinds:
+    name = f"{kind.name}.weight"
+    out = np.empty((512, len(rows)), np.float32).T if turned else None
+    got = gguf.read_rows(file, name, rows, out)
+    same(got, gguf.read_tensor(file, name)[rows])
+    for bad in ([-1], [90]):
+      with pytest.raises(WeightsError, match="has 90 rows"):
+        gguf.read_rows(file, name, bad)
+    with pytest.raises(WeightsError, match="out must be"):
+      gguf.read_rows(file, name, [0], np.empty((2, 512), np.float32))
+
+
+def test_waits_for_computations_with_dropped_layers():
+  """JAX runs behind the caller: layers would pile up."""
+
+  @jax.jit
+  def work(layer, x):
+    return jax.lax.fori_loop(0, 300, lambda _, x: jnp.tanh(x @ x), x) + sum(
+      leaf.sum() for leaf in jax.tree.leaves(layer)
+    )
+
+  opened = open_layers(FAMILIES / "llama3", prefetch=False)
+  x = jnp.eye(300)
+  work(opened.layer(0), x).block_until_ready()
+  results = [work(opened.layer(i), x) for i in (0, 1, 2)]
+  assert all(x.is_ready() for x in results[:2])
+  held = [opened.layer(i) for i in (0, 1, 2, 0, 1)]  # these never wait
+  assert len(held) == 5
+
+
+def test_gives_up_waiting_for_layers_that_others_hold(monkeypatch):
+  monkeypatch.setattr(offload, "_PATIENCE_S", 0.05)
+  opened = open_layers(FAMILIES / "llama3", prefetch=False)
+  read, kept = offload._read_layer, []
+
+  def keep(unread, index):
+    kept.append(read(unread, index))
+    return kept[-1]
+
+  opened._ahead._read = lambda index: keep(opened._unread, index)
+  opened.layer(0)
+  opened.layer(1)
+  begin = time.monotonic()
+  held = opened.layer(2)
+  assert time.monotonic() - begin < 10 and held
+
+
+WALK = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+import sinkjax
+from sinkjax.weights.offload import open_layers
+
+def high():
+  lines = open("/proc/self/status").read().splitlines()
+  return 1024 * next(int(x.split()[1]) for x in lines if x[:5] == "VmHWM")
+
+jax.block_until_ready(jnp.ones((8, 8)) @ jnp.ones((8, 8)))
+with open("/proc/self/clear_refs", "w") as file:
+  file.write("5")  # VmHWM starts again from here
+before = high()
+model = open_layers("smollm2-135m", prefetch=sys.argv[1] == "ahead")
+opened = high()
+total = float(np.asarray(model.embedding(jnp.arange(64) * 700)).sum())
+for i in range(model.cfg.n_layers):
+  for leaf in jax.tree.leaves(model.layer(i)):
+    total += float(np.asarray(leaf).sum())
+for piece in model.unembedding():
+  total += float(np.asarray(piece).sum())
+print(opened - before, high() - before, total)
+"""
+
+
+@pytest.mark.skipif(
+  not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc"
+)
+@pytest.mark.parametrize("prefetch", ["ahead", "plain"])
+def test_memory_stays_far_below_the_model(prefetch, smollm2_path):
+  done = subprocess.run(
+    [sys.executable, "-c", WALK, prefetch],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  opened, peak, _ = (float(word) for word in done.stdout.split())
+  whole = 4 * 134_515_008
+  print(f"opened {opened / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB")
+  assert peak < 0.25 * whole, (opened, peak)
+
+
+def test_peak_estimate():
+  cfg = sinkjax.TINY
+  assert peak_estimate(cfg) > 0
+  opened = open_layers("smollm2-135m")
+  layer = sum(x.nbytes for x in jax.tree.leaves(opened.layer(29)))
+  piece = 4 * 576 * 40
+  assert peak_estimate(opened.cfg) == max(2 * layer, layer + 2 * piece)
+  assert isinstance(opened, Offloaded)
