@@ -1,0 +1,181 @@
+"""Points on the residual stream, and the map from one of them to another."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sinkjax.config import ModelConfig
+from sinkjax.models.attention import Context, make_context
+from sinkjax.models.layerwise import (
+  Layers,
+  apply_block,
+  apply_final_norm,
+  as_layers,
+  embed,
+)
+from sinkjax.taps import Tapper, Taps
+from sinkjax.transforms.edits import add, chain
+
+RESIDUAL_SITES = ("embed", "resid_pre", "resid_mid", "resid_post", "final")
+
+
+class Point(NamedTuple):
+  """A place on the residual stream; `layer` is 0 for "embed" and "final"."""
+
+  site: str
+  layer: int
+
+  def order(self, n_layers: int) -> int:
+    """Points in the order in which a forward pass meets them."""
+    if self.site == "embed":
+      return 0
+    if self.site == "final":
+      return 3 * n_layers + 1
+    within = ("resid_pre", "resid_mid", "resid_post").index(self.site)
+    return 1 + 3 * self.layer + within
+
+
+def parse_point(cfg: ModelConfig, point: Any, default_layer: int) -> Point:
+  """A `Point` from "resid_post" or ("resid_post", 3); layers may be negative.
+
+  Raises:
+    ValueError: for another site or a layer that the model has not.
+  """
+  site, layer = (point, default_layer) if isinstance(point, str) else point
+  if site not in RESIDUAL_SITES:
+    raise ValueError(
+      f"{site!r} is no residual site; valid: {list(RESIDUAL_SITES)}"
+    )
+  if not -cfg.n_layers <= layer < cfg.n_layers:
+    raise ValueError(
+      f"layer {layer} of {site!r} is outside a model of {cfg.n_layers} layers"
+    )
+  if site in ("embed", "final"):
+    return Point(site, 0)
+  return Point(site, layer % cfg.n_layers)
+
+
+def parse_pair(
+  cfg: ModelConfig, source: Any, target: Any
+) -> tuple[Point, Point]:
+  """Source and target, checked to be in this order.
+
+  A bare site name means the first layer for a source, the last for a target.
+
+  Raises:
+    ValueError: if the target comes before the source.
+  """
+  a, b = parse_point(cfg, source, 0), parse_point(cfg, target, -1)
+  if a.order(cfg.n_layers) > b.order(cfg.n_layers):
+    raise ValueError(
+      f"the target {tuple(b)} comes before the source {tuple(a)}"
+    )
+  return a, b
+
+
+def taken_apart(fn: Callable) -> tuple[ModelConfig, Mapping[str, Any]]:
+  """The config and the edits of a function.
+
+  Raises:
+    TypeError: for a function that is not `forward(cfg)`, edited or watched.
+  """
+  if not hasattr(fn, "cfg") or not hasattr(fn, "taps"):
+    raise TypeError(
+      "a function made by sinkjax.forward, intervene or capture is needed, "
+      f"got {getattr(fn, '__name__', type(fn).__name__)}"
+    )
+  return fn.cfg, fn.taps.edits
+
+
+def context_of(
+  cfg: ModelConfig, tokens: Int[Array, "B T"], positions=None
+) -> tuple[Context, Int[Array, "B T"]]:
+  """Rotary tables and masks for unpadded tokens, and their positions."""
+  if positions is None:
+    positions = jnp.arange(tokens.shape[1])[None]
+  positions = jnp.broadcast_to(positions, tokens.shape)
+  return make_context(cfg, positions, None), positions
+
+
+def enter(
+  layers: Layers, tokens: Int[Array, "B T"], positions, edits
+) -> Float[Array, "B T D"]:
+  """The residual stream at "embed", its edit included."""
+  x = embed(layers, tokens, positions)
+  return Tapper(Taps(dict(edits)), 0)("embed", x)
+
+
+def residual_map(
+  fn: Callable,
+  params: dict[str, Any],
+  tokens: Int[Array, "B T"],
+  *,
+  source: Point,
+  target: Point,
+  positions: Int[Array, "B T"] | None = None,
+) -> Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]:
+  """`y(shift)`: the target when `shift` is added at the source.
+
+  Derivatives of this function at zero are the Jacobians of this package: of
+  what the model has at the target, edits included, with respect to what it
+  has at the source after that site's edit. Layers before the source are
+  constants, layers after the target are not run.
+
+  Args:
+    fn: the model, edited or not.
+    params: its parameters.
+    tokens: one or more rows, unpadded.
+    source: where the shift is added.
+    target: what is returned.
+    positions: as for `forward`.
+  """
+  cfg, edits = taken_apart(fn)
+  layers = as_layers(cfg, params)
+  ctx, positions = context_of(cfg, tokens, positions)
+  last = cfg.n_layers - 1 if target.site == "final" else target.layer
+
+  def scan(x, edits, first, stop):
+    if stop <= first:
+      return x
+    blocks = jax.tree.map(lambda p: p[first:stop], params["blocks"])
+
+    def body(x, inputs):
+      block, layer = inputs
+      return apply_block(cfg, block, x, layer, ctx, Taps(edits))[0], None
+
+    return jax.lax.scan(body, x, (blocks, jnp.arange(first, stop)))[0]
+
+  def shifted(shift):
+    site, mine = source.site, dict(edits)
+    own = () if site in ("embed", "final") else [source.layer]
+    shift_edit = add(shift, layers=own) if own else add(shift)
+    mine[site] = chain(mine[site], shift_edit) if site in mine else shift_edit
+    return mine
+
+  def y(shift):
+    mine = shifted(shift)
+    if source.site == "embed":
+      x = enter(layers, tokens, positions, mine)
+    else:
+      x = enter(layers, tokens, positions, edits)
+      x = jax.lax.stop_gradient(scan(x, dict(edits), 0, source.layer))
+    if target.site == "embed":
+      return x
+    first = 0 if source.site in ("embed", "final") else source.layer
+    if target.site == "final":
+      x = scan(x, mine, first, cfg.n_layers)
+      x = apply_final_norm(cfg, layers.final_norm(), x)
+      return Tapper(Taps(mine), last)("final", x)
+    x = scan(x, mine, first, last)
+    watch = Taps(mine, {"y": (target.site, lambda value: value)})
+    block = jax.tree.map(lambda p: p[last], params["blocks"])
+    return apply_block(cfg, block, x, last, ctx, watch)[1]["y"]
+
+  def with_precision(shift):
+    with jax.default_matmul_precision(cfg.precision):
+      return y(shift)
+
+  return with_precision
