@@ -89,50 +89,53 @@ class Costs:
     return jnp.dtype(self.cfg.dtype).itemsize
 
   @property
-  def _into(self) -> int:
-    return (self.cfg.n_heads + 2 * self.cfg.n_kv_heads) * self.cfg.head_dim
+  def _heads(self) -> int:
+    return self.cfg.n_heads * self.cfg.head_dim
+
+  @property
+  def _keys(self) -> int:
+    return 2 * self.cfg.n_kv_heads * self.cfg.head_dim
 
   def column(self, folded: bool) -> int:
     """Bytes of one column of tangents at its widest."""
-    cfg, heads = self.cfg, self.cfg.n_heads * self.cfg.head_dim
-    scores = cfg.n_heads * self.length
+    cfg, scores = self.cfg, self.cfg.n_heads * self.length
     if folded:
-      wide = 2 * cfg.d_model + self._into + 3 * heads + 2 * scores
-      wide = max(wide, 5 * cfg.d_model)
+      wide = 2 * cfg.d_model + self._keys + self._heads + scores
     else:
-      wide = 6 * cfg.d_model + 3 * self._into + 4 * scores + 4 * cfg.d_ff
+      wide = 6 * cfg.d_model + 3 * (self._heads + self._keys)
+      wide += 4 * scores + 4 * cfg.d_ff
     return self._size * self.length * wide
 
   def fold(self) -> int:
     """Bytes of one layer's folded matrices."""
     cfg = self.cfg
-    matrices = cfg.d_model * (self._into + cfg.d_model)
+    matrices = cfg.d_model * (cfg.d_model + self._heads + self._keys)
     mixing = cfg.n_heads * self.length * (cfg.head_dim + 1)
     return self._size * self.length * (matrices + mixing)
 
   def forming(self) -> int:
     """Bytes in use while one layer is folded, beside the result."""
     cfg = self.cfg
-    rows = 3 * self.length * self._into * cfg.d_model
-    return self._size * (rows + 5 * cfg.d_model * cfg.d_ff)
+    rows = 4 * cfg.d_model * (cfg.d_model + self._heads + self._keys)
+    return self._size * (self.length * rows + 5 * cfg.d_model * cfg.d_ff)
 
   def fold_flops(self) -> float:
     """Operations of folding one layer."""
-    cfg = self.cfg
-    mlp = 2 * self.length * cfg.d_model**2 * cfg.d_ff
-    shared = 2 * cfg.d_model**2 * (self._into + 2 * cfg.d_ff)
-    mixing = 8 * self.length**2 * cfg.n_heads * cfg.head_dim * cfg.d_model
-    return mlp + shared + mixing
+    cfg, square = self.cfg, self.cfg.d_model**2
+    token = square * (cfg.d_ff + 2 * self._heads + cfg.d_model)
+    shared = square * (self._heads + self._keys + 2 * cfg.d_ff)
+    mixing = 4 * self.length**2 * self._heads * cfg.d_model
+    return 2 * (self.length * token + shared + mixing)
 
   def push_flops(self, folded: bool, tokens: int) -> float:
     """Operations of one column through one layer, over `tokens` tokens."""
-    cfg, heads = self.cfg, self.cfg.n_heads * self.cfg.head_dim
+    cfg = self.cfg
     if folded:
-      token = cfg.d_model * (self._into + heads + cfg.d_model)
-      return 2 * tokens * (token + 3 * heads * tokens)
+      token = cfg.d_model * (cfg.d_model + self._heads + self._keys)
+      return 2 * tokens * (token + 3 * self._heads * tokens)
     mlp = (3 if cfg.gated_mlp else 2) * cfg.d_ff
-    token = cfg.d_model * (self._into + heads + mlp)
-    return 2 * self.length * (token + 4 * heads * self.length)
+    token = cfg.d_model * (2 * self._heads + self._keys + mlp)
+    return 2 * self.length * (token + 4 * self._heads * self.length)
 
 
 def make_plan(
@@ -372,17 +375,17 @@ class Engine:
   def _push(self, plan, layer, segment, first, d_x):
     x, params = self.entering[layer], self.layers.layer(layer)
     args = (self.cfg, params, x, layer, self.ctx, self.edits)
-    fold = self._fold(plan, layer, args) if plan.folded else None
+    fold = self._fold(plan, layer, segment, args) if plan.folded else None
     if fold is not None:
-      return push_folded(*args, fold, d_x, first=first, segment=segment)
+      return push_folded(self.cfg, fold, d_x, first=first)
     full = jnp.pad(d_x, [(first, 0), (0, 0), (0, 0)])
     return push_directly(*args, full, segment=segment)[first:]
 
-  def _fold(self, plan, layer, args) -> Fold | None:
+  def _fold(self, plan, layer, segment, args) -> Fold | None:
     """A layer's folded matrices; `None` where its edits do not allow them."""
     if layer in self._kept:
       return self._kept[layer]
-    fold = fold_layer(*args)
+    fold = fold_layer(*args, segment=segment)
     if not float(fold.error) < _tolerance(self.cfg):
       fold = None
     if fold is None or len(self._kept) < plan.kept:

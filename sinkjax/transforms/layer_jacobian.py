@@ -1,10 +1,15 @@
 """How one layer maps tangents: folded where that saves work, else as it is.
 
-The exact Jacobian pushes thousands of tangents through every layer. Most of a
-layer acts on each token alone, so its derivative there is one matrix a token;
-`fold_layer` forms these matrices once and `push_folded` applies them to every
-tangent. For a gated MLP of width F this is D^2 instead of 3 D F products a
-tangent. `push_directly` is the layer's own linearisation and assumes nothing.
+The exact Jacobian pushes thousands of tangents through every layer. A token's
+output depends on what enters at that token, and on the other tokens only
+through what its heads mix; the rest of the layer acts on each token alone. So
+the derivative is two matrices a token around a mixing of keys and values,
+
+    d y_t = O_t [d x_t, d z_t],   d z_t = mix over s of K_s d x_s
+
+and `fold_layer` forms O and K once for every tangent: 2 D^2 + 2 N K D products
+a tangent instead of the layer's own, of which the MLP alone is 3 D F.
+`push_directly` is the layer's own linearisation and assumes nothing.
 
 Every derivative comes from `jax.vjp` and `jax.linearize` of the block's own
 methods with the edits in place. What the folding assumes of an edit (that it
@@ -47,22 +52,24 @@ WHOLE = Segment("in", POST)
 
 
 class Fold(NamedTuple):
-  """One layer's token-local derivatives. C = H K + 2 N K.
+  """One segment's derivative. Without attention in it only `out` is there.
 
   Attributes:
-    into: [T, C, D] of (z through the queries, keys, values) by resid_pre.
-    by_score: [N, G, T, S, K] of z by its scores.
+    out: [T, D, D + H K] of the target by what enters the same token and by
+      what the heads mix; [T, D, D] without attention.
+    keys: [T, 2 N K, D] of keys, then values, by what enters.
+    queries: [N, G, T, K] that multiply a key's tangent.
+    by_score: [N, G, T, K, S] of z by its scores.
     by_value: [N, G, T, S] of z by the values.
-    queries: [T, N, G, K] that multiply a key's tangent.
-    mlp: [T, D, D] of the MLP's raw output by what it reads.
-    error: how far this is from the layer's derivative, relative.
+    error: how far this is from the segment's derivative, relative, at the
+      token where it is worst.
   """
 
-  into: Float[Array, "T C D"]
-  by_score: Float[Array, "N G T S K"]
-  by_value: Float[Array, "N G T S"]
-  queries: Float[Array, "T N G K"]
-  mlp: Float[Array, "T D D"]
+  out: Float[Array, "T D M"]
+  keys: Float[Array, "T C D"] | None
+  queries: Float[Array, "N G T K"] | None
+  by_score: Float[Array, "N G T K S"] | None
+  by_value: Float[Array, "N G T S"] | None
   error: Float[Array, ""]
 
 
@@ -71,6 +78,7 @@ class _Layer:
 
   def __init__(self, cfg, params, layer, ctx, edits):
     self.cfg, self.layer, self.ctx = cfg, layer, ctx
+    self.edits = edits
     self.tap = Tapper(Taps(edits), layer)
     self.mask = mask_of(cfg, ctx, layer)
     block = Block(cfg)
@@ -138,18 +146,42 @@ def _kernel(linear, width, dtype):
   return jax.vmap(push)(jnp.eye(width, dtype=dtype)[:, None, None])
 
 
-def _random_like(x):
-  return jax.random.normal(jax.random.key(7), x.shape, x.dtype)
+def _everywhere(rows, like):
+  """Tangents [M, *like.shape], each the same at every token."""
+  return jnp.broadcast_to(rows, (rows.shape[0], *like.shape))
 
 
-def _relative(got, want):
-  scale = jnp.max(jnp.abs(want))
-  gap = jnp.max(jnp.abs(got - want))
+def _matrices(rows):
+  """[T, C, M] of M tangents [M, 1, T, ...] with C numbers a token."""
+  rows = rows.reshape(rows.shape[0], rows.shape[2], -1)
+  return jnp.transpose(rows, (1, 2, 0))
+
+
+def _tangents(matrices):
+  """[M, 1, T, C] of [T, C, M]."""
+  return jnp.transpose(matrices, (2, 0, 1))[:, None]
+
+
+def _product(a, b):
+  return jnp.einsum("tij,tjk->tik", a, b)
+
+
+def _each_token(fn, *operands):
+  """`vmap`, or a loop where batched products are slow."""
+  if jax.default_backend() == "cpu":
+    return jax.lax.map(lambda one: fn(*one), operands)
+  return jax.vmap(fn)(*operands)
+
+
+def token_errors(got, want):
+  """How far [T, D] is from what it should be, relative, at each token."""
+  scale = jnp.linalg.norm(want, axis=-1)
+  gap = jnp.linalg.norm(got - want, axis=-1)
   return gap / jnp.where(scale > 0, scale, 1)
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
-def fold_layer(cfg, params, x, layer, ctx, edits) -> Fold:
+@functools.partial(jax.jit, static_argnames=("cfg", "segment"))
+def fold_layer(cfg, params, x, layer, ctx, edits, *, segment=WHOLE) -> Fold:
   """Forms the matrices of a layer at the residual stream that enters it.
 
   Args:
@@ -159,68 +191,124 @@ def fold_layer(cfg, params, x, layer, ctx, edits) -> Fold:
     layer: its index.
     ctx: from `context_of`.
     edits: `{site: edit}`.
+    segment: which part of the layer.
 
-  Cost: time O(T D (D F + C D)), one product of D x F by F x D a token in
-  front; memory T D (C + D) + T^2 H K numbers.
+  Cost: T D^2 (F + 3 D) products, of which T D^2 F for the MLP; memory
+  T D (2 D + 2 N K) + T^2 H K numbers.
   """
   with jax.default_matmul_precision(cfg.precision):
     run = _Layer(cfg, params, layer, ctx, edits)
-    pre = run.enter(x)
-    into, by_score, by_value, q, error = _fold_attention(run, pre)
-    read = pre if cfg.parallel_residual else run.middle(pre)
-    mlp = _fold_mlp(run, read)
-    probe = _random_like(read)
-    want = jax.jvp(run.transform, (read,), (probe,))[1]
-    got = jnp.einsum("tcd,btd->btc", mlp, probe)
-    error = jnp.maximum(error, _relative(got, want))
-  return Fold(into, by_score, by_value, q, mlp, error)
+    fold = _fold(run, x, segment)
+    fn, at = run.split(x, segment)
+    probe = jax.random.normal(jax.random.key(7), at.shape, at.dtype)
+    want = jax.jvp(fn, (at,), (probe,))[1]
+    got = _apply(fold, probe[0][..., None], 0)[..., 0]
+    return fold._replace(error=jnp.max(token_errors(got, want[0])))
 
 
-def _fold_attention(run: _Layer, pre):
-  cfg, length = run.cfg, pre.shape[1]
-  width = pre.shape[-1]
+def _fold(run: _Layer, x, segment: Segment) -> Fold:
+  width = x.shape[-1]
+  units = _everywhere(jnp.eye(width, dtype=x.dtype)[:, None, None], x)
+  pre = run.enter(x)
+  if segment.start == MID:
+    out = _fold_tail(run, pre, run.middle(pre), _matrices(units), None)
+    return Fold(out, None, None, None, None, 0.0)
+  entering = None
+  if segment.start == "in" and PRE in run.edits:
+    _, push = jax.linearize(run.enter, x)
+    entering = _matrices(jax.vmap(push)(units))
+  if segment.stop == PRE:
+    out = _matrices(units) if entering is None else entering
+    return Fold(out, None, None, None, None, 0.0)
+  fold = _fold_attention(run, pre, units)
+  if segment.stop != MID:
+    out = _fold_tail(run, pre, run.middle(pre), fold.out, _matrices(units))
+    fold = fold._replace(out=out)
+  if entering is None:
+    return fold
+  own = _product(fold.out[..., :width], entering)
+  out = jnp.concatenate([own, fold.out[..., width:]], axis=-1)
+  return fold._replace(out=out, keys=_product(fold.keys, entering))
+
+
+def _fold_attention(run: _Layer, pre, units) -> Fold:
+  """As far as resid_mid: by resid_pre and by what the heads mix."""
+  cfg, width = run.cfg, pre.shape[-1]
   normed, pull = jax.vjp(run.read, pre)
   raw = run.linear(normed)
   (q, k, v), push = jax.linearize(run.turned, *raw)
   kernels = _kernel(run.linear, width, pre.dtype)
-  at_every_token = [
-    jnp.broadcast_to(part, (width, *like.shape))
-    for part, like in zip(kernels, raw, strict=True)
-  ]
-  q_rows, k_rows, v_rows = jax.vmap(push)(*at_every_token)
-  _, push_q = jax.linearize(lambda q: run.mix(q, k, v), q)
+  rows = [_everywhere(r, x) for r, x in zip(kernels, raw, strict=True)]
+  q_rows, k_rows, v_rows = jax.vmap(push)(*rows)
+  z, push_q = jax.linearize(lambda q: run.mix(q, k, v), q)
   z_rows = jax.lax.map(push_q, q_rows, batch_size=64)
-  rows = [part.reshape(width, length, -1) for part in (z_rows, k_rows, v_rows)]
-  rows_DxTxC = jnp.concatenate(rows, axis=-1)
-  cotangents = jnp.moveaxis(rows_DxTxC, 0, -1).swapaxes(0, 1)[:, None]
-  into_Cx1xTxD = jax.vmap(lambda row: pull(row)[0])(cotangents)
-  into = into_Cx1xTxD[:, 0].swapaxes(0, 1)
 
+  _, push_attend = jax.linearize(run.attend, pre, z)
+  by_z = jax.vmap(lambda row: push_attend(jnp.zeros_like(pre), row))
+  by_pre = jax.vmap(lambda row: push_attend(row, jnp.zeros_like(z)))
+  by_normed = [_matrices(r) for r in (by_z(z_rows), k_rows, v_rows)]
+  cotangents = jnp.swapaxes(jnp.concatenate(by_normed, axis=1), 0, 1)[:, None]
+  pulled = jax.vmap(lambda row: pull(row)[0])(cotangents)[:, 0]
+  own, keys = jnp.split(jnp.swapaxes(pulled, 0, 1), [width], axis=1)
+  own = own + _matrices(by_pre(units))
+  many = cfg.n_heads * cfg.head_dim
+  z_units = jnp.eye(many, dtype=pre.dtype).reshape(many, 1, 1, *z.shape[2:])
+  heads = _matrices(by_z(_everywhere(z_units, z)))
+  out = jnp.concatenate([own, heads], axis=-1)
+  return Fold(out, keys, *_fold_mixing(run, q, k, v), 0.0)
+
+
+def _fold_mixing(run: _Layer, q, k, v):
+  """Queries, and what the heads mix by scores and by values."""
+  cfg, length = run.cfg, q.shape[1]
   scores = run.score(q, k)
-  _, push_weigh = jax.linearize(run.weigh, scores, v)
+  _, push = jax.linearize(run.weigh, scores, v)
   no_scores, no_v = jnp.zeros_like(scores), jnp.zeros_like(v)
   columns = jnp.arange(length)
   by_score_Sx1xTxHxK = jax.lax.map(
-    lambda s: push_weigh(no_scores.at[..., s].set(1), no_v), columns
+    lambda s: push(no_scores.at[..., s].set(1), no_v), columns
   )
   by_value_Sx1xTxHxK = jax.lax.map(
-    lambda s: push_weigh(no_scores, no_v.at[:, s].set(1)), columns
+    lambda s: push(no_scores, no_v.at[:, s].set(1)), columns
   )
-  heads = (cfg.n_kv_heads, cfg.group_size)
-  grouped = (length, length, *heads, cfg.head_dim)
-  by_score = jnp.transpose(by_score_Sx1xTxHxK.reshape(grouped), (2, 3, 1, 0, 4))
-  by_value = jnp.transpose(
-    by_value_Sx1xTxHxK.reshape(grouped)[..., 0], (2, 3, 1, 0)
+  heads = (cfg.n_kv_heads, cfg.group_size, cfg.head_dim)
+  by_score = by_score_Sx1xTxHxK.reshape(length, length, *heads)
+  by_value = by_value_Sx1xTxHxK.reshape(length, length, *heads)[..., 0]
+  queries = q[0].reshape(length, *heads) * cfg.score_scale
+  return (
+    jnp.transpose(queries, (1, 2, 0, 3)),
+    jnp.transpose(by_score, (2, 3, 1, 4, 0)),
+    jnp.transpose(by_value, (2, 3, 1, 0)),
   )
-  queries = q[0].reshape(length, *heads, cfg.head_dim) * cfg.score_scale
-  fold = Fold(into, by_score, by_value, queries, None, None)
-  probe = _random_like(pre)
-  want = jax.jvp(lambda pre: run.mix(*run.qkv(pre)), (pre,), (probe,))[1]
-  got = _mix(cfg, fold, probe[0][..., None], 0)[..., 0]
-  return into, by_score, by_value, queries, _relative(got, want[0])
+
+
+def _fold_tail(run: _Layer, pre, mid, by_mid, by_pre):
+  """What follows resid_mid: [T, D, M] by M things of resid_post.
+
+  Args:
+    run: the layer.
+    pre: [1, T, D].
+    mid: [1, T, D].
+    by_mid: [T, D, M] of resid_mid by the M things.
+    by_pre: [T, D, D] of resid_pre by the first D of them; `None` if it does
+      not depend on them.
+  """
+  parallel = run.cfg.parallel_residual
+  read = pre if parallel else mid
+  if not parallel:
+    by_out = _product(_fold_mlp(run, read), by_mid)
+  elif by_pre is None:
+    by_out = jnp.zeros_like(by_mid)
+  else:
+    rest = by_mid.shape[-1] - by_pre.shape[-1]
+    by_out = _product(_fold_mlp(run, read), by_pre)
+    by_out = jnp.pad(by_out, [(0, 0), (0, 0), (0, rest)])
+  _, push = jax.linearize(run.finish, mid, run.transform(read))
+  return _matrices(jax.vmap(push)(_tangents(by_mid), _tangents(by_out)))
 
 
 def _fold_mlp(run: _Layer, read):
+  """[T, D, D] of the MLP's raw output by what it reads."""
   kernels = _kernel(run.mlp_linear, read.shape[-1], read.dtype)
 
   def one(x_D):
@@ -233,22 +321,49 @@ def _fold_mlp(run: _Layer, read):
   return jax.lax.map(one, read[0])
 
 
-def _mix(cfg, fold: Fold, d_pre, first: int):
-  """Tangents of z, [W, H, K, X], of those of resid_pre, [W, D, X]."""
-  window, _, many = d_pre.shape
-  heads, kv, head_dim = cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
-  moved = jnp.einsum("tcd,tdx->tcx", fold.into[first:], d_pre)
-  split = (heads * head_dim, (heads + kv) * head_dim)
-  through_q, d_k, d_v = jnp.split(moved, split, axis=1)
-  d_k = d_k.reshape(window, kv, head_dim, many)
-  d_v = d_v.reshape(window, kv, head_dim, many)
-  d_scores = jnp.einsum("tngk,snkx->ngtsx", fold.queries[first:], d_k)
-  by_score = fold.by_score[:, :, first:, first:]
+@functools.partial(
+  jax.jit, static_argnames=("cfg", "first"), donate_argnames="d_x"
+)
+def push_folded(cfg, fold: Fold, d_x, *, first: int):
+  """Tangents through one segment by its folded matrices.
+
+  Args:
+    cfg: the model.
+    fold: from `fold_layer`.
+    d_x: [W, D, X] tangents of the tokens `first` to T - 1; earlier tokens
+      have none. The buffer is given up.
+    first: T - W.
+
+  Returns:
+    [W, D, X].
+
+  Cost: W X (2 N K D + D^2 + H K D + 3 H K W) products.
+  """
+  with jax.default_matmul_precision(cfg.precision):
+    return _apply(fold, d_x, first)
+
+
+def _apply(fold: Fold, d_x, first: int):
+  out = fold.out[first:]
+  if fold.keys is None:
+    return _each_token(jnp.dot, out, d_x)
+  moved = _each_token(jnp.dot, fold.keys[first:], d_x)
+  kv, _, _, head_dim = fold.queries.shape
+  window, _, many = d_x.shape
+  d_k, d_v = jnp.split(moved.reshape(window, 2 * kv, head_dim, many), 2, 1)
+  queries = fold.queries[:, :, first:]
+  d_scores = jnp.einsum("ngtk,snkx->ngtsx", queries, d_k)
   by_value = fold.by_value[:, :, first:, first:]
-  d_z = jnp.einsum("ngtsk,ngtsx->tngkx", by_score, d_scores)
-  d_z = d_z + jnp.einsum("ngts,snkx->tngkx", by_value, d_v)
-  d_z = d_z.reshape(window, heads, head_dim, many)
-  return d_z + through_q.reshape(window, heads, head_dim, many)
+  from_values = jnp.einsum("ngts,snkx->ngtkx", by_value, d_v)
+  by_score = jnp.moveaxis(fold.by_score[:, :, first:, :, first:], 2, 0)
+
+  def one(at, out, by_score, d_x):
+    d_z = jax.lax.dynamic_index_in_dim(from_values, at, 2, keepdims=False)
+    scores = jax.lax.dynamic_index_in_dim(d_scores, at, 2, keepdims=False)
+    d_z = d_z + jnp.einsum("ngks,ngsx->ngkx", by_score, scores)
+    return out @ jnp.concatenate([d_x, d_z.reshape(-1, many)])
+
+  return _each_token(one, jnp.arange(window), out, by_score, d_x)
 
 
 def _local(fn, edits, sites, first, primals, tangents):
@@ -264,61 +379,6 @@ def _local(fn, edits, sites, first, primals, tangents):
   ]
   out = jax.vmap(push, in_axes=-1, out_axes=-1)(*padded)
   return out[0, first - skip :]
-
-
-@functools.partial(
-  jax.jit, static_argnames=("cfg", "first", "segment"), donate_argnames="d_x"
-)
-def push_folded(
-  cfg, params, x, layer, ctx, edits, fold, d_x, *, first, segment=WHOLE
-):
-  """Tangents through one layer by its folded matrices.
-
-  Args:
-    cfg: the model.
-    params: the block's parameters.
-    x: [1, T, D], what enters the layer, wherever the segment starts.
-    layer: its index.
-    ctx: from `context_of`.
-    edits: `{site: edit}`.
-    fold: from `fold_layer`.
-    d_x: [W, D, X] tangents of the tokens `first` to T - 1; earlier tokens
-      have none. The buffer is given up.
-    first: T - W.
-    segment: which part of the layer.
-
-  Returns:
-    [W, D, X].
-
-  Cost: W X (C D + H K D + D^2 + 3 H K W) products.
-  """
-  with jax.default_matmul_precision(cfg.precision):
-    run = _Layer(cfg, params, layer, ctx, edits)
-    pre = run.enter(x)
-    if segment.start == MID:
-      d_pre, d_mid = jnp.zeros_like(d_x), d_x
-    else:
-      d_pre = d_x
-      if segment.start == "in" and PRE in edits:
-        d_pre = _local(run.enter, edits, (PRE,), first, (x,), (d_x,))
-      if segment.stop == PRE:
-        return d_pre
-      d_z = _mix(cfg, fold, d_pre, first)
-    z = run.mix(*run.qkv(pre))
-    if segment.start != MID:
-      d_mid = _local(
-        run.attend, edits, ("attn_out", MID), first, (pre, z), (d_pre, d_z)
-      )
-      if segment.stop == MID:
-        return d_mid
-    mid = run.attend(pre, z)
-    parallel = cfg.parallel_residual
-    d_read = d_pre if parallel else d_mid
-    d_out = jnp.einsum("tcd,tdx->tcx", fold.mlp[first:], d_read)
-    out = run.transform(pre if parallel else mid)
-    return _local(
-      run.finish, edits, ("mlp_out", POST), first, (mid, out), (d_mid, d_out)
-    )
 
 
 @functools.partial(
