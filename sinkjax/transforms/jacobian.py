@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import as_layers
 from sinkjax.transforms.jacobian_engine import (
   Engine,
-  Plan,
   default_budget,
   make_plan,
   source_columns,
@@ -30,7 +30,7 @@ NORMS = ("fro", "spectral", "max")
 METHODS = ("exact", "reference")
 
 
-def _row_of_tokens(tokens) -> Array:
+def _texts(tokens) -> Array:
   tokens = jnp.asarray(tokens)
   if tokens.ndim not in (1, 2) or not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(
@@ -40,11 +40,24 @@ def _row_of_tokens(tokens) -> Array:
   return tokens
 
 
-def _check(cfg, norm: str, method: str, methods=METHODS) -> None:
-  if norm not in NORMS:
-    raise ValueError(f"norm must be one of {list(NORMS)}, got {norm!r}")
-  if method not in methods:
-    raise ValueError(f"method must be one of {list(methods)}, got {method!r}")
+def one_text(tokens) -> Array:
+  """[T] integers.
+
+  Raises:
+    ValueError: for anything else.
+  """
+  tokens = _texts(tokens)
+  if tokens.ndim != 1:
+    raise ValueError(f"tokens must be one text [T], got {tokens.shape}")
+  return tokens
+
+
+def check_model(cfg: ModelConfig) -> None:
+  """Refuses a model whose precision spoils derivatives.
+
+  Raises:
+    ValueError: unless it is float32 or float64.
+  """
   if cfg.dtype not in ("float32", "float64"):
     raise ValueError(
       f"Jacobians need a float32 or float64 model, got {cfg.dtype}: use "
@@ -59,48 +72,43 @@ class _Norms:
   only some, J J^T is summed and its largest eigenvalue taken at the end.
   """
 
-  def __init__(self, norm: str, length: int, columns: list[int], many: int):
+  def __init__(self, norm: str, length: int, many: int):
     self.norm, self.many = norm, many
-    self.values = np.zeros((length, length))
-    self.left = dict.fromkeys(columns, many)
+    self._values = np.zeros((length, length))
     self._gram: dict[int, Array] = {}
 
   def add(self, block, tangents) -> None:
     if self.norm == "spectral":
       self._add_gram(block, tangents)
       return
-    found = np.asarray(_reduce(tangents, self.norm), np.float64)
+    found = np.asarray(_REDUCERS[self.norm](tangents), np.float64)
     for at, source in enumerate(block.sources[: block.real]):
-      column = self.values[block.first :, source]
+      column = self._values[block.first :, source]
       if self.norm == "fro":
         column += found[:, at]
       else:
         np.maximum(column, found[:, at], out=column)
 
   def _add_gram(self, block, tangents) -> None:
+    last = block.start + tangents.shape[-1] == self.many
     for at, source in enumerate(block.sources[: block.real]):
-      skip = source - block.first
-      gram = _gram(tangents[skip:, :, at])
+      gram = _gram(tangents[source - block.first :, :, at])
       if source in self._gram:
         gram = gram + self._gram.pop(source)
-      self.left[source] -= tangents.shape[-1]
-      if self.left[source] > 0:
+      if last:
+        top = jax.lax.map(lambda g: jnp.linalg.eigvalsh(g)[-1], gram)
+        self._values[source:, source] = np.maximum(np.asarray(top), 0)
+      else:
         self._gram[source] = gram
-        continue
-      top = jax.lax.map(lambda g: jnp.linalg.eigvalsh(g)[-1], gram)
-      self.values[source:, source] = np.maximum(np.asarray(top), 0)
 
-  def result(self) -> np.ndarray:
-    return self.values if self.norm == "max" else np.sqrt(self.values)
+  def values(self, rows, columns) -> np.ndarray:
+    found = self._values[np.ix_(rows, columns)]
+    return found if self.norm == "max" else np.sqrt(found)
 
 
 @jax.jit
 def _gram(tangents):
   return jnp.einsum("tdm,tem->tde", tangents, tangents)
-
-
-def _reduce(tangents, norm: str):
-  return _REDUCERS[norm](tangents)
 
 
 _REDUCERS = {
@@ -124,6 +132,7 @@ def jacobian_norms(
   budget_bytes: int | None = None,
   positions: Array | None = None,
   devices: Sequence[jax.Device] | None = None,
+  finished: Callable[[list[int], np.ndarray], Any] = lambda cols, values: None,
   progress: Callable[[int, int], Any] = lambda done, total: None,
   report: Callable[[dict[str, Any]], Any] = lambda what: None,
 ) -> Float[np.ndarray, "..."]:
@@ -151,6 +160,9 @@ def jacobian_norms(
       default. The result does not depend on it.
     positions: as for `forward`.
     devices: spread source tokens over these.
+    finished: called now and then with some source tokens and their checked
+      columns, [R, n] or [L, R, n]: keep them, and after an interruption ask
+      for the other `cols` only.
     progress: called with (steps done, steps in all).
     report: called once a text with `plan`, and after it with `check`, the
       relative error of the result in a random direction.
@@ -177,13 +189,17 @@ def jacobian_norms(
   ((3, 3), 0.0)
   """
   cfg, edits = taken_apart(fn)
-  _check(cfg, norm, method)
-  tokens = _row_of_tokens(tokens)
+  check_model(cfg)
+  if norm not in NORMS:
+    raise ValueError(f"norm must be one of {list(NORMS)}, got {norm!r}")
+  if method not in METHODS:
+    raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
+  tokens = _texts(tokens)
   a, b = parse_pair(cfg, source, target)
-  if per_layer and (method != "exact" or b.site != "resid_post"):
+  if per_layer and (method != "exact" or b.site != "resid_post" or a == b):
     raise ValueError(
-      'per_layer needs method="exact" and a target at "resid_post", got '
-      f"{method!r} and {b.site!r}"
+      'per_layer needs method="exact" and a later target at "resid_post", '
+      f"got {method!r}, {tuple(a)} and {tuple(b)}"
     )
   if tokens.ndim == 2:
     kept = dict(locals())
@@ -196,7 +212,7 @@ def jacobian_norms(
   if method == "reference":
     values = _reference(
       fn, params, tokens, a, b, norm, columns, budget_bytes, positions,
-      progress,
+      lambda done, values: finished(done, values[chosen]), progress,
     )  # fmt: skip
     return values[np.ix_(chosen, columns)]
   layers, many = as_layers(cfg, params), cfg.d_model
@@ -209,22 +225,23 @@ def jacobian_norms(
     budget=budget_bytes or default_budget(), devices=len(devices or [0]),
   )  # fmt: skip
   report({"plan": plan})
-  found = {None: _Norms(norm, length, columns, many)}
-  if per_layer:
-    for layer, _ in engine.steps:
-      found[layer] = _Norms(norm, length, columns, many)
+  places = [layer for layer, _ in engine.steps] if per_layer else [None]
+  found = {place: _Norms(norm, length, many) for place in places}
+
+  def consume(block, layer, tangents):
+    if layer in found:
+      found[layer].add(block, tangents)
+
+  def values(some):
+    every = np.stack([found[place].values(chosen, some) for place in places])
+    return every if per_layer else every[0]
+
   error = engine.run(
-    plan, columns, _units(cfg),
-    lambda block, layer, tangents: found[layer].add(block, tangents),
-    many=many, every_layer=per_layer, progress=progress,
+    plan, columns, _units(cfg), consume, many=many, every_layer=per_layer,
+    finished=lambda some: finished(some, values(some)), progress=progress,
   )  # fmt: skip
   report({"check": error})
-  index = np.ix_(chosen, columns)
-  if not per_layer:
-    return found[None].result()[index]
-  return np.stack(
-    [found[layer].result()[index] for layer in sorted(set(found) - {None})]
-  )
+  return values(columns)
 
 
 def _units(cfg):
@@ -238,8 +255,9 @@ def _units(cfg):
 
 
 def _reference(
-  fn, params, tokens, a, b, norm, columns, budget, positions, progress
-):
+  fn, params, tokens, a, b, norm, columns, budget, positions, finished,
+  progress,
+):  # fmt: skip
   """Plain `jax.jacfwd` with respect to one source token at a time.
 
   In pieces of directions that fit the budget; every layer acts on all tokens.
@@ -259,6 +277,7 @@ def _reference(
     ]  # each [T, D, piece]
     jac_TxDxD = jnp.concatenate(parts, axis=-1)
     values[:, source] = np.asarray(block_norms(jac_TxDxD, norm))
+    finished([source], values[:, [source]])
     progress(done + 1, len(columns))
   return values
 
@@ -332,10 +351,8 @@ def token_jacobian(
   Cost: that of the columns of the different sources.
   """
   cfg, edits = taken_apart(fn)
-  _check(cfg, "fro", "exact")
-  tokens = _row_of_tokens(tokens)
-  if tokens.ndim != 1:
-    raise ValueError(f"tokens must be one text [T], got {tokens.shape}")
+  check_model(cfg)
+  tokens = one_text(tokens)
   length, many = tokens.shape[0], cfg.d_model
   wanted: list[tuple[int, int]] = []
   for pair in pairs:
@@ -375,6 +392,3 @@ def singular_values(blocks: Float[np.ndarray, "*P D D"]):
   [3.0, 2.0, 1.0]
   """
   return np.linalg.svd(blocks, compute_uv=False)
-
-
-__all__ = ["Plan", "jacobian_norms", "singular_values", "token_jacobian"]

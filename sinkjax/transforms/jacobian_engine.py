@@ -8,6 +8,7 @@ dense [T, D, T, D] array never exists.
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from sinkjax.transforms.layer_jacobian import (
   push_final,
   push_folded,
   run_layer,
+  token_errors,
 )
 from sinkjax.transforms.residual import Point, context_of, enter
 
@@ -38,8 +40,14 @@ WINDOWS = (1, 2, 4, 8, 16)
 COMPILATION = 5e10
 """Operations that one more compilation is worth."""
 
-EFFICIENCY = 0.5
+EFFICIENCY = 0.6
 """Share of a large matrix product's rate that estimates of time assume."""
+
+CHECK_EVERY = 30.0
+"""Seconds after which finished columns are checked and handed over."""
+
+_FOLDED = {"float32": 1e-5, "float64": 1e-11}
+_CHECKED = {"float32": 1e-3, "float64": 1e-8}
 
 
 class SelfCheckError(ArithmeticError):
@@ -315,9 +323,10 @@ class Engine:
     *,
     many: int,
     every_layer: bool = False,
+    finished: Callable[[list[int]], Any] = lambda columns: None,
     progress: Callable[[int, int], Any] = lambda done, total: None,
   ) -> float:
-    """Pushes every block and checks the whole in a random direction.
+    """Pushes every block, and checks their sum in a random direction.
 
     Args:
       plan: from `make_plan`.
@@ -328,33 +337,26 @@ class Engine:
         target (layer None) and, on request, after every layer.
       many: directions in all.
       every_layer: whether `consume` also sees resid_post of each layer.
+      finished: called with source tokens all of whose directions have gone
+        through and been checked, every `CHECK_EVERY` seconds and at the end.
       progress: called with (steps done, steps in all).
 
     Returns:
-      The relative error of the check.
+      The largest relative error of a check.
 
     Raises:
       SelfCheckError: if the model's own derivative says otherwise.
     """
     blocks = list(_blocks(columns, many, plan))
-    total = max(1, len(blocks) * len(self.steps))
-    done, rng = 0, np.random.default_rng(0)
-    width = self.cfg.d_model
-    given = np.zeros((self.length, width), self.cfg.dtype)
-    got = np.zeros((self.length, width), np.float64)
+    total, done = max(1, len(blocks) * len(self.steps)), 0
+    check, error, since = _Check(self), 0.0, time.monotonic()
+    pending: list[int] = []
     for block in blocks:
       stop = block.start + plan.directions
       directions = probes(block.sources, block.start, stop)
-      weights = rng.standard_normal((len(block.sources), plan.directions))
-      weights[block.real :] = 0
-      weights = jnp.asarray(weights, directions.dtype)
       d_x = self._split(
         _place(directions, _rows(block), self.length - block.first)
       )
-      for source, vector in zip(
-        block.sources, _combine(directions, weights), strict=True
-      ):
-        given[source] += np.asarray(vector)
       for layer, segment in self.steps:
         d_x = self._push(plan, layer, segment, block.first, d_x)
         if every_layer and segment.stop == POST:
@@ -367,10 +369,15 @@ class Engine:
         d_x = push_final(self.cfg, norm, x, self.edits, d_x, first=block.first)
       tangents = _by_source(d_x, plan)
       consume(block, None, tangents)
-      got[block.first :] += np.asarray(
-        jnp.einsum("tdsm,sm->td", tangents, weights)
-      )
-    return self._check(jnp.asarray(given), got)
+      check.add(block, directions, tangents)
+      if stop < many:
+        continue
+      pending += block.sources[: block.real]
+      if block is blocks[-1] or time.monotonic() - since > CHECK_EVERY:
+        error = max(error, check.error())
+        finished(pending)
+        check, pending, since = _Check(self), [], time.monotonic()
+    return error
 
   def _push(self, plan, layer, segment, first, d_x):
     x, params = self.entering[layer], self.layers.layer(layer)
@@ -386,14 +393,14 @@ class Engine:
     if layer in self._kept:
       return self._kept[layer]
     fold = fold_layer(*args, segment=segment)
-    if not float(fold.error) < _tolerance(self.cfg):
+    if not float(fold.error) < _FOLDED[self.cfg.dtype]:
       fold = None
     if fold is None or len(self._kept) < plan.kept:
       self._kept[layer] = fold
     return fold
 
-  def _check(self, given, got) -> float:
-    """Compares the columns' random combination with one tangent."""
+  def derivative(self, given: Array) -> np.ndarray:
+    """The model's own derivative in the direction `given` [T, D]."""
     d_x = given[..., None]
     for layer, segment in self.steps:
       x, params = self.entering[layer], self.layers.layer(layer)
@@ -405,11 +412,37 @@ class Engine:
       x = self.entering[self.cfg.n_layers]
       norm = self.layers.final_norm()
       d_x = push_final(self.cfg, norm, x, self.edits, d_x, first=0)
-    want = np.asarray(d_x[..., 0], np.float64)
-    scale = np.sqrt(np.sum(want**2, axis=1))
-    gap = np.sqrt(np.sum((got - want) ** 2, axis=1))
-    error = float(np.max(gap / np.where(scale > 0, scale, 1)))
-    if not error < _tolerance(self.cfg):
+    return np.asarray(d_x[..., 0], np.float64)
+
+
+class _Check:
+  """A random combination of columns, pushed at once and one by one."""
+
+  def __init__(self, engine: Engine):
+    self.engine = engine
+    shape = (engine.length, engine.cfg.d_model)
+    self.given = np.zeros(shape, engine.cfg.dtype)
+    self.got = np.zeros(shape, np.float64)
+    self.rng = np.random.default_rng(0)
+
+  def add(self, block: Block, directions, tangents) -> None:
+    """Joins a block, [sources, D, M] before and [W, D, sources, M] after."""
+    weights = self.rng.standard_normal(directions.shape[::2])
+    weights[block.real :] = 0
+    weights = jnp.asarray(weights, directions.dtype)
+    given, got = _combine(directions, tangents, weights)
+    np.add.at(self.given, list(block.sources), np.asarray(given))
+    self.got[block.first :] += np.asarray(got)
+
+  def error(self) -> float:
+    """The largest error at a token, relative.
+
+    Raises:
+      SelfCheckError: if it is too large.
+    """
+    want = self.engine.derivative(jnp.asarray(self.given))
+    error = float(np.max(token_errors(jnp.asarray(self.got), want)))
+    if not error < _CHECKED[self.engine.cfg.dtype]:
       raise SelfCheckError(
         f"the Jacobian differs from the model's derivative by {error:.1e} "
         "(relative): an edit sends information backwards, or the model "
@@ -418,17 +451,14 @@ class Engine:
     return error
 
 
-def _tolerance(cfg: ModelConfig) -> float:
-  return 1e-3 if cfg.dtype == "float32" else 1e-8
-
-
 def _rows(block: Block) -> Array:
   return jnp.asarray(block.sources) - block.first
 
 
 @jax.jit
-def _combine(directions, weights):
-  return jnp.einsum("sdm,sm->sd", directions, weights)
+def _combine(directions, tangents, weights):
+  given = jnp.einsum("sdm,sm->sd", directions, weights)
+  return given, jnp.einsum("tdsm,sm->td", tangents, weights)
 
 
 def _place(directions, rows, window: int):
@@ -469,6 +499,19 @@ def default_budget() -> int:
     return int(fields["MemAvailable"].split()[0]) * 1024 // 4
   except (OSError, KeyError, ValueError):
     return 1 << 30
+
+
+def matmul_rate(size: int = 2048) -> float:
+  """Flop/s of a large float32 matrix product here, the best of three."""
+  a = jnp.ones((size, size), jnp.float32)
+  product = jax.jit(jnp.dot)
+  jax.block_until_ready(product(a, a))
+  seconds = []
+  for _ in range(3):
+    start = time.perf_counter()
+    jax.block_until_ready(product(a, a))
+    seconds.append(time.perf_counter() - start)
+  return 2 * size**3 / min(seconds)
 
 
 def source_columns(length: int, columns: Sequence[int] | None) -> list[int]:

@@ -166,11 +166,21 @@ def _product(a, b):
   return jnp.einsum("tij,tjk->tik", a, b)
 
 
-def _each_token(fn, *operands):
-  """`vmap`, or a loop where batched products are slow."""
-  if jax.default_backend() == "cpu":
-    return jax.lax.map(lambda one: fn(*one), operands)
-  return jax.vmap(fn)(*operands)
+def _each_token(fn, matrices, first: int, *operands):
+  """`fn(*matrices[first + i], *operands[i])` for every i, stacked.
+
+  Batched, or a loop where batched products and copies of slices are slow.
+  """
+  if jax.default_backend() != "cpu":
+    return jax.vmap(fn)(*(m[first:] for m in matrices), *operands)
+
+  def one(inputs):
+    at, *mine = inputs
+    taken = (jax.lax.dynamic_index_in_dim(m, first + at, 0, keepdims=False)
+             for m in matrices)  # fmt: skip
+    return fn(*taken, *mine)
+
+  return jax.lax.map(one, (jnp.arange(operands[0].shape[0]), *operands))
 
 
 def token_errors(got, want):
@@ -344,10 +354,9 @@ def push_folded(cfg, fold: Fold, d_x, *, first: int):
 
 
 def _apply(fold: Fold, d_x, first: int):
-  out = fold.out[first:]
   if fold.keys is None:
-    return _each_token(jnp.dot, out, d_x)
-  moved = _each_token(jnp.dot, fold.keys[first:], d_x)
+    return _each_token(jnp.dot, [fold.out], first, d_x)
+  moved = _each_token(jnp.dot, [fold.keys], first, d_x)
   kv, _, _, head_dim = fold.queries.shape
   window, _, many = d_x.shape
   d_k, d_v = jnp.split(moved.reshape(window, 2 * kv, head_dim, many), 2, 1)
@@ -357,13 +366,13 @@ def _apply(fold: Fold, d_x, first: int):
   from_values = jnp.einsum("ngts,snkx->ngtkx", by_value, d_v)
   by_score = jnp.moveaxis(fold.by_score[:, :, first:, :, first:], 2, 0)
 
-  def one(at, out, by_score, d_x):
+  def one(out, at, by_score, d_x):
     d_z = jax.lax.dynamic_index_in_dim(from_values, at, 2, keepdims=False)
     scores = jax.lax.dynamic_index_in_dim(d_scores, at, 2, keepdims=False)
     d_z = d_z + jnp.einsum("ngks,ngsx->ngkx", by_score, scores)
     return out @ jnp.concatenate([d_x, d_z.reshape(-1, many)])
 
-  return _each_token(one, jnp.arange(window), out, by_score, d_x)
+  return _each_token(one, [fold.out], first, jnp.arange(window), by_score, d_x)
 
 
 def _local(fn, edits, sites, first, primals, tangents):

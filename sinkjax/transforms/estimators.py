@@ -1,0 +1,298 @@
+"""Estimates of Jacobian norms where the exact map costs too much.
+
+Hutchinson (1990): for a vector v of independent entries of mean 0 and
+variance 1, E |J v|^2 = |J|_F^2. One probe a source token gives its column of
+the map, one probe a target token its row. Power iteration gives the largest
+singular value of single blocks. Both go through the whole model, mixing
+included.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sinkjax.models.layerwise import as_layers
+from sinkjax.transforms.jacobian import check_model, one_text
+from sinkjax.transforms.jacobian_engine import (
+  Costs,
+  Engine,
+  default_budget,
+  make_plan,
+  source_columns,
+)
+from sinkjax.transforms.residual import parse_pair, residual_map, taken_apart
+
+
+class Estimate(NamedTuple):
+  """Frobenius norms and how sure they are.
+
+  Attributes:
+    norms: [R, C], square root of the mean of |J v|^2.
+    stderr: [R, C], its standard error (delta method).
+    samples: probes of each entry.
+  """
+
+  norms: Float[np.ndarray, "R C"]
+  stderr: Float[np.ndarray, "R C"]
+  samples: int
+
+  def interval(self, level: float = 0.95) -> Float[np.ndarray, "2 R C"]:
+    """Lower and upper ends of confidence intervals.
+
+    Student's t on the logarithm, where |J v|^2 is least skewed:
+    norms exp(+- t stderr / norms).
+    """
+    from scipy import stats
+
+    if not 0 < level < 1:
+      raise ValueError(f"level must be between 0 and 1, got {level}")
+    width = stats.t.ppf(0.5 + level / 2, self.samples - 1)
+    relative = self.stderr / np.where(self.norms > 0, self.norms, 1)
+    ends = np.exp(np.multiply.outer([-width, width], relative))
+    return self.norms * ends
+
+
+def estimate_norms(
+  fn: Callable,
+  params: Any,
+  tokens: Int[Array, "T"],
+  *,
+  samples: int = 64,
+  by: str = "cols",
+  source: Any = "embed",
+  target: Any = "resid_post",
+  rows: Sequence[int] | None = None,
+  cols: Sequence[int] | None = None,
+  key: Array | None = None,
+  budget_bytes: int | None = None,
+  positions: Array | None = None,
+  progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Estimate:
+  """Estimates `||d y_t / d x_s||_F` with a standard error beside each.
+
+  Args:
+    fn: as for `jacobian_norms`.
+    params: likewise; layer-by-layer weights only with `by="cols"`.
+    tokens: one text.
+    samples: probes of each source (or target) token, at least 2.
+    by: "cols" pushes probes forward from source tokens, best for few
+      columns; "rows" pulls probes back from target tokens, best for few rows.
+    source: as for `jacobian_norms`.
+    target: likewise.
+    rows: target tokens, all by default.
+    cols: source tokens, all by default.
+    key: `jax.random.key(0)` by default. Entries of one column (row) share
+      probes, different columns (rows) are independent.
+    budget_bytes: memory beside the weights.
+    positions: as for `forward`.
+    progress: called with (steps done, steps in all).
+
+  Raises:
+    ValueError: as `jacobian_norms`, and for fewer than 2 samples.
+    SelfCheckError: as `jacobian_norms`.
+
+  Cost: `samples` / D of the exact columns; rows cost one backward pass each.
+
+  >>> import jax, sinkjax
+  >>> cfg = sinkjax.TINY
+  >>> params = sinkjax.init_params(cfg, jax.random.key(0))
+  >>> text = jax.numpy.array([1, 2, 3])
+  >>> found = estimate_norms(sinkjax.forward(cfg), params, text, samples=8)
+  >>> found.norms.shape, bool((found.stderr[2] > 0).all())
+  ((3, 3), True)
+  """
+  cfg, edits = taken_apart(fn)
+  check_model(cfg)
+  if samples < 2:
+    raise ValueError(f"a standard error needs 2 samples or more, got {samples}")
+  if by not in ("cols", "rows"):
+    raise ValueError(f'by must be "cols" or "rows", got {by!r}')
+  tokens = one_text(tokens)
+  length = tokens.shape[0]
+  columns, chosen = source_columns(length, cols), source_columns(length, rows)
+  a, b = parse_pair(cfg, source, target)
+  key = jax.random.key(0) if key is None else key
+  budget = budget_bytes or default_budget()
+  if by == "rows":
+    squares = _row_squares(
+      fn, params, tokens, a, b, chosen, samples, key, budget, positions,
+      progress,
+    )  # fmt: skip
+  else:
+    squares = np.zeros((length, length, samples))
+    engine = Engine(
+      cfg, as_layers(cfg, params), tokens[None], edits, source=a, target=b,
+      positions=positions,
+    )  # fmt: skip
+    plan = make_plan(
+      cfg, length, columns=columns, many=samples, layers=len(engine.steps),
+      budget=budget,
+    )  # fmt: skip
+
+    def consume(block, layer, tangents):
+      found = np.asarray(_squares(tangents))
+      stop = block.start + plan.directions
+      for at, s in enumerate(block.sources[: block.real]):
+        squares[block.first :, s, block.start : stop] = found[:, at]
+
+    def probes(sources, start, stop):
+      return jnp.stack(
+        [_signs(key, s, samples, cfg)[:, start:stop] for s in sources]
+      )
+
+    engine.run(plan, columns, probes, consume, many=samples, progress=progress)
+  found = squares[np.ix_(chosen, columns)]
+  return _estimate(found, samples)
+
+
+def _estimate(squares, samples: int) -> Estimate:
+  norms = np.sqrt(squares.mean(axis=-1))
+  error = squares.std(axis=-1, ddof=1) / np.sqrt(samples)
+  stderr = error / (2 * np.where(norms > 0, norms, 1))
+  return Estimate(norms, stderr, samples)
+
+
+def _signs(key, token, samples, cfg):
+  """[D, samples] of +-1, the same for a token wherever it is asked for."""
+  mine = jax.random.fold_in(key, token)
+  return jax.random.rademacher(mine, (cfg.d_model, samples), cfg.dtype)
+
+
+@jax.jit
+def _squares(tangents):
+  return jnp.sum(tangents * tangents, axis=1)
+
+
+def _chunk(cfg, length: int, layers: int, budget: int) -> int:
+  """How many vectors go forward and back together within the budget."""
+  column = 2 * Costs(cfg, length, layers).column(folded=False)
+  return max(1, int(budget // column))
+
+
+def _row_squares(
+  fn, params, tokens, a, b, chosen, samples, key, budget, positions, progress
+):
+  cfg, length = fn.cfg, tokens.shape[0]
+  chunk = min(samples, _chunk(cfg, length, cfg.n_layers, budget))
+
+  @jax.jit
+  def pulled(params, row, probes):
+    y = residual_map(
+      fn, params, tokens[None], source=a, target=b, positions=positions
+    )
+    zeros = jnp.zeros((1, length, cfg.d_model), cfg.dtype)
+    _, pull = jax.vjp(y, zeros)
+    by_source = jax.vmap(lambda u: pull(zeros.at[0, row].set(u))[0])(probes)
+    return jnp.sum(by_source[:, 0] ** 2, axis=-1)
+
+  squares = np.zeros((length, length, samples))
+  for done, row in enumerate(chosen):
+    probes = _signs(key, row, samples, cfg).T
+    for start in range(0, samples, chunk):
+      some = np.asarray(pulled(params, row, probes[start : start + chunk]))
+      squares[row, :, start : start + chunk] = some.T
+    progress(done + 1, len(chosen))
+  return squares
+
+
+class TopSingular(NamedTuple):
+  """Largest singular values by power iteration.
+
+  Attributes:
+    norms: [P]; never above the true value.
+    residual: [P], |J^T J v - norms^2 v| / norms^2: some singular value of the
+      block lies within this share (of its square) of the one found.
+  """
+
+  norms: Float[np.ndarray, "P"]
+  residual: Float[np.ndarray, "P"]
+
+
+def power_norms(
+  fn: Callable,
+  params: Any,
+  tokens: Int[Array, "T"],
+  pairs: Sequence[tuple[int, int]],
+  *,
+  iterations: int = 50,
+  source: Any = "embed",
+  target: Any = "resid_post",
+  key: Array | None = None,
+  budget_bytes: int | None = None,
+  positions: Array | None = None,
+) -> TopSingular:
+  """Spectral norms `||d y_t / d x_s||_2` of chosen pairs, iteratively.
+
+      v <- J^T J v / |J^T J v|
+
+  Args:
+    fn: as for `jacobian_norms`.
+    params: likewise, in memory.
+    tokens: one text.
+    pairs: (target token, source token) each.
+    iterations: a forward and a backward push each.
+    source: as for `jacobian_norms`.
+    target: likewise.
+    key: of the first vectors, `jax.random.key(0)` by default.
+    budget_bytes: memory beside the weights.
+    positions: as for `forward`.
+
+  Raises:
+    ValueError: as `token_jacobian`, and for fewer than 1 iteration.
+
+  Cost: P `iterations` forward and backward passes of tangents.
+  """
+  cfg, _ = taken_apart(fn)
+  check_model(cfg)
+  if iterations < 1:
+    raise ValueError(f"iterations must be 1 or more, got {iterations}")
+  tokens = one_text(tokens)
+  length = tokens.shape[0]
+  wanted = [
+    tuple(source_columns(length, [p])[0] for p in pair) for pair in pairs
+  ]
+  if not wanted:
+    raise ValueError("no pairs were chosen")
+  a, b = parse_pair(cfg, source, target)
+  key = jax.random.key(0) if key is None else key
+  budget = budget_bytes or default_budget()
+  chunk = min(len(wanted), _chunk(cfg, length, cfg.n_layers, budget))
+
+  @jax.jit
+  def iterate(params, pairs, vectors):
+    y = residual_map(
+      fn, params, tokens[None], source=a, target=b, positions=positions
+    )
+    zeros = jnp.zeros((1, length, cfg.d_model), cfg.dtype)
+    _, push = jax.linearize(y, zeros)
+    pull = jax.linear_transpose(push, zeros)
+
+    def one(pair, v):
+      t, s = pair
+
+      def back_and_forth(v):
+        u = push(zeros.at[0, s].set(v))[0, t]
+        return pull(zeros.at[0, t].set(u))[0][0, s]
+
+      def step(_, v):
+        w = back_and_forth(v)
+        norm = jnp.linalg.norm(w)
+        return jnp.where(norm > 0, w / jnp.where(norm > 0, norm, 1), v)
+
+      v = jax.lax.fori_loop(0, iterations - 1, step, v)
+      w = back_and_forth(v)
+      square = jnp.vdot(v, w)
+      gap = jnp.linalg.norm(w - square * v)
+      return square, gap / jnp.where(square > 0, square, 1)
+
+    return jax.lax.map(lambda x: one(*x), (pairs, vectors), batch_size=chunk)
+
+  vectors = jax.random.normal(key, (len(wanted), cfg.d_model), cfg.dtype)
+  vectors /= jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+  square, residual = iterate(params, jnp.asarray(wanted), vectors)
+  norms = np.sqrt(np.maximum(np.asarray(square, np.float64), 0))
+  return TopSingular(norms, np.asarray(residual, np.float64))
