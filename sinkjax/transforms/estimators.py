@@ -7,6 +7,7 @@ singular value of single blocks. Both go through the whole model, mixing
 included.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sinkjax.models.layerwise import as_layers
+from sinkjax.models.transformer import forward
+from sinkjax.transforms.intervene import intervene
 from sinkjax.transforms.jacobian import check_model, one_text
 from sinkjax.transforms.jacobian_engine import (
   Costs,
@@ -118,10 +121,8 @@ def estimate_norms(
   key = jax.random.key(0) if key is None else key
   budget = budget_bytes or default_budget()
   if by == "rows":
-    squares = _row_squares(
-      fn, params, tokens, a, b, chosen, samples, key, budget, positions,
-      progress,
-    )  # fmt: skip
+    model = (cfg, dict(edits), params, tokens[None], positions)
+    squares = _row_squares(model, a, b, chosen, samples, key, budget, progress)
   else:
     squares = np.zeros((length, length, samples))
     engine = Engine(
@@ -173,30 +174,38 @@ def _chunk(cfg, length: int, layers: int, budget: int) -> int:
   return max(1, int(budget // column))
 
 
-def _row_squares(
-  fn, params, tokens, a, b, chosen, samples, key, budget, positions, progress
-):
-  cfg, length = fn.cfg, tokens.shape[0]
+def _row_squares(model, a, b, chosen, samples, key, budget, progress):
+  cfg, length = model[0], model[3].shape[1]
   chunk = min(samples, _chunk(cfg, length, cfg.n_layers, budget))
-
-  @jax.jit
-  def pulled(params, row, probes):
-    y = residual_map(
-      fn, params, tokens[None], source=a, target=b, positions=positions
-    )
-    zeros = jnp.zeros((1, length, cfg.d_model), cfg.dtype)
-    _, pull = jax.vjp(y, zeros)
-    by_source = jax.vmap(lambda u: pull(zeros.at[0, row].set(u))[0])(probes)
-    return jnp.sum(by_source[:, 0] ** 2, axis=-1)
-
   squares = np.zeros((length, length, samples))
   for done, row in enumerate(chosen):
     probes = _signs(key, row, samples, cfg).T
     for start in range(0, samples, chunk):
-      some = np.asarray(pulled(params, row, probes[start : start + chunk]))
-      squares[row, :, start : start + chunk] = some.T
+      some = probes[start : start + chunk]
+      found = _pull_squares(*model, row, some, source=a, target=b)
+      squares[row, :, start : start + chunk] = np.asarray(found).T
     progress(done + 1, len(chosen))
   return squares
+
+
+def _shifted(cfg, edits, params, tokens, positions, source, target):
+  """The map between two points, and no shift at all."""
+  fn = intervene(forward(cfg), edits)
+  y = residual_map(
+    fn, params, tokens, source=source, target=target, positions=positions
+  )
+  return y, jnp.zeros((*tokens.shape, cfg.d_model), cfg.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "source", "target"))
+def _pull_squares(
+  cfg, edits, params, tokens, positions, row, probes, *, source, target
+):
+  """|J^T u|^2 of every source token for probes [M, D] at `row`, [M, T]."""
+  y, zeros = _shifted(cfg, edits, params, tokens, positions, source, target)
+  _, pull = jax.vjp(y, zeros)
+  by_source = jax.vmap(lambda u: pull(zeros.at[0, row].set(u))[0])(probes)
+  return jnp.sum(by_source[:, 0] ** 2, axis=-1)
 
 
 class TopSingular(NamedTuple):
@@ -246,7 +255,7 @@ def power_norms(
 
   Cost: P `iterations` forward and backward passes of tangents.
   """
-  cfg, _ = taken_apart(fn)
+  cfg, edits = taken_apart(fn)
   check_model(cfg)
   if iterations < 1:
     raise ValueError(f"iterations must be 1 or more, got {iterations}")
@@ -262,37 +271,45 @@ def power_norms(
   budget = budget_bytes or default_budget()
   chunk = min(len(wanted), _chunk(cfg, length, cfg.n_layers, budget))
 
-  @jax.jit
-  def iterate(params, pairs, vectors):
-    y = residual_map(
-      fn, params, tokens[None], source=a, target=b, positions=positions
-    )
-    zeros = jnp.zeros((1, length, cfg.d_model), cfg.dtype)
-    _, push = jax.linearize(y, zeros)
-    pull = jax.linear_transpose(push, zeros)
-
-    def one(pair, v):
-      t, s = pair
-
-      def back_and_forth(v):
-        u = push(zeros.at[0, s].set(v))[0, t]
-        return pull(zeros.at[0, t].set(u))[0][0, s]
-
-      def step(_, v):
-        w = back_and_forth(v)
-        norm = jnp.linalg.norm(w)
-        return jnp.where(norm > 0, w / jnp.where(norm > 0, norm, 1), v)
-
-      v = jax.lax.fori_loop(0, iterations - 1, step, v)
-      w = back_and_forth(v)
-      square = jnp.vdot(v, w)
-      gap = jnp.linalg.norm(w - square * v)
-      return square, gap / jnp.where(square > 0, square, 1)
-
-    return jax.lax.map(lambda x: one(*x), (pairs, vectors), batch_size=chunk)
-
   vectors = jax.random.normal(key, (len(wanted), cfg.d_model), cfg.dtype)
   vectors /= jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-  square, residual = iterate(params, jnp.asarray(wanted), vectors)
+  square, residual = _iterate(
+    cfg, dict(edits), params, tokens[None], positions, jnp.asarray(wanted),
+    vectors, source=a, target=b, iterations=iterations, chunk=chunk,
+  )  # fmt: skip
   norms = np.sqrt(np.maximum(np.asarray(square, np.float64), 0))
   return TopSingular(norms, np.asarray(residual, np.float64))
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("cfg", "source", "target", "iterations", "chunk"),
+)
+def _iterate(
+  cfg, edits, params, tokens, positions, pairs, vectors, *, source, target,
+  iterations, chunk,
+):  # fmt: skip
+  """(sigma^2, |J^T J v - sigma^2 v| / sigma^2) of every pair."""
+  y, zeros = _shifted(cfg, edits, params, tokens, positions, source, target)
+  _, push = jax.linearize(y, zeros)
+  pull = jax.linear_transpose(push, zeros)
+
+  def one(pair, v):
+    t, s = pair
+
+    def back_and_forth(v):
+      u = push(zeros.at[0, s].set(v))[0, t]
+      return pull(zeros.at[0, t].set(u))[0][0, s]
+
+    def step(_, v):
+      w = back_and_forth(v)
+      norm = jnp.linalg.norm(w)
+      return jnp.where(norm > 0, w / jnp.where(norm > 0, norm, 1), v)
+
+    v = jax.lax.fori_loop(0, iterations - 1, step, v)
+    w = back_and_forth(v)
+    square = jnp.vdot(v, w)
+    gap = jnp.linalg.norm(w - square * v)
+    return square, gap / jnp.where(square > 0, square, 1)
+
+  return jax.lax.map(lambda x: one(*x), (pairs, vectors), batch_size=chunk)

@@ -133,17 +133,17 @@ class Costs:
     token = square * (cfg.d_ff + 2 * self._heads + cfg.d_model)
     shared = square * (self._heads + self._keys + 2 * cfg.d_ff)
     mixing = 4 * self.length**2 * self._heads * cfg.d_model
-    return 2 * (self.length * token + shared + mixing)
+    return 2.0 * (self.length * token + shared + mixing)
 
   def push_flops(self, folded: bool, tokens: int) -> float:
     """Operations of one column through one layer, over `tokens` tokens."""
     cfg = self.cfg
     if folded:
       token = cfg.d_model * (cfg.d_model + self._heads + self._keys)
-      return 2 * tokens * (token + 3 * self._heads * tokens)
+      return 2.0 * tokens * (token + 3 * self._heads * tokens)
     mlp = (3 if cfg.gated_mlp else 2) * cfg.d_ff
     token = cfg.d_model * (2 * self._heads + self._keys + mlp)
-    return 2 * self.length * (token + 4 * self._heads * self.length)
+    return 2.0 * self.length * (token + 4 * self._heads * self.length)
 
 
 def make_plan(

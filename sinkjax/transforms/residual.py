@@ -172,7 +172,8 @@ def residual_map(
     x = scan(x, mine, first, last)
     watch = Taps(mine, {"y": (target.site, lambda value: value)})
     block = jax.tree.map(lambda p: p[last], params["blocks"])
-    return apply_block(cfg, block, x, last, ctx, watch)[1]["y"]
+    last_layer = jnp.asarray(last)
+    return apply_block(cfg, block, x, last_layer, ctx, watch)[1]["y"]
 
   def with_precision(shift):
     with jax.default_matmul_precision(cfg.precision):
