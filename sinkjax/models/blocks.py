@@ -113,12 +113,19 @@ class Block(nn.Module):
     """(scores, v) -> z [B, T, H, K]."""
     return self.attn.weigh(scores, v, mask, tap)
 
-  def attend(self, pre, z, tap):
-    """(`resid_pre`, z) -> `resid_mid`."""
-    attn_out = self.attn.write(z)
+  def write(self, z):
+    """z -> the attention's raw output."""
+    return self.attn.write(z)
+
+  def join(self, pre, attn_out, tap):
+    """(`resid_pre`, the attention's raw output) -> `resid_mid`."""
     if self.cfg.post_norms:
       attn_out = self.attn_post_norm(attn_out)
     return tap("resid_mid", pre + tap("attn_out", attn_out))
+
+  def attend(self, pre, z, tap):
+    """(`resid_pre`, z) -> `resid_mid`."""
+    return self.join(pre, self.write(z), tap)
 
   def mlp_read(self, x):
     """`resid_mid`, or `resid_pre` where parallel -> what the MLP reads."""

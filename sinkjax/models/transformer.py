@@ -141,10 +141,10 @@ def forward(cfg: ModelConfig):
   model = Transformer(cfg)
 
   def f(params, tokens, *, taps=None, positions=None, valid=None) -> Output:
-    tokens = _check_tokens(cfg, tokens)
-    positions = _like_tokens("positions", positions, tokens)
-    _check_ids("position", positions, cfg.max_len, "the model's context")
-    valid = _like_tokens("valid", valid, tokens)
+    tokens = check_tokens(cfg, tokens)
+    positions = like_tokens("positions", positions, tokens)
+    check_ids("position", positions, cfg.max_len, "the model's context")
+    valid = like_tokens("valid", valid, tokens)
     taps = NO_TAPS if taps is None else taps
     with jax.default_matmul_precision(cfg.precision):
       return model.apply({"params": params}, tokens, taps, positions, valid)
@@ -153,7 +153,13 @@ def forward(cfg: ModelConfig):
   return f
 
 
-def _check_tokens(cfg: ModelConfig, tokens) -> Array:
+def check_tokens(cfg: ModelConfig, tokens) -> Array:
+  """[B, T] ids from [B, T] or [T].
+
+  Raises:
+    ValueError: for another rank or dtype, a length that the model cannot
+      have, or an id outside the vocabulary.
+  """
   tokens = jnp.atleast_2d(jnp.asarray(tokens))
   if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(
@@ -165,12 +171,22 @@ def _check_tokens(cfg: ModelConfig, tokens) -> Array:
       f"a row must have 1 to max_len={cfg.max_len} tokens, got "
       f"{tokens.shape[1]}"
     )
-  _check_ids("token id", tokens, cfg.vocab_size, "the vocabulary")
+  check_ids("token id", tokens, cfg.vocab_size, "the vocabulary")
   return tokens
 
 
-def _check_ids(name: str, ids, size: int, what: str) -> None:
-  """Indexing clamps silently: concrete ids must be inside the table."""
+def check_ids(name: str, ids, size: int, what: str) -> None:
+  """Indexing clamps silently: concrete ids must be inside the table.
+
+  Args:
+    name: of the ids, for the message.
+    ids: or `None`, or traced; neither is checked.
+    size: of the table.
+    what: the table, for the message.
+
+  Raises:
+    ValueError: naming the id.
+  """
   if ids is None or isinstance(ids, jax.core.Tracer) or not ids.size:
     return
   low, high = int(ids.min()), int(ids.max())
@@ -180,7 +196,12 @@ def _check_ids(name: str, ids, size: int, what: str) -> None:
     )
 
 
-def _like_tokens(name: str, value, tokens):
+def like_tokens(name: str, value, tokens) -> Array | None:
+  """An argument that goes with the tokens as [B, T]; `None` stays.
+
+  Raises:
+    ValueError: for another shape.
+  """
   if value is None:
     return None
   value = jnp.atleast_2d(jnp.asarray(value))

@@ -21,6 +21,7 @@ Layout: tangents are [W, D, X], W the last tokens of the sequence, X tangents.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -96,7 +97,7 @@ class _Layer:
     )
     self.activate = method(Block.mlp_activate)
     turn, weigh = method(Block.turn), method(Block.weigh)
-    attend, finish = method(Block.attend), method(Block.finish)
+    join, finish = method(Block.join), method(Block.finish)
     qkv, mix = method(Block.qkv), method(Block.mix)
     tap = self.tap
 
@@ -108,7 +109,8 @@ class _Layer:
     self.qkv = lambda pre: qkv(pre, layer, ctx, tap)
     self.weigh = lambda scores, v: weigh(scores, v, self.mask, tap)
     self.mix = lambda q, k, v: mix(q, k, v, self.mask, tap)
-    self.attend = lambda pre, z: attend(pre, z, tap)
+    self.write = method(Block.write)
+    self.join = lambda pre, attn_out: join(pre, attn_out, tap)
     self.finish = lambda mid, out: finish(mid, out, tap)
     self.enter = lambda x: tap(PRE, x)
 
@@ -116,7 +118,7 @@ class _Layer:
     return self.activate(*self.mlp_linear(self.mlp_read(x)))
 
   def middle(self, pre):
-    return self.attend(pre, self.mix(*self.qkv(pre)))
+    return self.join(pre, self.write(self.mix(*self.qkv(pre))))
 
   def tail(self, pre, mid):
     read = pre if self.cfg.parallel_residual else mid
@@ -139,27 +141,22 @@ class _Layer:
     return (lambda x: after(self.enter(x))), x
 
 
-def _kernel(linear, width, dtype):
-  """A linear map's outputs for every unit input: [D, 1, 1, ...] each."""
-  point = jnp.zeros((1, 1, width), dtype)
-  _, push = jax.linearize(linear, point)
-  return jax.vmap(push)(jnp.eye(width, dtype=dtype)[:, None, None])
+def _columns(push):
+  """A linear map on each of [..., M] columns."""
+  return jax.vmap(push, in_axes=-1, out_axes=-1)
 
 
-def _everywhere(rows, like):
-  """Tangents [M, *like.shape], each the same at every token."""
-  return jnp.broadcast_to(rows, (rows.shape[0], *like.shape))
+def _kernel(linear, shape, dtype):
+  """A linear map's outputs for every unit input: [1, 1, ..., M] each."""
+  _, push = jax.linearize(linear, jnp.zeros((1, 1, *shape), dtype))
+  many = math.prod(shape)
+  units = jnp.eye(many, dtype=dtype).reshape(1, 1, *shape, many)
+  return _columns(push)(units)
 
 
-def _matrices(rows):
-  """[T, C, M] of M tangents [M, 1, T, ...] with C numbers a token."""
-  rows = rows.reshape(rows.shape[0], rows.shape[2], -1)
-  return jnp.transpose(rows, (1, 2, 0))
-
-
-def _tangents(matrices):
-  """[M, 1, T, C] of [T, C, M]."""
-  return jnp.transpose(matrices, (2, 0, 1))[:, None]
+def _everywhere(columns, like):
+  """[*like.shape, M], the same columns at every token."""
+  return jnp.broadcast_to(columns, (*like.shape, columns.shape[-1]))
 
 
 def _product(a, b):
@@ -218,54 +215,62 @@ def fold_layer(cfg, params, x, layer, ctx, edits, *, segment=WHOLE) -> Fold:
 
 def _fold(run: _Layer, x, segment: Segment) -> Fold:
   width = x.shape[-1]
-  units = _everywhere(jnp.eye(width, dtype=x.dtype)[:, None, None], x)
+  units = _everywhere(jnp.eye(width, dtype=x.dtype), x)
   pre = run.enter(x)
   if segment.start == MID:
-    out = _fold_tail(run, pre, run.middle(pre), _matrices(units), None)
-    return Fold(out, None, None, None, None, 0.0)
+    out = _fold_tail(run, pre, run.middle(pre), units, None)
+    return Fold(out[0], None, None, None, None, 0.0)
   entering = None
   if segment.start == "in" and PRE in run.edits:
-    _, push = jax.linearize(run.enter, x)
-    entering = _matrices(jax.vmap(push)(units))
+    entering = _columns(jax.linearize(run.enter, x)[1])(units)[0]
   if segment.stop == PRE:
-    out = _matrices(units) if entering is None else entering
+    out = units[0] if entering is None else entering
     return Fold(out, None, None, None, None, 0.0)
-  fold = _fold_attention(run, pre, units)
+  by_mid, keys, mixing = _fold_attention(run, pre, units)
+  out = by_mid[0]
   if segment.stop != MID:
-    out = _fold_tail(run, pre, run.middle(pre), fold.out, _matrices(units))
-    fold = fold._replace(out=out)
-  if entering is None:
-    return fold
-  own = _product(fold.out[..., :width], entering)
-  out = jnp.concatenate([own, fold.out[..., width:]], axis=-1)
-  return fold._replace(out=out, keys=_product(fold.keys, entering))
+    out = _fold_tail(run, pre, run.middle(pre), by_mid, units)[0]
+  if entering is not None:
+    keys, own = _product(keys, entering), _product(out[..., :width], entering)
+    out = jnp.concatenate([own, out[..., width:]], axis=-1)
+  return Fold(out, keys, *mixing, 0.0)
 
 
-def _fold_attention(run: _Layer, pre, units) -> Fold:
-  """As far as resid_mid: by resid_pre and by what the heads mix."""
-  cfg, width = run.cfg, pre.shape[-1]
+def _fold_attention(run: _Layer, pre, units):
+  """As far as resid_mid.
+
+  Returns:
+    [1, T, D, D + H K] of resid_mid by resid_pre and by what the heads mix,
+    [T, 2 N K, D] of keys and values by resid_pre, and the mixing.
+  """
+  cfg, (length, width) = run.cfg, pre.shape[1:]
   normed, pull = jax.vjp(run.read, pre)
   raw = run.linear(normed)
   (q, k, v), push = jax.linearize(run.turned, *raw)
-  kernels = _kernel(run.linear, width, pre.dtype)
-  rows = [_everywhere(r, x) for r, x in zip(kernels, raw, strict=True)]
-  q_rows, k_rows, v_rows = jax.vmap(push)(*rows)
-  z, push_q = jax.linearize(lambda q: run.mix(q, k, v), q)
-  z_rows = jax.lax.map(push_q, q_rows, batch_size=64)
+  kernels = _kernel(run.linear, (width,), pre.dtype)
+  columns = [_everywhere(c, x) for c, x in zip(kernels, raw, strict=True)]
+  by_q, by_k, by_v = _columns(push)(*columns)
 
-  _, push_attend = jax.linearize(run.attend, pre, z)
-  by_z = jax.vmap(lambda row: push_attend(jnp.zeros_like(pre), row))
-  by_pre = jax.vmap(lambda row: push_attend(row, jnp.zeros_like(z)))
-  by_normed = [_matrices(r) for r in (by_z(z_rows), k_rows, v_rows)]
-  cotangents = jnp.swapaxes(jnp.concatenate(by_normed, axis=1), 0, 1)[:, None]
-  pulled = jax.vmap(lambda row: pull(row)[0])(cotangents)[:, 0]
-  own, keys = jnp.split(jnp.swapaxes(pulled, 0, 1), [width], axis=1)
-  own = own + _matrices(by_pre(units))
-  many = cfg.n_heads * cfg.head_dim
-  z_units = jnp.eye(many, dtype=pre.dtype).reshape(many, 1, 1, *z.shape[2:])
-  heads = _matrices(by_z(_everywhere(z_units, z)))
-  out = jnp.concatenate([own, heads], axis=-1)
-  return Fold(out, keys, *_fold_mixing(run, q, k, v), 0.0)
+  z, push_q = jax.linearize(lambda q: run.mix(q, k, v), q)
+  z_rows = jax.lax.map(push_q, jnp.moveaxis(by_q, -1, 0), batch_size=64)
+  attn_out, push_write = jax.linearize(run.write, z)
+  written = jnp.moveaxis(jax.vmap(push_write)(z_rows), 0, -1)
+  parts = [part.reshape(1, length, -1, width) for part in (written, by_k, by_v)]
+  by_normed = jnp.concatenate(parts, axis=2)
+  pulled = jax.vmap(lambda row: pull(row)[0], in_axes=2, out_axes=2)(by_normed)
+  own, keys = jnp.split(pulled, [width], axis=2)
+
+  kernel = _kernel(run.write, (cfg.n_heads, cfg.head_dim), pre.dtype)
+  d_attn = jnp.concatenate([own, _everywhere(kernel, pre)], axis=-1)
+  _, push_join = jax.linearize(run.join, pre, attn_out)
+  by_mid = _columns(push_join)(_widen(units, d_attn), d_attn)
+  return by_mid, keys[0], _fold_mixing(run, q, k, v)
+
+
+def _widen(columns, like):
+  """Columns of zeros at the end, until there are as many as `like` has."""
+  rest = like.shape[-1] - columns.shape[-1]
+  return jnp.pad(columns, [(0, 0)] * (columns.ndim - 1) + [(0, rest)])
 
 
 def _fold_mixing(run: _Layer, q, k, v):
@@ -293,39 +298,38 @@ def _fold_mixing(run: _Layer, q, k, v):
 
 
 def _fold_tail(run: _Layer, pre, mid, by_mid, by_pre):
-  """What follows resid_mid: [T, D, M] by M things of resid_post.
+  """What follows resid_mid: [1, T, D, M] by M things of resid_post.
 
   Args:
     run: the layer.
     pre: [1, T, D].
     mid: [1, T, D].
-    by_mid: [T, D, M] of resid_mid by the M things.
-    by_pre: [T, D, D] of resid_pre by the first D of them; `None` if it does
-      not depend on them.
+    by_mid: [1, T, D, M] of resid_mid by the M things.
+    by_pre: [1, T, D, D] of resid_pre by the first D of them; `None` if it
+      does not depend on them.
   """
   parallel = run.cfg.parallel_residual
   read = pre if parallel else mid
   if not parallel:
-    by_out = _product(_fold_mlp(run, read), by_mid)
+    by_out = _product(_fold_mlp(run, read), by_mid[0])[None]
   elif by_pre is None:
     by_out = jnp.zeros_like(by_mid)
   else:
-    rest = by_mid.shape[-1] - by_pre.shape[-1]
-    by_out = _product(_fold_mlp(run, read), by_pre)
-    by_out = jnp.pad(by_out, [(0, 0), (0, 0), (0, rest)])
+    by_out = _product(_fold_mlp(run, read), by_pre[0])[None]
+    by_out = _widen(by_out, by_mid)
   _, push = jax.linearize(run.finish, mid, run.transform(read))
-  return _matrices(jax.vmap(push)(_tangents(by_mid), _tangents(by_out)))
+  return _columns(push)(by_mid, by_out)
 
 
 def _fold_mlp(run: _Layer, read):
   """[T, D, D] of the MLP's raw output by what it reads."""
-  kernels = _kernel(run.mlp_linear, read.shape[-1], read.dtype)
+  kernels = _kernel(run.mlp_linear, read.shape[-1:], read.dtype)
 
   def one(x_D):
     normed, pull = jax.vjp(run.mlp_read, x_D[None, None])
     _, push = jax.linearize(run.activate, *run.mlp_linear(normed))
-    out_DxD = jax.vmap(push)(*kernels)[:, 0, 0]
-    rows = jax.vmap(lambda row: pull(row[None, None])[0])(out_DxD.T)
+    out_DxD = _columns(push)(*kernels)[0, 0]
+    rows = jax.vmap(lambda row: pull(row[None, None])[0])(out_DxD)
     return rows[:, 0, 0]
 
   return jax.lax.map(one, read[0])
