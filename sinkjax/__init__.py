@@ -7,6 +7,7 @@ A model is a pure function, an analysis is a transform of that function:
     g = sinkjax.intervene(f, {"scores": sinkjax.knockout(0, from_layer=2)})
     h = sinkjax.capture(g, {"sink": ("pattern", sinkjax.sink_score)})
     h(params, tokens).trace["sink"]      # [L, B, H]
+    sinkjax.jacobian_norms(g, params, tokens[0])  # [T, S], exact
 
 Axes, everywhere: B batch, T query position, S key or source position, L
 layer, H head, G query heads a KV head, N KV head, K head dimension, D model
@@ -42,15 +43,26 @@ from sinkjax.transforms.edits import (
   replace,
   scale,
 )
+from sinkjax.transforms.estimators import estimate_norms, power_norms
 from sinkjax.transforms.intervene import intervene
+from sinkjax.transforms.jacobian import (
+  jacobian_norms,
+  singular_values,
+  token_jacobian,
+)
+from sinkjax.transforms.statistics import Statistic
+from sinkjax.transforms.streaming import stream_statistics
+from sinkjax.weights.offload import open_layers
 from sinkjax.weights.registry import Model, load
 
 __version__ = "0.1.0"
 
 __all__ = [
-  "SITES", "TINY", "Model", "ModelConfig", "Output", "RopeScaling", "Taps",
-  "ablate_heads", "add", "attention_entropy", "capture", "chain",
-  "first_token_mass", "forward", "init_params", "intervene", "knockout",
-  "load", "massive_activation", "param_shapes", "patch", "replace", "scale",
-  "sink_rate", "sink_score", "token_norms", "value_norm_ratio",
+  "SITES", "TINY", "Model", "ModelConfig", "Output", "RopeScaling",
+  "Statistic", "Taps", "ablate_heads", "add", "attention_entropy", "capture",
+  "chain", "estimate_norms", "first_token_mass", "forward", "init_params",
+  "intervene", "jacobian_norms", "knockout", "load", "massive_activation",
+  "open_layers", "param_shapes", "patch", "power_norms", "replace", "scale",
+  "singular_values", "sink_rate", "sink_score", "stream_statistics",
+  "token_jacobian", "token_norms", "value_norm_ratio",
 ]  # fmt: skip
