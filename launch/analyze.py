@@ -16,14 +16,13 @@ index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name. Texts:
 a built-in paragraph, --text_file, or --prompts_file with one
 {"text": "..."} a line.
 
+A model larger than memory: --offload reads one layer's weights at a time.
+
 The first token matters: --prefix says what is put before the text, and every
 output names the token at position 0.
 """
 
-import json
 import pathlib
-import shlex
-import sys
 import time
 from typing import Any
 
@@ -49,12 +48,22 @@ PREFIX = flags.DEFINE_string(
 EPS = flags.DEFINE_list(
   "eps", ["0.3", "0.5", "0.8"], "Thresholds of the sink rate."
 )
+OFFLOAD = flags.DEFINE_bool(
+  "offload",
+  False,
+  "Read one layer's weights at a time from the file, for models larger than "
+  "memory: a .gguf file or a Hugging Face folder.",
+)
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, write nothing."
 )
 OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Replace what another command left in --out."
 )
+
+
+OVERHEAD = 110_000_000
+"""Bytes that the tokenizer and the compiler take, measured on a CPU."""
 
 
 def main() -> None:
@@ -74,8 +83,15 @@ def main() -> None:
   out = pathlib.Path(OUT.value or ".").expanduser()
   if DRY_RUN.value:
     _plan(texts)
-  elif not _finished(out, request):
-    _analyze(out, texts, eps, request)
+    return
+  old = app.finished(out, request, overwrite=OVERWRITE.value)
+  if old is not None:
+    _print_table(old)
+    return
+  with app.folder(out):
+    data = _report(out, texts, eps, request)
+  _print_table(data)
+  print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
 
 
 def _thresholds() -> list[float]:
@@ -90,35 +106,10 @@ def _thresholds() -> list[float]:
   return eps
 
 
-def _finished(out: pathlib.Path, request: dict[str, Any]) -> bool:
-  """Whether `out` holds this very result; refuses another's.
-
-  Raises:
-    ValueError: if `out` is a file or holds another command's result.
-  """
-  if out.exists() and not out.is_dir():
-    raise ValueError(f"--out={out} is a file, not a folder")
-  if OVERWRITE.value:
-    return False
-  try:
-    old = json.loads((out / "summary.json").read_text("utf-8"))
-  except FileNotFoundError:
-    return False
-  except (OSError, ValueError):
-    old = {}
-  if old.get("complete") is True and old.get("request") == request:
-    print(f"Already done: {out}. Give --overwrite to measure again.")
-    _print_table(old)
-    return True
-  raise ValueError(
-    f"{out} holds the result of another command; choose another --out or give "
-    "--overwrite"
-  )
-
-
 def _plan(texts: list[str]) -> None:
   """What would be done, at what cost; fetches and writes nothing."""
   from launch import prompts
+  from sinkjax.transforms.jacobian_engine import matmul_rate
   from sinkjax.weights import registry
 
   found = registry.peek(MODEL.value)
@@ -131,77 +122,48 @@ def _plan(texts: list[str]) -> None:
     )
     return
   cfg, tokenizer, parameters = found
-  _need_tokenizer(tokenizer)
+  prompts.need_tokenizer(tokenizer, MODEL.value)
   prefix, _ = prompts.resolve_prefix(PREFIX.value, tokenizer)
   longest = min(MAX_TOKENS.value, cfg.max_len)
   ids = prompts.encode_all(texts, tokenizer, prefix, longest)
   tokens = sum(map(len, ids))
   length = max(map(len, ids))
   flops = 2 * tokens * parameters
-  rate = _matmul_rate()
-  scores = 4 * cfg.n_heads * length**2
-  activations = 4 * length * (cfg.vocab_size + 4 * cfg.d_ff)
-  memory = 4 * parameters + 6 * scores + activations
+  rate = matmul_rate()
+  weights, beside = _memory(cfg, length, parameters)
   print(
     f"          {cfg.n_layers} layers, {cfg.n_heads} heads, {parameters:,} "
     f"parameters\n"
     f"texts     {len(texts)}, {tokens} tokens, the longest {length}\n"
-    f"position 0  {_name(tokenizer, ids[0][0])}\n"
-    f"memory    about {memory / 1e9:.2f} GB, {4 * parameters / 1e9:.2f} of it "
-    f"parameters\n"
+    f"position 0  {prompts.name(tokenizer, ids[0][0])}\n"
+    f"memory    about {(weights + beside) / 1e9:.2f} GB at most, "
+    f"{weights / 1e9:.2f} of it weights"
+    f"{', one layer at a time' if OFFLOAD.value else ''}\n"
     f"time      about {8 + flops / rate * 4:.0f} s at the measured "
     f"{rate / 1e9:.0f} GFLOP/s, compilation included\n"
     f"writes    nothing (dry run); else to {OUT.value or '--out'}"
   )
 
 
-def _matmul_rate() -> float:
-  """Float32 matrix products of this machine, flop/s."""
-  import jax
-  import jax.numpy as jnp
+def _memory(cfg, length: int, parameters: int) -> tuple[int, int]:
+  """(bytes of weights, bytes beside them) at the peak, for one text."""
+  if not OFFLOAD.value:
+    scores = 4 * cfg.n_heads * length**2
+    activations = 4 * length * (cfg.vocab_size + 4 * cfg.d_ff)
+    return 4 * parameters, 6 * scores + activations + OVERHEAD
+  from sinkjax.experiments.sink_profile import streamed_bytes
+  from sinkjax.weights.offload import open_layers, peak_estimate
 
-  x = jnp.ones((1024, 1024))
-  product = jax.jit(lambda a: a @ a)
-  product(x).block_until_ready()
-  start = time.perf_counter()
-  for _ in range(3):
-    product(x).block_until_ready()
-  return 3 * 2 * 1024**3 / (time.perf_counter() - start)
-
-
-def _need_tokenizer(tokenizer) -> None:
-  if tokenizer is None:
-    raise ValueError(
-      f"{MODEL.value} has no tokenizer.json: texts cannot be encoded"
-    )
-
-
-def _name(tokenizer, token: int) -> str:
-  kind = ", BOS" if token == tokenizer.bos_id else ""
-  return f"{tokenizer.token(token)!r} (id {token}{kind})"
-
-
-def _analyze(out, texts, eps, request) -> None:
-  """Measures and writes; leaves no empty folder behind if that fails."""
-  new = not out.exists()
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(f"cannot make --out={out}: {error.strerror}") from None
-  try:
-    data = _report(out, texts, eps, request)
-  except BaseException:
-    if new and not any(out.iterdir()):
-      out.rmdir()
-    raise
-  _print_table(data)
-  print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
+  open_layers(MODEL.value)  # says so where the format has no layers
+  return peak_estimate(cfg), streamed_bytes(cfg, length) + OVERHEAD
 
 
 def _report(out, texts, eps, request) -> dict[str, Any]:
   """Everything in `out`; returns what `summary.json` holds."""
   start = time.perf_counter()
   from tqdm import tqdm
+
+  from launch import prompts
 
   with tqdm(
     total=len(texts) + 6, desc="loading", unit="step", leave=False
@@ -219,8 +181,7 @@ def _report(out, texts, eps, request) -> dict[str, Any]:
       "model": MODEL.value,
       "config": model.cfg.to_dict(),
       "first_token": {
-        "id": first, "text": model.tokenizer.token(first),
-        "is_bos": first == model.tokenizer.bos_id, "prefix": prefix,
+        **prompts.first_token(model.tokenizer, first, prefix),
         "same_in_all_prompts": profile.first_token() is not None,
       },
       "tokens_text": tokens,
@@ -228,7 +189,8 @@ def _report(out, texts, eps, request) -> dict[str, Any]:
       "commit": app.commit(),
       "device": app.device(),
       "seed": None,
-      "command": _command(),
+      "offload": OFFLOAD.value,
+      "command": app.command("analyze"),
       "request": request,
     }  # fmt: skip
     page = _page(report, profile, data, drawn, eps[0])
@@ -241,12 +203,11 @@ def _report(out, texts, eps, request) -> dict[str, Any]:
 def _measure(texts, bar):
   """Loads the model and runs every text."""
   app.warm_compiler()
-  import sinkjax
   from launch import prompts
   from sinkjax.experiments.sink_profile import sink_profile
 
-  model = sinkjax.load(MODEL.value)
-  _need_tokenizer(model.tokenizer)
+  model = _open()
+  prompts.need_tokenizer(model.tokenizer, MODEL.value)
   if MAX_TOKENS.value > model.cfg.max_len:
     raise ValueError(
       f"--max_tokens={MAX_TOKENS.value} is beyond the model's context of "
@@ -260,9 +221,16 @@ def _measure(texts, bar):
   return profile, model, why
 
 
-def _command() -> str:
-  words = ["python", "-m", "launch.analyze", *sys.argv[1:]]
-  return shlex.join(words)
+def _open():
+  """The model, its weights in memory or on disk."""
+  from sinkjax.weights.registry import Model, load
+
+  if not OFFLOAD.value:
+    return load(MODEL.value)
+  from sinkjax.weights.offload import open_layers
+
+  layers = open_layers(MODEL.value)
+  return Model(layers, layers.cfg, layers.tokenizer)
 
 
 def _warnings(data: dict[str, Any]) -> list[str]:
@@ -287,12 +255,12 @@ def _warnings(data: dict[str, Any]) -> list[str]:
 
 
 def _page(report, profile, data, drawn, eps) -> str:
-  token = data["first_token"]
+  from launch import prompts
+
   plural = "prompt" if len(profile.prompts) == 1 else "prompts"
   subtitle = (
-    f"{len(profile.prompts)} {plural}, {max(data['tokens'])} tokens. Token at "
-    f"position 0: {token['text']!r} (id {token['id']}"
-    f"{', BOS' if token['is_bos'] else ''}), prefix: {token['prefix']}."
+    f"{len(profile.prompts)} {plural}, {max(data['tokens'])} tokens. "
+    f"{prompts.describe_first(data['first_token'])}"
   )
   details = {
     "model": data["model"],

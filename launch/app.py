@@ -4,11 +4,16 @@
 traceback: an error is one line and exit status 1, Ctrl-C one line and 130.
 """
 
+import contextlib
+import json
 import os
+import pathlib
+import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import flags
 
@@ -49,6 +54,93 @@ def _one_line(error: Exception) -> str:
   if isinstance(error, (ValueError, flags.Error)):
     return text
   return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def finished(
+  out: pathlib.Path, request: dict[str, Any], *, overwrite: bool
+) -> dict[str, Any] | None:
+  """What `summary.json` in `out` holds, if it is this very result.
+
+  Args:
+    out: the folder of --out, which need not exist.
+    request: what was asked for, as `summary.json` keeps it.
+    overwrite: whether whatever is there may go.
+
+  Returns:
+    The summary, `None` where the work is still to be done.
+
+  Raises:
+    ValueError: if `out` is a file or holds another command's result.
+  """
+  if out.exists() and not out.is_dir():
+    raise ValueError(f"--out={out} is a file, not a folder")
+  if overwrite:
+    return None
+  try:
+    old = json.loads((out / "summary.json").read_text("utf-8"))
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError):
+    old = {}
+  if old.get("complete") is True and old.get("request") == request:
+    print(f"Already done: {out}. Give --overwrite to measure again.")
+    return old
+  raise ValueError(
+    f"{out} holds the result of another command; choose another --out or give "
+    "--overwrite"
+  )
+
+
+@contextlib.contextmanager
+def folder(out: pathlib.Path) -> Iterator[None]:
+  """Makes `out`; a failure inside leaves no empty folder behind.
+
+  Raises:
+    ValueError: if it cannot be made.
+  """
+  new = not out.exists()
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f"cannot make --out={out}: {error.strerror}") from None
+  try:
+    yield
+  except BaseException:
+    if new and not any(out.iterdir()):
+      out.rmdir()
+    raise
+
+
+def command(launcher: str) -> str:
+  """The command line that runs this again."""
+  return shlex.join(["python", "-m", f"launch.{launcher}", *sys.argv[1:]])
+
+
+def duration(seconds: float) -> str:
+  """A length of time in words.
+
+  >>> duration(41.3), duration(150), duration(8000)
+  ('41 s', '2.5 min', '2.2 h')
+  """
+  if seconds < 90:
+    return f"{max(1, seconds):.0f} s"
+  if seconds < 5400:
+    return f"{seconds / 60:.{int(seconds < 600)}f} min"
+  return f"{seconds / 3600:.1f} h"
+
+
+@contextlib.contextmanager
+def bar(name: str) -> Iterator[Callable[[int, int], None]]:
+  """`progress(steps done, steps in all)`, shown as a bar."""
+  from tqdm import tqdm
+
+  with tqdm(desc=name, unit="step", leave=False) as shown:
+
+    def progress(done: int, total: int) -> None:
+      shown.total = total
+      shown.update(done - shown.n)
+
+    yield progress
 
 
 def _quiet() -> None:
@@ -103,7 +195,6 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
   """The commit of the checkout that runs, with "+" if it is changed."""
-  import pathlib
   import subprocess
 
   root = pathlib.Path(__file__).parents[1]

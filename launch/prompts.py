@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 PARAGRAPH = """\
 The harbour was quiet before dawn. Two fishermen loaded their nets into a \
@@ -106,3 +107,40 @@ def encode_all(
       raise ValueError(f"text {i + 1} gives {len(ids)} tokens; 2 are needed")
     prompts.append(ids)
   return prompts
+
+
+def need_tokenizer(tokenizer, model: str) -> None:
+  """Raises ValueError for a model that came without one."""
+  if tokenizer is None:
+    raise ValueError(f"{model} has no tokenizer.json: texts cannot be encoded")
+
+
+def name(tokenizer, token: int) -> str:
+  """A token for people: its text, its id, and whether it is BOS."""
+  kind = ", BOS" if token == tokenizer.bos_id else ""
+  return f"{tokenizer.token(token)!r} (id {token}{kind})"
+
+
+def first_token(tokenizer, token: int, prefix: str) -> dict[str, Any]:
+  """What `summary.json` says of the token at position 0.
+
+  Args:
+    tokenizer: the model's.
+    token: its id.
+    prefix: why it is there, from `resolve_prefix`.
+  """
+  return {
+    "id": token,
+    "text": tokenizer.token(token),
+    "is_bos": token == tokenizer.bos_id,
+    "prefix": prefix,
+  }
+
+
+def describe_first(token: dict[str, Any]) -> str:
+  """The same in words: 'Token at position 0: ...'."""
+  bos = ", BOS" if token["is_bos"] else ""
+  return (
+    f"Token at position 0: {token['text']!r} (id {token['id']}{bos}), prefix: "
+    f"{token['prefix']}."
+  )

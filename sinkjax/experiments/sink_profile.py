@@ -1,7 +1,8 @@
 """The sink profile of a model on some text: what `launch/analyze.py` reports.
 
-One forward pass a prompt; every statistic is reduced inside the layer scan,
-so no [L, H, T, T] array exists unless T is small enough to draw.
+One forward pass a prompt; every statistic is reduced inside the layers, so no
+[L, H, T, T] array exists unless T is small enough to draw. Weights on disk are
+read one layer at a time, and then no [T, T] array exists either.
 """
 
 import dataclasses
@@ -16,11 +17,15 @@ from sinkjax.config import ModelConfig
 from sinkjax.metrics.norms import (
   first_and_rest,
   massive_activation,
+  median,
   token_norms,
 )
-from sinkjax.metrics.sinks import attention_entropy, sink_rate, sink_score
+from sinkjax.metrics.sinks import sink_rate
+from sinkjax.models.layerwise import UNEMBED_COLUMNS, Layers
 from sinkjax.models.transformer import Params, forward
+from sinkjax.transforms import rows, streaming
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.streaming import stream_statistics
 
 DRAWN = 128
 """Attention maps are drawn with at most this many rows and columns."""
@@ -94,42 +99,60 @@ class SinkProfile:
     return [tuple(map(int, np.unravel_index(i, mean.shape))) for i in order]
 
 
-def coarsen(pattern: jax.Array, size: int = DRAWN) -> jax.Array:
-  """[..., T, T] attention between blocks of tokens, at most [..., size, size].
+def coarse_map(size: int = DRAWN) -> rows.RowStatistic:
+  """[1, H, t, t] attention between blocks of tokens, of the first text only.
 
-  Averaged over the queries of a block and summed over its keys, so that rows
-  still sum to one and a sink looks as strong as it is.
+  t is at most `size`. Averaged over the queries of a block and summed over its
+  keys, so that rows still sum to one and a sink looks as strong as it is.
   """
-  length = pattern.shape[-1]
-  cell = -(-length // size)
-  if cell == 1:
-    return pattern
-  cells = -(-length // cell)
-  member = jnp.arange(length)[None] // cell == jnp.arange(cells)[:, None]
-  keys = member.astype(pattern.dtype)
-  queries = keys / keys.sum(axis=1, keepdims=True)
-  return jnp.einsum("ct,...ts,ds->...cd", queries, pattern, keys)
+
+  def folded(x, cell):
+    """The last axis summed over blocks."""
+    rest = -x.shape[-1] % cell
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rest)]) if rest else x
+    return x.reshape(*x.shape[:-1], -1, cell).sum(axis=-1)
+
+  def init(batch, heads, length):
+    cells = -(-length // -(-length // size))
+    return jnp.zeros((1, heads, cells, cells)), jnp.zeros(length)
+
+  def update(state, pattern, *, start, values=None, logs=None):
+    mass, seen = state  # [1, H, t, t] and how often each query came, [T]
+    cell = -(-seen.shape[0] // size)
+    at = (start + jnp.arange(pattern.shape[2])) // cell
+    member = at[None] == jnp.arange(mass.shape[2])[:, None]
+    keys = folded(pattern[:1], cell)
+    new = jnp.einsum("ct,bhtd->bhcd", member.astype(keys.dtype), keys)
+    ones = jnp.ones(pattern.shape[2])
+    seen = jax.lax.dynamic_update_slice(seen, ones, (start,))
+    return mass.at[..., : keys.shape[3]].add(new), seen
+
+  def finalize(state, length):
+    mass, seen = state
+    return mass / folded(seen, -(-length // size))[None, None, :, None]
+
+  return rows.RowStatistic(init, update, finalize)
 
 
 def _observers() -> dict[str, tuple[str, Callable]]:
+  statistics = {
+    "alpha": rows.sink_score(),
+    "entropy": rows.attention_entropy(),
+    "entropy_share": rows.attention_entropy(normalize=True),
+    "maps": coarse_map(),
+  }
   return {
-    "alpha": ("pattern", sink_score),
-    "entropy": ("pattern", attention_entropy),
-    "entropy_share": (
-      "pattern",
-      lambda p: attention_entropy(p, normalize=True),
-    ),
+    **{name: ("pattern", rows.dense(x)) for name, x in statistics.items()},
     "value": ("v", lambda v: first_and_rest(token_norms(v))),
     "key": ("k", lambda k: first_and_rest(token_norms(k))),
     "hidden": ("resid_post", _hidden),
     "massive": ("resid_post", lambda x: massive_activation(x)._asdict()),
-    "maps": ("pattern", lambda p: coarsen(p[0])),
   }
 
 
 def _hidden(x):
   norms = token_norms(x)
-  return norms[:, 0], jnp.median(norms, axis=1)
+  return norms[:, 0], median(norms)
 
 
 def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -139,15 +162,39 @@ def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
   return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked, axis=-1)
 
 
-def measure(cfg: ModelConfig) -> Callable:
-  """`f(params, tokens [B, T]) -> dict` of every statistic, jitted."""
+def measure(cfg: ModelConfig, *, streamed: bool = False) -> Callable:
+  """`f(params, tokens [B, T]) -> dict` of every statistic.
+
+  Args:
+    cfg: the model.
+    streamed: layer by layer, each a block of rows at a time, from a parameter
+      tree or `Layers`; else in one jitted pass.
+  """
   watched = capture(forward(cfg), _observers())
+  if streamed:
+    stream = stream_statistics(watched, {})
+
+    def statistics(params, tokens):
+      out = stream(params, tokens)
+      return {**out.trace, "nll": out.nll}
+
+    return statistics
 
   def statistics(params, tokens):
     out = watched(params, tokens)
     return {**out.trace, "nll": token_nll(out.logits, tokens)}
 
   return jax.jit(statistics)
+
+
+def streamed_bytes(cfg: ModelConfig, length: int) -> int:
+  """About how much one text needs beside the weights, where it is streamed."""
+  piece = min(length, streaming.CHUNK)
+  widest = max(4 * cfg.d_ff, 2 * min(cfg.vocab_size, UNEMBED_COLUMNS))
+  tokens = length * (6 * cfg.d_model + 4 * cfg.n_heads * cfg.head_dim)
+  rows = 4 * streaming.default_block(cfg, 1, length) * cfg.n_heads * length
+  drawn = cfg.n_layers * cfg.n_heads * min(length, DRAWN) ** 2
+  return 4 * (tokens + rows + drawn + piece * widest)
 
 
 def batches(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -163,7 +210,7 @@ def batches(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def sink_profile(
-  params: Params,
+  params: Params | Layers,
   cfg: ModelConfig,
   prompts: Sequence[Sequence[int]],
   *,
@@ -172,7 +219,8 @@ def sink_profile(
   """Measures every prompt, each at its own length.
 
   Args:
-    params: the model's parameters.
+    params: the model's parameters, or weights read layer by layer
+      (`sinkjax.weights.offload`).
     cfg: its config.
     prompts: token ids; nothing is added to them.
     progress: called with the number of prompts just done.
@@ -181,7 +229,8 @@ def sink_profile(
     ValueError: for no prompts, or one of fewer than two tokens or with a
       token outside the vocabulary.
 
-  Cost: one forward pass a prompt; the memory of one batch's attention.
+  Cost: one forward pass a prompt; the memory of one batch's attention, or
+    where layers are read one by one, of a block of its rows.
   """
   if not prompts:
     raise ValueError("no prompts to measure")
@@ -194,17 +243,18 @@ def sink_profile(
       raise ValueError(
         f"prompt {i} has a token outside the vocabulary of {cfg.vocab_size}"
       )
-  run, rows, maps = measure(cfg), [None] * len(prompts), None
+  run = measure(cfg, streamed=isinstance(params, Layers))
+  found, maps = [None] * len(prompts), None
   for batch in batches(prompts):
     tokens = jnp.asarray([prompts[i] for i in batch], jnp.int32)
     out = jax.tree.map(np.asarray, run(params, tokens))
     first_maps, nll = out.pop("maps"), out.pop("nll")
-    maps = first_maps if batch[0] == 0 else maps
+    maps = first_maps[:, 0] if batch[0] == 0 else maps
     for row, i in enumerate(batch):
-      rows[i] = jax.tree.map(lambda x, row=row: x[:, row], out)
-      rows[i]["nll"] = nll[row]
+      found[i] = jax.tree.map(lambda x, row=row: x[:, row], out)
+      found[i]["nll"] = nll[row]
     progress(len(batch))
-  stacked = jax.tree.map(lambda *xs: np.stack(xs), *rows)
+  stacked = jax.tree.map(lambda *xs: np.stack(xs), *found)
   pairs = {"value": "value_norm", "key": "key_norm", "hidden": "hidden_norm"}
   fields = {}
   for name, stem in pairs.items():

@@ -18,7 +18,7 @@ from sinkjax.taps import Taps, Trace
 
 Params = dict[str, Any]
 
-UNEMBED_COLUMNS = 8192
+UNEMBED_COLUMNS = 4096
 """Vocabulary entries that one piece of the unembedding holds."""
 
 

@@ -78,14 +78,15 @@ def token_labels(tokens: Sequence[str], most: int = 11) -> list[str]:
   return labels
 
 
-def _array(name: str, value: Any, dimensions: int) -> np.ndarray:
+def finite(name: str, value: Any, dimensions: int) -> np.ndarray:
+  """An array of that many axes, NaN where it is not finite."""
   array = np.asarray(value, np.float64)
   if array.ndim != dimensions or array.size == 0:
     raise ValueError(f"{name}: {dimensions} axes expected, got {array.shape}")
   return np.where(np.isfinite(array), array, np.nan)
 
 
-def _legend(ax: Any, title: str) -> None:
+def legend_above(ax: Any, title: str) -> None:
   """A title, and below it a legend on one line, both above the axes."""
   ax.set_title(title, pad=21)
   ax.legend(
@@ -116,11 +117,11 @@ def bands(
   for label, (values, color) in series.items():
     kept = np.where(values > 0, values, np.nan) if log else values
     line_band(ax, kept, color=color, label=label)
-  _from_zero(ax, np.concatenate([v.ravel() for v, _ in series.values()]), log)
-  _legend(ax, title)
+  limits(ax, np.concatenate([v.ravel() for v, _ in series.values()]), log)
+  legend_above(ax, title)
 
 
-def _from_zero(ax: Any, values: np.ndarray, log: bool = False) -> None:
+def limits(ax: Any, values: np.ndarray, log: bool = False) -> None:
   """Limits of y from 0 or, on a log axis, over a decade at least."""
   known = values[values > 0]
   low, high = (known.min(), known.max()) if known.size else (1.0, 1.0)
@@ -163,7 +164,7 @@ def sink_map(alpha: np.ndarray, eps: float, token: str = "") -> bytes:
     eps: heads above it get a dot; a line marks it on the colour bar.
     token: the first token, named on the colour bar.
   """
-  alpha = _array("alpha", alpha, 2)
+  alpha = finite("alpha", alpha, 2)
   layers, heads = alpha.shape
   width = float(np.clip(1.5 + 0.32 * heads, 4.4, 9))
   height = float(np.clip(0.8 + 0.18 * layers, 2.4, 9))
@@ -204,12 +205,12 @@ def norms_by_layer(
     value_rest: [L, N] mean norm of the other tokens' values.
   """
   hidden = {
-    "first token": (_array("hidden_first", hidden_first, 1)[:, None], FIRST),
-    "median token": (_array("hidden_median", hidden_median, 1)[:, None], REST),
+    "first token": (finite("hidden_first", hidden_first, 1)[:, None], FIRST),
+    "median token": (finite("hidden_median", hidden_median, 1)[:, None], REST),
   }
   values = {
-    "first token": (_array("value_first", value_first, 2), FIRST),
-    "other tokens": (_array("value_rest", value_rest, 2), REST),
+    "first token": (finite("value_first", value_first, 2), FIRST),
+    "other tokens": (finite("value_rest", value_rest, 2), REST),
   }
   note = " (band: range of KV heads)" if np.shape(value_first)[1] > 1 else ""
   with drawing(8, 3.3) as figure:
@@ -233,7 +234,7 @@ def attention_maps(
   """
   from matplotlib.colors import PowerNorm
 
-  patterns = _array("patterns", patterns, 3)
+  patterns = finite("patterns", patterns, 3)
   count, size, keys = patterns.shape
   if size != keys or len(titles) != count:
     raise ValueError(f"{len(titles)} titles for patterns {patterns.shape}")
@@ -251,8 +252,8 @@ def attention_maps(
     for i, ax in enumerate(axes.flat[:count]):
       image = heat_map(ax, patterns[i], **look)
       ax.set_title(titles[i], parse_math=False)
-      _positions(ax.xaxis, names, end, i + columns >= count)
-      _positions(ax.yaxis, names, end, i % columns == 0)
+      token_axis(ax.xaxis, names, end, i + columns >= count)
+      token_axis(ax.yaxis, names, end, i % columns == 0)
     fig.supxlabel("attends to (key)", fontsize=9)
     fig.supylabel("position (query)", fontsize=9)
     scale = {"ticks": [0, 0.02, 0.1, 0.25, 0.5, 1], "format": "{x:g}"}
@@ -260,7 +261,7 @@ def attention_maps(
     return png(fig)
 
 
-def _positions(axis: Any, names: Any, end: float, outer: bool) -> None:
+def token_axis(axis: Any, names: Any, end: float, outer: bool) -> None:
   """Tokens at the outer axes, or else a few round numbers."""
   axis.set_tick_params(length=0 if names else 2, pad=2, labelsize=7.5)
   if names is None:
@@ -280,8 +281,8 @@ def entropy_by_layer(entropy: np.ndarray, entropy_share: np.ndarray) -> bytes:
     entropy: [L, H] mean row entropy, nats.
     entropy_share: [L, H] the same over its maximum, 0 to 1.
   """
-  values = _array("entropy", entropy, 2)
-  shares = _array("entropy_share", entropy_share, 2)
+  values = finite("entropy", entropy, 2)
+  shares = finite("entropy_share", entropy_share, 2)
   with drawing(8, 3.3) as figure:
     left, right = figure.subplots(1, 2)
     head_dots(left, "attention entropy, nats", values)
@@ -297,5 +298,5 @@ def head_dots(ax: Any, title: str, values: np.ndarray) -> None:
   ax.scatter(x, values, 11, REST, alpha=0.35, lw=0, label="one head")
   mean = np.ma.masked_invalid(values).mean(axis=1)[:, None]
   line_band(ax, mean, color=INK, label="mean over heads")
-  _from_zero(ax, values)
-  _legend(ax, title)
+  limits(ax, values)
+  legend_above(ax, title)

@@ -120,6 +120,17 @@ def _replace(path: Path, data: bytes) -> None:
     raise
 
 
+def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> Path:
+  """Writes arrays by name as a compressed .npz file, atomically.
+
+  Raises:
+    ValueError: where the file cannot be written.
+  """
+  out = io.BytesIO()
+  np.savez_compressed(out, **arrays)
+  return write_bytes(path, out.getvalue())
+
+
 def write_text(path: str | Path, text: str) -> Path:
   """Writes text as UTF-8, atomically; line ends stay as they are.
 

@@ -189,9 +189,11 @@ def make_plan(
 def _candidates(costs, columns, many, window, budget, devices):
   for folded in (True, False):
     fixed = costs.fold() + costs.forming() if folded else 0
-    for kept in {0, costs.layers} if folded else {0}:
+    for kept in range(costs.layers + 1) if folded else (0,):
       room = budget - fixed - kept * costs.fold()
       most = max(0, room) // costs.column(folded)
+      if not most:
+        break
       for sources, directions in _shapes(window, many, devices, most):
         plan = Plan(directions, sources, window, folded, kept, 0, 0.0)
         yield _cost(costs, columns, many, plan, devices)

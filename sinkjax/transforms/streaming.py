@@ -62,6 +62,13 @@ def rows_mask(
   return mask[None, None]
 
 
+def default_block(cfg: ModelConfig, batch: int, length: int) -> int:
+  """Query rows at a time."""
+  row = batch * cfg.n_heads * length * jnp.dtype(cfg.dtype).itemsize
+  size = BLOCK_BYTES.get(jax.default_backend(), 1 << 28)
+  return max(32, min(512, size // row))
+
+
 class StreamOutput(NamedTuple):
   """What a streamed pass returns.
 
@@ -168,10 +175,7 @@ def _run(cfg, taps, statistics, block, nll, weights, tokens, positions):
   tables = (None, None)
   if cfg.positions == "rope":
     tables = rotary_tables(cfg, positions)
-  if block is None:
-    row = batch * cfg.n_heads * length * x.dtype.itemsize
-    size = BLOCK_BYTES.get(jax.default_backend(), 1 << 28)
-    block = max(32, min(512, size // row))
+  block = block or default_block(cfg, batch, length)
   outside = first.trace()
   x = jnp.array(x, copy=True)  # the layer reuses it; others may have seen it
   edits, kind = _split(taps)
@@ -331,6 +335,7 @@ def _nll(cfg, layers, x, tokens):
     state = _add_logits(state, x, targets, kernel, first, cfg=cfg)
     first += kernel.shape[1]
     jax.block_until_ready(state)
+    del kernel  # before the next is read
   top, total, picked = state
   return jnp.mean(top + jnp.log(total) - picked, axis=-1)
 

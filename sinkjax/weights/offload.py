@@ -14,6 +14,8 @@ error where it became shorter, and else other weights.
 """
 
 import concurrent.futures
+import contextlib
+import ctypes
 import dataclasses
 import functools
 import gc
@@ -64,6 +66,15 @@ def _mapped_empty(shape: tuple[int, ...]) -> np.ndarray:
   except OSError as error:
     raise MemoryError(f"no memory for float32 {shape}: {error}") from None
   return np.ndarray(shape, np.float32, pages)
+
+
+def _trim() -> None:
+  """Gives the system what malloc keeps free, where malloc can do that.
+
+  Compiling a small model's layer leaves several times that layer.
+  """
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read_part(unread: Unread, leaves: list[Leaf], index: int = 0) -> Params:
@@ -214,6 +225,7 @@ class Offloaded:
     if not 0 <= index < self.cfg.n_layers:
       raise IndexError(f"layer {index} of {self.cfg.n_layers}")
     self._given.wait()
+    _trim()
     try:
       arrays = self._ahead.take(index)
     except BaseException:
@@ -238,6 +250,7 @@ class Offloaded:
     """The unembedding, `UNEMBED_COLUMNS` columns after the other."""
     leaf = self._leaf("embed" if self.cfg.tie_embeddings else "unembed")
     leaf = dataclasses.replace(leaf, path="unembed", layout="linear")
+    _trim()
     vocab = self.cfg.vocab_size
     for start in range(0, vocab, UNEMBED_COLUMNS):
       rows = range(start, min(start + UNEMBED_COLUMNS, vocab))

@@ -1,5 +1,7 @@
 """The profile is the plain metrics, prompt by prompt."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,10 @@ import pytest
 
 import sinkjax
 from sinkjax.experiments import sink_profile as module
-from sinkjax.experiments.sink_profile import coarsen, sink_profile
+from sinkjax.experiments.sink_profile import coarse_map, sink_profile
+from sinkjax.models.layerwise import InMemory
+from sinkjax.transforms import streaming
+from sinkjax.transforms.rows import dense
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8], [5, 5, 5, 5, 5, 6, 7, 8]]
 
@@ -63,6 +68,24 @@ def test_batching_changes_nothing(profile, tiny, monkeypatch):
   np.testing.assert_allclose(again.maps, profile.maps, atol=1e-6)
 
 
+@pytest.mark.parametrize("longest", [8, 61])
+def test_layer_by_layer_changes_nothing(tiny, longest, monkeypatch):
+  """Blocks of rows and of the map do not fit into each other."""
+  monkeypatch.setattr(module, "DRAWN", 7)
+  monkeypatch.setattr(streaming, "BLOCK_BYTES", {"cpu": 1})  # 32 rows
+  params, cfg = tiny
+  prompts = [[(7 * i) % 64 for i in range(longest)], *PROMPTS]
+  whole = sink_profile(params, cfg, prompts)
+  layers = sink_profile(InMemory(cfg, params), cfg, prompts)
+  for name, value in dataclasses.asdict(whole).items():
+    jax.tree.map(
+      lambda a, b, name=name: np.testing.assert_allclose(
+        a, b, rtol=2e-5, atol=2e-6, err_msg=name
+      ),
+      getattr(layers, name), value,
+    )  # fmt: skip
+
+
 def test_progress_counts_prompts(tiny):
   done = []
   sink_profile(*tiny, PROMPTS, progress=done.append)
@@ -70,10 +93,10 @@ def test_progress_counts_prompts(tiny):
 
 
 @pytest.mark.parametrize("length", [5, 8, 9, 64])
-def test_coarsen_keeps_rows_and_columns(length):
+def test_coarse_map_keeps_rows_and_columns(length):
   scores = jax.random.normal(jax.random.key(0), (2, length, length))
   pattern = np.asarray(jax.nn.softmax(scores, axis=-1))
-  small = np.asarray(coarsen(jnp.asarray(pattern), size=8))
+  small = np.asarray(dense(coarse_map(8))(jnp.asarray(pattern)[None]))[0]
   cell = -(-length // 8)
   assert small.shape[-1] == -(-length // cell) <= 8
   np.testing.assert_allclose(small.sum(-1), 1, rtol=1e-5)

@@ -95,6 +95,37 @@ def test_again_says_done_and_another_is_refused(analyzed):
   assert (out / "summary.json").stat().st_mtime_ns == before
 
 
+def test_offload_gives_the_same_numbers(tmp_path, glassllm_path):
+  """One layer at a time from an exported folder; glassllm's has none."""
+  model = tmp_path / "model"
+  done = run("convert", "--model=glassllm-en", "--to=hf", f"--out={model}")
+  assert done.returncode == 0, done.stderr
+  found = []
+  for flags in ([], ["--offload"]):
+    out = tmp_path / f"out{len(found)}"
+    done = run("analyze", f"--model={model}", f"--out={out}", *flags)
+    assert done.returncode == 0, done.stderr
+    found.append(json.loads((out / "summary.json").read_text()))
+  whole, layers = found
+  assert layers["offload"] and not whole["offload"]
+  assert layers["request"] == whole["request"]
+  for name in ("sink_rate", "first_token", "token_ids"):
+    assert layers[name] == whole[name]
+  for name in (
+    "alpha_first", "entropy", "entropy_share", "value_norm_first",
+    "value_norm_rest", "key_norm_first", "key_norm_rest", "hidden_norm_first",
+    "hidden_norm_median", "nll",
+  ):  # fmt: skip
+    np.testing.assert_allclose(
+      layers[name], whole[name], rtol=1e-4, err_msg=name
+    )
+  planned = run("analyze", f"--model={model}", "--dry_run", "--offload")
+  assert "weights, one layer at a time" in planned.stdout
+  refused = run("analyze", "--model=glassllm-en", "--dry_run", "--offload")
+  assert refused.returncode == 1
+  assert "launch.convert" in refused.stderr
+
+
 def test_prefix_and_prompts_file(tmp_path, glassllm_path):
   file = tmp_path / "p.jsonl"
   lines = [

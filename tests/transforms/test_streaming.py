@@ -1,5 +1,7 @@
 """Streamed statistics are the dense ones, a block of rows at a time."""
 
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,9 @@ from sinkjax.experiments.sink_profile import token_nll
 from sinkjax.metrics import sinks
 from sinkjax.models.attention import causal_mask
 from sinkjax.models.layerwise import InMemory
-from sinkjax.transforms import streaming
-from sinkjax.transforms.streaming import dense, stream_statistics
+from sinkjax.transforms import rows, streaming
+from sinkjax.transforms.rows import dense
+from sinkjax.transforms.streaming import stream_statistics
 
 VARIANTS = {
   "llama": {},
@@ -34,16 +37,16 @@ VARIANTS = {
 }  # fmt: skip
 
 STATISTICS = {
-  "sink": streaming.sink_score(),
-  "sink5": streaming.sink_score(key=5),
-  "first": streaming.first_token_mass(),
-  "entropy": streaming.attention_entropy(),
-  "share": streaming.attention_entropy(normalize=True),
-  "received": streaming.received_mass(),
-  "distance": streaming.mass_by_distance(),
-  "within": streaming.mass_within((1, 4)),
-  "written": streaming.value_weighted_mass(),
-  "written2": streaming.value_weighted_mass(key=2),
+  "sink": rows.sink_score(),
+  "sink5": rows.sink_score(key=5),
+  "first": rows.first_token_mass(),
+  "entropy": rows.attention_entropy(),
+  "share": rows.attention_entropy(normalize=True),
+  "received": rows.received_mass(),
+  "distance": rows.mass_by_distance(),
+  "within": rows.mass_within((1, 4)),
+  "written": rows.value_weighted_mass(),
+  "written2": rows.value_weighted_mass(key=2),
 }
 SOME = {name: STATISTICS[name] for name in ("sink", "entropy", "received")}
 
@@ -145,9 +148,9 @@ def test_the_metrics_are_those_of_sinks(tiny, tokens):
     sinkjax.forward(cfg), params, tokens, "pattern"
   ).trace["pattern"][1]  # fmt: skip
   for statistic, metric in (
-    (streaming.sink_score(key=2), lambda p: sinks.sink_score(p, key=2)),
-    (streaming.first_token_mass(), sinks.first_token_mass),
-    (streaming.attention_entropy(), sinks.attention_entropy),
+    (rows.sink_score(key=2), lambda p: sinks.sink_score(p, key=2)),
+    (rows.first_token_mass(), sinks.first_token_mass),
+    (rows.attention_entropy(), sinks.attention_entropy),
   ):
     np.testing.assert_allclose(
       dense(statistic)(pattern), metric(pattern), rtol=1e-6
@@ -175,6 +178,23 @@ def test_weights_layer_by_layer_and_positions(tiny, tokens):
   want = watched(params, tokens, positions=positions)
   same(got.trace, want.trace)
   np.testing.assert_allclose(got.nll, token_nll(want.logits, tokens), rtol=1e-5)
+
+
+def test_a_layer_is_let_go_before_the_next_is_asked_for(tiny, tokens):
+  params, cfg = tiny
+
+  class Watched(InMemory):
+    held = []
+
+    def layer(self, index):
+      assert all(leaf() is None for leaf in self.held)
+      layer = super().layer(index)
+      self.held += [weakref.ref(leaf) for leaf in jax.tree.leaves(layer)]
+      return layer
+
+  run = stream_statistics(sinkjax.forward(cfg), SOME, block=5)
+  run(Watched(cfg, params), tokens)
+  assert Watched.held
 
 
 def test_tokens_and_vocabulary_in_pieces(tiny, tokens, monkeypatch):
@@ -262,11 +282,11 @@ def test_mask_of_rows_is_the_mask():
 @pytest.mark.parametrize("length", [1, 2, 7, 12, 64, 100])
 @pytest.mark.parametrize("block", [1, 3, 7, 64])
 def test_pieces_cover_every_row_once(length, block):
-  rows = []
+  covered = []
   for first, count, size, keys in streaming._pieces(length, block, 6):
-    rows += range(first, first + count * size)
+    covered += range(first, first + count * size)
     assert keys == first + count * size
-  assert rows == list(range(length))
+  assert covered == list(range(length))
 
 
 def sizes(jaxpr):
@@ -300,9 +320,9 @@ def test_one_trace_for_all_layers_runs_and_edits(tiny, tokens):
 
   def init(*shape):
     traces.append(shape)
-    return streaming.sink_score().init(*shape)
+    return rows.sink_score().init(*shape)
 
-  counted = streaming.sink_score()._replace(init=init)
+  counted = rows.sink_score()._replace(init=init)
   for key in (0, 1, 2):
     edit = {"scores": sinkjax.knockout(key)}
     g = sinkjax.intervene(sinkjax.forward(cfg), edit)
@@ -354,7 +374,7 @@ def test_refusals(tiny, tokens):
   with pytest.raises(ValueError, match="block must be a positive integer"):
     stream_statistics(f, SOME, block=0)
   with pytest.raises(ValueError, match=r"key must be in \[0, 12\), got 12"):
-    far = {"far": streaming.sink_score(key=12)}
+    far = {"far": rows.sink_score(key=12)}
     stream_statistics(f, far)(params, tokens)
   with pytest.raises(ValueError, match="observe the sites"):
     dense(STATISTICS["written"])(jnp.ones((1, 1, 1, 1)))
