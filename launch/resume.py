@@ -1,0 +1,110 @@
+"""The columns of unfinished maps in a file, so that a rerun goes on."""
+
+import io
+import json
+import pathlib
+import time
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from sinkjax.experiments.sensitivity import Columns
+from sinkjax.report import files
+
+NAME = "partial.npz"
+EVERY = 10.0
+"""Seconds between two writes."""
+
+
+def weights_mark(path: pathlib.Path) -> list[list[Any]]:
+  """Name, size and time of change of every file of a model."""
+  found = [path] if path.is_file() else sorted(path.rglob("*"))
+  return [
+    [file.name, file.stat().st_size, file.stat().st_mtime_ns]
+    for file in found
+    if file.is_file()
+  ]
+
+
+class Partial:
+  """Maps in progress, by name, kept in `NAME` of a folder.
+
+  Args:
+    folder: the launcher's --out.
+    mark: what the maps depend on, as JSON can hold it.
+    maps: empty `Columns`, filled from the file where there is one.
+    overwrite: whether a file of another command may go; one of this command
+      is gone on with all the same.
+
+  Attributes:
+    seconds: what earlier runs took.
+    resumed: columns that they completed.
+
+  Raises:
+    ValueError: for a file of another command, or one that cannot be read.
+  """
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    mark: Any,
+    maps: dict[str, Columns],
+    *,
+    overwrite: bool,
+  ):
+    self._path, self.maps = folder / NAME, maps
+    self._mark = json.dumps(mark, sort_keys=True)
+    self._start, self._saved = time.monotonic(), time.monotonic()
+    self.seconds, self._written = 0.0, 0
+    if self._path.exists() and not self._read() and not overwrite:
+      raise ValueError(
+        f"{self._path} is damaged, or another command, model file or version "
+        "left it; choose another --out or give --overwrite"
+      )
+    self.resumed = self._written = self.done()
+
+  def _read(self) -> bool:
+    """Fills the maps; `False` for what is damaged or of something else."""
+    try:
+      with np.load(io.BytesIO(self._path.read_bytes())) as found:
+        if str(found["mark"]) != self._mark:
+          return False
+        for name, columns in self.maps.items():
+          columns.values[...] = found[f"{name}_values"]
+          columns.known[...] = found[f"{name}_known"]
+        self.seconds = float(found["seconds"])
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+      return False
+    return True
+
+  def done(self) -> int:
+    """Complete columns of all maps."""
+    return sum(int(columns.known.sum()) for columns in self.maps.values())
+
+  def total(self) -> int:
+    """Columns of all maps."""
+    return sum(columns.known.size for columns in self.maps.values())
+
+  def save(self, *, now: bool = True) -> None:
+    """Writes what is new; without `now` only every `EVERY` seconds."""
+    due = now or time.monotonic() - self._saved > EVERY
+    if not due or self.done() == self._written:
+      return
+    arrays = {}
+    for name, columns in self.maps.items():
+      arrays[f"{name}_values"] = columns.values
+      arrays[f"{name}_known"] = columns.known
+    files.write_npz(
+      self._path,
+      {"mark": self._mark, "seconds": self.elapsed(), **arrays},
+    )
+    self._saved, self._written = time.monotonic(), self.done()
+
+  def elapsed(self) -> float:
+    """Seconds, those of earlier runs counted."""
+    return self.seconds + time.monotonic() - self._start
+
+  def delete(self) -> None:
+    """Removes the file: the maps are in the result."""
+    self._path.unlink(missing_ok=True)

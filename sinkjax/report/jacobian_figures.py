@@ -1,0 +1,245 @@
+"""The figures of a sensitivity report: arrays in, PNG bytes out.
+
+A series is `{label: values}`: what is as it is first, then what was edited.
+Axes: T tokens, L layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sinkjax.report.figures import (
+  FIRST,
+  INK,
+  LABELLED,
+  MUTED,
+  REST,
+  RULE,
+  bands,
+  color_bar,
+  drawing,
+  finite,
+  heat_map,
+  legend_above,
+  limits,
+  png,
+  ticks,
+  token_axis,
+  token_labels,
+)
+
+SPAN = 1e8
+"""A colour scale covers no more than this ratio."""
+
+DIVERGING = ("#0a2a52", "#3a82bb", "#f4f4f2", "#d9764d", "#7a2a0c")
+
+
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+  """Round numbers of a log scale within [low, high], at most `most`.
+
+  >>> log_ticks(0.3, 40), log_ticks(1e-6, 1e6, 4)
+  ([0.5, 1.0, 2.0, 5.0, 10.0, 20.0], [1e-06, 0.01, 100.0, 1000000.0])
+  """
+  powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+  found = [float(f"{d}e{p}") for p in powers for d in (1, 2, 5)]
+  found = [value for value in found if low <= value <= high]
+  if len(found) > most:
+    found = [float(f"1e{p}") for p in powers if low <= float(f"1e{p}") <= high]
+  return found[:: max(1, -(-len(found) // most))]
+
+
+def _names(tokens: Sequence[str]) -> list[str] | None:
+  return token_labels(tokens) if len(tokens) <= LABELLED else None
+
+
+def _side(tokens: Sequence[str], least: float, most: float) -> float:
+  each = 0.19 if len(tokens) <= LABELLED else 0.05
+  return float(np.clip(each * len(tokens), least, most))
+
+
+def _square(ax: Any, values: np.ndarray, tokens, outer: bool, **look) -> Any:
+  """A map of tokens by tokens: NaN blank, zeros grey."""
+  from matplotlib.colors import ListedColormap
+
+  size = len(values)
+  zero = values == 0
+  image = heat_map(ax, np.where(zero, np.nan, values), **look)
+  if zero.any():
+    grey = ListedColormap([RULE])
+    ax.imshow(np.where(zero, 1.0, np.nan), cmap=grey, aspect="auto")
+  names = _names(tokens)
+  token_axis(ax.xaxis, names, size - 0.5, True)
+  token_axis(ax.yaxis, names, size - 0.5, outer)
+  ax.set_xlabel("changed token (source)")
+  if outer:
+    ax.set_ylabel("token that feels it (target)")
+  return image
+
+
+def norm_maps(
+  maps: Mapping[str, np.ndarray], tokens: Sequence[str], label: str
+) -> bytes:
+  """Maps of norms side by side on one logarithmic colour scale, as a PNG.
+
+  What a token cannot see, above the diagonal, is blank; a pair that it could
+  see but whose norm is exactly zero is grey.
+
+  Args:
+    maps: [T, T] each, by title.
+    tokens: the text of each position.
+    label: what the norms are, for the colour bar.
+  """
+  from matplotlib.colors import LogNorm
+
+  maps = {name: finite(name, values, 2) for name, values in maps.items()}
+  size = len(tokens)
+  future = ~np.tri(size, dtype=bool)
+  maps = {name: np.where(future, np.nan, m) for name, m in maps.items()}
+  known = np.concatenate([m[m > 0] for m in maps.values()])
+  low, high = (known.min(), known.max()) if known.size else (0.5, 2.0)
+  low = max(low, high / SPAN)
+  if high < 1.5 * low:
+    low, high = low / 2, high * 2
+  side = _side(tokens, 2.9, 6.0 if len(maps) == 1 else 5.0)
+  with drawing(len(maps) * side + 1.9, side + 1.1) as figure:
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for i, (ax, (title, values)) in enumerate(zip(axes, maps.items(),
+                                                  strict=True)):  # fmt: skip
+      image = _square(ax, values, tokens, i == 0, norm=LogNorm(low, high))
+      ax.set_title(title, parse_math=False)
+    _log_bar(image, list(axes), label, low, high)
+    return png(figure)
+
+
+def _log_bar(image: Any, axes: Any, label: str, low: float, high: float):
+  bar = color_bar(image, axes, label, ticks=log_ticks(low, high))
+  bar.ax.yaxis.set_major_formatter("{x:g}")
+  bar.ax.minorticks_off()
+
+
+def ratio_map(ratio: np.ndarray, tokens: Sequence[str], label: str) -> bytes:
+  """A map of ratios around 1, logarithmic, as a PNG.
+
+  Args:
+    ratio: [T, T]; NaN stays blank, exact zeros are grey.
+    tokens: the text of each position.
+    label: what is divided by what, for the colour bar.
+  """
+  from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+  ratio = finite("ratio", ratio, 2)
+  known = ratio[ratio > 0]
+  wide = np.exp(np.abs(np.log(known)).max()) if known.size else 1.0
+  wide = float(np.clip(wide, 2.0, 1e3))
+  side = _side(tokens, 2.9, 6.0)
+  with drawing(side + 1.9, side + 0.9) as figure:
+    ax = figure.add_subplot()
+    look = {"norm": LogNorm(1 / wide, wide)}
+    image = _square(ax, ratio, tokens, True, **look)
+    image.set_cmap(LinearSegmentedColormap.from_list("around one", DIVERGING))
+    _log_bar(image, ax, label, 1 / wide, wide)
+    return png(figure)
+
+
+def _coloured(series: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  colors = (REST, FIRST)
+  return {
+    label: (np.asarray(values, np.float64), color)
+    for (label, values), color in zip(series.items(), colors, strict=False)
+  }
+
+
+def by_distance(
+  last: Mapping[str, np.ndarray],
+  mean: Mapping[str, np.ndarray],
+  errors: Mapping[str, np.ndarray | None],
+) -> bytes:
+  """Sensitivity against distance, as a PNG of two panels.
+
+  Args:
+    last: [T] of the last token, 0 to T - 1 tokens back.
+    mean: [T] the mean over tokens at each distance.
+    errors: [T] standard errors of `last`, or `None`.
+  """
+  with drawing(8, 3.4) as figure:
+    left, right = figure.subplots(1, 2)
+    panels = (
+      (left, "the last token (log scale)", last),
+      (right, "mean over tokens (log scale)", mean),
+    )
+    for ax, title, series in panels:
+      found = _coloured(series)
+      bands(
+        ax, title, {k: (v[:, None], c) for k, (v, c) in found.items()}, log=True
+      )
+      ax.set_xlabel("tokens back")
+      _few_log_ticks(ax)
+    for label, (values, color) in _coloured(last).items():
+      error = errors.get(label)
+      if error is not None:
+        x, low = np.arange(len(values)), np.maximum(values - error, 1e-30)
+        left.fill_between(x, low, values + error, color=color, alpha=0.2, lw=0)
+    left.set_ylabel("norm of d target / d source")
+    return png(figure)
+
+
+def _few_log_ticks(ax: Any) -> None:
+  low, high = ax.get_ylim()
+  ax.set_yticks(log_ticks(low, high))
+  ax.yaxis.set_major_formatter("{x:g}")
+
+
+def mixing_by_layer(
+  series: Mapping[str, np.ndarray], layers: Sequence[int]
+) -> bytes:
+  """Total mixing after every layer, as a PNG.
+
+  Args:
+    series: [L] shares in [0, 1].
+    layers: their numbers.
+  """
+  with drawing(6.4, 3.3) as figure:
+    ax = figure.add_subplot()
+    marker = "o" if len(layers) <= 16 else ""
+    for label, (values, color) in _coloured(series).items():
+      ax.plot(layers, 100 * values, color=color, label=label, lw=1.8,
+              marker=marker, ms=4)  # fmt: skip
+    shown = [layers[i] for i in ticks(len(layers))]
+    ax.set(xticks=shown, xlabel="layer", ylim=(0, 102), ylabel="%")
+    ax.set_xlim(layers[0] - 0.6, layers[-1] + 0.6)
+    ax.grid(axis="y")
+    legend_above(ax, "share of the sensitivity that is to other tokens")
+    return png(figure)
+
+
+def loss_by_token(
+  series: Mapping[str, np.ndarray], tokens: Sequence[str]
+) -> bytes:
+  """Sensitivity of the loss to each token, as a PNG.
+
+  Args:
+    series: [T] norms of the gradient; zeros are not drawn.
+    tokens: the text of each position.
+  """
+  names, size = _names(tokens), len(tokens)
+  with drawing(8, 3.6 if names else 3.2) as figure:
+    ax = figure.add_subplot()
+    found = _coloured(series)
+    everything = np.concatenate([values for values, _ in found.values()])
+    limits(ax, everything, log=True)
+    for at, (label, (values, color)) in enumerate(found.items()):
+      x = np.arange(size) + (at - (len(found) - 1) / 2) * 0.3
+      kept = np.where(values > 0, values, np.nan)
+      style = {"s": 26 if size <= LABELLED else 9, "lw": 0, "zorder": 3}
+      ax.scatter(x, kept, c=color, label=label, **style)
+      ax.vlines(x, ax.get_ylim()[0], kept, color, lw=1.2, alpha=0.45)
+    token_axis(ax.xaxis, names, size - 0.5, True)
+    ax.set(xlim=(-0.8, size - 0.2), ylabel="nats a unit")
+    if names is None:
+      ax.set_xlabel("position")
+    ax.tick_params(axis="x", labelcolor=INK, color=MUTED)
+    _few_log_ticks(ax)
+    ax.grid(axis="y")
+    legend_above(ax, "gradient of the mean loss at each token (log scale)")
+    return png(figure)

@@ -1,0 +1,268 @@
+"""The Jacobian launcher: many commands in one process, each as a person's."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sinkjax
+from launch import points, resume
+from sinkjax.experiments.sensitivity import Columns
+from sinkjax.transforms.jacobian import jacobian_norms
+
+ROOT = pathlib.Path(__file__).parents[2]
+MODEL = "--model=glassllm-en"
+
+# Runs commands one after the other; after `stop` completed columns comes a
+# Ctrl-C. Prints [exit status, stdout, stderr] of each as JSON.
+DRIVER = """
+import contextlib, io, json, sys
+from absl import flags
+from launch import app, jacobian
+from sinkjax.experiments import sensitivity
+
+add = sensitivity.Columns.add
+
+def run(words, stop):
+  def stopping(self, columns, values):
+    add(self, columns, values)
+    if stop and self.known.sum() >= stop:
+      raise KeyboardInterrupt
+
+  sensitivity.Columns.add = stopping
+  flags.FLAGS.unparse_flags()
+  for name in list(flags.FLAGS):
+    flags.FLAGS[name].unparse()
+  sys.argv = ["jacobian", *words]
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    try:
+      app.run(jacobian.main, jacobian.__doc__)
+      status = 0
+    except SystemExit as end:
+      status = end.code
+  return status, out.getvalue(), err.getvalue()
+
+print(json.dumps([run(*command) for command in json.load(sys.stdin)]))
+"""
+
+ERRORS = [
+  ([], "--out is missing"),
+  (["--out=never", "--max_tokens=1"], "at least 2"),
+  (["--out=never", "--max_tokens=300"], "context of 128"),
+  (["--out=never", "--edit=nope"], "expected none or knockout:KEY@LAYER"),
+  (["--out=never", "--edit=knockout:16"], "16 is not among the 16 tokens"),
+  (["--out=never", "--edit=knockout:0@4"], "4 is not among the 4 layers"),
+  (["--out=never", "--from=resid_mid@x"], "'x' is no layer"),
+  (["--out=never", "--from=q"], "'q' is no residual site"),
+  (["--out=never", "--from=final", "--to=embed"], "comes before"),
+  (["--out=never", "--to=final", "--layers"], "a target at resid_post"),
+  (["--out=never", "--method=hutchinson", "--norm=max"], "fro only"),
+  (["--out=never", "--method=hutchinson", "--layers"], "method exact"),
+  (["--out=never", "--method=reference", "--offload"], "--method=reference"),
+  (["--out=never", "--offload"], "layers are read one by one only from"),
+  (["--out=never", "--norm=l1"], "norm"),
+  (["--out=never", "--budget_gb=0"], "must be positive"),
+  (["--out=never", "--budget_gb=1e-6"], "too small"),
+  (["--out=never", "--prefix=zebra"], "no such token"),
+  (["--out=README.md"], "is a file"),
+  (["--out=never", "--text_file=/no/file"], "cannot read"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, glassllm_path):
+  """(folder, {name: (status, stdout, stderr)}) of every command below."""
+  out = tmp_path_factory.mktemp("jacobian")
+  sinkjax_hf = out / "hf"
+  from sinkjax.weights import huggingface
+
+  huggingface.save(sinkjax_hf, *sinkjax.load("glassllm-en"))
+  full = [MODEL, f"--out={out}/full", "--max_tokens=3", "--layers",
+          "--edit=knockout:0@2"]  # fmt: skip
+  stopped = [MODEL, f"--out={out}/stopped", "--max_tokens=3",
+             "--method=reference", "--edit=knockout:0@2"]  # fmt: skip
+  commands = {
+    "full": (full, 0),
+    "again": (full, 0),
+    "other": ([*full, "--norm=max"], 0),
+    "stopped": (stopped, 2),
+    "stopped, other": ([*stopped, "--norm=max"], 0),
+    "resumed": (stopped, 0),
+    "estimated": ([MODEL, f"--out={out}/estimated", "--max_tokens=3",
+                   "--method=hutchinson", "--samples=16",
+                   "--prefix=<bos>"], 0),
+    "offloaded": ([f"--model={sinkjax_hf}", f"--out={out}/offloaded",
+                   "--max_tokens=3", "--offload"], 0),
+    "dry": ([MODEL, "--dry_run", "--max_tokens=3"], 0),
+    **{message: ([MODEL, *words], 0) for words, message in ERRORS},
+  }  # fmt: skip
+  ran = subprocess.run(
+    [sys.executable, "-c", DRIVER], input=json.dumps(list(commands.values())),
+    cwd=ROOT, capture_output=True, text=True, env=os.environ, check=False,
+    timeout=300,
+  )  # fmt: skip
+  assert ran.returncode == 0, ran.stderr
+  return out, dict(zip(commands, json.loads(ran.stdout), strict=True))
+
+
+def load(folder):
+  with np.load(folder / "jacobian.npz") as found:
+    return dict(found), json.loads((folder / "summary.json").read_text())
+
+
+def test_contract(done):
+  out, results = done
+  status, stdout, stderr = results["full"]
+  assert status == 0, stderr
+  assert "GB beside the weights" in stdout
+  assert "total mixing" in stdout and "knockout:0@2" in stdout
+  arrays, data = load(out / "full")
+  assert arrays["norms"].shape == arrays["norms_edited"].shape == (3, 3)
+  assert arrays["layers"].shape == arrays["layers_edited"].shape == (4, 3, 3)
+  assert arrays["ids"].tolist() == data["token_ids"]
+  assert data["complete"] is True
+  assert list(data)[-1] == "complete"
+  for one in (data, data["edited"]):
+    assert 0 <= one["check"] < 1e-3
+    assert one["checked_columns"] == 3
+    assert len(one["total_mixing_by_layer"]) == 4
+    assert len(one["loss_sensitivity"]) == 3
+    assert 0 < one["total_mixing"] < 1
+  files = {path.name for path in (out / "full").iterdir()}
+  assert files == {
+    "jacobian.npz", "summary.json", "norms.csv", "distance.csv", "tokens.csv",
+    "layers.csv", "map.png", "ratio.png", "distance.png", "layers.png",
+    "loss.png", "report.html",
+  }  # fmt: skip
+  page = (out / "full" / "report.html").read_text()
+  for word in ("total mixing", "effective reach", "self check", "knockout:0@2"):
+    assert word in page
+
+
+def test_numbers_are_the_library_s(done):
+  arrays, data = load(done[0] / "full")
+  params, cfg, _ = sinkjax.load("glassllm-en")
+  f = sinkjax.forward(cfg)
+  g = sinkjax.intervene(f, {"scores": sinkjax.knockout(0, from_layer=2)})
+  ids = jnp.array(data["token_ids"])
+  for fn, name in ((f, "norms"), (g, "norms_edited")):
+    want = jacobian_norms(fn, params, ids, method="reference")
+    np.testing.assert_allclose(arrays[name], want, rtol=1e-4)
+
+
+def test_again_says_done_and_another_is_refused(done):
+  status, stdout, _ = done[1]["again"]
+  assert status == 0
+  assert "Already done" in stdout and "total mixing" in stdout
+  status, _, stderr = done[1]["other"]
+  assert status == 1
+  assert "another command" in stderr
+
+
+def test_stopped_goes_on(done):
+  out, results = done
+  status, _, stderr = results["stopped"]
+  assert status == 130
+  assert "kept 2 of 6 columns" in stderr
+  assert "Traceback" not in stderr
+  status, _, stderr = results["stopped, other"]
+  assert status == 1
+  assert "partial.npz is damaged, or another command" in stderr
+  status, stdout, stderr = results["resumed"]
+  assert status == 0, stderr
+  assert "Going on: 2 of 6 columns" in stdout
+  assert not (out / "stopped" / resume.NAME).exists()
+  arrays, data = load(out / "stopped")
+  want, _ = load(out / "full")
+  assert data["resumed_columns"] == 2
+  for name in ("norms", "norms_edited"):
+    np.testing.assert_allclose(arrays[name], want[name], rtol=1e-4)
+
+
+def test_estimates_have_errors(done):
+  out, results = done
+  assert results["estimated"][0] == 0, results["estimated"][2]
+  assert "largest error" in results["estimated"][1]
+  arrays, data = load(out / "estimated")
+  assert arrays["stderr"].shape == (3, 3)
+  assert data["first_token"]["is_bos"] is True
+  assert data["check"] is None and data["samples"] == 16
+  header = (out / "estimated" / "norms.csv").read_text().splitlines()[0]
+  assert header == "target,source,target_token,source_token,norm,stderr"
+
+
+def test_offloaded_is_the_same(done):
+  out, results = done
+  assert results["offloaded"][0] == 0, results["offloaded"][2]
+  arrays, _ = load(out / "offloaded")
+  want, _ = load(out / "full")
+  for name in ("norms", "loss"):
+    np.testing.assert_allclose(arrays[name], want[name], rtol=1e-5)
+
+
+def test_dry_run_writes_nothing(done):
+  status, stdout, stderr = done[1]["dry"]
+  assert status == 0, stderr
+  for word in ("parameters", "memory", "time", "position 0", "3 x 3 tokens"):
+    assert word in stdout
+
+
+@pytest.mark.parametrize("message", [message for _, message in ERRORS])
+def test_errors_are_one_line(done, message):
+  status, _, stderr = done[1][message]
+  assert status == 1
+  errors = [x for x in stderr.splitlines() if x.startswith("error: ")]
+  assert len(errors) == 1, stderr
+  assert message in errors[0]
+  assert "Traceback" not in stderr
+  assert not (ROOT / "never").exists()
+
+
+def test_help_teaches():
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.jacobian", "--help"], cwd=ROOT,
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0
+  for word in ("python -m launch.jacobian", "--from", "--edit=knockout:0@2",
+               "--[no]dry_run"):  # fmt: skip
+    assert word in done.stdout
+
+
+def test_points_and_edits():
+  assert points.parse_point("to", "final") == "final"
+  assert points.parse_point("from", "resid_mid@-1") == ("resid_mid", -1)
+  assert points.parse_edit("knockout:3") == (3, 0)
+  assert points.parse_edit("knockout:0@2") == (0, 2)
+  assert points.parse_edit("none") is None
+
+
+def test_partial_file(tmp_path):
+  def open_it(mark, **options):
+    maps = {"plain": Columns.none(3)}
+    return resume.Partial(tmp_path, mark, maps, overwrite=False, **options)
+
+  first = open_it(["a"])
+  first.save()
+  assert not (tmp_path / resume.NAME).exists()
+  first.maps["plain"].add([1], np.array([[0], [2], [3]]))
+  first.save(now=False)
+  assert not (tmp_path / resume.NAME).exists()
+  first.save()
+  again = open_it(["a"])
+  assert again.resumed == again.done() == 1 and again.total() == 3
+  assert again.maps["plain"].values[:, 1].tolist() == [0, 2, 3]
+  assert again.elapsed() > 0
+  with pytest.raises(ValueError, match="another command"):
+    open_it(["b"])
+  (tmp_path / resume.NAME).write_bytes(b"PK\x03\x04 half")
+  with pytest.raises(ValueError, match="damaged"):
+    open_it(["a"])
+  again.delete()
+  assert open_it(["a"]).resumed == 0
