@@ -1,0 +1,336 @@
+"""What an exact Jacobian is, in float64, where nothing hides behind rounding.
+
+By the model's own forward mode, reverse mode and finite differences, by the
+chain rule, and by closed forms of models with weights set by hand.
+"""
+
+import pathlib
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sinkjax
+from sinkjax.transforms.jacobian import jacobian_norms, token_jacobian
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from dense_jacobian import (
+  BASE,
+  RESIDUAL,
+  Dense,
+  error,
+  every_pair,
+  model,
+  norms_of,
+  outputs,
+  points,
+  quickly_compiled,
+  text,
+)
+
+LENGTH = 5
+UPPER = np.triu_indices(LENGTH, 1)
+LOWER = np.tril_indices(LENGTH, -1)
+START, END = ("embed", 0), ("resid_post", -1)
+NORMS = ("fro", "spectral", "max")
+
+
+def engine(f, params, tokens, source=START, target=END, **kw):
+  """[T, T, D, D] of every pair of tokens."""
+  length, width = len(tokens), f.cfg.d_model
+  blocks = token_jacobian(
+    f, params, tokens, every_pair(length), source=source, target=target, **kw
+  )
+  assert blocks.dtype == np.float64
+  return blocks.reshape(length, length, width, width)
+
+
+def product(after, before):
+  """The chain rule, over every token between."""
+  return np.einsum("tuij,usjk->tsik", after, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def wide():
+  with jax.enable_x64(True), quickly_compiled():
+    yield
+
+
+GEMMA = {
+  "n_kv_heads": 1, "norm_offset": 1.0, "post_norms": True, "qk_norm": True,
+  "attn_softcap": 1.0, "logit_softcap": 3.0, "window": 3, "embed_scale": 3.0,
+  "local_layers": (True, False, True), "rope_local_base": 100.0,
+  "attn_scale": 0.7, "activation": "gelu_tanh",
+  "rope_scaling": sinkjax.RopeScaling("linear", factor=2.0),
+}  # fmt: skip
+"""Every option that a plain model, as in the other files, is without."""
+
+
+@pytest.fixture(scope="module")
+def base():
+  f, params = model(BASE.replace(dtype="float64", **GEMMA))
+  tokens = text(LENGTH)
+  dense = Dense(f, params, tokens)
+  return SimpleNamespace(f=f, params=params, tokens=tokens, dense=dense)
+
+
+SOURCES = [START, ("resid_mid", 0), ("resid_post", 0), ("final", 0)]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_later_point_is_as_forward_mode_has_it(base, source):
+  every = points(base.f.cfg)
+  for target in every[every.index(source) :]:
+    got = engine(base.f, base.params, base.tokens, source, target)
+    assert error(got, base.dense(source, target)) < 1e-12
+    assert np.all(got[UPPER] == 0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_are_those_of_the_blocks(base, norm):
+  for method, rtol in (("exact", 1e-9), ("reference", 1e-12)):
+    got = jacobian_norms(
+      base.f, base.params, base.tokens, norm=norm, method=method
+    )
+    want = norms_of(base.dense(), norm)
+    np.testing.assert_allclose(got, want, rtol=rtol)
+    assert got.dtype == np.float64
+    assert np.all(got[UPPER] == 0)
+    assert np.all(got[np.tril_indices(LENGTH)] > 0.1)
+
+
+def test_reverse_mode_agrees(base):
+  def last(x):
+    y = outputs(
+      base.f, base.params, base.tokens, {}, {"embed": x[None]}, ["resid_post"]
+    )
+    return y["resid_post"][-1]
+
+  zero = jnp.zeros((LENGTH, BASE.d_model))
+  jac = np.swapaxes(jax.jit(jax.jacrev(last))(zero), 1, 2)
+  assert error(engine(base.f, base.params, base.tokens), jac) < 1e-12
+
+
+@pytest.mark.parametrize(
+  ("source", "target"), [(START, ("final", 0)), (("resid_mid", 0), END)]
+)
+def test_finite_differences_in_random_directions(base, source, target):
+  """No derivative of anybody's: the model run twice, a small step apart."""
+  (site, layer), (to, at) = source, target
+  step, size = 1e-5, (base.f.cfg.n_layers, LENGTH, BASE.d_model)
+  rng = np.random.default_rng(0)
+  u_RxTxD = rng.normal(size=(64, *size[1:]))
+
+  def run(u):
+    shift = jnp.zeros(size).at[layer].set(u)
+    y = outputs(base.f, base.params, base.tokens, {}, {site: shift}, [to])
+    return y[to][at]
+
+  run = jax.jit(jax.vmap(run))
+  numeric = (run(step * u_RxTxD) - run(-step * u_RxTxD)) / (2 * step)
+  jac = engine(base.f, base.params, base.tokens, source, target)
+  want = np.einsum("tsij,rsj->rti", jac, u_RxTxD)
+  assert error(np.asarray(numeric), want) < 1e-7
+
+
+@pytest.mark.parametrize(
+  ("middle", "target"),
+  [
+    (("resid_post", 0), END),
+    (("resid_post", 1), END),
+    (("resid_mid", 0), END),
+    (("resid_mid", 1), ("final", 0)),
+    (("resid_post", 2), ("final", 0)),
+  ],
+)
+def test_chain_rule(base, middle, target):
+  args = base.f, base.params, base.tokens
+  whole = engine(*args, START, target)
+  parts = engine(*args, middle, target), engine(*args, START, middle)
+  assert error(product(*parts), whole) < 1e-12
+
+
+def test_leaving_mixing_out_is_far_off(base):
+  """Estimators that are right for one layer, or where no token sees another.
+
+  One without any mixing has nothing off the diagonal; one in which a token
+  reaches another only at once, not through a third, misses most of it.
+  """
+  args = base.f, base.params, base.tokens
+  whole = engine(*args)
+  steps = [engine(*args, START, ("resid_post", 0))]
+  for layer in (1, 2):
+    ends = ("resid_post", layer - 1), ("resid_post", layer)
+    steps.append(engine(*args, *ends))
+  alone = [np.zeros_like(step) for step in steps]
+  diagonal = np.arange(LENGTH)
+  for mine, step in zip(alone, steps, strict=True):
+    mine[diagonal, diagonal] = step[diagonal, diagonal]
+  at_once = sum(
+    product(
+      product(*[(steps if moved == i else alone)[i] for i in (2, 1)]),
+      (steps if moved == 0 else alone)[0],
+    )
+    for moved in range(3)
+  )
+  unmixed = product(product(alone[2], alone[1]), alone[0])
+  assert error(product(product(steps[2], steps[1]), steps[0]), whole) < 1e-12
+  assert error(unmixed[diagonal, diagonal], whole[diagonal, diagonal]) < 1e-12
+  assert np.all(unmixed[LOWER] == 0)
+  exact = norms_of(whole, "fro")
+  assert np.all(norms_of(unmixed - whole, "fro")[LOWER] == exact[LOWER])
+  missed, far = norms_of(at_once - whole, "fro"), np.tril_indices(LENGTH, -2)
+  assert np.median(missed[far] / exact[far]) > 0.2
+
+
+# A model that is linear but for its scores: a norm with so large an epsilon
+# divides by a constant, and a rectifier far above zero is the identity.
+LINEAR = sinkjax.ModelConfig(
+  vocab_size=32, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=4,
+  d_ff=12, max_len=32, norm_eps=1e10, positions="none", gated_mlp=False,
+  mlp_bias=True, activation="relu", dtype="float64",
+)  # fmt: skip
+
+
+def blank():
+  """Weights of `LINEAR`, all zero but for the embedding and the norms."""
+  shapes = sinkjax.param_shapes(LINEAR)
+  params = jax.tree.map(lambda s: np.zeros(s.shape), shapes)
+  rng = np.random.default_rng(5)
+  params["embed"] = rng.normal(size=(32, 8))
+  for norm in (*(params["blocks"][n] for n in ("attn_norm", "mlp_norm")),
+               params["final_norm"]):  # fmt: skip
+    norm["scale"][:] = 1e5
+  return params, params["blocks"]
+
+
+def solved(params, **kw):
+  params = jax.tree.map(jnp.asarray, params)
+  return engine(sinkjax.forward(LINEAR), params, text(LENGTH), **kw)
+
+
+def identity_attention(blocks, layers=(0, 1)):
+  """Every head hands its part of the residual stream on as it is."""
+  one = np.eye(8).reshape(8, 2, 4)
+  for layer in layers:
+    blocks["attn"]["v"]["kernel"][layer] = one
+    blocks["attn"]["o"]["kernel"][layer] = np.moveaxis(one, 0, 2)
+
+
+MEAN = np.tril(np.ones((LENGTH, LENGTH))) / np.arange(1, LENGTH + 1)[:, None]
+
+
+def test_without_weights_it_is_the_identity():
+  params, _ = blank()
+  want = np.einsum("ts,ij->tsij", np.eye(LENGTH), np.eye(8))
+  assert np.array_equal(solved(params), want)
+  f, params = sinkjax.forward(LINEAR), jax.tree.map(jnp.asarray, params)
+  for norm, size in (("fro", np.sqrt(8)), ("spectral", 1), ("max", 1)):
+    got = jacobian_norms(f, params, text(LENGTH), norm=norm)
+    np.testing.assert_allclose(got, np.eye(LENGTH) * size, rtol=1e-12)
+
+
+def test_uniform_attention_takes_the_mean():
+  """J[t, s] = ((1 + M)^L)[t, s], M the mean of what a token sees."""
+  params, blocks = blank()
+  identity_attention(blocks)
+  mixing = np.linalg.matrix_power(np.eye(LENGTH) + MEAN, 2)
+  want = np.einsum("ts,ij->tsij", mixing, np.eye(8))
+  assert error(solved(params), want) < 1e-8
+  f, params = sinkjax.forward(LINEAR), jax.tree.map(jnp.asarray, params)
+  for norm, size in (("fro", np.sqrt(8)), ("spectral", 1), ("max", 1)):
+    got = jacobian_norms(f, params, text(LENGTH), norm=norm)
+    np.testing.assert_allclose(got, mixing * size, rtol=1e-8)
+
+
+def test_a_linear_model_is_its_matrices():
+  """J[t, s] = the Kronecker product of what tokens and what widths do."""
+  params, blocks = blank()
+  identity_attention(blocks)
+  rng = np.random.default_rng(6)
+  up, down = rng.normal(size=(2, 8, 12)), rng.normal(size=(2, 12, 8))
+  down *= 0.1
+  mlp = blocks["mlp"]
+  mlp["up"]["kernel"][:], mlp["down"]["kernel"][:] = up, down
+  mlp["up"]["bias"][:], mlp["down"]["bias"][:] = 1e3, -1e3 * down.sum(axis=1)
+  mixing = np.linalg.matrix_power(np.eye(LENGTH) + MEAN, 2)
+  first, second = np.eye(8) + up @ down
+  want = np.einsum("ts,ij->tsij", mixing, (first @ second).T)
+  assert error(solved(params), want) < 1e-7
+
+
+def test_one_head_by_the_derivative_of_its_softmax():
+  """z_t = sum_s P_ts v_s; d z_t / d x_s = P_ts (W_v + (v_s - z_t) q_t W_k)
+  and at s = t also sum_u P_tu (v_u - z_t) k_u W_q, each with the scale.
+  """
+  params, blocks = blank()
+  rng = np.random.default_rng(7)
+  w_q, w_k, w_v = rng.normal(size=(3, 8, 4))
+  w_o, scale = rng.normal(size=(4, 8)), LINEAR.score_scale
+  for name, kernel in zip("qkv", (w_q, w_k, w_v), strict=True):
+    blocks["attn"][name]["kernel"][0, :, 1] = kernel
+  blocks["attn"]["o"]["kernel"][0, 1] = w_o
+  x = params["embed"][np.asarray(text(LENGTH))]
+  q, k, v = x @ w_q, x @ w_k, x @ w_v
+  scores = np.where(np.tri(LENGTH) > 0, q @ k.T * scale, -np.inf)
+  pattern = np.exp(scores - scores.max(axis=1, keepdims=True))
+  pattern /= pattern.sum(axis=1, keepdims=True)
+  z = pattern @ v
+  want = np.zeros((LENGTH, LENGTH, 8, 8))
+  for t, s in every_pair(LENGTH):
+    of_key = scale * np.outer(w_k @ q[t], v[s] - z[t])
+    want[t, s] = (pattern[t, s] * (w_v + of_key) @ w_o).T
+  for t in range(LENGTH):
+    of_query = scale * (w_q @ k.T * pattern[t]) @ (v - z[t])
+    want[t, t] += np.eye(8) + (of_query @ w_o).T
+  assert np.abs(want[LOWER]).max() > 0.5
+  assert error(solved(params), want) < 1e-7
+
+
+NEOX = {
+  "parallel_residual": True, "norm": "layer", "gated_mlp": False,
+  "mlp_bias": True, "activation": "gelu", "rope_dim": 4, "n_kv_heads": 4,
+  "rope_scaling": sinkjax.RopeScaling("factors", factors=(1.0, 4.0)),
+}  # fmt: skip
+
+
+def test_a_parallel_residual():
+  f, params = model(BASE.replace(dtype="float64", **NEOX))
+  tokens, target = text(LENGTH), ("final", 0)
+  want = Dense(f, params, tokens, sources=["embed"], targets=["final"])
+  got = engine(f, params, tokens, target=target)
+  assert error(got, want(target=target)) < 1e-11
+  assert np.all(got[UPPER] == 0)
+  assert np.all(norms_of(got, "max")[LOWER] > 1e-4)
+
+
+OPTIONS = [
+  {"n_kv_heads": 4}, {"norm": "layer"}, {"norm_eps": 1e-2},
+  {"norm_offset": 1.0}, {"post_norms": True}, {"qk_norm": True},
+  {"qkv_bias": True}, {"out_bias": True}, {"gated_mlp": False},
+  {"mlp_bias": True}, {"activation": "relu"}, {"activation": "gelu"},
+  {"activation": "gelu_tanh"}, {"parallel_residual": True},
+  {"parallel_residual": True, "post_norms": True}, {"positions": "learned"},
+  {"positions": "none"}, {"rope_dim": 2}, {"attn_scale": 0.7},
+  {"attn_softcap": 1.0}, {"embed_scale": 3.0}, {"scan_layers": False},
+  {"window": 2, "local_layers": (True, False, True), "rope_local_base": 9.0},
+  {"rope_scaling": sinkjax.RopeScaling("linear", factor=2.0)},
+  {"rope_scaling": sinkjax.RopeScaling("llama3", original_max_len=8)},
+  {"rope_scaling": sinkjax.RopeScaling("factors", factors=(1.0, 4.0, 9.0))},
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_and_every_point(options):
+  f, params = model(BASE.replace(dtype="float64", **options))
+  tokens = text(LENGTH)
+  dense = Dense(f, params, tokens)
+  for source in (START, ("resid_pre", 1), ("resid_mid", 0)):
+    for site in RESIDUAL[2:]:
+      target = (site, -1)
+      got = engine(f, params, tokens, source, target)
+      assert error(got, dense(source, target)) < 1e-11
