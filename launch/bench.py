@@ -1,161 +1,193 @@
 """Times sinkjax beside its peers, in one run, and reports the ratios.
 
-  python -m launch.bench --suite=load --out=out/bench-load
+  python -m launch.bench --suite=jacobian --out=out/bench-jacobian
 
-Suites:
-  load   `sinkjax.load` of SmolLM2 (header, tokenizer, every weight in its
-         place as a JAX array) against the gguf package on the same file, in
-         processes that take turns. Each process loads twice: the first time
-         (and its peak memory, above what the process held) and a warm time.
+Suites, all on SmolLM2:
+  jacobian   the exact map of Frobenius norms, 32 tokens, all layers, against
+             jax.jacfwd, lax.map of jvp, torch.func.jacfwd and jacrev
+  streaming  attention statistics at 2048 and 8192 tokens against passes
+             without them, and transformers with output_attentions=True
+  load       `sinkjax.load` against the gguf package on the same file
+  forward    logits, against transformers on the same file
 
-It writes bench.json and bench.md with medians, ratios, hardware and versions.
+Every measurement is a process of its own, and processes take turns: one round
+is each of them once. The ratio is the median over rounds of a peer's time over
+ours in that round. Beside a time stand the operations per second, and what
+share they are of a large float32 matrix product measured in the same process;
+ours counts the operations that it really does. Peak memory is that above the
+weights. --quick takes small sizes and one round, within 50 s.
+
+It writes bench.json, bench.csv and bench.md, with hardware and versions. The
+torch peers need `pip install 'sinkjax[parity]'`.
 """
 
+import importlib
 import json
 import pathlib
-import statistics
-import subprocess
-import sys
 
 from absl import flags
 
 from launch import app
 
-SUITE = flags.DEFINE_enum("suite", "load", ["load"], "What to time.")
+SUITES = ("jacobian", "streaming", "load", "forward")
+SUITE = flags.DEFINE_enum("suite", "load", SUITES, "What to time.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Interleaved rounds.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer(
+  "rounds", None, "Interleaved rounds: 3, 1 if --quick.", lower_bound=1
+)
+QUICK = flags.DEFINE_bool("quick", False, "Small sizes, within 50 s.")
+TOKENS = flags.DEFINE_integer(
+  "tokens", None, "Another length than the suite's own.", lower_bound=2
+)
+PEERS = flags.DEFINE_list(
+  "peers", None, "Only these, by the names in the suite's file."
+)
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, write nothing."
 )
 
-_CHILD = """
-import sys, time
-import gguf, jax, sinkjax
-
-def peak():  # ru_maxrss would start at the parent's
-  status = open("/proc/self/status").read()
-  return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-def ours():
-  return jax.tree.leaves(jax.block_until_ready(sinkjax.load(path).params))
-
-def dequantise():
-  return [gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors]
-
-def read_and_dequantise():
-  reader = gguf.GGUFReader(path)
-  return [gguf.quants.dequantize(t.data, t.tensor_type) for t in reader.tensors]
-
-def timed(f):
-  start = time.perf_counter()
-  kept = f()
-  seconds = time.perf_counter() - start
-  return seconds, sum(4 * x.size for x in kept)
-
-jax.numpy.zeros(1).block_until_ready()
-path, which = sys.argv[1:]
-if which == "dequantise":
-  reader = gguf.GGUFReader(path)
-before = peak()
-first, size = timed(globals()[which])
-memory = (peak() - before) / size
-print(first, memory, timed(globals()[which])[0])
-"""
-_LOADERS = {
-  "ours": "sinkjax.load",
-  "dequantise": "gguf, dequantise only",
-  "read_and_dequantise": "gguf, read and dequantise",
-}
-
 
 def main() -> None:
   """Runs the suite and writes what came out."""
-  if not OUT.value and not DRY_RUN.value:
+  if not OUT.value and not DRY_RUN.value and not QUICK.value:
     raise ValueError("--out is missing: the folder to write to")
-  runs = len(_LOADERS) * ROUNDS.value
+  suite = importlib.import_module(f"launch.suites.{SUITE.value}")
+  peers = ["ours", *_chosen(suite)]
+  cases = suite.cases(QUICK.value, TOKENS.value)
+  rounds = ROUNDS.value or (1 if QUICK.value else 3)
   if DRY_RUN.value:
+    names = ", ".join(case["case"] for case in cases)
+    runs = rounds * len(cases) * len(peers)
     print(
-      f"suite load: {runs} processes, memory about 1.6 GB, time about "
-      f"{6 * runs} s; writes nothing (dry run)"
+      f"suite {SUITE.value}: {names}; {runs} processes that take turns, about "
+      f"a minute each at full size; writes nothing (dry run)"
     )
     return
   from tqdm import tqdm
 
-  from sinkjax.report import files
-  from sinkjax.weights.registry import fetch
+  rows = []
+  with tqdm(total=rounds * len(cases) * len(peers), leave=False) as bar:
+    for case in cases:
+      rows += _rows(suite, case, peers, rounds, bar)
+  _report(rows, rounds)
 
-  out = pathlib.Path(OUT.value).expanduser()
-  path = str(fetch("smollm2-135m"))
-  found = {which: [] for which in _LOADERS}
-  with tqdm(total=runs, unit="run", leave=False) as bar:
-    for _ in range(ROUNDS.value):
-      for which, results in found.items():
-        results.append(_child(path, which))
-        bar.update()
-  rows = _summarise(found)
+
+def _chosen(suite) -> list[str]:
+  """The peers to run, ours left out.
+
+  Raises:
+    ValueError: for one that the suite has not.
+  """
+  others = [name for name in suite.PEERS if name != "ours"]
+  unknown = set(PEERS.value or ()) - set(suite.PEERS)
+  if unknown:
+    raise ValueError(
+      f"--peers={','.join(sorted(unknown))} is none of {list(suite.PEERS)}"
+    )
+  if PEERS.value:
+    return [name for name in others if name in PEERS.value]
+  slow = getattr(suite, "SLOW", ()) if QUICK.value else ()
+  return [name for name in others if name not in slow]
+
+
+def _rows(suite, case, peers, rounds, bar) -> list[dict]:
+  from launch.suites import measure
+
+  found = {name: [] for name in peers}
+  for _ in range(rounds):
+    results = {}
+    for name in peers:
+      bar.set_description(f"{case['case']}: {name}")
+      earlier = found[name][0] if found[name] else {}
+      if "note" in earlier:  # it will not fare better
+        results[name] = earlier
+      else:
+        results[name] = measure.run(SUITE.value, name, case)
+      bar.update()
+    if hasattr(suite, "compare"):
+      suite.compare(results)
+    for name, result in results.items():
+      found[name].append(result)
+  return [
+    {"case": case["case"], "peer": name, "name": suite.PEERS[name],
+     **measure.summarise(results, found["ours"])}
+    for name, results in found.items()
+  ]  # fmt: skip
+
+
+def _report(rows: list[dict], rounds: int) -> None:
+  from sinkjax.report import files
+
   summary = {
-    "suite": "load", "rounds": ROUNDS.value, "rows": rows,
-    "device": app.device(), "versions": app.versions(),
+    "suite": SUITE.value, "rounds": rounds, "quick": QUICK.value,
+    "rows": rows, "device": app.device(), "versions": app.versions(),
     "commit": app.commit(), "complete": True,
   }  # fmt: skip
-  out.mkdir(parents=True, exist_ok=True)
+  for package in ("torch", "transformers"):
+    version = _version(package)
+    if version:
+      summary["versions"][package] = version
   table = _markdown(rows, summary)
-  files.write_text(out / "bench.md", table)
-  files.write_json(out / "bench.json", summary)
   print(table)
-  print(json.dumps({"ratios": {r["name"]: r["ratio"] for r in rows}}))
+  if OUT.value:
+    out = pathlib.Path(OUT.value).expanduser()
+    with app.folder(out):
+      files.write_text(out / "bench.md", table)
+      files.write_csv(out / "bench.csv", list(_COLUMNS), _cells(rows))
+      files.write_json(out / "bench.json", summary)
+  ratios = {
+    f"{row['case']}: {row['peer']}": row["ratio"] and round(row["ratio"], 3)
+    for row in rows if row["peer"] != "ours"
+  }  # fmt: skip
+  print(json.dumps({"ratios": ratios}))
 
 
-def _child(path: str, which: str) -> list[float]:
-  """[first seconds, peak over float32 size, warm seconds] of one process."""
-  done = subprocess.run(
-    [sys.executable, "-c", _CHILD, path, which],
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  if done.returncode:
-    raise ValueError(f"a benchmark process failed: {done.stderr[-300:]}")
-  return [float(word) for word in done.stdout.split()]
+def _version(package: str) -> str | None:
+  import importlib.metadata as metadata
+
+  try:
+    return metadata.version(package)
+  except metadata.PackageNotFoundError:
+    return None
 
 
-def _row(name, times, ours, memory=None) -> dict:
-  """Medians, and the median over rounds of this time over ours."""
-  ratios = [peer / own for peer, own in zip(times, ours, strict=True)]
-  return {
-    "name": name,
-    "seconds": statistics.median(times),
-    "seconds_min": min(times),
-    "seconds_max": max(times),
-    "peak_over_float32": memory and statistics.median(memory),
-    "ratio": statistics.median(ratios),
-  }
+_COLUMNS = (
+  "case", "peer", "seconds", "seconds_min", "seconds_max", "ratio",
+  "peak_bytes", "rate", "share", "difference", "note",
+)  # fmt: skip
 
 
-def _summarise(found) -> list[dict]:
-  columns = {which: list(zip(*rows, strict=True))
-             for which, rows in found.items()}  # fmt: skip
-  rows = []
-  for kind, at in (("warm", 2), ("first", 0)):
-    for which, name in _LOADERS.items():
-      memory = columns[which][1] if kind == "first" else None
-      ours = columns["ours"][at]
-      rows.append(_row(f"{kind}: {name}", columns[which][at], ours, memory))
-  return rows
+def _cells(rows: list[dict]) -> list[list]:
+  return [
+    ["" if row.get(c) is None else row[c] for c in _COLUMNS] for row in rows
+  ]
 
 
 def _markdown(rows: list[dict], summary: dict) -> str:
+  def shown(value, form, scale=1.0):
+    return "" if value is None else format(value * scale, form)
+
   lines = [
-    "| what | seconds (range) | peak memory / float32 size | time / ours |",
-    "| --- | --- | --- | --- |",
+    "| size | what | seconds (range) | time / ours | Gflop/s | share of matrix "
+    "product | peak GB above weights | differs from ours |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
   ]
   for row in rows:
-    memory = row["peak_over_float32"]
-    lines.append(
-      f"| {row['name']} | {row['seconds']:.2f} ({row['seconds_min']:.2f} to "
-      f"{row['seconds_max']:.2f}) | {'' if memory is None else f'{memory:.2f}'}"
-      f" | {row['ratio']:.2f} |"
-    )
+    get = row.get
+    if get("seconds") is None:
+      cells = [row["note"], *[""] * 5]
+    else:
+      cells = [
+        f"{row['seconds']:.2f} ({row['seconds_min']:.2f} to "
+        f"{row['seconds_max']:.2f})",
+        shown(get("ratio"), ".2f"), shown(get("rate"), ".0f", 1e-9),
+        shown(get("share"), ".0%"), shown(get("peak_bytes"), ".2f", 1e-9),
+        shown(get("difference"), ".0e"),
+      ]  # fmt: skip
+    lines.append(f"| {row['case']} | {row['name']} | {' | '.join(cells)} |")
   versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
-  lines += ["", f"{summary['device']}; {versions}; {ROUNDS.value} rounds."]
+  lines += ["", f"{summary['device']}; {versions}; {summary['rounds']} rounds; "
+            f"commit {summary['commit']}."]  # fmt: skip
   return "\n".join(lines) + "\n"
 
 

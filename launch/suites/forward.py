@@ -1,0 +1,68 @@
+"""A forward pass with logits, against transformers on the same file."""
+
+from typing import Any
+
+from launch.suites import measure as m
+
+PEERS = {
+  "ours": "sinkjax.forward, jitted",
+  "ours_attention": "the same, returning every attention pattern",
+  "torch": "transformers, sdpa attention",
+  "torch_attention": "transformers, output_attentions=True",
+}
+
+
+def cases(quick: bool, tokens: int | None) -> list[dict[str, Any]]:
+  sizes = [tokens] if tokens else [64] if quick else [64, 512, 2048]
+  return [{"case": f"T={t}", "tokens": t, "times": 3} for t in sizes]
+
+
+def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
+  if name.startswith("torch"):
+    return _torch(name, case)
+  import jax
+  import jax.numpy as jnp
+
+  import sinkjax
+  from sinkjax.transforms.jacobian_engine import matmul_rate
+
+  params, cfg, tokenizer = sinkjax.load("smollm2-135m")
+  tokens = jnp.asarray([m.text_ids(tokenizer, case["tokens"])])
+  f = sinkjax.forward(cfg)
+  if name == "ours_attention":
+    f = sinkjax.capture(f, {"pattern": ("pattern", lambda x: x)})
+  f = jax.jit(f)
+  peak = m.Peak()
+  work = lambda: jax.block_until_ready(f(params, tokens))  # noqa: E731
+  work()
+  best = min(m.seconds(work) for _ in range(case["times"]))
+  return _result(cfg, case, best, peak, matmul_rate())
+
+
+def _result(cfg, case, seconds, peak, machine):
+  rate = m.forward_flops(cfg, case["tokens"]) / seconds
+  return {
+    "seconds": seconds, "peak_bytes": peak.bytes(), "rate": rate,
+    "share": rate / machine,
+  }  # fmt: skip
+
+
+def _torch(name, case):
+  import torch
+
+  import sinkjax
+
+  m.limit_memory()
+  attention = name == "torch_attention"
+  model = m.torch_model("eager" if attention else "sdpa")
+  opened = sinkjax.open_layers("smollm2-135m")
+  ids = torch.tensor([m.text_ids(opened.tokenizer, case["tokens"])])
+
+  def work():
+    with torch.no_grad():
+      model(ids, use_cache=False, output_attentions=attention)
+
+  peak = m.Peak()
+  work()
+  best = min(m.seconds(work) for _ in range(case["times"]))
+  return _result(opened.cfg, case, best, peak, m.torch_rate())
