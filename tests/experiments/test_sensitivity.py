@@ -97,7 +97,7 @@ def test_loss_gradient_of_layers_untied_and_capped():
   f = sinkjax.forward(cfg)
   for weights in (params, InMemory(cfg, params)):
     _, got = loss_gradient(f, weights, IDS)
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
 def test_vocabulary_in_pieces(tiny, monkeypatch):

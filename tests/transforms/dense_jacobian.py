@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sinkjax
+from sinkjax.transforms import jacobian_engine
 
 BASE = sinkjax.ModelConfig(
   vocab_size=32, d_model=8, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=6,
@@ -30,6 +31,20 @@ def quickly_compiled():
     yield
   finally:
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+def widths_pushed_directly(monkeypatch):
+  """How many columns at a time the engine will push through layers as they
+  are: one where it checks itself, more where a layer could not be folded.
+  """
+  push, widths = jacobian_engine.push_directly, []
+
+  def counted(*args, **kw):
+    widths.append(args[-1].shape[-1])
+    return push(*args, **kw)
+
+  monkeypatch.setattr(jacobian_engine, "push_directly", counted)
+  return widths
 
 
 def model(cfg, seed=0):
@@ -57,7 +72,7 @@ def _norms(params):
 
 def text(length, seed=1):
   """Random tokens [T]."""
-  return jax.random.randint(jax.random.key(seed), (length,), 0, 32)
+  return jnp.asarray(np.random.default_rng(seed).integers(32, size=length))
 
 
 def points(cfg, sites=RESIDUAL):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from sinkjax.models.layerwise import InMemory
 from sinkjax.transforms import jacobian, jacobian_engine, layer_jacobian
 from sinkjax.transforms.jacobian import jacobian_norms, token_jacobian
 from sinkjax.transforms.jacobian_engine import (
@@ -45,14 +46,17 @@ def base():
   blocks = token_jacobian(f, params, text(LENGTH), every_pair(LENGTH))
   blocks = blocks.reshape(LENGTH, LENGTH, 8, 8)
   want = {norm: norms_of(blocks, norm) for norm in NORMS}
-  return SimpleNamespace(f=f, params=params, tokens=text(LENGTH), want=want)
+  layers = InMemory(BASE, params)  # once, not at every call
+  return SimpleNamespace(
+    f=f, params=params, layers=layers, tokens=text(LENGTH), want=want
+  )
 
 
 def check(base, norm="fro", cols=None, **kw):
   """The plan by which the right norms came out."""
   reports = []
   got = jacobian_norms(
-    base.f, base.params, base.tokens, norm=norm, cols=cols,
+    base.f, base.layers, base.tokens, norm=norm, cols=cols,
     report=reports.append, **kw,
   )  # fmt: skip
   want = base.want[norm] if cols is None else base.want[norm][:, cols]
@@ -83,10 +87,10 @@ def planned(monkeypatch, name):
 def test_every_way_to_cut_the_work(base, monkeypatch, name):
   """Windows, several sources, a last block that is padded, few directions."""
   planned(monkeypatch, name)
-  for norm in NORMS:
+  for norm in NORMS if name in ("windows", "directly, padded") else ("fro",):
     plan = check(base, norm)
     assert plan.window == PLANS[name]["window"]
-  check(base, cols=[4, 1])
+  check(base, "max", cols=[4, 1])
 
 
 def test_blocks_of_any_shape_are_put_in_place(base, monkeypatch):
@@ -107,7 +111,7 @@ def test_any_budget_gives_the_same(base):
       refused = str(error)
       break
     assert plans[-1].bytes <= budget
-    budget //= 3
+    budget //= 4
   assert re.match(message, refused) and "\n" not in refused
   assert len(plans) > 2
   assert plans[0].folded and plans[0].directions == 8
@@ -124,7 +128,7 @@ def test_plans_keep_to_the_budget(devices):
     d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, d_ff=1536
   )
   for length, budget, few in itertools.product(
-    (2, 61), (10**8, 10**9, 10**10), (False, True)
+    (2, 29), (10**8, 10**10), (False, True)
   ):
     columns = [length - 1] if few else range(length)
     plan = make_plan(
@@ -141,8 +145,8 @@ def test_plans_keep_to_the_budget(devices):
 def test_a_larger_budget_is_never_slower():
   cfg = BASE.replace(d_model=576, d_ff=1536)
   plans = [
-    make_plan(cfg, 32, columns=range(32), many=576, layers=9, budget=budget)
-    for budget in np.geomspace(2e7, 1e11, 15).astype(int).tolist()
+    make_plan(cfg, 16, columns=range(16), many=576, layers=9, budget=budget)
+    for budget in np.geomspace(2e7, 1e11, 9).astype(int).tolist()
   ]
   flops = [plan.flops for plan in plans]
   assert flops == sorted(flops, reverse=True)
@@ -150,12 +154,9 @@ def test_a_larger_budget_is_never_slower():
   assert flops[-1] < flops[0] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  ("budget", "cols", "folded"),
-  [
-    (150_000, [5], False),
-    pytest.param(2 * 10**6, None, True, marks=pytest.mark.slow),
-  ],
+  ("budget", "cols", "folded"), [(150_000, [5], False), (2 * 10**6, None, True)]
 )
 def test_no_program_holds_the_dense_jacobian(monkeypatch, budget, cols, folded):
   """What XLA says of every program that the engine runs."""

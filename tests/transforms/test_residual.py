@@ -22,12 +22,9 @@ from dense_jacobian import BASE, model, outputs, points, quickly_compiled, text
 
 LENGTH = 5
 ENDS = [
-  ("embed", ("resid_pre", 0)),
   ("embed", "final"),
   (("resid_pre", 1), ("resid_mid", 2)),
   (("resid_mid", 1), ("resid_post", 1)),
-  (("resid_post", 2), "final"),
-  ("final", "final"),
 ]
 EDITS = {
   "resid_pre": sinkjax.scale(1.5),
