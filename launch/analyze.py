@@ -109,7 +109,7 @@ def _thresholds() -> list[float]:
 def _plan(texts: list[str]) -> None:
   """What would be done, at what cost; fetches and writes nothing."""
   from launch import prompts
-  from sinkjax.transforms.jacobian_engine import matmul_rate
+  from sinkjax.transforms.jacobian_plan import matmul_rate
   from sinkjax.weights import registry
 
   found = registry.peek(MODEL.value)

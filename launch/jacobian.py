@@ -182,7 +182,7 @@ def _prepare(text: str, config, edit) -> Job | None:
 def _cost(job: Job, columns: list[list[int]]) -> tuple[float, float]:
   """(seconds, bytes beside the weights) of some columns of each map."""
   from sinkjax.experiments.sensitivity import work
-  from sinkjax.transforms.jacobian_engine import matmul_rate
+  from sinkjax.transforms.jacobian_plan import matmul_rate
 
   found = [
     work(job.cfg, job.config, len(job.ids), part) for part in columns if part

@@ -24,7 +24,7 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   import jax.numpy as jnp
 
   import sinkjax
-  from sinkjax.transforms.jacobian_engine import matmul_rate
+  from sinkjax.transforms.jacobian_plan import matmul_rate
 
   params, cfg, tokenizer = sinkjax.load("smollm2-135m")
   tokens = jnp.asarray([m.text_ids(tokenizer, case["tokens"])])

@@ -36,7 +36,7 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   import numpy as np
 
   import sinkjax
-  from sinkjax.transforms.jacobian_engine import Costs, matmul_rate
+  from sinkjax.transforms.jacobian_plan import Costs, matmul_rate
 
   params, cfg, tokenizer = sinkjax.load("smollm2-135m")
   cfg, params = _first_layers(cfg, params, case["layers"])
@@ -122,7 +122,7 @@ def _torch(name, case):
   import torch
 
   import sinkjax
-  from sinkjax.transforms.jacobian_engine import Costs
+  from sinkjax.transforms.jacobian_plan import Costs
 
   m.limit_memory()
   model = m.torch_model().model

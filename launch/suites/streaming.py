@@ -34,7 +34,7 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
 
   import sinkjax
   from sinkjax.transforms import rows
-  from sinkjax.transforms.jacobian_engine import matmul_rate
+  from sinkjax.transforms.jacobian_plan import matmul_rate
 
   params, cfg, tokenizer = sinkjax.load("smollm2-135m")
   tokens = jnp.asarray([m.text_ids(tokenizer, case["tokens"])])

@@ -19,7 +19,7 @@ from sinkjax.experiments.loss_sensitivity import (
 )
 from sinkjax.metrics import spread
 from sinkjax.transforms.jacobian import NORMS, jacobian_norms
-from sinkjax.transforms.jacobian_engine import (
+from sinkjax.transforms.jacobian_plan import (
   EFFICIENCY,
   Costs,
   default_budget,

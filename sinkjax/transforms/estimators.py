@@ -20,9 +20,9 @@ from sinkjax.models.layerwise import as_layers
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.intervene import intervene
 from sinkjax.transforms.jacobian import check_model, one_text
-from sinkjax.transforms.jacobian_engine import (
+from sinkjax.transforms.jacobian_engine import Engine
+from sinkjax.transforms.jacobian_plan import (
   Costs,
-  Engine,
   default_budget,
   make_plan,
   source_columns,

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import as_layers
-from sinkjax.transforms.jacobian_engine import (
-  Engine,
+from sinkjax.transforms.jacobian_engine import Engine
+from sinkjax.transforms.jacobian_plan import (
   default_budget,
   make_plan,
   source_columns,

@@ -28,28 +28,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sinkjax.models.attention import mask_of
-from sinkjax.models.blocks import Block
-from sinkjax.models.layerwise import apply_block, apply_final_norm
-from sinkjax.taps import Tapper, Taps
-
-PRE, MID, POST = "resid_pre", "resid_mid", "resid_post"
-
-
-class Segment(NamedTuple):
-  """Which part of a layer a tangent goes through; static.
-
-  Attributes:
-    start: where the tangents are given: "in" before the edit at resid_pre,
-      "resid_pre" after it, or "resid_mid".
-    stop: "resid_pre", "resid_mid" or "resid_post".
-  """
-
-  start: str
-  stop: str
-
-
-WHOLE = Segment("in", POST)
+from sinkjax.transforms.layer_steps import (
+  MID,
+  PRE,
+  WHOLE,
+  LayerSteps,
+  Segment,
+  columns_of,
+)
 
 
 class Fold(NamedTuple):
@@ -74,84 +60,12 @@ class Fold(NamedTuple):
   error: Float[Array, ""]
 
 
-class _Layer:
-  """A block's methods at one layer with its edits, on one row of tokens."""
-
-  def __init__(self, cfg, params, layer, ctx, edits):
-    self.cfg, self.layer, self.ctx = cfg, layer, ctx
-    self.edits = edits
-    self.tap = Tapper(Taps(edits), layer)
-    self.mask = mask_of(cfg, ctx, layer)
-    block = Block(cfg)
-
-    def method(unbound):
-      return lambda *args: block.apply(
-        {"params": params}, *args, method=unbound
-      )
-
-    self.read, self.linear = method(Block.read), method(Block.linear)
-    self.score = method(Block.score)
-    self.mlp_read, self.mlp_linear = (
-      method(Block.mlp_read),
-      method(Block.mlp_linear),
-    )
-    self.activate = method(Block.mlp_activate)
-    turn, weigh = method(Block.turn), method(Block.weigh)
-    join, finish = method(Block.join), method(Block.finish)
-    qkv, mix = method(Block.qkv), method(Block.mix)
-    tap = self.tap
-
-    def turned(q, k, v):
-      q, k = turn(q, k, ctx, layer)
-      return tap("q", q), tap("k", k), tap("v", v)
-
-    self.turned = turned
-    self.qkv = lambda pre: qkv(pre, layer, ctx, tap)
-    self.weigh = lambda scores, v: weigh(scores, v, self.mask, tap)
-    self.mix = lambda q, k, v: mix(q, k, v, self.mask, tap)
-    self.write = method(Block.write)
-    self.join = lambda pre, attn_out: join(pre, attn_out, tap)
-    self.finish = lambda mid, out: finish(mid, out, tap)
-    self.enter = lambda x: tap(PRE, x)
-
-  def transform(self, x):
-    return self.activate(*self.mlp_linear(self.mlp_read(x)))
-
-  def middle(self, pre):
-    return self.join(pre, self.write(self.mix(*self.qkv(pre))))
-
-  def tail(self, pre, mid):
-    read = pre if self.cfg.parallel_residual else mid
-    return self.finish(mid, self.transform(read))
-
-  def split(self, x, segment: Segment):
-    """(f, value at its start): the segment is f, [1, T, D] to [1, T, D]."""
-    pre = self.enter(x)
-    if segment.start == MID:
-      return (lambda mid: self.tail(pre, mid)), self.middle(pre)
-
-    def after(pre):
-      if segment.stop == PRE:
-        return pre
-      mid = self.middle(pre)
-      return mid if segment.stop == MID else self.tail(pre, mid)
-
-    if segment.start == PRE:
-      return after, pre
-    return (lambda x: after(self.enter(x))), x
-
-
-def _columns(push):
-  """A linear map on each of [..., M] columns."""
-  return jax.vmap(push, in_axes=-1, out_axes=-1)
-
-
 def _kernel(linear, shape, dtype):
   """A linear map's outputs for every unit input: [1, 1, ..., M] each."""
   _, push = jax.linearize(linear, jnp.zeros((1, 1, *shape), dtype))
   many = math.prod(shape)
   units = jnp.eye(many, dtype=dtype).reshape(1, 1, *shape, many)
-  return _columns(push)(units)
+  return columns_of(push)(units)
 
 
 def _everywhere(columns, like):
@@ -204,7 +118,7 @@ def fold_layer(cfg, params, x, layer, ctx, edits, *, segment=WHOLE) -> Fold:
   T D (2 D + 2 N K) + T^2 H K numbers.
   """
   with jax.default_matmul_precision(cfg.precision):
-    run = _Layer(cfg, params, layer, ctx, edits)
+    run = LayerSteps(cfg, params, layer, ctx, edits)
     fold = _fold(run, x, segment)
     fn, at = run.split(x, segment)
     probe = jax.random.normal(jax.random.key(7), at.shape, at.dtype)
@@ -213,7 +127,7 @@ def fold_layer(cfg, params, x, layer, ctx, edits, *, segment=WHOLE) -> Fold:
     return fold._replace(error=jnp.max(token_errors(got, want[0])))
 
 
-def _fold(run: _Layer, x, segment: Segment) -> Fold:
+def _fold(run: LayerSteps, x, segment: Segment) -> Fold:
   width = x.shape[-1]
   units = _everywhere(jnp.eye(width, dtype=x.dtype), x)
   pre = run.enter(x)
@@ -222,7 +136,7 @@ def _fold(run: _Layer, x, segment: Segment) -> Fold:
     return Fold(out[0], None, None, None, None, 0.0)
   entering = None
   if segment.start == "in" and PRE in run.edits:
-    entering = _columns(jax.linearize(run.enter, x)[1])(units)[0]
+    entering = columns_of(jax.linearize(run.enter, x)[1])(units)[0]
   if segment.stop == PRE:
     out = units[0] if entering is None else entering
     return Fold(out, None, None, None, None, 0.0)
@@ -236,7 +150,7 @@ def _fold(run: _Layer, x, segment: Segment) -> Fold:
   return Fold(out, keys, *mixing, 0.0)
 
 
-def _fold_attention(run: _Layer, pre, units):
+def _fold_attention(run: LayerSteps, pre, units):
   """As far as resid_mid.
 
   Returns:
@@ -249,7 +163,7 @@ def _fold_attention(run: _Layer, pre, units):
   (q, k, v), push = jax.linearize(run.turned, *raw)
   kernels = _kernel(run.linear, (width,), pre.dtype)
   columns = [_everywhere(c, x) for c, x in zip(kernels, raw, strict=True)]
-  by_q, by_k, by_v = _columns(push)(*columns)
+  by_q, by_k, by_v = columns_of(push)(*columns)
 
   z, push_q = jax.linearize(lambda q: run.mix(q, k, v), q)
   z_rows = jax.lax.map(push_q, jnp.moveaxis(by_q, -1, 0), batch_size=64)
@@ -263,7 +177,7 @@ def _fold_attention(run: _Layer, pre, units):
   kernel = _kernel(run.write, (cfg.n_heads, cfg.head_dim), pre.dtype)
   d_attn = jnp.concatenate([own, _everywhere(kernel, pre)], axis=-1)
   _, push_join = jax.linearize(run.join, pre, attn_out)
-  by_mid = _columns(push_join)(_widen(units, d_attn), d_attn)
+  by_mid = columns_of(push_join)(_widen(units, d_attn), d_attn)
   return by_mid, keys[0], _fold_mixing(run, q, k, v)
 
 
@@ -273,7 +187,7 @@ def _widen(columns, like):
   return jnp.pad(columns, [(0, 0)] * (columns.ndim - 1) + [(0, rest)])
 
 
-def _fold_mixing(run: _Layer, q, k, v):
+def _fold_mixing(run: LayerSteps, q, k, v):
   """Queries, and what the heads mix by scores and by values."""
   cfg, length = run.cfg, q.shape[1]
   scores = run.score(q, k)
@@ -297,7 +211,7 @@ def _fold_mixing(run: _Layer, q, k, v):
   )
 
 
-def _fold_tail(run: _Layer, pre, mid, by_mid, by_pre):
+def _fold_tail(run: LayerSteps, pre, mid, by_mid, by_pre):
   """What follows resid_mid: [1, T, D, M] by M things of resid_post.
 
   Args:
@@ -318,17 +232,17 @@ def _fold_tail(run: _Layer, pre, mid, by_mid, by_pre):
     by_out = _product(_fold_mlp(run, read), by_pre[0])[None]
     by_out = _widen(by_out, by_mid)
   _, push = jax.linearize(run.finish, mid, run.transform(read))
-  return _columns(push)(by_mid, by_out)
+  return columns_of(push)(by_mid, by_out)
 
 
-def _fold_mlp(run: _Layer, read):
+def _fold_mlp(run: LayerSteps, read):
   """[T, D, D] of the MLP's raw output by what it reads."""
   kernels = _kernel(run.mlp_linear, read.shape[-1:], read.dtype)
 
   def one(x_D):
     normed, pull = jax.vjp(run.mlp_read, x_D[None, None])
     _, push = jax.linearize(run.activate, *run.mlp_linear(normed))
-    out_DxD = _columns(push)(*kernels)[0, 0]
+    out_DxD = columns_of(push)(*kernels)[0, 0]
     rows = jax.vmap(lambda row: pull(row[None, None])[0])(out_DxD)
     return rows[:, 0, 0]
 
@@ -377,51 +291,3 @@ def _apply(fold: Fold, d_x, first: int):
     return out @ jnp.concatenate([d_x, d_z.reshape(-1, many)])
 
   return _each_token(one, [fold.out], first, jnp.arange(window), by_score, d_x)
-
-
-def _local(fn, edits, sites, first, primals, tangents):
-  """A token-local function's tangents; all tokens are run if one is edited.
-
-  An edit may count tokens, so it must see the whole row.
-  """
-  skip = 0 if any(site in edits for site in sites) else first
-  _, push = jax.linearize(fn, *(p[:, skip:] for p in primals))
-  padded = [
-    jnp.pad(t, [(first - skip, 0)] + [(0, 0)] * (t.ndim - 1))[None]
-    for t in tangents
-  ]
-  out = jax.vmap(push, in_axes=-1, out_axes=-1)(*padded)
-  return out[0, first - skip :]
-
-
-@functools.partial(
-  jax.jit, static_argnames=("cfg", "segment"), donate_argnames="d_x"
-)
-def push_directly(cfg, params, x, layer, ctx, edits, d_x, *, segment=WHOLE):
-  """Tangents through one layer by its own linearisation, [T, D, X].
-
-  As `push_folded`, on all tokens and assuming nothing of the edits.
-  """
-  with jax.default_matmul_precision(cfg.precision):
-    run = _Layer(cfg, params, layer, ctx, edits)
-    fn, at = run.split(x, segment)
-    _, push = jax.linearize(fn, at)
-    return jax.vmap(push, in_axes=-1, out_axes=-1)(d_x[None])[0]
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "first"))
-def push_final(cfg, params, x, edits, d_x, *, first):
-  """Tangents through the final norm and the edit at "final", [W, D, X]."""
-
-  def fn(x):
-    tap = Tapper(Taps(edits), cfg.n_layers - 1)
-    return tap("final", apply_final_norm(cfg, params, x))
-
-  return _local(fn, edits, ("final",), first, (x,), (d_x,))
-
-
-@functools.partial(jax.jit, static_argnames="cfg")
-def run_layer(cfg, params, x, layer, ctx, edits):
-  """The layer itself, [1, T, D] to [1, T, D]."""
-  with jax.default_matmul_precision(cfg.precision):
-    return apply_block(cfg, params, x, layer, ctx, Taps(edits))[0]

@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 
 from sinkjax.models.layerwise import InMemory
-from sinkjax.transforms import jacobian, jacobian_engine, layer_jacobian
+from sinkjax.transforms import (
+  jacobian,
+  jacobian_engine,
+  layer_jacobian,
+  layer_steps,
+)
 from sinkjax.transforms.jacobian import jacobian_norms, token_jacobian
-from sinkjax.transforms.jacobian_engine import (
-  SelfCheckError,
+from sinkjax.transforms.jacobian_engine import SelfCheckError
+from sinkjax.transforms.jacobian_plan import (
   default_budget,
   make_plan,
   source_columns,
@@ -175,7 +180,7 @@ def test_no_program_holds_the_dense_jacobian(monkeypatch, budget, cols, folded):
 
     return run
 
-  for module in (jacobian, jacobian_engine, layer_jacobian):
+  for module in (jacobian, jacobian_engine, layer_jacobian, layer_steps):
     for name, fn in list(vars(module).items()):
       if callable(fn) and hasattr(fn, "lower"):
         monkeypatch.setattr(module, name, measured(name, fn))
