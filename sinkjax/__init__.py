@@ -38,6 +38,7 @@ from sinkjax.transforms.edits import (
   ablate_heads,
   add,
   chain,
+  hold,
   knockout,
   patch,
   replace,
@@ -60,8 +61,8 @@ __version__ = "0.1.0"
 __all__ = [
   "SITES", "TINY", "Model", "ModelConfig", "Output", "RopeScaling",
   "Statistic", "Taps", "ablate_heads", "add", "attention_entropy", "capture",
-  "chain", "estimate_norms", "first_token_mass", "forward", "init_params",
-  "intervene", "jacobian_norms", "knockout", "load", "massive_activation",
+  "chain", "estimate_norms", "first_token_mass", "forward", "hold",
+  "init_params", "intervene", "jacobian_norms", "knockout", "load", "massive_activation",
   "open_layers", "param_shapes", "patch", "power_norms", "replace", "scale",
   "singular_values", "sink_rate", "sink_score", "stream_statistics",
   "token_jacobian", "token_norms", "value_norm_ratio",

@@ -106,6 +106,21 @@ class Replace:
 
 
 @_edit
+class Hold:
+  """The value itself with derivative zero: a constant to what follows."""
+
+  layers: Any = None
+
+  def __call__(self, value: Array, layer: Layer) -> Array:
+    """The value, held where the layer is chosen."""
+    return _select(self.layers, layer, jax.lax.stop_gradient(value), value)
+
+  def rows(self, value: Array, layer: Layer, start: Any) -> Array:
+    """The same for a block of query rows."""
+    return self(value, layer)
+
+
+@_edit
 class Patch:
   """Activations of another run, as an identity observer returned them.
 
@@ -254,6 +269,18 @@ def replace(value, *, layers=None) -> Replace:
   [5.0, 5.0]
   """
   return Replace(value, layers)
+
+
+def hold(*, layers=None) -> Hold:
+  """Lets a site keep its value and lose its derivative.
+
+  At "pattern" it gives the Jacobian for frozen attention, as bounds on
+  over-squashing assume it.
+
+  >>> jax.grad(lambda x: hold()(x, 0) * x)(jax.numpy.array(3.0)).tolist()
+  3.0
+  """
+  return Hold(layers)
 
 
 def patch(activations, *, positions=None, layers=None) -> Patch:

@@ -79,6 +79,9 @@ def parse_pair(
 def taken_apart(fn: Callable) -> tuple[ModelConfig, Mapping[str, Any]]:
   """The config and the edits of a function.
 
+  Plain functions among the edits become pytrees, so that all can be given to
+  compiled code.
+
   Raises:
     TypeError: for a function that is not `forward(cfg)`, edited or watched.
   """
@@ -87,7 +90,11 @@ def taken_apart(fn: Callable) -> tuple[ModelConfig, Mapping[str, Any]]:
       "a function made by sinkjax.forward, intervene or capture is needed, "
       f"got {getattr(fn, '__name__', type(fn).__name__)}"
     )
-  return fn.cfg, fn.taps.edits
+
+  def as_pytree(edit):
+    return jax.tree_util.Partial(edit) if callable(edit) else edit
+
+  return fn.cfg, jax.tree.map(as_pytree, dict(fn.taps.edits))
 
 
 def context_of(
