@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -90,11 +91,18 @@ def paths(gains: Gains) -> tuple[dict[str, np.ndarray], dict[str, float]]:
   Args:
     gains: of every layer, from `layer_gains`.
   """
+  logs, constants = _paths(gains)
+  return (
+    {name: np.asarray(log, np.float64) for name, log in logs.items()},
+    {name: float(constant) for name, constant in constants.items()},
+  )
+
+
+@jax.jit
+def _paths(gains: Gains):
   constants = {
-    name: float(
-      bounds.paper_constant(
-        gains.copy_gain, gains.mlp_gain, absorb_residual=name == "paper"
-      )
+    name: bounds.paper_constant(
+      gains.copy_gain, gains.mlp_gain, absorb_residual=name == "paper"
     )
     for name in ("paper", "naive")
   }
@@ -109,11 +117,7 @@ def paths(gains: Gains) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     gains.pattern, gains.copy_gain, mlp_gain=gains.mlp_gain,
     key_gain=gains.key_gain, query_gain=gains.query_gain,
   )  # fmt: skip
-  logs = {
-    name: np.asarray(bounds.log_path_sum(steps[name]), np.float64)
-    for name in FORMS
-  }
-  return logs, constants
+  return {name: bounds.log_path_sum(steps[name]) for name in FORMS}, constants
 
 
 def hold_pattern(fn: Callable) -> Callable:

@@ -96,8 +96,7 @@ class _Norms:
       if source in self._gram:
         gram = gram + self._gram.pop(source)
       if last:
-        top = jax.lax.map(lambda g: jnp.linalg.eigvalsh(g)[-1], gram)
-        self._values[source:, source] = np.maximum(np.asarray(top), 0)
+        self._values[source:, source] = np.asarray(_tops(gram))
       else:
         self._gram[source] = gram
 
@@ -109,6 +108,13 @@ class _Norms:
 @jax.jit
 def _gram(tangents):
   return jnp.einsum("tdm,tem->tde", tangents, tangents)
+
+
+@jax.jit
+def _tops(gram):
+  """The largest eigenvalue of each, at least 0."""
+  top = jax.lax.map(lambda g: jnp.linalg.eigvalsh(g)[-1], gram)
+  return jnp.maximum(top, 0)
 
 
 _REDUCERS = {
