@@ -16,6 +16,7 @@ More:
   --layers                the map after every layer, in the same pass
   --from=resid_mid@3 --to=final      between other points of the stream
   --norm=spectral         the largest singular value of every block
+  --norm=spectral --bounds           over-squashing bounds, beside the truth
   --method=hutchinson --samples=64   estimated, with a standard error
 
 Points are embed, resid_pre@L, resid_mid@L, resid_post@L and final; without @L
@@ -25,6 +26,7 @@ of the last half minute perhaps not; the same command goes on from there.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -60,6 +62,9 @@ NORM = flags.DEFINE_enum(
 FROM = flags.DEFINE_string("from", "embed", "Where a token is changed.")
 TO = flags.DEFINE_string("to", "resid_post", "Where the change is seen.")
 LAYERS = flags.DEFINE_bool("layers", False, "Also the map after every layer.")
+BOUNDS = flags.DEFINE_bool(
+  "bounds", False, "Also three bounds on the map; needs --norm=spectral."
+)
 EDIT = flags.DEFINE_string(
   "edit", "none", "none, or knockout:KEY@LAYER: also the map of that model."
 )
@@ -126,7 +131,9 @@ def main() -> None:
 
 def _request(text: str) -> dict[str, Any]:
   """What decides the result; neither --budget_gb nor --offload does."""
-  kept = (MODEL, MAX_TOKENS, PREFIX, METHOD, NORM, FROM, TO, LAYERS, EDIT)
+  kept = (
+    MODEL, MAX_TOKENS, PREFIX, METHOD, NORM, FROM, TO, LAYERS, EDIT, BOUNDS,
+  )  # fmt: skip
   if METHOD.value == "hutchinson":
     kept += (SAMPLES, SEED)
   return {"text": text, **{flag.name: flag.value for flag in kept}}
@@ -136,6 +143,14 @@ def _config():
   from sinkjax.experiments.sensitivity import SensitivityConfig
 
   budget = BUDGET_GB.value
+  wanted = ("spectral", "exact", "embed", "resid_post")
+  if BOUNDS.value and wanted != tuple(
+    flag.value for flag in (NORM, METHOD, FROM, TO)
+  ):
+    raise ValueError(
+      "--bounds stand beside exact spectral norms of the whole model: add "
+      "--norm=spectral, and leave out --method, --from and --to"
+    )
   return SensitivityConfig(
     source=points.parse_point("from", FROM.value),
     target=points.parse_point("to", TO.value),
@@ -207,7 +222,7 @@ def _dry_run(job: Job | None) -> None:
       f"fetched ({package.project} {package.version}, {package.licence})"
     )
     return
-  size, maps = len(job.ids), 2 if job.edit else 1
+  size, maps = len(job.ids), (2 if job.edit else 1) * (1 + BOUNDS.value)
   seconds, memory = _cost(job, [list(range(size))] * maps)
   weights = 4 * job.parameters
   if OFFLOAD.value:
@@ -252,21 +267,22 @@ def _partial(out: pathlib.Path, job: Job):
   config, size = job.config, len(job.ids)
   layers = len(config.crossed(job.cfg)) if config.per_layer else None
   names = ["plain"] + (["edited"] if job.edit else [])
+  empty = {name: Columns.none(size, layers) for name in names}
+  if BOUNDS.value:
+    empty |= {f"{name}_frozen": Columns.none(size) for name in names}
   mark = {
     "weights": resume.weights_mark(registry.find(MODEL.value)),
     "ids": job.ids, "from": config.source, "to": config.target,
     "norm": config.norm, "method": config.method, "layers": config.per_layer,
-    "edit": job.edit, "version": sinkjax.__version__,
+    "edit": job.edit, "bounds": BOUNDS.value, "version": sinkjax.__version__,
   }  # fmt: skip
-  return resume.Partial(
-    out, mark, {name: Columns.none(size, layers) for name in names},
-    overwrite=OVERWRITE.value,
-  )  # fmt: skip
+  return resume.Partial(out, mark, empty, overwrite=OVERWRITE.value)
 
 
 def _compute(job: Job, partial):
   """The `Sensitivity`, column by column."""
   import sinkjax
+  from sinkjax.experiments.over_squashing import over_squashing
   from sinkjax.experiments.sensitivity import Sensitivity, sensitivity_map
 
   functions = {"plain": sinkjax.forward(job.cfg)}
@@ -286,13 +302,21 @@ def _compute(job: Job, partial):
       took = app.duration(seconds)
       print(f"about {took}, {memory / 1e9:.1f} GB beside the weights")
       for name, fn in functions.items():
-        with app.bar(
-          EDIT.value if name == "edited" else "as it is"
-        ) as progress:
+        label = EDIT.value if name == "edited" else "as it is"
+        keep = lambda: partial.save(now=False)  # noqa: E731
+        with app.bar(label) as progress:
           found[name] = sensitivity_map(
             fn, params, job.ids, job.config, columns=partial.maps[name],
-            finished=lambda: partial.save(now=False), progress=progress,
+            finished=keep, progress=progress,
           )  # fmt: skip
+        if BOUNDS.value:
+          with app.bar(f"bounds, {label}") as progress:
+            bounds = over_squashing(
+              fn, params, job.ids, norms=found[name].norms,
+              frozen=partial.maps[f"{name}_frozen"], finished=keep,
+              budget_bytes=job.config.budget_bytes, progress=progress,
+            )  # fmt: skip
+          found[name] = dataclasses.replace(found[name], bounds=bounds)
   except BaseException:
     _keep(partial)
     raise
@@ -380,9 +404,15 @@ def _print_table(data: dict[str, Any]) -> None:
     rows["self check"] = lambda x: _checked(x["check"])
   if data["stderr_relative"] is not None:
     rows["largest error"] = lambda x: f"{100 * x['stderr_relative']:.1f} %"
+  for form in ("paper", "frozen", "full") if BOUNDS.value else ():
+    rows[f"bound: {form}"] = lambda x, form=form: _decades(x, form)
   for label, value in rows.items():
     cells = "".join(f"{value(column):>20}" for column in columns.values())
     print(f"  {label:<20}{cells}")
+
+
+def _decades(data: dict[str, Any], form: str) -> str:
+  return f"{data['bounds']['forms'][form]['decades_median']:.1f} decades above"
 
 
 def _checked(error: float | None) -> str:

@@ -62,8 +62,8 @@ __all__ = [
   "SITES", "TINY", "Model", "ModelConfig", "Output", "RopeScaling",
   "Statistic", "Taps", "ablate_heads", "add", "attention_entropy", "capture",
   "chain", "estimate_norms", "first_token_mass", "forward", "hold",
-  "init_params", "intervene", "jacobian_norms", "knockout", "load", "massive_activation",
-  "open_layers", "param_shapes", "patch", "power_norms", "replace", "scale",
-  "singular_values", "sink_rate", "sink_score", "stream_statistics",
-  "token_jacobian", "token_norms", "value_norm_ratio",
+  "init_params", "intervene", "jacobian_norms", "knockout", "load",
+  "massive_activation", "open_layers", "param_shapes", "patch", "power_norms",
+  "replace", "scale", "singular_values", "sink_rate", "sink_score",
+  "stream_statistics", "token_jacobian", "token_norms", "value_norm_ratio",
 ]  # fmt: skip

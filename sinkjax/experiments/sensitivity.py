@@ -188,6 +188,7 @@ class SensitivityMap:
     check: relative error of the engine's check, `None` where there is none.
     checked: how many columns that is about; others, found by an earlier run,
       passed then.
+    bounds: an `OverSquashing` of the same text where asked for, else `None`.
   """
 
   norms: np.ndarray
@@ -198,6 +199,7 @@ class SensitivityMap:
   loss_norms: np.ndarray
   check: float | None
   checked: int
+  bounds: Any = None
 
   def mixing(self) -> float:
     """Share of the squared norms that is off the diagonal."""
@@ -257,6 +259,11 @@ class Sensitivity:
     """One or two maps, by what they are of."""
     found = {"as it is": self.plain}
     return found if self.edited is None else {**found, self.edit: self.edited}
+
+  def bounds(self) -> dict[str, Any]:
+    """The bounds of each map that has them, by what they are of."""
+    maps = self.maps().items()
+    return {name: one.bounds for name, one in maps if one.bounds is not None}
 
   def ratio(self) -> np.ndarray | None:
     """[T, T] edited over plain norms, NaN where plain is 0."""

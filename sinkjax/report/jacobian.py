@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.report import files, html
+from sinkjax.report import files, html, over_squashing
 from sinkjax.report import jacobian_figures as figures
 
 SCHEMA = 1
 NORMS = {"fro": "Frobenius", "spectral": "spectral", "max": "largest-entry"}
-SOMETIMES = ("ratio.png", "layers.png", "layers.csv")
+SOMETIMES = (
+  "ratio.png", "layers.png", "layers.csv", "bounds.png", "bounds.csv",
+)  # fmt: skip
 """Files that only some commands write."""
 
 ROWS = 1024
@@ -34,6 +36,8 @@ def arrays(result) -> dict[str, np.ndarray]:
     if one.layers is not None:
       found[f"layers{suffix}"] = one.layers
       found["layer_numbers"] = np.asarray(one.crossed)
+    if one.bounds is not None:
+      found |= over_squashing.arrays(one.bounds, suffix)
   return found
 
 
@@ -68,6 +72,7 @@ def _numbers_of(one) -> dict[str, Any]:
     "stderr_relative": one.stderr_relative(),
     "check": one.check,
     "checked_columns": one.checked,
+    "bounds": one.bounds and over_squashing.summary(one.bounds),
   }
 
 
@@ -107,6 +112,8 @@ def tables(
   }
   if result.plain.layers is not None:
     found["layers.csv"] = _by_row(by_layer)
+  if result.bounds():
+    found["bounds.csv"] = over_squashing.table(result.bounds(), tokens)
   return found
 
 
@@ -150,6 +157,9 @@ def draw(
     {label: one.loss_norms for label, one in maps.items()}, tokens
   )
   step()
+  if result.bounds():
+    drawn["bounds.png"] = over_squashing.draw(result.bounds(), tokens)
+    step()
   return drawn
 
 
@@ -297,6 +307,9 @@ def _sections(result, tokens, drawn) -> list[html.Section]:
       ),
     )
   )
+  if result.bounds():
+    figure = drawn["bounds.png"]
+    found.append(over_squashing.section(result.bounds(), figure))
   return [*found, _pairs(result, tokens)]
 
 

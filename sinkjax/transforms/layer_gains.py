@@ -76,8 +76,8 @@ def layer_gains(
       lets tokens mix elsewhere than in the attention's weighted sum.
     TypeError: for a function that is none of ours.
 
-  Cost: as folding every layer for the exact Jacobian, and 3 T singular values
-    of [D, D] matrices a layer.
+  Cost: as folding every layer for the exact Jacobian, and 2 or 3 T singular
+    values of [D, D] matrices a layer.
 
   >>> import jax, sinkjax
   >>> params = sinkjax.init_params(sinkjax.TINY, jax.random.key(0))
@@ -130,7 +130,10 @@ def _gains(cfg, params, x, layer, ctx, edits, fold) -> Gains:
   with jax.default_matmul_precision(cfg.precision):
     run = LayerSteps(cfg, params, layer, ctx, edits)
     by_input, by_write = _tail(run, x)
-    mlp_gain = jnp.maximum(top_singular(by_input), top_singular(by_write))
+    mlp_gain = top_singular(by_input)
+    apart = {"resid_pre", "attn_out"} & set(edits)
+    if cfg.post_norms or cfg.parallel_residual or apart:  # else they are equal
+      mlp_gain = jnp.maximum(mlp_gain, top_singular(by_write))
     queries = fold.out[..., : cfg.d_model] - by_input
     writing = _writing(run)
     copy_gain, key_gain = _head_gains(cfg, fold, writing)
@@ -159,7 +162,10 @@ def _tail(run: LayerSteps, x):
   _, push = jax.linearize(tail, x, written)
   unit = jnp.broadcast_to(jnp.eye(width, dtype=x.dtype), (*x.shape, width))
   zero = jnp.zeros_like(unit)
-  by_input, by_write = columns_of(push)(unit, zero), columns_of(push)(zero, unit)
+  by_input, by_write = (
+    columns_of(push)(unit, zero),
+    columns_of(push)(zero, unit),
+  )
   return by_input[0], by_write[0]
 
 

@@ -118,9 +118,7 @@ def test_the_naive_constant_is_violated():
 
 def test_what_the_softmax_adds_breaks_the_frozen_bound():
   """That is why the full form is there."""
-  found = over_squashing(
-    edited(BASE, scores=30.0), random_params(BASE, 0), IDS
-  )
+  found = over_squashing(edited(BASE, scores=30.0), random_params(BASE, 0), IDS)
   assert found.violations("full") == 0
   beyond = np.log(found.norms[-1]) > found.log_bounds["frozen"][-1]
   assert beyond.any()

@@ -64,6 +64,8 @@ ERRORS = [
   (["--out=never", "--to=final", "--layers"], "a target at resid_post"),
   (["--out=never", "--method=hutchinson", "--norm=max"], "fro only"),
   (["--out=never", "--method=hutchinson", "--layers"], "method exact"),
+  (["--out=never", "--bounds"], "add --norm=spectral"),
+  (["--out=never", "--bounds", "--norm=spectral", "--to=final"], "leave out"),
   (["--out=never", "--method=reference", "--offload"], "--method=reference"),
   (["--out=never", "--offload"], "layers are read one by one only from"),
   (["--out=never", "--norm=l1"], "norm"),
@@ -87,7 +89,11 @@ def done(tmp_path_factory, glassllm_path):
           "--edit=knockout:0@2"]  # fmt: skip
   stopped = [MODEL, f"--out={out}/stopped", "--max_tokens=3",
              "--method=reference", "--edit=knockout:0@2"]  # fmt: skip
+  bounds = [MODEL, f"--out={out}/bounds", "--max_tokens=3", "--norm=spectral",
+            "--bounds"]  # fmt: skip
   commands = {
+    "bounds stopped": (bounds, 3),
+    "bounds": (bounds, 0),
     "full": (full, 0),
     "again": (full, 0),
     "other": ([*full, "--norm=max"], 0),
@@ -204,6 +210,33 @@ def test_offloaded_is_the_same(done):
   want, _ = load(out / "full")
   for name in ("norms", "loss"):
     np.testing.assert_allclose(arrays[name], want[name], rtol=1e-5)
+
+
+def test_bounds_stand_beside_the_truth(done):
+  """The first run stops with one map whole and the other not begun."""
+  out, results = done
+  assert "kept 3 of 6 columns" in results["bounds stopped"][2]
+  status, stdout, stderr = results["bounds"]
+  assert status == 0, stderr
+  assert "Going on: 3 of 6 columns" in stdout
+  assert "bound: full" in stdout and "decades above" in stdout
+  arrays, data = load(out / "bounds")
+  assert (
+    arrays["norms_frozen"].shape == arrays["log_bound_full"].shape == (3, 3)
+  )
+  seen = np.tri(3, dtype=bool)
+  for name, one in data["bounds"]["forms"].items():
+    truth = arrays["norms_frozen" if name != "full" else "norms"]
+    gap = arrays[f"log_bound_{name}"][seen] - np.log(truth[seen])
+    assert one["decades_least"] == pytest.approx(gap.min() / np.log(10))
+    assert one["violations"] == 0 or name == "naive"
+  assert np.abs(arrays["norms_frozen"] - arrays["norms"]).max() > 1e-3
+  assert (out / "bounds" / "bounds.png").stat().st_size > 10_000
+  table = (out / "bounds" / "bounds.csv").read_text().splitlines()
+  assert len(table) == 1 + 6
+  assert (
+    "How much the bounds allow" in (out / "bounds" / "report.html").read_text()
+  )
 
 
 def test_dry_run_writes_nothing(done):

@@ -1,11 +1,13 @@
 """The sensitivity report: what figures show, and that tables hold it all."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from sinkjax.experiments.over_squashing import FORMS, OverSquashing
 from sinkjax.experiments.sensitivity import (
   Sensitivity,
   SensitivityConfig,
@@ -14,6 +16,7 @@ from sinkjax.experiments.sensitivity import (
 from sinkjax.report import figures as base
 from sinkjax.report import jacobian as report
 from sinkjax.report import jacobian_figures as figures
+from sinkjax.report import over_squashing
 
 pytestmark = pytest.mark.filterwarnings("error")
 TOKENS = ["The", " cat", "$x_1", "\n"]
@@ -179,10 +182,42 @@ def test_estimates_and_earlier_runs_are_said():
   _, page = page_of(estimated, TOKENS, report.draw(estimated, TOKENS))
   assert "largest standard error" in page and "10.0 %" in page
   norms = one_map(4)
-  half = SensitivityMap(*list(vars(norms).values())[:-1], 1)
+  half = dataclasses.replace(norms, checked=1)
   resumed = Sensitivity([1, 2, 3, 4], SensitivityConfig(), half)
   _, page = page_of(resumed, TOKENS, report.draw(resumed, TOKENS))
   assert "1 columns of 4; the others passed in an earlier run" in page
+
+
+def test_bounds_are_drawn_beside_the_truth(drawn, monkeypatch):
+  monkeypatch.setattr(over_squashing, "png", figures.png)
+  one, seen = one_map(4), np.tri(4, dtype=bool)
+  with np.errstate(divide="ignore"):
+    logs = {
+      name: np.log(one.norms) + np.log(10) * (i + 1)
+      for i, name in enumerate(FORMS)
+    }
+  logs["naive"][3, 1] = np.log(one.norms[3, 1]) - 1
+  ones = np.ones(2)
+  found = OverSquashing(
+    logs, one.norms, one.norms, {"paper": 3.0, "naive": 1.0}, ones, ones
+  )
+  numbers = over_squashing.summary(found)["forms"]
+  assert numbers["paper"]["decades_median"] == pytest.approx(1)
+  assert numbers["naive"]["violations"] == 1
+  assert numbers["full"]["violations"] == 0
+  over_squashing.draw({"$a": found}, TOKENS)
+  lines = {
+    line.get_label(): line.get_ydata() for line in drawn[0].axes[0].lines
+  }
+  np.testing.assert_allclose(lines["exact"], np.log10(one.norms[3]))
+  gap = lines["bound: full"] - lines["exact"]
+  np.testing.assert_allclose(gap, found.decades("full")[3])
+  header, rows = over_squashing.table({"a": found}, TOKENS)
+  assert len(rows) == seen.sum()
+  row = dict(zip(header, rows[1], strict=True))
+  assert row["decades_frozen"] == pytest.approx(
+    row["log10_bound_frozen"] - row["log10_norm_pattern_held"]
+  )
 
 
 def test_a_long_text_shows_its_largest_pairs(monkeypatch):
