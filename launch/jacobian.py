@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from launch import app, points
+from launch import app, jacobian_table, points
 
 MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
@@ -119,13 +119,13 @@ def main() -> None:
   request = _request(text)
   old = app.finished(out, request, overwrite=OVERWRITE.value)
   if old is not None:
-    _print_table(old)
+    jacobian_table.show(old)
     return
   app.warm_compiler()
   job = _prepare(text, config, edit)
   with app.folder(out):
     data = _report(out, job, request)
-  _print_table(data)
+  jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
 
 
@@ -382,41 +382,6 @@ def _warnings(result) -> list[str]:
     f"These norms are estimates from {result.config.samples} random "
     "directions a token; the standard error of each is in norms.csv."
   ]
-
-
-def _print_table(data: dict[str, Any]) -> None:
-  """The numbers that matter."""
-  from launch import prompts
-
-  first = prompts.describe_first(data["first_token"])
-  print(f"\n  {data['model']}, {data['tokens']} tokens. {first}\n")
-  columns = {"as it is": data}
-  if data["edited"]:
-    columns[data["edit"]] = data["edited"]
-  print(" " * 22 + "".join(f"{name:>20}" for name in columns))
-  rows = {
-    "total mixing": lambda x: f"{100 * x['total_mixing']:.1f} %",
-    "effective reach": lambda x: f"{x['effective_reach']:.2f} tokens",
-    "loss": lambda x: f"{x['nll']:.3f} nats",
-    "loss by first token": lambda x: f"{x['loss_sensitivity'][0]:.3g}",
-  }
-  if data["method"] == "exact":
-    rows["self check"] = lambda x: _checked(x["check"])
-  if data["stderr_relative"] is not None:
-    rows["largest error"] = lambda x: f"{100 * x['stderr_relative']:.1f} %"
-  for form in ("paper", "frozen", "full") if BOUNDS.value else ():
-    rows[f"bound: {form}"] = lambda x, form=form: _decades(x, form)
-  for label, value in rows.items():
-    cells = "".join(f"{value(column):>20}" for column in columns.values())
-    print(f"  {label:<20}{cells}")
-
-
-def _decades(data: dict[str, Any], form: str) -> str:
-  return f"{data['bounds']['forms'][form]['decades_median']:.1f} decades above"
-
-
-def _checked(error: float | None) -> str:
-  return "passed before" if error is None else f"{error:.1e}"
 
 
 if __name__ == "__main__":
