@@ -208,7 +208,9 @@ def test_errors_are_one_line(launcher, flags, message, glassllm_path):
   assert not (ROOT / "never").exists()
 
 
-@pytest.mark.parametrize("launcher", ["analyze", "convert", "bench"])
+@pytest.mark.parametrize(
+  "launcher", ["analyze", "convert", "bench", "reproduce"]
+)
 def test_help_teaches(launcher):
   done = run(launcher, "--help")
   assert done.returncode == 0

@@ -1,0 +1,365 @@
+"""Does a small change spread further without the sink? (section 3.1, figure 2)
+
+One word of a text is swapped for another of as many tokens, and both texts
+are run: with the sink, with it hidden from a layer on, as a control with
+another token hidden, and, where texts start with BOS, without it. What differs
+after the change is how far it has spread.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.experiments.result import (
+  AGREES,
+  UNTESTED,
+  Claim,
+  Result,
+  Subject,
+  direction,
+)
+from sinkjax.experiments.swaps import TEXTS, parse_swaps
+from sinkjax.experiments.uncertainty import Mean, mean_over
+from sinkjax.metrics.spread import spread
+from sinkjax.models.transformer import forward
+from sinkjax.transforms.capture import capture
+from sinkjax.transforms.edits import knockout
+from sinkjax.transforms.intervene import intervene
+
+NAME, TITLE = "perturbation", "How far a swapped word spreads"
+SINK, HIDDEN, CONTROL = "with the sink", "sink hidden", "control hidden"
+NO_BOS = "without BOS"
+CONTROL_KEY = 1
+"""The token that is hidden instead of the sink: the next one."""
+
+FIRST_PLACE = 3
+"""A swap must be at this position of the text or later."""
+
+AFTER = 4
+"""As many tokens must follow it."""
+
+AROUND = (4, 40)
+"""Tokens before and after the change that are averaged for the map."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What is run.
+
+  Attributes:
+    texts: with places to swap; see `swaps.parse_swaps`.
+    from_layer: the first layer at which a token is hidden.
+    threshold: a position is reached where it changes by more than this
+      share of its norm.
+    batch: pairs in one forward pass.
+  """
+
+  texts: str = TEXTS
+  from_layer: int = 2
+  threshold: float = 0.1
+  batch: int = 8
+
+
+class Pair(NamedTuple):
+  """Two texts of equal length in tokens that differ in one place.
+
+  Attributes:
+    text: number of the text.
+    words: what was swapped.
+    ids: of the text as it stands.
+    changed: of the other.
+    first: the first position that differs.
+    last: the last one.
+  """
+
+  text: int
+  words: tuple[str, str]
+  ids: list[int]
+  changed: list[int]
+  first: int
+  last: int
+
+
+def pairs_of(subject: Subject, texts: str) -> tuple[list[Pair], int]:
+  """The swaps that change no token count, and how many others there are."""
+  found, others = [], 0
+  for swap in parse_swaps(texts):
+    ids, changed = (
+      subject.prefix + subject.tokenizer.encode(text)
+      for text in (swap.before, swap.after)
+    )
+    differ = [i for i, (a, b) in enumerate(zip(ids, changed, strict=False))
+              if a != b]  # fmt: skip
+    usable = len(ids) == len(changed) and differ
+    if (
+      not usable
+      or differ[0] < FIRST_PLACE + len(subject.prefix)
+      or len(ids) - 1 - differ[-1] < AFTER
+    ):
+      others += 1
+      continue
+    found.append(
+      Pair(swap.text, swap.words, ids, changed, differ[0], differ[-1])
+    )
+  return found, others
+
+
+def gaps_of(conditions: dict[str, Callable]) -> Callable:
+  """`f(params, ids [B, T], changed [B, T])`: relative change, [C, L, B, T].
+
+  The condition `NO_BOS` leaves out position 0, which differs in nothing.
+  """
+  watch = {"x": ("resid_post", lambda x: x)}
+
+  @jax.jit
+  def gaps(params, ids, changed):
+    found = []
+    for name, fn in conditions.items():
+      cut, watched = int(name == NO_BOS), capture(fn, watch)
+      before, after = (
+        watched(params, t[:, cut:]).trace["x"] for t in (ids, changed)
+      )
+      gap = spread(before, after, relative=True)
+      found.append(jnp.pad(gap, [(0, 0), (0, 0), (cut, 0)]))
+    return jnp.stack(found)
+
+  return gaps
+
+
+def run(
+  subject: Subject,
+  config: Config,
+  *,
+  progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Result:
+  """Every swap under every condition.
+
+  Args:
+    subject: the model; its weights in memory.
+    config: what is run.
+    progress: called with (pairs done, pairs in all).
+
+  Raises:
+    ValueError: if no swap has as many tokens before as after, or from_layer
+      is not a layer.
+    ArithmeticError: if anything before the change differs, which would be a
+      fault of the model's code.
+
+  Cost: six forward passes a swap.
+  """
+  cfg = subject.cfg
+  if not 0 <= config.from_layer < cfg.n_layers:
+    raise ValueError(
+      f"from_layer must be in [0, {cfg.n_layers}), got {config.from_layer}"
+    )
+  pairs, others = pairs_of(subject, config.texts)
+  if len({pair.text for pair in pairs}) < 2:
+    raise ValueError(
+      f"of {len(pairs) + others} swaps only {len(pairs)} keep the number of "
+      "tokens; two texts with one each are needed"
+    )
+  f = forward(cfg)
+
+  def hiding(key):
+    return intervene(f, {"scores": knockout(key, from_layer=config.from_layer)})
+
+  conditions = {
+    SINK: f, HIDDEN: hiding(0),
+    CONTROL: hiding(CONTROL_KEY + len(subject.prefix)),
+  }  # fmt: skip
+  if subject.has_bos():
+    conditions[NO_BOS] = f
+  gaps = gaps_of(conditions)
+  found = _measure(subject, pairs, gaps, config.batch, progress)
+  return _result(subject, config, list(conditions), pairs, others, found)
+
+
+def _measure(subject, pairs, gaps, batch: int, progress) -> list[np.ndarray]:
+  """[C, L, T] of every pair, padded texts cut to their length again."""
+  length = max(len(pair.ids) for pair in pairs)
+  found = []
+  for start in range(0, len(pairs), batch):
+    part = pairs[start : start + batch]
+    full = part + [part[-1]] * (batch - len(part))
+    ids, changed = (
+      jnp.asarray([row + [0] * (length - len(row)) for row in rows])
+      for rows in ([p.ids for p in full], [p.changed for p in full])
+    )
+    out = np.asarray(gaps(subject.params, ids, changed))
+    for row, pair in enumerate(part):
+      mine = out[:, :, row, : len(pair.ids)]
+      if mine[..., : pair.first].any():
+        raise ArithmeticError(
+          f"tokens before the swapped {pair.words} differ: the model is not "
+          "causal"
+        )
+      found.append(mine)
+    progress(len(found), len(pairs))
+  return found
+
+
+def _after(pairs: Sequence[Pair], found, reduce: Callable) -> np.ndarray:
+  """[P, C, L] of what comes after each change."""
+  return np.stack([
+    reduce(gap[..., pair.last + 1 :])
+    for pair, gap in zip(pairs, found, strict=True)
+  ])  # fmt: skip
+
+
+def _aligned(pairs: Sequence[Pair], found) -> np.ndarray:
+  """[C, L, N] mean relative change by place relative to the change."""
+  before, after = AROUND
+  conditions, layers, _ = found[0].shape
+  total = np.zeros((conditions, layers, before + after + 1))
+  count = np.zeros(before + after + 1)
+  for pair, gap in zip(pairs, found, strict=True):
+    low = max(0, pair.first - before)
+    mine = gap[..., low : pair.first + after + 1]
+    at = slice(low - pair.first + before, low - pair.first + before
+               + mine.shape[-1])  # fmt: skip
+    total[..., at] += mine
+    count[at] += 1
+  return total / np.maximum(count, 1)
+
+
+def _result(subject, config, names, pairs, others, found) -> Result:
+  groups = [pair.text for pair in pairs]
+  change = _after(pairs, found, lambda gap: gap.mean(axis=-1))
+  reached = _after(
+    pairs, found, lambda gap: (gap > config.threshold).mean(axis=-1)
+  )
+  last = np.log(change[:, :, -1])
+  sink, hidden, control = range(3)
+  ratios = {
+    name: mean_over(last[:, i] - last[:, sink], groups)
+    for i, name in enumerate(names) if i
+  }  # fmt: skip
+  reach = mean_over(reached[:, hidden, -1] - reached[:, sink, -1], groups)
+  early = mean_over(
+    np.log(change[:, hidden].mean(axis=-1) / change[:, sink].mean(axis=-1)),
+    groups,
+  )
+  by_layer = {
+    name: [mean_over(change[:, i, layer], groups) for layer in
+           range(change.shape[2])]
+    for i, name in enumerate(names)
+  }  # fmt: skip
+  numbers = {
+    "conditions": names, "swaps": len(pairs), "texts": len(set(groups)),
+    "unusable_swaps": others,
+    "from_layer": config.from_layer, "threshold": config.threshold,
+    "log_ratio_last_layer": {k: v._asdict() for k, v in ratios.items()},
+    "log_ratio_all_layers": early._asdict(),
+    "reach_difference": reach._asdict(),
+    "swaps_that_spread_further": float(
+      np.mean(last[:, hidden] > last[:, sink])
+    ),
+    "first_position_is_bos": subject.has_bos(),
+  }  # fmt: skip
+  return Result(
+    name=NAME,
+    title=TITLE,
+    claims=_claims(subject, config, pairs, ratios, early, reach),
+    numbers=numbers,
+    tables={
+      "swaps.csv": _swap_table(subject, names, pairs, change, reached),
+      "layers.csv": _layer_table(by_layer),
+    },
+    arrays={
+      "aligned": _aligned(pairs, found),
+      "by_layer": np.array([[list(m[:3]) for m in by_layer[n]] for n in names]),
+      "log_ratio": last[:, hidden] - last[:, sink],
+      "log_ratio_control": last[:, control] - last[:, sink],
+      "text": np.array(groups),
+    },
+  )
+
+
+def times(mean: Mean) -> str:
+  """A mean of log ratios as a factor with its interval.
+
+  >>> times(Mean(0.0, -0.6931472, 0.6931472, 5, 1.0))
+  '1.00 (0.50 to 2.00) times'
+  """
+  value, low, high = (float(np.exp(x)) for x in mean[:3])
+  return f"{value:.2f} ({low:.2f} to {high:.2f}) times"
+
+
+def _claims(subject, config, pairs, ratios, early, reach):
+  ratio, against = ratios[HIDDEN], ratios[CONTROL]
+  texts = f"{len(pairs)} swaps in {ratio.groups} texts"
+  hidden = f"token 0 hidden from layer {config.from_layer} on"
+  claims = [
+    Claim(
+      "A change is exactly invisible before its position.",
+      "section 3.1, figure 2", "zero (Gemma 7B)",
+      f"exactly 0 in {texts}", AGREES, "checked at every layer",
+    ),
+    Claim(
+      "Without the sink a swapped word changes later tokens more.",
+      "section 3.1, figure 2", "no number; visible in one prompt (Gemma 7B)",
+      f"{times(ratio)} the relative change at the last layer, {hidden}; "
+      f"{times(against)} with token {CONTROL_KEY + len(subject.prefix)} "
+      f"hidden instead",
+      direction(ratio.low, ratio.high),
+      f"{texts}; 95 % interval over texts, sign-flip p = {ratio.p:.2g}",
+    ),
+    Claim(
+      "The spread is larger at most layers, not the last alone.",
+      "section 3.1, figure 2", "no number; from earlier layers (Gemma 7B)",
+      f"{times(early)} the relative change, mean of layers",
+      direction(early.low, early.high), f"sign-flip p = {early.p:.2g}",
+    ),
+    Claim(
+      f"It reaches more tokens (change above {config.threshold:g}).",
+      "section 3.1, figure 2", "no number (Gemma 7B)",
+      f"{100 * reach.value:+.1f} ({100 * reach.low:+.1f} to "
+      f"{100 * reach.high:+.1f}) percentage points of later tokens",
+      direction(reach.low, reach.high), f"sign-flip p = {reach.p:.2g}",
+    ),
+  ]  # fmt: skip
+  without = ratios.get(NO_BOS)
+  claims.append(
+    Claim(
+      "Leaving out the BOS that a model was trained with does the same.",
+      "section 3.1, figure 2",
+      "no number (Gemma 7B)",
+      "not measured" if without is None else f"{times(without)} the change",
+      UNTESTED if without is None else direction(without.low, without.high),
+      f"{subject.name} has no BOS before its texts"
+      if without is None
+      else f"sign-flip p = {without.p:.2g}",
+    )  # fmt: skip
+  )
+  return claims
+
+
+def _swap_table(subject, names, pairs, change, reached):
+  header = ["text", "before", "after", "position", "tokens"]
+  header += [f"change, {name}" for name in names]
+  header += [f"reached, {name}" for name in names]
+  rows = [
+    [pair.text + 1, *pair.words, pair.first, len(pair.ids),
+     *map(float, change[i, :, -1]), *map(float, reached[i, :, -1])]
+    for i, pair in enumerate(pairs)
+  ]  # fmt: skip
+  return header, rows
+
+
+def _layer_table(by_layer):
+  header = ["layer"]
+  for name in by_layer:
+    header += [name, f"{name}, low", f"{name}, high"]
+  layers = len(next(iter(by_layer.values())))
+  rows = [
+    [
+      layer,
+      *(float(x) for means in by_layer.values() for x in means[layer][:3]),
+    ]
+    for layer in range(layers)
+  ]
+  return header, rows

@@ -1,0 +1,101 @@
+"""Intervals and tests for measurements that come in groups.
+
+Twenty changes of one paragraph are not twenty independent texts. The group
+(text, prompt, task) is what is repeated: everything here takes one mean a
+group, and its spread over groups is the uncertainty.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+EXACT = 16
+"""Up to this many groups every assignment of signs is tried."""
+
+
+class Mean(NamedTuple):
+  """A mean over groups with its interval.
+
+  Attributes:
+    value: mean of the groups' means.
+    low: lower end of the 95 % interval, Student's t over groups.
+    high: upper end.
+    groups: how many.
+    p: of the sign-flip test of mean zero, two-sided.
+  """
+
+  value: float
+  low: float
+  high: float
+  groups: int
+  p: float
+
+  def text(self, form: str = ".3g", unit: str = "") -> str:
+    """'0.5 (0.4 to 0.6)'.
+
+    >>> Mean(0.5, 0.4, 0.6, 9, 0.004).text(unit=" nats")
+    '0.5 (0.4 to 0.6) nats'
+    """
+    ends = f"{self.low:{form}} to {self.high:{form}}"
+    return f"{self.value:{form}} ({ends}){unit}"
+
+
+def group_means(values: Sequence[float], groups: Sequence[Any]) -> np.ndarray:
+  """[G] the mean of each group, in the order in which groups appear.
+
+  Raises:
+    ValueError: for lengths that differ, or no values.
+
+  >>> group_means([1.0, 3.0, 5.0], ["a", "a", "b"]).tolist()
+  [2.0, 5.0]
+  """
+  if len(values) != len(groups) or not len(values):
+    raise ValueError(
+      f"{len(values)} values in {len(groups)} groups: one group each is needed"
+    )
+  found: dict[Any, list[float]] = {}
+  for value, group in zip(values, groups, strict=True):
+    found.setdefault(group, []).append(float(value))
+  return np.array([np.mean(members) for members in found.values()])
+
+
+def mean_over(values: Sequence[float], groups: Sequence[Any]) -> Mean:
+  """The mean with an interval and a test, by groups.
+
+  Args:
+    values: one number a measurement; differences of pairs for a paired test.
+    groups: the text, or whatever is repeated, of each.
+
+  Raises:
+    ValueError: as `group_means`, or for fewer than two groups.
+  """
+  means = group_means(values, groups)
+  if len(means) < 2:
+    raise ValueError("an interval needs at least two groups")
+  from scipy import stats
+
+  error = means.std(ddof=1) / np.sqrt(len(means))
+  half = float(stats.t.ppf(0.975, len(means) - 1) * error)
+  value = float(means.mean())
+  return Mean(value, value - half, value + half, len(means), sign_flip(means))
+
+
+def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:
+  """How often signs at random give a mean as far from zero, two-sided.
+
+  Exact up to `EXACT` groups, else from 100,000 assignments, the observed one
+  counted. Assumes that a group's mean is as likely to be x as -x.
+
+  >>> sign_flip([1.0, 1.0, 1.0])
+  0.25
+  """
+  means = np.asarray(means, float)
+  if len(means) <= EXACT:
+    signs = np.array(list(itertools.product((1, -1), repeat=len(means))))
+  else:
+    drawn = np.random.default_rng(seed).integers(2, size=(99_999, len(means)))
+    signs = np.concatenate([np.ones((1, len(means))), 2 * drawn - 1])
+  sums = np.abs(signs @ means)
+  return float(np.mean(sums >= np.abs(means.sum()) * (1 - 1e-12)))

@@ -1,0 +1,103 @@
+"""The paper's measurements by one command, on a real small model."""
+
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from launch.reproduce import EXPERIMENTS
+from sinkjax.experiments.result import VERDICTS
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def reproduce(*flags):
+  return subprocess.run(
+    [sys.executable, "-m", "launch.reproduce", "--model=glassllm-en", *flags],
+    cwd=ROOT, text=True, capture_output=True, env=os.environ, check=False,
+    timeout=600,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, glassllm_path):
+  """(folder, the runs): one experiment, then all, then all again."""
+  out = tmp_path_factory.mktemp("reproduce")
+  runs = [
+    reproduce(f"--out={out}", f"--experiment={names}")
+    for names in ("smoothing", "all", "all")
+  ]
+  for ran in runs:
+    assert ran.returncode == 0, ran.stderr
+  return out, runs
+
+
+def test_every_experiment_leaves_its_files(done):
+  out, _ = done
+  for name in EXPERIMENTS:
+    data = json.loads((out / name / "result.json").read_text())
+    assert list(data)[-1] == "complete" and data["complete"] is True
+    assert data["claims"] and data["seconds"] > 0
+    for part in data["page"]:
+      assert (out / name / part["figure"]).stat().st_size > 5000
+    assert list((out / name).glob("*.csv"))
+    with np.load(out / name / "arrays.npz") as arrays:
+      for array in arrays.values():
+        assert not array.size or np.isfinite(array.astype(float)).any()
+
+
+def test_claims_stand_side_by_side(done):
+  out, runs = done
+  with open(out / "claims.csv", newline="") as stream:
+    rows = list(csv.DictReader(stream))
+  assert {row["experiment"] for row in rows} == set(EXPERIMENTS)
+  assert {row["verdict"] for row in rows} <= set(VERDICTS)
+  page = (out / "report.html").read_text()
+  for row in rows:
+    assert row["claim"] in runs[-1].stdout
+    assert row["verdict"] in page
+  summary = json.loads((out / "summary.json").read_text())
+  assert summary["complete"] is True
+  assert [c["claim"] for c in summary["claims"]] == [r["claim"] for r in rows]
+
+
+def test_what_is_done_is_not_done_again(done):
+  _, (first, second, third) = done
+  assert "already done" not in first.stdout
+  assert second.stdout.count("already done") == 1
+  assert "smoothing: already done" in second.stdout
+  assert third.stdout.count("already done") == len(EXPERIMENTS)
+
+
+def test_another_model_is_refused(done):
+  ran = reproduce(f"--out={done[0]}", "--prefix=<bos>")
+  assert ran.returncode == 1
+  assert "holds a result of glassllm-en" in ran.stderr
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--experiment=all"], "--out is missing"),
+    (["--experiment=nope", "--dry_run"], "valid are all, perturbation"),
+    (["--dry_run", "--prefix=zebra"], "no such token"),
+    (["--out=README.md"], "README.md"),
+  ],
+)
+def test_errors_are_one_line(flags, message, glassllm_path):
+  ran = reproduce(*flags)
+  assert ran.returncode == 1
+  assert message in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_dry_run_writes_nothing(tmp_path, glassllm_path):
+  ran = reproduce(f"--out={tmp_path / 'out'}", "--dry_run")
+  assert ran.returncode == 0, ran.stderr
+  for name in EXPERIMENTS:
+    assert name in ran.stdout
+  assert not (tmp_path / "out").exists()
