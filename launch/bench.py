@@ -69,7 +69,8 @@ def main() -> None:
   with tqdm(total=rounds * len(cases) * len(peers), leave=False) as bar:
     for case in cases:
       rows += _rows(suite, case, peers, rounds, bar)
-  _report(rows, rounds)
+      _write(rows, rounds, complete=case is cases[-1])
+  _print(rows)
 
 
 def _chosen(suite) -> list[str]:
@@ -115,26 +116,32 @@ def _rows(suite, case, peers, rounds, bar) -> list[dict]:
   ]  # fmt: skip
 
 
-def _report(rows: list[dict], rounds: int) -> None:
+def _write(rows: list[dict], rounds: int, *, complete: bool) -> None:
+  """The files, after every case, and at the end the table."""
   from sinkjax.report import files
 
   summary = {
     "suite": SUITE.value, "rounds": rounds, "quick": QUICK.value,
     "rows": rows, "device": app.device(), "versions": app.versions(),
-    "commit": app.commit(), "complete": True,
+    "commit": app.commit(), "complete": complete,
   }  # fmt: skip
   for package in ("torch", "transformers"):
     version = _version(package)
     if version:
       summary["versions"][package] = version
   table = _markdown(rows, summary)
-  print(table)
+  if complete:
+    print(table)
   if OUT.value:
     out = pathlib.Path(OUT.value).expanduser()
     with app.folder(out):
       files.write_text(out / "bench.md", table)
       files.write_csv(out / "bench.csv", list(_COLUMNS), _cells(rows))
       files.write_json(out / "bench.json", summary)
+
+
+def _print(rows: list[dict]) -> None:
+  """The ratios, as one JSON line."""
   ratios = {
     f"{row['case']}: {row['peer']}": row["ratio"] and round(row["ratio"], 3)
     for row in rows if row["peer"] != "ours"

@@ -89,8 +89,9 @@ def finite(name: str, value: Any, dimensions: int) -> np.ndarray:
 def legend_above(ax: Any, title: str) -> None:
   """A title, and below it a legend on one line, both above the axes."""
   ax.set_title(title, pad=21)
+  many = max(2, len(ax.get_legend_handles_labels()[1]))
   ax.legend(
-    loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=2, frameon=False,
+    loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=many, frameon=False,
     fontsize=8.5, borderaxespad=0.1, borderpad=0.2, handlelength=1.4,
     columnspacing=1.4, handletextpad=0.5,
   )  # fmt: skip

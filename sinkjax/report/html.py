@@ -46,10 +46,12 @@ class Table:
   Attributes:
     header: one name a column.
     rows: cells; numbers stay numbers, the page formats and sorts them.
+    whole: shown at its full height, however long.
   """
 
   header: Sequence[str]
   rows: Sequence[Sequence[Any]]
+  whole: bool = False
 
   def __post_init__(self):
     for i, row in enumerate(self.rows):
@@ -127,6 +129,7 @@ def _table(table: Table) -> dict[str, Any]:
       ]
     )
   return {
+    "whole": table.whole,
     "columns": list(zip(table.header, numeric, strict=True)),
     "rows": list(zip(*columns, strict=True)),
   }

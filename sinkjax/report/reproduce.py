@@ -117,7 +117,7 @@ def page(
     html.Section(
       "The paper's claims and what was found",
       body="Intervals are 95 %, over texts where there are several.",
-      table=html.Table(CLAIMS, rows),
+      table=html.Table(CLAIMS, rows, whole=True),
     )
   ]
   for data in results:
