@@ -8,6 +8,7 @@ runs every experiment, or those named:
   smoothing      where the sink goes when the first token is removed or hidden
   jacobian       how much tokens mix, exactly, with and without the sink
   bound          the over-squashing bounds beside the exact Jacobian
+  collapse       rank collapse on texts, repeated digits that rounding merges
   massive        massive activations: what makes them, what hangs on them
 
 and writes, for each, a folder with result.json, arrays.npz, CSV and PNG files;
@@ -31,6 +32,7 @@ EXPERIMENTS = {
   "smoothing": "smoothing",
   "jacobian": "jacobian_maps",
   "bound": "bound",
+  "collapse": "collapse",
   "massive": "massive",
 }
 """Modules of `sinkjax.experiments` and `sinkjax.report`, by name."""

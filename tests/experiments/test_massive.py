@@ -45,7 +45,7 @@ def test_set_first_is_one_token_in_one_layer():
 
 
 def test_run_on_a_model_with_massive_activations(subject, text, monkeypatch):
-  """Dimension 3 of position 0 gets 50000 in layer 1, by an edit of `forward`."""
+  """Dimension 3 of position 0 gets 50000 in layer 1."""
   plain = module.forward
 
   def forward(cfg):
