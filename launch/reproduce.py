@@ -10,6 +10,7 @@ runs every experiment, or those named:
   bound          the over-squashing bounds beside the exact Jacobian
   collapse       rank collapse on texts, repeated digits that rounding merges
   massive        massive activations: what makes them, what hangs on them
+  model_size     sink rates of this model and of others (--models), no test
 
 and writes, for each, a folder with result.json, arrays.npz, CSV and PNG files;
 and for all of them claims.csv, summary.json and report.html, whose first table
@@ -18,6 +19,7 @@ not run again: the same command goes on after an interruption, and another
 experiment can be added to the same --out later.
 """
 
+import dataclasses
 import importlib
 import pathlib
 import time
@@ -34,6 +36,7 @@ EXPERIMENTS = {
   "bound": "bound",
   "collapse": "collapse",
   "massive": "massive",
+  "model_size": "model_size",
 }
 """Modules of `sinkjax.experiments` and `sinkjax.report`, by name."""
 
@@ -47,6 +50,12 @@ PREFIX = flags.DEFINE_string(
   "auto",
   "Token put before every text: auto (BOS if the model's file says so), none, "
   "a vocabulary entry, or an id.",
+)
+MODELS = flags.DEFINE_list(
+  "models", ["glassllm-en", "glassllm-pt"], "Other models, for model_size."
+)
+OFFLOAD = flags.DEFINE_bool(
+  "offload", False, "Read those other models one layer at a time."
 )
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, write nothing."
@@ -67,18 +76,17 @@ def main() -> None:
   from sinkjax.report import reproduce
 
   out = pathlib.Path(OUT.value).expanduser()
-  request = {"model": MODEL.value, "prefix": PREFIX.value}
-  left = [name for name in names if _missing(out / name, request)]
+  left = [name for name in names if _missing(out / name, _request(name))]
   app.warm_compiler()
   start, subject = time.monotonic(), None
   with app.folder(out):
     for name in left:
       subject = subject or _subject()
-      _run(out / name, name, subject, request)
+      _run(out / name, name, subject)
     found = [
       data for name in EXPERIMENTS if (data := reproduce.read(out / name))
     ]
-    _report(out, found, request, time.monotonic() - start)
+    _report(out, found, time.monotonic() - start)
   _print(found)
   print(f"\nReport: {out / 'report.html'}")
 
@@ -100,19 +108,38 @@ def _names() -> list[str]:
   return [name for name in EXPERIMENTS if name in asked]
 
 
+def _experiment(name: str):
+  """An experiment's module, and its config with what flags say."""
+  module = importlib.import_module(f"sinkjax.experiments.{EXPERIMENTS[name]}")
+  given = {"models": tuple(MODELS.value), "offload": OFFLOAD.value}
+  names = {field.name for field in dataclasses.fields(module.Config)}
+  config = {k: v for k, v in given.items() if k in names}
+  return module, module.Config(**config)
+
+
+def _request(name: str) -> dict[str, Any]:
+  """What decides an experiment's result, as `result.json` keeps it."""
+  from sinkjax.report import files
+
+  _, config = _experiment(name)
+  return files.plain(
+    {"model": MODEL.value, "prefix": PREFIX.value, "config": config}
+  )
+
+
 def _missing(folder: pathlib.Path, request: dict[str, Any]) -> bool:
   """Whether an experiment is still to be run.
 
   Raises:
-    ValueError: where the folder holds one of another model.
+    ValueError: where the folder holds another command's.
   """
   from sinkjax.report import reproduce
 
   old = None if OVERWRITE.value else reproduce.read(folder)
   if old is not None and old["request"] != request:
     raise ValueError(
-      f"{folder} holds a result of {old['request']['model']}; choose another "
-      "--out or give --overwrite"
+      f"{folder} holds the result of another command, on "
+      f"{old['request']['model']}; choose another --out or give --overwrite"
     )
   if old is not None:
     print(f"{folder.name}: already done, --overwrite runs it again")
@@ -139,10 +166,28 @@ def _dry_run(names: list[str]) -> None:
       f"             {cfg.n_layers} layers, {parameters:,} parameters, "
       f"{4 * parameters / 1e9:.2f} GB of weights\nprefix       {why}"
     )
+  if "model_size" in names:
+    for name in MODELS.value:
+      print(f"other model  {name}: {_needs(name)}")
   for name in names:
-    module = importlib.import_module(f"sinkjax.experiments.{EXPERIMENTS[name]}")
+    module, _ = _experiment(name)
     print(f"experiment   {name}: {module.TITLE}")
   print(f"writes       nothing (dry run); else to {OUT.value or '--out'}")
+
+
+def _needs(name: str) -> str:
+  """The memory that a model's weights take, whole or layer by layer."""
+  from sinkjax.weights import registry
+  from sinkjax.weights.offload import peak_estimate
+
+  found = registry.peek(name)
+  if found is None:
+    return f"{registry.REGISTRY[name].megabytes:.0f} MB would be fetched"
+  cfg, _, parameters = found
+  return (
+    f"{4 * parameters / 1e9:.3g} GB of float32 weights, "
+    f"{peak_estimate(cfg) / 1e9:.3g} GB at a time with --offload"
+  )
 
 
 def _subject():
@@ -157,33 +202,31 @@ def _subject():
   return Subject(MODEL.value, params, cfg, tokenizer, prefix)
 
 
-def _run(folder: pathlib.Path, name: str, subject, request) -> None:
+def _run(folder: pathlib.Path, name: str, subject) -> None:
   """One experiment, computed, drawn and written."""
   from sinkjax.report import reproduce
 
-  experiment = importlib.import_module(
-    f"sinkjax.experiments.{EXPERIMENTS[name]}"
-  )
+  experiment, config = _experiment(name)
   report = importlib.import_module(f"sinkjax.report.{EXPERIMENTS[name]}")
   start = time.monotonic()
   with app.bar(name) as progress:
-    result = experiment.run(subject, experiment.Config(), progress=progress)
+    result = experiment.run(subject, config, progress=progress)
   drawn = report.draw(result)
   with app.folder(folder):
     reproduce.write(
       folder, result, drawn, report.sections(result, drawn),
-      {"request": request, "seconds": time.monotonic() - start,
+      {"request": _request(name), "seconds": time.monotonic() - start,
        "device": app.device(), "commit": app.commit(),
        "versions": app.versions()},
     )  # fmt: skip
 
 
-def _report(out: pathlib.Path, found, request, seconds: float) -> None:
+def _report(out: pathlib.Path, found, seconds: float) -> None:
   """claims.csv, report.html and summary.json of all that is complete."""
   from sinkjax.report import files, reproduce
 
   data = {
-    "request": request, "command": app.command("reproduce"),
+    "model": MODEL.value, "command": app.command("reproduce"),
     "device": app.device(), "commit": app.commit(),
     "versions": app.versions(), "seconds": sum(x["seconds"] for x in found),
     "seconds_of_this_run": seconds,

@@ -77,7 +77,7 @@ def test_what_is_done_is_not_done_again(done):
 def test_another_model_is_refused(done):
   ran = reproduce(f"--out={done[0]}", "--prefix=<bos>")
   assert ran.returncode == 1
-  assert "holds a result of glassllm-en" in ran.stderr
+  assert "holds the result of another command, on glassllm-en" in ran.stderr
 
 
 @pytest.mark.parametrize(
