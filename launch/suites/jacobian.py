@@ -109,11 +109,10 @@ def _column(name, f, params, ids, source):
     )
     jax.block_until_ready(squares)
 
-  squares = None
+  squares, peak = None, m.Peak()
   block.lower(params, source, 0).compile()  # into the cache
   if name == "jacfwd":
     jax.block_until_ready(block(params, source, 0))
-  peak = m.Peak()
   spent = m.seconds(work)
   return jnp.sqrt(squares).tolist(), spent, peak
 
