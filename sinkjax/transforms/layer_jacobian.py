@@ -158,8 +158,7 @@ def _fold_attention(run: LayerSteps, pre, units):
     [T, 2 N K, D] of keys and values by resid_pre, and the mixing.
   """
   cfg, (length, width) = run.cfg, pre.shape[1:]
-  normed, pull = jax.vjp(run.read, pre)
-  raw = run.linear(normed)
+  raw = run.linear(run.read(pre))
   (q, k, v), push = jax.linearize(run.turned, *raw)
   kernels = _kernel(run.linear, (width,), pre.dtype)
   columns = [_everywhere(c, x) for c, x in zip(kernels, raw, strict=True)]
@@ -171,7 +170,7 @@ def _fold_attention(run: LayerSteps, pre, units):
   written = jnp.moveaxis(jax.vmap(push_write)(z_rows), 0, -1)
   parts = [part.reshape(1, length, -1, width) for part in (written, by_k, by_v)]
   by_normed = jnp.concatenate(parts, axis=2)
-  pulled = jax.vmap(lambda row: pull(row)[0], in_axes=2, out_axes=2)(by_normed)
+  pulled = _rows_through(run.read, pre[0], by_normed[0])[None]
   own, keys = jnp.split(pulled, [width], axis=2)
 
   kernel = _kernel(run.write, (cfg.n_heads, cfg.head_dim), pre.dtype)
@@ -179,6 +178,17 @@ def _fold_attention(run: LayerSteps, pre, units):
   _, push_join = jax.linearize(run.join, pre, attn_out)
   by_mid = columns_of(push_join)(_widen(units, d_attn), d_attn)
   return by_mid, keys[0], _fold_mixing(run, q, k, v)
+
+
+def _rows_through(fn, x, rows):
+  """[T, R, D] rows by what comes out of a token-local fn, by what enters."""
+
+  def one(of):
+    x_D, rows_RxD = of
+    _, pull = jax.vjp(fn, x_D[None, None])
+    return jax.vmap(lambda row: pull(row[None, None])[0][0, 0])(rows_RxD)
+
+  return jax.lax.map(one, (x, rows))
 
 
 def _widen(columns, like):

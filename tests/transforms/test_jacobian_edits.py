@@ -274,6 +274,23 @@ def test_edits_at_every_site_at_once(case):
   assert error(check(case, "everywhere", kinds), plain(case)) > 1e-2
 
 
+def test_plain_functions_are_edits_too(case):
+  """Alone and in a chain, as `forward` takes them."""
+  plain = {
+    "mlp_out": lambda value, layer: 1.5 * value,
+    "resid_mid": sinkjax.chain(
+      sinkjax.scale(0.5), lambda value, layer: value + jnp.sin(value)
+    ),
+  }
+  g = sinkjax.intervene(case.f, plain)
+  want = jacobian_norms(g, case.params, case.tokens, method="reference")
+  got = jacobian_norms(g, case.layers, case.tokens)
+  np.testing.assert_allclose(got, want, rtol=1e-9)
+  assert (
+    np.abs(got - jacobian_norms(case.f, case.layers, case.tokens)).max() > 1
+  )
+
+
 def test_norms_of_an_edited_model(case):
   kinds = ("scale", "bend", "knockout")
   g = sinkjax.intervene(case.f, case.edits("everywhere", kinds))
