@@ -9,6 +9,7 @@ runs every experiment, or those named:
   jacobian       how much tokens mix, exactly, with and without the sink
   bound          the over-squashing bounds beside the exact Jacobian
   collapse       rank collapse on texts, repeated digits that rounding merges
+  prompts        the sink rate over 200 prompts of ten domains, fetched once
   massive        massive activations: what makes them, what hangs on them
   model_size     sink rates of this model and of others (--models), no test
 
@@ -35,6 +36,7 @@ EXPERIMENTS = {
   "jacobian": "jacobian_maps",
   "bound": "bound",
   "collapse": "collapse",
+  "prompts": "prompts",
   "massive": "massive",
   "model_size": "model_size",
 }

