@@ -83,7 +83,7 @@ def layer_gains(
   >>> params = sinkjax.init_params(sinkjax.TINY, jax.random.key(0))
   >>> f = sinkjax.forward(sinkjax.TINY)
   >>> layer_gains(f, params, jax.numpy.array([1, 2, 3])).mlp_gain.shape
-  (2, 3)
+  (3, 3)
   """
   cfg, edits = taken_apart(fn)
   check_model(cfg)
