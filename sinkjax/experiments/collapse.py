@@ -47,8 +47,8 @@ class Config:
   """
 
   texts: str = TEXTS
-  tokens: int = 56
-  lengths: tuple[int, ...] = (8, 16, 32, 56)
+  tokens: int = 46
+  lengths: tuple[int, ...] = (8, 16, 32, 46)
   from_layer: int = 2
   prompt: str = "How many digits are there?"
   repeats: int = 200

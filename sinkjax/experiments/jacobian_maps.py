@@ -47,7 +47,7 @@ class Config:
   texts: str = TEXTS
   count: int = 4
   tokens: int = 16
-  long_tokens: int = 48
+  long_tokens: int = 46
   samples: int = 32
   from_layer: int = 2
   budget_bytes: int | None = None

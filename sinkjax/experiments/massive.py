@@ -47,7 +47,7 @@ class Config:
   """
 
   texts: str = TEXTS
-  tokens: int = 56
+  tokens: int = 46
   eps: float = 0.3
 
 

@@ -37,7 +37,7 @@ class Config:
 
   models: tuple[str, ...] = ("glassllm-en", "glassllm-pt")
   texts: str = TEXTS
-  tokens: int = 56
+  tokens: int = 46
   eps: tuple[float, ...] = (0.3, 0.5, 0.8)
   offload: bool = False
 

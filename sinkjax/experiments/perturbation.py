@@ -234,15 +234,13 @@ def _result(subject, config, names, pairs, others, found) -> Result:
   )
   last = np.log(change[:, :, -1])
   sink, hidden, control = range(3)
-  ratios = {
-    name: mean_over(last[:, i] - last[:, sink], groups)
-    for i, name in enumerate(names) if i
-  }  # fmt: skip
-  reach = mean_over(reached[:, hidden, -1] - reached[:, sink, -1], groups)
-  early = mean_over(
-    np.log(change[:, hidden].mean(axis=-1) / change[:, sink].mean(axis=-1)),
-    groups,
-  )
+  contrasts = {
+    "log_change_last_layer": contrast(last, names, groups),
+    "log_change_all_layers": contrast(
+      np.log(change.mean(axis=-1)), names, groups
+    ),
+    "reached": contrast(reached[:, :, -1], names, groups),
+  }
   by_layer = {
     name: [mean_over(change[:, i, layer], groups) for layer in
            range(change.shape[2])]
@@ -252,9 +250,7 @@ def _result(subject, config, names, pairs, others, found) -> Result:
     "conditions": names, "swaps": len(pairs), "texts": len(set(groups)),
     "unusable_swaps": others,
     "from_layer": config.from_layer, "threshold": config.threshold,
-    "log_ratio_last_layer": {k: v._asdict() for k, v in ratios.items()},
-    "log_ratio_all_layers": early._asdict(),
-    "reach_difference": reach._asdict(),
+    "contrasts": {name: one.plain() for name, one in contrasts.items()},
     "swaps_that_spread_further": float(
       np.mean(last[:, hidden] > last[:, sink])
     ),
@@ -263,7 +259,7 @@ def _result(subject, config, names, pairs, others, found) -> Result:
   return Result(
     name=NAME,
     title=TITLE,
-    claims=_claims(subject, config, pairs, ratios, early, reach),
+    claims=_claims(subject, config, pairs, *contrasts.values()),
     numbers=numbers,
     tables={
       "swaps.csv": _swap_table(subject, names, pairs, change, reached),
@@ -279,6 +275,40 @@ def _result(subject, config, names, pairs, others, found) -> Result:
   )
 
 
+class Contrast(NamedTuple):
+  """A measure under every condition, against two others.
+
+  Attributes:
+    over_sink: how much more than with the sink, for every other condition.
+    beyond: how much more with the sink hidden than with the control hidden.
+  """
+
+  over_sink: dict[str, Mean]
+  beyond: Mean
+
+  def verdict(self) -> str:
+    """On "more without the sink": more than both, less than one, or neither."""
+    sink = self.over_sink[HIDDEN]
+    low = min(sink.low, self.beyond.low)
+    return direction(low, min(sink.high, self.beyond.high))
+
+  def plain(self) -> dict[str, Any]:
+    """For result.json."""
+    more = {name: mean._asdict() for name, mean in self.over_sink.items()}
+    return {"over_sink": more, "beyond_control": self.beyond._asdict()}
+
+
+def contrast(values: np.ndarray, names, groups) -> Contrast:
+  """Of `values` [P, C], the conditions in the order of `names`."""
+  sink, hidden, control = range(3)
+  over_sink = {
+    name: mean_over(values[:, i] - values[:, sink], groups)
+    for i, name in enumerate(names) if i
+  }  # fmt: skip
+  beyond = mean_over(values[:, hidden] - values[:, control], groups)
+  return Contrast(over_sink, beyond)
+
+
 def times(mean: Mean) -> str:
   """A mean of log ratios as a factor with its interval.
 
@@ -289,40 +319,48 @@ def times(mean: Mean) -> str:
   return f"{value:.2f} ({low:.2f} to {high:.2f}) times"
 
 
-def _claims(subject, config, pairs, ratios, early, reach):
-  ratio, against = ratios[HIDDEN], ratios[CONTROL]
-  texts = f"{len(pairs)} swaps in {ratio.groups} texts"
+def _claims(subject, config, pairs, last, early, reach):
+  other = f"token {CONTROL_KEY + len(subject.prefix)}"
+  texts = f"{len(pairs)} swaps in {last.beyond.groups} texts"
   hidden = f"token 0 hidden from layer {config.from_layer} on"
+
+  def claim(text, one, what, shown, paper):
+    sink, control = one.over_sink[HIDDEN], one.over_sink[CONTROL]
+    return Claim(
+      text, "section 3.1, figure 2", paper,
+      f"{shown(sink)} {what}, {hidden}; {shown(control)} with {other} hidden "
+      f"instead; the first over the second {shown(one.beyond)}",
+      one.verdict(),
+      f"{texts}; agrees if it is more than with the sink and more than with "
+      f"{other} hidden; sign-flip p = {sink.p:.2g} and {one.beyond.p:.2g}",
+    )  # fmt: skip
+
+  def points(mean):
+    scaled = (100 * x for x in mean[:3])
+    return "{:+.1f} ({:+.1f} to {:+.1f}) points".format(*scaled)
+
   claims = [
     Claim(
       "A change is exactly invisible before its position.",
       "section 3.1, figure 2", "zero (Gemma 7B)",
       f"exactly 0 in {texts}", AGREES, "checked at every layer",
     ),
-    Claim(
-      "Without the sink a swapped word changes later tokens more.",
-      "section 3.1, figure 2", "no number; visible in one prompt (Gemma 7B)",
-      f"{times(ratio)} the relative change at the last layer, {hidden}; "
-      f"{times(against)} with token {CONTROL_KEY + len(subject.prefix)} "
-      f"hidden instead",
-      direction(ratio.low, ratio.high),
-      f"{texts}; 95 % interval over texts, sign-flip p = {ratio.p:.2g}",
+    claim(
+      "Without the sink a swapped word changes later tokens more.", last,
+      "the relative change at the last layer", times,
+      "no number; visible in one prompt (Gemma 7B)",
     ),
-    Claim(
-      "The spread is larger at most layers, not the last alone.",
-      "section 3.1, figure 2", "no number; from earlier layers (Gemma 7B)",
-      f"{times(early)} the relative change, mean of layers",
-      direction(early.low, early.high), f"sign-flip p = {early.p:.2g}",
+    claim(
+      "The spread is larger at most layers, not the last alone.", early,
+      "the relative change, mean of layers", times,
+      "no number; from earlier layers (Gemma 7B)",
     ),
-    Claim(
-      f"It reaches more tokens (change above {config.threshold:g}).",
-      "section 3.1, figure 2", "no number (Gemma 7B)",
-      f"{100 * reach.value:+.1f} ({100 * reach.low:+.1f} to "
-      f"{100 * reach.high:+.1f}) percentage points of later tokens",
-      direction(reach.low, reach.high), f"sign-flip p = {reach.p:.2g}",
+    claim(
+      f"It reaches more tokens (change above {config.threshold:g}).", reach,
+      "of later tokens", points, "no number (Gemma 7B)",
     ),
   ]  # fmt: skip
-  without = ratios.get(NO_BOS)
+  without = last.over_sink.get(NO_BOS)
   claims.append(
     Claim(
       "Leaving out the BOS that a model was trained with does the same.",

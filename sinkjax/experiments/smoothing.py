@@ -45,7 +45,7 @@ class Config:
   """
 
   texts: str = TEXTS
-  tokens: int = 56
+  tokens: int = 46
   eps: float = 0.3
   late: int | None = None
   jacobian_tokens: int = 12

@@ -75,9 +75,26 @@ def test_batches_change_nothing(subject, text, result):
 def test_claims(result):
   first, more, *_, bos = result.claims
   assert first.verdict == "agrees" and "exactly 0 in 2 swaps" in first.ours
-  numbers = result.numbers["log_ratio_last_layer"]["sink hidden"]
-  assert f"{np.exp(numbers['value']):.2f}" in more.ours
+  found = result.numbers["contrasts"]["log_change_last_layer"]
+  value = found["over_sink"]["sink hidden"]["value"]
+  assert more.ours.startswith(f"{np.exp(value):.2f} (")
+  log = result.arrays["log_ratio"] - result.arrays["log_ratio_control"]
+  assert found["beyond_control"]["value"] == pytest.approx(log.mean(), rel=1e-5)
   assert bos.verdict == "cannot be tested"
+
+
+def test_more_than_the_sink_and_more_than_the_control():
+  """What hiding any token does is not the sink's doing."""
+  groups = np.repeat(np.arange(6), 2)
+  names = [module.SINK, module.HIDDEN, module.CONTROL]
+  noise = 0.01 * np.random.default_rng(0).normal(size=(12, 3))
+  for hidden, control, verdict in (
+    (1.0, 0.0, "agrees"), (1.0, 1.0, "undecided"), (1.0, 2.0, "disagrees"),
+    (-1.0, -2.0, "disagrees"), (0.0, 0.0, "undecided"),
+  ):  # fmt: skip
+    values = noise + np.array([0.0, hidden, control])
+    found = module.contrast(values, names, groups)
+    assert found.verdict() == verdict
 
 
 def test_without_bos(subject, text):
