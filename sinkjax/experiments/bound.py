@@ -20,8 +20,7 @@ from sinkjax.experiments.result import (
   Subject,
   direction,
 )
-from sinkjax.experiments.smoothing import Config as TextsConfig
-from sinkjax.experiments.smoothing import texts_of
+from sinkjax.experiments.sink_removal import texts_of, with_layer
 from sinkjax.experiments.swaps import TEXTS
 from sinkjax.experiments.uncertainty import mean_over
 from sinkjax.models.transformer import forward
@@ -40,14 +39,15 @@ class Config:
     texts: as `swaps.parse_swaps` takes them; the swaps are not used.
     count: how many of them.
     tokens: T.
-    from_layer: the first layer at which position 0 is hidden.
+    from_layer: the first layer at which position 0 is hidden; `None` for the
+      one that leaves the fewest sinks, see `sink_removal`.
     budget_bytes: of the exact engine, see `jacobian_norms`.
   """
 
   texts: str = TEXTS
   count: int = 4
   tokens: int = 6
-  from_layer: int = 2
+  from_layer: int | None = None
   budget_bytes: int | None = None
 
 
@@ -71,9 +71,8 @@ def run(
   """
   if config.count < 2:
     raise ValueError(f"count must be at least 2, got {config.count}")
-  ids = texts_of(
-    subject, TextsConfig(texts=config.texts, tokens=config.tokens)
-  )[: config.count]
+  config = with_layer(subject, config)
+  ids = texts_of(subject, config.texts, config.tokens)[: config.count]
   f = forward(subject.cfg)
   edit = {"scores": knockout(0, from_layer=config.from_layer)}
   functions, found = (f, intervene(f, edit)), []

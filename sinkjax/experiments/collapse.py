@@ -16,8 +16,7 @@ import numpy as np
 
 from sinkjax.experiments.jacobian_maps import CONDITIONS
 from sinkjax.experiments.result import Claim, Result, Subject, direction
-from sinkjax.experiments.smoothing import Config as TextsConfig
-from sinkjax.experiments.smoothing import texts_of
+from sinkjax.experiments.sink_removal import texts_of, with_layer
 from sinkjax.experiments.swaps import TEXTS
 from sinkjax.experiments.uncertainty import mean_over
 from sinkjax.metrics import collapse as metrics
@@ -40,7 +39,8 @@ class Config:
     texts: as `swaps.parse_swaps` takes them; the swaps are not used.
     tokens: T of each text.
     lengths: the first so many tokens of each are measured too.
-    from_layer: the first layer at which position 0 is hidden.
+    from_layer: the first layer at which position 0 is hidden; `None` for the
+      one that leaves the fewest sinks, see `sink_removal`.
     prompt: put before the repeated digits.
     repeats: how often a digit is repeated; less where the context is short.
     group: digits between commas, in the remedy.
@@ -49,7 +49,7 @@ class Config:
   texts: str = TEXTS
   tokens: int = 46
   lengths: tuple[int, ...] = (8, 16, 32, 46)
-  from_layer: int = 2
+  from_layer: int | None = None
   prompt: str = "How many digits are there?"
   repeats: int = 200
   group: int = 3
@@ -141,9 +141,8 @@ def run(
     )
   if config.repeats <= config.group:
     raise ValueError(f"repeats must exceed {config.group}: {config.repeats}")
-  texts = jnp.asarray(
-    texts_of(subject, TextsConfig(texts=config.texts, tokens=config.tokens))
-  )
+  config = with_layer(subject, config)
+  texts = jnp.asarray(texts_of(subject, config.texts, config.tokens))
   digits = [repeated(subject, config, commas) for commas in (False, True)]
   f = forward(subject.cfg)
   edit = {"scores": knockout(0, from_layer=config.from_layer)}

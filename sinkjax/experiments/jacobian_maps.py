@@ -15,8 +15,7 @@ import numpy as np
 
 from sinkjax.experiments.perturbation import times
 from sinkjax.experiments.result import Claim, Result, Subject, direction
-from sinkjax.experiments.smoothing import Config as TextsConfig
-from sinkjax.experiments.smoothing import texts_of
+from sinkjax.experiments.sink_removal import texts_of, with_layer
 from sinkjax.experiments.swaps import TEXTS
 from sinkjax.experiments.uncertainty import mean_over
 from sinkjax.metrics import spread
@@ -40,7 +39,8 @@ class Config:
     tokens: T of the exact maps.
     long_tokens: T of the estimated ones.
     samples: random directions a token of an estimate.
-    from_layer: the first layer at which position 0 is hidden.
+    from_layer: the first layer at which position 0 is hidden; `None` for the
+      one that leaves the fewest sinks, see `sink_removal`.
     budget_bytes: of the exact engine, see `jacobian_norms`.
   """
 
@@ -49,7 +49,7 @@ class Config:
   tokens: int = 16
   long_tokens: int = 46
   samples: int = 32
-  from_layer: int = 2
+  from_layer: int | None = None
   budget_bytes: int | None = None
 
 
@@ -73,9 +73,8 @@ def run(
   """
   if config.count < 2:
     raise ValueError(f"count must be at least 2, got {config.count}")
-  ids = texts_of(
-    subject, TextsConfig(texts=config.texts, tokens=config.long_tokens)
-  )[: config.count]
+  config = with_layer(subject, config)
+  ids = texts_of(subject, config.texts, config.long_tokens)[: config.count]
   f = forward(subject.cfg)
   edit = {"scores": knockout(0, from_layer=config.from_layer)}
   functions = (f, intervene(f, edit))

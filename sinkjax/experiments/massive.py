@@ -22,8 +22,7 @@ from sinkjax.experiments.result import (
   Subject,
   direction,
 )
-from sinkjax.experiments.smoothing import Config as TextsConfig
-from sinkjax.experiments.smoothing import texts_of
+from sinkjax.experiments.sink_removal import texts_of
 from sinkjax.experiments.swaps import TEXTS
 from sinkjax.experiments.uncertainty import mean_over
 from sinkjax.metrics.sinks import sink_score
@@ -91,7 +90,7 @@ def run(
 
   Cost: six forward passes a text.
   """
-  tokens = jnp.asarray(texts_of(subject, config_of(config)))
+  tokens = jnp.asarray(texts_of(subject, config.texts, config.tokens))
   f, steps = forward(subject.cfg), 6
   seen = _look(f, subject.params, tokens)
   progress(1, steps)
@@ -103,11 +102,6 @@ def run(
     progress(i + 2, steps)
   progress(steps, steps)
   return _result(config, seen, found, after)
-
-
-def config_of(config: Config) -> TextsConfig:
-  """The part of the config that says which texts."""
-  return TextsConfig(texts=config.texts, tokens=config.tokens)
 
 
 def _look(f, params, tokens) -> dict[str, np.ndarray]:

@@ -13,8 +13,7 @@ import numpy as np
 
 from sinkjax.experiments.result import UNTESTED, Claim, Result, Subject
 from sinkjax.experiments.sink_profile import sink_profile
-from sinkjax.experiments.smoothing import Config as TextsConfig
-from sinkjax.experiments.smoothing import texts_of
+from sinkjax.experiments.sink_removal import texts_of
 from sinkjax.experiments.swaps import TEXTS
 from sinkjax.experiments.uncertainty import mean_over
 from sinkjax.weights import registry
@@ -87,7 +86,7 @@ def _of(name, params, cfg, tokenizer, config):
 
 
 def _measure(subject: Subject, config: Config) -> dict[str, Any]:
-  ids = texts_of(subject, TextsConfig(texts=config.texts, tokens=config.tokens))
+  ids = texts_of(subject, config.texts, config.tokens)
   profile = sink_profile(subject.params, subject.cfg, ids.tolist())
   texts = list(range(len(ids)))
   cfg = subject.cfg

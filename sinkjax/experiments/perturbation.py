@@ -22,6 +22,7 @@ from sinkjax.experiments.result import (
   Subject,
   direction,
 )
+from sinkjax.experiments.sink_removal import with_layer
 from sinkjax.experiments.swaps import TEXTS, parse_swaps
 from sinkjax.experiments.uncertainty import Mean, mean_over
 from sinkjax.metrics.spread import spread
@@ -52,14 +53,15 @@ class Config:
 
   Attributes:
     texts: with places to swap; see `swaps.parse_swaps`.
-    from_layer: the first layer at which a token is hidden.
+    from_layer: the first layer at which a token is hidden; `None` for the
+      one that leaves the fewest sinks, see `sink_removal`.
     threshold: a position is reached where it changes by more than this
       share of its norm.
     batch: pairs in one forward pass.
   """
 
   texts: str = TEXTS
-  from_layer: int = 2
+  from_layer: int | None = None
   threshold: float = 0.1
   batch: int = 8
 
@@ -152,16 +154,13 @@ def run(
   Cost: six forward passes a swap.
   """
   cfg = subject.cfg
-  if not 0 <= config.from_layer < cfg.n_layers:
-    raise ValueError(
-      f"from_layer must be in [0, {cfg.n_layers}), got {config.from_layer}"
-    )
   pairs, others = pairs_of(subject, config.texts)
   if len({pair.text for pair in pairs}) < 2:
     raise ValueError(
       f"of {len(pairs) + others} swaps only {len(pairs)} keep the number of "
       "tokens; two texts with one each are needed"
     )
+  config = with_layer(subject, config)
   f = forward(cfg)
 
   def hiding(key):

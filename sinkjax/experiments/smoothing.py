@@ -15,9 +15,17 @@ import numpy as np
 
 from sinkjax.experiments.perturbation import times
 from sinkjax.experiments.result import Claim, Result, Subject, direction
-from sinkjax.experiments.swaps import TEXTS, parse_swaps
+from sinkjax.experiments.sink_removal import (
+  KEYS,
+  late_layer,
+  loss_from,
+  observe,
+  rates,
+  sweep,
+  texts_of,
+)
+from sinkjax.experiments.swaps import TEXTS
 from sinkjax.experiments.uncertainty import mean_over
-from sinkjax.metrics.sinks import attention_entropy, sink_score
 from sinkjax.metrics.spread import total_mixing
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
@@ -26,8 +34,6 @@ from sinkjax.transforms.intervene import intervene
 from sinkjax.transforms.jacobian import jacobian_norms
 
 NAME, TITLE = "smoothing", "What attention does without its sink"
-KEYS = 8
-"""Positions at which a sink is looked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +44,8 @@ class Config:
     texts: as `swaps.parse_swaps` takes them; the swaps are not used.
     tokens: T, tokens of each text; texts with fewer are left out.
     eps: a head has a sink where its score exceeds this.
-    late: the layer from which on "late" hides the sink; `None` for the first
-      layer from which hiding leaves less than half of the sinks anywhere.
+    late: the layer from which on "late" hides the sink; `None` for the one
+      that leaves the fewest sinks anywhere.
     jacobian_tokens: tokens of the texts whose Jacobian is taken.
     jacobian_texts: how many.
   """
@@ -50,38 +56,6 @@ class Config:
   late: int | None = None
   jacobian_tokens: int = 12
   jacobian_texts: int = 3
-
-
-def texts_of(subject: Subject, config: Config) -> np.ndarray:
-  """[P, T] ids of the texts that are long enough.
-
-  Raises:
-    ValueError: if fewer than two are.
-  """
-  whole = {swap.text: swap.before for swap in parse_swaps(config.texts)}
-  rows = [
-    (subject.prefix + subject.tokenizer.encode(text))[: config.tokens]
-    for text in whole.values()
-  ]
-  rows = [row for row in rows if len(row) == config.tokens]
-  if len(rows) < 2:
-    raise ValueError(
-      f"{len(rows)} texts have {config.tokens} tokens; at least 2 are needed"
-    )
-  return np.array(rows)
-
-
-def _observe(pattern):
-  """Sink score of the first keys, [B, H, K], and evenness [B, H]."""
-  scores = [sink_score(pattern, key=k) for k in range(KEYS)]
-  return jnp.stack(scores, -1), attention_entropy(pattern, normalize=True)
-
-
-def _loss(logits, tokens, start: int):
-  """Mean loss of the tokens from `start` on, [B]."""
-  picked = jax.nn.log_softmax(logits[:, start - 1 : -1].astype(jnp.float32))
-  taken = jnp.take_along_axis(picked, tokens[:, start:, None], -1)
-  return -jnp.mean(taken[..., 0], axis=-1)
 
 
 def run(
@@ -102,46 +76,27 @@ def run(
 
   Cost: L + 2 forward passes a text, and two exact Jacobians of a few.
   """
-  cfg, ids = subject.cfg, texts_of(subject, config)
+  cfg, ids = subject.cfg, texts_of(subject, config.texts, config.tokens)
   if config.late is not None and not 0 <= config.late < cfg.n_layers:
     raise ValueError(f"late must be in [0, {cfg.n_layers}), got {config.late}")
-  f = forward(cfg)
-
-  @jax.jit
-  def hidden_from(params, tokens, layer):
-    """The scores, evenness and loss with position 0 hidden from a layer on."""
-    g = intervene(f, {"scores": knockout(0, from_layer=layer)})
-    out = capture(g, {"seen": ("pattern", _observe)})(params, tokens)
-    return (*out.trace["seen"], _loss(out.logits, tokens, KEYS))
+  f, tokens = forward(cfg), jnp.asarray(ids)
+  total = cfg.n_layers + 2 + 2 * config.jacobian_texts
 
   @jax.jit
   def shortened(params, tokens):
-    out = capture(f, {"seen": ("pattern", _observe)})(params, tokens)
-    return (*out.trace["seen"], _loss(out.logits, tokens, KEYS - 1))
+    out = capture(f, {"seen": ("pattern", observe)})(params, tokens)
+    return (*out.trace["seen"], loss_from(out.logits, tokens, KEYS - 1))
 
-  found, total = [], cfg.n_layers + 2 + 2 * config.jacobian_texts
-  tokens = jnp.asarray(ids)
-  for layer in range(cfg.n_layers + 1):  # the last one hides nothing
-    out = hidden_from(subject.params, tokens, jnp.asarray(layer))
-    found.append(jax.tree.map(np.asarray, out))
-    progress(layer + 1, total)
+  scores, even, loss = sweep(
+    subject, ids, progress=lambda done: progress(done, total)
+  )
   removed = jax.tree.map(np.asarray, shortened(subject.params, tokens[:, 1:]))
   progress(cfg.n_layers + 2, total)
-  scores, even, loss = (np.stack(x) for x in zip(*found, strict=True))
-  late = _late(scores, config) if config.late is None else config.late
+  late = config.late
+  if late is None:
+    late = late_layer(scores, config.eps)
   mixing = _mixing(subject, config, ids, late, total, progress)
   return _result(subject, config, scores, even, loss, removed, late, mixing)
-
-
-def _rates(scores: np.ndarray, eps: float) -> np.ndarray:
-  """[..., P, K] share of heads with a sink, from scores [..., L, P, H, K]."""
-  return (scores > eps).mean(axis=(-4, -2))
-
-
-def _late(scores: np.ndarray, config: Config) -> int:
-  """The first layer from which hiding halves the sinks, wherever they are."""
-  anywhere = _rates(scores, config.eps).sum(axis=-1).mean(axis=-1)
-  return int(np.argmax(anywhere < anywhere[-1] / 2))
 
 
 def _mixing(subject, config, ids, late, total, progress) -> np.ndarray:
@@ -161,15 +116,15 @@ def _mixing(subject, config, ids, late, total, progress) -> np.ndarray:
 
 def _result(subject, config, scores, even, loss, removed, late, mixing):
   plain, texts = len(scores) - 1, list(range(scores.shape[2]))
-  rates = _rates(scores, config.eps)  # [L + 1, P, K]
+  by_key = rates(scores, config.eps)  # [L + 1, P, K]
   gone_scores, gone_even, gone_loss = removed
-  gone_rates = _rates(gone_scores, config.eps)
+  gone_rates = rates(gone_scores, config.eps)
   evenness = even.mean(axis=(1, 3))  # [L + 1, P]
   means = {
-    "sink_rate": mean_over(rates[plain, :, 0], texts),
+    "sink_rate": mean_over(by_key[plain, :, 0], texts),
     "sink_rate_new_first": mean_over(gone_rates[:, 0], texts),
-    "sink_rate_next_hidden_everywhere": mean_over(rates[0, :, 1], texts),
-    "sink_rate_anywhere_late": mean_over(rates[late].max(axis=-1), texts),
+    "sink_rate_next_hidden_everywhere": mean_over(by_key[0, :, 1], texts),
+    "sink_rate_anywhere_late": mean_over(by_key[late].max(axis=-1), texts),
     "evenness_removed": mean_over(
       gone_even.mean(axis=(0, 2)) - evenness[plain], texts
     ),
@@ -177,15 +132,15 @@ def _result(subject, config, scores, even, loss, removed, late, mixing):
     "loss_removed": mean_over(gone_loss - loss[plain], texts),
     "loss_late": mean_over(loss[late] - loss[plain], texts),
     "moved_removed": mean_over(
-      gone_rates[:, 0] - rates[plain, :, 0] / 2, texts
+      gone_rates[:, 0] - by_key[plain, :, 0] / 2, texts
     ),
-    "moved_hidden": mean_over(rates[0, :, 1] - rates[plain, :, 0] / 2, texts),
+    "moved_hidden": mean_over(by_key[0, :, 1] - by_key[plain, :, 0] / 2, texts),
   }
   if len(mixing) > 1:
     log = np.log(mixing[:, 1] / mixing[:, 0])
     means["log_mixing_late"] = mean_over(log, range(len(log)))
   by_layer = np.concatenate(
-    [rates.mean(axis=1), evenness.mean(axis=1)[:, None],
+    [by_key.mean(axis=1), evenness.mean(axis=1)[:, None],
      loss.mean(axis=1)[:, None]], axis=1,
   )  # fmt: skip
   header = ["hidden_from_layer", *(f"sink_rate_key_{k}" for k in range(KEYS))]
@@ -205,7 +160,7 @@ def _result(subject, config, scores, even, loss, removed, late, mixing):
       ),
     },
     arrays={
-      "rates": rates, "evenness": evenness, "loss": loss,
+      "rates": by_key, "evenness": evenness, "loss": loss,
       "rates_removed": gone_rates, "evenness_by_layer": even.mean(axis=(2, 3)),
       "evenness_removed_by_layer": gone_even.mean(axis=(1, 2)),
     },

@@ -87,7 +87,7 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         f"a sink at a position if it gets more than {numbers['eps']:g} of the "
         "attention of the queries that see it. Hiding position 0 from layer 0 "
         "on only moves the sink; hiding it later takes the sink away. The "
-        "line marks the first layer from which less than half is left."
+        "line marks the layer from which hiding leaves the fewest anywhere."
       ),
       figure=drawn["where.png"],
       caption="Sink rate by position; columns are conditions.",

@@ -73,7 +73,7 @@ def test_run_on_a_model_with_massive_activations(subject, text, monkeypatch):
   monkeypatch.undo()
   edit = SetFirst(jnp.arange(subject.cfg.d_model) == 3, jnp.zeros(
     subject.cfg.d_model), jnp.asarray(made))  # fmt: skip
-  ids = module.texts_of(subject, module.config_of(Config(text, 14)))
+  ids = module.texts_of(subject, text, 14)
   g = sinkjax.intervene(forward(subject.cfg), {"resid_post": edit})
   logits = np.asarray(g(subject.params, ids).logits, np.float64)[:, :-1]
   logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))

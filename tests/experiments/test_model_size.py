@@ -8,8 +8,8 @@ import pytest
 import sinkjax
 from sinkjax.experiments.model_size import Config, run
 from sinkjax.experiments.result import Subject
-from sinkjax.experiments.smoothing import Config as TextsConfig
-from sinkjax.experiments.smoothing import texts_of
+from sinkjax.experiments.sink_removal import texts_of
+from sinkjax.experiments.swaps import TEXTS
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_each_model_is_measured_for_itself(result):
   params, cfg, tokenizer = sinkjax.load("glassllm-pt")
   prefix = [tokenizer.bos_id] if tokenizer.add_bos else []
   subject = Subject("glassllm-pt", params, cfg, tokenizer, prefix)
-  ids = texts_of(subject, TextsConfig())
+  ids = texts_of(subject, TEXTS, 46)
   watch = {"alpha": ("pattern", sinkjax.sink_score)}
   run_it = sinkjax.capture(sinkjax.forward(cfg), watch)
   alpha = np.asarray(run_it(params, ids).trace["alpha"])

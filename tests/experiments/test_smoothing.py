@@ -1,14 +1,20 @@
 """Where sinks go: against runs one by one, and on patterns made by hand."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments import smoothing as module
-from sinkjax.experiments.smoothing import Config, run, texts_of
-
-KEYS = module.KEYS
+from sinkjax.experiments.sink_removal import (
+  KEYS,
+  late_layer,
+  sweep,
+  texts_of,
+  with_layer,
+)
+from sinkjax.experiments.smoothing import Config, run
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,7 @@ def test_numbers_are_those_of_single_runs(subject, config, result, layer):
     "scores": sinkjax.knockout(0, from_layer=layer)
   }  # fmt: skip
   at = -1 if layer is None else layer
-  for text, ids in enumerate(texts_of(subject, config)):
+  for text, ids in enumerate(texts_of(subject, config.texts, config.tokens)):
     rates, evenness, loss = by_hand(subject, config, ids, edits)
     np.testing.assert_allclose(result.arrays["rates"][at, text], rates)
     got = result.arrays["evenness"][at, text], result.arrays["loss"][at, text]
@@ -64,7 +70,7 @@ def test_numbers_are_those_of_single_runs(subject, config, result, layer):
 def test_removed_is_the_shorter_text(subject, config, result):
   """Its loss is of the same tokens."""
   losses = []
-  for text, ids in enumerate(texts_of(subject, config)):
+  for text, ids in enumerate(texts_of(subject, config.texts, config.tokens)):
     rates, _, loss = by_hand(subject, config, ids[1:], {})
     np.testing.assert_allclose(result.arrays["rates_removed"][text], rates)
     losses.append(loss - result.arrays["loss"][-1, text])
@@ -75,7 +81,7 @@ def test_removed_is_the_shorter_text(subject, config, result):
 def test_mixing_is_of_the_exact_jacobian(subject, config, result):
   f = sinkjax.forward(subject.cfg)
   edits = {"scores": sinkjax.knockout(0, from_layer=1)}
-  ids = jnp.asarray(texts_of(subject, config)[1][:4])
+  ids = jnp.asarray(texts_of(subject, config.texts, config.tokens)[1][:4])
   for i, fn in enumerate((f, sinkjax.intervene(f, edits))):
     norms = sinkjax.jacobian_norms(fn, subject.params, ids, method="reference")
     squares = norms**2
@@ -84,13 +90,30 @@ def test_mixing_is_of_the_exact_jacobian(subject, config, result):
     assert got == pytest.approx(want, rel=1e-3)
 
 
-def test_late_is_the_first_layer_that_halves_sinks_anywhere():
+def test_late_is_where_the_fewest_sinks_are_left():
   """A sink that moves to key 1 is still there; one that goes is not."""
   scores = np.zeros((5, 4, 2, 3, KEYS))  # hidden from 0..3 or never
-  scores[..., 0] = np.where(np.arange(5) == 4, 1, 0)[:, None, None, None]
+  scores[..., 0] = np.array([0, 0, 0, 0.9, 1])[:, None, None, None]
   scores[:2, ..., 1] = 1  # moved
-  scores[2, :3, ..., 1] = 1  # three quarters moved
-  assert module._late(scores, Config()) == 3
+  scores[2, :1, ..., 1] = 1  # a quarter moved
+  assert late_layer(scores, 0.3) == 2
+  assert late_layer(scores, 0.95) == 3
+
+
+def test_a_layer_is_found_where_none_is_given(subject, text):
+  config = Layer(text, None)
+  rows = texts_of(subject, text, 16)
+  want = late_layer(sweep(subject, rows)[0], 0.3)
+  assert with_layer(subject, config).from_layer == want
+  assert with_layer(subject, Layer(text, 2)).from_layer == 2
+  with pytest.raises(ValueError, match="from_layer must be in"):
+    with_layer(subject, Layer(text, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  texts: str
+  from_layer: int | None
 
 
 def test_claims_follow_the_intervals(result):
