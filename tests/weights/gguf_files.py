@@ -229,7 +229,7 @@ def expect_refusal(path, load, match: str) -> None:
   start = time.perf_counter()
   with pytest.raises(WeightsError, match=match) as caught:
     load()
-  assert time.perf_counter() - start < 2
+  assert time.perf_counter() - start < 10
   message = str(caught.value)
   assert message.isprintable(), "one line"
   assert len(message) < 600

@@ -245,7 +245,7 @@ def test_a_large_header_opens_quickly(tmp_path):
   path = write(tmp_path, files.build_gguf(pairs=pairs))
   start = time.perf_counter()
   gguf.open_gguf(path)
-  assert time.perf_counter() - start < 1  # 0.03 s when nothing else runs
+  assert time.perf_counter() - start < 5  # 0.03 s when nothing else runs
 
 
 # What is refused.
@@ -595,4 +595,4 @@ def test_the_largest_counts_allowed_do_not_hang(tmp_path, monkeypatch):
   path = write(tmp_path, head + bytes(32 * count))
   start = time.perf_counter()
   assert len(gguf.open_gguf(path).tensors) == count
-  assert time.perf_counter() - start < 2
+  assert time.perf_counter() - start < 20  # about 1 s; quadratic is minutes
