@@ -225,7 +225,7 @@ def default_shards() -> dict[str, dict[str, np.ndarray]]:
 
 
 def expect_refusal(path, load, match: str) -> None:
-  """`load()` raises one clear line about `path` within two seconds."""
+  """`load()` raises one clear line about `path`, and soon."""
   start = time.perf_counter()
   with pytest.raises(WeightsError, match=match) as caught:
     load()
