@@ -216,6 +216,9 @@ def _result(config: Config, seen, found: Massive, after) -> Result:
       "sink_rate_change": mean_over(
         rates[name] - rates["as it is"], texts
       )._asdict(),
+      "sink_rate_over_half": mean_over(
+        rates[name] - rates["as it is"] / 2, texts
+      )._asdict(),
       "loss": mean_over(loss, texts)._asdict(),
       "loss_change": mean_over(loss - plain_loss, texts)._asdict(),
     }
@@ -286,7 +289,7 @@ def _claims(found: Massive, numbers):
 
   zero, mean = "set to zero", "set to their mean"
   loss, same = numbers[zero]["loss_change"], numbers[mean]["loss_change"]
-  change = numbers[zero]["sink_rate_change"]
+  left = numbers[zero]["sink_rate_over_half"]
   layers = f"after layers {found.made} to {found.gone - 1}"
   return [
     Claim(
@@ -315,7 +318,8 @@ def _claims(found: Massive, numbers):
       f"{text(zero, 'sink_rate', '.1f', 100, ' %')}; with as many others set "
       "to zero "
       f"{text('next largest set to zero', 'sink_rate', '.1f', 100, ' %')}",
-      direction(-change["high"], -change["low"]),
-      "agrees where the rate falls",
+      direction(-left["high"], -left["low"]),
+      "agrees below half of the rate as it is; layers up to the one that makes "
+      "them keep their sinks",
     ),
   ]  # fmt: skip
