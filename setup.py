@@ -10,7 +10,7 @@ VERSION = re.search(
   r'__version__ = "(.+?)"', (HERE / "sinkjax" / "__init__.py").read_text()
 ).group(1)
 
-TEST = ["hypothesis", "pytest", "pytest-xdist", "beartype"]
+TEST = ["beartype", "hypothesis", "lxml", "pyarrow", "pytest", "pytest-xdist"]
 
 setuptools.setup(
   name="sinkjax",
@@ -27,21 +27,28 @@ setuptools.setup(
     "chex",
     "flax",
     "gguf",
+    "grain",
     "jax",
     "jaxtyping",
     "jinja2",
     "matplotlib",
+    "ml_collections",
     "ml_dtypes",
     "numpy",
     "optax",
     "orbax-checkpoint",
+    "pypi-simple",
+    "pyyaml",
     "safetensors",
+    "tensorboardX",
     "tokenizers",
     "tqdm",
   ],
   extras_require={
     "test": TEST,
     "hub": ["huggingface_hub"],
+    "manuals": ["lxml"],
+    "parquet": ["pyarrow"],
     "parity": ["accelerate", "torch==2.13.0", "transformers"],
     "dev": [*TEST, "ruff", "pre-commit"],
   },

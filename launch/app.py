@@ -15,9 +15,27 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the traceback.")
+
+
+def config_file(default: str | None, text: str):
+  """The flag --config; a field that there is not ends with one line.
+
+  ml_collections looks the fields up when the flag is defined, not when flags
+  are parsed.
+
+  Args:
+    default: the file that is taken.
+    text: for --help.
+  """
+  from ml_collections import config_flags
+
+  try:
+    return config_flags.DEFINE_config_file("config", default, text)
+  except AttributeError as error:
+    sys.exit(f"error: --config has no field {_one_line(ValueError(error))}")
 
 
 def run(main: Callable[[], None], doc: str) -> None:
@@ -41,7 +59,9 @@ def run(main: Callable[[], None], doc: str) -> None:
     main()
   except KeyboardInterrupt:
     print("\nstopped: nothing half written", file=sys.stderr)
-    sys.exit(130)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)  # Python may end by the signal, if it came during an import
   except Exception as error:
     if flags.FLAGS.is_parsed() and DEBUG.value:
       traceback.print_exc()
@@ -50,7 +70,11 @@ def run(main: Callable[[], None], doc: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
-  text = " ".join(str(error).split()) or type(error).__name__
+  text = str(error).strip()
+  head, told, tail = text.partition("Traceback (most recent call last):")
+  if told:  # a flag's parser tells of another error, at length
+    text = f"{head} {tail.splitlines()[-1]}"
+  text = " ".join(text.split()) or type(error).__name__
   if isinstance(error, (ValueError, flags.Error)):
     return text
   return f"{type(error).__name__}: {text} (--debug shows where)"
@@ -147,6 +171,8 @@ def _quiet() -> None:
   """Keeps the terminal for what the launcher says."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   warnings.filterwarnings("ignore", category=DeprecationWarning)
+  if not DEBUG.value:  # Orbax logs the traceback of what it raises, too
+    logging.set_verbosity(logging.FATAL)
 
 
 def warm_compiler() -> None:
@@ -159,7 +185,7 @@ def warm_compiler() -> None:
 
   import jax
 
-  from sinkjax.weights.registry import cache_folder
+  from sinkjax.weights.packages import cache_folder
 
   kind = hashlib.sha256((device() + _processor("flags")).encode())
   folder = cache_folder() / "compiled" / kind.hexdigest()[:12]

@@ -2,13 +2,15 @@
 
   python -m launch.bench --suite=jacobian --out=out/bench-jacobian
 
-Suites, all on SmolLM2:
+Suites, all but train on SmolLM2:
   jacobian   the exact map of Frobenius norms, 32 tokens, all layers, against
              jax.jacfwd, lax.map of jvp, torch.func.jacfwd and jacrev
   streaming  attention statistics at 2048 and 8192 tokens against passes
              without them, and transformers with output_attentions=True
   load       `sinkjax.load` against the gguf package on the same file
   forward    logits, against transformers on the same file
+  train      a training step with all around it, against a PyTorch loop of the
+             same model on the same windows, 4,096 tokens a step
 
 Every measurement is a process of its own, and processes take turns: one round
 is each of them once. The ratio is the median over rounds of a peer's time over
@@ -29,7 +31,7 @@ from absl import flags
 
 from launch import app
 
-SUITES = ("jacobian", "streaming", "load", "forward")
+SUITES = ("jacobian", "streaming", "load", "forward", "train")
 SUITE = flags.DEFINE_enum("suite", "load", SUITES, "What to time.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 ROUNDS = flags.DEFINE_integer(
@@ -160,7 +162,7 @@ def _version(package: str) -> str | None:
 
 _COLUMNS = (
   "case", "peer", "seconds", "seconds_min", "seconds_max", "ratio",
-  "peak_bytes", "rate", "share", "difference", "note",
+  "peak_bytes", "rate", "share", "difference", "overhead", "note",
 )  # fmt: skip
 
 
@@ -191,7 +193,10 @@ def _markdown(rows: list[dict], summary: dict) -> str:
         shown(get("share"), ".0%"), shown(get("peak_bytes"), ".2f", 1e-9),
         shown(get("difference"), ".0e"),
       ]  # fmt: skip
-    lines.append(f"| {row['case']} | {row['name']} | {' | '.join(cells)} |")
+    name = row["name"]
+    if get("overhead") is not None:
+      name += f" (what is around it adds {row['overhead']:.1%})"
+    lines.append(f"| {row['case']} | {name} | {' | '.join(cells)} |")
   versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
   lines += ["", f"{summary['device']}; {versions}; {summary['rounds']} rounds; "
             f"commit {summary['commit']}."]  # fmt: skip

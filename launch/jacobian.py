@@ -69,7 +69,10 @@ EDIT = flags.DEFINE_string(
   "edit", "none", "none, or knockout:KEY@LAYER: also the map of that model."
 )
 BUDGET_GB = flags.DEFINE_float(
-  "budget_gb", None, "Memory beside the weights; a quarter of what is free."
+  "budget_gb",
+  None,
+  "Memory beside the weights; a quarter of what is free, "
+  "or with --offload a twentieth of the weights.",
 )
 OFFLOAD = flags.DEFINE_bool(
   "offload", False, "Read one layer's weights at a time from the file."
@@ -85,6 +88,9 @@ OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Replace what another command left in --out."
 )
 
+
+SMALL_BUDGET = 30_000_000
+"""Bytes beside the weights with --offload, at least."""
 
 COMPILATION = 10
 """Seconds that compilation takes a map, unless it is in the cache."""
@@ -167,6 +173,7 @@ def _prepare(text: str, config, edit) -> Job | None:
     `None` in a dry run, for a model that would have to be fetched.
   """
   from launch import prompts
+  from sinkjax.transforms.jacobian_plan import default_budget
   from sinkjax.weights import registry
 
   if OFFLOAD.value and config.method == "reference":
@@ -181,6 +188,9 @@ def _prepare(text: str, config, edit) -> Job | None:
     return None
   cfg, tokenizer, parameters = found
   prompts.need_tokenizer(tokenizer, MODEL.value)
+  if OFFLOAD.value and config.budget_bytes is None:
+    budget = min(default_budget(), max(4 * parameters // 20, SMALL_BUDGET))
+    config = dataclasses.replace(config, budget_bytes=budget)
   if MAX_TOKENS.value > cfg.max_len:
     raise ValueError(
       f"--max_tokens={MAX_TOKENS.value} is beyond the model's context of "

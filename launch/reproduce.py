@@ -9,15 +9,25 @@ runs every experiment, or those named:
   jacobian       how much tokens mix, exactly, with and without the sink
   bound          the over-squashing bounds beside the exact Jacobian
   collapse       rank collapse on texts, repeated digits that rounding merges
+  noop_heads     heads that act on a trigger and else rest on the sink
   prompts        the sink rate over 200 prompts of ten domains, fetched once
   massive        massive activations: what makes them, what hangs on them
   model_size     sink rates of this model and of others (--models), no test
+  first_token    multiple choice and needles without BOS, or with no sink
 
 and writes, for each, a folder with result.json, arrays.npz, CSV and PNG files;
-and for all of them claims.csv, summary.json and report.html, whose first table
-puts each claim of the paper beside what was found here. What is complete is
-not run again: the same command goes on after an interruption, and another
-experiment can be added to the same --out later.
+and for all of them claims.csv, claims.md, summary.json and report.html, whose
+first table puts each claim of the paper beside what was found here. What is
+complete is not run again: the same command goes on after an interruption, and
+another experiment can be added to the same --out later.
+
+A config sets the model and the fields of the experiments' Config; any of them
+can be given on the command line, here with their defaults:
+
+  python -m launch.reproduce --config=configs/reproduce/default.py \
+    --config.perturbation.threshold=0.1 --out=out/paper
+
+configs/reproduce/ has those of Gemma 7B and Llama 3.1 as in the paper.
 """
 
 import dataclasses
@@ -29,35 +39,29 @@ from typing import Any
 from absl import flags
 
 from launch import app
-
-EXPERIMENTS = {
-  "perturbation": "perturbation",
-  "smoothing": "smoothing",
-  "jacobian": "jacobian_maps",
-  "bound": "bound",
-  "collapse": "collapse",
-  "prompts": "prompts",
-  "massive": "massive",
-  "model_size": "model_size",
-}
-"""Modules of `sinkjax.experiments` and `sinkjax.report`, by name."""
+from sinkjax.experiments import EXPERIMENTS
 
 EXPERIMENT = flags.DEFINE_list(
   "experiment", ["all"], f"all, or some of: {', '.join(EXPERIMENTS)}."
 )
-MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
+CONFIG = app.config_file(
+  None, "A file of configs/reproduce/; the flags below go first."
+)
+MODEL = flags.DEFINE_string(
+  "model", None, "A model's name or path; smollm2-135m if no config has one."
+)
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 PREFIX = flags.DEFINE_string(
   "prefix",
-  "auto",
-  "Token put before every text: auto (BOS if the model's file says so), none, "
-  "a vocabulary entry, or an id.",
+  None,
+  "Token put before every text: auto (BOS if the model's file says so; the "
+  "default), none, a vocabulary entry, or an id.",
 )
 MODELS = flags.DEFINE_list(
-  "models", ["glassllm-en", "glassllm-pt"], "Other models, for model_size."
+  "models", None, "Other models, for model_size; the glassllm pair if unset."
 )
 OFFLOAD = flags.DEFINE_bool(
-  "offload", False, "Read those other models one layer at a time."
+  "offload", None, "Read those other models one layer at a time."
 )
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, write nothing."
@@ -70,6 +74,7 @@ OVERWRITE = flags.DEFINE_bool(
 def main() -> None:
   """Checks the flags, then runs what is not complete."""
   names = _names()
+  _check_config()
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   if DRY_RUN.value:
@@ -110,13 +115,56 @@ def _names() -> list[str]:
   return [name for name in EXPERIMENTS if name in asked]
 
 
+def _setting(name: str, flag, default: str) -> str:
+  """A flag, else the config's entry, else the default."""
+  found = dict(CONFIG.value or {}).get(name)
+  return flag.value or found or default
+
+
+def _model() -> str:
+  return _setting("model", MODEL, "smollm2-135m")
+
+
+def _prefix() -> str:
+  return _setting("prefix", PREFIX, "auto")
+
+
 def _experiment(name: str):
-  """An experiment's module, and its config with what flags say."""
+  """An experiment's module, and its config with what file and flags say.
+
+  Raises:
+    ValueError: for a field that the experiment does not have.
+  """
   module = importlib.import_module(f"sinkjax.experiments.{EXPERIMENTS[name]}")
-  given = {"models": tuple(MODELS.value), "offload": OFFLOAD.value}
   names = {field.name for field in dataclasses.fields(module.Config)}
-  config = {k: v for k, v in given.items() if k in names}
-  return module, module.Config(**config)
+  given = dict((CONFIG.value or {}).get(name) or {})
+  unknown = sorted(set(given) - names)
+  if unknown:
+    raise ValueError(
+      f"--config: {name} has no {unknown[0]}; it has {', '.join(sorted(names))}"
+    )
+  given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+  if name == "model_size":
+    flag = {"models": MODELS.value and tuple(MODELS.value),
+            "offload": OFFLOAD.value}  # fmt: skip
+    given |= {key: value for key, value in flag.items() if value is not None}
+  return module, module.Config(**given)
+
+
+def _check_config() -> None:
+  """Every entry of the config is known.
+
+  Raises:
+    ValueError: naming the one that is not.
+  """
+  for name in CONFIG.value or {}:
+    if name in EXPERIMENTS:
+      _experiment(name)
+    elif name not in ("model", "prefix"):
+      raise ValueError(
+        f"--config: unknown entry {name!r}; valid are model, prefix, "
+        f"{', '.join(EXPERIMENTS)}"
+      )
 
 
 def _request(name: str) -> dict[str, Any]:
@@ -124,9 +172,7 @@ def _request(name: str) -> dict[str, Any]:
   from sinkjax.report import files
 
   _, config = _experiment(name)
-  return files.plain(
-    {"model": MODEL.value, "prefix": PREFIX.value, "config": config}
-  )
+  return files.plain({"model": _model(), "prefix": _prefix(), "config": config})
 
 
 def _missing(folder: pathlib.Path, request: dict[str, Any]) -> bool:
@@ -152,25 +198,28 @@ def _dry_run(names: list[str]) -> None:
   from launch import prompts
   from sinkjax.weights import registry
 
-  print(f"model        {MODEL.value}")
-  found = registry.peek(MODEL.value)
+  print(f"model        {_model()}")
+  found = registry.peek(_model())
   if found is None:
-    package = registry.REGISTRY[MODEL.value]
+    package = registry.REGISTRY[_model()]
     print(
       f"             not in the cache: {package.megabytes:.0f} MB would be "
       f"fetched ({package.project} {package.version}, {package.licence})"
     )
   else:
     cfg, tokenizer, parameters = found
-    prompts.need_tokenizer(tokenizer, MODEL.value)
-    _, why = prompts.resolve_prefix(PREFIX.value, tokenizer)
+    prompts.need_tokenizer(tokenizer, _model())
+    _, why = prompts.resolve_prefix(_prefix(), tokenizer)
     print(
       f"             {cfg.n_layers} layers, {parameters:,} parameters, "
       f"{4 * parameters / 1e9:.2f} GB of weights\nprefix       {why}"
     )
   if "model_size" in names:
-    for name in MODELS.value:
-      print(f"other model  {name}: {_needs(name)}")
+    for name in _experiment("model_size")[1].models:
+      try:
+        print(f"other model  {name}: {_needs(name)}")
+      except ValueError as error:
+        print(f"other model  {name}: cannot be looked at: {error}")
   for name in names:
     module, _ = _experiment(name)
     print(f"experiment   {name}: {module.TITLE}")
@@ -198,10 +247,10 @@ def _subject():
   from launch import prompts
   from sinkjax.experiments.result import Subject
 
-  params, cfg, tokenizer = sinkjax.load(MODEL.value)
-  prompts.need_tokenizer(tokenizer, MODEL.value)
-  prefix, _ = prompts.resolve_prefix(PREFIX.value, tokenizer)
-  return Subject(MODEL.value, params, cfg, tokenizer, prefix)
+  params, cfg, tokenizer = sinkjax.load(_model())
+  prompts.need_tokenizer(tokenizer, _model())
+  prefix, _ = prompts.resolve_prefix(_prefix(), tokenizer)
+  return Subject(_model(), params, cfg, tokenizer, prefix)
 
 
 def _run(folder: pathlib.Path, name: str, subject) -> None:
@@ -228,7 +277,7 @@ def _report(out: pathlib.Path, found, seconds: float) -> None:
   from sinkjax.report import files, reproduce
 
   data = {
-    "model": MODEL.value, "command": app.command("reproduce"),
+    "model": _model(), "command": app.command("reproduce"),
     "device": app.device(), "commit": app.commit(),
     "versions": app.versions(), "seconds": sum(x["seconds"] for x in found),
     "seconds_of_this_run": seconds,
@@ -236,8 +285,9 @@ def _report(out: pathlib.Path, found, seconds: float) -> None:
     "claims": [claim for x in found for claim in x["claims"]],
   }  # fmt: skip
   files.write_csv(out / "claims.csv", *reproduce.claims_table(found))
+  files.write_text(out / "claims.md", reproduce.claims_markdown(found))
   page = reproduce.page(
-    out, found, model=MODEL.value, seconds=data["seconds"],
+    out, found, model=_model(), seconds=data["seconds"],
     command=data["command"],
     details={name: data[name] for name in ("device", "commit", "versions")},
   )  # fmt: skip

@@ -16,6 +16,12 @@ POSITIONS = ("rope", "learned", "none")
 ROPE_SCALINGS = ("linear", "llama3", "factors")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
+ATTENTIONS = ("einsum", "fused")
+NORMALIZERS = (
+  "softmax", "softmax1", "clipped_softmax", "sigmoid", "normalized_sigmoid",
+  "elu1", "relu", "softpick",
+)  # fmt: skip
+REMATS = ("none", "full", "dots")
 MAX_LAYERS = 4096
 MAX_SIZE = 1 << 27  # larger sizes are damaged files, not models
 
@@ -100,6 +106,9 @@ class ModelConfig:
     attn_scale: factor on the dot products, `None` for `head_dim ** -0.5`.
     attn_softcap: `c tanh(score / c)` on scores, or `None`.
     logit_softcap: the same on logits, or `None`.
+    normalizer: how scores become a pattern, see `models.normalizers`.
+    sink_logit: each head has a learned logit that takes weight and has no
+      value: rows of attention sum to less than one.
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
     bos_id: token id of BOS where the file names one, else `None`.
@@ -109,6 +118,11 @@ class ModelConfig:
       default gives true float32 products on every device.
     scan_layers: `lax.scan` over layers (one compiled layer) or all unrolled
       (longer compilation, the same parameters and results).
+    attention: "einsum", or "fused" kernels in layers of which no tap sees
+      scores or pattern, see `models.fused`; they have no forward mode.
+    remat: what a backward pass keeps of a layer: "none" of it is computed
+      again; "full": all of it is, from its input; "dots": all but products
+      with parameters.
   """
 
   vocab_size: int
@@ -141,6 +155,8 @@ class ModelConfig:
   attn_scale: float | None = None
   attn_softcap: float | None = None
   logit_softcap: float | None = None
+  normalizer: str = "softmax"
+  sink_logit: bool = False
   embed_scale: float = 1.0
   tie_embeddings: bool = False
   bos_id: int | None = None
@@ -148,6 +164,8 @@ class ModelConfig:
   dtype: str = "float32"
   precision: str = "highest"
   scan_layers: bool = True
+  attention: str = "einsum"
+  remat: str = "none"
 
   def __post_init__(self):
     for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads",
@@ -162,6 +180,18 @@ class ModelConfig:
     _one_of("positions", self.positions, POSITIONS)
     _one_of("dtype", self.dtype, DTYPES)
     _one_of("precision", self.precision, PRECISIONS)
+    _one_of("attention", self.attention, ATTENTIONS)
+    _one_of("normalizer", self.normalizer, NORMALIZERS)
+    if self.normalizer != "softmax" and (
+      self.sink_logit or self.attention == "fused"
+    ):
+      raise ValueError(
+        f"normalizer={self.normalizer!r} has no sink_logit and no "
+        "attention='fused': use 'einsum'"
+      )
+    _one_of("remat", self.remat, REMATS)
+    if self.attention == "fused" and self.attn_softcap is not None:
+      raise ValueError("attention='fused' has no attn_softcap: use 'einsum'")
     _positive("norm_eps", self.norm_eps)
     _positive("rope_base", self.rope_base)
     _positive("embed_scale", self.embed_scale)

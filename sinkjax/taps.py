@@ -20,6 +20,8 @@ Sharp edges:
   "scores" stand before the causal mask: entries with S > T are numbers that
   the model never uses. The mask comes after the edit, so no edit can make a
   token see its future.
+  An edit at "scores" that does nothing but hide keys may have a method
+  `visible(length) -> [B, 1, T, S]`; fused attention takes that for a mask.
 """
 
 import dataclasses
@@ -197,6 +199,21 @@ class Tapper:
     if site in self._wanted:
       self._seen[site] = value
     return value
+
+  def blind(self) -> bool:
+    """Whether no tap needs scores or pattern, but to hide keys."""
+    edits = self._taps.edits
+    edit = edits.get("scores")
+    return (
+      not self._wanted & {"scores", "pattern"}
+      and "pattern" not in edits
+      and (edit is None or hasattr(edit, "visible"))
+    )
+
+  def visible(self, length: int) -> jax.Array | None:
+    """[B, 1, T, S] what an edit that only hides keys leaves, or `None`."""
+    edit = self._taps.edits.get("scores")
+    return None if edit is None else edit.visible(length)
 
   def trace(self) -> Trace:
     """The reduced values of the observers whose sites were met here."""

@@ -1,7 +1,9 @@
 """Fixtures: a tiny model, and the real ones, fetched once into the cache."""
 
+import os
 import pathlib
 
+import hypothesis
 import jax
 import pytest
 
@@ -10,7 +12,15 @@ import sinkjax
 # A silent broadcast between ranks is a wrong number in the making.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Most of the time here is compilation, much of it of the same programs.
+# The first example compiles or imports: its time says nothing.
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("here")
+
+# Most of the time here is compilation: of the same programs, and by LLVM, whose
+# optimisations change no result that a test looks at. Launchers inherit this.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+)
 _COMPILED = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
 jax.config.update("jax_compilation_cache_dir", str(_COMPILED))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

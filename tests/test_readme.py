@@ -67,3 +67,9 @@ def test_the_guide_names_every_site():
 
   for site in sinkjax.SITES:
     assert f"`{site}`" in DOCS["docs/guide.md"]
+
+
+def test_the_claims_are_the_recorded_run_s():
+  """The README's table is what `launch.reproduce` wrote, to the letter."""
+  recorded = ROOT / "docs" / "results" / "paper-smollm2-135m" / "claims.md"
+  assert recorded.read_text("utf-8") in DOCS["README.md"]

@@ -163,7 +163,7 @@ def summarise(results: list[dict[str, Any]], ours: list[dict[str, Any]]):
     if "seconds" in r and "seconds" in o
   ]
   row["ratio"] = statistics.median(pairs) if pairs else None
-  for field in ("peak_bytes", "rate", "share", "difference"):
+  for field in ("peak_bytes", "rate", "share", "difference", "overhead"):
     values = [r[field] for r in timed if r.get(field) is not None]
     row[field] = statistics.median(values) if values else None
   return row

@@ -105,9 +105,16 @@ def _result(config: Config, found) -> Result:
   violated = {name: sum(x.violations(name) for x in found) for name in FORMS}
 
   def rise_of(log):
-    """How much higher without the sink, mean of causal pairs."""
-    gap = log[:, 1][:, seen] - log[:, 0][:, seen]
-    return mean_over(gap.mean(axis=1), texts)
+    """How much higher without the sink, mean of causal pairs.
+
+    Pairs that are exactly 0 in either condition have no logarithm: those of
+    token 0, where it is hidden from the first layer on.
+    """
+    both = seen & np.isfinite(log).all(axis=1)
+    gap = np.subtract(
+      log[:, 1], log[:, 0], where=both, out=np.zeros_like(log[:, 0])
+    )
+    return mean_over(gap.sum(axis=(1, 2)) / both.sum(axis=(1, 2)), texts)
 
   rise = {name: rise_of(log) for name, log in logs.items()}
   loose = {

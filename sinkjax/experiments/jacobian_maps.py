@@ -48,7 +48,7 @@ class Config:
   count: int = 4
   tokens: int = 16
   long_tokens: int = 46
-  samples: int = 32
+  samples: int = 6
   from_layer: int | None = None
   budget_bytes: int | None = None
 

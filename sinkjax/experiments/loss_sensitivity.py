@@ -98,12 +98,12 @@ def loss_gradient(
   for layer in range(cfg.n_layers):
     entering.append(x)
     x = jax.block_until_ready(block(layers.layer(layer), x, shift, layer))
-  final, pull_final = jax.vjp(
-    lambda x, shift: _final(cfg, layers.final_norm(), x, shift, edits, point),
-    x, shift,
-  )  # fmt: skip
-  loss, d_final = _head(cfg, layers, final, tokens)
-  d_x, d_shift = pull_final(d_final)
+  norm = layers.final_norm()
+  ending = functools.partial(
+    _ending, taps=Taps(dict(edits)), cfg=cfg, point=point
+  )
+  loss, d_final = _head(cfg, layers, ending(norm, x, shift), tokens)
+  d_x, d_shift = ending(norm, x, shift, d_final)
   first = 0 if point.site == "embed" else point.layer
   for layer in reversed(range(first, cfg.n_layers)):
     if point.site == "final":
@@ -142,28 +142,40 @@ def _pull(params, x, shift, layer, d_y, *, ctx, taps, cfg, point):
   return pull(d_y)
 
 
-def _final(cfg, norm, x, shift, edits, point):
-  with jax.default_matmul_precision(cfg.precision):
-    x = apply_final_norm(cfg, norm, x)
-    if point.site == "final":
-      edits = _shifted(edits, shift, point).edits
-    return Tapper(Taps(dict(edits)), cfg.n_layers - 1)("final", x)
+@functools.partial(jax.jit, static_argnames=("cfg", "point"))
+def _ending(norm, x, shift, d_final=None, *, taps, cfg, point):
+  """The last norm and its site; the gradient through them, if given one."""
+
+  def final(x, shift):
+    edits = taps.edits
+    with jax.default_matmul_precision(cfg.precision):
+      x = apply_final_norm(cfg, norm, x)
+      if point.site == "final":
+        edits = _shifted(edits, shift, point).edits
+      return Tapper(Taps(dict(edits)), cfg.n_layers - 1)("final", x)
+
+  if d_final is None:
+    return final(x, shift)
+  return jax.vjp(final, x, shift)[1](d_final)
 
 
 def _head(cfg: ModelConfig, layers, final, tokens):
   """The loss and its gradient at "final", some of the vocabulary at a time."""
-  logits = jnp.concatenate(
-    [_logits(final, kernel, cfg=cfg) for kernel in layers.unembedding()], -1
+  loss, d_logits = _loss(
+    [_logits(final, kernel, cfg=cfg) for kernel in layers.unembedding()], tokens
   )
-  loss, d_logits = jax.value_and_grad(lambda z: token_nll(z, tokens)[0])(logits)
-  del logits
-  total, start = jnp.zeros_like(final), 0
-  for kernel in layers.unembedding():
-    stop = start + kernel.shape[1]
-    d_piece = d_logits[..., start:stop]
-    total += _pull_logits(final, kernel, d_piece, cfg=cfg)
-    start = stop
+  total = None
+  for kernel, d_piece in zip(layers.unembedding(), d_logits, strict=True):
+    total = _pull_logits(final, kernel, d_piece, total, cfg=cfg)
   return loss, total
+
+
+@jax.jit
+def _loss(pieces, tokens):
+  """The loss, and its gradient with respect to every piece of the logits."""
+  return jax.value_and_grad(
+    lambda pieces: token_nll(jnp.concatenate(pieces, -1), tokens)[0]
+  )(pieces)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
@@ -176,6 +188,6 @@ def _logits(x, kernel, *, cfg):
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _pull_logits(x, kernel, d_logits, *, cfg):
+def _pull_logits(x, kernel, d_logits, total, *, cfg):
   _, pull = jax.vjp(lambda x: _logits(x, kernel, cfg=cfg), x)
-  return pull(d_logits)[0]
+  return pull(d_logits)[0] + (0 if total is None else total)

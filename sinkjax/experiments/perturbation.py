@@ -58,12 +58,15 @@ class Config:
     threshold: a position is reached where it changes by more than this
       share of its norm.
     batch: pairs in one forward pass.
+    shown: the swap that is drawn by itself, as the paper draws its own; the
+      first one where the texts have no such swap.
   """
 
   texts: str = TEXTS
   from_layer: int | None = None
   threshold: float = 0.1
   batch: int = 8
+  shown: tuple[str, str] = ("greatest", "best")
 
 
 class Pair(NamedTuple):
@@ -209,6 +212,12 @@ def _after(pairs: Sequence[Pair], found, reduce: Callable) -> np.ndarray:
   ])  # fmt: skip
 
 
+def _shown(pairs: Sequence[Pair], words: tuple[str, str]) -> int:
+  """Which swap is of these words; the first if none is."""
+  same = [i for i, pair in enumerate(pairs) if pair.words == tuple(words)]
+  return same[0] if same else 0
+
+
 def _aligned(pairs: Sequence[Pair], found) -> np.ndarray:
   """[C, L, N] mean relative change by place relative to the change."""
   before, after = AROUND
@@ -233,6 +242,8 @@ def _result(subject, config, names, pairs, others, found) -> Result:
   )
   last = np.log(change[:, :, -1])
   sink, hidden, control = range(3)
+  shown = _shown(pairs, config.shown)
+  decode = subject.tokenizer.decode
   contrasts = {
     "log_change_last_layer": contrast(last, names, groups),
     "log_change_all_layers": contrast(
@@ -254,6 +265,8 @@ def _result(subject, config, names, pairs, others, found) -> Result:
       np.mean(last[:, hidden] > last[:, sink])
     ),
     "first_position_is_bos": subject.has_bos(),
+    "shown": {"words": pairs[shown].words, "first": pairs[shown].first,
+              "tokens": [decode([i]) for i in pairs[shown].ids]},
   }  # fmt: skip
   return Result(
     name=NAME,
@@ -266,6 +279,7 @@ def _result(subject, config, names, pairs, others, found) -> Result:
     },
     arrays={
       "aligned": _aligned(pairs, found),
+      "shown": found[shown],
       "by_layer": np.array([[list(m[:3]) for m in by_layer[n]] for n in names]),
       "log_ratio": last[:, hidden] - last[:, sink],
       "log_ratio_control": last[:, control] - last[:, sink],

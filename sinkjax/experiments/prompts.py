@@ -9,9 +9,12 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.prompt_sources import (
+  CHATS,
   SPEECHES,
   WIKIPEDIA,
   Text,
@@ -26,8 +29,11 @@ from sinkjax.experiments.result import (
   Subject,
   direction,
 )
-from sinkjax.experiments.sink_profile import sink_profile
+from sinkjax.experiments.sink_profile import batches
 from sinkjax.experiments.uncertainty import mean_over
+from sinkjax.metrics.sinks import sink_score
+from sinkjax.models.transformer import forward
+from sinkjax.transforms.capture import capture
 
 NAME, TITLE = "prompts", "Sinks over many prompts"
 
@@ -97,13 +103,22 @@ def run(
       done += more
       progress(done, total)
 
-    profile = sink_profile(
-      subject.params, subject.cfg, prompts, progress=advance
-    )
-    rates[name] = {
-      eps: (profile.alpha > eps).mean(axis=(1, 2)) for eps in config.eps
-    }
+    alpha = _scores(subject, prompts, advance)
+    rates[name] = {eps: (alpha > eps).mean(axis=(1, 2)) for eps in config.eps}
   return _result(subject, config, texts, encoded, conditions, rates)
+
+
+def _scores(subject: Subject, prompts, progress) -> np.ndarray:
+  """[P, L, H] sink scores, and nothing else of the forward pass."""
+  f = capture(forward(subject.cfg), {"alpha": ("pattern", sink_score)})
+  run = jax.jit(lambda params, tokens: f(params, tokens).trace["alpha"])
+  found: list[Any] = [None] * len(prompts)
+  for batch in batches(prompts):
+    alpha = run(subject.params, jnp.asarray([prompts[i] for i in batch]))
+    for row, i in enumerate(batch):
+      found[i] = np.asarray(alpha[:, row])
+    progress(len(batch))
+  return np.stack(found)
 
 
 def _conditions(subject: Subject, config: Config, encoded):
@@ -175,7 +190,7 @@ def _result(subject, config, texts, encoded, conditions, rates) -> Result:
       "seed": config.seed,
       "packages": {p.project: {"version": p.version, "files": p.files,
                                "licence": p.licence}
-                   for p in (WIKIPEDIA, SPEECHES)},
+                   for p in (WIKIPEDIA, SPEECHES, CHATS)},
       "by_domain": _plain(by_domain), "by_condition": _plain(by_condition),
       "by_length": _plain(lengths),
       **{name: mean._asdict() for name, mean in means.items()},

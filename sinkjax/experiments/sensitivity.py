@@ -203,21 +203,21 @@ class SensitivityMap:
 
   def mixing(self) -> float:
     """Share of the squared norms that is off the diagonal."""
-    return float(spread.total_mixing(_float(self.norms)))
+    return float(jax.jit(spread.total_mixing)(_float(self.norms)))
 
   def mixing_by_layer(self) -> np.ndarray | None:
     """[L] the same after every layer."""
     if self.layers is None:
       return None
-    return np.asarray(spread.total_mixing(_float(self.layers)))
+    return np.asarray(jax.jit(spread.total_mixing)(_float(self.layers)))
 
   def reach(self) -> np.ndarray:
     """[T] how far back each token's sensitivity lies, tokens."""
-    return np.asarray(spread.effective_reach(_float(self.norms)))
+    return np.asarray(jax.jit(spread.effective_reach)(_float(self.norms)))
 
   def last_by_distance(self) -> np.ndarray:
     """[T] the last token's norms, 0 to T - 1 tokens back."""
-    return np.asarray(spread.by_distance(_float(self.norms)))
+    return np.asarray(jax.jit(spread.by_distance)(_float(self.norms)))
 
   def stderr_relative(self) -> float | None:
     """The largest standard error of an entry, over that entry."""
@@ -230,11 +230,11 @@ class SensitivityMap:
     """[T] their standard errors."""
     if self.stderr is None:
       return None
-    return np.asarray(spread.by_distance(_float(self.stderr)))
+    return np.asarray(jax.jit(spread.by_distance)(_float(self.stderr)))
 
   def mean_by_distance(self) -> np.ndarray:
     """[T] the mean over tokens at each distance."""
-    return np.asarray(spread.distance_profile(_float(self.norms)))
+    return np.asarray(jax.jit(spread.distance_profile)(_float(self.norms)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Causal multi-head attention by einsum, with a tap at every step.
 
 The einsum path is the one that analysis uses: fused kernels have custom
-derivatives and refuse forward mode.
+derivatives and refuse forward mode; training may use them, see `fused`.
 """
 
+import functools
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.models import normalizers
+from sinkjax.models.fused import fused_attention
 from sinkjax.models.positions import rotary_tables, rotate
 from sinkjax.taps import Layer, Tapper
 
@@ -25,12 +28,14 @@ class Context(NamedTuple):
     sin: likewise.
     mask: [B or 1, 1, T, S] True where key s may be seen from t.
     local_mask: the same for local layers, or `None`.
+    valid: [B, S] False at padding, or `None` for none.
   """
 
   cos: Array | None
   sin: Array | None
   mask: Bool[Array, "B 1 T S"]
   local_mask: Bool[Array, "B 1 T S"] | None
+  valid: Bool[Array, "B S"] | None = None
 
 
 def causal_mask(
@@ -69,7 +74,7 @@ def make_context(
   local = None
   if any(cfg.local_layers):
     local = causal_mask(length, valid, cfg.window)
-  return Context(cos, sin, causal_mask(length, valid), local)
+  return Context(cos, sin, causal_mask(length, valid), local, valid)
 
 
 def mask_of(cfg: ModelConfig, ctx: Context, layer: Layer) -> Array:
@@ -118,27 +123,30 @@ class HeadNorm(nn.Module):
 
 
 class Projection(nn.Module):
-  """`einsum(equation, x, kernel) + bias`, the kernel of any shape.
+  """[B, T, *inner] -> [B, T, *outer]: `x kernel + bias`.
+
+  One product of two matrices: XLA's CPU backend is slow at the gradient of
+  any other.
 
   Attributes:
-    equation: with the kernel second.
-    shape: of the kernel.
-    bias_shape: of the bias, or `None` for none.
-    fan_in: how many kernel entries feed one output, for initialisation.
+    inner: axes of a token that are summed over.
+    outer: axes of a token that come out.
+    bias: whether there is one, [*outer].
   """
 
-  equation: str
-  shape: tuple[int, ...]
-  bias_shape: tuple[int, ...] | None
-  fan_in: int
+  inner: tuple[int, ...]
+  outer: tuple[int, ...]
+  bias: bool
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    init = nn.initializers.truncated_normal(self.fan_in**-0.5)
-    kernel = self.param("kernel", init, self.shape)
-    out = jnp.einsum(self.equation, x, kernel.astype(x.dtype))
-    if self.bias_shape is not None:
-      bias = self.param("bias", nn.initializers.zeros, self.bias_shape)
+    fan_in, lead = math.prod(self.inner), x.shape[:2]
+    init = nn.initializers.truncated_normal(fan_in**-0.5)
+    kernel = self.param("kernel", init, (*self.inner, *self.outer))
+    matrix = kernel.astype(x.dtype).reshape(fan_in, -1)
+    out = (x.reshape(-1, fan_in) @ matrix).reshape(*lead, *self.outer)
+    if self.bias:
+      bias = self.param("bias", nn.initializers.zeros, self.outer)
       out = out + align(bias, out).astype(x.dtype)
     return out
 
@@ -158,20 +166,18 @@ class Attention(nn.Module):
     cfg = self.cfg
 
     def project(heads):
-      tail = (heads, cfg.head_dim)
-      bias = tail if cfg.qkv_bias else None
-      shape = (cfg.d_model, *tail)
-      return Projection("btd,dnk->btnk", shape, bias, cfg.d_model)
+      outer = (heads, cfg.head_dim)
+      return Projection((cfg.d_model,), outer, cfg.qkv_bias)
 
     self.q = project(cfg.n_heads)
     self.k, self.v = project(cfg.n_kv_heads), project(cfg.n_kv_heads)
     if cfg.qk_norm:
       self.q_norm, self.k_norm = HeadNorm(cfg), HeadNorm(cfg)
-    shape = (cfg.n_heads, cfg.head_dim, cfg.d_model)
-    bias = (cfg.d_model,) if cfg.out_bias else None
-    self.o = Projection(
-      "bthk,hkd->btd", shape, bias, cfg.n_heads * cfg.head_dim
-    )
+    self.sinks = None
+    if cfg.sink_logit:
+      self.sinks = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,))
+    mixed = (cfg.n_heads, cfg.head_dim)
+    self.o = Projection(mixed, (cfg.d_model,), cfg.out_bias)
 
   def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
     """Queries [B, T, H, K], keys and values [B, T, N, K], as projected."""
@@ -211,12 +217,42 @@ class Attention(nn.Module):
     if cfg.attn_softcap is not None:
       scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
     scores_BxHxTxS = tap("scores", scores)
-    pattern = normalizers.softmax(scores_BxHxTxS, mask)
+    normalize = normalizers.NORMALIZERS[cfg.normalizer]
+    if self.sinks is not None:
+      sinks = self.sinks[None, :, None, None]
+      normalize = functools.partial(normalizers.softmax, sinks=sinks)
+    pattern = normalize(scores_BxHxTxS, mask)
     pattern_BxHxTxS = tap("pattern", pattern)
     grouped = (cfg.n_kv_heads, cfg.group_size)
     pattern = pattern_BxHxTxS.reshape(batch, *grouped, length, -1)
     z = jnp.einsum("bngts,bsnk->btngk", pattern, v)
     return tap("z", z.reshape(batch, length, cfg.n_heads, cfg.head_dim))
+
+  def fused(
+    self,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T N K"],
+    v: Float[Array, "B T N K"],
+    ctx: Context,
+    layer: Layer,
+    tap: Tapper,
+  ) -> Float[Array, "B T H K"]:
+    """`score` and `weigh` in one kernel, where no tap stands between."""
+    cfg, mask, window = self.cfg, None, None
+    if any(cfg.local_layers) and all(cfg.local_layers):
+      window = cfg.window
+    elif any(cfg.local_layers):
+      mask = mask_of(cfg, ctx, layer)
+    if ctx.valid is not None:
+      mask = mask_of(cfg, ctx, layer)
+    seen = tap.visible(q.shape[1])
+    if seen is not None:
+      mask = seen if mask is None else mask & seen
+    z = fused_attention(
+      q, k, v, scale=cfg.score_scale, window=window, mask=mask,
+      sinks=self.sinks,
+    )  # fmt: skip
+    return tap("z", z)
 
   def write(self, z: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
     """What the heads' outputs add to the residual."""

@@ -52,8 +52,7 @@ class Mlp(nn.Module):
     cfg = self.cfg
 
     def project(fan_in, fan_out):
-      bias = (fan_out,) if cfg.mlp_bias else None
-      return Projection("bti,io->bto", (fan_in, fan_out), bias, fan_in)
+      return Projection((fan_in,), (fan_out,), cfg.mlp_bias)
 
     self.up = project(cfg.d_model, cfg.d_ff)
     if cfg.gated_mlp:
@@ -166,6 +165,9 @@ class Block(nn.Module):
     tap = Tapper(taps, layer)
     pre = tap("resid_pre", x)
     q, k, v = self.qkv(pre, layer, ctx, tap)
-    z = self.mix(q, k, v, mask_of(self.cfg, ctx, layer), tap)
+    if self.cfg.attention == "fused" and tap.blind():
+      z = self.attn.fused(q, k, v, ctx, layer, tap)
+    else:
+      z = self.mix(q, k, v, mask_of(self.cfg, ctx, layer), tap)
     post = self.transform(pre, self.attend(pre, z, tap), tap)
     return post, tap.trace()

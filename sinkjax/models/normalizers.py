@@ -2,8 +2,14 @@
 
 A normaliser is `f(scores, mask) -> weights`, both [..., T, S], reducing over
 the last axis. It accumulates in float32 at least, gives exact zeros where the
-mask is False, and never a NaN, however large the scores.
+mask is False, and never a NaN, however large the scores. A row's weights
+depend on its allowed keys alone, so a prefix gives what it gives by itself.
+
+`NORMALIZERS` has them by name. Those of which rows do not sum to one have no
+sink in the sense of a share; `sinkjax.metrics.sinks` names the proxy.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +20,11 @@ MASKED = -1e30
 
 
 def softmax(
-  scores: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]
+  scores: Float[Array, "*B T S"],
+  mask: Bool[Array, "*#B T S"],
+  sinks: Float[Array, "*#B 1 1"] | None = None,
 ) -> Float[Array, "*B T S"]:
-  """`exp(s_j) / sum_k exp(s_k)` over the allowed keys.
+  """`exp(s_j) / (exp(sink) + sum_k exp(s_k))` over the allowed keys.
 
   A row whose allowed scores are all equal is uniform over the allowed keys,
   also where an edit made them all hugely negative: nothing leaks to masked
@@ -25,13 +33,111 @@ def softmax(
   Args:
     scores: [..., T, S].
     mask: True where key s may be seen from t; every row needs one True.
+    sinks: a logit that takes weight away, or `None` for none.
 
   Returns:
-    Weights that sum to one over the last axis, in the dtype of `scores`.
+    Weights that sum to one over the last axis, or to less with a sink, in the
+    dtype of `scores`.
   """
-  dtype = jnp.promote_types(scores.dtype, jnp.float32)
-  s = jnp.where(mask, scores.astype(dtype), MASKED)
-  top = jax.lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True))
+  s, dtype = _wide(scores, mask)
+  top = jnp.max(s, axis=-1, keepdims=True)
+  if sinks is not None:
+    top = jnp.maximum(top, sinks.astype(dtype))
+  top = jax.lax.stop_gradient(top)
   weights = jnp.where(mask, jnp.exp(s - top), 0)
   total = jnp.sum(weights, axis=-1, keepdims=True)
+  if sinks is not None:
+    total += jnp.exp(sinks.astype(dtype) - top)
   return (weights / total).astype(scores.dtype)
+
+
+def softmax1(scores, mask):
+  """`exp(s_j) / (1 + sum_k exp(s_k))`: a row may give its weight to nothing.
+
+  Miller (2023), Kaul et al. (2024, arXiv 2410.17174); `softmax` with a sink
+  logit of 0. Arguments as there.
+  """
+  return softmax(scores, mask, jnp.zeros((1,) * scores.ndim))
+
+
+def clipped_softmax(scores, mask, *, alpha: float = 3.0):
+  """`clip((1 - g) softmax(s) + g, 0, 1)` with `g = -alpha / n`.
+
+  Bondarenko et al. (2023, arXiv 2306.12929), zeta = 1. Their n is the length
+  that is trained on; here it is the number of keys that the row may see, so
+  that a prefix gives what it gives by itself. A row is uniform over `alpha`
+  keys and more: then it is all zeros.
+
+  Args:
+    scores: [..., T, S].
+    mask: as for `softmax`.
+    alpha: weights below about alpha / n become exactly 0; theirs is 2 to 4.
+  """
+  dtype = jnp.promote_types(scores.dtype, jnp.float32)
+  shift = -alpha / jnp.sum(mask, axis=-1, keepdims=True, dtype=dtype)
+  weights = (1 - shift) * softmax(scores.astype(dtype), mask) + shift
+  return jnp.where(mask, jnp.clip(weights, 0, 1), 0).astype(scores.dtype)
+
+
+def sigmoid(scores, mask):
+  """`sigmoid(s_j)`; rows sum to anything (Gu et al., arXiv 2410.10781)."""
+  s, _ = _wide(scores, mask)
+  return jnp.where(mask, jax.nn.sigmoid(s), 0).astype(scores.dtype)
+
+
+def normalized_sigmoid(scores, mask):
+  """`sigmoid(s_j) / sum_k sigmoid(s_k)` (Gu et al., arXiv 2410.10781).
+
+  As a softmax of log-sigmoids: a row of hugely negative scores stays a row.
+  """
+  s, _ = _wide(scores, mask)
+  return softmax(jax.nn.log_sigmoid(s), mask).astype(scores.dtype)
+
+
+def elu1(scores, mask):
+  """`elu(s_j) + 1`: `s_j + 1` above 0, else `exp(s_j)`; not normalised.
+
+  Gu et al. (2024, arXiv 2410.10781), their unnormalised form.
+  """
+  s, _ = _wide(scores, mask)
+  return jnp.where(mask, jax.nn.elu(s) + 1, 0).astype(scores.dtype)
+
+
+def relu(scores, mask):
+  """`max(s_j, 0)`, not normalised (Guo et al., arXiv 2410.13835)."""
+  s, _ = _wide(scores, mask)
+  return jnp.where(mask, jax.nn.relu(s), 0).astype(scores.dtype)
+
+
+def softpick(scores, mask, *, eps: float = 1e-8):
+  """`relu(exp(s_j) - 1) / (sum_k |exp(s_k) - 1| + eps)`.
+
+  Zuhri et al. (2025, arXiv 2504.20966): exact zeros, rows that sum to one or
+  less. Both are divided by exp(m) with m the largest score or 0, and eps is
+  added after, as in theirs.
+  """
+  s, _ = _wide(scores, mask)
+  top = jnp.maximum(jnp.max(s, axis=-1, keepdims=True), 0)
+  top = jax.lax.stop_gradient(top)
+  lifted = jnp.where(mask, jnp.exp(s - top) - jnp.exp(-top), 0)
+  total = jnp.sum(jnp.abs(lifted), axis=-1, keepdims=True) + eps
+  return (jax.nn.relu(lifted) / total).astype(scores.dtype)
+
+
+NORMALIZERS: dict[str, Callable] = {
+  "softmax": softmax,
+  "softmax1": softmax1,
+  "clipped_softmax": clipped_softmax,
+  "sigmoid": sigmoid,
+  "normalized_sigmoid": normalized_sigmoid,
+  "elu1": elu1,
+  "relu": relu,
+  "softpick": softpick,
+}
+"""Every normaliser by the name that `ModelConfig.normalizer` has for it."""
+
+
+def _wide(scores, mask):
+  """(masked scores in float32 at least, that dtype)."""
+  dtype = jnp.promote_types(scores.dtype, jnp.float32)
+  return jnp.where(mask, scores.astype(dtype), MASKED), dtype

@@ -56,8 +56,13 @@ class Transformer(nn.Module):
     tap = Tapper(taps, 0)
     x = tap("embed", x)
     ctx = make_context(cfg, positions, valid)
+    block = Block
+    if cfg.remat != "none":
+      kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      policy = kept if cfg.remat == "dots" else None
+      block = nn.remat(Block, policy=policy, prevent_cse=not cfg.scan_layers)
     scan = nn.scan(
-      Block,
+      block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=(0, nn.broadcast, nn.broadcast),
@@ -72,12 +77,14 @@ class Transformer(nn.Module):
 
   def _logits(self, x, table):
     cfg = self.cfg
+    rows = x.reshape(-1, cfg.d_model)
     if cfg.tie_embeddings:
-      logits = jnp.einsum("btd,vd->btv", x, table.astype(x.dtype))
+      logits = jnp.einsum("rd,vd->rv", rows, table.astype(x.dtype))
     else:
       init = nn.initializers.truncated_normal(cfg.d_model**-0.5)
       kernel = self.param("unembed", init, (cfg.d_model, cfg.vocab_size))
-      logits = jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype))
+      logits = rows @ kernel.astype(x.dtype)
+    logits = logits.reshape(*x.shape[:2], cfg.vocab_size)
     if cfg.logit_softcap is not None:
       logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
     return logits

@@ -44,7 +44,8 @@ def _distance(arrays) -> bytes:
       for i, (label, color) in enumerate(COLORS.items()):
         values = arrays[name][:, i]
         ax.plot(values.T, color=color, lw=0.6, alpha=0.35)
-        mean = np.exp(np.log(values).mean(axis=0))
+        with np.errstate(divide="ignore"):  # a zero makes the mean zero
+          mean = np.exp(np.log(values).mean(axis=0))
         ax.plot(mean, color=color, lw=2, label=label)
       ax.set_yscale("log")
       ax.yaxis.set_major_formatter("{x:g}")

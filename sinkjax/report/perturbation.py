@@ -15,6 +15,7 @@ from sinkjax.report.figures import (
   legend_above,
   png,
   ticks,
+  token_labels,
 )
 
 COLORS = {
@@ -28,16 +29,40 @@ def draw(result) -> dict[str, bytes]:
   names = list(result.numbers["conditions"])
   return {
     "map.png": _maps(result.arrays["aligned"], names),
+    "swap.png": _swap(result.arrays["shown"], names, result.numbers["shown"]),
     "layers.png": _layers(result.arrays["by_layer"], names),
     "swaps.png": _swaps(result.arrays),
   }
 
 
-def _maps(aligned: np.ndarray, names) -> bytes:
+def _log_scale(values: np.ndarray):
+  """(values with gaps for zeros, the colours' scale)."""
   from matplotlib.colors import LogNorm
 
-  shown = np.where(aligned > 0, aligned, np.nan)
-  norm = LogNorm(max(np.nanmin(shown), 1e-3), np.nanmax(shown))
+  shown = np.where(values > 0, values, np.nan)
+  return shown, LogNorm(max(np.nanmin(shown), 1e-3), np.nanmax(shown))
+
+
+def _swap(gaps: np.ndarray, names, told) -> bytes:
+  """One swap as the paper draws it: layers by tokens, a row a condition."""
+  shown, norm = _log_scale(gaps)
+  labels = token_labels(told["tokens"])
+  with drawing(9.2, 1.65 * len(names) + 1) as figure:
+    axes = figure.subplots(len(names), 1, squeeze=False, sharex=True)[:, 0]
+    for ax, name, values in zip(axes, names, shown, strict=True):
+      image = heat_map(ax, values, norm=norm, origin="lower")
+      ax.set_title(name)
+      ax.set_ylabel("layer")
+    axes[-1].set_xticks(
+      range(len(labels)), labels, rotation=90, parse_math=False
+    )
+    bar = color_bar(image, list(axes), "relative change (log scale)")
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    return png(figure)
+
+
+def _maps(aligned: np.ndarray, names) -> bytes:
+  shown, norm = _log_scale(aligned)
   before = experiment.AROUND[0]
   with drawing(3.1 * len(names) + 1.2, 3.8) as figure:
     axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
@@ -109,6 +134,14 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
       caption=(
         "Mean relative change after every layer, by place relative to the "
         "swapped word. Blank: exactly zero."
+      ),
+    ),
+    html.Section(
+      "One swap: {} for {}".format(*reversed(numbers["shown"]["words"])),
+      figure=drawn["swap.png"],
+      caption=(
+        "As figure 2 of the paper, whose own swap this is where the words are "
+        "best and greatest; the text is ours. Blank: exactly zero."
       ),
     ),
     html.Section(

@@ -72,6 +72,20 @@ def claims_table(results: Sequence[Mapping[str, Any]]):
   return ["experiment", *CLAIMS], rows
 
 
+def claims_markdown(results: Sequence[Mapping[str, Any]]) -> str:
+  """The claims as a Markdown table, as the README shows them."""
+  lines = [
+    "| claim | the paper | here | verdict |",
+    "| --- | --- | --- | --- |",
+  ]
+  for data in results:
+    for c in claims_of(data):
+      cells = (c.claim, c.paper, c.ours, c.verdict)
+      text = " | ".join(" ".join(x.replace("|", "\\|").split()) for x in cells)
+      lines.append(f"| {text} |")
+  return "\n".join(lines) + "\n"
+
+
 def _sections_of(folder: pathlib.Path, data) -> list[html.Section]:
   found = []
   for part in data["page"]:

@@ -1,8 +1,9 @@
-"""Orbax folders of parameters, with a manifest of our own.
+"""Orbax folders, with a manifest of our own: a model, or the steps of a run.
 
-A folder holds `params/` (Orbax), `sinkjax.json` (config, and the shape, dtype
-and SHA-256 of every array) and, where there is one, the tokenizer. Orbax
-restores a flipped bit or another dtype silently; the manifest does not.
+A model's folder holds `params/` (Orbax), `sinkjax.json` (config, and the
+shape, dtype and SHA-256 of every array) and, where there is one, the
+tokenizer. Orbax restores a flipped bit or another dtype silently; the manifest
+does not.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import json
 import os
 import pathlib
 import tempfile
+import warnings
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, param_shapes
+from sinkjax.sharding import to_host
 from sinkjax.weights.layout import check_params, flatten, nest
 from sinkjax.weights.validate import WeightsError, first_line
 
@@ -31,11 +34,12 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
 
 
 def _digest(array) -> dict[str, Any]:
-  array = np.ascontiguousarray(array)
+  array = to_host(array)
+  data = np.ascontiguousarray(array).view(np.uint8).data
   return {
     "shape": list(array.shape),
     "dtype": str(array.dtype),
-    "sha256": hashlib.sha256(array.view(np.uint8).data).hexdigest(),
+    "sha256": hashlib.sha256(data).hexdigest(),
   }
 
 
@@ -46,7 +50,8 @@ def save(
 
   Args:
     path: the folder; it must not exist or be empty.
-    params: the parameters.
+    params: the parameters; on this host, where there are several processes,
+      of which one calls this.
     cfg: their config.
     tokenizer: saved as `tokenizer.json` where given.
 
@@ -69,7 +74,9 @@ def save(
   ) as work:
     folder = pathlib.Path(work) / "model"
     folder.mkdir()
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(
+      multiprocessing_options=_this_process_alone()
+    ) as checkpointer:
       checkpointer.save(folder / "params", params)
     if tokenizer is not None:
       tokenizer.save(folder)
@@ -77,6 +84,16 @@ def save(
     if path.exists():
       path.rmdir()
     os.replace(folder, path)
+
+
+def _this_process_alone() -> ocp.options.MultiprocessingOptions:
+  """Orbax would have all processes of a run write one folder together."""
+  if jax.process_count() == 1:
+    return ocp.options.MultiprocessingOptions()
+  mine = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=mine, active_processes={mine}, barrier_sync_key_prefix="model"
+  )
 
 
 def load_config(path: str | os.PathLike) -> ModelConfig:
@@ -118,8 +135,10 @@ def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
 
 
 def _abstract(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=device)
+  where = getattr(shape, "sharding", None)
+  if where is None:
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
 
 def _read_manifest(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -137,3 +156,160 @@ def _read_manifest(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
   ) as error:  # fmt: skip
     raise WeightsError(f"{path}: no valid manifest: {error}") from None
   return cfg, arrays
+
+
+class RunCheckpoints:
+  """The saved steps of a run: written in the background, checked when read.
+
+  Each step holds the state's arrays (Orbax) and `about`, a JSON value, with
+  the SHA-256 of every array, so that a flipped bit, a cut file or an empty
+  folder is found; the step before it is used then, and that is said.
+
+  Args:
+    folder: made if need be.
+    keep: how many of the last steps stay; the one of least loss does too.
+  """
+
+  def __init__(self, folder: str | os.PathLike, *, keep: int = 2):
+    if keep < 1:
+      raise ValueError(f"keep must be at least 1, got {keep}")
+    self._folder = pathlib.Path(folder).absolute()
+    policies = ocp.checkpoint_managers
+    self._manager = ocp.CheckpointManager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(
+          [
+            policies.LatestN(keep),
+            policies.BestN(
+              get_metric_fn=lambda metrics: metrics["loss"],
+              reverse=True,
+              n=1,
+              keep_checkpoints_without_metrics=False,
+            ),
+          ]
+        ),
+        step_prefix=None,
+        cleanup_tmp_directories=True,
+      ),
+    )
+
+  def save(
+    self, step: int, state: Any, about: Any, *, loss: float | None = None
+  ) -> None:
+    """Starts to write a step; the arrays are copied before it returns.
+
+    Args:
+      step: its number; one that is there already is left as it is.
+      state: a pytree of arrays.
+      about: whatever JSON holds.
+      loss: by which the best step is told, if it is known.
+
+    Raises:
+      OSError: if an earlier step could not be written; the ones before it
+        are whole.
+    """
+    self.wait()
+    if step in self._manager.all_steps():
+      return
+    digests = {name: _digest(x) for name, x in _named(state).items()}
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        about=ocp.args.JsonSave({"about": about, "arrays": digests}),
+      ),
+      metrics=None if loss is None else {"loss": float(loss)},
+    )
+
+  def wait(self) -> None:
+    """Returns when the last step is on the disk.
+
+    Raises:
+      OSError: if it could not be written.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+      raise OSError(
+        f"{self._folder}: a checkpoint could not be written, those before it "
+        f"are whole: {first_line(error)}"
+      ) from None
+
+  def steps(self) -> list[int]:
+    """The numbers of what is there."""
+    return sorted(self._manager.all_steps())
+
+  def restore(self, like: Any) -> tuple[int, Any, Any] | None:
+    """(step, state, about) of the last step that is whole, or `None`.
+
+    Args:
+      like: a pytree of arrays or their shapes, as the state has them; each
+        comes back to where its `sharding` says.
+
+    Raises:
+      WeightsError: if there are steps and none is whole, or the last whole
+        one is of another model.
+
+    Warns:
+      UserWarning: for each step that is damaged, naming it and what is wrong.
+    """
+    reasons = []
+    for step in reversed(self.steps()):
+      try:
+        return (step, *self._read(step, like))
+      except WeightsError as error:
+        reasons.append(str(error))
+        warnings.warn(f"{error}; trying the step before", stacklevel=2)
+    if reasons:
+      raise WeightsError(
+        f"{self._folder}: none of {len(reasons)} saved steps is whole "
+        f"({reasons[0]}); delete the folder to start anew"
+      )
+    return None
+
+  def _read(self, step: int, like: Any) -> tuple[Any, Any]:
+    where = self._folder / str(step)
+    target = jax.tree.map(_abstract, like)
+    try:
+      manifest = self._manager.restore(
+        step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
+      )["about"]
+      arrays, about = dict(manifest["arrays"]), manifest["about"]
+    except Exception as error:  # as above
+      reason = first_line(error) or type(error).__name__
+      raise WeightsError(f"{where}: no manifest: {reason}") from None
+    for name, want in _named(target).items():
+      entry = arrays.get(name)
+      if entry is None or (entry["shape"], entry["dtype"]) != (
+        list(want.shape), str(want.dtype),
+      ):  # fmt: skip
+        had = f"{entry['dtype']} {entry['shape']}" if entry else "missing"
+        raise WeightsError(
+          f"{where}: array {name!r} is {had}, this run has {want.dtype} "
+          f"{list(want.shape)}"
+        )
+    try:
+      state = self._manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+      )["state"]
+    except Exception as error:
+      reason = first_line(error) or type(error).__name__
+      raise WeightsError(f"{where}: cannot restore: {reason}") from None
+    for name, array in _named(state).items():
+      if _digest(array) != arrays[name]:
+        raise WeightsError(f"{where}: array {name!r} is not what was written")
+    return state, about
+
+  def close(self) -> None:
+    """Waits, and lets go of the folder."""
+    self.wait()
+    self._manager.close()
+
+
+def _named(tree: Any) -> dict[str, Any]:
+  """Leaves by path."""
+  return {
+    jax.tree_util.keystr(path): leaf
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }

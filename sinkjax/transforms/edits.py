@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from sinkjax.taps import Layer
 
-_OFF = -1e30  # finite: an infinite score has no gradient
+OFF = -1e30  # finite: an infinite score has no gradient
 
 
 def _edit(cls):
@@ -179,7 +179,7 @@ class Knockout:
     hidden = hidden[None, None]
     if self.heads is not None:
       hidden = hidden & jnp.asarray(self.heads, bool)[None, :, None, None]
-    return jnp.where(hidden, jnp.asarray(_OFF, scores.dtype), scores)
+    return jnp.where(hidden, jnp.asarray(OFF, scores.dtype), scores)
 
 
 @_edit

@@ -254,8 +254,8 @@ def _units(cfg):
   """Unit vectors at every source token."""
 
   def probes(sources, start, stop):
-    eye = jnp.eye(cfg.d_model, dtype=cfg.dtype)[:, start:stop]
-    return jnp.broadcast_to(eye, (len(sources), *eye.shape))
+    eye = np.eye(cfg.d_model, dtype=cfg.dtype)[:, start:stop]
+    return np.broadcast_to(eye, (len(sources), *eye.shape))
 
   return probes
 

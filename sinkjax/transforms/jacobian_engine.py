@@ -6,6 +6,7 @@ They are reduced to what the caller wants before the next block starts, so the
 dense [T, D, T, D] array never exists.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -152,7 +153,7 @@ class Engine:
       stop = block.start + plan.directions
       directions = probes(block.sources, block.start, stop)
       d_x = self._split(
-        _place(directions, _rows(block), self.length - block.first)
+        _place(directions, _rows(block), window=self.length - block.first)
       )
       for layer, segment in self.steps:
         d_x = self._push(plan, layer, segment, block.first, d_x)
@@ -226,7 +227,7 @@ class _Check:
     """Joins a block, [sources, D, M] before and [W, D, sources, M] after."""
     weights = self.rng.standard_normal(directions.shape[::2])
     weights[block.real :] = 0
-    weights = jnp.asarray(weights, directions.dtype)
+    weights = weights.astype(directions.dtype)
     given, got = _combine(directions, tangents, weights)
     np.add.at(self.given, list(block.sources), np.asarray(given))
     self.got[block.first :] += np.asarray(got)
@@ -238,7 +239,7 @@ class _Check:
       SelfCheckError: if it is too large.
     """
     want = self.engine.derivative(jnp.asarray(self.given))
-    error = float(np.max(token_errors(jnp.asarray(self.got), want)))
+    error = float(np.max(np.asarray(token_errors(self.got, want))))
     if not error < _CHECKED[self.engine.cfg.dtype]:
       raise SelfCheckError(
         f"the Jacobian differs from the model's derivative by {error:.1e} "
@@ -248,8 +249,8 @@ class _Check:
     return error
 
 
-def _rows(block: Block) -> Array:
-  return jnp.asarray(block.sources) - block.first
+def _rows(block: Block) -> np.ndarray:
+  return np.asarray(block.sources) - block.first
 
 
 @jax.jit
@@ -258,7 +259,8 @@ def _combine(directions, tangents, weights):
   return given, jnp.einsum("tdsm,sm->td", tangents, weights)
 
 
-def _place(directions, rows, window: int):
+@functools.partial(jax.jit, static_argnames="window")
+def _place(directions, rows, *, window: int):
   """[W, D, X] with the directions of each source at its own row."""
   sources, width, many = directions.shape
   d_x = jnp.zeros((window, width, sources, many), directions.dtype)

@@ -237,9 +237,10 @@ def default_budget() -> int:
     return 1 << 30
 
 
-def matmul_rate(size: int = 2048) -> float:
-  """Flop/s of a large float32 matrix product here, the best of three."""
-  a = jnp.ones((size, size), jnp.float32)
+def matmul_rate(dtype: str = "float32") -> float:
+  """Flop/s of a large matrix product on one device, the best of three."""
+  size = 2048 if jax.default_backend() == "cpu" else 8192
+  a = jnp.ones((size, size), dtype)
   product = jax.jit(jnp.dot)
   jax.block_until_ready(product(a, a))
   seconds = []

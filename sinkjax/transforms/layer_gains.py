@@ -72,8 +72,9 @@ def layer_gains(
     progress: called with (layers done, layers in all).
 
   Raises:
-    ValueError: for a model that is not float32 or float64, or an edit that
-      lets tokens mix elsewhere than in the attention's weighted sum.
+    ValueError: for a model that is not float32 or float64, one without a
+      softmax, or an edit that lets tokens mix elsewhere than in the attention's
+      weighted sum.
     TypeError: for a function that is none of ours.
 
   Cost: as folding every layer for the exact Jacobian, and 2 or 3 T singular
@@ -86,6 +87,10 @@ def layer_gains(
   (3, 3)
   """
   cfg, edits = taken_apart(fn)
+  if cfg.normalizer not in ("softmax", "softmax1"):
+    raise ValueError(
+      f"the bounds are those of a softmax, the model has {cfg.normalizer}"
+    )
   check_model(cfg)
   tokens = one_text(tokens)
   layers, edits = as_layers(cfg, params), dict(edits)

@@ -94,6 +94,7 @@ def _each_token(fn, matrices, first: int, *operands):
   return jax.lax.map(one, (jnp.arange(operands[0].shape[0]), *operands))
 
 
+@jax.jit
 def token_errors(got, want):
   """How far [T, D] is from what it should be, relative, at each token."""
   scale = jnp.linalg.norm(want, axis=-1)

@@ -260,7 +260,10 @@ def _attention(cfg, mix, q, k, v, layer, taps, statistics, block):
       values, mask = v[:, :keys], rows_mask(cfg, start, rows, keys, layer)
       new = mix(some, k[:, :keys], values, mask, tap)
       scores, pattern = (tap.trace()[site] for site in ROW_SITES)
-      logs = None if "pattern" in edits else _log_softmax(scores, mask)
+      logs = None
+      plain = cfg.normalizer == "softmax" and not cfg.sink_logit
+      if plain and "pattern" not in edits:
+        logs = _log_softmax(scores, mask)
       states = tuple(
         s.update(state, pattern, start=start, values=values, logs=logs)
         for state, (_, s) in zip(states, statistics, strict=True)

@@ -5,25 +5,17 @@ Names are fetched once, from the Python package index, into a cache folder:
 SHA-256 that stands here, every time.
 """
 
-import contextlib
-import hashlib
-import importlib.util
 import math
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
-import tempfile
-import time
-import zipfile
 from typing import NamedTuple
-
-from tqdm import tqdm
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
+from sinkjax.weights import packages
 from sinkjax.weights.layout import flat_shapes
+from sinkjax.weights.packages import Package, cache_folder, fetch_package
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
 
@@ -40,26 +32,6 @@ class Model(NamedTuple):
   params: Params
   cfg: ModelConfig
   tokenizer: Tokenizer | None
-
-
-class Package(NamedTuple):
-  """Weights that a Python package carries.
-
-  Attributes:
-    project: name on the package index.
-    version: the version whose hashes stand here.
-    files: {path in the wheel: SHA-256}; the first is the weights.
-    licence: SPDX name.
-    megabytes: of the download.
-    about: one line.
-  """
-
-  project: str
-  version: str
-  files: dict[str, str]
-  licence: str
-  megabytes: float
-  about: str
 
 
 def _glassllm(language: str, weights: str, tokenizer: str) -> Package:
@@ -94,14 +66,6 @@ REGISTRY: dict[str, Package] = {
   ),
 }
 """Models that `load` knows by name."""
-
-
-def cache_folder() -> pathlib.Path:
-  """`$SINKJAX_CACHE`, or `~/.cache/sinkjax`."""
-  moved = os.environ.get("SINKJAX_CACHE")
-  if moved:
-    return pathlib.Path(moved).expanduser()
-  return pathlib.Path("~/.cache/sinkjax").expanduser()
 
 
 def load(name_or_path: str | os.PathLike) -> Model:
@@ -142,13 +106,18 @@ def peek(
   name = os.fspath(name_or_path)
   if name in REGISTRY and not is_here(name):
     return None
-  loaded = _load_path(find(name), name, header_only=True)
+  loaded = _load_path(find(name, weights=False), name, header_only=True)
   sizes = flat_shapes(loaded.cfg).values()
   return loaded.cfg, loaded.tokenizer, sum(math.prod(size) for size in sizes)
 
 
-def find(name: str) -> pathlib.Path:
+def find(name: str, *, weights: bool = True) -> pathlib.Path:
   """The file or folder of a model's name or path, fetched if need be.
+
+  Args:
+    name: as for `load`.
+    weights: whether the weights must be there too; of a Hub repository only
+      its JSON files are fetched otherwise.
 
   Raises:
     WeightsError: for what is neither known nor there, or out of reach.
@@ -156,13 +125,17 @@ def find(name: str) -> pathlib.Path:
   if name in REGISTRY:
     return fetch(name)
   if name.startswith("hf:"):
-    return _fetch_hub(name[3:])
+    return _fetch_hub(name[3:], weights)
   path = pathlib.Path(name).expanduser()
   if not path.exists():
     raise WeightsError(
       f"{name!r} is neither a file nor a folder nor a known model; known: "
       f"{sorted(REGISTRY)}, hf:org/name"
     )
+  from sinkjax.train import checkpoint
+
+  if checkpoint.is_checkpoint(path / "model"):  # a training run's folder
+    return path / "model"
   return path
 
 
@@ -228,10 +201,7 @@ def form_of(path: pathlib.Path, name: str) -> str:
 
 def is_here(name: str) -> bool:
   """Whether a registered model's files are on this machine."""
-  package = REGISTRY[name]
-  folder = cache_folder() / f"{package.project}-{package.version}"
-  cached = all((folder / file).is_file() for file in package.files)
-  return cached or _installed(package) is not None
+  return packages.is_here(REGISTRY[name])
 
 
 def fetch(name: str) -> pathlib.Path:
@@ -248,123 +218,7 @@ def fetch(name: str) -> pathlib.Path:
   return fetch_package(name, REGISTRY[name])
 
 
-def fetch_package(name: str, package: Package) -> pathlib.Path:
-  """The path of the first of a package's files, fetched if need be.
-
-  Raises:
-    WeightsError: for a failed download or a wrong hash.
-  """
-  installed = _installed(package)
-  if installed is not None:
-    return installed
-  folder = cache_folder() / f"{package.project}-{package.version}"
-  if not all((folder / file).is_file() for file in package.files):
-    _download(name, package, folder)
-  _check_hashes(folder, package, f"delete {folder} to fetch it again")
-  return folder / next(iter(package.files))
-
-
-def _installed(package: Package) -> pathlib.Path | None:
-  """The weights of the package in this environment, if it is there."""
-  first = next(iter(package.files))
-  with contextlib.suppress(ImportError, ValueError):
-    spec = importlib.util.find_spec(first.split("/")[0])
-    if spec is not None and spec.origin:
-      site = pathlib.Path(spec.origin).parents[1]
-      if all((site / file).is_file() for file in package.files):
-        hint = f"install {package.project}=={package.version}"
-        _check_hashes(site, package, hint)
-        return site / first
-  return None
-
-
-def _check_hashes(folder: pathlib.Path, package: Package, hint: str) -> None:
-  for file, wanted in package.files.items():
-    with open(folder / file, "rb") as stream:
-      found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != wanted:
-      raise WeightsError(
-        f"{folder / file}: SHA-256 {found[:12]}..., expected "
-        f"{wanted[:12]}...: {hint}"
-      )
-
-
-def _download(name: str, package: Package, folder: pathlib.Path) -> None:
-  """Fetches the wheel; its named files are moved into place whole."""
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-")
-  except OSError as error:
-    raise WeightsError(
-      f"cannot write the cache {folder.parent}: {error.strerror}; set "
-      "SINKJAX_CACHE to a folder that you can write"
-    ) from None
-  print(
-    f"Fetching {name} ({package.megabytes:.0f} MB, {package.licence}, once) "
-    f"into {folder.parent}",
-    file=sys.stderr,
-    flush=True,
-  )
-  with work as temporary:
-    archive_path = _pip_download(name, package, pathlib.Path(temporary))
-    unpacked = pathlib.Path(temporary) / "unpacked"
-    with zipfile.ZipFile(archive_path) as archive:
-      for file in package.files:
-        archive.extract(file, unpacked)
-    _check_hashes(unpacked, package, "the download is not what it should be")
-    # Another model of the same wheel may have come first: add to it.
-    for file in package.files:
-      (folder / file).parent.mkdir(parents=True, exist_ok=True)
-      os.replace(unpacked / file, folder / file)
-
-
-def _pip_download(
-  name: str, package: Package, folder: pathlib.Path
-) -> pathlib.Path:
-  """The wheel in `folder`, with a progress bar on its growing size."""
-  wheel = f"{package.project}=={package.version}"
-  command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-             "--only-binary=:all:", "--disable-pip-version-check", "--dest",
-             str(folder), wheel]  # fmt: skip
-  log = folder / "pip.log"
-  with (
-    open(log, "w") as stream,
-    tqdm(
-      total=round(package.megabytes), unit="MB", desc=name, leave=False
-    ) as bar,
-    subprocess.Popen(
-      command,
-      stdout=subprocess.DEVNULL,
-      stderr=stream,
-      env={**os.environ, "TMPDIR": str(folder)},
-    ) as process,
-  ):
-    while process.poll() is None:
-      time.sleep(0.1)
-      bar.update(min(bar.total, _megabytes(folder)) - bar.n)
-  wheels = list(folder.glob("*.whl"))
-  if process.returncode or len(wheels) != 1:
-    lines = [line for line in log.read_text().splitlines() if line.strip()]
-    lines = [line for line in lines if "ERROR" in line] or lines or ["no wheel"]
-    raise WeightsError(
-      f"{name} is not in the cache and could not be fetched "
-      f"({lines[-1].removeprefix('ERROR: ')}). With a network, run: pip "
-      f"download --no-deps {wheel}, then unpack the wheel into "
-      f"{cache_folder() / f'{package.project}-{package.version}'} "
-      "(SINKJAX_CACHE moves the cache)"
-    )
-  return wheels[0]
-
-
-def _megabytes(folder: pathlib.Path) -> int:
-  total = 0
-  for path in folder.rglob("*"):
-    with contextlib.suppress(OSError):  # pip moves files while we look
-      total += path.stat().st_size if path.is_file() else 0
-  return total // 10**6
-
-
-def _fetch_hub(repo: str) -> pathlib.Path:
+def _fetch_hub(repo: str, weights: bool) -> pathlib.Path:
   """A snapshot of a Hub repository as real files in the cache."""
   try:
     import huggingface_hub
@@ -373,7 +227,7 @@ def _fetch_hub(repo: str) -> pathlib.Path:
       "hf: names need huggingface_hub: pip install 'sinkjax[hub]'"
     ) from None
   folder = cache_folder() / "hub" / repo.replace("/", "--")
-  patterns = ["*.safetensors", "*.json"]
+  patterns = ["*.safetensors", "*.json"] if weights else ["*.json"]
   try:
     huggingface_hub.snapshot_download(
       repo, local_dir=folder, allow_patterns=patterns

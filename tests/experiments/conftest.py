@@ -1,9 +1,13 @@
 """A tiny model with a tokenizer of whole words, as experiments take it."""
 
+import re
+
 import jax
+import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.experiments.benchmark_tasks import Item
 from sinkjax.experiments.result import Subject
 
 TEXT = """\
@@ -30,6 +34,27 @@ class Words:
       found += [self.ids[word]] * (2 if word == "walked" else 1)
     return found
 
+  def decode(self, ids):
+    words = {self.bos_id: "<s>"} | {i: word for word, i in self.ids.items()}
+    return " ".join(words[number] for number in ids)
+
+
+class Whole:
+  """A token for each word, with the space before it."""
+
+  bos_id = 1
+
+  def __init__(self):
+    self.ids = {}
+
+  def encode(self, text):
+    parts = re.findall(r"\s?\w+|\W", text)
+    return [self.ids.setdefault(x, len(self.ids) + 2) for x in parts]
+
+  def decode(self, ids):
+    back = {i: x for x, i in self.ids.items()}
+    return "".join(back.get(int(i), "<s>") for i in ids)
+
 
 @pytest.fixture(scope="session")
 def subject():
@@ -43,3 +68,32 @@ def subject():
 def text():
   """Two texts with four places to swap."""
   return TEXT
+
+
+@pytest.fixture(scope="session")
+def reader():
+  """A model that reads any English."""
+  cfg = sinkjax.TINY.replace(vocab_size=700, max_len=512)
+  params = sinkjax.init_params(cfg, jax.random.key(1))
+  params = jax.tree.map(lambda x: x * 2.5, params)
+  return Subject("tiny", params, cfg, Whole(), [])
+
+
+@pytest.fixture(scope="session")
+def items(subject):
+  """Makes questions of random words."""
+
+  def make(count=7):
+    words, rng = list(subject.tokenizer.ids), np.random.default_rng(1)
+
+    def text(low, high):
+      return " ".join(rng.choice(words, rng.integers(low, high)))
+
+    made = []
+    for _ in range(count):
+      endings = tuple(f" {text(1, 4)}" for _ in range(3))
+      right = np.arange(3) == rng.integers(3)
+      made.append(Item(text(2, 30), endings, tuple(map(bool, right))))
+    return made
+
+  return make

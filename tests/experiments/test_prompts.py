@@ -107,4 +107,8 @@ def test_gathered_texts():
   assert len(set(domains)) >= 8 and len(texts) >= 170
   assert texts == prompt_sources.gather(20)
   assert max(map(domains.count, domains)) == 20
+  chat = next(text for text in texts if text.domain == "chat").text
+  lines = chat.split("\n")
+  assert len(lines) == prompt_sources.TURNS
+  assert {line[:3] for line in lines} == {"A: ", "B: "}
   assert len({text.origin for text in texts}) == len(texts)

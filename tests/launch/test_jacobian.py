@@ -21,9 +21,11 @@ MODEL = "--model=glassllm-en"
 # Runs commands one after the other; after `stop` completed columns comes a
 # Ctrl-C. Prints [exit status, stdout, stderr] of each as JSON.
 DRIVER = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 from absl import flags
 from launch import app, jacobian
+
+os._exit = sys.exit  # a Ctrl-C ends one command, not this driver
 from sinkjax.experiments import sensitivity
 
 add = sensitivity.Columns.add

@@ -6,7 +6,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -237,15 +236,19 @@ def test_convert_round_trip(tmp_path, to, glassllm_path):
 
 def test_interrupt_leaves_nothing_half_written(tmp_path, glassllm_path):
   out = tmp_path / "out"
+  # A background shell hands down that Ctrl-C is ignored; a handler is not.
+  ours = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(
     [sys.executable, "-m", "launch.analyze", "--model=glassllm-en",
      f"--out={out}"],
     cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
   )  # fmt: skip
-  while not out.exists() and process.poll() is None:
-    time.sleep(0.02)
+  signal.signal(signal.SIGINT, ours)
+  stderr = ""
+  while "drawing" not in stderr and process.poll() is None:
+    stderr += process.stderr.read(1)
   process.send_signal(signal.SIGINT)
-  _, stderr = process.communicate(timeout=60)
+  stderr += process.communicate(timeout=60)[1]
   assert process.returncode == 130, stderr
   assert "stopped" in stderr
   assert "Traceback" not in stderr

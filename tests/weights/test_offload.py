@@ -417,6 +417,40 @@ def test_memory_stays_far_below_the_model(prefetch, smollm2_path):
   assert peak < 0.25 * whole, (opened, peak)
 
 
+JACOBIAN = (
+  WALK[: WALK.index("model = open")]
+  + """
+from sinkjax.experiments.loss_sensitivity import loss_gradient
+with open_layers("smollm2-135m", prefetch=False) as layers:
+  fn, ids = sinkjax.forward(layers.cfg), jnp.arange(4)
+  loss_gradient(fn, layers, ids)
+  sinkjax.jacobian_norms(
+    fn, layers, ids, source=("resid_pre", 25), target="resid_post",
+    budget_bytes=30_000_000,
+  )
+print(high() - before)
+"""
+)
+
+
+@pytest.mark.skipif(
+  not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc"
+)
+def test_a_jacobian_stays_far_below_the_model(smollm2_path):
+  done = subprocess.run(
+    [sys.executable, "-c", JACOBIAN, "plain"],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  peak, whole = int(done.stdout), 4 * 134_515_008
+  print(f"peak {peak / 1e6:.0f} MB")
+  assert peak < 0.35 * whole, peak
+
+
 def test_peak_estimate():
   cfg = sinkjax.TINY
   assert peak_estimate(cfg) > 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.weights import registry
+from sinkjax.weights import packages, registry
 from sinkjax.weights.glassllm import load_glassllm
 from sinkjax.weights.validate import WeightsError
 
@@ -85,7 +85,7 @@ def offline(monkeypatch, tmp_path):
   monkeypatch.setenv("PIP_NO_INDEX", "1")
   monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
   monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-  monkeypatch.setattr(registry, "_installed", lambda package: None)
+  monkeypatch.setattr(packages, "_installed", lambda package: None)
 
 
 def test_offline_without_a_cache_says_what_to_do(monkeypatch, tmp_path, capfd):

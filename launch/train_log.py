@@ -1,0 +1,85 @@
+"""What a run tells while it goes: the bar, metrics.jsonl and TensorBoard."""
+
+import contextlib
+import json
+import pathlib
+from typing import Any
+
+
+class NoLog(contextlib.AbstractContextManager):
+  """Of the processes that do not write."""
+
+  def write(self, record: dict[str, Any], records: list[Any]) -> None:
+    """Nothing."""
+
+  def __exit__(self, *_):
+    return None
+
+
+class Log(contextlib.AbstractContextManager):
+  """The log of one run.
+
+  Args:
+    config: the run.
+    workdir: its folder.
+  """
+
+  def __init__(self, config, workdir: pathlib.Path):
+    import jax
+    from tensorboardX import SummaryWriter
+    from tqdm import tqdm
+
+    from launch.train_plan import step_flops
+    from sinkjax.transforms.jacobian_plan import matmul_rate
+
+    self._path = workdir / "metrics.jsonl"
+    self._board = SummaryWriter(str(workdir / "tensorboard"))
+    self._bar = tqdm(total=config.steps, unit="step", desc="training")
+    self._flops = {
+      stage.length: step_flops(config, stage) / config.batch
+      / config.packing.length for stage in config.all_stages()
+    }  # fmt: skip
+    self._peak = matmul_rate(config.model.dtype) * jax.device_count()
+    self._shown: dict[str, str] = {}
+
+  def write(self, record: dict[str, Any], records: list[Any]) -> None:
+    """One record to all three."""
+    kind, step = record["kind"], record["step"]
+    if kind == "resume":
+      # Records after the checkpoint are of steps that will be done again.
+      from sinkjax.report import files
+
+      lines = "".join(json.dumps(one) + "\n" for one in records)
+      files.write_text(self._path, lines)
+      self._bar.initial = self._bar.n = step
+      self._bar.write(f"going on from step {step}")
+      return
+    if kind in ("saved", "stopped"):
+      return
+    if kind == "train":
+      speed = record["tokens_per_second"] * self._flops[record["length"]]
+      record["share_of_peak"] = speed / self._peak
+      self._bar.update(step - self._bar.n)
+    with open(self._path, "a", encoding="utf-8") as stream:
+      stream.write(json.dumps(record) + "\n")
+    for name, value in record.items():
+      if isinstance(value, float):
+        self._board.add_scalar(f"{kind}/{name}", value, step)
+    self._show(kind, record)
+
+  def _show(self, kind: str, record: dict[str, Any]) -> None:
+    wanted = {
+      "train": {"loss": ("loss", ".3f"), "tokens_per_second": ("tok/s", ".3g"),
+                "share_of_peak": ("peak", ".0%"), "waited": ("input", ".0%")},
+      "eval": {"loss": ("held out", ".3f")},
+      "probe": {"sink_rate_0.3": ("sinks", ".1%"),
+                "first_mass": ("first", ".3f")},
+    }[kind]  # fmt: skip
+    for name, (label, form) in wanted.items():
+      if record.get(name) is not None:
+        self._shown[label] = format(record[name], form)
+    self._bar.set_postfix(self._shown)
+
+  def __exit__(self, *_):
+    self._bar.close()
+    self._board.close()

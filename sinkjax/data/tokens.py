@@ -1,0 +1,216 @@
+"""A tokenised corpus: one flat array of ids, and where its documents start.
+
+On disk: `corpus.json` (what it is, with the SHA-256 of every part, written
+last), `documents.npy` and `tokens-00000.npy`, ... of at most so many bytes
+each, in the smallest type that holds the vocabulary.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+MANIFEST = "corpus.json"
+SCHEMA = 1
+_HEADER = 128  # bytes of a .npy file before its numbers
+
+
+class CorpusError(ValueError):
+  """A corpus folder that is not what was written."""
+
+
+class TokenCorpus:
+  """Documents as ids.
+
+  Attributes:
+    tokens: [N] ids of all documents.
+    starts: [documents] where each begins.
+    lengths: [documents] tokens of each.
+    vocab_size: ids are below it.
+    about: what it is, for people: name, licence, sources.
+    digest: SHA-256 of the ids and the documents' ends; says which corpus a
+      run was trained on.
+  """
+
+  def __init__(
+    self,
+    tokens: np.ndarray,
+    ends: np.ndarray,
+    vocab_size: int,
+    about: dict[str, Any] | None = None,
+    digest: str | None = None,
+  ):
+    self.tokens, self.vocab_size = tokens, vocab_size
+    self._ends = np.asarray(ends, np.int64)
+    self.starts = np.concatenate([[0], self._ends[:-1]])
+    self.lengths = self._ends - self.starts
+    self.about = about or {}
+    self.digest = digest or _digest(tokens, self._ends)
+
+  def __len__(self) -> int:
+    return len(self.lengths)
+
+  @classmethod
+  def of(
+    cls,
+    documents: Iterable[Sequence[int]],
+    *,
+    vocab_size: int,
+    about: dict[str, Any] | None = None,
+  ) -> "TokenCorpus":
+    """From the ids of each document.
+
+    Raises:
+      ValueError: for an id outside the vocabulary, or no documents.
+    """
+    dtype = smallest_dtype(vocab_size)
+    parts, ends, total = [], [], 0
+    for document in documents:
+      array = np.asarray(document, np.int64)
+      if array.size and not 0 <= array.min() <= array.max() < vocab_size:
+        raise ValueError(
+          f"document {len(ends)} has an id outside the vocabulary of "
+          f"{vocab_size}"
+        )
+      total += array.size
+      parts.append(array.astype(dtype))
+      ends.append(total)
+    if not ends:
+      raise ValueError("a corpus needs at least one document")
+    return cls(np.concatenate(parts), np.array(ends), vocab_size, about)
+
+  def part(self, documents: Sequence[int]) -> "TokenCorpus":
+    """Some of the documents, by number.
+
+    >>> corpus = TokenCorpus.of([[1, 2], [3], [4, 5]], vocab_size=6)
+    >>> corpus.part([2, 1]).tokens.tolist()
+    [4, 5, 3]
+    """
+    return TokenCorpus.of(
+      (
+        self.tokens[self.starts[i] : self.starts[i] + self.lengths[i]]
+        for i in documents
+      ),
+      vocab_size=self.vocab_size,
+      about=self.about,
+    )
+
+  def split(
+    self, held_out: float, seed: int = 0
+  ) -> tuple["TokenCorpus", "TokenCorpus"]:
+    """(for training, held out), whole documents, the same for one seed.
+
+    Args:
+      held_out: share of the tokens that is held out, at least one document.
+      seed: of the choice.
+
+    Raises:
+      ValueError: if nothing would be left on one side.
+    """
+    order = np.random.default_rng(seed).permutation(len(self))
+    grown = np.cumsum(self.lengths[order])
+    count = 1 + int(np.searchsorted(grown, held_out * len(self.tokens)))
+    if not 0 < held_out < 1 or count >= len(self):
+      raise ValueError(
+        f"held_out must leave documents on both sides of {len(self)}, got "
+        f"{held_out}"
+      )
+    return self.part(sorted(order[count:])), self.part(sorted(order[:count]))
+
+  def save(
+    self, folder: str | os.PathLike, *, part_bytes: int = 60_000_000
+  ) -> None:
+    """Writes a folder that `read` takes, whole or not at all.
+
+    Args:
+      folder: must not exist, or be empty.
+      part_bytes: of one file of ids, at most.
+
+    Raises:
+      ValueError: for a folder that is not empty, or too small a part.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+      raise ValueError(f"{folder} exists and is not an empty folder")
+    size = (part_bytes - _HEADER) // self.tokens.itemsize
+    if size < 1:
+      raise ValueError(f"part_bytes must hold a token, got {part_bytes}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+      dir=folder.parent, prefix=f".{folder.name}."
+    ) as work:
+      made, files = pathlib.Path(work) / "corpus", {}
+      made.mkdir()
+      arrays = {"documents.npy": self._ends} | {
+        f"tokens-{i:05d}.npy": self.tokens[at : at + size]
+        for i, at in enumerate(range(0, max(1, len(self.tokens)), size))
+      }
+      for name, array in arrays.items():
+        np.save(made / name, array)
+        files[name] = _file_digest(made / name)
+      manifest = {
+        "schema": SCHEMA, "vocab_size": self.vocab_size,
+        "documents": len(self), "tokens": len(self.tokens),
+        "digest": self.digest, "about": self.about, "files": files,
+      }  # fmt: skip
+      (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+      if folder.exists():
+        folder.rmdir()
+      os.replace(made, folder)
+
+  @classmethod
+  def read(cls, folder: str | os.PathLike) -> "TokenCorpus":
+    """The corpus that `save` wrote.
+
+    Raises:
+      CorpusError: for a missing or changed file, naming it.
+    """
+    folder = pathlib.Path(folder)
+    try:
+      manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+      if manifest["schema"] != SCHEMA:
+        raise ValueError(f"schema {manifest['schema']!r}, expected {SCHEMA}")
+      names = sorted(manifest["files"])
+      vocab_size, about = int(manifest["vocab_size"]), dict(manifest["about"])
+      digest = str(manifest["digest"])
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+      raise CorpusError(f"{folder}: no valid {MANIFEST}: {error}") from None
+    for name in names:
+      path = folder / name
+      if pathlib.Path(name).name != name or not path.is_file():
+        raise CorpusError(f"{path} is missing")
+      if _file_digest(path) != manifest["files"][name]:
+        raise CorpusError(f"{path} is not what was written")
+    parts = [
+      np.load(folder / name, mmap_mode="r", allow_pickle=False)
+      for name in names
+      if name.startswith("tokens-")
+    ]
+    tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    ends = np.load(folder / "documents.npy", allow_pickle=False)
+    return cls(tokens, ends, vocab_size, about, digest)
+
+
+def smallest_dtype(vocab_size: int) -> type:
+  """The unsigned type that holds every id.
+
+  >>> smallest_dtype(65536).__name__, smallest_dtype(65537).__name__
+  ('uint16', 'uint32')
+  """
+  return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def _digest(tokens: np.ndarray, ends: np.ndarray) -> str:
+  found = hashlib.sha256(np.ascontiguousarray(tokens, "<u4").data)
+  found.update(np.ascontiguousarray(ends, "<i8").data)
+  return found.hexdigest()
+
+
+def _file_digest(path: pathlib.Path) -> str:
+  with open(path, "rb") as stream:
+    return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,157 @@
+"""Attention that never shows its pattern: for training, not for analysis.
+
+On a GPU in 16 bits cuDNN's flash attention, by way of
+`jax.nn.dot_product_attention`; on a TPU the splash kernel; elsewhere blocks of
+rows with a backward pass of our own (see `sinkjax.models.row_blocks`). Equal
+to the einsum path within rounding. All have reverse mode only, and no place
+for a tap.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from sinkjax.models.row_blocks import row_attention
+
+SPLASH_BLOCK = 128
+"""Splash works on blocks of rows; a context must be a multiple of it."""
+
+
+def fused_attention(
+  q: Float[Array, "B T H K"],
+  k: Float[Array, "B S N K"],
+  v: Float[Array, "B S N K"],
+  *,
+  scale: float,
+  window: int | None = None,
+  mask: Bool[Array, "#B 1 T S"] | None = None,
+  sinks: Float[Array, "H"] | None = None,
+  implementation: str | None = None,
+) -> Float[Array, "B T H K"]:
+  """Causal attention, `z`.
+
+      z_t = sum_s p_ts v_s,  p_ts = exp(s_ts) / (exp(sink) + sum_r exp(s_tr))
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    scale: of the products.
+    window: how many positions back a token sees, itself included.
+    mask: True where key s may be seen from t, beside causality.
+    sinks: a logit for each head that takes weight and has no value.
+    implementation: "rows", "xla", "cudnn" or "splash"; chosen by device if
+      `None`.
+
+  Raises:
+    ValueError: for splash with a mask, or a length of no whole blocks.
+
+  Cost: with "rows" and "xla" the memory of the pattern; with the others O(T).
+  """
+  if implementation is None:
+    implementation = _chosen(q, mask)
+  if implementation == "rows":
+    return row_attention(q, k, v, scale, window, mask, sinks)
+  if implementation == "splash":
+    return _splash(q * jnp.asarray(scale, q.dtype), k, v, window, mask, sinks)
+  attend = functools.partial(
+    jax.nn.dot_product_attention, scale=scale, is_causal=True,
+    local_window_size=None if window is None else (window - 1, 0),
+    implementation=implementation,
+  )  # fmt: skip
+  if sinks is None:
+    return attend(q, k, v, mask=mask)
+  return _sunk(attend, scale)(q, k, v, mask, sinks)
+
+
+def _chosen(q, mask) -> str:
+  backend = jax.default_backend()
+  if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+    return "cudnn"
+  if backend == "tpu" and mask is None and q.shape[1] % SPLASH_BLOCK == 0:
+    return "splash"
+  return "rows"
+
+
+def _sunk(attend, scale: float):
+  """Attention with a sink logit, from attention without one.
+
+      z' = g z,  g = sigmoid(LSE - sink)
+
+  cuDNN's backward pass takes no gradient of the LSE, so ours does: it is
+  `dLSE_t / dq_t = scale sum_s p_ts k_s`, attention with keys for values, and
+  `dLSE_t / dk_s = scale p_ts q_t`, that attention's gradient of its values.
+  """
+
+  def plain(q, k, v, mask):
+    return attend(q, k, v, mask=mask, return_residual=True)
+
+  def forward(q, k, v, mask, sinks):
+    z, lse = plain(q, k, v, mask)
+    lse = lse.astype(jnp.promote_types(lse.dtype, jnp.float32))
+    share = jax.nn.sigmoid(lse - sinks[None, None].astype(lse.dtype))
+    return (z * share[..., None]).astype(q.dtype), (z, share)
+
+  @jax.custom_vjp
+  def sunk(q, k, v, mask, sinks):
+    return forward(q, k, v, mask, sinks)[0]
+
+  def fwd(q, k, v, mask, sinks):
+    out, (z, share) = forward(q, k, v, mask, sinks)
+    return out, (q, k, v, mask, z, share, sinks)
+
+  def bwd(kept, d_out):
+    q, k, v, mask, z, share, sinks = kept
+    d_z = (d_out * share[..., None]).astype(q.dtype)
+    _, pull = jax.vjp(lambda *qkv: attend(*qkv, mask=mask), q, k, v)
+    d_q, d_k, d_v = pull(d_z)
+    along = jnp.sum((d_out * z).astype(share.dtype), axis=-1)
+    d_lse = along * share * (1 - share)
+    keys, pull = jax.vjp(lambda x: attend(q, k, x, mask=mask), k)
+    d_q += (scale * d_lse[..., None] * keys).astype(q.dtype)
+    d_k += pull((scale * d_lse[..., None] * q).astype(q.dtype))[0]
+    d_mask = None
+    if mask is not None:
+      d_mask = np.zeros(mask.shape, jax.dtypes.float0)
+    return (
+      d_q,
+      d_k,
+      d_v,
+      d_mask,
+      -jnp.sum(d_lse, axis=(0, 1)).astype(sinks.dtype),
+    )
+
+  sunk.defvjp(fwd, bwd)
+  return sunk
+
+
+def _splash(q, k, v, window, mask, sinks):
+  """The TPU kernel, one example after the other; interpreted elsewhere."""
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+  length, heads = q.shape[1:3]
+  if mask is not None or length % SPLASH_BLOCK:
+    raise ValueError(
+      f"splash attention takes no mask and whole blocks of {SPLASH_BLOCK} "
+      f"tokens, got {length} tokens{' and a mask' if mask is not None else ''}"
+    )
+  shape = (length, length)
+  one = (
+    splash.CausalMask(shape)
+    if window is None
+    else splash.LocalMask(shape, (window - 1, 0), 0)
+  )
+  kernel = splash.make_splash_mha_single_device(
+    splash.MultiHeadMask([one] * heads),
+    interpret=jax.default_backend() != "tpu",
+  )
+  group = heads // k.shape[2]
+  k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
+  inner = functools.partial(kernel, segment_ids=None, sinks=sinks)
+  z = jax.vmap(lambda *qkv: inner(*qkv))(
+    *(jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+  )
+  return jnp.swapaxes(z, 1, 2)

@@ -1,0 +1,272 @@
+"""Where arrays live: a mesh, and a rule for every parameter by its path.
+
+The only module that knows about devices. The model says nothing of them; the
+compiler splits its work by where its arrays lie.
+
+A mesh has three axes. `data` copies the parameters and splits the batch;
+`fsdp` splits the batch and one dimension of every large parameter (and of its
+optimizer state), which is gathered layer by layer; `tensor` splits heads, the
+MLP's hidden layer and the vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
+  ("embed",): ("tensor", "fsdp"),
+  ("unembed",): ("fsdp", "tensor"),
+  ("attn", "q", "kernel"): (None, "fsdp", "tensor", None),
+  ("attn", "k", "kernel"): (None, "fsdp", "tensor", None),
+  ("attn", "v", "kernel"): (None, "fsdp", "tensor", None),
+  ("attn", "q", "bias"): (None, "tensor", None),
+  ("attn", "k", "bias"): (None, "tensor", None),
+  ("attn", "v", "bias"): (None, "tensor", None),
+  ("attn", "sinks"): (None, "tensor"),
+  ("attn", "o", "kernel"): (None, "tensor", None, "fsdp"),
+  ("mlp", "gate", "kernel"): (None, "fsdp", "tensor"),
+  ("mlp", "up", "kernel"): (None, "fsdp", "tensor"),
+  ("mlp", "gate", "bias"): (None, "tensor"),
+  ("mlp", "up", "bias"): (None, "tensor"),
+  ("mlp", "down", "kernel"): (None, "tensor", "fsdp"),
+}
+"""Axes of the mesh by the end of a parameter's path; others are copied.
+The first axis of what is in a block is the layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis; -1 for one of them means all that are left.
+
+  >>> MeshConfig.parse("data:4,fsdp:2")
+  MeshConfig(data=4, fsdp=2, tensor=1)
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  @classmethod
+  def parse(cls, text: str) -> "MeshConfig":
+    """From "data:4,fsdp:2,tensor:1"; axes that are not named have one device.
+
+    Raises:
+      ValueError: for another axis, one named twice, or no number.
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+      name, colon, size = part.partition(":")
+      if name not in AXES or not colon or name in sizes:
+        raise ValueError(
+          f"--mesh={text}: {part!r} is no axis; write "
+          "data:4,fsdp:2,tensor:1 with each axis once"
+        )
+      try:
+        sizes[name] = int(size)
+      except ValueError:
+        raise ValueError(f"--mesh={text}: {size!r} is no number") from None
+    return cls(**{"data": 1, **sizes})
+
+  def sizes(self, devices: int) -> tuple[int, int, int]:
+    """Devices along data, fsdp and tensor.
+
+    Raises:
+      ValueError: if they do not multiply to `devices`.
+    """
+    sizes = [self.data, self.fsdp, self.tensor]
+    free = [i for i, size in enumerate(sizes) if size == -1]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if len(free) == 1 and known > 0 and devices % known == 0:
+      sizes[free[0]] = devices // known
+    shown = ",".join(f"{n}:{s}" for n, s in zip(AXES, sizes, strict=True))
+    if min(sizes) < 1 or int(np.prod(sizes)) != devices:
+      raise ValueError(
+        f"a mesh of {shown} needs {int(np.prod(sizes)) if not free else known}"
+        f" devices{' or a multiple' if free else ''}, there are {devices}"
+      )
+    return tuple(sizes)
+
+
+def make_mesh(
+  config: MeshConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A mesh of all devices, or of these.
+
+  Raises:
+    ValueError: if the axes do not multiply to their number.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = config.sizes(len(devices))
+  kinds = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(sizes, AXES, kinds, devices=devices)
+
+
+def spec_of(path: Sequence[str]) -> PartitionSpec:
+  """The axes of the parameter at a path: ("blocks", "attn", "q", "kernel").
+
+  >>> tuple(spec_of(("blocks", "mlp", "down", "kernel")))
+  (None, 'tensor', 'fsdp')
+  """
+  for end, axes in RULES.items():
+    if tuple(path[-len(end) :]) == end:
+      return PartitionSpec(*axes)
+  return PartitionSpec()
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+  """A sharding for every leaf of a pytree of parameters or of what optax keeps.
+
+  A leaf's place follows from the end of its path, so the moments of a
+  parameter lie where it lies; scalars and all else are copied.
+
+  Args:
+    mesh: of `make_mesh`.
+    state: arrays or their shapes.
+
+  Raises:
+    ValueError: where an axis does not divide an array, naming the axis, its
+      size, the array and its shape.
+  """
+
+  return jax.tree.map(
+    lambda spec: NamedSharding(mesh, spec),
+    _specs(dict(mesh.shape), state),
+    is_leaf=lambda x: isinstance(x, PartitionSpec),
+  )
+
+
+def _specs(sizes: Mapping[str, int], state: Any) -> Any:
+  def one(path, leaf):
+    names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+    spec = spec_of(names)
+    if len(spec) > len(leaf.shape):
+      spec = PartitionSpec()
+    for axis, size in zip(spec, leaf.shape, strict=False):
+      if axis is not None and size % sizes[axis]:
+        raise ValueError(
+          f"mesh axis {axis}:{sizes[axis]} does not divide {size}, a "
+          f"dimension of {'/'.join(filter(None, names))} {list(leaf.shape)}"
+        )
+    return spec
+
+  return jax.tree_util.tree_map_with_path(one, state)
+
+
+def check_divides(sizes: Mapping[str, int], state: Any, rows: int) -> None:
+  """Whether a mesh that need not exist can hold this.
+
+  Args:
+    sizes: devices along data, fsdp and tensor.
+    state: arrays or their shapes.
+    rows: of a batch, worked through at a time.
+
+  Raises:
+    ValueError: as `state_shardings` and `batch_sharding`.
+  """
+  _specs(sizes, state)
+  _check_rows(sizes, rows)
+
+
+def _check_rows(sizes: Mapping[str, int], rows: int) -> None:
+  if rows % (sizes["data"] * sizes["fsdp"]):
+    raise ValueError(
+      f"mesh axes data:{sizes['data']} and fsdp:{sizes['fsdp']} do not divide "
+      f"the {rows} rows that are worked through at a time"
+    )
+
+
+def batch_sharding(mesh: Mesh, size: int) -> NamedSharding:
+  """Rows of a batch over data and fsdp.
+
+  Args:
+    mesh: of `make_mesh`.
+    size: B, rows of a batch, or of a part that is worked through at a time.
+
+  Raises:
+    ValueError: if these axes do not divide it.
+  """
+  _check_rows(dict(mesh.shape), size)
+  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def share(mesh: Mesh, size: int) -> tuple[int, int]:
+  """(this process's number, how many) of equal shares of a batch's rows.
+
+  Processes that hold the same rows, as under `tensor` across hosts, get the
+  same number.
+
+  Raises:
+    ValueError: if this process's rows are no such share.
+  """
+  sharding = batch_sharding(mesh, size)
+  held = {
+    index[0].indices(size)[:2]
+    for index in sharding.addressable_devices_indices_map((size,)).values()
+  }
+  low, high = min(a for a, _ in held), max(b for _, b in held)
+  rows = high - low
+  if sum(b - a for a, b in held) != rows or size % rows or low % rows:
+    raise ValueError(
+      f"this process holds rows {sorted(held)} of a batch of {size}: put "
+      "devices of a process side by side along data and fsdp"
+    )
+  return low // rows, size // rows
+
+
+def local_to_global(
+  sharding: NamedSharding, local: Mapping[str, np.ndarray]
+) -> dict[str, jax.Array]:
+  """This process's rows of a batch as parts of arrays over all devices."""
+  return {
+    name: jax.make_array_from_process_local_data(sharding, rows)
+    for name, rows in local.items()
+  }
+
+
+def place(shardings: Any, whole: Any) -> Any:
+  """Arrays that every process holds whole, as arrays over all devices.
+
+  Args:
+    shardings: one for all, or a pytree of them like `whole`.
+    whole: arrays.
+  """
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, whole)
+  return jax.tree.map(
+    lambda x, sharding: jax.make_array_from_callback(
+      np.shape(x), sharding, lambda index: np.asarray(x)[index]
+    ),
+    whole, shardings,
+  )  # fmt: skip
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+  """Shapes that say where their arrays will lie."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes, shardings,
+  )  # fmt: skip
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+  """A copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+  """The whole array on this host; every process of a run must call it.
+
+  Memory: one copy of this array on every device while it is gathered.
+  """
+  if not isinstance(array, jax.Array) or array.is_fully_addressable:
+    return np.asarray(array)
+  if not array.is_fully_replicated:
+    copied = everywhere(array.sharding.mesh)
+    array = jax.jit(lambda x: x, out_shardings=copied)(array)
+  return np.asarray(array.addressable_data(0))

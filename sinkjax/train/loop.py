@@ -1,0 +1,267 @@
+"""The training loop: steps, and between them what is measured and saved.
+
+A run is a function of its config: interrupted at any moment and started again
+with the same workdir it goes on from the last whole checkpoint, and ends with
+the same parameters, bit for bit on one machine. On another mesh, or with
+another number of processes, it goes on as well; sums are then taken in another
+order.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sinkjax import sharding
+from sinkjax.data.packing import Windows
+from sinkjax.data.pipeline import Batches
+from sinkjax.data.prepare import Prepared
+from sinkjax.train.checkpoint import RunCheckpoints
+from sinkjax.train.optimizer import learning_rate, make_optimizer
+from sinkjax.train.probe import make_probe, uniform_mass
+from sinkjax.train.run_config import Stage, TrainConfig
+from sinkjax.train.step import TrainState, init_state, make_evaluate, make_step
+
+BAD_STEPS = 20
+"""Steps in a row that were not applied, after which a run gives up."""
+
+
+class DivergedError(ArithmeticError):
+  """Too many steps in a row could not be applied."""
+
+
+class _Phase:
+  """A stage of the run, made ready: its step, its data, its measurements."""
+
+  def __init__(self, config: TrainConfig, stage: Stage, data, mesh, shardings):
+    self.stage, self.mesh = stage, mesh
+    self.config, self.cfg = config, config.model_at(stage)
+    self.batch = config.batch_at(stage)
+    packing = config.packing_at(stage)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    separated = packing.mask == "document"
+    self.step = make_step(
+      self.cfg, optimizer, separated=separated, accumulate=config.accumulate,
+      spike=config.optimizer.spike, details=config.details,
+      shardings=shardings,
+    )  # fmt: skip
+    ids = {"bos_id": data.tokenizer.bos_id, "eos_id": data.tokenizer.eos_id}
+    sharding.batch_sharding(mesh, self.batch // config.accumulate)
+    self._rows = sharding.batch_sharding(mesh, self.batch)
+    number, shares = sharding.share(mesh, self.batch)
+    self.batches = Batches(
+      Windows(data.train, packing, **ids), batch=self.batch,
+      seed=config.seed + stage.number, process=number, processes=shares,
+    )  # fmt: skip
+    self._held = Windows(data.held_out, packing, **ids)
+    self._evaluate = make_evaluate(self.cfg, separated=separated)
+    self._probe = make_probe(self.cfg, statistics=config.statistics)
+    self._texts = probe_tokens(config, data)
+    self._eval_batches: list[Any] = []
+
+  def next_batch(self):
+    return sharding.local_to_global(self._rows, next(self.batches))
+
+  def evaluate(self, params) -> float:
+    """Nats a target on held-out windows, always the same ones."""
+    if not self._eval_batches:
+      self._eval_batches = list(self._load_held_out())
+    found = [self._evaluate(params, batch) for batch in self._eval_batches]
+    nats, targets = (
+      sum(float(sharding.to_host(x)) for x in column)
+      for column in zip(*found, strict=True)
+    )
+    return nats / targets
+
+  def _load_held_out(self):
+    windows, seed = self._held, self.config.seed
+    count = min(self.config.eval_windows, len(windows))
+    size = min(self.batch, count)
+    order = np.random.default_rng(seed).permutation(len(windows))
+    rows = [windows[int(i)] for i in order[: count - count % size]]
+    where = sharding.everywhere(self.mesh)
+    if size == self.batch:
+      where = self._rows
+    for at in range(0, len(rows), size):
+      some = rows[at : at + size]
+      whole = {name: np.stack([row[name] for row in some]) for name in some[0]}
+      yield sharding.place(where, whole)
+
+  def probe(self, params) -> dict[str, Any]:
+    """Plain numbers, and lists of them."""
+    found = jax.tree.map(
+      lambda x: sharding.to_host(x).tolist(), self._probe(params, self._texts)
+    )
+    return {**found, "uniform_mass": uniform_mass(self._texts.shape[1])}
+
+
+def probe_tokens(config: TrainConfig, data: Prepared) -> np.ndarray:
+  """[P, T] the starts of held-out documents, BOS first where training had it.
+
+  Raises:
+    ValueError: if too few documents are long enough.
+  """
+  has_bos = config.packing.bos != "none"
+  size = config.probe_tokens - has_bos
+  held = data.held_out
+  long_enough = np.flatnonzero(held.lengths >= size)[: config.probe_texts]
+  if not long_enough.size:
+    raise ValueError(
+      f"no held-out document has {size} tokens; set probe_tokens or held_out"
+    )
+  at = held.starts[long_enough][:, None] + np.arange(size)
+  rows = held.tokens[at].astype(np.int32)
+  if has_bos:
+    first = np.full((len(rows), 1), data.tokenizer.bos_id, np.int32)
+    rows = np.concatenate([first, rows], axis=1)
+  return rows
+
+
+def run(
+  config: TrainConfig,
+  data: Prepared,
+  checkpoints: RunCheckpoints,
+  *,
+  mesh: Mesh | None = None,
+  start: Any | None = None,
+  stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], TrainState]]:
+  """Trains, and yields (record, all records so far, state) as it goes.
+
+  A record has `kind` "resume", "train", "eval", "probe", "saved" or "stopped",
+  and `step`. The state of a "train" record has steps in flight: read its
+  numbers from the record. Every process of a run must iterate.
+
+  Args:
+    config: the run.
+    data: what it trains on.
+    checkpoints: where it goes on from, and saves.
+    mesh: of `sharding.make_mesh`; all devices along `data` if `None`.
+    start: parameters before step 0; random ones if `None`.
+    stop: asked after every step; True saves and ends. Several processes agree
+      when they next log.
+
+  Raises:
+    StateError: for a checkpoint of other data.
+    ValueError: for a mesh that does not divide the model or the batch.
+    WeightsError: for a checkpoint of another model.
+    DivergedError: after `BAD_STEPS` steps in a row that were not applied.
+  """
+  mesh = sharding.make_mesh(sharding.MeshConfig()) if mesh is None else mesh
+  optimizer = make_optimizer(config.optimizer, config.steps)
+  rate = learning_rate(config.optimizer, config.steps)
+  records: list[dict[str, Any]] = []
+
+  def fresh(params=None):
+    key = jax.random.key(config.seed)
+    return init_state(config.model, optimizer, key, params=params)
+
+  shapes = jax.eval_shape(fresh)
+  shardings = sharding.state_shardings(mesh, shapes)
+  found = checkpoints.restore(sharding.placed(shapes, shardings))
+  if found is not None:
+    _, state, about = found
+    records = about["records"]
+    yield {"kind": "resume", "step": int(state.step)}, records, state
+  else:
+    about, params = {"stage": None}, ()
+    if start is not None:
+      params = (sharding.place(shardings.params, start),)
+    state = jax.jit(fresh, out_shardings=shardings)(*params)
+
+  def record(kind, step, **values):
+    records.append({"kind": kind, "step": step, **values})
+    return records[-1], records, state
+
+  def measure(phase, step):
+    """Evaluation and probe, where they are due."""
+    last = step == config.steps
+    length = {"length": phase.stage.length}
+    if step % config.eval_every == 0 or last:
+      yield record("eval", step, loss=phase.evaluate(state.params), **length)
+    if step % config.probe_every == 0 or last:
+      yield record("probe", step, **phase.probe(state.params), **length)
+
+  bad, done = 0, int(state.step)
+  for stage in config.all_stages():
+    if done >= stage.end:
+      continue
+    phase = _Phase(config, stage, data, mesh, shardings)
+    if about["stage"] == stage.number:
+      phase.batches.restore(about["data"])
+    if not records:
+      yield from measure(phase, 0)
+    pending, waited, since = [], 0.0, time.perf_counter()
+    for step in range(done + 1, stage.end + 1):
+      asked = time.perf_counter()
+      batch = phase.next_batch()
+      waited += time.perf_counter() - asked
+      state, metrics = phase.step(state, batch)
+      pending.append(metrics)
+      every = (config.log_every, config.eval_every, config.probe_every)
+      logs = any(step % n == 0 for n in every)
+      halt = stop() if jax.process_count() == 1 else logs and _agreed(stop())
+      saves = step % config.save_every == 0 or step == stage.end or halt
+      if logs or saves:
+        values = jax.device_get(pending)
+        for one in values:
+          bad = 0 if one.applied else bad + 1
+          if bad >= BAD_STEPS:
+            raise DivergedError(
+              f"{bad} steps up to {step} had no finite gradient, or losses "
+              "beyond optimizer.spike; the last whole checkpoint stands. Lower "
+              "optimizer.peak, or clip"
+            )
+        took = time.perf_counter() - since
+        tokens = len(values) * phase.batch * stage.length
+        yield record(
+          "train", step, **_averages(values), learning_rate=float(rate(step)),
+          skipped=int(state.skipped), tokens_per_second=tokens / took,
+          waited=waited / took, length=stage.length,
+        )  # fmt: skip
+        pending, waited, since = [], 0.0, time.perf_counter()
+      yield from measure(phase, step)
+      if saves:
+        losses = [r["loss"] for r in records if r["kind"] == "eval"]
+        about = {"data": phase.batches.state(), "stage": stage.number,
+                 "records": records}  # fmt: skip
+        loss = losses[-1] if losses else None
+        checkpoints.save(step, state, about, loss=loss)
+        ended = halt and step < config.steps
+        kind = "stopped" if ended else "saved"
+        yield {"kind": kind, "step": step}, records, state
+        if ended:
+          checkpoints.wait()
+          return
+      if logs or saves:  # measuring and saving are not training
+        since = time.perf_counter()
+    done = stage.end
+  checkpoints.wait()
+
+
+def _averages(values) -> dict[str, Any]:
+  """What the steps since the last record come to."""
+  good = [one for one in values if one.applied]
+  targets = sum(float(one.targets) for one in good)
+  nats = sum(float(one.loss) * float(one.targets) for one in good)
+  told = {
+    name: float(np.mean([one.details[name] for one in values]))
+    for name in values[-1].details
+  }
+  if told.get("signal", 0) > 0:
+    told["noise_scale"] = told["noise"] / told["signal"]
+  return {
+    "loss": nats / targets if good else None,
+    "grad_norm": float(values[-1].grad_norm),
+    **told,
+  }
+
+
+def _agreed(flag: bool) -> bool:
+  """Whether any process says so."""
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.process_allgather(np.array([flag])).any())

@@ -1,0 +1,132 @@
+"""AdamW with a schedule, by configuration; everything is optax's."""
+
+import dataclasses
+
+import jax
+import optax
+
+from sinkjax.models.transformer import Params
+
+SCHEDULES = ("constant", "cosine", "wsd")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """What is built by `make_optimizer`.
+
+  Attributes:
+    peak: the learning rate after the warm-up.
+    schedule: "constant"; "cosine" down to `final * peak` at the last step;
+      "wsd" (warm-up, stable, decay) linearly down in the last `decay` steps.
+    warmup: steps from 0 to the peak, linearly.
+    final: the last learning rate as a share of the peak.
+    decay: steps of the last phase of "wsd".
+    b1: of Adam.
+    b2: of Adam.
+    eps: of Adam.
+    weight_decay: decoupled; on arrays that multiply, not on norms' scales and
+      biases.
+    decay_embeddings: whether it holds for the token embedding too.
+    clip: greatest global norm of a gradient, `None` for none.
+    spike: leave out steps whose loss is so many standard deviations above its
+      running mean, `None` for none.
+  """
+
+  peak: float = 1e-3
+  schedule: str = "cosine"
+  warmup: int = 100
+  final: float = 0.1
+  decay: int = 0
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1
+  decay_embeddings: bool = True
+  clip: float | None = 1.0
+  spike: float | None = None
+
+  def __post_init__(self):
+    if self.schedule not in SCHEDULES:
+      raise ValueError(
+        f"optimizer.schedule must be one of {list(SCHEDULES)}, got "
+        f"{self.schedule!r}"
+      )
+    if self.peak <= 0:
+      raise ValueError(f"optimizer.peak must be positive, got {self.peak}")
+    if self.warmup < 0 or self.decay < 0 or self.weight_decay < 0:
+      raise ValueError(
+        "optimizer.warmup, decay and weight_decay must not be negative"
+      )
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+  """The learning rate by step.
+
+  Args:
+    config: what it follows.
+    steps: of the whole run.
+
+  Raises:
+    ValueError: if the warm-up and the decay do not fit the run.
+
+  >>> rate = learning_rate(OptimizerConfig(warmup=10, peak=1.0), 110)
+  >>> [round(float(rate(i)), 2) for i in (0, 5, 10, 110)]
+  [0.0, 0.5, 1.0, 0.1]
+  """
+  rest = steps - config.warmup
+  if rest <= 0 or (config.schedule == "wsd" and config.decay > rest):
+    raise ValueError(
+      f"{steps} steps have no room for a warm-up of {config.warmup}"
+      + (f" and a decay of {config.decay}" if config.decay else "")
+    )
+  after = {
+    "constant": lambda: optax.constant_schedule(config.peak),
+    "cosine": lambda: optax.cosine_decay_schedule(
+      config.peak, rest, config.final
+    ),
+    "wsd": lambda: optax.linear_schedule(
+      config.peak, config.final * config.peak, config.decay,
+      transition_begin=rest - config.decay,
+    ),
+  }[config.schedule]()  # fmt: skip
+  if not config.warmup:
+    return after
+  before = optax.linear_schedule(0.0, config.peak, config.warmup)
+  return optax.join_schedules([before, after], [config.warmup])
+
+
+def decayed(params: Params, *, embeddings: bool = True) -> Params:
+  """Which arrays weight decay is for: True or False by leaf.
+
+  Scales, biases and learned positions are not; layers are stacked, so a norm's
+  scale is told by its name.
+  """
+
+  def one(path, leaf):
+    names = [str(key.key) for key in path]
+    if names[0] == "embed":
+      return embeddings
+    return names[-1] == "kernel" or names[0] == "unembed"
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def make_optimizer(
+  config: OptimizerConfig, steps: int
+) -> optax.GradientTransformation:
+  """Clipping and AdamW.
+
+  Raises:
+    ValueError: as `learning_rate`.
+  """
+
+  def mask(params):
+    return decayed(params, embeddings=config.decay_embeddings)
+
+  adamw = optax.adamw(
+    learning_rate(config, steps), b1=config.b1, b2=config.b2, eps=config.eps,
+    weight_decay=config.weight_decay, mask=mask,
+  )  # fmt: skip
+  if config.clip is None:
+    return adamw
+  return optax.chain(optax.clip_by_global_norm(config.clip), adamw)

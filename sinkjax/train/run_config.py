@@ -1,0 +1,175 @@
+"""`TrainConfig`: all that a run is a function of."""
+
+import dataclasses
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.data.packing import Packing
+from sinkjax.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A part of a run at one context length.
+
+  Attributes:
+    length: tokens of a window.
+    steps: of this part.
+    rope_base: base of the rotary frequencies, `None` for the model's own.
+    start: steps done before it; known to `TrainConfig.all_stages`.
+    number: of the stage, likewise.
+  """
+
+  length: int
+  steps: int
+  rope_base: float | None = None
+  start: int = 0
+  number: int = 0
+
+  @property
+  def end(self) -> int:
+    """Steps done after it."""
+    return self.start + self.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """A run.
+
+  Attributes:
+    model: the architecture.
+    packing: how windows are made.
+    optimizer: AdamW and its schedule.
+    corpus: names or paths, see `data.corpus.gather`.
+    steps: of the whole run.
+    batch: windows a step.
+    accumulate: parts that a batch is worked through in.
+    stages: context lengths one after the other, the last of them
+      `packing.length`; every step has the tokens of `batch` windows of that
+      length. Empty for one length. Each stage visits the corpus in an order
+      of its own, from its start.
+    held_out: share of the tokens that is not trained on.
+    seed: of parameters, split and order.
+    details: record gradient norms by group and, where a batch has parts, the
+      gradient's noise.
+    statistics: "package.module:function" of what else the probe measures, see
+      `train.probe.make_probe`.
+    log_every: steps between two records of the training loss; there is one
+      at each measurement, too.
+    eval_every: steps between two measurements on held-out windows.
+    eval_windows: how many of these.
+    probe_every: steps between two measurements of sinks.
+    probe_texts: held-out documents on which sinks are measured.
+    probe_tokens: of each, the BOS counted.
+    save_every: steps between two checkpoints.
+    keep: checkpoints kept beside the best.
+  """
+
+  model: ModelConfig
+  packing: Packing
+  optimizer: OptimizerConfig
+  corpus: tuple[str, ...] = ("sotu", "wiki-vital")
+  steps: int = 1000
+  batch: int = 16
+  accumulate: int = 1
+  stages: tuple[Stage, ...] = ()
+  held_out: float = 0.02
+  seed: int = 0
+  details: bool = False
+  statistics: tuple[str, ...] = ()
+  log_every: int = 10
+  eval_every: int = 250
+  eval_windows: int = 64
+  probe_every: int = 50
+  probe_texts: int = 32
+  probe_tokens: int = 64
+  save_every: int = 250
+  keep: int = 2
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type is int and field.name != "seed" and value < 1:
+        raise ValueError(f"{field.name} must be at least 1, got {value}")
+    if max(self.packing.length, self.probe_tokens) > self.model.max_len:
+      raise ValueError(
+        f"windows of {self.packing.length} and probes of {self.probe_tokens} "
+        f"tokens must fit model.max_len={self.model.max_len}"
+      )
+    if self.batch % self.accumulate:
+      raise ValueError(
+        f"accumulate={self.accumulate} must divide batch={self.batch}"
+      )
+    if self.stages:
+      self._check_stages()
+
+  def _check_stages(self):
+    total = sum(stage.steps for stage in self.stages)
+    last = self.stages[-1].length
+    if total != self.steps or last != self.packing.length:
+      raise ValueError(
+        f"the stages have {total} steps and end at {last} tokens, the run has "
+        f"steps={self.steps} and packing.length={self.packing.length}"
+      )
+    tokens = self.batch * self.packing.length
+    for stage in self.stages:
+      if stage.steps < 1 or tokens % (stage.length * self.accumulate):
+        raise ValueError(
+          f"a stage of {stage.steps} steps at {stage.length} tokens cannot "
+          f"have the {tokens} tokens a step of batch={self.batch} in "
+          f"{self.accumulate} parts"
+        )
+      if stage.length > self.model.max_len:
+        raise ValueError(f"a stage of {stage.length} tokens exceeds max_len")
+
+  def all_stages(self) -> list[Stage]:
+    """The stages with their places; one where none is given."""
+    stages = self.stages or (Stage(self.packing.length, self.steps),)
+    found, at = [], 0
+    for number, stage in enumerate(stages):
+      found.append(dataclasses.replace(stage, start=at, number=number))
+      at += stage.steps
+    return found
+
+  def model_at(self, stage: Stage) -> ModelConfig:
+    """The model as it is in a stage."""
+    if stage.rope_base is None:
+      return self.model
+    return self.model.replace(rope_base=stage.rope_base)
+
+  def packing_at(self, stage: Stage) -> Packing:
+    """The packing of a stage."""
+    return dataclasses.replace(self.packing, length=stage.length)
+
+  def batch_at(self, stage: Stage) -> int:
+    """Windows a step in a stage."""
+    return self.batch * self.packing.length // stage.length
+
+  def trained_model(self) -> ModelConfig:
+    """The model as the run leaves it."""
+    return self.model_at(self.all_stages()[-1])
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values, ready for JSON; `from_dict` is the inverse."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+    """The config that `to_dict` described.
+
+    Raises:
+      ValueError: for a field that there is not, or a value that cannot be.
+    """
+    values = dict(values)
+    try:
+      return cls(
+        ModelConfig.from_dict(dict(values.pop("model"))),
+        Packing(**values.pop("packing")),
+        OptimizerConfig(**values.pop("optimizer")),
+        corpus=tuple(values.pop("corpus")),
+        stages=tuple(Stage(**stage) for stage in values.pop("stages", ())),
+        statistics=tuple(values.pop("statistics", ())),
+        **values,
+      )
+    except (KeyError, TypeError) as error:
+      raise ValueError(f"--config: {error}") from None

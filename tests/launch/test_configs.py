@@ -1,0 +1,161 @@
+"""Configs of models that we do not have, run on small random ones."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import sinkjax
+from sinkjax.experiments import EXPERIMENTS
+from sinkjax.experiments.swaps import TEXTS
+from sinkjax.weights import huggingface
+
+ROOT = pathlib.Path(__file__).parents[2]
+FAMILIES = ROOT / "tests" / "golden" / "families"
+CONFIGS = {
+  "gemma": "configs/reproduce/gemma_7b.py",
+  "llama3": "configs/reproduce/llama31.py:70b",
+}
+SOME = {
+  "gemma": ("smoothing", "model_size"),
+  "llama3": ("model_size",),
+}
+"""What the fast test runs; every other experiment is in the slow one."""
+
+FETCHING = ("noop_heads", "prompts", "first_token")
+"""These need texts from packages; the slow test of reproduce runs them."""
+
+
+def model_of(family: str, folder: pathlib.Path) -> pathlib.Path:
+  """A random model of a family, with a byte-level tokenizer that has BOS."""
+  _, cfg = huggingface.load(FAMILIES / family)
+  cfg = cfg.replace(vocab_size=640, max_len=256)
+  params = sinkjax.init_params(cfg, jax.random.key(0))
+  huggingface.save(folder, jax.tree.map(lambda x: 1.5 * x, params), cfg)
+  tokenizer = Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=cfg.vocab_size, special_tokens=["<pad>", "<bos>"],
+    show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+  )  # fmt: skip
+  plain = TEXTS.replace("{", "").replace("|", " ").replace("}", "")
+  tokenizer.train_from_iterator([plain], trainer)
+  tokenizer.save(str(folder / "tokenizer.json"))
+  (folder / "tokenizer_config.json").write_text(
+    json.dumps({"bos_token": "<bos>", "add_bos_token": True})
+  )
+  return folder
+
+
+def reproduce(*flags):
+  return subprocess.run(
+    [sys.executable, "-m", "launch.reproduce", *flags], cwd=ROOT, text=True,
+    capture_output=True, env=os.environ, check=False, timeout=900,
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("family", "everything"),
+  [
+    *((family, False) for family in CONFIGS),
+    *(pytest.param(f, True, marks=pytest.mark.slow) for f in CONFIGS),
+  ],
+)
+def test_a_config_runs_on_its_family(family, everything, tmp_path):
+  model = model_of(family, tmp_path / family)
+  other = model_of(family, tmp_path / "other")
+  every = [n for n in EXPERIMENTS if n not in FETCHING]
+  names = every if everything else SOME[family]
+  ran = reproduce(
+    f"--config={CONFIGS[family]}", f"--model={model}", f"--models={other}",
+    "--offload", f"--experiment={','.join(names)}", f"--out={tmp_path / 'out'}",
+    "--config.perturbation.shown=('finest','leading')",
+  )  # fmt: skip
+  assert ran.returncode == 0, ran.stderr
+  for name in names:
+    data = json.loads((tmp_path / "out" / name / "result.json").read_text())
+    assert data["complete"] and data["claims"]
+    request = data["request"]
+    assert request["model"] == str(model) and request["prefix"] == "auto"
+    if name in ("smoothing", "massive"):
+      assert request["config"]["eps"] == 0.8
+    if name == "perturbation":
+      assert "without BOS" in data["numbers"]["conditions"]
+      assert data["numbers"]["shown"]["words"] == ["finest", "leading"]
+    if name == "model_size":
+      assert request["config"]["offload"] is True
+      assert [row["model"] for row in data["numbers"]["models"]] == [
+        str(model), str(other),
+      ]  # fmt: skip
+
+
+LLAMA = {
+  "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+  "vocab_size": 128256, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+  "max_position_embeddings": 131072, "rope_theta": 500000.0,
+  "tie_word_embeddings": False,
+}  # fmt: skip
+SIZES = {
+  "8b": (4096, 32, 32, 14336, "32.1 GB", "1.74 GB"),
+  "70b": (8192, 80, 64, 28672, "282 GB", "6.85 GB"),
+  "405b": (16384, 126, 128, 53248, "1.62e+03 GB", "25.5 GB"),
+}
+"""Width, layers, heads, MLP; what the dry run prints, whole and offloaded."""
+
+
+def test_the_dry_run_says_what_each_size_needs(tmp_path):
+  folders = []
+  for name, (width, layers, heads, ff, *_) in SIZES.items():
+    (tmp_path / name).mkdir()
+    sizes = {
+      "hidden_size": width, "num_hidden_layers": layers,
+      "num_attention_heads": heads, "num_key_value_heads": 8,
+      "intermediate_size": ff,
+    }  # fmt: skip
+    config = json.dumps({**LLAMA, **sizes})
+    (tmp_path / name / "config.json").write_text(config)
+    folders.append(str(tmp_path / name))
+  model = model_of("llama3", tmp_path / "small")
+  ran = reproduce(
+    "--config=configs/reproduce/llama31.py:405b", f"--model={model}",
+    f"--models={','.join(folders)},nowhere", "--dry_run",
+  )  # fmt: skip
+  assert ran.returncode == 0, ran.stderr
+  lines = [x for x in ran.stdout.splitlines() if x.startswith("other model")]
+  for line, (*_, whole, offloaded) in zip(lines, SIZES.values(), strict=False):
+    assert f"{whole} of" in line and f"{offloaded} at a time" in line
+  assert "cannot be looked at" in lines[-1] and len(lines) == 4
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["default.py", "--config.perturbation.sold=1"], "sold"),
+    (["../../tests/launch/bad_config.py"], "perturbation has no colour"),
+    (["nowhere.py"], "nowhere.py"),
+    (["llama31.py:9b"], "must be one of ['8b', '70b', '405b']"),
+  ],
+)
+def test_mistakes_in_a_config_are_one_line(flags, message, glassllm_path):
+  path, *others = flags
+  ran = reproduce(
+    f"--config=configs/reproduce/{path}", *others, "--model=glassllm-en",
+    "--dry_run",
+  )  # fmt: skip
+  assert ran.returncode == 1, ran.stdout
+  assert message in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_the_default_config_is_no_config(glassllm_path):
+  plain = reproduce("--model=glassllm-en", "--dry_run")
+  same = reproduce(
+    "--config=configs/reproduce/default.py", "--model=glassllm-en", "--dry_run"
+  )
+  assert same.returncode == 0, same.stderr
+  assert same.stdout == plain.stdout

@@ -1,0 +1,97 @@
+"""Tests of launch.train by several real processes on one machine."""
+
+import json
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+RUN = ("--config.steps=30", "--config.log_every=2")
+
+
+def free_port() -> int:
+  with socket.socket() as found:
+    found.bind(("localhost", 0))
+    return found.getsockname()[1]
+
+
+def together(train, workdir, processes, *flags):
+  port = free_port()
+  return [
+    train.start(workdir, f"--coordinator=localhost:{port}",
+      f"--processes={processes}", f"--process={i}", *flags,
+    )
+    for i in range(processes)
+  ]  # fmt: skip
+
+
+def records(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  return {(r["kind"], r["step"]): r for r in found}
+
+
+def same_curve(a, b):
+  a, b = records(a), records(b)
+  assert set(a) == set(b)
+  for key, record in a.items():
+    for name in {"loss", "grad_norm", "first_mass"} & set(record):
+      assert record[name] == pytest.approx(b[key][name], rel=1e-4), (key, name)
+
+
+@pytest.fixture(scope="module")
+def alone(train, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("alone") / "run"
+  code, _, err = train.ended(train.start(workdir, *RUN))
+  assert code == 0, err
+  return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(train, alone, tmp_path):
+  workdir = tmp_path / "run"
+  runs = together(train, workdir, 2, *RUN, "--mesh=fsdp:2")
+  for code, _, err in [train.ended(run) for run in runs]:
+    assert code == 0, err
+  same_curve(alone, workdir)
+  summary = json.loads((workdir / "summary.json").read_text())
+  assert summary["complete"] is True and (workdir / "model").is_dir()
+
+
+def test_what_four_wrote_one_goes_on_from(train, alone, tmp_path):
+  workdir = tmp_path / "run"
+  runs = together(train, workdir, 4, *RUN, "--mesh=data:2,fsdp:2")
+  train.wait_for(workdir, 5, runs[0])
+  for run in runs:
+    run.send_signal(signal.SIGTERM)
+  ends = [train.ended(run) for run in runs]
+  assert [code for code, _, _ in ends] == [0] * 4, ends[0][2]
+  assert "stopped at step" in ends[0][1]
+  code, out, err = train.ended(train.start(workdir, *RUN))
+  assert code == 0, err
+  assert "going on from step" in out + err
+  same_curve(alone, workdir)
+
+
+@pytest.mark.slow
+def test_a_dead_process_ends_the_others(train, tmp_path):
+  workdir = tmp_path / "run"
+  runs = together(train, workdir, 2, "--config.steps=100000",
+                  "--config.eval_every=100000")  # fmt: skip
+  train.wait_for(workdir, 20, runs[0])
+  runs[1].kill()
+  died = time.monotonic()
+  try:
+    code, _, err = train.ended(runs[0], timeout=60)
+  except subprocess.TimeoutExpired:
+    runs[0].kill()
+    raise
+  assert code != 0 and time.monotonic() - died < 60
+  assert "process" in err and ("died" in err or "Terminating" in err), err
+
+
+def test_flags_that_do_not_go_together(train, tmp_path):
+  code, _, err = train.ended(train.start(tmp_path / "run", "--processes=2"))
+  assert code == 1 and "--processes and --process go together" in err

@@ -1,0 +1,173 @@
+"""Tests of sinkjax.models.fused: kernels against the einsum path."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sinkjax
+from sinkjax.models import row_blocks
+from sinkjax.models.fused import fused_attention
+from sinkjax.models.normalizers import softmax
+from sinkjax.transforms.branches import separate
+
+
+def _inputs(length=12, heads=4, groups=2, width=8, seed=0, dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(seed), 4)
+  q = 3 * jax.random.normal(keys[0], (2, length, heads, width), dtype)
+  k = jax.random.normal(keys[1], (2, length, groups, width), dtype)
+  v = jax.random.normal(keys[2], (2, length, groups, width), dtype)
+  return q, k, v, 2 * jax.random.normal(keys[3], (heads,), dtype)
+
+
+def _plain(q, k, v, *, scale, window=None, mask=None, sinks=None):
+  """Written out, row by row of the formula."""
+  group = q.shape[2] // k.shape[2]
+  k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
+  scores = scale * jnp.einsum("bthk,bshk->bhts", q, k)
+  t = jnp.arange(q.shape[1])
+  seen = t[None, :] <= t[:, None]
+  if window is not None:
+    seen &= t[:, None] - t[None, :] < window
+  seen = seen[None, None] if mask is None else seen[None, None] & mask
+  sinks = None if sinks is None else sinks[None, :, None, None]
+  return jnp.einsum("bhts,bshk->bthk", softmax(scores, seen, sinks), v)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sunk", [False, True])
+@pytest.mark.parametrize("name", ["rows", "xla"])
+def test_output_and_gradients_against_float64(
+  name, window, masked, sunk, monkeypatch
+):
+  monkeypatch.setattr(row_blocks, "ROWS", 5)  # blocks of 6
+  with jax.enable_x64(True):
+    q, k, v, sinks = _inputs(dtype=jnp.float64)
+    segments = jnp.array([[0] + [1] * 5 + [2] * 6, [0] + [1] * 9 + [2] * 2])
+    mask = separate(segments).visible(12)
+    case = {"scale": 0.4, "window": window, "mask": mask if masked else None}
+    inputs = (q, k, v, sinks) if sunk else (q, k, v)
+
+    def loss(fn):
+      def of(*inputs):
+        q, k, v, *rest = inputs
+        z = fn(q, k, v, **case, sinks=rest[0] if rest else None)
+        return jnp.sum(jnp.sin(z + jnp.arange(8.0)[None, None, None])), z
+
+      numbers = tuple(range(len(inputs)))
+      grad = jax.value_and_grad(of, argnums=numbers, has_aux=True)
+      return jax.jit(grad)(*inputs)
+
+    (_, z), grads = loss(
+      functools.partial(fused_attention, implementation=name)
+    )
+    (_, want), wants = loss(_plain)
+    tolerance = {"rows": 1e-12, "xla": 1e-6}[name]  # xla rounds to float32
+    np.testing.assert_allclose(z, want, atol=tolerance)
+    for grad, expected in zip(grads, wants, strict=True):
+      assert np.abs(expected).max() > 0.05
+      np.testing.assert_allclose(grad, expected, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_splash_interpreted(window):
+  q, k, v, sinks = _inputs(length=128, heads=2, groups=1, width=128)
+  case = {"scale": 0.1, "window": window, "sinks": sinks}
+  with jax.default_matmul_precision("highest"):
+    z = fused_attention(q, k, v, implementation="splash", **case)
+    np.testing.assert_allclose(z, _plain(q, k, v, **case), atol=2e-5)
+  with pytest.raises(ValueError, match="whole blocks of 128"):
+    fused_attention(q[:, :100], k[:, :100], v[:, :100], scale=1.0,
+                    implementation="splash")  # fmt: skip
+
+
+def test_a_sink_that_matters_in_bfloat16():
+  """Logits near 20: with a sink of zero nothing would be seen."""
+  q, k, v, _ = _inputs(seed=3)
+  scores = jnp.einsum("bthk,bshk->bhts", q, jnp.repeat(k, 2, axis=2))
+  scale = 20 / float(jnp.abs(scores).max())
+  sinks = jnp.array([19.0, 20.0, 21.0, 18.0])
+  with jax.enable_x64(True):
+    wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (q, k, v, sinks)]
+    want = np.asarray(_plain(*wide[:3], scale=scale, sinks=wide[3]))
+    without = np.asarray(_plain(*wide[:3], scale=scale))
+  assert np.abs(want - without).max() > 0.5
+  narrow = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+  z = fused_attention(*narrow, scale=scale, sinks=sinks)
+  assert np.abs(np.asarray(z, np.float64) - want).max() < 0.15
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"sink_logit": True},
+    {"window": 4, "local_layers": (True, False, True)},
+    {"window": 4, "local_layers": (True, True, True), "sink_logit": True},
+    {"positions": "learned", "remat": "full"},
+  ],
+)
+def test_the_model_is_the_same_function(tiny, tokens, changes):
+  cfg = tiny[1].replace(**changes)
+  params = sinkjax.init_params(cfg, jax.random.key(2))
+  if cfg.sink_logit:
+    params["blocks"]["attn"]["sinks"] = jax.random.normal(
+      jax.random.key(3), (cfg.n_layers, cfg.n_heads)
+    )
+  fused = cfg.replace(attention="fused")
+  valid = jnp.arange(12)[None] < jnp.array([12, 9])[:, None]
+
+  def loss(cfg):
+    def of(params):
+      out = sinkjax.forward(cfg)(params, tokens, valid=valid)
+      return jnp.sum(jax.nn.log_softmax(out.logits)[..., 0] * valid)
+
+    return jax.jit(jax.value_and_grad(of))(params)
+
+  value, grads = loss(cfg)
+  other, others = loss(fused)
+  np.testing.assert_allclose(value, other, rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+    grads, others,
+  )  # fmt: skip
+
+
+def test_a_tap_gets_its_pattern(tiny, tokens):
+  """Where a tap asks for scores or pattern, the fused path steps aside."""
+  params, cfg = tiny
+  fused = sinkjax.forward(cfg.replace(attention="fused"))
+  observe = {"alpha": ("pattern", sinkjax.sink_score)}
+  want = sinkjax.capture(sinkjax.forward(cfg), observe)(params, tokens)
+  got = sinkjax.capture(fused, observe)(params, tokens)
+  np.testing.assert_array_equal(got.trace["alpha"], want.trace["alpha"])
+  edit = {"scores": sinkjax.knockout(0, from_layer=1)}
+  np.testing.assert_array_equal(
+    sinkjax.intervene(fused, edit)(params, tokens).logits,
+    sinkjax.intervene(sinkjax.forward(cfg), edit)(params, tokens).logits,
+  )
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_memory_and_nothing_else(tiny, tokens, remat):
+  params, cfg = tiny
+
+  def gradient(cfg):
+    def of(params):
+      return jnp.sum(jnp.square(sinkjax.forward(cfg)(params, tokens).logits))
+
+    return jax.jit(jax.grad(of))
+
+  kept = gradient(cfg).lower(params).compile()
+  less = gradient(cfg.replace(remat=remat)).lower(params).compile()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4),
+    kept(params), less(params),
+  )  # fmt: skip
+  sizes = [
+    made.memory_analysis().temp_size_in_bytes for made in (less, kept)
+  ]  # fmt: skip
+  assert sizes[0] < sizes[1]

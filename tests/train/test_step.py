@@ -1,0 +1,255 @@
+"""Tests of sinkjax.train.step and loss: packed windows against documents."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sinkjax.data.packing import Packing, Windows
+from sinkjax.data.tokens import TokenCorpus
+from sinkjax.models.transformer import forward
+from sinkjax.train.loss import loss_of, next_token_nats
+from sinkjax.train.step import (
+  MEMORY,
+  Trend,
+  _follow,
+  init_state,
+  make_evaluate,
+  make_step,
+)
+
+BOS_ID, EOS_ID = 1, 2
+
+
+def _corpus(lengths, seed=0):
+  rng = np.random.default_rng(seed)
+  return TokenCorpus.of(
+    [rng.integers(3, 64, size) for size in lengths], vocab_size=64
+  )
+
+
+def _batch(windows):
+  rows = [windows[i] for i in range(len(windows))]
+  return {k: jnp.asarray(np.stack([r[k] for r in rows])) for k in rows[0]}
+
+
+def test_uniform_logits_cost_log_v():
+  tokens = jnp.arange(12).reshape(2, 6)
+  weights = jnp.ones((2, 6), bool).at[1, 3:].set(False)
+  loss = next_token_nats(jnp.zeros((2, 6, 50)), tokens, weights)
+  assert float(loss.targets) == 7  # 5 and 2: the first is never a target
+  np.testing.assert_allclose(float(loss.nats), 7 * np.log(50), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bos", ["none", "document", "pinned"])
+@pytest.mark.parametrize("fill", ["concatenate", "first_fit"])
+def test_a_packed_document_costs_what_it_costs_alone(tiny, bos, fill):
+  """Reset positions and a document mask: nothing else may be seen."""
+  params, cfg = tiny
+  corpus = _corpus([5, 9, 3, 7])
+  packing = Packing(
+    31, mask="document", bos=bos, reset_positions=True, fill=fill
+  )
+  windows = Windows(corpus, packing, bos_id=BOS_ID)
+  assert len(windows) == 1
+  packed = make_evaluate(cfg, separated=True)(params, _batch(windows))
+  leading = int(windows[0]["tokens"][1])
+  loss, nats, targets = loss_of(forward(cfg), separated=False), 0.0, 0
+  for i in range(len(corpus)):
+    own = corpus.part([i])
+    alone = Packing(int(own.lengths[0]) + 1, bos=bos)
+    batch = _batch(Windows(own, alone, bos_id=BOS_ID))
+    if bos == "pinned" and own.tokens[0] != leading:
+      # Of a window's documents only the first is predicted from BOS.
+      batch["weights"] = batch["weights"].at[0, 1].set(False)
+    found = loss(params, batch)
+    nats, targets = nats + float(found.nats), targets + float(found.targets)
+  assert float(packed.targets) == targets
+  np.testing.assert_allclose(float(packed.nats), nats, rtol=2e-6)
+
+
+def test_without_the_mask_documents_see_each_other(tiny):
+  params, cfg = tiny
+  windows = Windows(_corpus([9, 9, 9]), Packing(27, mask="document"))
+  batch = _batch(windows)
+  seen, hidden = (
+    float(make_evaluate(cfg, separated=s)(params, batch).nats)
+    for s in (False, True)
+  )
+  assert abs(seen - hidden) > 1e-2
+
+
+@pytest.fixture
+def batch():
+  return _batch(
+    Windows(_corpus([40] * 9), Packing(15, eos=True), eos_id=EOS_ID)
+  )
+
+
+def test_a_step_is_optax_on_the_mean_loss(tiny, batch):
+  params, cfg = tiny
+  optimizer = optax.adamw(1e-2, weight_decay=0.1)
+  loss = loss_of(forward(cfg), separated=False)
+
+  def mean(params):
+    found = loss(params, batch)
+    return found.nats / found.targets
+
+  value, grads = jax.value_and_grad(mean)(params)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  wanted = optax.apply_updates(params, updates)
+  copy = jax.tree.map(jnp.copy, params)
+  state = init_state(cfg, optimizer, jax.random.key(0), params=copy)
+  state, metrics = make_step(cfg, optimizer, separated=False)(state, batch)
+  np.testing.assert_allclose(metrics.loss, value, rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics.grad_norm, optax.tree.norm(grads), rtol=1e-5
+  )
+  assert int(state.step) == 1 and bool(metrics.applied)
+  # Adam's first update is the gradient's sign: compare where it is no noise.
+  for new, want, grad in zip(
+    *map(jax.tree.leaves, (state.params, wanted, grads)), strict=True
+  ):
+    sure = np.abs(grad) > 1e-6
+    np.testing.assert_allclose(new[sure], want[sure], atol=2e-5)
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny, batch):
+  """Parts with different numbers of targets, so a mean of means fails."""
+  with jax.enable_x64(True):
+    params, cfg = tiny
+    cfg = cfg.replace(dtype="float64")
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+    batch = dict(batch, weights=batch["weights"].at[:6, 4:].set(False))
+    batch = {k: v[:24] for k, v in batch.items()}
+    found = []
+    for parts in (1, 4):
+      optimizer = optax.sgd(1.0)
+      state = init_state(
+        cfg, optimizer, jax.random.key(0), params=jax.tree.map(jnp.copy, params)
+      )
+      step = make_step(cfg, optimizer, separated=False, accumulate=parts)
+      found.append(step(state, batch))
+    (whole, a), (pieces, b) = found
+    np.testing.assert_allclose(a.loss, b.loss, rtol=1e-12)
+    for x, y in zip(
+      *map(jax.tree.leaves, (whole.params, pieces.params)), strict=True
+    ):
+      np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
+  with pytest.raises(ValueError, match="24 windows .* 5 equal parts"):
+    make_step(cfg, optimizer, separated=False, accumulate=5)(pieces, batch)
+
+
+def test_a_bad_gradient_is_not_applied(tiny, batch):
+  params, cfg = tiny
+  optimizer = optax.adam(1e-2)
+  step = make_step(cfg, optimizer, separated=False)
+  bad = jax.tree.map(jnp.copy, params)
+  bad["embed"] = bad["embed"].at[5].set(jnp.nan)
+  assert (batch["tokens"] == 5).any()
+  before = jax.tree.map(np.asarray, bad)
+  state = init_state(cfg, optimizer, jax.random.key(0), params=bad)
+  state, metrics = step(state, batch)
+  assert not bool(metrics.applied) and int(state.skipped) == 1
+  assert int(state.step) == 1 and int(state.opt_state[0].count) == 0
+  for x, y in zip(*map(jax.tree.leaves, (before, state.params)), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def test_weights_stay_float32_under_bfloat16(tiny, batch):
+  params, cfg = tiny
+  optimizer = optax.adam(1e-2)
+  half = cfg.replace(dtype="bfloat16")
+  losses = []
+  for one in (cfg, half):
+    copy = jax.tree.map(jnp.copy, params)
+    state = init_state(one, optimizer, jax.random.key(0), params=copy)
+    state, metrics = make_step(one, optimizer, separated=False)(state, batch)
+    losses.append(float(metrics.loss))
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {
+      jnp.dtype("float32")
+    }
+  assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.05
+
+
+def test_it_learns(tiny, batch):
+  _, cfg = tiny
+  optimizer = optax.adam(3e-3)
+  step = make_step(cfg, optimizer, separated=False)
+  state = init_state(cfg, optimizer, jax.random.key(0))
+  first = None
+  for _ in range(60):
+    state, metrics = step(state, batch)
+    first = float(metrics.loss) if first is None else first
+  assert first > 4.0 and float(metrics.loss) < 0.5 * first
+  assert step._cache_size() == 1
+
+
+def test_a_spike_is_left_out(tiny, batch):
+  params, cfg = tiny
+  optimizer = optax.sgd(1e-6)
+
+  def steps(spike):
+    copy = jax.tree.map(jnp.copy, params)
+    state = init_state(cfg, optimizer, jax.random.key(0), params=copy)
+    step = make_step(cfg, optimizer, separated=False, spike=spike)
+    evaluate, applied = make_evaluate(cfg, separated=False), []
+    each = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(8)]
+    each.sort(key=lambda row: float(evaluate(params, row).nats))
+    for i in range(MEMORY + 3):
+      row = each[-1] if i == MEMORY + 1 else each[0]
+      state, metrics = step(state, row)
+      applied.append(bool(metrics.applied))
+    return state, applied
+
+  state, applied = steps(8.0)
+  assert applied == [True] * (MEMORY + 1) + [False, True]
+  assert int(state.skipped) == 1
+  assert all(steps(None)[1])
+
+
+def test_the_trend_is_the_mean_and_variance():
+  losses = np.random.default_rng(0).normal(5, 2, MEMORY).astype(np.float32)
+  trend = Trend(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
+  for loss in losses:
+    trend, _ = _follow(trend, jnp.asarray(loss), True, None)
+  np.testing.assert_allclose(trend.mean, losses.mean(), rtol=1e-5)
+  np.testing.assert_allclose(trend.variance, losses.var(), rtol=1e-4)
+
+
+def test_gradient_details(tiny, batch):
+  """Norms by group make up the whole; the noise scale is that of the parts."""
+  params, cfg = tiny
+  batch = {k: v[:24] for k, v in batch.items()}
+  batch["weights"] = jnp.ones_like(batch["weights"])  # parts of one size
+  optimizer, parts = optax.sgd(0.0), 6
+  state = init_state(
+    cfg, optimizer, jax.random.key(0), params=jax.tree.map(jnp.copy, params)
+  )
+  step = make_step(
+    cfg, optimizer, separated=False, accumulate=parts, details=True
+  )
+  _, metrics = step(state, batch)
+  told = {k: float(v) for k, v in metrics.details.items()}
+  squares = [v**2 for k, v in told.items() if k.startswith("norm_")]
+  assert len(squares) == 5
+  np.testing.assert_allclose(sum(squares), metrics.grad_norm**2, rtol=1e-5)
+
+  loss = loss_of(forward(cfg), separated=False)
+
+  def gradient(rows):
+    def mean(params):
+      found = loss(params, {k: v[rows] for k, v in batch.items()})
+      return found.nats / found.targets
+
+    leaves = jax.tree.leaves(jax.grad(mean)(params))
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+
+  each = np.stack([gradient(slice(i, None, parts)) for i in range(parts)])
+  targets = float(metrics.targets)
+  # Unbiased variance of a part's gradient, in units of one target.
+  noise = each.var(axis=0, ddof=1).sum() * targets / parts
+  signal = (each.mean(axis=0) ** 2).sum() - noise / targets
+  np.testing.assert_allclose(told["noise"], noise, rtol=1e-3)
+  np.testing.assert_allclose(told["signal"], signal, rtol=1e-2)
