@@ -245,7 +245,10 @@ def _train(config, workdir, request: dict[str, Any], first: bool) -> None:
     start, data = _started(config, data)
   made = data.tokenizer.vocab_size
   if made > config.model.vocab_size:
-    raise ValueError(f"the tokenizer has {made} ids, the model fewer")
+    raise ValueError(
+      f"the tokenizer has {made} ids, the model fewer; "
+      f"set --config.model.vocab_size={made}"
+    )
   stops, began = [], time.monotonic()
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: stops.append(time.monotonic()))

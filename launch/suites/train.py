@@ -24,7 +24,7 @@ def cases(quick: bool, tokens: int | None) -> list[dict[str, Any]]:
   length = tokens or 256
   return [
     {"case": f"{n} layers of {width}, T={length}", "layers": n, "width": width,
-     "length": length, "steps": 6 if quick else 16}
+     "length": length, "steps": 4 if quick else 16}
     for n, width in sizes
   ]  # fmt: skip
 
