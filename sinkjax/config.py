@@ -21,6 +21,8 @@ NORMALIZERS = (
   "softmax", "softmax1", "clipped_softmax", "sigmoid", "normalized_sigmoid",
   "elu1", "relu", "softpick",
 )  # fmt: skip
+ATTN_BIASES = ("none", "k", "kv", "v")
+GATES = ("none", "head", "element", "value")
 REMATS = ("none", "full", "dots")
 MAX_LAYERS = 4096
 MAX_SIZE = 1 << 27  # larger sizes are damaged files, not models
@@ -109,6 +111,12 @@ class ModelConfig:
     normalizer: how scores become a pattern, see `models.normalizers`.
     sink_logit: each head has a learned logit that takes weight and has no
       value: rows of attention sum to less than one.
+    attn_bias: learned per key head, in place of a token: "k", a key that takes
+      weight and has no value; "kv", with a value; "v", a value that is added
+      to what the head mixes.
+    gate: sigmoids of what the attention reads, on what heads mix: "head", one
+      a head; "element", one for each of its dimensions; "value", on the
+      values before they are mixed.
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
     bos_id: token id of BOS where the file names one, else `None`.
@@ -157,6 +165,8 @@ class ModelConfig:
   logit_softcap: float | None = None
   normalizer: str = "softmax"
   sink_logit: bool = False
+  attn_bias: str = "none"
+  gate: str = "none"
   embed_scale: float = 1.0
   tie_embeddings: bool = False
   bos_id: int | None = None
@@ -188,6 +198,17 @@ class ModelConfig:
       raise ValueError(
         f"normalizer={self.normalizer!r} has no sink_logit and no "
         "attention='fused': use 'einsum'"
+      )
+    _one_of("attn_bias", self.attn_bias, ATTN_BIASES)
+    _one_of("gate", self.gate, GATES)
+    if self.attn_bias != "none" and self.attention == "fused":
+      raise ValueError("attention='fused' has no attn_bias: use 'einsum'")
+    if self.attn_bias in ("k", "kv") and (
+      self.sink_logit or self.normalizer != "softmax"
+    ):
+      raise ValueError(
+        f"attn_bias={self.attn_bias!r} takes the place of sink_logit, and "
+        "needs normalizer='softmax'"
       )
     _one_of("remat", self.remat, REMATS)
     if self.attention == "fused" and self.attn_softcap is not None:

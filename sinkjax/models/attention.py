@@ -176,12 +176,27 @@ class Attention(nn.Module):
     self.sinks = None
     if cfg.sink_logit:
       self.sinks = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,))
+    small, each = nn.initializers.normal(0.02), (cfg.n_kv_heads, cfg.head_dim)
+    if cfg.attn_bias in ("k", "kv"):
+      self.k_bias = self.param("k_bias", small, each)
+    if cfg.attn_bias in ("kv", "v"):
+      self.v_bias = self.param("v_bias", small, each)
+    gates = {"head": (cfg.n_heads, 1), "element": (cfg.n_heads, cfg.head_dim),
+             "value": each}  # fmt: skip
+    if cfg.gate != "none":
+      self.gate = Projection((cfg.d_model,), gates[cfg.gate], bias=False)
     mixed = (cfg.n_heads, cfg.head_dim)
     self.o = Projection(mixed, (cfg.d_model,), cfg.out_bias)
 
   def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
-    """Queries [B, T, H, K], keys and values [B, T, N, K], as projected."""
-    return self.q(x), self.k(x), self.v(x)
+    """Queries [B, T, H, K], keys and values [B, T, N, K], as projected.
+
+    Where there is a gate on values, they come gated.
+    """
+    q, k, v = self.q(x), self.k(x), self.v(x)
+    if self.cfg.gate == "value":
+      v = v * jax.nn.sigmoid(self.gate(x))
+    return q, k, v
 
   def turn(
     self, q: Array, k: Array, ctx: Context, layer: Layer
@@ -205,28 +220,55 @@ class Attention(nn.Module):
     scores = jnp.einsum("btngk,bsnk->bngts", q_BxTxNxGxK, k)
     return scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
 
+  def rest(
+    self, q: Float[Array, "B T H K"]
+  ) -> Float[Array, "*#B H #T 1"] | None:
+    """The logit of what stands in for a token, or `None` for nothing.
+
+    A key of `attn_bias` meets the query as if it were at position 0.
+    """
+    cfg = self.cfg
+    if self.sinks is not None:
+      return self.sinks[None, :, None, None]
+    if cfg.attn_bias not in ("k", "kv"):
+      return None
+    key = jnp.repeat(self.k_bias, cfg.group_size, axis=0).astype(q.dtype)
+    logits = jnp.einsum("bthk,hk->bht", q, key) * cfg.score_scale
+    return logits[..., None]
+
   def weigh(
     self,
     scores: Float[Array, "B H T S"],
     v: Float[Array, "B S N K"],
     mask: Bool[Array, "#B 1 T S"],
     tap: Tapper,
+    rest: Float[Array, "#B H #T 1"] | None = None,
   ) -> Float[Array, "B T H K"]:
-    """The pattern that the scores give, and the values that it mixes."""
+    """The pattern that the scores give, and the values that it mixes.
+
+    `rest` is a logit that takes weight away, of `self.rest`.
+    """
     cfg, (batch, _, length, _) = self.cfg, scores.shape
     if cfg.attn_softcap is not None:
       scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
     scores_BxHxTxS = tap("scores", scores)
     normalize = normalizers.NORMALIZERS[cfg.normalizer]
-    if self.sinks is not None:
-      sinks = self.sinks[None, :, None, None]
-      normalize = functools.partial(normalizers.softmax, sinks=sinks)
+    if rest is not None:
+      normalize = functools.partial(normalizers.softmax, sinks=rest)
     pattern = normalize(scores_BxHxTxS, mask)
     pattern_BxHxTxS = tap("pattern", pattern)
     grouped = (cfg.n_kv_heads, cfg.group_size)
     pattern = pattern_BxHxTxS.reshape(batch, *grouped, length, -1)
     z = jnp.einsum("bngts,bsnk->btngk", pattern, v)
-    return tap("z", z.reshape(batch, length, cfg.n_heads, cfg.head_dim))
+    z = z.reshape(batch, length, cfg.n_heads, cfg.head_dim)
+    if cfg.attn_bias in ("kv", "v"):
+      value = jnp.repeat(self.v_bias, cfg.group_size, axis=0)
+      value = align(value, z).astype(z.dtype)
+      if cfg.attn_bias == "kv":
+        left = normalizers.leftover(scores_BxHxTxS, mask, rest)
+        value = jnp.swapaxes(left, 1, 2) * value
+      z = z + value
+    return tap("z", z)
 
   def fused(
     self,
@@ -254,6 +296,13 @@ class Attention(nn.Module):
     )  # fmt: skip
     return tap("z", z)
 
-  def write(self, z: Float[Array, "B T H K"]) -> Float[Array, "B T D"]:
-    """What the heads' outputs add to the residual."""
+  def write(
+    self, z: Float[Array, "B T H K"], x: Float[Array, "B T D"] | None = None
+  ) -> Float[Array, "B T D"]:
+    """What the heads' outputs add to the residual.
+
+    Where there is a gate on them, it opens by `x`, what the attention reads.
+    """
+    if self.cfg.gate in ("head", "element"):
+      z = z * jax.nn.sigmoid(self.gate(x))
     return self.o(z)

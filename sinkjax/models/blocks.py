@@ -108,13 +108,18 @@ class Block(nn.Module):
     """(q, k) -> scaled scores [B, H, T, S]."""
     return self.attn.score(q, k)
 
-  def weigh(self, scores, v, mask, tap):
-    """(scores, v) -> z [B, T, H, K]."""
-    return self.attn.weigh(scores, v, mask, tap)
+  def rest(self, q):
+    """q -> the logit of what stands in for a token, or `None`."""
+    return self.attn.rest(q)
 
-  def write(self, z):
-    """z -> the attention's raw output."""
-    return self.attn.write(z)
+  def weigh(self, scores, v, mask, tap, rest):
+    """(scores, v) -> z [B, T, H, K]."""
+    return self.attn.weigh(scores, v, mask, tap, rest)
+
+  def write(self, pre, z):
+    """z, and `resid_pre` where it is gated -> the attention's raw output."""
+    gated = self.cfg.gate in ("head", "element")
+    return self.attn.write(z, self.read(pre) if gated else None)
 
   def join(self, pre, attn_out, tap):
     """(`resid_pre`, the attention's raw output) -> `resid_mid`."""
@@ -124,7 +129,7 @@ class Block(nn.Module):
 
   def attend(self, pre, z, tap):
     """(`resid_pre`, z) -> `resid_mid`."""
-    return self.join(pre, self.write(z), tap)
+    return self.join(pre, self.write(pre, z), tap)
 
   def mlp_read(self, x):
     """`resid_mid`, or `resid_pre` where parallel -> what the MLP reads."""
@@ -152,7 +157,7 @@ class Block(nn.Module):
 
   def mix(self, q, k, v, mask, tap):
     """(q, k, v) -> z [B, T, H, K]; q may be a block of rows."""
-    return self.weigh(self.score(q, k), v, mask, tap)
+    return self.weigh(self.score(q, k), v, mask, tap, self.rest(q))
 
   def transform(self, pre, mid, tap):
     """(`resid_pre`, `resid_mid`) -> `resid_post`."""

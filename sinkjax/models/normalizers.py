@@ -22,7 +22,7 @@ MASKED = -1e30
 def softmax(
   scores: Float[Array, "*B T S"],
   mask: Bool[Array, "*#B T S"],
-  sinks: Float[Array, "*#B 1 1"] | None = None,
+  sinks: Float[Array, "*#B #T 1"] | None = None,
 ) -> Float[Array, "*B T S"]:
   """`exp(s_j) / (exp(sink) + sum_k exp(s_k))` over the allowed keys.
 
@@ -49,6 +49,20 @@ def softmax(
   if sinks is not None:
     total += jnp.exp(sinks.astype(dtype) - top)
   return (weights / total).astype(scores.dtype)
+
+
+def leftover(
+  scores: Float[Array, "*B T S"],
+  mask: Bool[Array, "*#B T S"],
+  sinks: Float[Array, "*#B #T 1"],
+) -> Float[Array, "*B T 1"]:
+  """What `softmax` leaves to its sink: `sigmoid(sink - logsumexp(s))`.
+
+  One minus the row's sum, without its cancellation.
+  """
+  s, dtype = _wide(scores, mask)
+  total = jax.nn.logsumexp(s, axis=-1, keepdims=True)
+  return jax.nn.sigmoid(sinks.astype(dtype) - total).astype(scores.dtype)
 
 
 def softmax1(scores, mask):

@@ -73,8 +73,8 @@ def layer_gains(
 
   Raises:
     ValueError: for a model that is not float32 or float64, one without a
-      softmax, or an edit that lets tokens mix elsewhere than in the attention's
-      weighted sum.
+      softmax or with a gate on what heads mix, or an edit that lets tokens mix
+      elsewhere than in the attention's weighted sum.
     TypeError: for a function that is none of ours.
 
   Cost: as folding every layer for the exact Jacobian, and 2 or 3 T singular
@@ -90,6 +90,10 @@ def layer_gains(
   if cfg.normalizer not in ("softmax", "softmax1"):
     raise ValueError(
       f"the bounds are those of a softmax, the model has {cfg.normalizer}"
+    )
+  if cfg.gate in ("head", "element"):
+    raise ValueError(
+      f"the bounds know no gate on what heads mix, the model has {cfg.gate!r}"
     )
   check_model(cfg)
   tokens = one_text(tokens)
@@ -158,7 +162,7 @@ def _tail(run: LayerSteps, x):
   """[T, D, D] of what leaves by what enters, and by what is written."""
   length, width = x.shape[1:]
   pre = run.enter(x)
-  written = run.write(run.mix(*run.qkv(pre)))
+  written = run.write(pre, run.mix(*run.qkv(pre)))
 
   def tail(x, written):
     pre = run.enter(x)
@@ -181,7 +185,8 @@ def _writing(run: LayerSteps):
   """
   cfg = run.cfg
   shape = (1, 1, cfg.n_heads, cfg.head_dim)
-  _, push = jax.linearize(run.write, jnp.zeros(shape, cfg.dtype))
+  write = functools.partial(run.write, None)
+  _, push = jax.linearize(write, jnp.zeros(shape, cfg.dtype))
   many = cfg.n_heads * cfg.head_dim
   units = jnp.eye(many, dtype=cfg.dtype).reshape(*shape, many)
   kernel = columns_of(push)(units)[0, 0]

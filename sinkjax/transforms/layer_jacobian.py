@@ -159,22 +159,35 @@ def _fold_attention(run: LayerSteps, pre, units):
     [T, 2 N K, D] of keys and values by resid_pre, and the mixing.
   """
   cfg, (length, width) = run.cfg, pre.shape[1:]
-  raw = run.linear(run.read(pre))
+  normed = run.read(pre)
+  raw = run.linear(normed)
   (q, k, v), push = jax.linearize(run.turned, *raw)
-  kernels = _kernel(run.linear, (width,), pre.dtype)
-  columns = [_everywhere(c, x) for c, x in zip(kernels, raw, strict=True)]
+  if cfg.gate == "value":  # not linear: another matrix at each token
+    columns = columns_of(jax.linearize(run.linear, normed)[1])(units)
+  else:
+    kernels = _kernel(run.linear, (width,), pre.dtype)
+    columns = [_everywhere(c, x) for c, x in zip(kernels, raw, strict=True)]
   by_q, by_k, by_v = columns_of(push)(*columns)
 
   z, push_q = jax.linearize(lambda q: run.mix(q, k, v), q)
   z_rows = jax.lax.map(push_q, jnp.moveaxis(by_q, -1, 0), batch_size=64)
-  attn_out, push_write = jax.linearize(run.write, z)
+  write = functools.partial(run.write, pre)
+  attn_out, push_write = jax.linearize(write, z)
   written = jnp.moveaxis(jax.vmap(push_write)(z_rows), 0, -1)
   parts = [part.reshape(1, length, -1, width) for part in (written, by_k, by_v)]
   by_normed = jnp.concatenate(parts, axis=2)
   pulled = _rows_through(run.read, pre[0], by_normed[0])[None]
   own, keys = jnp.split(pulled, [width], axis=2)
 
-  kernel = _kernel(run.write, (cfg.n_heads, cfg.head_dim), pre.dtype)
+  heads = (cfg.n_heads, cfg.head_dim)
+  if cfg.gate in ("head", "element"):  # likewise, and open by what is read
+    _, push_gate = jax.linearize(lambda pre: run.write(pre, z), pre)
+    own = own + columns_of(push_gate)(units)
+    many = math.prod(heads)
+    unit_z = jnp.eye(many, dtype=z.dtype).reshape(*heads, many)
+    kernel = columns_of(push_write)(_everywhere(unit_z, z))
+  else:
+    kernel = _kernel(write, heads, pre.dtype)
   d_attn = jnp.concatenate([own, _everywhere(kernel, pre)], axis=-1)
   _, push_join = jax.linearize(run.join, pre, attn_out)
   by_mid = columns_of(push_join)(_widen(units, d_attn), d_attn)
@@ -202,7 +215,8 @@ def _fold_mixing(run: LayerSteps, q, k, v):
   """Queries, and what the heads mix by scores and by values."""
   cfg, length = run.cfg, q.shape[1]
   scores = run.score(q, k)
-  _, push = jax.linearize(run.weigh, scores, v)
+  rest = run.rest(q)
+  _, push = jax.linearize(lambda s, v: run.weigh(s, v, rest), scores, v)
   no_scores, no_v = jnp.zeros_like(scores), jnp.zeros_like(v)
   columns = jnp.arange(length)
   by_score_Sx1xTxHxK = jax.lax.map(

@@ -67,7 +67,8 @@ class LayerSteps:
 
     self.turned = turned
     self.qkv = lambda pre: qkv(pre, layer, ctx, tap)
-    self.weigh = lambda scores, v: weigh(scores, v, self.mask, tap)
+    self.rest = method(Block.rest)
+    self.weigh = lambda scores, v, rest: weigh(scores, v, self.mask, tap, rest)
     self.mix = lambda q, k, v: mix(q, k, v, self.mask, tap)
     self.write = method(Block.write)
     self.join = lambda pre, attn_out: join(pre, attn_out, tap)
@@ -78,7 +79,7 @@ class LayerSteps:
     return self.activate(*self.mlp_linear(self.mlp_read(x)))
 
   def middle(self, pre):
-    return self.join(pre, self.write(self.mix(*self.qkv(pre))))
+    return self.join(pre, self.write(pre, self.mix(*self.qkv(pre))))
 
   def tail(self, pre, mid):
     read = pre if self.cfg.parallel_residual else mid

@@ -262,6 +262,7 @@ def _attention(cfg, mix, q, k, v, layer, taps, statistics, block):
       scores, pattern = (tap.trace()[site] for site in ROW_SITES)
       logs = None
       plain = cfg.normalizer == "softmax" and not cfg.sink_logit
+      plain &= cfg.attn_bias not in ("k", "kv")
       if plain and "pattern" not in edits:
         logs = _log_softmax(scores, mask)
       states = tuple(
