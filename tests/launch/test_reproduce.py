@@ -63,7 +63,9 @@ def check_files(out, names):
     assert list((out / name).glob("*.csv"))
     with np.load(out / name / "arrays.npz") as arrays:
       for array in arrays.values():
-        assert not array.size or np.isfinite(array.astype(float)).any()
+        assert array.dtype.kind in "biufU"
+        if array.size and array.dtype.kind != "U":
+          assert np.isfinite(array.astype(float)).any()
 
 
 def test_claims_stand_side_by_side(done):
