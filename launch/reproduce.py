@@ -15,11 +15,21 @@ runs every experiment, or those named:
   model_size     sink rates of this model and of others (--models), no test
   first_token    multiple choice and needles without BOS, or with no sink
 
-and writes, for each, a folder with result.json, arrays.npz, CSV and PNG files;
-and for all of them claims.csv, claims.md, summary.json and report.html, whose
-first table puts each claim of the paper beside what was found here. What is
-complete is not run again: the same command goes on after an interruption, and
-another experiment can be added to the same --out later.
+Others train models of their own, to make sinks appear and vanish; they are
+asked for by name, or all of them by --experiment=training, at a --scale that
+fits what there is (demo: minutes on two cores; cpu; gpu; paper):
+
+  bigram_backcopy  a head with nothing to do: sink, value drain, residual peak
+
+  python -m launch.reproduce --experiment=bigram_backcopy --scale=cpu \
+    --out=out/training
+
+The command writes, for each, a folder with result.json, arrays.npz, CSV and PNG
+files; and for all of them claims.csv, claims.md, summary.json and report.html,
+whose first table puts each claim of the paper beside what was found here. What
+is complete is not run again: the same command goes on after an interruption,
+run by run where there is training, and another experiment can be added to the
+same --out later. The same command in another shell shares the runs.
 
 A config sets the model and the fields of the experiments' Config; any of them
 can be given on the command line, here with their defaults:
@@ -33,16 +43,23 @@ configs/reproduce/ has those of Gemma 7B and Llama 3.1 as in the paper.
 import dataclasses
 import importlib
 import pathlib
+import shutil
 import time
 from typing import Any
 
 from absl import flags
 
 from launch import app
-from sinkjax.experiments import EXPERIMENTS
+from sinkjax.experiments import EXPERIMENTS, SCALES, TRAINING
 
+EVERY = {**EXPERIMENTS, **TRAINING}
 EXPERIMENT = flags.DEFINE_list(
-  "experiment", ["all"], f"all, or some of: {', '.join(EXPERIMENTS)}."
+  "experiment", ["all"],
+  "all (those that need no training), training, or some of: "
+  f"{', '.join(EVERY)}.",
+)  # fmt: skip
+SCALE = flags.DEFINE_enum(
+  "scale", "demo", SCALES, "Size of the experiments that train."
 )
 CONFIG = app.config_file(
   None, "A file of configs/reproduce/; the flags below go first."
@@ -88,11 +105,10 @@ def main() -> None:
   start, subject = time.monotonic(), None
   with app.folder(out):
     for name in left:
-      subject = subject or _subject()
+      if name in EXPERIMENTS:
+        subject = subject or _subject()
       _run(out / name, name, subject)
-    found = [
-      data for name in EXPERIMENTS if (data := reproduce.read(out / name))
-    ]
+    found = [data for name in EVERY if (data := reproduce.read(out / name))]
     _report(out, found, time.monotonic() - start)
   _print(found)
   print(f"\nReport: {out / 'report.html'}")
@@ -107,12 +123,15 @@ def _names() -> list[str]:
   asked = EXPERIMENT.value
   if asked == ["all"]:
     return list(EXPERIMENTS)
-  unknown = sorted(set(asked) - set(EXPERIMENTS))
+  if asked == ["training"]:
+    return list(TRAINING)
+  unknown = sorted(set(asked) - set(EVERY))
   if unknown or not asked:
     raise ValueError(
-      f"--experiment={','.join(asked)}: valid are all, {', '.join(EXPERIMENTS)}"
+      f"--experiment={','.join(asked)}: valid are all, training, "
+      f"{', '.join(EVERY)}"
     )
-  return [name for name in EXPERIMENTS if name in asked]
+  return [name for name in EVERY if name in asked]
 
 
 def _setting(name: str, flag, default: str) -> str:
@@ -135,7 +154,7 @@ def _experiment(name: str):
   Raises:
     ValueError: for a field that the experiment does not have.
   """
-  module = importlib.import_module(f"sinkjax.experiments.{EXPERIMENTS[name]}")
+  module = importlib.import_module(f"sinkjax.experiments.{EVERY[name]}")
   names = {field.name for field in dataclasses.fields(module.Config)}
   given = dict((CONFIG.value or {}).get(name) or {})
   unknown = sorted(set(given) - names)
@@ -148,6 +167,8 @@ def _experiment(name: str):
     flag = {"models": MODELS.value and tuple(MODELS.value),
             "offload": OFFLOAD.value}  # fmt: skip
     given |= {key: value for key, value in flag.items() if value is not None}
+  if name in TRAINING:
+    given = module.SCALES[SCALE.value] | given
   return module, module.Config(**given)
 
 
@@ -158,12 +179,12 @@ def _check_config() -> None:
     ValueError: naming the one that is not.
   """
   for name in CONFIG.value or {}:
-    if name in EXPERIMENTS:
+    if name in EVERY:
       _experiment(name)
     elif name not in ("model", "prefix"):
       raise ValueError(
         f"--config: unknown entry {name!r}; valid are model, prefix, "
-        f"{', '.join(EXPERIMENTS)}"
+        f"{', '.join(EVERY)}"
       )
 
 
@@ -172,7 +193,10 @@ def _request(name: str) -> dict[str, Any]:
   from sinkjax.report import files
 
   _, config = _experiment(name)
-  return files.plain({"model": _model(), "prefix": _prefix(), "config": config})
+  of = {"model": _model(), "prefix": _prefix()}
+  if name in TRAINING:
+    of = {"scale": SCALE.value}
+  return files.plain({**of, "config": config})
 
 
 def _missing(folder: pathlib.Path, request: dict[str, Any]) -> bool:
@@ -185,9 +209,11 @@ def _missing(folder: pathlib.Path, request: dict[str, Any]) -> bool:
 
   old = None if OVERWRITE.value else reproduce.read(folder)
   if old is not None and old["request"] != request:
+    of = old["request"]
     raise ValueError(
-      f"{folder} holds the result of another command, on "
-      f"{old['request']['model']}; choose another --out or give --overwrite"
+      f"{folder} holds the result of another command, "
+      f"{'on ' + of['model'] if 'model' in of else '--scale=' + of['scale']}; "
+      "choose another --out or give --overwrite"
     )
   if old is not None:
     print(f"{folder.name}: already done, --overwrite runs it again")
@@ -195,6 +221,18 @@ def _missing(folder: pathlib.Path, request: dict[str, Any]) -> bool:
 
 
 def _dry_run(names: list[str]) -> None:
+  if set(names) & set(EXPERIMENTS):
+    _show_model(names)
+  for name in names:
+    module, config = _experiment(name)
+    print(f"experiment   {name}: {module.TITLE}")
+    if name in TRAINING:
+      for line in module.plan(config):
+        print(f"             {line}")
+  print(f"writes       nothing (dry run); else to {OUT.value or '--out'}")
+
+
+def _show_model(names: list[str]) -> None:
   from launch import prompts
   from sinkjax.weights import registry
 
@@ -220,10 +258,6 @@ def _dry_run(names: list[str]) -> None:
         print(f"other model  {name}: {_needs(name)}")
       except ValueError as error:
         print(f"other model  {name}: cannot be looked at: {error}")
-  for name in names:
-    module, _ = _experiment(name)
-    print(f"experiment   {name}: {module.TITLE}")
-  print(f"writes       nothing (dry run); else to {OUT.value or '--out'}")
 
 
 def _needs(name: str) -> str:
@@ -258,12 +292,17 @@ def _run(folder: pathlib.Path, name: str, subject) -> None:
   from sinkjax.report import reproduce
 
   experiment, config = _experiment(name)
-  report = importlib.import_module(f"sinkjax.report.{EXPERIMENTS[name]}")
+  report = importlib.import_module(f"sinkjax.report.{EVERY[name]}")
   start = time.monotonic()
-  with app.bar(name) as progress:
-    result = experiment.run(subject, config, progress=progress)
-  drawn = report.draw(result)
   with app.folder(folder):
+    with app.bar(name) as progress:
+      if name in TRAINING:
+        if OVERWRITE.value:
+          shutil.rmtree(folder / "runs", ignore_errors=True)
+        result = experiment.run(config, folder=folder, progress=progress)
+      else:
+        result = experiment.run(subject, config, progress=progress)
+    drawn = report.draw(result)
     reproduce.write(
       folder, result, drawn, report.sections(result, drawn),
       {"request": _request(name), "seconds": time.monotonic() - start,
@@ -276,8 +315,10 @@ def _report(out: pathlib.Path, found, seconds: float) -> None:
   """claims.csv, report.html and summary.json of all that is complete."""
   from sinkjax.report import files, reproduce
 
+  of_model = any(x["name"] in EXPERIMENTS for x in found)
   data = {
-    "model": _model(), "command": app.command("reproduce"),
+    "model": _model() if of_model else None,
+    "command": app.command("reproduce"),
     "device": app.device(), "commit": app.commit(),
     "versions": app.versions(), "seconds": sum(x["seconds"] for x in found),
     "seconds_of_this_run": seconds,
@@ -287,7 +328,7 @@ def _report(out: pathlib.Path, found, seconds: float) -> None:
   files.write_csv(out / "claims.csv", *reproduce.claims_table(found))
   files.write_text(out / "claims.md", reproduce.claims_markdown(found))
   page = reproduce.page(
-    out, found, model=_model(), seconds=data["seconds"],
+    out, found, model=data["model"], seconds=data["seconds"],
     command=data["command"],
     details={name: data[name] for name in ("device", "commit", "versions")},
   )  # fmt: skip

@@ -287,7 +287,8 @@ def _started(config, data):
 
   params, cfg, tokenizer = sinkjax.load(START.value)
   free = {"max_len", "bos_id", "eos_id", "model_type", "dtype", "precision",
-          "scan_layers", "attention", "remat", "rope_base"}  # fmt: skip
+          "scan_layers", "attention", "remat", "rope_base",
+          "init_std"}  # fmt: skip
   mine, theirs = config.model.to_dict(), cfg.to_dict()
   for name, value in theirs.items():
     if name not in free and mine[name] != value:

@@ -119,6 +119,10 @@ class ModelConfig:
       values before they are mixed.
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
+    init_std: standard deviation of every random matrix in `init_params`, as
+      Hugging Face's `initializer_range`; `None` for 0.02 in embeddings and
+      1 / sqrt(fan in) elsewhere, with which tokens mix from the start. Loaded
+      weights do not depend on it.
     bos_id: token id of BOS where the file names one, else `None`.
     eos_id: token id of EOS, else `None`.
     dtype: compute dtype; norms and softmax accumulate in at least float32.
@@ -169,6 +173,7 @@ class ModelConfig:
   gate: str = "none"
   embed_scale: float = 1.0
   tie_embeddings: bool = False
+  init_std: float | None = None
   bos_id: int | None = None
   eos_id: int | None = None
   dtype: str = "float32"
@@ -217,7 +222,7 @@ class ModelConfig:
     _positive("rope_base", self.rope_base)
     _positive("embed_scale", self.embed_scale)
     for name in ("attn_scale", "attn_softcap", "logit_softcap",
-                 "rope_local_base"):  # fmt: skip
+                 "rope_local_base", "init_std"):  # fmt: skip
       if getattr(self, name) is not None:
         _positive(name, getattr(self, name))
     self._check_rope()

@@ -31,6 +31,7 @@ def get_config(context: str = "2048") -> ConfigDict:
   model = ModelConfig(
     vocab_size=32000, d_model=768, n_layers=12, n_heads=12, n_kv_heads=12,
     head_dim=64, d_ff=2048, max_len=length, tie_embeddings=True,
+    init_std=0.02,
     dtype="bfloat16", precision="default", attention="fused", remat="dots",
   )  # fmt: skip
   run = TrainConfig(

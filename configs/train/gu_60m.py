@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
   """Fields of `TrainConfig`."""
   model = ModelConfig(
     vocab_size=50432, d_model=768, n_layers=10, n_heads=8, n_kv_heads=8,
-    head_dim=96, d_ff=1536, max_len=2048, dtype="bfloat16",
+    head_dim=96, d_ff=1536, max_len=2048, init_std=0.02, dtype="bfloat16",
     precision="default", attention="fused", remat="dots",
   )  # fmt: skip
   run = TrainConfig(

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   """Fields of `TrainConfig`."""
   model = ModelConfig(
     vocab_size=1024, d_model=128, n_layers=4, n_heads=4, n_kv_heads=4,
-    head_dim=32, d_ff=384, max_len=256, tie_embeddings=True,
+    head_dim=32, d_ff=384, max_len=256, tie_embeddings=True, init_std=0.02,
     attention="fused", scan_layers=False,
   )  # fmt: skip
   run = TrainConfig(

@@ -1,4 +1,4 @@
-"""One module for each measurement: a config in, a `Result` out."""
+"""One module for each experiment: a config in, a `Result` out."""
 
 EXPERIMENTS = {
   "perturbation": "perturbation",
@@ -14,3 +14,11 @@ EXPERIMENTS = {
 }
 """The module here, and in `sinkjax.report`, of each experiment of
 `launch.reproduce`."""
+
+TRAINING = {
+  "bigram_backcopy": "bigram_backcopy",
+}
+"""Likewise those that train models of their own, at a scale; a module has
+`SCALES`, fields of its `Config` by name of the scale."""
+
+SCALES = ("demo", "cpu", "gpu", "paper")

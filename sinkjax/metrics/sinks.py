@@ -101,6 +101,25 @@ def first_token_mass(pattern: Float[Array, "*B T S"]) -> Float[Array, "*B T"]:
   return pattern[..., :, 0]
 
 
+def attention_share(
+  pattern: Float[Array, "*B T S"],
+) -> Float[Array, "*B T S"]:
+  """Each query's attention as shares of what it gives in all.
+
+      |A[i, j]| / sum_k |A[i, k]|
+
+  The proxy of Gu et al. (section 7) for normalisers whose rows do not sum to
+  one; what it is for a softmax is the softmax. A row of zeros stays one.
+
+  >>> import jax.numpy as jnp
+  >>> attention_share(jnp.array([[0.2, 0.6], [0.0, 0.0]])).tolist()
+  [[0.25, 0.75], [0.0, 0.0]]
+  """
+  size = jnp.abs(pattern)
+  total = jnp.sum(size, axis=-1, keepdims=True)
+  return jnp.where(total > 0, size / jnp.where(total > 0, total, 1), 0)
+
+
 def attention_entropy(
   pattern: Float[Array, "*B T S"], *, normalize: bool = False
 ) -> Float[Array, "*B"]:

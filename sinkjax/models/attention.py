@@ -122,6 +122,13 @@ class HeadNorm(nn.Module):
     return (normed * scale).astype(x.dtype)
 
 
+def random_kernel(fan_in: int, std: float | None):
+  """The initialiser of a matrix, see `ModelConfig.init_std`."""
+  if std is None:
+    return nn.initializers.truncated_normal(fan_in**-0.5)
+  return nn.initializers.normal(std)
+
+
 class Projection(nn.Module):
   """[B, T, *inner] -> [B, T, *outer]: `x kernel + bias`.
 
@@ -132,16 +139,18 @@ class Projection(nn.Module):
     inner: axes of a token that are summed over.
     outer: axes of a token that come out.
     bias: whether there is one, [*outer].
+    std: of the random kernel; `None` for 1 / sqrt(fan in), truncated.
   """
 
   inner: tuple[int, ...]
   outer: tuple[int, ...]
   bias: bool
+  std: float | None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     fan_in, lead = math.prod(self.inner), x.shape[:2]
-    init = nn.initializers.truncated_normal(fan_in**-0.5)
+    init = random_kernel(fan_in, self.std)
     kernel = self.param("kernel", init, (*self.inner, *self.outer))
     matrix = kernel.astype(x.dtype).reshape(fan_in, -1)
     out = (x.reshape(-1, fan_in) @ matrix).reshape(*lead, *self.outer)
@@ -167,7 +176,7 @@ class Attention(nn.Module):
 
     def project(heads):
       outer = (heads, cfg.head_dim)
-      return Projection((cfg.d_model,), outer, cfg.qkv_bias)
+      return Projection((cfg.d_model,), outer, cfg.qkv_bias, cfg.init_std)
 
     self.q = project(cfg.n_heads)
     self.k, self.v = project(cfg.n_kv_heads), project(cfg.n_kv_heads)
@@ -184,9 +193,10 @@ class Attention(nn.Module):
     gates = {"head": (cfg.n_heads, 1), "element": (cfg.n_heads, cfg.head_dim),
              "value": each}  # fmt: skip
     if cfg.gate != "none":
-      self.gate = Projection((cfg.d_model,), gates[cfg.gate], bias=False)
+      width = gates[cfg.gate]
+      self.gate = Projection((cfg.d_model,), width, False, cfg.init_std)
     mixed = (cfg.n_heads, cfg.head_dim)
-    self.o = Projection(mixed, (cfg.d_model,), cfg.out_bias)
+    self.o = Projection(mixed, (cfg.d_model,), cfg.out_bias, cfg.init_std)
 
   def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
     """Queries [B, T, H, K], keys and values [B, T, N, K], as projected.

@@ -52,7 +52,7 @@ class Mlp(nn.Module):
     cfg = self.cfg
 
     def project(fan_in, fan_out):
-      return Projection((fan_in,), (fan_out,), cfg.mlp_bias)
+      return Projection((fan_in,), (fan_out,), cfg.mlp_bias, cfg.init_std)
 
     self.up = project(cfg.d_model, cfg.d_ff)
     if cfg.gated_mlp:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import make_context
+from sinkjax.models.attention import make_context, random_kernel
 from sinkjax.models.blocks import Block, Norm
 from sinkjax.taps import NO_TAPS, Tapper, Taps, Trace
 
@@ -43,16 +43,13 @@ class Transformer(nn.Module):
     cfg = self.cfg
     if positions is None:
       positions = _default_positions(tokens, valid)
-    table = self.param(
-      "embed", nn.initializers.normal(0.02), (cfg.vocab_size, cfg.d_model)
-    )
+    small = nn.initializers.normal(cfg.init_std or 0.02)
+    table = self.param("embed", small, (cfg.vocab_size, cfg.d_model))
     x = table[tokens].astype(cfg.dtype)
     x = x * jnp.asarray(cfg.embed_scale, x.dtype)
     if cfg.positions == "learned":
       shape = (cfg.max_len, cfg.d_model)
-      x = x + self.param("positions", nn.initializers.normal(0.02), shape)[
-        positions
-      ].astype(x.dtype)
+      x = x + self.param("positions", small, shape)[positions].astype(x.dtype)
     tap = Tapper(taps, 0)
     x = tap("embed", x)
     ctx = make_context(cfg, positions, valid)
@@ -81,7 +78,7 @@ class Transformer(nn.Module):
     if cfg.tie_embeddings:
       logits = jnp.einsum("rd,vd->rv", rows, table.astype(x.dtype))
     else:
-      init = nn.initializers.truncated_normal(cfg.d_model**-0.5)
+      init = random_kernel(cfg.d_model, cfg.init_std)
       kernel = self.param("unembed", init, (cfg.d_model, cfg.vocab_size))
       logits = rows @ kernel.astype(x.dtype)
     logits = logits.reshape(*x.shape[:2], cfg.vocab_size)

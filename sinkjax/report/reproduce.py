@@ -101,7 +101,7 @@ def page(
   folder: pathlib.Path,
   results: Sequence[Mapping[str, Any]],
   *,
-  model: str,
+  model: str | None,
   seconds: float,
   command: str,
   details: Mapping[str, Any],
@@ -111,7 +111,7 @@ def page(
   Args:
     folder: that holds a folder for each experiment.
     results: what `read` gave, in the order of the page.
-    model: its name.
+    model: its name, `None` where all models were trained for this.
     seconds: what all of it took.
     command: the command line.
     details: versions, device, commit and config.
@@ -130,14 +130,16 @@ def page(
   sections = [
     html.Section(
       "The paper's claims and what was found",
-      body="Intervals are 95 %, over texts where there are several.",
+      body="Intervals are 95 %, over texts where there are several, and over "
+      "seeds where models were trained.",
       table=html.Table(CLAIMS, rows, whole=True),
     )
   ]
   for data in results:
     sections += _sections_of(folder / data["name"], data)
   return html.render_report(
-    title=f"The paper's measurements on {model}",
+    title=f"The paper's measurements on {model}" if model
+    else "Sinks that appear and vanish",
     subtitle=(
       "Barbero et al. (2025), Why do LLMs attend to the first token?, "
       "arXiv 2504.02732"

