@@ -120,3 +120,35 @@ def test_dry_run_writes_nothing(tmp_path, glassllm_path):
   for name in EXPERIMENTS:
     assert name in ran.stdout
   assert not (tmp_path / "out").exists()
+
+
+def test_training_by_one_command(tmp_path):
+  """A sweep of four tiny runs, its files, and another config refused."""
+  flags = [
+    "--config=configs/reproduce/training.py:demo", f"--out={tmp_path}",
+    "--experiment=bigram_backcopy", "--config.bigram_backcopy.steps=12",
+    "--config.bigram_backcopy.warmup=2", "--config.bigram_backcopy.batch=4",
+    "--config.bigram_backcopy.d_model=16", "--config.bigram_backcopy.length=20",
+    "--config.bigram_backcopy.normalizers=('softmax','relu')",
+    "--config.bigram_backcopy.seeds=(0,1)",
+  ]  # fmt: skip
+  planned = reproduce(*flags, "--dry_run")
+  assert planned.returncode == 0, planned.stderr
+  assert "4 runs" in planned.stdout and "glassllm" not in planned.stdout
+  assert not list(tmp_path.iterdir())
+  ran = reproduce(*flags)
+  assert ran.returncode == 0, ran.stderr
+  check_files(tmp_path, ["bigram_backcopy"])
+  runs = tmp_path / "bigram_backcopy" / "runs"
+  assert len(list(runs.glob("*.json"))) == 4
+  summary = json.loads((tmp_path / "summary.json").read_text())
+  assert summary["model"] is None and summary["complete"] is True
+  assert "Sinks that appear" in (tmp_path / "report.html").read_text()
+  other = reproduce(*flags[:-1], "--config.bigram_backcopy.seeds=(0,2)")
+  assert other.returncode == 1 and other.stderr.startswith("error: ")
+  assert "--overwrite" in other.stderr
+
+
+def test_a_scale_that_there_is_not(tmp_path):
+  ran = reproduce("--experiment=training", "--scale=huge", "--dry_run")
+  assert ran.returncode == 1 and "demo|cpu|gpu|paper" in ran.stderr
