@@ -17,6 +17,7 @@ EXPERIMENTS = {
 
 TRAINING = {
   "bigram_backcopy": "bigram_backcopy",
+  "packing": "packing",
 }
 """Likewise those that train models of their own, at a scale; a module has
 `SCALES`, fields of its `Config` by name of the scale."""

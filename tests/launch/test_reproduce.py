@@ -103,7 +103,10 @@ def test_another_model_is_refused(done):
   ("flags", "message"),
   [
     (["--experiment=all"], "--out is missing"),
-    (["--experiment=nope", "--dry_run"], "valid are all, training, perturbation"),
+    (
+      ["--experiment=nope", "--dry_run"],
+      "valid are all, training",
+    ),
     (["--dry_run", "--prefix=zebra"], "no such token"),
     (["--out=README.md"], "README.md"),
   ],

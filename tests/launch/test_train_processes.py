@@ -60,6 +60,7 @@ def test_two_processes_train_as_one(train, alone, tmp_path):
   assert summary["complete"] is True and (workdir / "model").is_dir()
 
 
+@pytest.mark.slow
 def test_what_four_wrote_one_goes_on_from(train, alone, tmp_path):
   workdir = tmp_path / "run"
   runs = together(train, workdir, 4, *RUN, "--mesh=data:2,fsdp:2")

@@ -1,0 +1,182 @@
+"""Sweeps of text models: runs of `train.loop`, and what is measured at the end.
+
+Each run is a `TrainConfig`; experiments only choose which. A trained model is
+measured on the starts of held-out documents, once as it was trained and once
+without its first token, on the same targets.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from sinkjax import sharding
+from sinkjax.config import ModelConfig
+from sinkjax.data.prepare import Prepared, prepare
+from sinkjax.experiments.jobs import Advance, Job
+from sinkjax.models.transformer import Params, forward
+from sinkjax.train import checkpoint, loop
+from sinkjax.train.loss import next_token_nats
+from sinkjax.train.probe import make_probe, uniform_mass
+from sinkjax.train.run_config import TrainConfig
+
+BATCH = 16
+"""Rows of a forward pass of the measurements."""
+
+
+def text_jobs(
+  variants: Mapping[str, TrainConfig], seeds: Sequence[int]
+) -> list[Job]:
+  """A job for every variant and seed, named VARIANT-SEED.
+
+  The seed is of parameters and order; the held-out documents are the same for
+  all.
+  """
+
+  def job(name: str, seed: int) -> Job:
+    config = dataclasses.replace(variants[name], seed=seed)
+
+    def work(folder, device, advance):
+      return train_and_measure(config, folder, device, advance)
+
+    request = {"variant": name, "config": config.to_dict()}
+    return Job(f"{name}-{seed}", config.steps, request, work)
+
+  return [job(name, seed) for name in variants for seed in seeds]
+
+
+def train_and_measure(
+  config: TrainConfig,
+  folder: pathlib.Path,
+  device: jax.Device,
+  advance: Advance,
+) -> dict[str, Any]:
+  """Trains one model on one device, from its last checkpoint if it has one.
+
+  Returns:
+    {"history": records of evaluation and probe by step; "final": of
+    `measure`; "alpha": [L, H] sink scores at the end; "skipped"}. The model
+    stays in `folder/model`, for every other launcher.
+  """
+  data = prepare(
+    config.corpus, vocab_size=config.model.vocab_size, held_out=config.held_out
+  )
+  mesh = sharding.make_mesh(sharding.MeshConfig(), [device])
+  saved = checkpoint.RunCheckpoints(folder / "checkpoints", keep=1)
+  records, state = [], None
+  for record, records, state in loop.run(  # noqa: B007
+    config, data, saved, mesh=mesh
+  ):
+    advance(record["step"])
+  saved.close()
+  params = jax.tree.map(sharding.to_host, state.params)
+  cfg = config.trained_model().replace(
+    bos_id=data.tokenizer.bos_id, eos_id=data.tokenizer.eos_id
+  )
+  has_bos = config.packing.bos != "none"
+  outcome = {
+    "history": [
+      {k: v for k, v in record.items() if k != "alpha"}
+      for record in records
+      if record["kind"] in ("eval", "probe")
+    ],
+    "alpha": [r["alpha"] for r in records if r["kind"] == "probe"][-1],
+    "final": measure(params, cfg, data, config, has_bos=has_bos),
+    "skipped": int(state.skipped),
+  }
+  shutil.rmtree(folder / "model", ignore_errors=True)
+  data.tokenizer.add_bos = has_bos
+  checkpoint.save(folder / "model", params, cfg, data.tokenizer)
+  shutil.rmtree(folder / "checkpoints")
+  return outcome
+
+
+def measure(
+  params: Params,
+  cfg: ModelConfig,
+  data: Prepared,
+  config: TrainConfig,
+  *,
+  has_bos: bool,
+) -> dict[str, dict[str, Any]]:
+  """A trained model on held-out texts, with BOS and without.
+
+  Args:
+    params: its parameters.
+    cfg: the model.
+    data: whose held-out documents are read.
+    config: for `probe_tokens`, `probe_texts`, and the trained length.
+    has_bos: whether it was trained with one.
+
+  Returns:
+    {"text": ...}, and "bos" where `has_bos`: the loss in nats on the tokens of
+    a text from the second on, which are the same in both; the probe's scalars
+    at `probe_tokens`, and the sink score at the trained length as `own_*`.
+
+  Raises:
+    ValueError: if no held-out document is long enough.
+  """
+  probe, run = make_probe(cfg), jax.jit(forward(cfg))
+  near = _starts(data, config.probe_tokens, config.probe_texts)
+  own = _starts(data, config.packing.length, config.probe_texts)
+  found = {}
+  for form in ("bos", "text") if has_bos else ("text",):
+    bos = data.tokenizer.bos_id if form == "bos" else None
+    scalars = _averaged(probe, params, _headed(near, bos))
+    far = _averaged(probe, params, _headed(own, bos))
+    nats = targets = 0.0
+    for rows in _batches(own[:, :-1]):
+      if form == "bos":
+        rows = _headed(np.pad(rows, ((0, 0), (0, 1))), bos)
+      weights = np.ones(rows.shape, bool)
+      weights[:, : 1 + (form == "bos")] = False
+      loss = next_token_nats(run(params, rows).logits, rows, weights)
+      nats, targets = nats + float(loss.nats), targets + float(loss.targets)
+    found[form] = {
+      "loss": nats / targets, "texts": len(own), **scalars,
+      "uniform_mass": uniform_mass(near.shape[1]),
+      "own_first_mass": far["first_mass"],
+      "own_sink_rate_0.3": far["sink_rate_0.3"],
+      "own_uniform_mass": uniform_mass(own.shape[1]),
+    }  # fmt: skip
+  return found
+
+
+def _starts(data: Prepared, length: int, most: int) -> np.ndarray:
+  """[P, length] starts of the held-out documents that are long enough."""
+  held = data.held_out
+  chosen = np.flatnonzero(held.lengths >= length)[:most]
+  if not chosen.size:
+    raise ValueError(
+      f"no held-out document has {length} tokens; set held_out or the length"
+    )
+  if chosen.size > BATCH:
+    chosen = chosen[: chosen.size // BATCH * BATCH]
+  at = held.starts[chosen][:, None] + np.arange(length)
+  return held.tokens[at].astype(np.int32)
+
+
+def _headed(rows: np.ndarray, bos: int | None) -> np.ndarray:
+  """The rows with BOS in front and the last token dropped; or as they are."""
+  if bos is None:
+    return rows
+  first = np.full((len(rows), 1), bos, rows.dtype)
+  return np.concatenate([first, rows[:, :-1]], axis=1)
+
+
+def _batches(rows: np.ndarray) -> list[np.ndarray]:
+  return [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
+
+
+def _averaged(probe, params, rows) -> dict[str, float]:
+  """The probe's scalars, means over batches of one size."""
+  found = [jax.device_get(probe(params, some)) for some in _batches(rows)]
+  return {
+    name: float(np.mean([one[name] for one in found]))
+    for name in found[0]
+    if name != "alpha"
+  }
