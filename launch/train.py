@@ -227,7 +227,7 @@ def _prepared(config):
 
   with app.bar("tokenizing") as progress:
     return prepare(
-      config.corpus, vocab_size=config.model.vocab_size,
+      config.corpus, vocab_size=config.text_vocab_size,
       held_out=config.held_out, seed=config.seed, progress=progress,
     )  # fmt: skip
 
@@ -244,10 +244,11 @@ def _train(config, workdir, request: dict[str, Any], first: bool) -> None:
   if START.value:
     start, data = _started(config, data)
   made = data.tokenizer.vocab_size
-  if made > config.model.vocab_size:
+  if made > config.text_vocab_size:
+    needed = made + config.packing.registers
     raise ValueError(
       f"the tokenizer has {made} ids, the model fewer; "
-      f"set --config.model.vocab_size={made}"
+      f"set --config.model.vocab_size={needed}"
     )
   stops, began = [], time.monotonic()
   for number in (signal.SIGTERM, signal.SIGINT):

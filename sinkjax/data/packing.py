@@ -12,7 +12,8 @@ tokens are predicted is configuration (`Packing`), not code. A window is
                     token before it
 
 Sharp edges: with reset positions and a pinned BOS a document starts at
-position 1, so that BOS is always the position before it.
+position 1, so that BOS is always the position before it; likewise after
+registers.
 """
 
 import dataclasses
@@ -47,6 +48,8 @@ class Packing:
       they fit a window, by "first_fit" or "best_fit".
     cross_targets: the first token of a document is predicted from the last of
       the document before it.
+    registers: tokens of no text at the start of every window, before a pinned
+      BOS, which every token may see.
     seed: of the order of the documents.
   """
 
@@ -57,6 +60,7 @@ class Packing:
   reset_positions: bool = False
   fill: str = "concatenate"
   cross_targets: bool = False
+  registers: int = 0
   seed: int = 0
 
   def __post_init__(self):
@@ -66,13 +70,43 @@ class Packing:
           f"packing.{name} must be one of {list(valid)}, got "
           f"{getattr(self, name)!r}"
         )
-    if self.length < 2:
-      raise ValueError(f"packing.length must be at least 2, got {self.length}")
+    if self.registers < 0:
+      raise ValueError(
+        f"packing.registers must not be negative, got {self.registers}"
+      )
+    if self.length < 2 + self.registers:
+      raise ValueError(
+        f"packing.length must be at least {2 + self.registers}, got "
+        f"{self.length}"
+      )
+
+  @property
+  def front(self) -> int:
+    """Tokens of no document at the start of every window."""
+    return self.registers + (self.bos == "pinned")
 
   @property
   def content(self) -> int:
     """Tokens of documents in a window."""
-    return self.length - (self.bos == "pinned")
+    return self.length - self.front
+
+  def prefix(self, bos_id: int | None, register_id: int | None) -> list[int]:
+    """What stands before a text that is read by itself.
+
+    Args:
+      bos_id: needed where `bos` is not "none".
+      register_id: of the first register, needed where there are any; the
+        others follow.
+
+    Raises:
+      ValueError: for an id that is needed and missing.
+    """
+    if self.bos != "none" and bos_id is None:
+      raise ValueError(f"packing.bos={self.bos!r} needs a BOS token")
+    if self.registers and register_id is None:
+      raise ValueError(f"packing.registers={self.registers} need an id")
+    registers = [register_id + i for i in range(self.registers)]
+    return registers + [bos_id] * (self.bos != "none")
 
 
 class Windows(Sequence):
@@ -86,6 +120,7 @@ class Windows(Sequence):
     packing: how they are packed.
     bos_id: needed where `packing.bos` is not "none".
     eos_id: needed where `packing.eos`.
+    register_id: of the first of `packing.registers`.
 
   Raises:
     ValueError: for an id that is needed and missing, or an empty corpus.
@@ -107,13 +142,14 @@ class Windows(Sequence):
     *,
     bos_id: int | None = None,
     eos_id: int | None = None,
+    register_id: int | None = None,
   ):
-    if packing.bos != "none" and bos_id is None:
-      raise ValueError(f"packing.bos={packing.bos!r} needs a BOS token")
+    prefix = packing.prefix(bos_id, register_id)
     if packing.eos and eos_id is None:
       raise ValueError("packing.eos needs an EOS token")
     self.corpus, self.packing = corpus, packing
     self.bos_id, self.eos_id = bos_id, eos_id
+    self._front = prefix[: packing.front]
     order = np.random.default_rng(packing.seed).permutation(len(corpus))
     self._order = order
     self._before = int(packing.bos == "document")
@@ -149,8 +185,8 @@ class Windows(Sequence):
     at = np.concatenate([np.arange(*piece) for piece in pieces])
     piece = np.repeat(np.arange(len(pieces)), pieces[:, 1] - pieces[:, 0])
     document = np.searchsorted(self._starts, at, side="right") - 1
-    pinned = int(packing.bos == "pinned")
-    here = slice(pinned, pinned + len(at))
+    front = packing.front
+    here = slice(front, front + len(at))
     new = np.ones(len(at), bool)
     new[1:] = (np.diff(document) != 0) | (np.diff(piece) != 0)
     starts = np.flatnonzero(new)
@@ -158,18 +194,18 @@ class Windows(Sequence):
 
     tokens = np.zeros(packing.length, np.int32)
     tokens[here] = self._tokens(at, document)
-    if pinned:
-      tokens[0] = self.bos_id
+    tokens[:front] = self._front
     positions = np.arange(packing.length, dtype=np.int32)
     if packing.reset_positions:
-      positions[here] = pinned + np.arange(len(at)) - starts[segment - 1]
+      positions[here] = front + np.arange(len(at)) - starts[segment - 1]
     segments = np.zeros(packing.length, np.int32)
     if packing.mask == "document":
       segments[here] = segment
     segments[here.stop :] = -1
     weights = np.zeros(packing.length, bool)
     weights[here] = True if packing.cross_targets else ~new
-    weights[pinned] = bool(pinned)  # BOS predicts what follows it
+    # What is in front predicts what follows it, if that is text.
+    weights[front] = bool(front) and tokens[front] != self.bos_id
     return {
       "tokens": tokens,
       "positions": positions,

@@ -27,6 +27,10 @@ from sinkjax.train.run_config import TrainConfig
 BATCH = 16
 """Rows of a forward pass of the measurements."""
 
+ROOM = 8
+"""Tokens at the end of a text whose loss is not read: all models are read on
+the same targets, whatever stands in front."""
+
 
 def text_jobs(
   variants: Mapping[str, TrainConfig], seeds: Sequence[int]
@@ -63,7 +67,7 @@ def train_and_measure(
     stays in `folder/model`, for every other launcher.
   """
   data = prepare(
-    config.corpus, vocab_size=config.model.vocab_size, held_out=config.held_out
+    config.corpus, vocab_size=config.text_vocab_size, held_out=config.held_out
   )
   mesh = sharding.make_mesh(sharding.MeshConfig(), [device])
   saved = checkpoint.RunCheckpoints(folder / "checkpoints", keep=1)
@@ -77,7 +81,6 @@ def train_and_measure(
   cfg = config.trained_model().replace(
     bos_id=data.tokenizer.bos_id, eos_id=data.tokenizer.eos_id
   )
-  has_bos = config.packing.bos != "none"
   outcome = {
     "history": [
       {k: v for k, v in record.items() if k != "alpha"}
@@ -85,11 +88,11 @@ def train_and_measure(
       if record["kind"] in ("eval", "probe")
     ],
     "alpha": [r["alpha"] for r in records if r["kind"] == "probe"][-1],
-    "final": measure(params, cfg, data, config, has_bos=has_bos),
+    "final": measure(params, cfg, data, config),
     "skipped": int(state.skipped),
   }
   shutil.rmtree(folder / "model", ignore_errors=True)
-  data.tokenizer.add_bos = has_bos
+  data.tokenizer.add_bos = config.packing.bos != "none"
   checkpoint.save(folder / "model", params, cfg, data.tokenizer)
   shutil.rmtree(folder / "checkpoints")
   return outcome
@@ -100,8 +103,6 @@ def measure(
   cfg: ModelConfig,
   data: Prepared,
   config: TrainConfig,
-  *,
-  has_bos: bool,
 ) -> dict[str, dict[str, Any]]:
   """A trained model on held-out texts, with BOS and without.
 
@@ -110,30 +111,36 @@ def measure(
     cfg: the model.
     data: whose held-out documents are read.
     config: for `probe_tokens`, `probe_texts`, and the trained length.
-    has_bos: whether it was trained with one.
 
   Returns:
-    {"text": ...}, and "bos" where `has_bos`: the loss in nats on the tokens of
-    a text from the second on, which are the same in both; the probe's scalars
-    at `probe_tokens`, and the sink score at the trained length as `own_*`.
+    {"text": ...}, and "bos" for a model that was trained with BOS or registers,
+    which then stand in front: the loss in nats on the tokens of a text from
+    the second on, but for the last `ROOM`; the probe's scalars at
+    `probe_tokens`, and the sink score at the trained length as `own_*`.
 
   Raises:
-    ValueError: if no held-out document is long enough.
+    ValueError: if no held-out document is long enough, or more than `ROOM`
+      tokens stand in front.
   """
   probe, run = make_probe(cfg), jax.jit(forward(cfg))
   near = _starts(data, config.probe_tokens, config.probe_texts)
   own = _starts(data, config.packing.length, config.probe_texts)
   found = {}
-  for form in ("bos", "text") if has_bos else ("text",):
-    bos = data.tokenizer.bos_id if form == "bos" else None
-    scalars = _averaged(probe, params, _headed(near, bos))
-    far = _averaged(probe, params, _headed(own, bos))
+  front = config.packing.prefix(
+    data.tokenizer.bos_id, data.tokenizer.vocab_size
+  )
+  if len(front) > ROOM:
+    raise ValueError(f"at most {ROOM} tokens in front, got {len(front)}")
+  for form in ("bos", "text") if front else ("text",):
+    prefix = front if form == "bos" else []
+    scalars = _averaged(probe, params, _headed(near, prefix))
+    far = _averaged(probe, params, _headed(own, prefix))
     nats = targets = 0.0
-    for rows in _batches(own[:, :-1]):
-      if form == "bos":
-        rows = _headed(np.pad(rows, ((0, 0), (0, 1))), bos)
+    text = own[:, : own.shape[1] - ROOM]
+    for rows in _batches(text):
+      rows = _headed(np.pad(rows, ((0, 0), (0, len(prefix)))), prefix)
       weights = np.ones(rows.shape, bool)
-      weights[:, : 1 + (form == "bos")] = False
+      weights[:, : 1 + len(prefix)] = False
       loss = next_token_nats(run(params, rows).logits, rows, weights)
       nats, targets = nats + float(loss.nats), targets + float(loss.targets)
     found[form] = {
@@ -160,12 +167,10 @@ def _starts(data: Prepared, length: int, most: int) -> np.ndarray:
   return held.tokens[at].astype(np.int32)
 
 
-def _headed(rows: np.ndarray, bos: int | None) -> np.ndarray:
-  """The rows with BOS in front and the last token dropped; or as they are."""
-  if bos is None:
-    return rows
-  first = np.full((len(rows), 1), bos, rows.dtype)
-  return np.concatenate([first, rows[:, :-1]], axis=1)
+def _headed(rows: np.ndarray, prefix: list[int]) -> np.ndarray:
+  """The rows with a prefix in front, as many tokens fewer at the end."""
+  first = np.tile(np.array(prefix, rows.dtype), (len(rows), 1))
+  return np.concatenate([first, rows[:, : rows.shape[1] - len(prefix)]], axis=1)
 
 
 def _batches(rows: np.ndarray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Norms of hidden states, keys and values, and massive activations.
+"""Norms of hidden states, keys and values, massive activations, kurtosis.
 
 Positions count from 0. Sources: Barbero et al. (2025, arXiv 2504.02732), Gu
 et al. (2025, arXiv 2410.10781), Sun et al. (2024, arXiv 2402.17762).
@@ -127,3 +127,32 @@ def massive_activation(
   ratio = top / jnp.maximum(median(size), 1e-30)
   is_massive = (top > least) & (ratio >= least_ratio)
   return Massive(value, at // width, at % width, ratio, is_massive)
+
+
+def kurtosis(hidden: Float[Array, "B T D"]) -> Float[Array, "B"]:
+  """Fourth moment of a layer's activations over the square of the second.
+
+      m_4 / m_2^2,  m_k = mean over tokens and channels of (x - mean)^k
+
+  3 for normal numbers, T D for a single one that is not 0: how much a few
+  activations are all that there is. Bondarenko et al. (2023, arXiv
+  2306.12929) and Kaul et al. (2024, arXiv 2410.17174) report it; that all
+  entries of a row's [T, D] are one sample is our reading.
+
+  Args:
+    hidden: residual stream after one layer.
+
+  Returns:
+    One for each row; 0 where all entries are equal.
+
+  >>> import jax.numpy as jnp
+  >>> kurtosis(jnp.array([[[1.0, -1.0], [1.0, -1.0]]])).tolist()
+  [1.0]
+  """
+  wide = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
+  off = wide - jnp.mean(wide, axis=(1, 2), keepdims=True)
+  top = jnp.max(jnp.abs(off), axis=(1, 2), keepdims=True)
+  off = off / jnp.where(top > 0, top, 1)  # fourth powers of what may be huge
+  second = jnp.mean(off**2, axis=(1, 2))
+  fourth = jnp.mean(off**4, axis=(1, 2))
+  return fourth / jnp.where(second > 0, second, 1) ** 2

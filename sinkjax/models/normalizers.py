@@ -150,6 +150,10 @@ NORMALIZERS: dict[str, Callable] = {
 }
 """Every normaliser by the name that `ModelConfig.normalizer` has for it."""
 
+UNNORMALIZED = ("sigmoid", "elu1", "relu")
+"""Those whose rows sum to anything: no share but by a proxy, see
+`metrics.sinks.attention_share`."""
+
 
 def _wide(scores, mask):
   """(masked scores in float32 at least, that dtype)."""

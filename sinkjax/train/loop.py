@@ -46,9 +46,10 @@ class _Phase:
     self.step = make_step(
       self.cfg, optimizer, separated=separated, accumulate=config.accumulate,
       spike=config.optimizer.spike, details=config.details,
-      shardings=shardings,
+      shardings=shardings, sink=config.sink(),
     )  # fmt: skip
-    ids = {"bos_id": data.tokenizer.bos_id, "eos_id": data.tokenizer.eos_id}
+    ids = {"bos_id": data.tokenizer.bos_id, "eos_id": data.tokenizer.eos_id,
+           "register_id": data.tokenizer.vocab_size}  # fmt: skip
     sharding.batch_sharding(mesh, self.batch // config.accumulate)
     self._rows = sharding.batch_sharding(mesh, self.batch)
     number, shares = sharding.share(mesh, self.batch)
@@ -70,10 +71,9 @@ class _Phase:
     if not self._eval_batches:
       self._eval_batches = list(self._load_held_out())
     found = [self._evaluate(params, batch) for batch in self._eval_batches]
-    nats, targets = (
-      sum(float(sharding.to_host(x)) for x in column)
-      for column in zip(*found, strict=True)
-    )
+    found = [jax.tree.map(sharding.to_host, one) for one in found]
+    nats = sum(float(one.nats) for one in found)
+    targets = sum(float(one.targets) for one in found)
     return nats / targets
 
   def _load_held_out(self):
@@ -99,13 +99,15 @@ class _Phase:
 
 
 def probe_tokens(config: TrainConfig, data: Prepared) -> np.ndarray:
-  """[P, T] the starts of held-out documents, BOS first where training had it.
+  """[P, T] the starts of held-out documents, after what training put there.
 
   Raises:
     ValueError: if too few documents are long enough.
   """
-  has_bos = config.packing.bos != "none"
-  size = config.probe_tokens - has_bos
+  prefix = config.packing.prefix(
+    data.tokenizer.bos_id, data.tokenizer.vocab_size
+  )
+  size = config.probe_tokens - len(prefix)
   held = data.held_out
   long_enough = np.flatnonzero(held.lengths >= size)[: config.probe_texts]
   if not long_enough.size:
@@ -114,10 +116,8 @@ def probe_tokens(config: TrainConfig, data: Prepared) -> np.ndarray:
     )
   at = held.starts[long_enough][:, None] + np.arange(size)
   rows = held.tokens[at].astype(np.int32)
-  if has_bos:
-    first = np.full((len(rows), 1), data.tokenizer.bos_id, np.int32)
-    rows = np.concatenate([first, rows], axis=1)
-  return rows
+  first = np.tile(np.array(prefix, np.int32), (len(rows), 1))
+  return np.concatenate([first, rows], axis=1)
 
 
 def run(

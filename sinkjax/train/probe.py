@@ -12,8 +12,17 @@ from jaxtyping import Array, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.collapse import effective_rank
-from sinkjax.metrics.norms import massive_activation, value_norm_ratio
-from sinkjax.metrics.sinks import attention_entropy, sink_score
+from sinkjax.metrics.norms import (
+  kurtosis,
+  massive_activation,
+  value_norm_ratio,
+)
+from sinkjax.metrics.sinks import (
+  attention_entropy,
+  attention_share,
+  sink_score,
+)
+from sinkjax.models.normalizers import UNNORMALIZED
 from sinkjax.models.transformer import Params, forward
 from sinkjax.transforms.capture import capture
 
@@ -56,16 +65,27 @@ def make_probe(
     Scalars, means over rows, layers and heads: `sink_rate_EPS`, share of heads
     whose sink score exceeds EPS; `first_mass`, the score itself (compare
     `uniform_mass`); `entropy_share`, row entropy over its maximum;
-    `value_ratio`, the first value's norm over the others' (their median over
-    layers and heads); `massive_ratio`, the largest activation over the median
-    one, of the layer where this is greatest; `effective_rank`, of the last
-    layer's tokens. And `alpha` [L, H], the sink score by head.
+    `row_sum`, what a query gives in all; `value_ratio`, the first value's norm
+    over the others' (their median over layers and heads); `massive_ratio`, the
+    largest activation over the median one, and `kurtosis`, each of the layer
+    where it is greatest; `effective_rank`, of the last layer's tokens. And
+    `alpha` [L, H], the sink score by head.
+
+    Where a normaliser's rows sum to anything, score and entropy are of the
+    proxy `attention_share`.
   """
+  proxy = cfg.normalizer in UNNORMALIZED
+  share = attention_share if proxy else lambda pattern: pattern
   observers = {
-    "alpha": ("pattern", sink_score),
-    "entropy": ("pattern", lambda p: attention_entropy(p, normalize=True)),
+    "alpha": ("pattern", lambda p: sink_score(share(p))),
+    "entropy": (
+      "pattern",
+      lambda p: attention_entropy(share(p), normalize=True),
+    ),
+    "sum": ("pattern", lambda p: jnp.sum(p, axis=-1)),
     "value": ("v", value_norm_ratio),
     "massive": ("resid_post", lambda x: massive_activation(x).ratio),
+    "kurtosis": ("resid_post", kurtosis),
     "rank": ("final", effective_rank),
   }
   plugged = {name: _imported(name)(cfg) for name in statistics}
@@ -87,8 +107,10 @@ def make_probe(
       },
       "first_mass": jnp.mean(alpha),
       "entropy_share": jnp.mean(trace["entropy"]),
+      "row_sum": jnp.mean(trace["sum"]),
       "value_ratio": jnp.median(trace["value"]),
       "massive_ratio": jnp.max(jnp.mean(trace["massive"], axis=1)),
+      "kurtosis": jnp.max(jnp.mean(trace["kurtosis"], axis=1)),
       "effective_rank": jnp.mean(trace["rank"]),
       "alpha": jnp.mean(alpha, axis=1),
       **_plugged(plugged, trace),

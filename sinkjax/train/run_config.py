@@ -5,6 +5,7 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.data.packing import Packing
+from sinkjax.train.loss import SinkTarget
 from sinkjax.train.optimizer import OptimizerConfig
 
 
@@ -50,6 +51,9 @@ class TrainConfig:
       of its own, from its start.
     held_out: share of the tokens that is not trained on.
     seed: of parameters, split and order.
+    sink_target: train for this attention on the first token, in every head,
+      see `train.loss.SinkTarget`; `None` for what comes by itself.
+    sink_weight: of that beside the loss.
     details: record gradient norms by group and, where a batch has parts, the
       gradient's noise.
     statistics: "package.module:function" of what else the probe measures, see
@@ -60,7 +64,7 @@ class TrainConfig:
     eval_windows: how many of these.
     probe_every: steps between two measurements of sinks.
     probe_texts: held-out documents on which sinks are measured.
-    probe_tokens: of each, the BOS counted.
+    probe_tokens: of each, what stands before it counted.
     save_every: steps between two checkpoints.
     keep: checkpoints kept beside the best.
   """
@@ -75,6 +79,8 @@ class TrainConfig:
   stages: tuple[Stage, ...] = ()
   held_out: float = 0.02
   seed: int = 0
+  sink_target: float | None = None
+  sink_weight: float = 1.0
   details: bool = False
   statistics: tuple[str, ...] = ()
   log_every: int = 10
@@ -100,8 +106,25 @@ class TrainConfig:
       raise ValueError(
         f"accumulate={self.accumulate} must divide batch={self.batch}"
       )
+    if self.packing.registers >= self.model.vocab_size:
+      raise ValueError(
+        f"packing.registers={self.packing.registers} leave no id of "
+        f"model.vocab_size={self.model.vocab_size} to the text"
+      )
+    self.sink()
     if self.stages:
       self._check_stages()
+
+  def sink(self) -> SinkTarget | None:
+    """The target that attention on the first token has, if any."""
+    if self.sink_target is None:
+      return None
+    return SinkTarget(self.sink_target, self.sink_weight)
+
+  @property
+  def text_vocab_size(self) -> int:
+    """Ids of the model that are the tokenizer's; registers come after."""
+    return self.model.vocab_size - self.packing.registers
 
   def _check_stages(self):
     total = sum(stage.steps for stage in self.stages)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, forward, init_params
-from sinkjax.train.loss import Loss, loss_of
+from sinkjax.train.loss import Loss, SinkTarget, loss_of
 
 Batch = Mapping[str, Array]
 """Packed windows, stacked; see `sinkjax.data.packing`."""
@@ -105,12 +105,13 @@ def make_step(
   spike: float | None = None,
   details: bool = False,
   shardings: TrainState | None = None,
+  sink: SinkTarget | None = None,
 ) -> Callable[
   [TrainState, Mapping[str, Array]], tuple[TrainState, StepMetrics]
 ]:
   """`step(state, batch) -> (state, metrics)`, jitted; the state is donated.
 
-      g = d(sum of nats) / d(params) / (number of targets)
+      g = d(sum of nats and penalty) / d(params) / (number of targets)
 
   Args:
     cfg: the model.
@@ -127,22 +128,27 @@ def make_step(
       1812.06162, equations A.2 and A.3, with parts and whole as the two
       batches).
     shardings: where the state's arrays lie, of `sharding.state_shardings`.
+    sink: see `loss_of`; the loss that is told has no part of it.
 
   Raises:
     ValueError: (by step) if the parts do not divide the batch.
 
   Cost: three forward passes' time.
   """
-  loss = loss_of(forward(cfg), separated=separated)
+  loss = loss_of(forward(cfg), separated=separated, sink=sink)
 
-  def nats(params, batch):
+  def objective(params, batch):
     found = loss(params, batch)
-    return found.nats, found.targets
+    return found.objective, (found.nats, found.targets)
 
-  gradient = jax.value_and_grad(nats, has_aux=True)
+  differentiated = jax.grad(objective, has_aux=True)
+
+  def gradient(params, batch):
+    grads, sums = differentiated(params, batch)
+    return sums, grads
 
   def summed(params, batch):
-    """((nats, targets), gradient of the nats, squared norm of a part's)."""
+    """((nats, targets), gradient of the sum, squared norm of a part's)."""
     if accumulate == 1:
       return *gradient(params, batch), jnp.zeros(())
     size = len(batch["tokens"])

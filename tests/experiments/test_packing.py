@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.data.packing import Packing
 from sinkjax.data.prepare import prepare
-from sinkjax.experiments import packing
+from sinkjax.experiments import packing, text_sweep
 from sinkjax.experiments.packing import PAPER, WAYS, Config, variants
 from sinkjax.experiments.swaps import TEXTS
-from sinkjax.experiments.training_runs import measure, text_jobs
+from sinkjax.experiments.training_runs import ROOM, measure, text_jobs
 from sinkjax.models.transformer import forward, init_params
 from sinkjax.train.probe import uniform_mass
 
@@ -56,7 +57,7 @@ def test_nine_rows_of_five_ways(small):
   assert (
     len({(run.packing.mask, run.packing.bos) for run in runs.values()}) == 5
   )
-  with pytest.raises(ValueError, match="no way 'loose'"):
+  with pytest.raises(ValueError, match="no 'loose'"):
     variants(dataclasses.replace(small, ways=("loose",)))
 
 
@@ -65,10 +66,10 @@ def test_with_bos_and_without_are_of_the_same_targets(trained, data):
   cfg = trained.model.replace(bos_id=data.tokenizer.bos_id)
   params = init_params(cfg, jax.random.key(3))
   params = jax.tree.map(lambda x: 4 * x, params)
-  found = measure(params, cfg, data, trained, has_bos=True)
+  found = measure(params, cfg, data, trained)
   held, length = data.held_out, trained.packing.length
   texts = [
-    held.tokens[start : start + length - 1]
+    held.tokens[start : start + length - ROOM]
     for start, count in zip(held.starts, held.lengths, strict=True)
     if count >= length
   ][: trained.probe_texts]
@@ -91,7 +92,8 @@ def test_attention_without_keys_is_even(trained, data):
   for name, block in params.items():
     if name.startswith("block"):
       block["attn"]["k"] = jax.tree.map(jnp.zeros_like, block["attn"]["k"])
-  found = measure(params, cfg, data, trained, has_bos=False)
+  bare = dataclasses.replace(trained, packing=Packing(trained.packing.length))
+  found = measure(params, cfg, data, bare)
   assert list(found) == ["text"]
   even = uniform_mass(trained.probe_tokens)
   np.testing.assert_allclose(found["text"]["first_mass"], even, rtol=1e-4)
@@ -104,7 +106,7 @@ def test_no_text_is_long_enough(trained, data):
   )
   params = init_params(trained.model, jax.random.key(0))
   with pytest.raises(ValueError, match="no held-out document has 4096 tokens"):
-    measure(params, trained.model, data, longer, has_bos=True)
+    measure(params, trained.model, data, longer)
 
 
 def test_a_sweep_leaves_models_and_no_checkpoints(small, tmp_path):
@@ -121,13 +123,14 @@ def test_a_sweep_leaves_models_and_no_checkpoints(small, tmp_path):
       assert (model.cfg.bos_id is not None) and model.cfg.n_layers == 2
       kept = json.loads((tmp_path / "runs" / f"{way}-{seed}.json").read_text())
       assert kept["complete"] is True and kept["skipped"] == 0
-  forms = [(row["way"], row["form"]) for row in result.numbers["rows"]]
+  forms = [(row["variant"], row["form"]) for row in result.numbers["rows"]]
   assert forms == [
     ("causal-pinned", "bos"), ("causal-pinned", "text"),
     ("separate-none", "text"),
   ]  # fmt: skip
-  assert result.arrays["first_mass"].shape == (2, 2, 3)
-  assert (np.ptp(result.arrays["first_mass"], axis=1) > 0).all()
+  for way in small.ways:
+    assert result.arrays[f"first_mass_{way}"].shape == (2, 3)
+    assert (np.ptp(result.arrays[f"first_mass_{way}"], axis=0) > 0).all()
   assert set(map(len, result.tables["rows.csv"][1])) == {
     len(result.tables["rows.csv"][0])
   }
@@ -159,11 +162,12 @@ def test_verdicts(small, lift, verdicts):
         {"kind": "probe", "step": 0, "first_mass": 0.1, "sink_rate_0.3": 0.0,
          "value_ratio": 1.0}
       ],
-      "alpha": [[0.1]],
+      "alpha": [[0.1]], "seconds": 1.0,
     }
     for seed in config.seeds
   ]  # fmt: skip
-  claims = packing._result(config, found).claims
+  sweep = text_sweep.collect(config, config.ways, found)
+  claims = packing.claims(sweep)
   assert len(claims) == 2 and {claim.verdict for claim in claims} == verdicts
 
 
