@@ -20,6 +20,7 @@ asked for by name, or all of them by --experiment=training, at a --scale that
 fits what there is (demo: minutes on two cores; cpu; gpu; paper):
 
   bigram_backcopy  a head with nothing to do: sink, value drain, residual peak
+  context_length   do sinks grow with the context that is trained on?
   packing          where BOS stands in training, and what it is without BOS
 
   python -m launch.reproduce --experiment=bigram_backcopy --scale=cpu \

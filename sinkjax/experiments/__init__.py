@@ -17,6 +17,7 @@ EXPERIMENTS = {
 
 TRAINING = {
   "bigram_backcopy": "bigram_backcopy",
+  "context_length": "context_length",
   "packing": "packing",
 }
 """Likewise those that train models of their own, at a scale; a module has

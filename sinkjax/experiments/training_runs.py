@@ -114,9 +114,10 @@ def measure(
 
   Returns:
     {"text": ...}, and "bos" for a model that was trained with BOS or registers,
-    which then stand in front: the loss in nats on the tokens of a text from
-    the second on, but for the last `ROOM`; the probe's scalars at
-    `probe_tokens`, and the sink score at the trained length as `own_*`.
+    which then stand in front: `loss` in nats on the tokens of a text of the
+    trained length, from the second on, but for the last `ROOM`, and `near_loss`
+    of one of `probe_tokens`; the probe's scalars at `probe_tokens`, and the
+    sink score at the trained length as `own_*`.
 
   Raises:
     ValueError: if no held-out document is long enough, or more than `ROOM`
@@ -135,22 +136,27 @@ def measure(
     prefix = front if form == "bos" else []
     scalars = _averaged(probe, params, _headed(near, prefix))
     far = _averaged(probe, params, _headed(own, prefix))
-    nats = targets = 0.0
-    text = own[:, : own.shape[1] - ROOM]
-    for rows in _batches(text):
-      rows = _headed(np.pad(rows, ((0, 0), (0, len(prefix)))), prefix)
-      weights = np.ones(rows.shape, bool)
-      weights[:, : 1 + len(prefix)] = False
-      loss = next_token_nats(run(params, rows).logits, rows, weights)
-      nats, targets = nats + float(loss.nats), targets + float(loss.targets)
     found[form] = {
-      "loss": nats / targets, "texts": len(own), **scalars,
+      "loss": _loss(run, params, own, prefix), "texts": len(own),
+      "near_loss": _loss(run, params, near, prefix), **scalars,
       "uniform_mass": uniform_mass(near.shape[1]),
       "own_first_mass": far["first_mass"],
       "own_sink_rate_0.3": far["sink_rate_0.3"],
       "own_uniform_mass": uniform_mass(own.shape[1]),
     }  # fmt: skip
   return found
+
+
+def _loss(run, params: Params, texts: np.ndarray, prefix: list[int]) -> float:
+  """Nats a token of texts after a prefix, from their second token on."""
+  nats = targets = 0.0
+  for rows in _batches(texts[:, : texts.shape[1] - ROOM]):
+    rows = _headed(np.pad(rows, ((0, 0), (0, len(prefix)))), prefix)
+    weights = np.ones(rows.shape, bool)
+    weights[:, : 1 + len(prefix)] = False
+    loss = next_token_nats(run(params, rows).logits, rows, weights)
+    nats, targets = nats + float(loss.nats), targets + float(loss.targets)
+  return nats / targets
 
 
 def _starts(data: Prepared, length: int, most: int) -> np.ndarray:
