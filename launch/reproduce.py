@@ -19,9 +19,14 @@ Others train models of their own, to make sinks appear and vanish; they are
 asked for by name, or all of them by --experiment=training, at a --scale that
 fits what there is (demo: minutes on two cores; cpu; gpu; paper):
 
-  bigram_backcopy  a head with nothing to do: sink, value drain, residual peak
-  context_length   do sinks grow with the context that is trained on?
-  packing          where BOS stands in training, and what it is without BOS
+  bigram_backcopy      a head with nothing to do: sink, value drain, peak
+  context_length       do sinks grow with the context that is trained on?
+  packing              where BOS stands in training, and what it is without it
+  attention_variants   normalisers, biases, gates, registers: which have sinks?
+  optimisation         learning rate, weight decay, batch, data
+  model_family         do sinks grow with depth and width?
+  progressive_context  short contexts first: loss, sinks, time
+  sink_regulariser     sinks drawn to a target by a term in the loss
 
   python -m launch.reproduce --experiment=bigram_backcopy --scale=cpu \
     --out=out/training

@@ -19,6 +19,11 @@ TRAINING = {
   "bigram_backcopy": "bigram_backcopy",
   "context_length": "context_length",
   "packing": "packing",
+  "attention_variants": "attention_variants",
+  "optimisation": "optimisation",
+  "model_family": "model_family",
+  "progressive_context": "progressive_context",
+  "sink_regulariser": "sink_regulariser",
 }
 """Likewise those that train models of their own, at a scale; a module has
 `SCALES`, fields of its `Config` by name of the scale."""

@@ -65,12 +65,17 @@ def run(
   rows = [_measure(subject, config)]
   progress(1, 1 + len(others))
   for done, name in enumerate(others):
-    rows.append(_other(name, config))
+    rows.append(measure(name, config))
     progress(done + 2, 1 + len(others))
   return _result(config, rows)
 
 
-def _other(name: str, config: Config) -> dict[str, Any]:
+def measure(name: str, config: Config) -> dict[str, Any]:
+  """The sinks of a model by its name or path, as a row of the table.
+
+  Raises:
+    ValueError: as `run`.
+  """
   if config.offload:
     with open_layers(name) as layers:
       return _of(name, layers, layers.cfg, layers.tokenizer, config)

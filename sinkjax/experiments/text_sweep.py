@@ -83,6 +83,10 @@ PAPER: dict[str, Any] = {
 """The paper's 120M parameters, 2^20 tokens a step; the steps are each
 experiment's own."""
 
+CARD_RATE, CARD_SHARE = 989e12, 0.4
+"""Dense bfloat16 flop a second of an H100, and the share a run may reach; for
+what the dry run tells."""
+
 TOKENS_5B, TOKENS_30B = 4768, 28_610
 """Steps of the paper's runs of 5B and of 30B tokens."""
 
@@ -157,7 +161,7 @@ def chosen(
 
 
 def plan(variants: Mapping[str, TrainConfig], seeds: Sequence[int]):
-  """What will be trained, in words; one line a size of model."""
+  """What will be trained and what it needs, in words."""
   groups: dict[tuple[int, int, int], list[str]] = {}
   for name, run in variants.items():
     shapes = param_shapes(run.model)
@@ -177,7 +181,13 @@ def plan(variants: Mapping[str, TrainConfig], seeds: Sequence[int]):
       f"{which}: {size:,} parameters, {steps:,} steps, {tokens:,} tokens, "
       f"{flop:.2g} flop without the attention"
     )
-  lines.append(f"{total:.2g} flop in all")
+  hours = total / (CARD_SHARE * CARD_RATE) / 3600
+  most = max(size for size, _, _ in groups)
+  lines.append(
+    f"{total:.2g} flop in all: {hours:.2g} hours of an H100 at "
+    f"{100 * CARD_SHARE:.0f} % of its bfloat16 rate; {16e-9 * most:.2g} GB for "
+    "parameters, gradient and moments"
+  )
   return lines
 
 

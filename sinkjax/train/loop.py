@@ -53,8 +53,11 @@ class _Phase:
     sharding.batch_sharding(mesh, self.batch // config.accumulate)
     self._rows = sharding.batch_sharding(mesh, self.batch)
     number, shares = sharding.share(mesh, self.batch)
+    texts = data.train
+    if config.train_share < 1:  # the same ones for every seed
+      texts = texts.split(config.train_share)[1]
     self.batches = Batches(
-      Windows(data.train, packing, **ids), batch=self.batch,
+      Windows(texts, packing, **ids), batch=self.batch,
       seed=config.seed + stage.number, process=number, processes=shares,
     )  # fmt: skip
     self._held = Windows(data.held_out, packing, **ids)

@@ -50,6 +50,7 @@ class TrainConfig:
       length. Empty for one length. Each stage visits the corpus in an order
       of its own, from its start.
     held_out: share of the tokens that is not trained on.
+    train_share: of the others, the share that is; whole documents.
     seed: of parameters, split and order.
     sink_target: train for this attention on the first token, in every head,
       see `train.loss.SinkTarget`; `None` for what comes by itself.
@@ -78,6 +79,7 @@ class TrainConfig:
   accumulate: int = 1
   stages: tuple[Stage, ...] = ()
   held_out: float = 0.02
+  train_share: float = 1.0
   seed: int = 0
   sink_target: float | None = None
   sink_weight: float = 1.0
@@ -111,6 +113,8 @@ class TrainConfig:
         f"packing.registers={self.packing.registers} leave no id of "
         f"model.vocab_size={self.model.vocab_size} to the text"
       )
+    if not 0 < self.train_share <= 1:
+      raise ValueError(f"train_share must be in (0, 1], got {self.train_share}")
     self.sink()
     if self.stages:
       self._check_stages()

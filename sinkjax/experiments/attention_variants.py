@@ -1,0 +1,195 @@
+"""Which attention has sinks: other normalisers, biases, gates, registers.
+
+The variants of Gu et al. (2025, arXiv 2410.10781, section 7) and of those who
+came after, each an option of the one block, trained alike. A learned sink
+token is what `softmax` has: BOS pinned at the start of every window.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from sinkjax.experiments import text_sweep
+from sinkjax.experiments.result import Claim, Result
+from sinkjax.experiments.text_sweep import (
+  GPU,
+  TOKENS_5B,
+  Sweep,
+  TextConfig,
+  compare,
+  mean,
+  text_run,
+)
+from sinkjax.train.run_config import TrainConfig
+
+NAME, TITLE = "attention_variants", "Which attention has sinks?"
+
+REGISTERS = 4
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+  "softmax": {},
+  "no_bos": {"packing": {"bos": "none"}},
+  "registers": {"packing": {"bos": "none", "registers": REGISTERS}},
+  "k_bias": {"model": {"attn_bias": "k"}},
+  "kv_bias": {"model": {"attn_bias": "kv"}},
+  "v_bias": {"model": {"attn_bias": "v"}},
+  "sink_logit": {"model": {"sink_logit": True}},
+  "softmax1": {"model": {"normalizer": "softmax1"}},
+  "clipped_softmax": {"model": {"normalizer": "clipped_softmax"}},
+  "softpick": {"model": {"normalizer": "softpick"}},
+  "sigmoid": {"model": {"normalizer": "sigmoid"}},
+  "normalized_sigmoid": {"model": {"normalizer": "normalized_sigmoid"}},
+  "elu1": {"model": {"normalizer": "elu1"}},
+  "relu": {"model": {"normalizer": "relu"}},
+  "head_gate": {"model": {"gate": "head"}},
+  "element_gate": {"model": {"gate": "element"}},
+  "value_gate": {"model": {"gate": "value"}},
+  "qk_norm": {"model": {"qk_norm": True}},
+}
+"""What each has otherwise than softmax with a pinned BOS."""
+
+GU, ZUHRI, QIU = (
+  "Gu et al., section 7", "Zuhri et al. (2504.20966)", "Qiu et al. (2505.06708)"
+)  # fmt: skip
+
+LESS = {
+  "k_bias": (GU, "18.18 to 0.00 % of heads"),
+  "kv_bias": (GU, "18.18 to 0.04 % of heads"),
+  "sink_logit": (ZUHRI, "34.89 to 8.78 % of heads"),
+  "softmax1": (ZUHRI, "34.89 to 16.36 % of heads"),
+  "clipped_softmax": (
+    "Bondarenko et al. (2306.12929)", "outliers 735 to 21.5; no sink rate"
+  ),
+  "softpick": (ZUHRI, "34.89 to 0 % of heads"),
+  "sigmoid": (GU, "18.18 to 0.44 % of heads, by proxy"),
+  "elu1": (GU, "18.18 to 0.80 % of heads, by proxy"),
+  "relu": (ZUHRI, "34.89 to 4.56 % of heads, ReLU of the softmax"),
+  "head_gate": (QIU, "46.7 to 7.3 % of attention"),
+  "element_gate": (QIU, "46.7 to 4.8 % of attention"),
+  "value_gate": (QIU, "46.7 to 29.7 % of attention"),
+}  # fmt: skip
+"""Variants that were found to have less of a sink, by whom and how much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(TextConfig):
+  """What is trained: every variant with every seed.
+
+  Attributes:
+    variants: names of `VARIANTS`; the others are held against softmax.
+  """
+
+  length: int = 128
+  batch: int = 16
+  variants: tuple[str, ...] = tuple(VARIANTS)
+
+
+SCALES: dict[str, dict[str, Any]] = {
+  "demo": {"variants": ("softmax", "k_bias", "sigmoid"), "seeds": (0,)},
+  "cpu": {},
+  "gpu": GPU | {"length": 256, "batch": 64, "steps": 1000},
+  "paper": text_sweep.PAPER | {"steps": TOKENS_5B},
+}
+"""Fields of `Config` by --scale."""
+
+
+def variants(config: Config) -> dict[str, TrainConfig]:
+  """The run of each variant.
+
+  Raises:
+    ValueError: for one that there is not.
+  """
+  runs = {}
+  for name, other in VARIANTS.items():
+    model = dict(other.get("model", {}))
+    if "registers" in other.get("packing", {}):
+      model["vocab_size"] = config.vocab_size + REGISTERS
+    runs[name] = text_run(config, model=model, packing=other.get("packing"))
+  return text_sweep.chosen(runs, config.variants, NAME)
+
+
+def plan(config: Config) -> list[str]:
+  """What will be trained, in words."""
+  return text_sweep.plan(variants(config), config.seeds)
+
+
+def run(
+  config: Config,
+  *,
+  folder: Any,
+  progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Result:
+  """Trains what is left of the sweep, and says what came of it.
+
+  Args:
+    config: the sweep.
+    folder: where runs are kept.
+    progress: called with (steps done, steps in all).
+
+  Raises:
+    ValueError: as `jobs.run_jobs` and `variants`.
+
+  Cost: a run of the cpu scale takes 2.5 minutes on two cores.
+  """
+  sweep = text_sweep.run_sweep(
+    config, variants(config), folder=folder, progress=progress
+  )
+  return text_sweep.sweep_result(NAME, TITLE, sweep, claims(sweep))
+
+
+def claims(sweep: Sweep) -> list[Claim]:
+  """Each variant against softmax, seed by seed."""
+  known = set(sweep.probes)
+  if len(sweep.seeds) < 2 or "softmax" not in known:
+    return []
+  plain, found = sweep.trained("softmax"), []
+
+  def told(name, key="first_mass", form=".3f"):
+    return mean(sweep.trained(name)[key], form)
+
+  def cost(name):
+    return mean(sweep.trained(name)["loss"] - plain["loss"]) + " nats of loss"
+
+  def claim(text, source, paper, more, less, key="first_mass", form=".3f"):
+    """That `more` has more of `key` than `less`."""
+    values = sweep.trained(more)[key] - sweep.trained(less)[key]
+    other = less if more == "softmax" else more
+    what = {
+      "first_mass": "attention on the first token",
+      "kurtosis": "kurtosis",
+      "massive_ratio": "largest over median",
+    }
+    found.append(
+      compare(
+        text, source, paper, values,
+        f"{what[key]} {told(more, key, form)} ({more}) and "
+        f"{told(less, key, form)} ({less}); {other}: {cost(other)}",
+      )
+    )  # fmt: skip
+
+  for name, (source, paper) in LESS.items():
+    if name in known:
+      words = name.replace("_", " ")
+      text = f"There is less of a sink with {words}."
+      claim(text, source, paper, "softmax", name)
+  if {"k_bias", "v_bias"} <= known:
+    claim(
+      "It is a key that takes the sink, not a value.", GU,
+      "0.00 % of heads with a key, 17.53 % with a value", "v_bias", "k_bias",
+    )  # fmt: skip
+  if {"sigmoid", "normalized_sigmoid"} <= known:
+    claim(
+      "Normalising the sigmoids brings the sink back.", GU,
+      "0.44 to 30.24 % of heads", "normalized_sigmoid", "sigmoid",
+    )  # fmt: skip
+  if "softpick" in known:
+    claim(
+      "With softpick the activations are less peaked.", ZUHRI,
+      "kurtosis 6453 to 282", "softmax", "softpick", "kurtosis", ".1f",
+    )  # fmt: skip
+  if "element_gate" in known:
+    claim(
+      "With an element-wise gate the largest activation is smaller.", QIU,
+      "1053 to 94", "softmax", "element_gate", "massive_ratio", ".1f",
+    )  # fmt: skip
+  return found

@@ -1,0 +1,88 @@
+"""Figures and sections of the experiment `model_family`."""
+
+import numpy as np
+
+from sinkjax.report import html, text_sweep
+from sinkjax.report.figures import FIRST, INK, MUTED, drawing, png
+
+
+def draw(result) -> dict[str, bytes]:
+  """Every figure, by file name."""
+  names = ("first_mass", "sink_rate", "loss")
+  return {
+    "sizes.png": _sizes(result),
+    "curves.png": text_sweep.curves(result, names=names),
+  }
+
+
+def _sizes(result) -> bytes:
+  """Attention on the first token, sink rate and loss by parameters."""
+  numbers = result.numbers
+  rows: dict[str, dict] = {}
+  for row in numbers["rows"]:  # as it was trained
+    rows.setdefault(row["variant"], row)
+  panels = (
+    ("attention on the first token", "first_mass", 1, "mass"),
+    (f"heads above eps {numbers['eps']:g}, %", "rate", 100, "rate"),
+    ("held-out loss, nats", "loss", 1, None),
+  )
+  with drawing(11.4, 3.8) as figure:
+    for ax, (title, key, factor, outside) in zip(
+      figure.subplots(1, 3), panels, strict=True
+    ):
+      for i, size in enumerate(numbers["sizes"]):
+        values = factor * np.asarray(rows[size["variant"]][key])
+        x = size["parameters"]
+        ax.plot(x, values.mean(), "o", color=FIRST, ms=5,
+                label="" if i else "ours, trained alike")  # fmt: skip
+        ax.plot(np.full(values.size, x), values, "_", color=INK, ms=7)
+        ax.annotate(size["variant"], (x, values.mean()), fontsize=8,
+                    xytext=(5, 3), textcoords="offset points")  # fmt: skip
+      for i, row in enumerate(numbers["outside"] if outside else []):
+        if row["parameters"] is None:
+          continue
+        ax.plot(row["parameters"], factor * row[outside], "s", color=MUTED,
+                ms=5, label="" if i else "others', uncontrolled")  # fmt: skip
+        ax.annotate(row["model"], (row["parameters"], factor * row[outside]),
+                    fontsize=8, color=MUTED, ha="right", xytext=(-6, 0),
+                    textcoords="offset points")  # fmt: skip
+      if key == "first_mass":
+        ax.axhline(numbers["uniform_mass"], color=MUTED, lw=0.9, ls=":")
+      ax.set_xscale("log")
+      ax.set_title(title)
+      ax.set_xlabel("parameters")
+      ax.grid(axis="y")
+    figure.axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+    return png(figure)
+
+
+def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+  """The experiment's part of the report."""
+  numbers = result.numbers
+  sizes = {size["variant"]: size for size in numbers["sizes"]}
+  panels = [
+    ("layers", lambda row: sizes[row["variant"]]["layers"]),
+    ("width", lambda row: sizes[row["variant"]]["width"]),
+    ("parameters", lambda row: sizes[row["variant"]]["parameters"]),
+  ]
+  body = (
+    "Our models differ in size alone: data, tokens and optimiser are the same. "
+    "Parameters are counted without the embedding."
+  )
+  if numbers["outside"]:
+    body += (
+      " The models of others differ in everything, are looked at on other "
+      f"texts, of {numbers['outside_tokens']} tokens, and count all their "
+      "parameters: they are shown, not compared."
+    )
+  return [
+    html.Section(
+      result.title, body=body, figure=drawn["sizes.png"],
+      caption=(
+        f"Points are means, dashes the seeds ({len(numbers['seeds'])}). "
+        f"Dotted: even attention, {numbers['uniform_mass']:.3f}."
+      ),
+      table=text_sweep.table(result, panels, label="size"),
+    ),
+    text_sweep.training_section(result, drawn),
+  ]  # fmt: skip

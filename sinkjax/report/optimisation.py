@@ -1,0 +1,73 @@
+"""Figures and sections of the experiment `optimisation`."""
+
+import numpy as np
+
+from sinkjax.experiments.optimisation import KNOBS
+from sinkjax.report import html, text_sweep
+from sinkjax.report.figures import FIRST, INK, MUTED, REST, drawing, png
+
+
+def draw(result) -> dict[str, bytes]:
+  """Every figure, by file name."""
+  return {
+    "knobs.png": _knobs(result), "curves.png": text_sweep.curves(result)
+  }  # fmt: skip
+
+
+def _rows(result) -> dict[str, dict]:
+  rows: dict[str, dict] = {}
+  for row in result.numbers["rows"]:  # as it was trained
+    rows.setdefault(row["variant"], row)
+  return rows
+
+
+def _knobs(result) -> bytes:
+  """Attention on the first token, and the loss, by knob."""
+  numbers, rows = result.numbers, _rows(result)
+  used = [k for k in KNOBS if sum(s[1] == k for s in numbers["settings"]) > 1]
+  used = used or [KNOBS[0]]
+  with drawing(2.9 * len(used) + 0.8, 5.2) as figure:
+    axes = figure.subplots(2, len(used), sharey="row", squeeze=False)
+    for column, knob in enumerate(used):
+      points = sorted(
+        (value, name) for name, k, value in numbers["settings"] if k == knob
+      )
+      labels = [f"{value:g}" for value, _ in points]
+      for ax, key, color in zip(
+        axes[:, column], ("first_mass", "loss"), (FIRST, REST), strict=True
+      ):
+        values = [np.asarray(rows[name][key]) for _, name in points]
+        at = np.arange(len(points))
+        ax.plot(at, [x.mean() for x in values], "o-", color=color, ms=4)
+        for i, seeds in enumerate(values):
+          ax.plot(np.full(seeds.size, i), seeds, "_", color=INK, ms=7)
+          if points[i][1] == "base":
+            ax.axvline(i, color=MUTED, lw=0.8, ls=":")
+        ax.set_xticks(at, labels)
+        ax.grid(axis="y")
+      axes[0, column].axhline(numbers["uniform_mass"], color=MUTED, lw=0.9)
+      axes[0, column].set_title(knob)
+    axes[0, 0].set_ylabel("attention on the first token")
+    axes[1, 0].set_ylabel("held-out loss, nats")
+    return png(figure)
+
+
+def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+  """The experiment's part of the report."""
+  return [
+    html.Section(
+      result.title,
+      body=(
+        "One knob at a time, away from the run at the dotted line; the tokens "
+        "in all are the same. Batches are multiples of its batch, data the "
+        "share of the training documents that is used."
+      ),
+      figure=drawn["knobs.png"],
+      caption=(
+        f"Points are means, dashes the seeds ({len(result.numbers['seeds'])}). "
+        f"Grey line: even attention, {result.numbers['uniform_mass']:.3f}."
+      ),
+      table=text_sweep.table(result, label="run"),
+    ),
+    text_sweep.training_section(result, drawn),
+  ]
