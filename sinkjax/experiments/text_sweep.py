@@ -203,7 +203,7 @@ class Sweep(NamedTuple):
       them; as it is trained.
     losses: {variant: {"step": [K], "loss": [S, K]}} on held-out windows.
     alpha: {variant: [S, L, H]} sink scores at the end.
-    seconds: {variant: [S]}.
+    seconds: {variant: [S]} that the steps took.
   """
 
   seeds: tuple[int, ...]
@@ -263,7 +263,7 @@ def collect(config: TextConfig, names: Sequence[str], found) -> Sweep:
     {name: _through(runs, "eval") for name, runs in by.items()},
     {name: np.array([one["alpha"] for one in runs])
      for name, runs in by.items()},
-    {name: np.array([one["seconds"] for one in runs], float)
+    {name: np.array([one["training_seconds"] for one in runs], float)
      for name, runs in by.items()},
   )  # fmt: skip
 

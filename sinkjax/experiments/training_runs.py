@@ -63,8 +63,9 @@ def train_and_measure(
 
   Returns:
     {"history": records of evaluation and probe by step; "final": of
-    `measure`; "alpha": [L, H] sink scores at the end; "skipped"}. The model
-    stays in `folder/model`, for every other launcher.
+    `measure`; "alpha": [L, H] sink scores at the end; "skipped";
+    "training_seconds": of the steps alone}. The model stays in `folder/model`,
+    for every other launcher.
   """
   data = prepare(
     config.corpus, vocab_size=config.text_vocab_size, held_out=config.held_out
@@ -90,12 +91,29 @@ def train_and_measure(
     "alpha": [r["alpha"] for r in records if r["kind"] == "probe"][-1],
     "final": measure(params, cfg, data, config),
     "skipped": int(state.skipped),
+    "training_seconds": _training_seconds(config, records),
   }
   shutil.rmtree(folder / "model", ignore_errors=True)
   data.tokenizer.add_bos = config.packing.bos != "none"
   checkpoint.save(folder / "model", params, cfg, data.tokenizer)
   shutil.rmtree(folder / "checkpoints")
   return outcome
+
+
+def _training_seconds(config: TrainConfig, records) -> float:
+  """What the steps took: by stage, the median step times their number.
+
+  No compilation counts, no measurement, and no interruption.
+  """
+  tokens, total = config.batch * config.packing.length, 0.0
+  for stage in config.all_stages():
+    rates = [
+      row["tokens_per_second"]
+      for row in records
+      if row["kind"] == "train" and stage.start < row["step"] <= stage.end
+    ]
+    total += stage.steps * tokens / float(np.median(rates))
+  return total
 
 
 def measure(

@@ -162,7 +162,7 @@ def test_verdicts(small, lift, verdicts):
         {"kind": "probe", "step": 0, "first_mass": 0.1, "sink_rate_0.3": 0.0,
          "value_ratio": 1.0}
       ],
-      "alpha": [[0.1]], "seconds": 1.0,
+      "alpha": [[0.1]], "training_seconds": 1.0,
     }
     for seed in config.seeds
   ]  # fmt: skip
