@@ -38,9 +38,9 @@ class SinkTarget(NamedTuple):
 
       weight * mean over layers, heads of (alpha - mass)^2
 
-  with alpha a head's sink score, its mean over rows, see
-  `metrics.sinks.sink_score`: how far a window's text is from the first token
-  decides what is even, so 0 is less than attention can give.
+  with alpha a head's sink score, its mean over the rows of a batch (of one
+  part, where it is worked through in parts), see `metrics.sinks.sink_score`.
+  The first rows have no choice: a mass of 0 is less than attention can give.
 
   Attributes:
     mass: what every head's alpha is drawn to, in [0, 1].

@@ -52,3 +52,22 @@ def test_massive_of_zeros_is_finite():
   found = norms.massive_activation(jnp.zeros((1, 2, 3)))
   assert not bool(found.is_massive[0])
   assert float(found.ratio[0]) == 0
+
+
+def test_kurtosis_of_known_distributions():
+  x = jax.random.normal(jax.random.key(0), (3, 200, 300))
+  error = np.sqrt(24 / (200 * 300))  # of a normal sample's kurtosis
+  np.testing.assert_allclose(norms.kurtosis(x), 3, atol=4 * error)
+  even = jnp.linspace(-1, 1, 40_001).reshape(1, 1, -1)
+  np.testing.assert_allclose(norms.kurtosis(even), 9 / 5, rtol=1e-3)
+  one = jnp.zeros((1, 20, 30)).at[0, 4, 7].set(1e9)
+  np.testing.assert_allclose(norms.kurtosis(one), 600, rtol=0.01)
+  assert float(norms.kurtosis(jnp.ones((1, 4, 5)))[0]) == 0
+
+
+def test_kurtosis_knows_no_scale_and_no_shift():
+  x = jax.random.normal(jax.random.key(1), (2, 50, 60)) ** 3
+  want = norms.kurtosis(x)
+  for scale, shift in ((1e-12, 0.0), (1e12, 0.0), (1.0, 5.0)):
+    found = norms.kurtosis(scale * x + shift)
+    np.testing.assert_allclose(found, want, rtol=1e-3)

@@ -130,6 +130,13 @@ def test_probes_are_held_out_texts_with_the_bos_of_training(config, data):
   held = {tuple(data.held_out.part([i]).tokens[:16].tolist())
           for i in range(len(data.held_out))}  # fmt: skip
   assert {tuple(row.tolist()) for row in bare} <= held
+  fronted = dataclasses.replace(
+    config, packing=Packing(32, bos="pinned", registers=2)
+  )
+  first = data.tokenizer.vocab_size
+  rows = probe_tokens(fronted, data)
+  assert rows.shape[1] == 16
+  assert (rows[:, :3] == [first, first + 1, data.tokenizer.bos_id]).all()
   with pytest.raises(ValueError, match="no held-out document has"):
     long = dataclasses.replace(
       config, probe_tokens=10_000, model=config.model.replace(max_len=10_000)
@@ -142,6 +149,13 @@ def test_what_is_wrong_is_said(config):
     dataclasses.replace(config, save_every=0)
   with pytest.raises(ValueError, match=r"must fit model\.max_len=64"):
     dataclasses.replace(config, packing=Packing(65))
+  with pytest.raises(ValueError, match="train_share must be in"):
+    dataclasses.replace(config, train_share=0.0)
+  with pytest.raises(ValueError, match="leave no id"):
+    dataclasses.replace(
+      config, packing=Packing(32, registers=4),
+      model=config.model.replace(vocab_size=4),
+    )  # fmt: skip
 
 
 def test_stages_of_context(config, data, tmp_path):
@@ -187,3 +201,26 @@ def test_configs_survive_json(config):
   assert TrainConfig.from_dict(values) == staged
   with pytest.raises(ValueError, match="colour"):
     TrainConfig.from_dict({**values, "colour": "red"})
+
+
+def test_a_share_of_the_texts(config, data, monkeypatch):
+  """The documents that are left out are never seen, for any seed."""
+  from sinkjax.train import loop
+
+  seen = []
+  windows = loop.Windows
+
+  def watched(corpus, *args, **kwargs):
+    seen.append({tuple(corpus.part([i]).tokens) for i in range(len(corpus))})
+    return windows(corpus, *args, **kwargs)
+
+  monkeypatch.setattr(loop, "Windows", watched)
+  mesh = loop.sharding.make_mesh(loop.sharding.MeshConfig())
+  for share in (1.0, 0.5):
+    for seed in (0, 1):
+      one = dataclasses.replace(config, train_share=share, seed=seed)
+      loop._Phase(one, one.all_stages()[0], data, mesh, None)
+  full, _, again, _, half, _, other, _ = seen
+  assert full == again and half == other
+  tokens = [sum(map(len, some)) for some in (half, full)]
+  assert half < full and tokens[0] >= tokens[1] / 2

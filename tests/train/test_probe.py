@@ -70,3 +70,22 @@ def test_a_statistic_of_one_s_own(tiny, tokens, tmp_path, monkeypatch):
   }.items():
     with pytest.raises(ValueError, match=words):
       make_probe(cfg, statistics=(name,))
+
+
+@pytest.mark.parametrize("normalizer", ["relu", "softmax1", "softmax"])
+def test_rows_that_do_not_sum_to_one(tiny, tokens, normalizer):
+  """Sums as they are; scores of what sums to anything are shares."""
+  params, cfg = tiny
+  cfg = cfg.replace(normalizer=normalizer)
+  found = make_probe(cfg)(params, tokens)
+  seen = capture(forward(cfg), {"p": ("pattern", lambda p: p)})
+  p = np.asarray(seen(params, tokens).trace["p"], np.float64)
+  sums = p.sum(axis=-1)
+  np.testing.assert_allclose(found["row_sum"], sums.mean(), rtol=1e-5)
+  score = p[..., 0]
+  if normalizer == "relu":
+    score = np.where(sums > 0, score / np.where(sums > 0, sums, 1), 0)
+  np.testing.assert_allclose(
+    found["first_mass"], score.mean(), rtol=1e-5, atol=1e-7
+  )
+  assert (normalizer == "softmax") == np.isclose(sums, 1, atol=1e-5).all()

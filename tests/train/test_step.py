@@ -8,8 +8,9 @@ import pytest
 
 from sinkjax.data.packing import Packing, Windows
 from sinkjax.data.tokens import TokenCorpus
+from sinkjax.metrics.sinks import sink_score
 from sinkjax.models.transformer import forward
-from sinkjax.train.loss import loss_of, next_token_nats
+from sinkjax.train.loss import SinkTarget, loss_of, next_token_nats
 from sinkjax.train.step import (
   MEMORY,
   Trend,
@@ -18,6 +19,7 @@ from sinkjax.train.step import (
   make_evaluate,
   make_step,
 )
+from sinkjax.transforms.capture import capture
 
 BOS_ID, EOS_ID = 1, 2
 
@@ -253,3 +255,60 @@ def test_gradient_details(tiny, batch):
   signal = (each.mean(axis=0) ** 2).sum() - noise / targets
   np.testing.assert_allclose(told["noise"], noise, rtol=1e-3)
   np.testing.assert_allclose(told["signal"], signal, rtol=1e-2)
+
+
+def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch):
+  """The gradient of nats and penalty by hand; what is told is the nats."""
+  params, cfg = tiny
+  target = SinkTarget(0.8, 3.0)
+  batch = dict(batch, segments=batch["segments"] * 0)
+  seen = capture(forward(cfg), {"p": ("pattern", lambda p: p)})
+  nats = loss_of(forward(cfg), separated=True)
+
+  def by_hand(params):
+    pattern = seen(params, batch["tokens"], positions=batch["positions"])
+    alpha = sink_score(pattern.trace["p"]).mean(axis=1)  # [L, H] over rows
+    found = nats(params, batch)
+    return found.nats / found.targets + 3.0 * jnp.mean((alpha - 0.8) ** 2)
+
+  grads = jax.grad(by_hand)(params)
+  optimizer = optax.sgd(1.0)
+  for parts in (1, 5):
+    copy = jax.tree.map(jnp.copy, params)
+    state = init_state(cfg, optimizer, jax.random.key(0), params=copy)
+    step = make_step(
+      cfg, optimizer, separated=True, sink=target, accumulate=parts
+    )
+    state, metrics = step(state, batch)
+    found = nats(params, batch)
+    np.testing.assert_allclose(
+      metrics.loss, found.nats / found.targets, rtol=1e-6
+    )
+    if parts == 1:
+      moved = jax.tree.map(lambda a, b: a - b, params, state.params)
+      for one, want in zip(*map(jax.tree.leaves, (moved, grads)), strict=True):
+        np.testing.assert_allclose(one, want, atol=1e-5)
+
+
+def test_sinks_go_where_they_are_drawn(tiny, batch):
+  params, cfg = tiny
+  probe = capture(forward(cfg), {"a": ("pattern", sink_score)})
+  reached = []
+  for mass in (0.0, 0.9):
+    optimizer = optax.adam(1e-2)
+    copy = jax.tree.map(jnp.copy, params)
+    state = init_state(cfg, optimizer, jax.random.key(0), params=copy)
+    sink = SinkTarget(mass, 100.0)
+    step = make_step(cfg, optimizer, separated=False, sink=sink)
+    for _ in range(40):
+      state, _ = step(state, batch)
+    reached.append(
+      float(probe(state.params, batch["tokens"]).trace["a"].mean())
+    )
+  assert reached[0] < 0.2 and reached[1] > 0.6
+
+
+@pytest.mark.parametrize("wrong", [SinkTarget(1.2), SinkTarget(0.5, -1.0)])
+def test_a_target_that_cannot_be(tiny, wrong):
+  with pytest.raises(ValueError, match=r"mass must be in \[0, 1\]"):
+    loss_of(forward(tiny[1]), separated=False, sink=wrong)
