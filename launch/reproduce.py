@@ -20,6 +20,7 @@ asked for by name, or all of them by --experiment=training, at a --scale that
 fits what there is (demo: minutes on two cores; cpu; gpu; paper):
 
   bigram_backcopy      a head with nothing to do: sink, value drain, peak
+  trigger_mean         a task that a softmax cannot do without a sink
   context_length       do sinks grow with the context that is trained on?
   packing              where BOS stands in training, and what it is without it
   attention_variants   normalisers, biases, gates, registers: which have sinks?
@@ -27,6 +28,7 @@ fits what there is (demo: minutes on two cores; cpu; gpu; paper):
   model_family         do sinks grow with depth and width?
   progressive_context  short contexts first: loss, sinks, time
   sink_regulariser     sinks drawn to a target by a term in the loss
+  mixing               exact Jacobian, bounds, collapse, spread of those models
 
   python -m launch.reproduce --experiment=bigram_backcopy --scale=cpu \
     --out=out/training

@@ -133,9 +133,13 @@ class TriggerMean(NamedTuple):
 
   Attributes:
     inputs: [B, T, D] channel 0 marks the first token, channel 1 the trigger;
-      the rest are normal numbers, 0 at the first token.
-    targets: [B, T, D] the mean of the inputs before, at the trigger, in the
-      channels from 2 on; 0 elsewhere. A model that solves it has loss 0.
+      channel 2 has, at the trigger, one over the number of tokens between the
+      first and it: weights that are not normalised can make a mean, too. The
+      rest point anywhere, and are 0 at the first token. The mean square of
+      every token but the first is 1: an RMS norm leaves it as it is.
+    targets: [B, T, D] the mean of the inputs between the first token and the
+      trigger, at the trigger, in the channels from 3 on; 0 elsewhere. A model
+      that solves it has loss 0.
     trigger: [B, T] where it is.
   """
 
@@ -144,28 +148,41 @@ class TriggerMean(NamedTuple):
   trigger: Bool[Array, "B T"]
 
 
+MARKS = 3
+"""Channels of the trigger-mean task that say what a token is."""
+
+
 def sample_trigger_mean(
   key: Array, batch: int, length: int, width: int
 ) -> TriggerMean:
   """One trigger a row, at a uniform place from position 2 on.
 
   Raises:
-    ValueError: for a length or width below 3.
+    ValueError: for a length below 3 or a width below 4.
   """
-  if length < 3 or width < 3:
+  if length < 3 or width <= MARKS:
     raise ValueError(
-      f"length and width must be at least 3, got {length} and {width}"
+      f"length must be at least 3 and width {MARKS + 1}, got {length} and "
+      f"{width}"
     )
-  values, place = jax.random.split(key)
-  x = jax.random.normal(values, (batch, length, width))
+  directions, place = jax.random.split(key)
   at = jax.random.randint(place, (batch, 1), 2, length)
-  trigger = jnp.arange(length)[None] == at
-  x = x.at[:, 0].set(0.0)
-  x = x.at[:, :, 0].set(jnp.zeros((batch, length)).at[:, 0].set(1.0))
-  x = x.at[:, :, 1].set(trigger.astype(x.dtype))
-  content = x.at[:, :, :2].set(0.0)
-  before = jnp.cumsum(content, axis=1) - content
+  token = jnp.arange(length)[None]
+  trigger = token == at
   # Content tokens are those from position 1 on: t - 1 of them before t.
-  count = jnp.maximum(jnp.arange(length) - 1, 1)[None, :, None]
-  targets = jnp.where(trigger[:, :, None], before / count, 0.0)
-  return TriggerMean(x, targets, trigger)
+  count = jnp.maximum(token - 1, 1)
+  marks = jnp.stack(
+    [jnp.broadcast_to(token == 0, trigger.shape), trigger, trigger / count],
+    axis=-1,
+  ).astype(jnp.float32)
+  x = jax.random.normal(directions, (batch, length, width - MARKS))
+  square = width - jnp.sum(marks * marks, axis=-1, keepdims=True)
+  x *= jnp.sqrt(square / jnp.sum(x * x, axis=-1, keepdims=True))
+  x = x.at[:, 0].set(0.0)
+  before = jnp.cumsum(x, axis=1) - x
+  mean = jnp.where(trigger[:, :, None], before / count[..., None], 0.0)
+  return TriggerMean(
+    jnp.concatenate([marks, x], axis=-1),
+    jnp.pad(mean, [(0, 0), (0, 0), (MARKS, 0)]),
+    trigger,
+  )

@@ -17,6 +17,7 @@ EXPERIMENTS = {
 
 TRAINING = {
   "bigram_backcopy": "bigram_backcopy",
+  "trigger_mean": "trigger_mean",
   "context_length": "context_length",
   "packing": "packing",
   "attention_variants": "attention_variants",
@@ -24,6 +25,7 @@ TRAINING = {
   "model_family": "model_family",
   "progressive_context": "progressive_context",
   "sink_regulariser": "sink_regulariser",
+  "mixing": "mixing",
 }
 """Likewise those that train models of their own, at a scale; a module has
 `SCALES`, fields of its `Config` by name of the scale."""

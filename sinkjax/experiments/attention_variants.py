@@ -79,8 +79,6 @@ class Config(TextConfig):
     variants: names of `VARIANTS`; the others are held against softmax.
   """
 
-  length: int = 128
-  batch: int = 16
   variants: tuple[str, ...] = tuple(VARIANTS)
 
 

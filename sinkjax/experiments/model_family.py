@@ -40,8 +40,6 @@ class Config(TextConfig):
       experiment `model_size` does.
   """
 
-  length: int = 128
-  batch: int = 16
   sizes: tuple[tuple[int, int], ...] = (
     (2, 64), (2, 128), (4, 128), (8, 128), (4, 256),
   )  # fmt: skip

@@ -38,8 +38,6 @@ class Config(TextConfig):
     shares: of the training documents that are used.
   """
 
-  length: int = 128
-  batch: int = 16
   peaks: tuple[float, ...] = (3e-4, 1e-3, 1e-2)
   decays: tuple[float, ...] = (0.0, 0.5, 2.0)
   batches: tuple[float, ...] = (0.5, 2.0)

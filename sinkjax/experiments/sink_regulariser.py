@@ -37,8 +37,6 @@ class Config(TextConfig):
     weight: of that in the loss, nats at a distance of 1.
   """
 
-  length: int = 128
-  batch: int = 16
   targets: tuple[float, ...] = (0.0, 0.3, 0.6, 0.9)
   weight: float = 10.0
 

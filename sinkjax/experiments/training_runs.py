@@ -6,6 +6,7 @@ without its first token, on the same targets.
 """
 
 import dataclasses
+import json
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from sinkjax.config import ModelConfig
 from sinkjax.data.prepare import Prepared, prepare
 from sinkjax.experiments.jobs import Advance, Job
 from sinkjax.models.transformer import Params, forward
+from sinkjax.report import files
 from sinkjax.train import checkpoint, loop
 from sinkjax.train.loss import next_token_nats
 from sinkjax.train.probe import make_probe, uniform_mass
@@ -45,12 +47,38 @@ def text_jobs(
     config = dataclasses.replace(variants[name], seed=seed)
 
     def work(folder, device, advance):
-      return train_and_measure(config, folder, device, advance)
+      found = made_before(config, folder)
+      return found or train_and_measure(config, folder, device, advance)
 
     request = {"variant": name, "config": config.to_dict()}
     return Job(f"{name}-{seed}", config.steps, request, work)
 
   return [job(name, seed) for name in variants for seed in seeds]
+
+
+def made_before(
+  config: TrainConfig, folder: pathlib.Path
+) -> dict[str, Any] | None:
+  """The same run of another experiment in the same --out, with its model.
+
+  Args:
+    config: of the run.
+    folder: of the run, EXPERIMENT/runs/NAME; the model is copied to it.
+
+  Returns:
+    What `train_and_measure` gave, or `None` where there is none.
+  """
+  request = files.plain(config.to_dict())
+  for path in sorted(folder.parents[2].glob("*/runs/*.json")):
+    found = json.loads(path.read_text("utf-8"))
+    model = path.with_suffix("") / "model"
+    same = found.get("request", {}).get("config") == request
+    if same and found.get("complete") is True and model.is_dir():
+      shutil.rmtree(folder / "model", ignore_errors=True)
+      shutil.copytree(model, folder / "model")
+      own = ("name", "request", "seconds", "complete")
+      return {k: v for k, v in found.items() if k not in own}
+  return None
 
 
 def train_and_measure(
@@ -142,18 +170,12 @@ def measure(
       tokens stand in front.
   """
   probe, run = make_probe(cfg), jax.jit(forward(cfg))
-  near = _starts(data, config.probe_tokens, config.probe_texts)
-  own = _starts(data, config.packing.length, config.probe_texts)
+  near = starts(data, config.probe_tokens, config.probe_texts)
+  own = starts(data, config.packing.length, config.probe_texts)
   found = {}
-  front = config.packing.prefix(
-    data.tokenizer.bos_id, data.tokenizer.vocab_size
-  )
-  if len(front) > ROOM:
-    raise ValueError(f"at most {ROOM} tokens in front, got {len(front)}")
-  for form in ("bos", "text") if front else ("text",):
-    prefix = front if form == "bos" else []
-    scalars = _averaged(probe, params, _headed(near, prefix))
-    far = _averaged(probe, params, _headed(own, prefix))
+  for form, prefix in forms(config, data).items():
+    scalars = _averaged(probe, params, headed(near, prefix))
+    far = _averaged(probe, params, headed(own, prefix))
     found[form] = {
       "loss": _loss(run, params, own, prefix), "texts": len(own),
       "near_loss": _loss(run, params, near, prefix), **scalars,
@@ -165,11 +187,29 @@ def measure(
   return found
 
 
+def forms(config: TrainConfig, data: Prepared) -> dict[str, list[int]]:
+  """The ways in which a text is read, as it was trained first.
+
+  Returns:
+    {form: ids in front}: "bos" where training put anything in front, "text"
+    with nothing.
+
+  Raises:
+    ValueError: if more than `ROOM` tokens stand in front.
+  """
+  front = config.packing.prefix(
+    data.tokenizer.bos_id, data.tokenizer.vocab_size
+  )
+  if len(front) > ROOM:
+    raise ValueError(f"at most {ROOM} tokens in front, got {len(front)}")
+  return {**({"bos": front} if front else {}), "text": []}
+
+
 def _loss(run, params: Params, texts: np.ndarray, prefix: list[int]) -> float:
   """Nats a token of texts after a prefix, from their second token on."""
   nats = targets = 0.0
   for rows in _batches(texts[:, : texts.shape[1] - ROOM]):
-    rows = _headed(np.pad(rows, ((0, 0), (0, len(prefix)))), prefix)
+    rows = headed(np.pad(rows, ((0, 0), (0, len(prefix)))), prefix)
     weights = np.ones(rows.shape, bool)
     weights[:, : 1 + len(prefix)] = False
     loss = next_token_nats(run(params, rows).logits, rows, weights)
@@ -177,8 +217,12 @@ def _loss(run, params: Params, texts: np.ndarray, prefix: list[int]) -> float:
   return nats / targets
 
 
-def _starts(data: Prepared, length: int, most: int) -> np.ndarray:
-  """[P, length] starts of the held-out documents that are long enough."""
+def starts(data: Prepared, length: int, most: int) -> np.ndarray:
+  """[P, length] starts of the held-out documents that are long enough.
+
+  Raises:
+    ValueError: if there is none.
+  """
   held = data.held_out
   chosen = np.flatnonzero(held.lengths >= length)[:most]
   if not chosen.size:
@@ -191,8 +235,8 @@ def _starts(data: Prepared, length: int, most: int) -> np.ndarray:
   return held.tokens[at].astype(np.int32)
 
 
-def _headed(rows: np.ndarray, prefix: list[int]) -> np.ndarray:
-  """The rows with a prefix in front, as many tokens fewer at the end."""
+def headed(rows: np.ndarray, prefix: list[int]) -> np.ndarray:
+  """[P, T] rows with a prefix in front, as many tokens fewer at the end."""
   first = np.tile(np.array(prefix, rows.dtype), (len(rows), 1))
   return np.concatenate([first, rows[:, : rows.shape[1] - len(prefix)]], axis=1)
 

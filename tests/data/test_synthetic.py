@@ -50,19 +50,22 @@ def test_the_optimum_is_the_loss_of_who_knows_the_task(task):
 
 
 def test_the_trigger_mean():
-  task = sample_trigger_mean(jax.random.key(0), 50, 9, 5)
+  task = sample_trigger_mean(jax.random.key(0), 50, 9, 6)
   inputs, targets = np.asarray(task.inputs), np.asarray(task.targets)
   at = np.asarray(task.trigger).argmax(axis=1)
   assert (np.asarray(task.trigger).sum(axis=1) == 1).all() and at.min() >= 2
-  for row in range(50):
-    wanted = np.zeros((9, 5))
-    wanted[at[row], 2:] = inputs[row, 1 : at[row], 2:].mean(axis=0)
+  for row, place in enumerate(at):
+    wanted, marks = np.zeros((9, 6)), np.zeros((9, 3))
+    wanted[place, 3:] = inputs[row, 1:place, 3:].mean(axis=0)
     np.testing.assert_allclose(targets[row], wanted, atol=1e-6)
-  assert (inputs[:, 0] == [1, 0, 0, 0, 0]).all()
+    marks[0, 0], marks[place, 1:] = 1, (1, 1 / (place - 1))
+    np.testing.assert_allclose(inputs[row, :, :3], marks, rtol=1e-6)
+  assert (inputs[:, 0] == [1, 0, 0, 0, 0, 0]).all()
+  np.testing.assert_allclose((inputs[:, 1:] ** 2).mean(axis=-1), 1, rtol=1e-5)
 
 
 def test_what_is_wrong_is_said():
   with pytest.raises(ValueError, match="triggers must be 1 to"):
     backcopy_task("abc", triggers=2)
-  with pytest.raises(ValueError, match="at least 3"):
+  with pytest.raises(ValueError, match="at least 3 and width 4"):
     sample_trigger_mean(jax.random.key(0), 1, 2, 5)

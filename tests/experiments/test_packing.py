@@ -147,7 +147,7 @@ def test_verdicts(small, lift, verdicts):
   def scalars(seed, mass, loss):
     noise = (0.01, -0.02, 0.013)[seed]
     return {
-      "loss": loss + noise, "first_mass": mass - noise, "sink_rate_0.3": mass,
+      "loss": loss + noise, "first_mass": mass - noise, "sink_rate_0.1": mass,
       "uniform_mass": 0.07,
     }  # fmt: skip
 
@@ -159,7 +159,7 @@ def test_verdicts(small, lift, verdicts):
         "text": scalars((seed + 1) % 3, 0.5 - lift, 3.0 + lift),
       },
       "history": [
-        {"kind": "probe", "step": 0, "first_mass": 0.1, "sink_rate_0.3": 0.0,
+        {"kind": "probe", "step": 0, "first_mass": 0.1, "sink_rate_0.1": 0.0,
          "value_ratio": 1.0}
       ],
       "alpha": [[0.1]], "training_seconds": 1.0,

@@ -29,7 +29,7 @@ SWEEPS = (
   progressive_context, sink_regulariser,
 )  # fmt: skip
 IDS = [module.NAME for module in SWEEPS]
-PROBED = ("first_mass", "sink_rate_0.3", "value_ratio")
+PROBED = ("first_mass", "sink_rate_0.1", "value_ratio")
 
 
 def made_up(config, variants, truth):
@@ -119,7 +119,7 @@ def as_the_papers_say(module, sign=1):
     even = uniform_mass(int(name))
     return {
       "first_mass": 0.5 + lift * doublings,
-      "sink_rate_0.3": 0.5 + lift * doublings,
+      "sink_rate_0.1": 0.5 + lift * doublings,
       "own_first_mass": even * (8 + 10 * lift * doublings),
       "near_loss": 3.0 + lift * doublings,
     }
@@ -272,7 +272,7 @@ def test_what_each_variant_of_attention_is():
 
 def test_knobs_leave_the_tokens_as_they_are():
   runs = optimisation.variants(optimisation.Config())
-  assert {run.steps * run.batch for run in runs.values()} == {700 * 16}
+  assert {run.steps * run.batch for run in runs.values()} == {700 * 8}
   assert runs["data_0.01"].train_share == 0.01
   assert runs["rate_0.01"].optimizer.peak == 0.01
   with pytest.raises(ValueError, match="no whole number"):

@@ -1,0 +1,415 @@
+"""Does less sink mean more mixing? Trained models under the paper's theory.
+
+The other experiments leave their trained models; here each is looked at with
+the exact Jacobian, the over-squashing bounds, collapse and perturbation
+spread. One table, in which training and theory meet.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.data.prepare import prepare
+from sinkjax.experiments import collapse
+from sinkjax.experiments.jobs import Job, run_jobs
+from sinkjax.experiments.over_squashing import hold_pattern, paths
+from sinkjax.experiments.result import (
+  AGREES,
+  DISAGREES,
+  Claim,
+  Result,
+  direction,
+)
+from sinkjax.experiments.training_runs import forms, headed, starts
+from sinkjax.experiments.uncertainty import mean_over
+from sinkjax.metrics import bounds, spread
+from sinkjax.metrics.sinks import attention_share, sink_score
+from sinkjax.models.transformer import forward
+from sinkjax.train import checkpoint
+from sinkjax.train.run_config import TrainConfig
+from sinkjax.transforms.capture import capture
+from sinkjax.transforms.jacobian import jacobian_norms
+from sinkjax.transforms.layer_gains import layer_gains
+
+NAME, TITLE = "mixing", "Does less sink mean more mixing?"
+
+OF = (
+  "context_length", "packing", "attention_variants", "sink_regulariser",
+)  # fmt: skip
+"""The experiments whose models are looked at."""
+
+FORMS = ("paper", "frozen", "full")
+"""Of the bounds, those that must hold."""
+
+LOOKS = 2
+"""Steps of a model's progress bar: one for each way of reading it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What is looked at.
+
+  Attributes:
+    of: experiments beside this one, in the same folder, whose models are
+      taken; those that are not there are left out.
+    tokens: T of a text, what stands in front of it counted.
+    texts: starts of held-out documents.
+    swaps: tokens of each text that are replaced, one at a time, spread evenly
+      over its first half.
+    threshold: relative change that counts as reached, see
+      `metrics.spread.reach`.
+    budget_bytes: of the exact engine, see `jacobian_norms`.
+  """
+
+  of: tuple[str, ...] = OF
+  tokens: int = 32
+  texts: int = 4
+  swaps: int = 4
+  threshold: float = 0.1
+  budget_bytes: int | None = 1 << 30
+
+
+SCALES: dict[str, dict[str, Any]] = {
+  "demo": {"texts": 2}, "cpu": {}, "gpu": {"tokens": 64, "texts": 8},
+  "paper": {"tokens": 64, "texts": 16},
+}  # fmt: skip
+"""Fields of `Config` by --scale; the models are those of the other
+experiments' scale."""
+
+
+def plan(config: Config) -> list[str]:
+  """What will be looked at, in words."""
+  return [
+    f"the trained models of {', '.join(config.of)} in the same folder, run "
+    f"first: exact Jacobians of {config.texts} texts of {config.tokens} tokens"
+  ]
+
+
+def trained(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+  """(experiment, outcome) of every run of an experiment that left its model."""
+  found = []
+  for path in sorted(folder.glob("runs/*.json")):
+    one = json.loads(path.read_text("utf-8"))
+    model = folder / "runs" / path.stem / "model"
+    if one.get("complete") is True and checkpoint.is_checkpoint(model):
+      found.append((folder.name, one))
+  return found
+
+
+def jobs(config: Config, folder: pathlib.Path) -> list[Job]:
+  """A look at every trained model.
+
+  Raises:
+    ValueError: if there is no trained model.
+  """
+  models = [one for name in config.of for one in trained(folder.parent / name)]
+  if not models:
+    raise ValueError(
+      f"{folder.parent} has no trained models of {', '.join(config.of)}: run "
+      "these experiments first, with the same --out"
+    )
+  request = dataclasses.asdict(config)
+  del request["of"]
+
+  def job(experiment: str, run: Mapping[str, Any]) -> Job:
+    what = {
+      "experiment": experiment, "variant": run["request"]["variant"],
+      "run": run["request"]["config"],
+    }  # fmt: skip
+    where = folder.parent / experiment / "runs" / run["name"] / "model"
+
+    def work(folder, device, advance):
+      return look(config, TrainConfig.from_dict(what["run"]), where, advance)
+
+    return Job(f"{experiment}-{run['name']}", LOOKS, {**request, **what}, work)
+
+  return [job(*one) for one in models]
+
+
+def look(
+  config: Config,
+  run: TrainConfig,
+  model: pathlib.Path,
+  advance: Callable[[int], Any] = lambda steps: None,
+) -> dict[str, Any]:
+  """One trained model, with what training put in front of a text and without.
+
+  Returns:
+    {"final": {form: scalars}, "maps": {form: [T, T] mean norms}}; forms as in
+    `training_runs.measure`.
+  """
+  data = prepare(
+    run.corpus, vocab_size=run.text_vocab_size, held_out=run.held_out
+  )
+  params, cfg = checkpoint.load(model)
+  cfg = cfg.replace(attention="einsum", dtype="float32", precision="highest")
+  texts = starts(data, config.tokens, config.texts)
+  final, maps = {}, {}
+  for done, (form, front) in enumerate(forms(run, data).items(), 1):
+    rows = headed(texts, front)
+    final[form], norms = measure(config, cfg, params, rows, front=len(front))
+    maps[form] = norms.tolist()
+    advance(done)
+  return {"final": final, "maps": maps}
+
+
+def measure(
+  config: Config, cfg, params, rows: np.ndarray, *, front: int
+) -> tuple[dict[str, float | None], np.ndarray]:
+  """Means over texts [P, T], whose first `front` tokens are no text.
+
+  Returns:
+    Scalars, and [T, T] the mean of the exact norms from embed to resid_post:
+    `first_mass`, attention on token 0, see `sink_score`; `mixing`, the share
+    of the squared Jacobian that is between tokens, and `mixing_rest` with
+    token 0 left out as source and target; `reach`, the effective reach among
+    those; of each valid bound its mean log10 `bound_FORM`, over pairs of
+    different tokens but 0, `loose_FORM`, the decades above the truth, and
+    `violated_FORM`, how many pairs exceed it (`None` where the bounds do not
+    cover the model); `cosine`, `residual`, `rank`, `gap` of the last layer,
+    see `collapse.measure`; `spread`, the relative change of later tokens at
+    the last layer after a swap, and `reached`, the share of them above the
+    threshold.
+  """
+  fn, texts = forward(cfg), jnp.asarray(rows)
+  found: dict[str, float | None] = dict(_passes(cfg, params, rows))
+  norms = jacobian_norms(
+    fn, params, texts, norm="spectral", budget_bytes=config.budget_bytes
+  )
+  squares = jacobian_norms(fn, params, texts, budget_bytes=config.budget_bytes)
+  found["mixing"] = _mean(spread.total_mixing(jnp.asarray(squares)))
+  rest = jnp.asarray(squares[:, 1:, 1:])
+  found["mixing_rest"] = _mean(spread.total_mixing(rest))
+  found["reach"] = _mean(spread.effective_reach(rest))
+  found |= _bounds(fn, params, texts, norms, config)
+  found |= _swapped(config, cfg, params, rows, front)
+  return found, squares.mean(axis=0)
+
+
+def _mean(x) -> float:
+  return float(np.mean(np.asarray(x, np.float64)))
+
+
+def _passes(cfg, params, rows) -> dict[str, float]:
+  """Sinks and collapse."""
+  watched = capture(
+    forward(cfg),
+    {
+      "alpha": ("pattern", lambda p: sink_score(attention_share(p))),
+      "collapse": ("resid_post", collapse.measure),
+    },
+  )
+  trace = jax.jit(watched)(params, jnp.asarray(rows)).trace
+  last = np.asarray(trace["collapse"][-1], np.float64).mean(axis=0)
+  names = ("cosine", "residual", "rank", "gap")
+  return {
+    "first_mass": _mean(trace["alpha"]),
+    **dict(zip(names, map(float, last), strict=True)),
+  }
+
+
+def _bounds(fn, params, texts, norms, config) -> dict[str, float | None]:
+  """The bounds, beside the spectral norms that they must dominate."""
+  kinds = ("bound", "loose", "violated")
+  none = {f"{kind}_{form}": None for kind in kinds for form in FORMS}
+  held = hold_pattern(fn)
+  seen = np.tri(texts.shape[1], k=-1, dtype=bool)
+  seen[:, 0] = False
+  found: dict[str, list[float]] = {name: [] for name in none}
+  for row, true in zip(texts, norms, strict=True):
+    try:
+      gains = layer_gains(fn, params, row)
+    except ValueError:  # neither a softmax nor free of gates
+      return none
+    logs, _ = paths(gains)
+    frozen = jacobian_norms(
+      held, params, row, norm="spectral", budget_bytes=config.budget_bytes
+    )
+    for form in FORMS:
+      truth = true if form == "full" else frozen
+      decades = logs[form][seen] / np.log(10)
+      found[f"bound_{form}"].append(_mean(decades))
+      off = decades - np.log10(np.maximum(truth[seen], 1e-30))
+      found[f"loose_{form}"].append(_mean(off))
+      over = bounds.violations(jnp.asarray(logs[form]), jnp.asarray(truth))
+      found[f"violated_{form}"].append(float(over))
+  return {
+    name: sum(some) if name.startswith("violated") else float(np.mean(some))
+    for name, some in found.items()
+  }
+
+
+def _swapped(config, cfg, params, rows, front: int) -> dict[str, float]:
+  """What a replaced token changes in the tokens after it, at the last layer.
+
+  It is replaced by the first other token that comes after it in the text,
+  from the start again where there is none.
+  """
+  length = rows.shape[1]
+  watched = jax.jit(capture(forward(cfg), {"x": ("resid_post", lambda x: x)}))
+  before = watched(params, jnp.asarray(rows)).trace["x"][-1]
+  places = np.linspace(front + 1, length // 2, config.swaps).round().astype(int)
+  changes, reached = [], []
+  for at in places:
+    changed = rows.copy()
+    for new, row in zip(changed, rows, strict=True):
+      following = np.roll(row, -at)
+      new[at] = following[np.argmax(following != row[at])]
+    after = watched(params, jnp.asarray(changed)).trace["x"][-1]
+    gap = np.asarray(spread.spread(before, after, relative=True), np.float64)
+    if gap[:, :at].any():
+      raise ArithmeticError("a change is seen before its place")
+    later = gap[:, at + 1 :]
+    changes.append(later.mean(axis=1))
+    reached.append((later > config.threshold).mean(axis=1))
+  return {
+    "spread": _mean(np.concatenate(changes)),
+    "reached": _mean(np.concatenate(reached)),
+  }
+
+
+def run(
+  config: Config,
+  *,
+  folder: Any,
+  progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Result:
+  """Looks at what is left of the models, and says what came of it.
+
+  Args:
+    config: what is looked at.
+    folder: where looks are kept; the experiments stand beside it.
+    progress: called with (looks done, looks in all).
+
+  Raises:
+    ValueError: as `jobs.run_jobs` and `jobs`.
+
+  Cost: three exact maps a text and a way of reading: 10 s a model of the cpu
+    scale on two cores.
+  """
+  found = run_jobs(jobs(config, pathlib.Path(folder)), folder,
+                   progress=progress)  # fmt: skip
+  return result_of(config, found)
+
+
+def result_of(config: Config, found: list[dict[str, Any]]) -> Result:
+  """The `Result` of all looks."""
+  rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+  for one in found:
+    of = one["request"]
+    for form in one["final"]:
+      rows.setdefault((of["experiment"], of["variant"], form), []).append(one)
+  names = list(next(iter(found[0]["final"].values())))
+  table = [
+    [*key, one["request"]["run"]["seed"],
+     *(one["final"][key[2]][name] for name in names)]
+    for key, some in rows.items()
+    for one in some
+  ]  # fmt: skip
+  shown = [
+    {"experiment": key[0], "variant": key[1], "form": key[2],
+     "seeds": [one["request"]["run"]["seed"] for one in some],
+     **{name: [one["final"][key[2]][name] for one in some] for name in names}}
+    for key, some in rows.items()
+  ]  # fmt: skip
+  maps = {
+    "map_" + "-".join(key): np.mean([one["maps"][key[2]] for one in some], 0)
+    for key, some in rows.items()
+  }
+  return Result(
+    name=NAME, title=TITLE, claims=claims(shown),
+    numbers={"rows": shown, "tokens": config.tokens, "texts": config.texts,
+             "threshold": config.threshold},
+    tables={"models.csv": (
+      ["experiment", "variant", "form", "seed", *names], table
+    )},
+    arrays=maps,
+  )  # fmt: skip
+
+
+def slopes(rows, name: str) -> np.ndarray:
+  """[S] by seed: the least-squares slope of a number over `first_mass`.
+
+  Seeds that all rows have, and rows that have the number.
+  """
+  rows = [row for row in rows if None not in row[name]]
+  if len(rows) < 2:
+    return np.zeros(0)
+  seeds = functools.reduce(np.intersect1d, [row["seeds"] for row in rows])
+  found = []
+  for seed in seeds:
+    at = [row["seeds"].index(seed) for row in rows]
+    x, y = (
+      np.array([row[key][i] for row, i in zip(rows, at, strict=True)])
+      for key in ("first_mass", name)
+    )
+    off = x - x.mean()
+    if off @ off > 0:
+      found.append(off @ y / (off @ off))
+  return np.array(found)
+
+
+def as_trained(rows) -> list[dict[str, Any]]:
+  """Of the rows of one model the one that reads it as it was trained."""
+  kept = {}
+  for row in rows:
+    kept.setdefault((row["experiment"], row["variant"]), row)
+  return list(kept.values())
+
+
+CLAIMS = (
+  ("mixing_rest", -1, "mix more", "share of the squared Jacobian"),
+  ("bound_paper", -1, "have a greater bound", "decades of the paper's bound"),
+  ("spread", -1, "let a change spread further", "relative change"),
+  ("rank", 1, "are nearer to rank collapse", "of the greatest effective rank"),
+)  # fmt: skip
+"""(number, sign of its slope over the sink, words, unit)."""
+
+
+def claims(rows) -> list[Claim]:
+  """Over the models of each experiment, as they were trained."""
+  found = []
+  rows = as_trained(rows)
+  for experiment in dict.fromkeys(row["experiment"] for row in rows):
+    some = [row for row in rows if row["experiment"] == experiment]
+    for name, sign, words, unit in CLAIMS:
+      values = slopes(some, name)
+      if len(values) < 2:
+        continue
+      known = [row for row in some if None not in row[name]]
+      interval = mean_over(sign * values, range(len(values)))
+      told = mean_over(values, range(len(values))).text("+.3f")
+      masses = [float(np.mean(row["first_mass"])) for row in known]
+      found.append(
+        Claim(
+          f"Models with less of a sink {words} ({experiment}).",
+          "theorem 3.2, section 3", "no number; the argument of the paper",
+          f"{told} {unit} for each unit of attention on the first token, over "
+          f"{len(known)} variants with {min(masses):.3f} to {max(masses):.3f}",
+          direction(interval.low, interval.high),
+          f"95 % interval over {len(values)} seeds; variants differ in more "
+          "than the sink" if experiment != "sink_regulariser"
+          else f"95 % interval over {len(values)} seeds; the sink is what was "
+          "set",
+        )
+      )  # fmt: skip
+  covered = [row for row in rows if None not in row["violated_full"]]
+  over = sum(sum(row[f"violated_{form}"]) for row in covered for form in FORMS)
+  if covered:
+    found.append(
+      Claim(
+        "The bounds hold in every model that they cover.", "theorem 3.2",
+        "a theorem",
+        f"{over:.0f} pairs of tokens exceed one of three bounds, in "
+        f"{len(covered)} of {len(rows)} variants",
+        DISAGREES if over else AGREES, "every text, pair and seed",
+      )
+    )  # fmt: skip
+  return found

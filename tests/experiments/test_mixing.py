@@ -1,0 +1,131 @@
+"""Tests of sinkjax.experiments.mixing: looks at models that were trained."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sinkjax.experiments import mixing, packing
+from sinkjax.experiments.mixing import Config, measure, slopes
+from sinkjax.experiments.swaps import TEXTS
+from sinkjax.metrics.spread import total_mixing
+from sinkjax.models.transformer import forward, init_params
+from sinkjax.report import html
+from sinkjax.report import mixing as report
+from sinkjax.transforms.jacobian import jacobian_norms
+
+CONFIG = Config(of=("packing", "optimisation"), tokens=12, texts=3, swaps=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Three tiny models with BOS and three without, trained for a few steps."""
+  texts = tmp_path_factory.mktemp("texts")
+  for i, text in enumerate(TEXTS.split("\n\n")):
+    if len(text) > 200:
+      (texts / f"{i}.txt").write_text(text)
+  sweep = packing.Config(
+    ways=("causal-pinned", "separate-none"), seeds=(0, 1), corpus=(str(texts),),
+    layers=2, d_model=32, vocab_size=300, length=32, batch=4, steps=4, warmup=2,
+    every=2, texts=16,
+  )  # fmt: skip
+  out = tmp_path_factory.mktemp("out")
+  packing.run(sweep, folder=out / "packing")
+  return out
+
+
+def test_trained_models_are_looked_at(folder):
+  result = mixing.run(CONFIG, folder=folder / "mixing")
+  rows = {(r["variant"], r["form"]): r for r in result.numbers["rows"]}
+  assert set(rows) == {
+    ("causal-pinned", "bos"), ("causal-pinned", "text"),
+    ("separate-none", "text"),
+  }  # fmt: skip
+  for row in rows.values():
+    assert row["seeds"] == [0, 1]
+    assert row["violated_full"] == row["violated_paper"] == [0, 0]
+    assert all(0 < x < 1 for x in row["mixing_rest"] + row["first_mass"])
+    assert all(x > 0 for x in row["loose_frozen"] + row["spread"])
+  bounds = [c for c in result.claims if c.claim.startswith("The bounds")]
+  assert [claim.verdict for claim in bounds] == ["agrees"]
+  drawn = report.draw(result)
+  sections = report.sections(result, drawn)
+  assert {section.figure for section in sections} == set(drawn.values())
+  assert all(png.startswith(html.PNG_SIGNATURE) for png in drawn.values())
+  header, table = result.tables["models.csv"]
+  assert len(table) == 6 and {len(row) for row in table} == {len(header)}
+  kept = {p: p.stat().st_mtime_ns for p in folder.glob("mixing/runs/*.json")}
+  assert len(kept) == 4
+  again = mixing.run(CONFIG, folder=folder / "mixing")
+  assert again.numbers == result.numbers
+  assert kept == {p: p.stat().st_mtime_ns for p in kept}
+  one = json.loads(next(iter(kept)).read_text())
+  assert one["request"]["run"]["packing"]["length"] == 32
+
+
+def test_no_models_is_said(tmp_path):
+  with pytest.raises(ValueError, match="run these experiments first"):
+    mixing.run(CONFIG, folder=tmp_path / "mixing")
+
+
+@pytest.fixture(scope="module")
+def model():
+  run = packing.variants(
+    packing.Config(ways=("causal-pinned",), layers=2, d_model=32, vocab_size=60)
+  )["causal-pinned"]
+  cfg = run.model.replace(attention="einsum")
+  return cfg, init_params(cfg, jax.random.key(0))
+
+
+ROWS = np.arange(36).reshape(3, 12) * 7 % 60
+
+
+def test_the_numbers_are_of_the_reference_jacobian(model):
+  cfg, params = model
+  found, norms = measure(CONFIG, cfg, params, ROWS, front=1)
+  true = np.stack([
+    jacobian_norms(forward(cfg), params, jnp.asarray(row), method="reference")
+    for row in ROWS
+  ])  # fmt: skip
+  np.testing.assert_allclose(norms, true.mean(axis=0), rtol=1e-4)
+  rest = float(total_mixing(jnp.asarray(true[:, 1:, 1:])).mean())
+  np.testing.assert_allclose(found["mixing_rest"], rest, rtol=1e-4)
+  assert found["mixing"] != found["mixing_rest"]
+
+
+def test_tokens_that_do_not_mix(model):
+  """Without the attention's output every measure of mixing is zero."""
+  cfg, params = model
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, x: 0 * x if "'o'" in jax.tree_util.keystr(path) else x, params
+  )
+  found, norms = measure(CONFIG, cfg, params, ROWS, front=1)
+  assert found["mixing"] == found["mixing_rest"] == found["spread"] == 0
+  assert found["reach"] == found["reached"] == 0
+  assert (np.diag(norms) > 0).all() and np.count_nonzero(norms) == 12
+
+
+def test_where_the_bounds_do_not_reach(model):
+  cfg, _ = model
+  for change in ({"normalizer": "relu"}, {"gate": "head"}):
+    other = cfg.replace(**change)
+    params = init_params(other, jax.random.key(0))
+    found, _ = measure(
+      dataclasses.replace(CONFIG, swaps=1), other, params, ROWS[:2], front=1
+    )
+    assert found["bound_paper"] is found["violated_full"] is None
+    assert found["mixing_rest"] > 0
+
+
+def test_a_slope_by_seed():
+  """0.5 and 2 by seed, whatever the order; rows without the number left out."""
+  rows = [
+    {"seeds": [0, 1], "first_mass": [0.1, 0.2], "y": [1.05, 3.4]},
+    {"seeds": [1, 0], "first_mass": [0.4, 0.3], "y": [3.8, 1.15]},
+    {"seeds": [0, 1], "first_mass": [0.9, 0.9], "y": [None, None]},
+  ]
+  np.testing.assert_allclose(slopes(rows, "y"), [0.5, 2.0])
+  assert not slopes(rows[:1], "y").size
