@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,45 +92,55 @@ def plan(config: Config) -> list[str]:
   ]
 
 
-def trained(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
-  """(experiment, outcome) of every run of an experiment that left its model."""
-  found = []
+def complete(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """{name: outcome} of the runs that an experiment has completed."""
+  found = {}
   for path in sorted(folder.glob("runs/*.json")):
     one = json.loads(path.read_text("utf-8"))
-    model = folder / "runs" / path.stem / "model"
-    if one.get("complete") is True and checkpoint.is_checkpoint(model):
-      found.append((folder.name, one))
+    if one.get("complete") is True:
+      found[path.stem] = one
   return found
 
 
 def jobs(config: Config, folder: pathlib.Path) -> list[Job]:
-  """A look at every trained model.
+  """A look at every trained model, and those at models that are gone.
+
+  Models are large and looks are small: a look that was taken is kept when its
+  model is deleted.
 
   Raises:
-    ValueError: if there is no trained model.
+    ValueError: if there is none.
   """
-  models = [one for name in config.of for one in trained(folder.parent / name)]
-  if not models:
+  request = dataclasses.asdict(config)
+  del request["of"]
+
+  def job(name: str, what: dict[str, Any], model: pathlib.Path) -> Job:
+    def work(folder, device, advance):
+      return look(config, TrainConfig.from_dict(what["run"]), model, advance)
+
+    return Job(name, LOOKS, {**request, **what}, work)
+
+  found, kept = {}, complete(folder)
+  for experiment in config.of:
+    for name, one in kept.items():
+      what = {k: one["request"][k] for k in ("experiment", "variant", "run")}
+      if what["experiment"] == experiment:
+        found[name] = job(name, what, folder)
+    beside = folder.parent / experiment
+    for run, one in complete(beside).items():
+      what = {
+        "experiment": experiment, "variant": one["request"]["variant"],
+        "run": one["request"]["config"],
+      }  # fmt: skip
+      model, name = beside / "runs" / run / "model", f"{experiment}-{run}"
+      if checkpoint.is_checkpoint(model):
+        found[name] = job(name, what, model)
+  if not found:
     raise ValueError(
       f"{folder.parent} has no trained models of {', '.join(config.of)}: run "
       "these experiments first, with the same --out"
     )
-  request = dataclasses.asdict(config)
-  del request["of"]
-
-  def job(experiment: str, run: Mapping[str, Any]) -> Job:
-    what = {
-      "experiment": experiment, "variant": run["request"]["variant"],
-      "run": run["request"]["config"],
-    }  # fmt: skip
-    where = folder.parent / experiment / "runs" / run["name"] / "model"
-
-    def work(folder, device, advance):
-      return look(config, TrainConfig.from_dict(what["run"]), where, advance)
-
-    return Job(f"{experiment}-{run['name']}", LOOKS, {**request, **what}, work)
-
-  return [job(*one) for one in models]
+  return list(found.values())
 
 
 def look(

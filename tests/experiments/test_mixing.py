@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,23 @@ def test_trained_models_are_looked_at(folder):
   assert kept == {p: p.stat().st_mtime_ns for p in kept}
   one = json.loads(next(iter(kept)).read_text())
   assert one["request"]["run"]["packing"]["length"] == 32
+  other = dataclasses.replace(CONFIG, tokens=10)
+  with pytest.raises(ValueError, match="another config"):
+    mixing.run(other, folder=folder / "mixing")
+
+
+def test_looks_outlive_their_models(folder, tmp_path):
+  """What was seen of one model stays, and is seen again when it is asked."""
+  (tmp_path / "mixing").mkdir()
+  shutil.copytree(folder / "mixing" / "runs", tmp_path / "mixing" / "runs")
+  gone = mixing.run(CONFIG, folder=tmp_path / "mixing")
+  there = mixing.run(CONFIG, folder=folder / "mixing")
+  assert gone.numbers == there.numbers
+  with pytest.raises(ValueError, match="run these experiments first"):
+    mixing.run(
+      dataclasses.replace(CONFIG, of=("optimisation",)),
+      folder=tmp_path / "mixing",
+    )
 
 
 def test_no_models_is_said(tmp_path):
