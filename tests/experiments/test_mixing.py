@@ -47,10 +47,10 @@ def test_trained_models_are_looked_at(folder):
   }  # fmt: skip
   for row in rows.values():
     assert row["seeds"] == [0, 1]
-    assert row["violated_full"] == row["violated_paper"] == [0, 0]
+    assert row["violated"] == [0, 0]
     assert all(0 < x < 1 for x in row["mixing_rest"] + row["first_mass"])
-    assert all(x > 0 for x in row["loose_frozen"] + row["spread"])
-  bounds = [c for c in result.claims if c.claim.startswith("The bounds")]
+    assert all(x > 0 for x in row["loose"] + row["spread"])
+  bounds = [c for c in result.claims if c.claim.startswith("The full bound")]
   assert [claim.verdict for claim in bounds] == ["agrees"]
   drawn = report.draw(result)
   sections = report.sections(result, drawn)
@@ -134,7 +134,7 @@ def test_where_the_bounds_do_not_reach(model):
     found, _ = measure(
       dataclasses.replace(CONFIG, swaps=1), other, params, ROWS[:2], front=1
     )
-    assert found["bound_paper"] is found["violated_full"] is None
+    assert found["bound_paper"] is found["violated"] is None
     assert found["mixing_rest"] > 0
 
 
