@@ -185,9 +185,9 @@ def measure(
     pairs of different tokens but 0, `loose`, the decades of the full one
     above the exact spectral norm, and `violated`, how many pairs exceed it
     (`None` where the bounds do not cover the model); `cosine`, `residual`,
-    `rank`, `gap` of the last layer, see `collapse.measure`; `spread`, the relative change of later tokens at
-    the last layer after a swap, and `reached`, the share of them above the
-    threshold.
+    `rank`, `gap` of the last layer, see `collapse.measure`; `spread`, the
+    relative change of later tokens at the last layer after a swap, and
+    `reached`, the share of them above the threshold.
   """
   fn, texts = forward(cfg), jnp.asarray(rows)
   found: dict[str, float | None] = dict(_passes(cfg, params, rows))

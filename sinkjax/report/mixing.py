@@ -108,7 +108,8 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         'tokens; "rest" leaves out the first token. Bounds are decades, '
         "their means over pairs of tokens of one text; loose is how many the "
         "full one is above the exact spectral norm; empty where they do not "
-        "cover the model. Cosine, residual and rank are of the last layer, without the first token. A change is "
+        "cover the model. Cosine, residual and rank are of the last layer, "
+        "without the first token. A change is "
         "relative, of the tokens after a replaced one; reached is the share of "
         f"these above {numbers['threshold']:g}. Variants differ in more than "
         "the sink, but for those of the sink regulariser."
