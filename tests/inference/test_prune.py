@@ -21,7 +21,8 @@ VARIANTS = {
   "value gate": {"gate": "value"},
   "local": {"window": 4, "local_layers": (True, False, True),
                 "rope_local_base": 50.0},
-  "tied": {"tie_embeddings": True, "logit_softcap": 5.0, "parallel_residual": True},
+  "tied": {"tie_embeddings": True, "logit_softcap": 5.0,
+           "parallel_residual": True},
 }  # fmt: skip
 
 
