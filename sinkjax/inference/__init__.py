@@ -1,0 +1,1 @@
+"""Using sinks: caches, quantisation, skipped heads."""
