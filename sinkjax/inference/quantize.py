@@ -162,7 +162,7 @@ class Quantize:
     keep = None
     if self.keep is not None:
       at = jnp.arange(value.shape[1])[:, None]
-      keep = jnp.any(at == jnp.atleast_1d(jnp.asarray(self.keep)), axis=1)
+      keep = jnp.any(at == jnp.atleast_1d(self.keep)[None], axis=1)
     new = quantize(
       value, self.bits, per=self.per, symmetric=self.symmetric,
       group=self.group, keep=keep,
