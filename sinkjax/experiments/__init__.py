@@ -11,6 +11,7 @@ EXPERIMENTS = {
   "massive": "massive",
   "model_size": "model_size",
   "first_token": "first_token",
+  "attack": "attack",
 }
 """The module here, and in `sinkjax.report`, of each experiment of
 `launch.reproduce`."""
