@@ -20,6 +20,7 @@ from sinkjax.experiments.perturbing import (
   Shift,
   ascend,
   effect,
+  header,
   look,
   nats,
   onto,
@@ -318,13 +319,13 @@ def _result(subject, config, origins, at, gradient, swaps, norms, candidates):
     for w, way in enumerate(WAYS)
     for name, values in (("mean", mean), ("worst", worst))
   }
-  steps = np.log(best) - np.log(gradient[..., 1, 0])
+  steps = logs(best) - logs(gradient[..., 1, 0])
   numbers = {
     "texts": len(origins), "tokens": config.tokens, "origins": origins,
     "positions": at, "measured_from": config.tokens // 2,
     "share": config.share, "steps": config.steps, "eps": config.eps,
     "middle_layer": subject.cfg.n_layers // 2,
-    "candidates": [subject.tokenizer.decode([int(i)]) for i in candidates],
+    "candidates": [int(i) for i in candidates],
     "sink_over_others": {
       name: {place: mean._asdict() for place, mean in one.items()}
       for name, one in (attacks | replaced).items()
@@ -351,12 +352,6 @@ def _ends(values) -> list[float]:
   return [float(x) for x in mean_over(values, range(len(values)))[:3]]
 
 
-def _header(first):
-  return first + [
-    f"{name}{end}" for name in MEASURES for end in ("", ", low", ", high")
-  ]
-
-
 def _gradient_table(gradient, at):
   rows = []
   for s, site in enumerate(SITES):
@@ -368,7 +363,7 @@ def _gradient_table(gradient, at):
             for x in _ends(gradient[:, s, n, c, k, m])
           ]  # fmt: skip
           rows.append([site, norm, kind, place, *numbers])
-  return _header(["site", "norm", "kind", "position"]), rows
+  return header(["site", "norm", "kind", "position"]), rows
 
 
 def _swap_table(swaps, at):
@@ -383,7 +378,7 @@ def _swap_table(swaps, at):
           x for m in range(len(MEASURES)) for x in _ends(values[:, w, c, m])
         ]
         rows.append([way, name, place, *numbers])
-  return _header(["way", "candidates", "position"]), rows
+  return header(["way", "candidates", "position"]), rows
 
 
 CRITICS = "2501.15269; 2510.17021"

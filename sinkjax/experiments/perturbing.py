@@ -222,6 +222,16 @@ def effect(clean: Seen, changed: Seen, after: Array, *, eps: float) -> Effect:
   return Effect(kl, jnp.mean(gone, axis=-1), far, kept)
 
 
+def header(first: Sequence[str]) -> list[str]:
+  """Columns of a table: `first`, then each measure with its interval.
+
+  >>> header(["site"])[:4]
+  ['site', 'kl', 'kl, low', 'kl, high']
+  """
+  ends = ("", ", low", ", high")
+  return [*first, *(name + end for name in MEASURES for end in ends)]
+
+
 def rows_of(
   subject: Subject, texts: list[Text] | None, count: int, tokens: int, seed: int
 ) -> tuple[np.ndarray, list[str]]:
