@@ -14,7 +14,11 @@ runs every experiment, or those named:
   massive        massive activations: what makes them, what hangs on them
   model_size     sink rates of this model and of others (--models), no test
   first_token    multiple choice and needles without BOS, or with no sink
+<<<<<<< HEAD
   pruning        heads that rest, taken out: loss, time
+=======
+  attack         gradient attacks and token swaps on the sink and on others
+>>>>>>> b8598532ae77489257c7bbbc320b7888bf8e4a0c
 
 Others train models of their own, to make sinks appear and vanish; they are
 asked for by name, or all of them by --experiment=training, at a --scale that
