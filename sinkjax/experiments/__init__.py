@@ -11,14 +11,15 @@ EXPERIMENTS = {
   "massive": "massive",
   "model_size": "model_size",
   "first_token": "first_token",
-<<<<<<< HEAD
-  "pruning": "pruning",
-=======
-  "attack": "attack",
->>>>>>> b8598532ae77489257c7bbbc320b7888bf8e4a0c
 }
-"""The module here, and in `sinkjax.report`, of each experiment of
-`launch.reproduce`."""
+"""The module here, and in `sinkjax.report`, of each of the paper's experiments
+of `launch.reproduce`."""
+
+USES = {
+  "pruning": "pruning",
+  "attack": "attack",
+}
+"""Likewise what sinks are good and bad for, on the same model."""
 
 TRAINING = {
   "bigram_backcopy": "bigram_backcopy",

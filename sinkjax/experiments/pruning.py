@@ -30,7 +30,7 @@ from sinkjax.inference.prune import (
   lowest,
   ragged_forward,
   remove_heads,
-  split_layers,
+  remove_by_layer,
   structured,
 )
 from sinkjax.inference.skip import SkipForetold, SkipResting
@@ -275,7 +275,7 @@ def _times(subject: Subject, config: Config, scores, measure):
     losses[name] = measure({"z": AblateHeads(jnp.asarray(gone), zero)})
   for share in (0.0, *config.shares[-2:]):
     gone = lowest(scores.beside_sink, round(share * scores.output.size))
-    small, cfgs = split_layers(params, cfg, gone)
+    small, cfgs = remove_by_layer(params, cfg, gone)
     name = f"{share:.0%} of heads, unrolled" if share else RAGGED
     add(name, ragged_forward(cfg, cfgs), small, 1 - gone.mean())
   return interleaved(works, config.rounds), left, losses

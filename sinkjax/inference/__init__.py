@@ -1,1 +1,1 @@
-"""Using a model: caches, generation."""
+"""Using sinks: caches, generation, quantisation, skipped heads."""

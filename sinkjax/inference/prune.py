@@ -2,7 +2,7 @@
 
 `remove_heads` gives the parameters and the config of a smaller model that
 computes what the whole one computes with these heads' output set to zero (or
-to their mean). `split_layers` does the same with every layer as small as it
+to their mean). `remove_by_layer` does the same with every layer as small as it
 can be by itself.
 
 Sharp edges:
@@ -28,9 +28,8 @@ from sinkjax.models.layerwise import (
   apply_block,
   apply_final_norm,
   embed,
-  unembed,
 )
-from sinkjax.models.transformer import check_tokens
+from sinkjax.models.transformer import check_tokens, logits_of
 from sinkjax.taps import NO_TAPS
 
 
@@ -139,7 +138,7 @@ def _part(cfg: ModelConfig, name: str, x, groups, heads):
   return jnp.take_along_axis(x, jnp.asarray(by).reshape(shape), axis)
 
 
-def split_layers(
+def remove_by_layer(
   params: Params,
   cfg: ModelConfig,
   removed: Bool[np.ndarray, "L H"],
@@ -177,7 +176,7 @@ def split_layers(
 def ragged_forward(
   cfg: ModelConfig, cfgs: Sequence[ModelConfig]
 ) -> Callable[[Params, Any], Float[Array, "B T V"]]:
-  """`f(params, tokens) -> logits` of what `split_layers` gave, unrolled.
+  """`f(params, tokens) -> logits` of what `remove_by_layer` gave, unrolled.
 
   Args:
     cfg: of the whole model.
@@ -194,7 +193,8 @@ def ragged_forward(
       for its, block in zip(cfgs, params["blocks"], strict=True):
         x, _ = apply_block(its, block, x, layer, ctx, NO_TAPS)
       x = apply_final_norm(cfg, params["final_norm"], x)
-      return unembed(cfg, params, x)
+      table = params["embed" if cfg.tie_embeddings else "unembed"]
+      return logits_of(cfg, x, table)
 
   return f
 

@@ -128,12 +128,3 @@ def apply_block(
 def apply_final_norm(cfg: ModelConfig, params: Params, x):
   """The norm before the logits."""
   return Norm(cfg).apply({"params": params}, x)
-
-
-def unembed(cfg: ModelConfig, params: Params, x: Float[Array, "B T D"]):
-  """After the final norm -> logits [B, T, V], of a whole parameter tree."""
-  table = params["embed"].T if cfg.tie_embeddings else params["unembed"]
-  logits = jnp.einsum("btd,dv->btv", x, table.astype(x.dtype))
-  if cfg.logit_softcap is not None:
-    logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
-  return logits

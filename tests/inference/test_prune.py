@@ -59,7 +59,7 @@ def test_smaller_models_equal_the_whole_one_ablated(name):
   assert np.abs(want - ablated(params, cfg, removed & False)).max() > 0.1
   small, its = prune.remove_heads(params, cfg, removed)
   close(sinkjax.forward(its)(small, TOKENS).logits, want)
-  parts, cfgs = prune.split_layers(params, cfg, removed)
+  parts, cfgs = prune.remove_by_layer(params, cfg, removed)
   close(prune.ragged_forward(cfg, cfgs)(parts, TOKENS), want)
   assert cfgs[1].n_heads == cfgs[0].n_kv_heads == 1
 
@@ -73,7 +73,7 @@ def test_the_mean_becomes_a_bias(name):
   assert np.abs(want - ablated(params, cfg, removed)).max() > 0.1
   small, its = prune.remove_heads(params, cfg, removed, mean=mean)
   close(sinkjax.forward(its)(small, TOKENS).logits, want)
-  parts, cfgs = prune.split_layers(params, cfg, removed, mean=mean)
+  parts, cfgs = prune.remove_by_layer(params, cfg, removed, mean=mean)
   close(prune.ragged_forward(cfg, cfgs)(parts, TOKENS), want)
 
 
