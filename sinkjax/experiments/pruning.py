@@ -29,8 +29,8 @@ from sinkjax.inference.head_scores import (
 from sinkjax.inference.prune import (
   lowest,
   ragged_forward,
-  remove_heads,
   remove_by_layer,
+  remove_heads,
   structured,
 )
 from sinkjax.inference.skip import SkipForetold, SkipResting
