@@ -26,6 +26,14 @@ TURNING = [name for name in NAMES if name != "gpt2"]
 LENGTH = 14
 
 
+def quick(names, *kept):
+  """Only these are not slow."""
+  return [
+    name if name in kept else pytest.param(name, marks=pytest.mark.slow)
+    for name in names
+  ]
+
+
 @functools.cache
 def family(name):
   params, cfg = huggingface.load(FAMILIES / name)
@@ -117,7 +125,9 @@ def _rest_of(cfg, block, pre, z):
   return apply(Block.transform, pre, apply(Block.attend, pre, z, tap), tap)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+  "name", quick(NAMES, "gpt2", "gemma2", "gemma3", "llama3", "pythia")
+)
 def test_full_is_the_plain_forward(name, text):
   params, cfg = family(name)
   want = plain(cfg, params, text)
@@ -127,7 +137,7 @@ def test_full_is_the_plain_forward(name, text):
   assert cache.length.tolist() == [LENGTH, LENGTH]
 
 
-@pytest.mark.parametrize("name", TURNING)
+@pytest.mark.parametrize("name", quick(TURNING, "gemma3", "llama3"))
 def test_a_cache_as_long_as_the_text_is_full(name, text):
   params, cfg = family(name)
   want = plain(cfg, params, text)
@@ -144,7 +154,17 @@ def test_a_cache_as_long_as_the_text_is_full(name, text):
 
 @pytest.mark.parametrize(
   ("name", "count"),
-  [*((name, 2) for name in TURNING), ("gemma3", 0), ("smollm2", 0)],
+  [
+    ("gemma3", 2),
+    ("llama3", 2),
+    ("gemma3", 0),
+    ("smollm2", 0),
+    *(
+      pytest.param(name, 2, marks=pytest.mark.slow)
+      for name in TURNING
+      if name not in ("gemma3", "llama3")
+    ),
+  ],  # fmt: skip
 )
 def test_sinks_and_window_are_the_slow_walk(name, count, text):
   """Past the window, in every chunking; all scalings, local layers too."""
@@ -190,7 +210,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+  "option", quick(OPTIONS, "fused", "softpick", "sink_logit", "kv", "element")
+)
 def test_options(option, text):
   """Those that no family has: full is plain, the others the slow walk."""
   cfg = sinkjax.TINY.replace(**OPTIONS[option])
