@@ -39,7 +39,8 @@ def share_at(
     "value", and "low" and "high" of the 95 % interval by bootstrap over
     texts. A curve that never passes gives the greatest share, a lower bound.
 
-  >>> share_at([0.1, 0.2], np.array([[0.0, 0.0], [0.02, 0.02]]))["value"]
+  >>> found = share_at([0.1, 0.2], np.array([[0.0, 0.0], [0.02, 0.02]]))
+  >>> round(found["value"], 6)
   0.15
   """
   x = np.concatenate([[0.0], shares])
