@@ -79,8 +79,7 @@ class Mix:
 
 def per_token(site, values):
   """[T] as an array that broadcasts to the site."""
-  axes = {"B T D": 3}.get(sinkjax.SITES[site].axes, 4)
-  shape = [1] * axes
+  shape = [1] * len(sinkjax.SITES[site].axes.split())
   shape[TOKENS[site]] = LENGTH
   return values.reshape(shape)
 
