@@ -9,6 +9,7 @@ Suites, all but train on SmolLM2:
              without them, and transformers with output_attentions=True
   load       `sinkjax.load` against the gguf package on the same file
   forward    logits, against transformers on the same file
+  generate   tokens one by one, against transformers and llama-cpp-python
   train      a training step with all around it, against a PyTorch loop of the
              same model on the same windows, 4,096 tokens a step
 
@@ -31,7 +32,7 @@ from absl import flags
 
 from launch import app
 
-SUITES = ("jacobian", "streaming", "load", "forward", "train")
+SUITES = ("jacobian", "streaming", "load", "forward", "generate", "train")
 SUITE = flags.DEFINE_enum("suite", "load", SUITES, "What to time.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 ROUNDS = flags.DEFINE_integer(

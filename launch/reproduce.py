@@ -15,6 +15,12 @@ runs every experiment, or those named:
   model_size     sink rates of this model and of others (--models), no test
   first_token    multiple choice and needles without BOS, or with no sink
 
+Others ask what sinks are good and bad for on the same model, by name or all of
+them by --experiment=uses:
+
+  pruning        heads that do nothing removed, or skipped at single queries
+  attack         changes of equal norm at the sink and at other tokens
+
 Others train models of their own, to make sinks appear and vanish; they are
 asked for by name, or all of them by --experiment=training, at a --scale that
 fits what there is (demo: minutes on two cores; cpu; gpu; paper):
@@ -59,12 +65,13 @@ from typing import Any
 from absl import flags
 
 from launch import app
-from sinkjax.experiments import EXPERIMENTS, SCALES, TRAINING
+from sinkjax.experiments import EXPERIMENTS, SCALES, TRAINING, USES
 
-EVERY = {**EXPERIMENTS, **TRAINING}
+ON_MODEL = {**EXPERIMENTS, **USES}
+EVERY = {**ON_MODEL, **TRAINING}
 EXPERIMENT = flags.DEFINE_list(
   "experiment", ["all"],
-  "all (those that need no training), training, or some of: "
+  "all (the paper's, on a model), uses, training, or some of: "
   f"{', '.join(EVERY)}.",
 )  # fmt: skip
 SCALE = flags.DEFINE_enum(
@@ -114,7 +121,7 @@ def main() -> None:
   start, subject = time.monotonic(), None
   with app.folder(out):
     for name in left:
-      if name in EXPERIMENTS:
+      if name in ON_MODEL:
         subject = subject or _subject()
       _run(out / name, name, subject)
     found = [data for name in EVERY if (data := reproduce.read(out / name))]
@@ -132,12 +139,14 @@ def _names() -> list[str]:
   asked = EXPERIMENT.value
   if asked == ["all"]:
     return list(EXPERIMENTS)
+  if asked == ["uses"]:
+    return list(USES)
   if asked == ["training"]:
     return list(TRAINING)
   unknown = sorted(set(asked) - set(EVERY))
   if unknown or not asked:
     raise ValueError(
-      f"--experiment={','.join(asked)}: valid are all, training, "
+      f"--experiment={','.join(asked)}: valid are all, uses, training, "
       f"{', '.join(EVERY)}"
     )
   return [name for name in EVERY if name in asked]
@@ -230,7 +239,7 @@ def _missing(folder: pathlib.Path, request: dict[str, Any]) -> bool:
 
 
 def _dry_run(names: list[str]) -> None:
-  if set(names) & set(EXPERIMENTS):
+  if set(names) & set(ON_MODEL):
     _show_model(names)
   for name in names:
     module, config = _experiment(name)
@@ -324,7 +333,7 @@ def _report(out: pathlib.Path, found, seconds: float) -> None:
   """claims.csv, report.html and summary.json of all that is complete."""
   from sinkjax.report import files, reproduce
 
-  of_model = any(x["name"] in EXPERIMENTS for x in found)
+  of_model = any(x["name"] in ON_MODEL for x in found)
   data = {
     "model": _model() if of_model else None,
     "command": app.command("reproduce"),

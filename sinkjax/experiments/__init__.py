@@ -12,8 +12,14 @@ EXPERIMENTS = {
   "model_size": "model_size",
   "first_token": "first_token",
 }
-"""The module here, and in `sinkjax.report`, of each experiment of
-`launch.reproduce`."""
+"""The module here, and in `sinkjax.report`, of each of the paper's experiments
+of `launch.reproduce`."""
+
+USES = {
+  "pruning": "pruning",
+  "attack": "attack",
+}
+"""Likewise what sinks are good and bad for, on the same model."""
 
 TRAINING = {
   "bigram_backcopy": "bigram_backcopy",

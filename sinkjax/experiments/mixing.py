@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from sinkjax.data.prepare import prepare
 from sinkjax.experiments import collapse
 from sinkjax.experiments.jobs import Job, run_jobs
-from sinkjax.experiments.over_squashing import hold_pattern, paths
+from sinkjax.experiments.over_squashing import paths
 from sinkjax.experiments.result import (
   AGREES,
   DISAGREES,
@@ -46,7 +46,8 @@ OF = (
 """The experiments whose models are looked at."""
 
 FORMS = ("paper", "frozen", "full")
-"""Of the bounds, those that must hold."""
+"""Of the bounds, those that must hold; the last one is of the whole model, the
+others are of one whose attention is held."""
 
 LOOKS = 2
 """Steps of a model's progress bar: one for each way of reading it."""
@@ -69,16 +70,16 @@ class Config:
   """
 
   of: tuple[str, ...] = OF
-  tokens: int = 32
-  texts: int = 4
+  tokens: int = 24
+  texts: int = 3
   swaps: int = 4
   threshold: float = 0.1
   budget_bytes: int | None = 1 << 30
 
 
 SCALES: dict[str, dict[str, Any]] = {
-  "demo": {"texts": 2}, "cpu": {}, "gpu": {"tokens": 64, "texts": 8},
-  "paper": {"tokens": 64, "texts": 16},
+  "demo": {"tokens": 16, "texts": 2}, "cpu": {},
+  "gpu": {"tokens": 64, "texts": 8}, "paper": {"tokens": 64, "texts": 16},
 }  # fmt: skip
 """Fields of `Config` by --scale; the models are those of the other
 experiments' scale."""
@@ -92,45 +93,55 @@ def plan(config: Config) -> list[str]:
   ]
 
 
-def trained(folder: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
-  """(experiment, outcome) of every run of an experiment that left its model."""
-  found = []
+def complete(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """{name: outcome} of the runs that an experiment has completed."""
+  found = {}
   for path in sorted(folder.glob("runs/*.json")):
     one = json.loads(path.read_text("utf-8"))
-    model = folder / "runs" / path.stem / "model"
-    if one.get("complete") is True and checkpoint.is_checkpoint(model):
-      found.append((folder.name, one))
+    if one.get("complete") is True:
+      found[path.stem] = one
   return found
 
 
 def jobs(config: Config, folder: pathlib.Path) -> list[Job]:
-  """A look at every trained model.
+  """A look at every trained model, and those at models that are gone.
+
+  Models are large and looks are small: a look that was taken is kept when its
+  model is deleted.
 
   Raises:
-    ValueError: if there is no trained model.
+    ValueError: if there is none.
   """
-  models = [one for name in config.of for one in trained(folder.parent / name)]
-  if not models:
+  request = dataclasses.asdict(config)
+  del request["of"]
+
+  def job(name: str, what: dict[str, Any], model: pathlib.Path) -> Job:
+    def work(folder, device, advance):
+      return look(config, TrainConfig.from_dict(what["run"]), model, advance)
+
+    return Job(name, LOOKS, {**request, **what}, work)
+
+  found, kept = {}, complete(folder)
+  for experiment in config.of:
+    for name, one in kept.items():
+      what = {k: one["request"][k] for k in ("experiment", "variant", "run")}
+      if what["experiment"] == experiment:
+        found[name] = job(name, what, folder)
+    beside = folder.parent / experiment
+    for run, one in complete(beside).items():
+      what = {
+        "experiment": experiment, "variant": one["request"]["variant"],
+        "run": one["request"]["config"],
+      }  # fmt: skip
+      model, name = beside / "runs" / run / "model", f"{experiment}-{run}"
+      if checkpoint.is_checkpoint(model):
+        found[name] = job(name, what, model)
+  if not found:
     raise ValueError(
       f"{folder.parent} has no trained models of {', '.join(config.of)}: run "
       "these experiments first, with the same --out"
     )
-  request = dataclasses.asdict(config)
-  del request["of"]
-
-  def job(experiment: str, run: Mapping[str, Any]) -> Job:
-    what = {
-      "experiment": experiment, "variant": run["request"]["variant"],
-      "run": run["request"]["config"],
-    }  # fmt: skip
-    where = folder.parent / experiment / "runs" / run["name"] / "model"
-
-    def work(folder, device, advance):
-      return look(config, TrainConfig.from_dict(what["run"]), where, advance)
-
-    return Job(f"{experiment}-{run['name']}", LOOKS, {**request, **what}, work)
-
-  return [job(*one) for one in models]
+  return list(found.values())
 
 
 def look(
@@ -170,25 +181,22 @@ def measure(
     `first_mass`, attention on token 0, see `sink_score`; `mixing`, the share
     of the squared Jacobian that is between tokens, and `mixing_rest` with
     token 0 left out as source and target; `reach`, the effective reach among
-    those; of each valid bound its mean log10 `bound_FORM`, over pairs of
-    different tokens but 0, `loose_FORM`, the decades above the truth, and
-    `violated_FORM`, how many pairs exceed it (`None` where the bounds do not
-    cover the model); `cosine`, `residual`, `rank`, `gap` of the last layer,
-    see `collapse.measure`; `spread`, the relative change of later tokens at
-    the last layer after a swap, and `reached`, the share of them above the
-    threshold.
+    those; of the first text each valid bound's mean log10 `bound_FORM`, over
+    pairs of different tokens but 0, `loose`, the decades of the full one
+    above the exact spectral norm, and `violated`, how many pairs exceed it
+    (`None` where the bounds do not cover the model); `cosine`, `residual`,
+    `rank`, `gap` of the last layer, see `collapse.measure`; `spread`, the
+    relative change of later tokens at the last layer after a swap, and
+    `reached`, the share of them above the threshold.
   """
   fn, texts = forward(cfg), jnp.asarray(rows)
   found: dict[str, float | None] = dict(_passes(cfg, params, rows))
-  norms = jacobian_norms(
-    fn, params, texts, norm="spectral", budget_bytes=config.budget_bytes
-  )
   squares = jacobian_norms(fn, params, texts, budget_bytes=config.budget_bytes)
   found["mixing"] = _mean(spread.total_mixing(jnp.asarray(squares)))
   rest = jnp.asarray(squares[:, 1:, 1:])
   found["mixing_rest"] = _mean(spread.total_mixing(rest))
   found["reach"] = _mean(spread.effective_reach(rest))
-  found |= _bounds(fn, params, texts, norms, config)
+  found |= _bounds(fn, params, texts[0], config.budget_bytes)
   found |= _swapped(config, cfg, params, rows, front)
   return found, squares.mean(axis=0)
 
@@ -215,35 +223,26 @@ def _passes(cfg, params, rows) -> dict[str, float]:
   }
 
 
-def _bounds(fn, params, texts, norms, config) -> dict[str, float | None]:
-  """The bounds, beside the spectral norms that they must dominate."""
-  kinds = ("bound", "loose", "violated")
-  none = {f"{kind}_{form}": None for kind in kinds for form in FORMS}
-  held = hold_pattern(fn)
-  seen = np.tri(texts.shape[1], k=-1, dtype=bool)
+def _bounds(fn, params, tokens, budget) -> dict[str, float | None]:
+  """The bounds on one text, the full one beside what it must dominate."""
+  try:
+    gains = layer_gains(fn, params, tokens)
+  except ValueError:  # neither a softmax nor free of gates
+    names = [f"bound_{form}" for form in FORMS] + ["loose", "violated"]
+    return dict.fromkeys(names)
+  logs, _ = paths(gains)
+  true = jacobian_norms(
+    fn, params, tokens, norm="spectral", budget_bytes=budget
+  )
+  seen = np.tri(len(tokens), k=-1, dtype=bool)
   seen[:, 0] = False
-  found: dict[str, list[float]] = {name: [] for name in none}
-  for row, true in zip(texts, norms, strict=True):
-    try:
-      gains = layer_gains(fn, params, row)
-    except ValueError:  # neither a softmax nor free of gates
-      return none
-    logs, _ = paths(gains)
-    frozen = jacobian_norms(
-      held, params, row, norm="spectral", budget_bytes=config.budget_bytes
-    )
-    for form in FORMS:
-      truth = true if form == "full" else frozen
-      decades = logs[form][seen] / np.log(10)
-      found[f"bound_{form}"].append(_mean(decades))
-      off = decades - np.log10(np.maximum(truth[seen], 1e-30))
-      found[f"loose_{form}"].append(_mean(off))
-      over = bounds.violations(jnp.asarray(logs[form]), jnp.asarray(truth))
-      found[f"violated_{form}"].append(float(over))
+  decades = {form: logs[form][seen] / np.log(10) for form in FORMS}
+  above = decades["full"] - np.log10(np.maximum(true[seen], 1e-30))
+  over = bounds.violations(jnp.asarray(logs["full"]), jnp.asarray(true))
   return {
-    name: sum(some) if name.startswith("violated") else float(np.mean(some))
-    for name, some in found.items()
-  }
+    **{f"bound_{form}": _mean(found) for form, found in decades.items()},
+    "loose": _mean(above), "violated": float(over),
+  }  # fmt: skip
 
 
 def _swapped(config, cfg, params, rows, front: int) -> dict[str, float]:
@@ -291,8 +290,7 @@ def run(
   Raises:
     ValueError: as `jobs.run_jobs` and `jobs`.
 
-  Cost: three exact maps a text and a way of reading: 10 s a model of the cpu
-    scale on two cores.
+  Cost: an exact map a text and a way of reading, and one with the bounds.
   """
   found = run_jobs(jobs(config, pathlib.Path(folder)), folder,
                    progress=progress)  # fmt: skip
@@ -400,16 +398,17 @@ def claims(rows) -> list[Claim]:
           "set",
         )
       )  # fmt: skip
-  covered = [row for row in rows if None not in row["violated_full"]]
-  over = sum(sum(row[f"violated_{form}"]) for row in covered for form in FORMS)
+  covered = [row for row in rows if None not in row["violated"]]
+  over = sum(sum(row["violated"]) for row in covered)
   if covered:
     found.append(
       Claim(
-        "The bounds hold in every model that they cover.", "theorem 3.2",
+        "The full bound holds in every model that it covers.", "theorem 3.2",
         "a theorem",
-        f"{over:.0f} pairs of tokens exceed one of three bounds, in "
-        f"{len(covered)} of {len(rows)} variants",
-        DISAGREES if over else AGREES, "every text, pair and seed",
+        f"{over:.0f} pairs of tokens exceed it, in {len(covered)} of "
+        f"{len(rows)} variants; {_mean([row['loose'] for row in covered]):.1f} "
+        "decades above the truth in the mean",
+        DISAGREES if over else AGREES, "one text, every pair and seed",
       )
     )  # fmt: skip
   return found

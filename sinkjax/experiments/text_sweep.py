@@ -114,7 +114,7 @@ def text_run(
 
   >>> run = text_run(TextConfig(), model={"normalizer": "relu"})
   >>> run.model.attention, run.model.n_heads, run.packing.bos
-  ('einsum', 4, 'pinned')
+  ('einsum', 1, 'pinned')
   """
   own = dict(model or {})
   width, size = own.get("d_model", config.d_model), config.head_dim

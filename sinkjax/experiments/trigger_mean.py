@@ -346,7 +346,7 @@ def claims(config: Config, arrays, uniform: float) -> list[Claim]:
         else "not tried",
         last("rest_first", model) - 0.9,
         f"{told('rest_first', model)} of their attention, against 0.9; even "
-        f"attention gives {uniform:.3f}; loss {told('loss', model)}",
+        f"attention gives {uniform:.3f}; loss {told('loss', model, '.1e')}",
       )
     )  # fmt: skip
     found.append(
@@ -363,12 +363,13 @@ def claims(config: Config, arrays, uniform: float) -> list[Claim]:
     words = model.replace("_", " ")
     found.append(
       claim(
-        f"With {words} attention the task needs no sink.",
+        f"With {words} attention no sink forms.",
         "a theorem: loss 0 without one" if model == "relu" else "not tried",
         0.5 - last("rest_first", model),
         f"{told('rest_first', model)} of their attention, against 0.5, of "
         f"rows that sum to {told('rest_sum', model)}; loss "
-        f"{told('loss', model)} against {told('loss', 'softmax')} with softmax",
+        f"{told('loss', model, '.1e')} against "
+        f"{told('loss', 'softmax', '.1e')} with softmax",
       )
     )  # fmt: skip
   return found

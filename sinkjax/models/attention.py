@@ -250,7 +250,7 @@ class Attention(nn.Module):
     self,
     scores: Float[Array, "B H T S"],
     v: Float[Array, "B S N K"],
-    mask: Bool[Array, "#B 1 T S"],
+    mask: Bool[Array, "#B #H T S"],
     tap: Tapper,
     rest: Float[Array, "#B H #T 1"] | None = None,
   ) -> Float[Array, "B T H K"]:

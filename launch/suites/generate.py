@@ -1,0 +1,105 @@
+"""Tokens one by one at batch 1, against transformers and llama.cpp.
+
+The time is that of the new tokens after a prompt of 64, compilation and
+prompt apart, the most likely token always. llama.cpp reads the weights as the
+file has them, in 4 bits; the others have them in float32.
+"""
+
+import os
+from typing import Any
+
+from launch.suites import measure as m
+
+PROMPT = 64
+
+PEERS = {
+  "ours": "sinkjax generate, full cache, float32",
+  "ours_sinks": "the same, 4 sinks and a window of 1020",
+  "torch": "transformers generate, float32",
+  "llama": "llama-cpp-python, the file's 4 bits",
+}
+
+
+def cases(quick: bool, tokens: int | None) -> list[dict[str, Any]]:
+  new = tokens or (16 if quick else 128)
+  return [{"case": f"{new} new tokens", "tokens": new}]
+
+
+def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
+  new = case["tokens"]
+  if name == "torch":
+    seconds, peak, machine, cfg = _torch(new)
+  elif name == "llama":
+    try:
+      import llama_cpp  # noqa: F401
+    except ImportError:
+      return {"note": "not installed: pip install llama-cpp-python"}
+    return {"seconds": _llama(new)}
+  else:
+    seconds, peak, machine, cfg = _ours(name, new)
+  rate = new * m.forward_flops(cfg, 1) / seconds
+  return {
+    "seconds": seconds, "peak_bytes": peak, "rate": rate,
+    "share": rate / machine,
+  }  # fmt: skip
+
+
+def _ours(name: str, new: int):
+  import sinkjax
+  from sinkjax.inference import kv_policy
+  from sinkjax.inference.generate import generate
+  from sinkjax.models.cache import split_layers
+  from sinkjax.transforms.jacobian_plan import matmul_rate
+
+  params, cfg, tokenizer = sinkjax.load("smollm2-135m")
+  params = split_layers(params)
+  ids = m.text_ids(tokenizer, PROMPT)
+  policy = kv_policy.full(PROMPT + new + 1)
+  if name == "ours_sinks":
+    policy = kv_policy.sinks(4, 1020)
+  peak = m.Peak()
+  tokens = generate(cfg, params, ids, policy=policy, max_tokens=new + 2)
+  next(tokens), next(tokens)  # the prompt, and one compiled step
+  seconds = m.seconds(lambda: [next(tokens) for _ in range(new)])
+  return seconds, peak.bytes(), matmul_rate(), cfg
+
+
+def _torch(new: int):
+  import torch
+
+  import sinkjax
+
+  m.limit_memory()
+  model = m.torch_model("sdpa")
+  opened = sinkjax.open_layers("smollm2-135m")
+  ids = torch.tensor([m.text_ids(opened.tokenizer, PROMPT)])
+
+  def work(count):
+    return m.seconds(
+      lambda: model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False,
+        min_new_tokens=count, max_new_tokens=count, pad_token_id=0,
+      )
+    )  # fmt: skip
+
+  peak = m.Peak()
+  work(2)
+  return work(new + 1) - work(1), peak.bytes(), m.torch_rate(), opened.cfg
+
+
+def _llama(new: int) -> float:
+  import itertools
+
+  import llama_cpp
+
+  import sinkjax
+  from sinkjax.weights.registry import fetch
+
+  model = llama_cpp.Llama(
+    str(fetch("smollm2-135m")), n_ctx=PROMPT + new + 8, verbose=False,
+    n_threads=len(os.sched_getaffinity(0)),
+  )  # fmt: skip
+  tokenizer = sinkjax.open_layers("smollm2-135m").tokenizer
+  tokens = model.generate(m.text_ids(tokenizer, PROMPT), top_k=1, temp=0.0)
+  next(tokens)
+  return m.seconds(lambda: list(itertools.islice(tokens, new)))

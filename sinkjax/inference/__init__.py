@@ -1,0 +1,1 @@
+"""Using sinks: caches, generation, quantisation, skipped heads."""

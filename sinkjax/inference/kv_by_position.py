@@ -1,0 +1,167 @@
+"""Caches that keep the first tokens and the last, see `kv_policy`."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sinkjax.config import ModelConfig
+from sinkjax.inference.kv_places import (
+  check_size,
+  is_local,
+  no_learned,
+  rotary,
+  rotate_at,
+)
+from sinkjax.models.attention import Context
+from sinkjax.models.blocks import Block
+from sinkjax.models.cache import CHUNK
+from sinkjax.taps import NO_TAPS, Tapper
+
+
+class _Places(NamedTuple):
+  """What the layers of one step share, where tokens are kept by position.
+
+  Attributes:
+    write: [B, T] the slot of each new token; past the last for padding.
+    keys: rotary tables of the slots.
+    near: those of the queries, for the window.
+    far: those of the queries, for the first tokens.
+    mask: [B, 1, T, P].
+    local: the same in local layers, or `None`.
+  """
+
+  write: Array
+  keys: Context
+  near: Context
+  far: Context
+  mask: Array
+  local: Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ByPosition:
+  """The first tokens and the last: see `full`, `window` and `sinks`.
+
+  Attributes:
+    first: S, first tokens that stay.
+    last: W, tokens of the window, the new one included.
+    chunk: most tokens at a time.
+    evicts: whether tokens go at all.
+  """
+
+  first: int
+  last: int
+  chunk: int = CHUNK
+  evicts: bool = True
+
+  def __post_init__(self):
+    check_size("sinks", self.first, 0)
+    check_size("window" if self.evicts else "capacity", self.last, 1)
+    check_size("chunk", self.chunk, 1)
+
+  @property
+  def capacity(self) -> int:
+    """C, tokens that a query sees at most, itself included."""
+    return self.first + self.last
+
+  @property
+  def limit(self) -> int | None:
+    """See `cache.Policy`."""
+    return None if self.evicts else self.capacity
+
+  @property
+  def ring(self) -> int:
+    """Slots that are written in turn."""
+    return self.last + (self.chunk - 1 if self.evicts else 0)
+
+  def check(self, cfg: ModelConfig) -> None:
+    """See `cache.Policy`."""
+    if self.evicts:
+      no_learned(cfg, "sliding")
+    elif cfg.positions == "learned" and self.capacity > cfg.max_len:
+      raise ValueError(
+        f"the model has learned positions for {cfg.max_len} tokens, the cache "
+        f"has {self.capacity}"
+      )
+
+  def init(self, cfg: ModelConfig, batch: int) -> tuple[Array, Array]:
+    """Keys and values, [B, N, P, K] each."""
+    shape = (batch, cfg.n_kv_heads, self.first + self.ring, cfg.head_dim)
+    return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(2))
+
+  def prepare(self, cfg: ModelConfig, length: Array, real: Array) -> _Places:
+    """See `cache.Policy`."""
+    steps = jnp.arange(real.shape[1], dtype=jnp.int32)[None]
+    t = length[:, None] + steps
+    count = jnp.sum(real, axis=1, dtype=jnp.int32)
+    s = self._held(length + count)
+    is_first = (jnp.arange(s.shape[1]) < self.first)[None]
+    base = jnp.maximum(length - (self.capacity - 1), 0)[:, None]
+    end = jnp.minimum(t, self.capacity - 1)
+    distance = jnp.where(
+      is_first[:, None],
+      end[:, :, None] - s[:, None],
+      t[:, :, None] - s[:, None],
+    )
+    mask = (s >= 0)[:, None] & (s[:, None] <= t[:, :, None])
+    mask &= is_first[:, None] | (distance < self.last)
+    local = None
+    if any(cfg.local_layers):
+      local = (mask & (distance < cfg.window))[:, None]
+    slot = self.first + (t - self.first) % self.ring
+    slot = jnp.where(t < self.first, t, slot)
+    slot = jnp.where(real, slot, s.shape[1])
+    if not self.evicts:
+      slot = jnp.where(t < self.capacity, slot, s.shape[1])
+    return _Places(
+      slot,
+      rotary(cfg, jnp.where(is_first, s, s - base)),
+      rotary(cfg, t - base),
+      rotary(cfg, end),
+      mask[:, None],
+      local,
+    )
+
+  def _held(self, n):
+    """[B, P] which token of the text each slot holds, below 0 for none."""
+    last = n[:, None] - 1
+    turn = jnp.arange(self.ring, dtype=jnp.int32)[None]
+    held = last - (last - self.first - turn) % self.ring
+    held = jnp.where(held >= self.first, held, -1)
+    head = jnp.arange(self.first, dtype=jnp.int32)[None]
+    return jnp.concatenate([jnp.where(head <= last, head, -1), held], axis=1)
+
+  def attend(self, apply, cfg, qkv, layer, kept, places):
+    """See `cache.Policy`."""
+    q, k, v = qkv
+    if not self.evicts:
+      k = rotate_at(cfg, layer, k, places.near)
+    keys, values = (
+      _set(kept[0], k, places.write),
+      _set(kept[1], v, places.write),
+    )
+    read = jnp.swapaxes(keys, 1, 2)
+    if self.evicts:
+      read = rotate_at(cfg, layer, read, places.keys)
+    far = rotate_at(cfg, layer, q, places.far)
+    near = rotate_at(cfg, layer, q, places.near)
+    if q.shape[1] == 1:  # both are the same
+      scores = apply(Block.score, far, read)
+    else:
+      first = apply(Block.score, far, read[:, : self.first])
+      scores = apply(Block.score, near, read[:, self.first :])
+      scores = jnp.concatenate([first, scores], axis=-1)
+    mask = places.local if is_local(cfg, layer) else places.mask
+    z = apply(
+      Block.weigh, scores, jnp.swapaxes(values, 1, 2), mask,
+      Tapper(NO_TAPS, layer), apply(Block.rest, far),
+    )  # fmt: skip
+    return z, (keys, values)
+
+
+def _set(old, new, slot):
+  """`old` [B, N, P, K] with `new` [B, T, N, K] at slots [B, T]."""
+  rows = jnp.arange(old.shape[0])[:, None]
+  return old.at[rows, :, slot].set(new.astype(old.dtype), mode="drop")

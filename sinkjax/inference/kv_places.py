@@ -1,0 +1,43 @@
+"""What the policies of `kv_policy` share: rotation and checks."""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.models.attention import Context, rotary_of
+from sinkjax.models.positions import rotary_tables, rotate
+
+
+def rotary(cfg: ModelConfig, positions) -> Context:
+  """A context of nothing but rotary tables, positions [B, T]."""
+  cos = sin = None
+  if cfg.positions == "rope":
+    cos, sin = rotary_tables(cfg, positions)
+  return Context(cos, sin, None, None)
+
+
+def rotate_at(cfg: ModelConfig, layer: int, x, ctx: Context):
+  """Queries or keys [B, T, N, K] at the positions of `ctx`."""
+  cos, sin = rotary_of(cfg, ctx, layer)
+  return x if cos is None else rotate(x, cos, sin)
+
+
+def is_local(cfg: ModelConfig, layer: int) -> bool:
+  """Whether the model's window applies to a layer."""
+  return bool(cfg.local_layers) and cfg.local_layers[layer]
+
+
+def check_size(name: str, value: Any, least: int) -> None:
+  """Raises ValueError for anything but an integer from `least` on."""
+  if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    raise ValueError(
+      f"{name} must be an integer from {least} on, got {value!r}"
+    )
+
+
+def no_learned(cfg: ModelConfig, kind: str) -> None:
+  """Raises ValueError for a model with learned positions."""
+  if cfg.positions == "learned":
+    raise ValueError(
+      f"a {kind} cache gives new positions to what it keeps, and learned ones "
+      "cannot be changed: use the full cache"
+    )

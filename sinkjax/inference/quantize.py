@@ -1,0 +1,189 @@
+"""Simulated integer quantisation: round to a grid, go on in floating point.
+
+What is measured is what rounding does to the model; nothing gets smaller or
+faster. `quantize` rounds an array, `Quantize` is the edit that does so inside
+a model, `quantize_weights` rounds a model's kernels.
+
+With n steps between the lowest and the highest level,
+
+    asymmetric   n = 2^bits - 1,      x' = low + step round((x - low) / step),
+                 step = (high - low) / n
+    symmetric    n = 2^(bits-1) - 1,  x' = step round(x / step),
+                 step = max |x| / n
+
+with low, high and max |x| of the numbers that share a step: `PER`. So
+|x - x'| <= step / 2 up to float error. Low and step stay floating point, as
+in KIVI (2402.02750). Ranges are of the array at hand ("dynamic").
+
+Sharp edges:
+  Kept tokens (KVQuant 2401.18079; the pivot tokens of IntactKV, 2403.01241)
+  are not rounded, and do not count in the range of the others either.
+  Site "k" is after rotation: channels are those of rotated keys. KVQuant
+  rounds keys before it, where outliers stay in their channel.
+  The edit rounds the whole text at once: a token's own key and value are
+  rounded when it attends to itself. Per channel and per tensor the range is
+  of later tokens too, so a step knows of the future; a group of one token
+  does not.
+  Rounding has derivative zero. Only low and step carry a derivative, and
+  exact Jacobians through a "channel" or "tensor" edit find that it sends
+  information backwards, and refuse.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sinkjax.taps import Layer
+
+PER = ("token", "channel", "tensor")
+"""Which numbers of [B, T, ..., C] share a step: the C of one token (and
+head); the T of one channel (and head); all of one text."""
+
+
+def quantize(
+  x: Float[Array, "B T *H C"],
+  bits: Any,
+  *,
+  per: str,
+  symmetric: bool = False,
+  group: int | None = None,
+  keep: Array | None = None,
+) -> Float[Array, "B T *H C"]:
+  """`x` rounded to a grid of 2^bits levels, the module's formula.
+
+  Args:
+    x: at least three axes; the last are channels.
+    bits: of a level, 2 or more if symmetric; may be traced.
+    per: one of `PER`.
+    symmetric: whether 0 is a level and the grid the same on both sides of it.
+    group: so many channels of a token, or tokens of a channel, share a step;
+      `None` for all of them. What is left over at the end is a smaller group.
+    keep: [T] bool, True at tokens that stay as they are; `None` for none.
+
+  Returns:
+    The same shape and type; rounding is done in float32 at least.
+
+  Raises:
+    ValueError: for an unknown `per`, a group that is no positive integer or
+      that is given per tensor, or too few bits or axes.
+
+  >>> x = jnp.array([[[0.0, 0.9, 3.0], [5.0, 5.0, 5.0]]])
+  >>> quantize(x, 2, per="token").tolist()
+  [[[0.0, 1.0, 3.0], [5.0, 5.0, 5.0]]]
+  """
+  _check(x, bits, per, symmetric, group)
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  counts = jnp.ones(x.shape[1], bool) if keep is None else ~jnp.asarray(keep)
+  counts = jnp.broadcast_to(counts.reshape(1, -1, *[1] * (x.ndim - 2)), x.shape)
+  low, step = _grid(wide, counts, bits, per, symmetric, group)
+  rounded = jnp.round((wide - low) / step) * step + low
+  return jnp.where(counts, rounded.astype(x.dtype), x)
+
+
+def _check(x, bits, per, symmetric, group):
+  if per not in PER:
+    raise ValueError(f"per must be one of {list(PER)}, got {per!r}")
+  if x.ndim < 3:
+    raise ValueError(f"x must be [B, T, ..., C], got shape {x.shape}")
+  if group is not None and (
+    per == "tensor" or not isinstance(group, int) or group < 1
+  ):
+    raise ValueError(
+      "group must be a positive integer, or None as it must be per tensor, "
+      f"got {group!r} per {per}"
+    )
+  least = 2 if symmetric else 1
+  if isinstance(bits, (int, float)) and not least <= bits <= 16:
+    kind = "symmetric" if symmetric else "asymmetric"
+    raise ValueError(f"bits must be in [{least}, 16] if {kind}, got {bits}")
+
+
+def _grid(x, counts, bits, per, symmetric, group):
+  """(lowest level or 0, step), each broadcasts to x."""
+  low = _reduce(jnp.min, jnp.where(counts, x, jnp.inf), per, group, jnp.inf)
+  high = _reduce(jnp.max, jnp.where(counts, x, -jnp.inf), per, group, -jnp.inf)
+  some = low <= high  # else every token that shares this step is kept
+  low, high = jnp.where(some, low, 0), jnp.where(some, high, 0)
+  if symmetric:
+    span = jnp.maximum(jnp.abs(low), jnp.abs(high))
+    low, steps = jnp.zeros_like(low), 2.0 ** (jnp.asarray(bits) - 1) - 1
+  else:
+    span, steps = high - low, 2.0 ** jnp.asarray(bits) - 1
+  step = span / steps.astype(x.dtype)
+  return low, jnp.where(step > 0, step, 1)
+
+
+def _reduce(reduce, x, per, group, filler):
+  """`reduce` over what shares a step, broadcast to x again."""
+  if per == "tensor":
+    return reduce(x, axis=tuple(range(1, x.ndim)), keepdims=True)
+  axis = x.ndim - 1 if per == "token" else 1
+  if group is None:
+    return reduce(x, axis=axis, keepdims=True)
+  many = x.shape[axis]
+  pads = [(0, -many % group if i == axis else 0) for i in range(x.ndim)]
+  padded = jnp.pad(x, pads, constant_values=filler)
+  shape = (*x.shape[:axis], -1, group, *x.shape[axis + 1 :])
+  each = reduce(padded.reshape(shape), axis=axis + 1)
+  whole = jnp.repeat(each, group, axis=axis)
+  return jax.lax.slice_in_dim(whole, 0, many, axis=axis)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantize:
+  """An edit that rounds a site whose axis 1 is tokens: "k", "v", "mlp_in".
+
+  Bits, kept tokens and layers are leaves: one compiled model serves all. It
+  has no `rows`: what it rounds is not a block of query rows.
+
+  Attributes:
+    bits: of a level.
+    keep: position or positions left in full precision; one that the text
+      does not have (-1) keeps none. `None` keeps none.
+    layers: as in `transforms.edits`: `None` for all, or which.
+    per: one of `PER`.
+    symmetric: as `quantize` takes it.
+    group: likewise.
+  """
+
+  bits: Any
+  keep: Any = None
+  layers: Any = None
+  per: str = dataclasses.field(default="token", metadata={"static": True})
+  symmetric: bool = dataclasses.field(default=False, metadata={"static": True})
+  group: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+  def __call__(self, value: Array, layer: Layer) -> Array:
+    """The rounded value where the layer is chosen."""
+    keep = None
+    if self.keep is not None:
+      at = jnp.arange(value.shape[1])[:, None]
+      keep = jnp.any(at == jnp.atleast_1d(self.keep)[None], axis=1)
+    new = quantize(
+      value, self.bits, per=self.per, symmetric=self.symmetric,
+      group=self.group, keep=keep,
+    )  # fmt: skip
+    if self.layers is None:
+      return new
+    return jnp.where(jnp.any(jnp.asarray(self.layers) == layer), new, value)
+
+
+def quantize_kv(bits: Any, *, keep: Any = None, layers: Any = None,
+                **kind: Any) -> dict[str, Quantize]:  # fmt: skip
+  """Edits for `intervene` that round keys (rotated) and values alike.
+
+  Args:
+    bits: of a level.
+    keep: see `Quantize`.
+    layers: likewise.
+    **kind: `per`, `symmetric` and `group` of `Quantize`.
+
+  >>> sorted(quantize_kv(4, keep=0, per="channel"))
+  ['k', 'v']
+  """
+  edit = Quantize(bits, keep, layers, **kind)
+  return {"k": edit, "v": edit}

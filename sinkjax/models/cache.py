@@ -1,0 +1,197 @@
+"""The model a few tokens at a time, on top of what a cache keeps.
+
+`advance` walks through the very methods of `Block` that `forward` runs, in
+the einsum form whatever `cfg.attention` says. What of the past is kept, and
+at which positions it is seen, is a `Policy`'s, see
+`sinkjax.inference.kv_policy`: it alone touches keys and values. All shapes
+are fixed, so that nothing compiles again while tokens stream.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sinkjax.config import ModelConfig
+from sinkjax.models.attention import Context
+from sinkjax.models.blocks import Block
+from sinkjax.models.layerwise import apply_final_norm, as_layers, embed
+from sinkjax.models.transformer import logits_of
+from sinkjax.taps import NO_TAPS, Tapper
+
+CHUNK = 64
+"""Tokens that a cache takes at once, if nothing else is said."""
+LOGITS = ("all", "last", "none")
+UNTURNED = Context(None, None, None, None)
+"""A context in which `turn` normalises and does not rotate."""
+
+
+class Cache(NamedTuple):
+  """What is kept of the past: a pytree of fixed shapes.
+
+  Attributes:
+    layers: for each layer what the policy keeps.
+    length: [B] tokens that have gone by, kept or not.
+  """
+
+  layers: tuple
+  length: Int[Array, "B"]
+
+
+@runtime_checkable
+class Policy(Protocol):
+  """What a cache keeps of the past. Hashable, all static."""
+
+  chunk: int
+  """Most tokens that can be taken in at once."""
+
+  limit: int | None
+  """Tokens after which there is no more room, `None` for no limit."""
+
+  def check(self, cfg: ModelConfig) -> None:
+    """Raises ValueError for a model that it cannot serve."""
+    ...
+
+  def init(self, cfg: ModelConfig, batch: int) -> Any:
+    """One layer's empty cache."""
+    ...
+
+  def prepare(self, cfg: ModelConfig, length: Array, real: Array) -> Any:
+    """What all layers share for tokens [B, T], `real` where not padding."""
+    ...
+
+  def attend(
+    self, apply: Callable, cfg: ModelConfig, qkv, layer: int, kept, shared
+  ) -> tuple[Array, Any]:
+    """(z [B, T, H, K], the layer's cache with the new tokens in it).
+
+    `apply(method, *args)` runs a method of the layer's `Block`; `qkv` are
+    normalised where the model does so, and not yet rotated.
+    """
+    ...
+
+
+def split_layers(params: dict[str, Any]) -> dict[str, Any]:
+  """The parameters with `blocks` a tuple of one tree a layer.
+
+  A compiled step then reads each matrix where it lies; from the stacked tree
+  it would copy every layer's first. Doubles the memory of the blocks as long
+  as the stacked tree is held.
+  """
+  blocks = params["blocks"]
+  if isinstance(blocks, tuple):
+    return params
+  count = len(jax.tree.leaves(blocks)[0])
+  return {**params, "blocks": tuple(_pick(blocks, i) for i in range(count))}
+
+
+def init_cache(cfg: ModelConfig, policy: Policy, batch: int = 1) -> Cache:
+  """An empty cache.
+
+  Raises:
+    ValueError: for a model that the policy cannot serve.
+  """
+  policy.check(cfg)
+  layers = tuple(policy.init(cfg, batch) for _ in range(cfg.n_layers))
+  return Cache(layers, jnp.zeros(batch, jnp.int32))
+
+
+def advance(cfg: ModelConfig, policy: Policy, *, logits: str = "all"):
+  """The model as a function of new tokens and a cache.
+
+  Args:
+    cfg: the model.
+    policy: what the cache keeps.
+    logits: of "all" new tokens, of the "last" real one of each row
+      ([B, 1, V]), or "none" ([B, 0, V]).
+
+  Returns:
+    `step(params, tokens, cache, *, count=None) -> (logits, Cache)` with tokens
+    [B, T], T at most `policy.chunk`. Of each row the first `count` [B] tokens
+    are real and the rest is padding, which leaves no trace in the cache; its
+    logits mean nothing. `params` is a parameter tree, best by `split_layers`.
+    To be jitted, the cache donated. Neither ids nor `policy.limit` are
+    checked: shapes cannot tell.
+
+  Raises:
+    ValueError: for a model that the policy cannot serve, or (by step, while
+      tracing) more tokens at once than the policy takes.
+
+  Cost: that of the model on T tokens, and reading the cache once.
+
+  >>> import jax, sinkjax
+  >>> from sinkjax.inference import kv_policy
+  >>> cfg, policy = sinkjax.TINY, kv_policy.sinks(2, 6, chunk=4)
+  >>> params = sinkjax.init_params(cfg, jax.random.key(0))
+  >>> step = advance(cfg, policy)
+  >>> tokens = jnp.array([[5, 6, 7]])
+  >>> logits, cache = step(params, tokens, init_cache(cfg, policy))
+  >>> logits.shape, int(cache.length[0])
+  ((1, 3, 64), 3)
+  """
+  policy.check(cfg)
+  if logits not in LOGITS:
+    raise ValueError(f"logits must be one of {list(LOGITS)}, got {logits!r}")
+
+  def step(params, tokens, cache, *, count=None):
+    batch, length = tokens.shape
+    if length > policy.chunk:
+      raise ValueError(
+        f"this cache takes {policy.chunk} tokens at a time, got {length}: make "
+        "the policy with a larger chunk, or feed fewer"
+      )
+    if count is None:
+      count = jnp.full(batch, length, jnp.int32)
+    with jax.default_matmul_precision(cfg.precision):
+      x, layers = _walk(cfg, policy, params, tokens, cache, count)
+      found = _logits(cfg, params, x, count, logits)
+    return found, Cache(layers, cache.length + count)
+
+  return step
+
+
+def _walk(cfg, policy, params, tokens, cache, count):
+  """(what the final norm returns, every layer's cache)."""
+  steps = jnp.arange(tokens.shape[1])[None]
+  at = cache.length[:, None] + steps
+  x = embed(as_layers(cfg, params), tokens, at)
+  shared = policy.prepare(cfg, cache.length, steps < count[:, None])
+  layers = []
+  for i in range(cfg.n_layers):
+    layer = _pick(params["blocks"], i)
+    x, kept = _block(cfg, policy, layer, x, i, cache.layers[i], shared)
+    layers.append(kept)
+  return apply_final_norm(cfg, params["final_norm"], x), tuple(layers)
+
+
+def _pick(blocks, i: int):
+  """One layer's parameters."""
+  if isinstance(blocks, tuple):
+    return blocks[i]
+  return jax.tree.map(lambda x: x[i], blocks)
+
+
+def _block(cfg, policy, params, pre, layer, kept, shared):
+  """One layer: `Block.__call__` with the policy between qkv and z."""
+
+  def apply(method, *args):
+    return Block(cfg).apply({"params": params}, *args, method=method)
+
+  tap = Tapper(NO_TAPS, layer)
+  q, k, v = apply(Block.linear, apply(Block.read, pre))
+  q, k = apply(Block.turn, q, k, UNTURNED, layer)
+  z, kept = policy.attend(apply, cfg, (q, k, v), layer, kept, shared)
+  mid = apply(Block.attend, pre, z, tap)
+  return apply(Block.transform, pre, mid, tap), kept
+
+
+def _logits(cfg, params, x, count, which: str) -> Float[Array, "B T V"]:
+  if which == "none":
+    return jnp.zeros((x.shape[0], 0, cfg.vocab_size), x.dtype)
+  if which == "last":
+    at = jnp.maximum(count - 1, 0)[:, None, None]
+    x = jnp.take_along_axis(x, at, axis=1)
+  table = params["embed" if cfg.tie_embeddings else "unembed"]
+  return logits_of(cfg, x, table)
