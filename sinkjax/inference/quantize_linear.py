@@ -68,7 +68,7 @@ def quantize_weights(params: Any, bits: Any) -> Any:
   return {**params, "blocks": walk(params["blocks"], "blocks")}
 
 
-def _round_kernel(kernel: Float[Array, "L *I *O"], bits, inner: int):
+def _round_kernel(kernel: Array, bits: Any, inner: int) -> Array:
   axes = tuple(range(1, 1 + inner))
   span = jnp.max(jnp.abs(kernel), axis=axes, keepdims=True)
   most = (2.0 ** (jnp.asarray(bits) - 1) - 1).astype(kernel.dtype)
