@@ -60,14 +60,14 @@ class Config:
     seed: of the choice of texts.
   """
 
-  count: int = 5
+  count: int = 6
   tokens: int = 128
   calibrating: int = 8
   bits: tuple[int, ...] = (8, 4, 3, 2)
   group: int = 32
   widths: tuple[tuple[int, int], ...] = ((8, 8), (4, 8), (4, 4))
   control: int = 1
-  layer_texts: int = 12
+  layer_texts: int = 16
   claim_bits: int = 3
   batch: int = 8
   seed: int = 0
@@ -358,16 +358,17 @@ def _ends(values) -> list[float]:
 def _table(found, first: list[str], cells: Callable[[Any], list[Any]]):
   """(header, rows) of costs, with what the kept token buys back."""
   header = [*first, "kept", "loss_increase", "loss_low", "loss_high", "kl",
-            "kl_low", "kl_high", "bought_back", "share"]  # fmt: skip
+            "kl_low", "kl_high", "bought_back", "bought_low", "bought_high",
+            "share"]  # fmt: skip
   rows = []
   for key, cost in found.items():
     row = [*cells(key), key[-1], *_ends(cost.loss), *_ends(cost.kl)]
     none = found.get((*key[:-1], NOTHING))
-    gain, share = None, None
+    gain, share = [None] * 3, None
     if none is not None and key[-1] != NOTHING:
-      gain = float(np.mean(none.loss - cost.loss))
+      gain = _ends(none.loss - cost.loss)
       share = share_bought(none.loss, cost.loss)
-    rows.append([*row, gain, share])
+    rows.append([*row, *gain, share])
   return header, rows
 
 

@@ -26,9 +26,9 @@ Sharp edges:
   rounded when it attends to itself. Per channel and per tensor the range is
   of later tokens too, so a step knows of the future; a group of one token
   does not.
-  Rounding has derivative zero. Only low and step carry a derivative, and
-  exact Jacobians through a "channel" or "tensor" edit find that it sends
-  information backwards, and refuse.
+  Rounding has derivative zero. Only low and step carry a derivative; through
+  a "channel" or "tensor" edit that goes backwards in the text, too, and an
+  exact Jacobian of later source tokens alone refuses.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import make_context, rotary_of
-from sinkjax.models.positions import rotate
+from sinkjax.models.attention import Context, rotary_of
+from sinkjax.models.positions import rotary_tables, rotate
 from sinkjax.taps import Layer
 
 PER = ("token", "channel", "tensor")
@@ -210,7 +210,7 @@ class BeforeRotation:
 
   Attributes:
     edit: of [B, S, N, K].
-    cos: [C, 1, S, R] as `attention.make_context` gives it.
+    cos: [C, 1, S, R] of `positions.rotary_tables`.
     sin: likewise.
     cfg: the model.
   """
@@ -222,7 +222,8 @@ class BeforeRotation:
 
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The keys, edited as if they had not been rotated."""
-    cos, sin = rotary_of(self.cfg, self, layer)
+    ctx = Context(self.cos, self.sin, None, None)
+    cos, sin = rotary_of(self.cfg, ctx, layer)
     shape = (value.shape[0], *cos.shape[1:])
     cos, sin = jnp.broadcast_to(cos, shape), jnp.broadcast_to(sin, shape)
     plain = rotate(value, cos, -sin)
@@ -247,8 +248,8 @@ def before_rotation(
       f"keys are not rotated with positions {cfg.positions!r}: give the edit "
       'itself to site "k"'
     )
-  ctx = make_context(cfg, jnp.asarray(positions)[None], None)
-  return BeforeRotation(edit, ctx.cos, ctx.sin, cfg)
+  cos, sin = rotary_tables(cfg, jnp.asarray(positions)[None])
+  return BeforeRotation(edit, cos, sin, cfg)
 
 
 def quantize_kv(bits: Any, *, keep: Any = None, layers: Any = None,

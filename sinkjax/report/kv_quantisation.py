@@ -117,7 +117,9 @@ def _bars(rows) -> bytes:
       f"W{w}A{a}, {name}" if a else f"W{w} alone" for w, a, name in groups
     ]
     ax.set_yticks(range(len(groups)), labels)
-    ax.set(ylim=(len(groups) - 0.5, -0.5))
+    lowest = min(row[5] for row in rows)
+    ax.set(ylim=(len(groups) - 0.5, -0.5), xlim=(min(-0.004, 1.3 * lowest),
+           1.3 * max(row[6] for row in rows)))  # fmt: skip
     ax.set_xscale("symlog", linthresh=1e-2, linscale=0.6)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.axvline(0, color=MUTED, lw=0.8)
@@ -161,8 +163,9 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         f"{numbers['tokens']} tokens; the whole model has "
         f"{numbers['loss']['value']:.3f} nats a token. Kept: the first token, "
         f"or, as a control, the token at position {numbers['control']}. "
-        "Grids are asymmetric. Values are per token where keys are per "
-        f"channel; rotated keys per channel are in groups of "
+        "Grids are asymmetric. Bought back: what keeping a token takes from "
+        "the loss, in nats and as a share. Values are per token where keys "
+        f"are per channel; rotated keys per channel are in groups of "
         f"{numbers['group']} tokens."
       ),
       figure=drawn["keys_and_values.png"],
