@@ -45,6 +45,7 @@ class Site(NamedTuple):
 SITES: dict[str, Site] = {
   "embed": Site("B T D", "token (and learned position) embedding", False),
   "resid_pre": Site("B T D", "residual stream entering the block"),
+  "attn_in": Site("B T D", "what the q, k, v projections read: normed"),
   "q": Site("B T H K", "queries as they enter the dot product"),
   "k": Site("B S N K", "keys as they enter the dot product, N KV heads"),
   "v": Site("B S N K", "values, N KV heads"),
@@ -53,6 +54,8 @@ SITES: dict[str, Site] = {
   "z": Site("B T H K", "values mixed by the pattern, per head"),
   "attn_out": Site("B T D", "what the attention adds to the residual"),
   "resid_mid": Site("B T D", "residual stream after the attention"),
+  "mlp_in": Site("B T D", "what the MLP's first projections read: normed"),
+  "mlp_act": Site("B T F", "what the MLP's last projection reads"),
   "mlp_out": Site("B T D", "what the MLP adds to the residual"),
   "resid_post": Site("B T D", "residual stream leaving the block"),
   "final": Site("B T D", "after the final norm, before the logits", False),
@@ -209,6 +212,10 @@ class Tapper:
       and "pattern" not in edits
       and (edit is None or hasattr(edit, "visible"))
     )
+
+  def meets(self, *sites: str) -> bool:
+    """Whether any of these sites is edited or observed."""
+    return bool(set(sites) & (self._wanted | set(self._taps.edits)))
 
   def visible(self, length: int) -> jax.Array | None:
     """[B, 1, T, S] what an edit that only hides keys leaves, or `None`."""

@@ -142,6 +142,23 @@ def test_sites_are_what_they_say(model, tokens):
   mask = jnp.tril(jnp.ones((12, 12), bool))
   close(t["pattern"], jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1))
   close(t["z"], jnp.einsum("lbhts,lbshk->lbthk", t["pattern"], v))
+  blocks = params["blocks"]
+  for norm, read, name in (
+    ("attn_norm", "resid_pre", "attn_in"), ("mlp_norm", "resid_mid", "mlp_in"),
+  ):  # fmt: skip
+    root = jnp.sqrt(jnp.mean(t[read] ** 2, -1, keepdims=True) + cfg.norm_eps)
+    close(t[name], t[read] / root * blocks[norm]["scale"][:, None, None])
+  values = jnp.einsum(
+    "lbtd,ldnk->lbtnk", t["attn_in"], blocks["attn"]["v"]["kernel"]
+  )
+  close(t["v"], values)
+  gate, up = (
+    jnp.einsum("lbtd,ldf->lbtf", t["mlp_in"], blocks["mlp"][name]["kernel"])
+    for name in ("gate", "up")
+  )
+  close(t["mlp_act"], jax.nn.silu(gate) * up)
+  down = blocks["mlp"]["down"]["kernel"]
+  close(t["mlp_out"], jnp.einsum("lbtf,lfd->lbtd", t["mlp_act"], down))
   for site, value in t.items():
     axes = sinkjax.SITES[site].axes.split()
     assert value.ndim == len(axes) + sinkjax.SITES[site].stacked

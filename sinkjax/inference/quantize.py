@@ -2,7 +2,7 @@
 
 What is measured is what rounding does to the model; nothing gets smaller or
 faster. `quantize` rounds an array, `Quantize` is the edit that does so inside
-a model, `quantize_weights` rounds a model's kernels.
+a model; weights and what they multiply are in `quantize_linear`.
 
 With n steps between the lowest and the highest level,
 
@@ -13,20 +13,22 @@ With n steps between the lowest and the highest level,
 
 with low, high and max |x| of the numbers that share a step: `PER`. So
 |x - x'| <= step / 2 up to float error. Low and step stay floating point, as
-in KIVI (2402.02750). Ranges are of the array at hand ("dynamic").
+in KIVI (2402.02750). Ranges are of the array at hand ("dynamic"), or
+given ("static"): then what is beyond them is clipped to the last level.
 
 Sharp edges:
   Kept tokens (KVQuant 2401.18079; the pivot tokens of IntactKV, 2403.01241)
   are not rounded, and do not count in the range of the others either.
   Site "k" is after rotation: channels are those of rotated keys. KVQuant
-  rounds keys before it, where outliers stay in their channel.
+  rounds keys before it, where outliers stay in their channel; for that there
+  is `BeforeRotation`.
   The edit rounds the whole text at once: a token's own key and value are
   rounded when it attends to itself. Per channel and per tensor the range is
   of later tokens too, so a step knows of the future; a group of one token
   does not.
-  Rounding has derivative zero. Only low and step carry a derivative, and
-  exact Jacobians through a "channel" or "tensor" edit find that it sends
-  information backwards, and refuse.
+  Rounding has derivative zero. Only low and step carry a derivative; through
+  a "channel" or "tensor" edit that goes backwards in the text, too, and an
+  exact Jacobian of later source tokens alone refuses.
 """
 
 import dataclasses
@@ -34,8 +36,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from sinkjax.config import ModelConfig
+from sinkjax.models.attention import Context, rotary_of
+from sinkjax.models.positions import rotary_tables, rotate
 from sinkjax.taps import Layer
 
 PER = ("token", "channel", "tensor")
@@ -51,6 +56,7 @@ def quantize(
   symmetric: bool = False,
   group: int | None = None,
   keep: Array | None = None,
+  limits: tuple[Any, Any] | None = None,
 ) -> Float[Array, "B T *H C"]:
   """`x` rounded to a grid of 2^bits levels, the module's formula.
 
@@ -62,28 +68,32 @@ def quantize(
     group: so many channels of a token, or tokens of a channel, share a step;
       `None` for all of them. What is left over at the end is a smaller group.
     keep: [T] bool, True at tokens that stay as they are; `None` for none.
+    limits: (low, high) of a static range, per tensor only.
 
   Returns:
     The same shape and type; rounding is done in float32 at least.
 
   Raises:
     ValueError: for an unknown `per`, a group that is no positive integer or
-      that is given per tensor, or too few bits or axes.
+      that is given per tensor, limits that are not, or too few bits or axes.
 
   >>> x = jnp.array([[[0.0, 0.9, 3.0], [5.0, 5.0, 5.0]]])
   >>> quantize(x, 2, per="token").tolist()
   [[[0.0, 1.0, 3.0], [5.0, 5.0, 5.0]]]
   """
-  _check(x, bits, per, symmetric, group)
+  _check(x, bits, per, symmetric, group, limits)
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   counts = jnp.ones(x.shape[1], bool) if keep is None else ~jnp.asarray(keep)
   counts = jnp.broadcast_to(counts.reshape(1, -1, *[1] * (x.ndim - 2)), x.shape)
-  low, step = _grid(wide, counts, bits, per, symmetric, group)
-  rounded = jnp.round((wide - low) / step) * step + low
+  if limits is None:
+    limits = _range(wide, counts, per, group)
+  low, step, most = _grid(*limits, bits, symmetric, wide.dtype)
+  level = jnp.clip(jnp.round((wide - low) / step), -most * symmetric, most)
+  rounded = level * step + low
   return jnp.where(counts, rounded.astype(x.dtype), x)
 
 
-def _check(x, bits, per, symmetric, group):
+def _check(x, bits, per, symmetric, group, limits):
   if per not in PER:
     raise ValueError(f"per must be one of {list(PER)}, got {per!r}")
   if x.ndim < 3:
@@ -95,25 +105,33 @@ def _check(x, bits, per, symmetric, group):
       "group must be a positive integer, or None as it must be per tensor, "
       f"got {group!r} per {per}"
     )
+  if limits is not None and per != "tensor":
+    raise ValueError(f"limits are of a whole tensor, got per {per!r}")
   least = 2 if symmetric else 1
   if isinstance(bits, (int, float)) and not least <= bits <= 16:
     kind = "symmetric" if symmetric else "asymmetric"
     raise ValueError(f"bits must be in [{least}, 16] if {kind}, got {bits}")
 
 
-def _grid(x, counts, bits, per, symmetric, group):
-  """(lowest level or 0, step), each broadcasts to x."""
+def _range(x, counts, per, group):
+  """(least, greatest) of what shares a step, each broadcasts to x."""
   low = _reduce(jnp.min, jnp.where(counts, x, jnp.inf), per, group, jnp.inf)
   high = _reduce(jnp.max, jnp.where(counts, x, -jnp.inf), per, group, -jnp.inf)
   some = low <= high  # else every token that shares this step is kept
-  low, high = jnp.where(some, low, 0), jnp.where(some, high, 0)
+  return jnp.where(some, low, 0), jnp.where(some, high, 0)
+
+
+def _grid(low, high, bits, symmetric, dtype):
+  """(lowest level or 0, step, number of the highest level)."""
+  low, high = jnp.asarray(low, dtype), jnp.asarray(high, dtype)
   if symmetric:
     span = jnp.maximum(jnp.abs(low), jnp.abs(high))
-    low, steps = jnp.zeros_like(low), 2.0 ** (jnp.asarray(bits) - 1) - 1
+    low, most = jnp.zeros_like(low), 2.0 ** (jnp.asarray(bits) - 1) - 1
   else:
-    span, steps = high - low, 2.0 ** jnp.asarray(bits) - 1
-  step = span / steps.astype(x.dtype)
-  return low, jnp.where(step > 0, step, 1)
+    span, most = high - low, 2.0 ** jnp.asarray(bits) - 1
+  most = most.astype(dtype)
+  step = span / most
+  return low, jnp.where(step > 0, step, 1), most
 
 
 def _reduce(reduce, x, per, group, filler):
@@ -148,6 +166,7 @@ class Quantize:
     per: one of `PER`.
     symmetric: as `quantize` takes it.
     group: likewise.
+    limits: [L, 2] low and high of a static range in each layer, or `None`.
   """
 
   bits: Any
@@ -156,20 +175,81 @@ class Quantize:
   per: str = dataclasses.field(default="token", metadata={"static": True})
   symmetric: bool = dataclasses.field(default=False, metadata={"static": True})
   group: int | None = dataclasses.field(default=None, metadata={"static": True})
+  limits: Any = None
 
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The rounded value where the layer is chosen."""
-    keep = None
-    if self.keep is not None:
-      at = jnp.arange(value.shape[1])[:, None]
-      keep = jnp.any(at == jnp.atleast_1d(self.keep)[None], axis=1)
+    limits = self.limits
+    if limits is not None:
+      limits = tuple(jnp.asarray(limits)[layer])
     new = quantize(
       value, self.bits, per=self.per, symmetric=self.symmetric,
-      group=self.group, keep=keep,
+      group=self.group, keep=kept_tokens(self.keep, value.shape[1]),
+      limits=limits,
     )  # fmt: skip
     if self.layers is None:
       return new
     return jnp.where(jnp.any(jnp.asarray(self.layers) == layer), new, value)
+
+
+def kept_tokens(keep: Any, length: int) -> Array | None:
+  """[T] bool, True at the positions `keep`; `None` stays."""
+  if keep is None:
+    return None
+  at = jnp.arange(length)[:, None]
+  return jnp.any(at == jnp.atleast_1d(keep)[None], axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BeforeRotation:
+  """An edit of keys as they are before rotation, for site "k".
+
+  k' = k + R (edit(R^-1 k) - R^-1 k): what the edit leaves alone stays as it
+  is, bit for bit.
+
+  Attributes:
+    edit: of [B, S, N, K].
+    cos: [C, 1, S, R] of `positions.rotary_tables`.
+    sin: likewise.
+    cfg: the model.
+  """
+
+  edit: Any
+  cos: Any
+  sin: Any
+  cfg: ModelConfig = dataclasses.field(metadata={"static": True})
+
+  def __call__(self, value: Array, layer: Layer) -> Array:
+    """The keys, edited as if they had not been rotated."""
+    ctx = Context(self.cos, self.sin, None, None)
+    cos, sin = rotary_of(self.cfg, ctx, layer)
+    shape = (value.shape[0], *cos.shape[1:])
+    cos, sin = jnp.broadcast_to(cos, shape), jnp.broadcast_to(sin, shape)
+    plain = rotate(value, cos, -sin)
+    return value + rotate(self.edit(plain, layer) - plain, cos, sin)
+
+
+def before_rotation(
+  cfg: ModelConfig, edit: Any, positions: Int[Array, "T"]
+) -> BeforeRotation:
+  """`edit` for site "k", acting on keys before rotation.
+
+  Args:
+    cfg: the model.
+    edit: of unrotated keys, normed where the model does so.
+    positions: of the text's tokens.
+
+  Raises:
+    ValueError: for a model that rotates no keys.
+  """
+  if cfg.positions != "rope":
+    raise ValueError(
+      f"keys are not rotated with positions {cfg.positions!r}: give the edit "
+      'itself to site "k"'
+    )
+  cos, sin = rotary_tables(cfg, jnp.asarray(positions)[None])
+  return BeforeRotation(edit, cos, sin, cfg)
 
 
 def quantize_kv(bits: Any, *, keep: Any = None, layers: Any = None,

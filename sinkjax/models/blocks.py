@@ -63,13 +63,15 @@ class Mlp(nn.Module):
     """What enters the non-linearity, [B, T, F] each: (up,) or (gate, up)."""
     return (self.gate(x), self.up(x)) if self.cfg.gated_mlp else (self.up(x),)
 
-  def activate(self, *pre: Float[Array, "B T F"]) -> Float[Array, "B T D"]:
+  def activate(
+    self, *pre: Float[Array, "B T F"], tap: Tapper
+  ) -> Float[Array, "B T D"]:
     """The non-linearity and what follows it."""
     act = _ACTIVATIONS[self.cfg.activation]
+    hidden = act(pre[0])
     if self.cfg.gated_mlp:
-      gate, up = pre
-      return self.down(act(gate) * up)
-    return self.down(act(pre[0]))
+      hidden = hidden * pre[1]
+    return self.down(tap("mlp_act", hidden))
 
 
 class Block(nn.Module):
@@ -92,9 +94,9 @@ class Block(nn.Module):
     if cfg.post_norms:
       self.attn_post_norm, self.mlp_post_norm = Norm(cfg), Norm(cfg)
 
-  def read(self, pre):
+  def read(self, pre, tap):
     """`resid_pre` -> what the attention reads."""
-    return self.attn_norm(pre)
+    return tap("attn_in", self.attn_norm(pre))
 
   def linear(self, normed):
     """What the attention reads -> (q, k, v), as projected."""
@@ -116,10 +118,10 @@ class Block(nn.Module):
     """(scores, v) -> z [B, T, H, K]."""
     return self.attn.weigh(scores, v, mask, tap, rest)
 
-  def write(self, pre, z):
+  def write(self, pre, z, tap):
     """z, and `resid_pre` where it is gated -> the attention's raw output."""
     gated = self.cfg.gate in ("head", "element")
-    return self.attn.write(z, self.read(pre) if gated else None)
+    return self.attn.write(z, self.read(pre, tap) if gated else None)
 
   def join(self, pre, attn_out, tap):
     """(`resid_pre`, the attention's raw output) -> `resid_mid`."""
@@ -129,19 +131,24 @@ class Block(nn.Module):
 
   def attend(self, pre, z, tap):
     """(`resid_pre`, z) -> `resid_mid`."""
-    return self.join(pre, self.write(pre, z), tap)
+    return self.join(pre, self.write(pre, z, tap), tap)
 
-  def mlp_read(self, x):
+  def mlp_read(self, x, tap):
     """`resid_mid`, or `resid_pre` where parallel -> what the MLP reads."""
-    return self.mlp_norm(x)
+    return tap("mlp_in", self.mlp_norm(x))
 
   def mlp_linear(self, normed):
     """What the MLP reads -> what enters its non-linearity."""
     return self.mlp.linear(normed)
 
-  def mlp_activate(self, *pre):
+  def mlp_activate(self, *pre, tap):
     """What enters the non-linearity -> the MLP's raw output."""
-    return self.mlp.activate(*pre)
+    return self.mlp.activate(*pre, tap=tap)
+
+  def mlp_output(self, x, tap):
+    """`resid_mid`, or `resid_pre` where parallel -> the MLP's raw output."""
+    inner = self.mlp_linear(self.mlp_read(x, tap))
+    return self.mlp_activate(*inner, tap=tap)
 
   def finish(self, mid, mlp_out, tap):
     """(`resid_mid`, the MLP's raw output) -> `resid_post`."""
@@ -151,7 +158,7 @@ class Block(nn.Module):
 
   def qkv(self, pre, layer, ctx, tap):
     """`resid_pre` -> (q, k, v) as they enter the dot product."""
-    q, k, v = self.linear(self.read(pre))
+    q, k, v = self.linear(self.read(pre, tap))
     q, k = self.turn(q, k, ctx, layer)
     return tap("q", q), tap("k", k), tap("v", v)
 
@@ -161,8 +168,8 @@ class Block(nn.Module):
 
   def transform(self, pre, mid, tap):
     """(`resid_pre`, `resid_mid`) -> `resid_post`."""
-    x = self.mlp_read(pre if self.cfg.parallel_residual else mid)
-    return self.finish(mid, self.mlp_activate(*self.mlp_linear(x)), tap)
+    read = pre if self.cfg.parallel_residual else mid
+    return self.finish(mid, self.mlp_output(read, tap), tap)
 
   def __call__(
     self, x: Float[Array, "B T D"], layer: Array, ctx: Context, taps: Taps

@@ -180,7 +180,7 @@ def _block(cfg, policy, params, pre, layer, kept, shared):
     return Block(cfg).apply({"params": params}, *args, method=method)
 
   tap = Tapper(NO_TAPS, layer)
-  q, k, v = apply(Block.linear, apply(Block.read, pre))
+  q, k, v = apply(Block.linear, apply(Block.read, pre, tap))
   q, k = apply(Block.turn, q, k, UNTURNED, layer)
   z, kept = policy.attend(apply, cfg, (q, k, v), layer, kept, shared)
   mid = apply(Block.attend, pre, z, tap)

@@ -176,7 +176,7 @@ def _fold_attention(run: LayerSteps, pre, units):
   written = jnp.moveaxis(jax.vmap(push_write)(z_rows), 0, -1)
   parts = [part.reshape(1, length, -1, width) for part in (written, by_k, by_v)]
   by_normed = jnp.concatenate(parts, axis=2)
-  pulled = _rows_through(run.read, pre[0], by_normed[0])[None]
+  pulled = _rows_through(run, "attn_in", run.read, pre, by_normed)
   own, keys = jnp.split(pulled, [width], axis=2)
 
   heads = (cfg.n_heads, cfg.head_dim)
@@ -194,15 +194,21 @@ def _fold_attention(run: LayerSteps, pre, units):
   return by_mid, keys[0], _fold_mixing(run, q, k, v)
 
 
-def _rows_through(fn, x, rows):
-  """[T, R, D] rows by what comes out of a token-local fn, by what enters."""
+def _rows_through(run: LayerSteps, site, fn, x, rows):
+  """[1, T, R, D] rows by what a token-local fn gives, by what it takes.
+
+  An edit in it, at `site`, may count tokens, so it must see the whole row.
+  """
+  if site in run.edits:
+    _, pull = jax.vjp(fn, x)
+    return jax.vmap(lambda row: pull(row)[0], in_axes=2, out_axes=2)(rows)
 
   def one(of):
     x_D, rows_RxD = of
     _, pull = jax.vjp(fn, x_D[None, None])
     return jax.vmap(lambda row: pull(row[None, None])[0][0, 0])(rows_RxD)
 
-  return jax.lax.map(one, (x, rows))
+  return jax.lax.map(one, (x[0], rows[0]))[None]
 
 
 def _widen(columns, like):
@@ -261,7 +267,19 @@ def _fold_tail(run: LayerSteps, pre, mid, by_mid, by_pre):
 
 
 def _fold_mlp(run: LayerSteps, read):
-  """[T, D, D] of the MLP's raw output by what it reads."""
+  """[T, D, D] of the MLP's raw output by what it reads.
+
+  With an edit inside, one output at a time for all tokens, and more work.
+  """
+  if {"mlp_in", "mlp_act"} & set(run.edits):
+    _, pull = jax.vjp(run.transform, read)
+    units = jnp.eye(read.shape[-1], dtype=read.dtype)
+
+    def row(unit):
+      return pull(jnp.broadcast_to(unit, read.shape))[0][0]
+
+    return jnp.swapaxes(jax.lax.map(row, units, batch_size=16), 0, 1)
+
   kernels = _kernel(run.mlp_linear, read.shape[-1:], read.dtype)
 
   def one(x_D):

@@ -44,22 +44,21 @@ class LayerSteps:
     self.mask = mask_of(cfg, ctx, layer)
     block = Block(cfg)
 
-    def method(unbound):
+    def method(unbound, **given):
       return lambda *args: block.apply(
-        {"params": params}, *args, method=unbound
+        {"params": params}, *args, method=unbound, **given
       )
 
-    self.read, self.linear = method(Block.read), method(Block.linear)
-    self.score = method(Block.score)
-    self.mlp_read, self.mlp_linear = (
-      method(Block.mlp_read),
-      method(Block.mlp_linear),
-    )
-    self.activate = method(Block.mlp_activate)
+    tap = self.tap
+    self.read = method(Block.read, tap=tap)
+    self.linear, self.score = method(Block.linear), method(Block.score)
+    self.mlp_read = method(Block.mlp_read, tap=tap)
+    self.mlp_linear = method(Block.mlp_linear)
+    self.activate = method(Block.mlp_activate, tap=tap)
+    self.transform = method(Block.mlp_output, tap=tap)
     turn, weigh = method(Block.turn), method(Block.weigh)
     join, finish = method(Block.join), method(Block.finish)
     qkv, mix = method(Block.qkv), method(Block.mix)
-    tap = self.tap
 
     def turned(q, k, v):
       q, k = turn(q, k, ctx, layer)
@@ -70,13 +69,10 @@ class LayerSteps:
     self.rest = method(Block.rest)
     self.weigh = lambda scores, v, rest: weigh(scores, v, self.mask, tap, rest)
     self.mix = lambda q, k, v: mix(q, k, v, self.mask, tap)
-    self.write = method(Block.write)
+    self.write = method(Block.write, tap=tap)
     self.join = lambda pre, attn_out: join(pre, attn_out, tap)
     self.finish = lambda mid, out: finish(mid, out, tap)
     self.enter = lambda x: tap(PRE, x)
-
-  def transform(self, x):
-    return self.activate(*self.mlp_linear(self.mlp_read(x)))
 
   def middle(self, pre):
     return self.join(pre, self.write(pre, self.mix(*self.qkv(pre))))

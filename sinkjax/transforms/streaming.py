@@ -112,7 +112,8 @@ def stream_statistics(
       `forward` does.
 
   Cost: time of a causal forward pass, 7/12 of the full square of scores;
-  memory of `block` rows of scores and some [T, D] arrays.
+  memory of `block` rows of scores and some [T, D] arrays, and of [T, F] where
+  a tap stands at "mlp_in" or "mlp_act".
 
   >>> import jax, sinkjax
   >>> from sinkjax.transforms import rows
@@ -229,10 +230,11 @@ def _layer(params, x, layer, ctx, edits, *, kind, cfg, statistics, block):
   mid = apply(Block.attend, pre, tap("z", z), tap)
 
   def mlp(x):
-    inner = apply(Block.mlp_linear, apply(Block.mlp_read, x))
-    return apply(Block.mlp_activate, *inner)
+    return apply(Block.mlp_output, x, tap)
 
-  out = _in_chunks(mlp, pre if cfg.parallel_residual else mid)
+  read = pre if cfg.parallel_residual else mid
+  whole = tap.meets("mlp_in", "mlp_act")  # who looks there sees every token
+  out = mlp(read) if whole else _in_chunks(mlp, read)
   return apply(Block.finish, mid, out, tap), {**trace, **tap.trace()}
 
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.inference.quantize import PER, Quantize, quantize, quantize_kv
+from sinkjax.inference.quantize import (
+  PER,
+  Quantize,
+  before_rotation,
+  quantize,
+  quantize_kv,
+)
 
 KINDS = [
   (per, symmetric, group)
@@ -184,3 +190,65 @@ def test_the_edit_refuses_blocks_of_rows(tiny):
 
   with pytest.raises(ValueError, match="Quantize cannot act on a block"):
     rows_of(Quantize(4))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_static_limits(symmetric):
+  """The range of the array itself is the dynamic grid; others clip."""
+  x = jnp.asarray(values(), jnp.float32)[:1]
+  kind = {"per": "tensor", "symmetric": symmetric}
+  own = quantize(x, 4, limits=(x.min(), x.max()), **kind)
+  np.testing.assert_array_equal(own, quantize(x, 4, **kind))
+  limits = (-1.0, 0.5)
+  got = np.asarray(quantize(x, 3, limits=limits, **kind))
+  low, high = (-1.0, 1.0) if symmetric else limits
+  steps = 6 if symmetric else 7
+  assert len(np.unique(got.round(6))) == steps + 1
+  np.testing.assert_allclose([got.min(), got.max()], [low, high], rtol=1e-6)
+  want = np.clip(np.asarray(x), low, high)
+  assert np.abs(got - want).max() <= (high - low) / steps / 2 * (1 + 1e-5)
+  kept = quantize(x, 3, limits=limits, keep=np.arange(12) == 2, **kind)
+  np.testing.assert_array_equal(kept[:, 2], x[:, 2])
+  with pytest.raises(ValueError, match="of a whole tensor, got per 'token'"):
+    quantize(x, 3, per="token", limits=limits)
+
+
+def test_static_limits_are_of_each_layer():
+  x = jnp.asarray(values(), jnp.float32)
+  limits = jnp.asarray([[-1.0, 1.0], [-4.0, 2.0]])
+  edit = Quantize(4, per="tensor", limits=limits)
+  for layer in range(2):
+    want = quantize(x, 4, per="tensor", limits=tuple(limits[layer]))
+    np.testing.assert_array_equal(edit(x, layer), want)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_keys_before_rotation(local):
+  """The edit's own keys, turned in complex numbers here."""
+  cfg = sinkjax.TINY.replace(rope_dim=4)
+  if local:
+    cfg = cfg.replace(
+      window=3, local_layers=(False, True, False), rope_local_base=50.0
+    )
+  rng = np.random.default_rng(2)
+  sizes = [2, 18, 2, 2] + [1] * (cfg.head_dim - 4)
+  k = rng.normal(size=(2, 9, cfg.n_kv_heads, cfg.head_dim)) * sizes
+  edit = Quantize(3, keep=jnp.asarray([0, 4]), per="channel")
+  both = before_rotation(cfg, edit, jnp.arange(9))
+  for layer in (0, 1):
+    base = 50.0 if local and layer == 1 else cfg.rope_base
+    turn = np.exp(1j * np.outer(np.arange(9), base ** -(np.arange(2) / 2)))
+
+    def rotated(k, turn=turn):
+      z = (k[..., :2] + 1j * k[..., 2:4]) * turn[:, None]
+      return np.concatenate([z.real, z.imag, k[..., 4:]], axis=-1)
+
+    given = jnp.asarray(rotated(k), jnp.float32)
+    got = np.asarray(both(given, layer))
+    want = rotated(np.asarray(edit(jnp.asarray(k, jnp.float32), layer)))
+    np.testing.assert_allclose(got, want, atol=2e-4)
+    np.testing.assert_array_equal(got[:, [0, 4]], given[:, [0, 4]])
+    after = np.asarray(edit(given, layer))
+    assert np.abs(after - want).max() > 0.1
+  with pytest.raises(ValueError, match="not rotated with positions 'learned'"):
+    before_rotation(cfg.replace(positions="learned"), edit, jnp.arange(9))

@@ -79,8 +79,7 @@ class Mix:
 
 def per_token(site, values):
   """[T] as an array that broadcasts to the site."""
-  axes = {"B T D": 3}.get(sinkjax.SITES[site].axes, 4)
-  shape = [1] * axes
+  shape = [1] * len(sinkjax.SITES[site].axes.split())
   shape[TOKENS[site]] = LENGTH
   return values.reshape(shape)
 
@@ -298,3 +297,29 @@ def test_norms_of_an_edited_model(case):
   for norm in ("fro", "spectral", "max"):
     got = jacobian_norms(g, case.layers, case.tokens, target="final", norm=norm)
     np.testing.assert_allclose(got, norms_of(want, norm), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"gate": "head", "post_norms": True},
+    {"gate": "value", "parallel_residual": True},
+  ],
+  ids=["head", "value"],
+)
+def test_edits_of_what_projections_read(change, monkeypatch):
+  """With the gates that read the same, and a gated MLP; folded."""
+  cfg = BASE.replace(n_layers=2, dtype="float64", **change)
+  token = 1 + 0.3 * jnp.arange(LENGTH)[None, :, None]
+  with jax.enable_x64(True), quickly_compiled():
+    f, params = model(cfg)
+    sites = ("attn_in", "mlp_in", "mlp_act")
+    edits = {site: sinkjax.chain(sinkjax.scale(token), Bend(0.3))
+             for site in sites}  # fmt: skip
+    g = sinkjax.intervene(f, edits)
+    want = jacobian_norms(g, params, text(LENGTH), method="reference")
+    widths = widths_pushed_directly(monkeypatch)
+    got = jacobian_norms(g, params, text(LENGTH))
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+    assert np.abs(got - jacobian_norms(f, params, text(LENGTH))).max() > 0.1
+  assert set(widths) <= {1}, "layers could not be folded"

@@ -227,10 +227,13 @@ EDITS = {
   "heads": {"z": sinkjax.ablate_heads(np.eye(3, 4, dtype=bool))},
   "whole": {
     "embed": sinkjax.scale(1.5), "resid_pre": sinkjax.add(0.1, layers=2),
+    "attn_in": sinkjax.patch(jnp.ones((3, 2, 12, 32)), positions=[3]),
     "q": sinkjax.scale(2.0), "k": lambda k, layer: k[:, ::-1],
     "v": sinkjax.scale(jnp.linspace(0, 2, 12)[None, :, None, None]),
     "attn_out": sinkjax.scale(0.5),
     "resid_mid": lambda x, layer: x - x.mean(axis=1, keepdims=True),
+    "mlp_in": sinkjax.add(jnp.linspace(0, 1, 12)[None, :, None]),
+    "mlp_act": lambda x, layer: x - x.mean(axis=1, keepdims=True),
     "mlp_out": sinkjax.scale(jnp.linspace(0, 2, 12)[None, :, None]),
     "resid_post": sinkjax.patch(jnp.ones((3, 2, 12, 32)), positions=[0, 7]),
     "final": sinkjax.scale(2.0),
@@ -253,7 +256,8 @@ def test_edits_act_as_in_a_dense_pass(tiny, tokens, name):
 
 def test_observers_outside_the_rows_and_dense_ones(tiny, tokens):
   params, cfg = tiny
-  whole = ("embed", "resid_pre", "z", "resid_post", "final")
+  whole = ("embed", "resid_pre", "attn_in", "z", "mlp_in", "mlp_act",
+           "resid_post", "final")  # fmt: skip
   seen = {
     **observers(STATISTICS),
     "pair": (("v", "resid_post"), lambda v, x: x.sum() + v.sum()),
@@ -269,6 +273,25 @@ def test_observers_outside_the_rows_and_dense_ones(tiny, tokens):
       got.trace.pop(name), want.pop(name), rtol=1e-4, atol=1e-5
     )
   same(got.trace, want)
+
+
+@pytest.mark.parametrize("site", ["mlp_in", "mlp_act"])
+def test_a_tap_in_the_mlp_sees_every_token(tiny, tokens, monkeypatch, site):
+  """Though the MLP takes a long text in chunks."""
+  params, cfg = tiny
+  monkeypatch.setattr(streaming, "CHUNK", 5)
+
+  def turned(x, layer):
+    return x[:, ::-1] - x.mean(axis=1, keepdims=True)
+
+  g = sinkjax.intervene(sinkjax.forward(cfg), {site: turned})
+  h = sinkjax.capture(g, {"seen": (site, lambda x: x)})
+  got = stream_statistics(h, {}, block=3)(params, tokens)
+  want = h(params, tokens)
+  np.testing.assert_allclose(
+    got.trace["seen"], want.trace["seen"], rtol=1e-4, atol=1e-5
+  )
+  np.testing.assert_allclose(got.nll, token_nll(want.logits, tokens), rtol=1e-5)
 
 
 def test_mask_of_rows_is_the_mask():
