@@ -54,7 +54,7 @@ def _ours(name: str, new: int):
   params, cfg, tokenizer = sinkjax.load("smollm2-135m")
   params = split_layers(params)
   ids = m.text_ids(tokenizer, PROMPT)
-  policy = kv_policy.full(PROMPT + new + 1)
+  policy = kv_policy.full(PROMPT + new + 2)
   if name == "ours_sinks":
     policy = kv_policy.sinks(4, 1020)
   peak = m.Peak()
