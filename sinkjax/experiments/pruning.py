@@ -40,7 +40,10 @@ from sinkjax.transforms.edits import AblateHeads
 from sinkjax.transforms.intervene import intervene
 
 NAME, TITLE = "pruning", "Heads that rest, taken out"
-RANKS = ("beside_sink", "off_sink", "output", "dormant", "weights")
+RANKS = (
+  "beside_sink", "off_sink", "output", "dormant", "weights", "beside_norm",
+  "output_norm",
+)  # fmt: skip
 RANDOM = "random"
 KINDS = ("sink's part kept", "sink alone", "foretold", "random queries")
 WHOLE, RAGGED = "whole", "whole, unrolled"

@@ -34,7 +34,8 @@ def made():
   f = sinkjax.intervene(sinkjax.forward(cfg), {"scores": rest, "v": small})
   watch = head_scores.observers()
   trace = sinkjax.capture(f, watch)(params, TOKENS).trace
-  keep = {x: (x, lambda value: value) for x in ("pattern", "v", "z", "scores")}
+  sites = ("pattern", "v", "z", "scores", "resid_mid")
+  keep = {x: (x, lambda value: value) for x in sites}
   whole = sinkjax.capture(f, keep)(params, TOKENS).trace
   return params, head_scores.seen_of(trace), jax.tree.map(np.asarray, whole)
 
@@ -42,7 +43,7 @@ def made():
 def test_the_known_noop_is_the_least_of_its_layer_by_every_activation(made):
   params, seen, _ = made
   scores = head_scores.scores_of(params, seen)
-  for name in ("beside_sink", "value_mass", "off_sink", "output", "dormant"):
+  for name in set(scores._fields) - {"weights"}:
     values = getattr(scores, name)
     assert np.unravel_index(values.argmin(), values.shape) == NOOP, name
     assert values[NOOP] < 1e-3 * np.sort(values.ravel())[1], name
@@ -58,17 +59,21 @@ def test_scores_are_the_sums_they_say(made):
   read = pattern * size[:, :, :, None]
   at = {"axis": (1, 3)}
   close = {"rtol": 1e-4, "atol": 1e-6}
+  unit = size[..., 1:].mean(axis=(1, 2, 3))[:, None]  # of a layer
   np.testing.assert_allclose(
-    scores.value_mass, read.sum(-1).mean(**at), **close
+    scores.value_mass, read.sum(-1).mean(**at) / unit, **close
   )
   beside = read[..., 1:].sum(-1).mean(**at)
-  np.testing.assert_allclose(scores.beside_sink, beside, **close)
+  np.testing.assert_allclose(scores.beside_norm, beside, **close)
+  np.testing.assert_allclose(scores.beside_sink, beside / unit, **close)
   off = (1 - pattern[..., 0]).mean(**at)
   np.testing.assert_allclose(scores.off_sink, off, **close)
   z, out = whole["z"][:, :, 1:], params["blocks"]["attn"]["o"]["kernel"]
   wrote = np.einsum("lbthk,lhkd->lbthd", z, out)
   want = np.sqrt((wrote**2).sum(-1).mean(axis=(1, 2)))
-  np.testing.assert_allclose(scores.output, want, **close)
+  np.testing.assert_allclose(scores.output_norm, want, **close)
+  resid = (whole["resid_mid"][:, :, 1:] ** 2).sum(-1).mean(axis=(1, 2)) ** 0.5
+  np.testing.assert_allclose(scores.output, want / resid[:, None], **close)
   np.testing.assert_allclose(scores.dormant.mean(axis=1), 1, rtol=1e-6)
   np.testing.assert_allclose(seen.mean, z.mean(axis=(1, 2)), **close)
   t = 7
