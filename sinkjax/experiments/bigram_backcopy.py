@@ -22,6 +22,7 @@ from sinkjax.data.synthetic import (
   backcopy_task,
   sample_backcopy,
 )
+from sinkjax.experiments.histories import histories
 from sinkjax.experiments.jobs import Job, run_jobs
 from sinkjax.experiments.result import Claim, Result, direction
 from sinkjax.experiments.uncertainty import mean_over
@@ -312,22 +313,9 @@ def run(
 
 
 def _result(config: Config, task: Backcopy, found) -> Result:
-  names = [key for key in found[0]["history"][0] if key != "step"]
-  header = ["normalizer", "layers", "seed", "step", *names]
-  rows = [
-    [*(one["request"][k] for k in header[:3]), row["step"],
-     *(row[k] for k in names)]
-    for one in found
-    for row in one["history"]
-  ]  # fmt: skip
-  steps = [row["step"] for row in found[0]["history"]]
-  shape = (len(config.models()), len(config.seeds), len(steps))
-  arrays = {
-    name: np.array(
-      [[row[name] for row in one["history"]] for one in found]
-    ).reshape(shape)
-    for name in names
-  }
+  names, steps, arrays, table = histories(
+    found, ("normalizer", "layers", "seed"), len(config.seeds)
+  )
   uniform = uniform_first(config, task)
   return Result(
     name=NAME, title=TITLE, claims=_claims(config, arrays, uniform),
@@ -345,7 +333,7 @@ def _result(config: Config, task: Backcopy, found) -> Result:
         for i, (model, layers) in enumerate(config.models())
       },
     },
-    tables={"history.csv": (header, rows)},
+    tables={"history.csv": table},
     arrays={
       **arrays, "steps": np.array(steps),
       "maps": np.array([one["map"] for one in found[:: len(config.seeds)]]),

@@ -17,6 +17,7 @@ import optax
 
 from sinkjax.config import ModelConfig
 from sinkjax.data.synthetic import sample_trigger_mean
+from sinkjax.experiments.histories import histories
 from sinkjax.experiments.jobs import Job, run_jobs
 from sinkjax.experiments.result import Claim, Result, direction
 from sinkjax.experiments.uncertainty import mean_over
@@ -279,22 +280,9 @@ def run(
   Cost: 15 ms a step of the cpu scale on two cores.
   """
   found = run_jobs(jobs(config), folder, progress=progress)
-  names = [key for key in found[0]["history"][0] if key != "step"]
-  header = ["model", "seed", "step", *names]
-  rows = [
-    [one["request"]["model"], one["request"]["seed"], row["step"],
-     *(row[name] for name in names)]
-    for one in found
-    for row in one["history"]
-  ]  # fmt: skip
-  steps = [row["step"] for row in found[0]["history"]]
-  shape = (len(config.models), len(config.seeds), len(steps))
-  arrays = {
-    name: np.array(
-      [[row[name] for row in one["history"]] for one in found]
-    ).reshape(shape)
-    for name in names
-  }
+  names, steps, arrays, table = histories(
+    found, ("model", "seed"), len(config.seeds)
+  )
   uniform = uniform_first(config)
   return Result(
     name=NAME, title=TITLE, claims=claims(config, arrays, uniform),
@@ -307,7 +295,7 @@ def run(
         for i, model in enumerate(config.models)
       },
     },
-    tables={"history.csv": (header, rows)},
+    tables={"history.csv": table},
     arrays={
       **arrays, "steps": np.array(steps),
       "maps": np.array([one["map"] for one in found[:: len(config.seeds)]]),
