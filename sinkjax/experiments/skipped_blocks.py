@@ -231,9 +231,9 @@ def _ways(q, k, codec, scale: float, config):
   def share(span, window, sink):
     near = near_weight(q, k, window=window, sink=sink, **how)
     kept = jax.vmap(
-      lambda at: choose_blocks(
-        span, near, at, block=config.block, window=window
-      ).kept
+      lambda at: (
+        choose_blocks(span, near, at, block=config.block, window=window).kept
+      )
     )(tolerances)
     return 1 - kept.sum(axis=(1, 2)) / pairs
 
