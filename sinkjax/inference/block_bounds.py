@@ -80,12 +80,12 @@ def exact_span(
 
   Cost: that of the scores, T^2 K. The values are still saved.
   """
-  scores, off = scale * q @ k.T, _margin(q, k, scale)
   at = jnp.arange(len(q))
   seen = (at[None] <= at[:, None]) & (at[None] > 0)
-  return Span(
-    _by_block(scores - off, block, seen), _by_block(scores + off, block, seen)
-  )
+  logs = _by_block(scale * q @ k.T, block, seen)
+  longest = jnp.max(jnp.linalg.norm(k, axis=-1).reshape(-1, block), axis=1)
+  off = _margin(q, longest[:, None], scale)
+  return Span(logs - off, logs + off)
 
 
 def code_span(

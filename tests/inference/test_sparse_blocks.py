@@ -123,9 +123,10 @@ def test_more_bits_are_tighter_and_a_fitted_basis_is_too():
     _, reach = key_codes.coded(k[0, :, 0], own, bits)
     return float(reach[1:].mean() * key_codes.sight(q[0, :, 0], own).mean())
 
-  widths = [width(fitted, bits) for bits in (2, 4, 6, 8)]
-  for wide, narrow in zip(widths, widths[1:], strict=False):
-    assert wide / narrow == pytest.approx(4, rel=0.3)  # two bits more
+  widths = {bits: width(fitted, bits) for bits in (2, 4, 6, 8)}
+  for bits in (2, 4, 6):  # as the grid's steps
+    steps = (2 ** (bits + 2) - 1) / (2**bits - 1)
+    assert widths[bits] / widths[bits + 2] == pytest.approx(steps, rel=0.1)
   assert width(fitted, 6) < 0.3 * width(unit, 6)
   # codes are of their own key: what comes later does not change them
   own = one_head(fitted, 0)
