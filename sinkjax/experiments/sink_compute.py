@@ -35,7 +35,7 @@ class Config:
   Attributes:
     lengths: T of the shares, multiples of the block, increasing.
     counts: texts at each of them.
-    fitting: texts apart, of `length` tokens, on which the codes are fitted.
+    fitting: texts apart, of the greatest length, to fit the codes on.
     length: T of loss and errors, one of `lengths`; claims are of it.
     tolerances: weight that a query may lose.
     at: one of them, of which claims and times are.
@@ -52,7 +52,7 @@ class Config:
 
   lengths: tuple[int, ...] = (256, 1024, 4096)
   counts: tuple[int, ...] = (8, 8, 3)
-  fitting: int = 3
+  fitting: int = 2
   length: int = 1024
   tolerances: tuple[float, ...] = (0.3, 1e-1, 1e-2, 1e-3, 1e-4)
   at: float = 1e-1
@@ -182,7 +182,8 @@ def _rows(subject: Subject, config: Config, texts):
       f"{len(found)} texts have {most} tokens; {need} are needed"
     )
   found = np.array(found)
-  return found[: config.fitting, : config.length], found[config.fitting :]
+  longest = max(config.lengths)
+  return found[: config.fitting, :longest], found[config.fitting :]
 
 
 def _costs(subject: Subject, plain, final, ids: np.ndarray):

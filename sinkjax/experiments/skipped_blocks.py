@@ -93,12 +93,17 @@ def inputs_of(subject: Subject, ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def fit_codecs(subject: Subject, ids: np.ndarray, block: int) -> list[Codec]:
-  """A codec for each layer, fitted on texts [P, T]."""
-  seen = inputs_of(subject, ids)
-  return [
-    jax.tree.map(jnp.asarray, fit_codec(q, k, block=block))
-    for q, k in zip(seen["q"], seen["k"], strict=True)
-  ]
+  """A codec for each layer, fitted on texts [P, T].
+
+  They should be as long as those that are measured: rotated keys move on.
+  """
+  seen = [inputs_of(subject, row[None]) for row in ids]
+  codecs = []
+  for layer in range(subject.cfg.n_layers):
+    q, k = (np.concatenate([one[x][layer] for one in seen]) for x in "qk")
+    codec = fit_codec(q, k, block=block)
+    codecs.append(jax.tree.map(jnp.asarray, codec))
+  return codecs
 
 
 def through(
