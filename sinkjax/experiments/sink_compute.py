@@ -62,7 +62,7 @@ class Config:
   block: int = 16
   window: int = 1
   timed: tuple[int, ...] = (512, 1024, 2048, 4096)
-  rounds: int = 7
+  rounds: int = 5
   corpus: str = "sotu"
   seed: int = 0
 

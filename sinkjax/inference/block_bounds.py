@@ -35,13 +35,14 @@ from sinkjax.inference.key_codes import Codec
 from sinkjax.inference.sparse_sink import score_tops
 
 OFF = -1e30
+PARTS = 8
 
 
 class Span(NamedTuple):
   """Bounds of the logarithm of each block's weight, [T, C].
 
   The first key is in no block. Only blocks wholly before a query's own have a
-  meaning, but for `exact_span`.
+  meaning, but for `exact_span`, which says what is seen of its own.
   """
 
   low: Float[Array, "T C"]
@@ -67,10 +68,26 @@ def _margin(q, k, scale: float):
   return scale * unit * jnp.outer(*norms)
 
 
-def _by_block(scores: Float[Array, "T S"], block: int, seen):
-  """[T, C] logarithm of the weight of what is seen of each block."""
-  scores = jnp.where(seen, scores, OFF)
-  return jax.nn.logsumexp(scores.reshape(len(scores), -1, block), axis=-1)
+def _logs(q, k, scale: float, block: int) -> Float[Array, "T C"]:
+  """The logarithm of each block's weight, of the keys that a query sees.
+
+  In `PARTS` parts of the queries, each with the keys up to its last.
+  """
+  count, parts = len(q) // block, []
+  edges = sorted({count * i // PARTS for i in range(PARTS + 1)})
+  for a, b in zip(edges, edges[1:], strict=False):
+    at, key = jnp.arange(a * block, b * block), jnp.arange(b * block)
+    scores = scale * q[a * block : b * block] @ k[: b * block].T
+    seen = (key[None] <= at[:, None]) & (key[None] > 0)
+    scores = jnp.where(seen, scores, OFF).reshape(len(at), b, block)
+    logs = jax.nn.logsumexp(scores, axis=-1)
+    parts.append(jnp.pad(logs, ((0, 0), (0, count - b)), constant_values=OFF))
+  return jnp.concatenate(parts)
+
+
+def _longest(size: Float[Array, "S"], block: int) -> Float[Array, "C"]:
+  """The greatest of each block, the first key aside."""
+  return jnp.max(size.at[0].set(0).reshape(-1, block), axis=1)
 
 
 def exact_span(
@@ -78,13 +95,11 @@ def exact_span(
 ) -> Span:
   """From all scores, of what each query sees of a block, its own included.
 
-  Cost: that of the scores, T^2 K. The values are still saved.
+  Cost: that of the scores, T^2 K / 2. The values are still saved.
   """
-  at = jnp.arange(len(q))
-  seen = (at[None] <= at[:, None]) & (at[None] > 0)
-  logs = _by_block(scale * q @ k.T, block, seen)
-  longest = jnp.max(jnp.linalg.norm(k, axis=-1).reshape(-1, block), axis=1)
+  longest = _longest(jnp.linalg.norm(k, axis=-1), block)
   off = _margin(q, longest[:, None], scale)
+  logs = _logs(q, k, scale, block)
   return Span(logs - off, logs + off)
 
 
@@ -99,6 +114,8 @@ def code_span(
 ) -> Span:
   """From keys in a few bits: `|s_tj - s'_tj| <= scale ||A^T q|| ||B e_j||`.
 
+  Of a block, with the greatest ||B e_j|| of its keys.
+
   Args:
     q: queries of one head.
     k: keys of its KV head.
@@ -109,14 +126,12 @@ def code_span(
 
   Cost: a product of queries and codes, and an exponential of each score.
   """
-  near, off = key_codes.coded(k, codec, bits)
-  rough = scale * q @ near.T
-  off = scale * jnp.outer(key_codes.sight(q, codec), off)
-  off = off + _margin(q, near, scale)
-  seen = jnp.arange(len(k))[None] > 0
-  return Span(
-    _by_block(rough - off, block, seen), _by_block(rough + off, block, seen)
-  )
+  near, far = key_codes.coded(k, codec, bits)
+  off = scale * jnp.outer(key_codes.sight(q, codec), _longest(far, block))
+  longest = _longest(jnp.linalg.norm(near, axis=-1), block)
+  off = off + _margin(q, longest[:, None], scale)
+  logs = _logs(q, near, scale, block)
+  return Span(logs - off, logs + off)
 
 
 def summary_span(

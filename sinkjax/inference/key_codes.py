@@ -16,7 +16,8 @@ A = 1 gives tr S_q tr S_k. Dimensions in which queries see nothing then cost
 nothing, and those in which keys do not differ neither.
 
 A code is what B k_j is, dimension by dimension, on an even grid between two
-ends that are found with A on other texts. So a code depends on its key alone.
+ends that are found with A on other texts, and cut off beyond them. So a code
+depends on its key alone.
 """
 
 from typing import NamedTuple
@@ -30,6 +31,10 @@ ROUNDING = 4.0
 
 FLOOR = 1e-3
 """Directions are not scaled apart by more than this allows."""
+
+WIDER = 0.125
+"""Each end of a grid is moved out by this share of the range that was seen: a
+key beyond it is cut off, and its block's bound is then loose."""
 
 
 class Codec(NamedTuple):
@@ -90,7 +95,9 @@ def fit_codec(
     if not defect < 0.5:
       raise ValueError(f"KV head {n}: a basis that has no inverse")
     seen = k[:, 1:, n].reshape(-1, width) @ inverse.T
-    parts.append((basis, inverse, seen.min(0), seen.max(0), 1 / (1 - defect)))
+    low, high = seen.min(axis=0), seen.max(axis=0)
+    room = WIDER * (high - low)
+    parts.append((basis, inverse, low - room, high + room, 1 / (1 - defect)))
   return Codec(
     *(np.asarray(np.stack(x), np.float32) for x in zip(*parts, strict=True))
   )

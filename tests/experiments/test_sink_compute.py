@@ -180,8 +180,8 @@ def verdicts(change=None, worst=0.9, loss=0.001, times=(1.0, 0.5, 2.0)):
   names = {FUSED: times[0], ROWS: times[0], KNOWN: times[1],
            PROVEN: times[2], LOOP: 2.0}  # fmt: skip
   one = {name: x * ones for name, x in names.items()}
-  got = claims(SMALL, by, relative, worst, {(2, 48): one}, {(2, 48): 0.5},
-               (2, 1))  # fmt: skip
+  got = claims(SMALL, by, relative, worst, {(2, 48): one, (1, 48): one},
+               {(2, 48): 0.5, (1, 48): 0.4}, (2, 1))  # fmt: skip
   return [claim.verdict for claim in got]
 
 
