@@ -71,18 +71,20 @@ def _margin(q, k, scale: float):
 def _logs(q, k, scale: float, block: int) -> Float[Array, "T C"]:
   """The logarithm of each block's weight, of the keys that a query sees.
 
-  In `PARTS` parts of the queries, each with the keys up to its last.
+  In `PARTS` parts of the queries, each with the keys up to its last; keys
+  come first, since sums over the last axis are slow on a CPU.
   """
   count, parts = len(q) // block, []
   edges = sorted({count * i // PARTS for i in range(PARTS + 1)})
   for a, b in zip(edges, edges[1:], strict=False):
     at, key = jnp.arange(a * block, b * block), jnp.arange(b * block)
-    scores = scale * q[a * block : b * block] @ k[: b * block].T
-    seen = (key[None] <= at[:, None]) & (key[None] > 0)
-    scores = jnp.where(seen, scores, OFF).reshape(len(at), b, block)
-    logs = jax.nn.logsumexp(scores, axis=-1)
-    parts.append(jnp.pad(logs, ((0, 0), (0, count - b)), constant_values=OFF))
-  return jnp.concatenate(parts)
+    scores = scale * k[: b * block] @ q[a * block : b * block].T
+    seen = (key[:, None] <= at[None]) & (key[:, None] > 0)
+    scores = jnp.where(seen, scores, OFF).reshape(b, block, len(at))
+    top = jnp.max(scores, axis=1)
+    logs = top + jnp.log(jnp.sum(jnp.exp(scores - top[:, None]), axis=1))
+    parts.append(jnp.pad(logs, ((0, count - b), (0, 0)), constant_values=OFF))
+  return jnp.concatenate(parts, axis=1).T
 
 
 def _longest(size: Float[Array, "S"], block: int) -> Float[Array, "C"]:
@@ -259,8 +261,9 @@ def choose_blocks(
   ordered = jnp.take_along_axis(free, order, axis=1)
   goes = (jnp.max(lost, axis=1) < tolerance) & ordered
   many = goes.sum(axis=1)
-  rank = jnp.argsort(order, axis=1)
-  kept = (rank >= many[:, None]) & jnp.tri(count, dtype=bool)
+  stays = jnp.arange(count)[None] >= many[:, None]
+  kept = jnp.put_along_axis(stays, order, stays, axis=1, inplace=False)
+  kept &= jnp.tri(count, dtype=bool)
   last = jnp.maximum(many - 1, 0)[:, None, None]
   mass = jnp.take_along_axis(lost, last, axis=2)[..., 0]
   mass = jnp.where(many[:, None] > 0, mass, 0).reshape(-1)
