@@ -68,6 +68,49 @@ def _by_head(x: Array, heads: int) -> Float[Array, "B H T K"]:
   return jnp.swapaxes(jnp.repeat(x, heads // x.shape[2], axis=2), 1, 2)
 
 
+def score_tops(
+  q: Float[Array, "B T H K"],
+  k: Float[Array, "B S N K"],
+  *,
+  scale: float,
+  key_block: int,
+) -> Float[Array, "B H T C"]:
+  """u_C: what no score with a key of block C exceeds, the first key aside.
+
+  Args:
+    q: queries, as they enter the product.
+    k: keys, likewise.
+    scale: of the product, positive.
+    key_block: keys in a block, a divisor of S.
+
+  Cost: O(3 T S K / key_block) for each head, against T S K of the scores.
+  """
+  batch, heads, width = q.shape[0], q.shape[2], q.shape[3]
+  q = jnp.swapaxes(q, 1, 2)
+  keys = _by_head(k, heads)
+  blocks = keys.reshape(batch, heads, -1, key_block, width)
+  # the first key is no part of its block; where it is alone, n_C is zero
+  inside = jnp.arange(k.shape[1]).reshape(-1, key_block) > 0
+  inside = inside[None, None, :, :, None]
+  count = jnp.maximum(inside.sum(axis=3), 1)
+  center = jnp.sum(jnp.where(inside, blocks, 0), axis=3) / count
+  gap = jnp.where(inside, blocks - center[:, :, :, None], 0)
+  radius = jnp.sqrt(jnp.max(jnp.sum(gap * gap, axis=-1), axis=-1))
+  high = jnp.max(jnp.where(inside, blocks, OFF), axis=3)
+  low = jnp.min(jnp.where(inside, blocks, -OFF), axis=3)
+  alone = ~jnp.any(inside, axis=3)
+  high, low = jnp.where(alone, 0, high), jnp.where(alone, 0, low)
+  size = jnp.sqrt(jnp.sum(q * q, axis=-1))[..., None]
+  ball = jnp.einsum("bhtk,bhck->bhtc", q, center) + size * radius[:, :, None]
+  box = jnp.einsum("bhtk,bhck->bhtc", jnp.maximum(q, 0), high)
+  box = box + jnp.einsum("bhtk,bhck->bhtc", jnp.minimum(q, 0), low)
+  wide = jnp.sqrt(jnp.sum(jnp.maximum(abs(high), abs(low)) ** 2, axis=-1))
+  sink = jnp.sqrt(jnp.sum(keys[:, :, 0] ** 2, axis=-1))[:, :, None, None]
+  unit = ROUNDING * width * jnp.finfo(q.dtype).eps
+  margin = unit * size * (wide[:, :, None] + radius[:, :, None] + sink)
+  return scale * (jnp.minimum(ball, box) + margin)
+
+
 def rest_bound(
   q: Float[Array, "B T H K"],
   k: Float[Array, "B T N K"],
@@ -89,31 +132,11 @@ def rest_bound(
   Cost: O(3 T^2 K / key_block) for each head, against T^2 K of the scores.
   """
   _check(q, k, key_block, "key_block")
-  batch, length, heads, width = q.shape
-  q = jnp.swapaxes(q, 1, 2)
-  keys = _by_head(k, heads)
-  first = scale * jnp.einsum("bhtk,bhk->bht", q, keys[:, :, 0])
-  blocks = keys.reshape(batch, heads, -1, key_block, width)
-  # the first key is no part of its block; where it is alone, n_C is zero
-  inside = jnp.arange(length).reshape(-1, key_block) > 0
-  inside = inside[None, None, :, :, None]
-  count = jnp.maximum(inside.sum(axis=3), 1)
-  center = jnp.sum(jnp.where(inside, blocks, 0), axis=3) / count
-  gap = jnp.where(inside, blocks - center[:, :, :, None], 0)
-  radius = jnp.sqrt(jnp.max(jnp.sum(gap * gap, axis=-1), axis=-1))
-  high = jnp.max(jnp.where(inside, blocks, OFF), axis=3)
-  low = jnp.min(jnp.where(inside, blocks, -OFF), axis=3)
-  alone = ~jnp.any(inside, axis=3)
-  high, low = jnp.where(alone, 0, high), jnp.where(alone, 0, low)
-  size = jnp.sqrt(jnp.sum(q * q, axis=-1))[..., None]
-  ball = jnp.einsum("bhtk,bhck->bhtc", q, center) + size * radius[:, :, None]
-  box = jnp.einsum("bhtk,bhck->bhtc", jnp.maximum(q, 0), high)
-  box = box + jnp.einsum("bhtk,bhck->bhtc", jnp.minimum(q, 0), low)
-  wide = jnp.sqrt(jnp.sum(jnp.maximum(abs(high), abs(low)) ** 2, axis=-1))
-  sink = jnp.sqrt(jnp.sum(keys[:, :, 0] ** 2, axis=-1))[:, :, None, None]
+  length, heads, width = q.shape[1:]
+  top = score_tops(q, k, scale=scale, key_block=key_block)
+  first = jnp.repeat(k[:, 0], heads // k.shape[2], axis=1)
+  first = scale * jnp.einsum("bthk,bhk->bht", q, first)
   unit = ROUNDING * width * jnp.finfo(q.dtype).eps
-  margin = unit * size * (wide[:, :, None] + radius[:, :, None] + sink)
-  top = scale * (jnp.minimum(ball, box) + margin)
   at, start = jnp.arange(length)[:, None], jnp.arange(0, length, key_block)
   seen = jnp.clip(at - start[None] + 1, 0, key_block)
   seen = seen - (start == 0)[None]
