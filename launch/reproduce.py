@@ -21,6 +21,7 @@ them by --experiment=uses:
   pruning        heads that do nothing removed, or skipped at single queries
   attack         changes of equal norm at the sink and at other tokens
   kv_quantisation  few bits, with one token in full precision
+  streaming      one long text, with and without its first tokens kept
 
 Others train models of their own, to make sinks appear and vanish; they are
 asked for by name, or all of them by --experiment=training, at a --scale that

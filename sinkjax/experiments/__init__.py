@@ -19,6 +19,7 @@ USES = {
   "pruning": "pruning",
   "attack": "attack",
   "kv_quantisation": "kv_quantisation",
+  "streaming": "streaming",
 }
 """Likewise what sinks are good and bad for, on the same model."""
 
