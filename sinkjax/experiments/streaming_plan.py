@@ -151,15 +151,18 @@ def check(subject: Subject, config: Config) -> None:
     raise ValueError(
       f"dense must be in [2, tokens={config.tokens}], got {config.dense}"
     )
-  if config.recomputed < 2:
-    raise ValueError(f"recomputed must be 2 or more, got {config.recomputed}")
+  if not 2 <= config.recomputed <= config.tokens - config.total:
+    raise ValueError(
+      f"recomputed must be from 2 to tokens - total, got {config.recomputed}"
+    )
 
 
 def sample(config: Config) -> np.ndarray:
   """[n] one token of each of n equal parts of the text."""
   edges = np.linspace(config.total, config.tokens, config.recomputed + 1)
+  edges = np.floor(edges).astype(int)
   rng = np.random.default_rng(config.seed)
-  return np.floor(rng.uniform(edges[:-1], edges[1:])).astype(int) + 1
+  return rng.integers(edges[:-1], edges[1:]) + 1
 
 
 def numbered(nats, tokens: int, begin: int) -> Found:
