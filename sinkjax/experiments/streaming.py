@@ -62,7 +62,8 @@ def run(
     subject: the model; its weights in memory.
     config: what is run.
     text: another text than the addresses.
-    progress: called with (tokens that went through the model, in all).
+    progress: called with (tokens that went through the model, in all), and
+      with one more when a token has been timed.
 
   Raises:
     ValueError: for a text that is too short, a config that leaves out what
@@ -76,12 +77,13 @@ def run(
   check(subject, config)
   ids = _ids(subject, config, text)
   params = split_layers(subject.params)
-  anew = config.recomputed * config.total
-  total, done = sum(x.tokens for x in plan) + config.dense + anew, 0
+  total = sum(len(_before(subject, x)) + x.tokens for x in plan)
+  total += len(subject.prefix) + config.dense
+  total, done = total + config.recomputed * config.total + 1, 0
 
   def step(tokens):
     nonlocal done
-    done = min(done + tokens, total)
+    done += tokens
     progress(done, total)
 
   found = {x: _stream(subject, config, params, ids, x, step) for x in plan}
@@ -99,6 +101,7 @@ def run(
     ),
   )  # fmt: skip
   times = _times(subject, config, params, ids)
+  step(1)
   return _result(subject, config, text, found, times)
 
 
@@ -120,15 +123,24 @@ def _ids(subject: Subject, config: Config, text: str | None) -> np.ndarray:
   return np.array(ids[: config.tokens + 1])
 
 
-def _stream(subject, config, params, ids, one: Run, step) -> Found:
+def _before(subject: Subject, one: Run) -> list[int]:
+  """What is put before the text: prefix and start, `KEPT` tokens with one."""
   before = list(subject.prefix)
   if one.start:
     token = subject.tokenizer.encode(one.start)[0]
     before += [token] * (KEPT - len(before))
+  return before
+
+
+def _stream(subject, config, params, ids, one: Run, step) -> Found:
   policy = kv_policy.sinks(one.sinks, one.total - one.sinks, chunk=config.chunk)
   text = ids[one.begin : one.begin + one.tokens + 1]
   nats = stream_nats(
-    subject.cfg, params, [*before, *text], policy=policy, progress=step
+    subject.cfg,
+    params,
+    [*_before(subject, one), *text],
+    policy=policy,
+    progress=step,
   )
   return numbered(nats, one.tokens, one.begin)
 

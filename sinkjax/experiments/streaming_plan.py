@@ -50,9 +50,9 @@ class Config:
   sinks: tuple[int, ...] = (0, 1, 2, 4, 8)
   totals: tuple[int, ...] = (128, 512, 1024)
   fewer_sinks: tuple[int, ...] = (0, 1, 4)
-  fewer: int = 6_000
+  fewer: int = 5_000
   starts: tuple[str, ...] = ("\n", ".")
-  dense: int = 12_288
+  dense: int = 14_336
   room: int = 2_048
   recomputed: int = 384
   block: int = 500
@@ -196,14 +196,17 @@ def mean_from(found: Found, config: Config, low: int, high: int) -> Mean:
   return mean_over(found.nats[mine], (found.at[mine] - 1) // config.block)
 
 
-def compare(a: Found, b: Found, config: Config, low: int) -> Pair | None:
+def compare(
+  a: Found, b: Found, config: Config, low: int, high: int | None = None
+) -> Pair | None:
   """The difference at the tokens of both with more than `low` before them.
 
-  Neighbouring tokens depend on each other and blocks of text hardly do: one
-  mean a block, Student's t over blocks. `None` for fewer than two blocks.
+  At most `high`, if it is given. Neighbouring tokens depend on each other and
+  blocks of text hardly do: one mean a block, Student's t over blocks. `None`
+  for fewer than two blocks.
   """
   at, i, j = np.intersect1d(a.at, b.at, assume_unique=True, return_indices=True)
-  mine = at > low
+  mine = (at > low) & (at <= (at[-1] if high is None else high))
   first, second = a.nats[i][mine], b.nats[j][mine]
   groups = (at[mine] - 1) // config.block
   if len(set(groups.tolist())) < 2:

@@ -17,8 +17,8 @@ from sinkjax.experiments.streaming_plan import (
 from sinkjax.experiments.uncertainty import mean_over
 
 NO_FIRST, WITH_FIRST = "window alone", f"{KEPT} first and window"
-OCTAVE = 3
-"""Bins of positions to an octave."""
+START, OCTAVE = 64, 2
+"""The first position in a bin, and bins to an octave."""
 FEWEST = 12
 """Recomputed tokens in a bin, at least."""
 NEAR = 256
@@ -33,8 +33,10 @@ def curves(config: Config, long, found):
   a sample of its tokens.
   """
   last = max(config.tokens, config.dense)
-  count = int(np.ceil(OCTAVE * np.log2(last / 16))) + 1
-  edges = np.unique(np.round(16 * 2 ** (np.arange(count) / OCTAVE))).astype(int)
+  count = int(np.ceil(OCTAVE * np.log2(last / START))) + 1
+  edges = np.unique(np.round(START * 2 ** (np.arange(count) / OCTAVE))).astype(
+    int
+  )
   edges = np.append(edges[edges < last], last)
   rows = []
   for name, one in (
@@ -85,27 +87,30 @@ def table_of_sinks(config: Config, found):
   """(header, rows): loss by cache, on tokens that all saw, and on all.
 
   The first `widest` tokens are left out, before which the widest cache lets
-  nothing go.
+  nothing go. What is above the loss with `KEPT` first tokens in a cache of the
+  same size has an interval of its own: the same text is in both.
   """
   widest, rows = max(config.total, *config.totals), []
 
-  def add(one: Run, low, high):
-    mean = mean_from(found[one], config, low, high)
-    rows.append([one.total, one.sinks, one.total - one.sinks, low, high,
-                 *mean[:3], float(np.exp(mean.value))])  # fmt: skip
+  def row(place, one, low, high, kept=None):
+    mean, gap = mean_from(one, config, low, high), [None] * 3
+    if kept is not None:
+      gap = compare(one, kept, config, low, high).gap[:3]
+    rows.append([*place, low, high, *mean[:3], float(np.exp(mean.value)), *gap])
 
   for one in found:
     if isinstance(one, Run) and not one.start and one != fresh(config):
-      add(one, widest, config.fewer)
+      place = [one.total, one.sinks, one.total - one.sinks]
+      kept = found.get(one._replace(sinks=KEPT))
+      row(place, found[one], widest, config.fewer, kept)
       if one.tokens > config.fewer:
-        add(one, config.total, one.tokens)
+        row(place, found[one], config.total, one.tokens, kept)
   reach = min(config.fewer, config.dense)
   if reach >= widest + 2 * config.block:
-    mean = mean_from(found[DENSE], config, widest, reach)
-    rows.append([None, None, None, widest, reach, *mean[:3],
-                 float(np.exp(mean.value))])  # fmt: skip
+    row([None] * 3, found[DENSE], widest, reach)
   return ["total", "first", "window", "from", "to", "loss", "loss_low",
-          "loss_high", "perplexity"], rows  # fmt: skip
+          "loss_high", "perplexity", "above_kept", "above_low",
+          "above_high"], rows  # fmt: skip
 
 
 def table_of_starts(config: Config, found, stream: Found):

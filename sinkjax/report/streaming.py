@@ -14,13 +14,14 @@ from sinkjax.report.figures import (
   png,
 )
 
+COLORS = (REST, FIRST, INK, MUTED)
+KEPT, RECOMPUTE = "4 first and window", "recompute"
 LOOKS = {
   "window alone": (MUTED, "-"),
   "1 first and window": (REST, "--"),
-  "4 first and window": (FIRST, "-"),
+  KEPT: (FIRST, "-"),
   "dense": (INK, "-"),
 }
-RECOMPUTE = "recompute"
 
 
 def draw(result) -> dict[str, bytes]:
@@ -40,15 +41,15 @@ def _positions(numbers, rows, near) -> bytes:
   """Loss over position, and around the end of the context."""
   header, bins = near
   with drawing(10.4, 3.8) as figure:
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     for name, (color, style) in LOOKS.items():
       x, y = _curve(rows, name)
       look = {"color": color, "ls": style, "lw": 1.6}
       left.plot(x, y, label=name, **look)
       if name in header and bins:
-        at = header.index(name)
+        at, kept = header.index(name), header.index(KEPT)
         middle = [(row[0] + row[1]) / 2 for row in bins]
-        right.plot(middle, [row[at] for row in bins], **look)
+        right.plot(middle, [row[at] - row[kept] for row in bins], **look)
     _anew(left, [row for row in rows if row[0] == RECOMPUTE])
     left.set_xscale("log")
     left.axvline(numbers["total"], color=MUTED, ls=":", lw=1)
@@ -58,7 +59,7 @@ def _positions(numbers, rows, near) -> bytes:
       ax.grid(axis="y")
     if bins:
       right.set(xlim=(bins[0][0], bins[-1][1]))
-    right.set_title(f"around the context of {numbers['context']:,}", pad=21)
+    right.set_title(f"above {KEPT}, nats a token", pad=21)
     for axis in (left.xaxis, right.xaxis):
       axis.set_major_formatter("{x:,.0f}")
     legend_above(left, "loss, nats a token")
@@ -86,32 +87,34 @@ def _sinks(numbers, rows) -> bytes:
   """Loss over first tokens kept, a line for each size of cache."""
   shared = [row for row in rows if row[4] == _fewer(rows)]
   totals = sorted({row[0] for row in shared if row[0] is not None})
-  colors = dict(zip(totals, (REST, FIRST, INK, MUTED) * len(totals)))  # noqa: B905
   counts = sorted({row[1] for row in shared if row[1] is not None})
-  with drawing(8.6, 3.8) as figure:
-    wide, zoom = figure.subplots(1, 2)
-    for ax in (wide, zoom):
-      for i, total in enumerate(totals):
-        mine = [row for row in shared if row[0] == total]
-        x = np.array([counts.index(row[1]) for row in mine], float)
-        value, low, high = np.array([row[5:8] for row in mine], float).T
-        if ax is zoom:
-          kept = x > 0
-          x, value, low, high = x[kept], value[kept], low[kept], high[kept]
-        ax.errorbar(
-          x + 0.05 * (i - len(totals) / 2), value, fmt="o-", ms=4, lw=1.4,
-          yerr=None if ax is wide else [value - low, high - value],
-          color=colors[total], label=f"{total} kept",
+  with drawing(9.2, 3.8) as figure:
+    left, right = figure.subplots(1, 2)
+    for i, total in enumerate(totals):
+      mine = [row for row in shared if row[0] == total]
+      look = {"color": COLORS[i % len(COLORS)], "ms": 4, "lw": 1.4}
+      x = np.array([counts.index(row[1]) for row in mine], float)
+      left.plot(x, [row[5] for row in mine], "o-", label=f"{total} kept",
+                **look)  # fmt: skip
+      some = [row for row in mine if row[1] and row[9] is not None]
+      if some:
+        x = np.array([counts.index(row[1]) for row in some], float)
+        value, low, high = 1000 * np.array([row[9:12] for row in some], float).T
+        right.errorbar(
+          x + 0.08 * (i - (len(totals) - 1) / 2), value, fmt="o",
+          yerr=[value - low, high - value], **look,
         )  # fmt: skip
-      dense = [row for row in shared if row[0] is None]
-      if dense:
-        ax.axhline(dense[0][5], color=INK, ls=":", lw=1, label="dense")
+    dense = [row for row in shared if row[0] is None]
+    if dense:
+      left.axhline(dense[0][5], color=INK, ls=":", lw=1, label="dense")
+    right.axhline(0, color=MUTED, lw=0.8)
+    right.set_title(f"above {numbers['kept']} kept, millinats", pad=21)
+    for ax in (left, right):
       ax.set_xticks(range(len(counts)), counts)
       ax.set_xlabel("first tokens kept")
       ax.grid(axis="y")
-    zoom.set_xlim(left=0.5)
-    zoom.set_title("without 0", pad=21)
-    legend_above(wide, "loss, nats a token")
+    right.set_xlim(0.5, len(counts) - 0.5)
+    legend_above(left, "loss, nats a token")
     return png(figure)
 
 
@@ -183,9 +186,11 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
       ),
       figure=drawn["positions.png"],
       caption=(
-        "Means in bins of position. Dotted: the size of the cache, and the "
-        "context of training. Recompute: the mean of first tokens and window "
-        "in a bin, plus the difference at the recomputed tokens, 95 %."
+        "Means in bins of position; right, differences around the end of the "
+        "context, where the text's own ups and downs cancel. Dotted: the size "
+        "of the cache, and the context of training. Recompute: the mean of "
+        "first tokens and window in a bin, plus the difference at the "
+        "recomputed tokens, 95 %."
       ),
       table=table("positions.csv"),
     ),
@@ -198,8 +203,9 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
       ),
       figure=drawn["sinks.png"],
       caption=(
-        f"95 % intervals over blocks of {numbers['block']} tokens; they hold "
-        "the differences between stretches of text, which the caches share."
+        "Right: the difference at the same tokens, without 0, and its 95 % "
+        f"interval over blocks of {numbers['block']} tokens. The table's "
+        "intervals of the loss hold the differences between stretches of text."
       ),
       table=table("sinks.csv"),
     ),

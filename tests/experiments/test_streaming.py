@@ -102,6 +102,12 @@ def test_losses_by_cache(ran, short, text):
     got = rows[total, sinks, total - sinks, low, high]
     assert got[0] == pytest.approx(want, abs=1e-4)
     assert got[3] == pytest.approx(np.exp(want), rel=1e-4)
+  above = rows[16, 1, 15, 16, 130][4:]
+  assert above[1] < above[0] < above[2]
+  assert above[0] == pytest.approx(
+    rows[16, 1, 15, 16, 130][0] - rows[16, 4, 12, 16, 130][0], abs=1e-6
+  )
+  assert rows[12, 1, 11, 24, 50][4:] == [None] * 3
   losses = {round(row[0], 6) for row in rows.values()}
   assert len(losses) == len(rows), "the caches do not differ"
 
@@ -113,7 +119,7 @@ def test_run_and_page(ran):
   position = ran.tables["positions.csv"][1]
   dense = [row for row in position if row[0] == DENSE]
   assert max(row[2] for row in dense) <= 101
-  assert sum(row[3] for row in position if row[0] == "window alone") == 114
+  assert sum(row[3] for row in position if row[0] == "window alone") == 66
   times = ran.tables["time.csv"][1]
   assert [row[0] for row in times] == [12, 16, 24]
   # keys and values of 4 + (total - 4) tokens, 3 layers, 2 heads of 8
@@ -134,6 +140,7 @@ def test_compare_by_hand():
   assert pair.first == pytest.approx((17 + 21 + 40) / 3)
   assert pair.second == 0 and pair.gap.value == pytest.approx(pair.first)
   assert compare(a, b, config, 21) is None
+  assert compare(a, b, config, 8, 21).tokens == 4
   mean = mean_from(a, config, 5, 20)
   assert mean.groups == 2
   assert mean.value == pytest.approx((8 + 15.5) / 2)
