@@ -32,6 +32,9 @@ MORE = 0.02
 LIKE = 0.05
 """Nats, 5 % of perplexity: what is less is comparable."""
 
+END = 4
+"""Blocks at the end of what is dense, told apart: failing may take a while."""
+
 XIAO = "2309.17453"
 BOOK = "Llama-2-13B on PG19's first book, perplexity"
 
@@ -131,7 +134,7 @@ def _past_context(config: Config, dense, stream, four, context) -> Claim:
     (f"everything, past {context}", four),
     compare(dense, stream, config, context), FAILS,
   )  # fmt: skip
-  low = config.dense - 2 * config.block
+  low = config.dense - END * config.block
   end = compare(dense, stream, config, low) if low >= context else None
   if end is None:
     return claim
