@@ -22,6 +22,7 @@ them by --experiment=uses:
   attack         changes of equal norm at the sink and at other tokens
   kv_quantisation  few bits, with one token in full precision
   sink_compute   attention that provably hardly matters, left out
+  streaming      one long text, with and without its first tokens kept
 
 Others train models of their own, to make sinks appear and vanish; they are
 asked for by name, or all of them by --experiment=training, at a --scale that

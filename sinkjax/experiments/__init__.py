@@ -20,6 +20,7 @@ USES = {
   "attack": "attack",
   "kv_quantisation": "kv_quantisation",
   "sink_compute": "sink_compute",
+  "streaming": "streaming",
 }
 """Likewise what sinks are good and bad for, on the same model."""
 

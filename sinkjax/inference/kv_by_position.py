@@ -3,6 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -16,7 +17,7 @@ from sinkjax.inference.kv_places import (
 )
 from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block
-from sinkjax.models.cache import CHUNK
+from sinkjax.models.cache import CHUNK, Cache
 from sinkjax.taps import NO_TAPS, Tapper
 
 
@@ -159,6 +160,20 @@ class ByPosition:
       Tapper(NO_TAPS, layer), apply(Block.rest, far),
     )  # fmt: skip
     return z, (keys, values)
+
+
+def more_room(cache: Cache, capacity: int) -> Cache:
+  """A cache of `kv_policy.full` with empty slots added, up to `capacity`.
+
+  It goes on with `kv_policy.full(capacity)`. Where a text is longer than one
+  likes to pay for from its first token on.
+  """
+
+  def widen(x):
+    more = capacity - x.shape[2]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0)))
+
+  return Cache(jax.tree.map(widen, cache.layers), cache.length)
 
 
 def _set(old, new, slot):

