@@ -20,6 +20,7 @@ them by --experiment=uses:
 
   pruning        heads that do nothing removed, or skipped at single queries
   attack         changes of equal norm at the sink and at other tokens
+  robustness     noise with and without the sink; defences and what they cost
   kv_quantisation  few bits, with one token in full precision
 
 Others train models of their own, to make sinks appear and vanish; they are

@@ -18,6 +18,7 @@ of `launch.reproduce`."""
 USES = {
   "pruning": "pruning",
   "attack": "attack",
+  "robustness": "robustness",
   "kv_quantisation": "kv_quantisation",
 }
 """Likewise what sinks are good and bad for, on the same model."""
