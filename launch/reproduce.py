@@ -36,6 +36,7 @@ fits what there is (demo: minutes on two cores; cpu; gpu; paper):
   model_family         do sinks grow with depth and width?
   progressive_context  short contexts first: loss, sinks, time
   sink_regulariser     sinks drawn to a target by a term in the loss
+  noise_training       noise on embeddings; how sturdy models with sinks are
   mixing               exact Jacobian, bounds, collapse, spread of those models
 
   python -m launch.reproduce --experiment=bigram_backcopy --scale=cpu \

@@ -33,6 +33,7 @@ TRAINING = {
   "model_family": "model_family",
   "progressive_context": "progressive_context",
   "sink_regulariser": "sink_regulariser",
+  "noise_training": "noise_training",
   "mixing": "mixing",
 }
 """Likewise those that train models of their own, at a scale; a module has

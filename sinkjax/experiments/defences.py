@@ -10,7 +10,7 @@ Sharp edges:
   later tokens see of it. Pinned, they undo any attack at position 0.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,10 +34,19 @@ from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import chain, patch
 from sinkjax.transforms.intervene import intervene
 
-NONE, SAME, OTHER, FRONT, EMBED, RESID = DEFENCES = (
+NONE, SAME, OTHER, FRONT = PINNED = (
   "no defence", "its own token's, pinned", "another token's, pinned",
-  "a fixed token in front, pinned", "embeddings clipped", "residual clipped",
+  "a fixed token in front, pinned",
 )  # fmt: skip
+CLIPPED = {
+  "embeddings clipped at the median": ("embed", 0.5),
+  "embeddings clipped at the greatest": ("embed", 1.0),
+  "residual clipped at the median": ("resid_post", 0.5),
+  "residual clipped at the greatest": ("resid_post", 1.0),
+}
+"""The site, and the quantile of the norms in other texts."""
+
+DEFENCES = (*PINNED, *CLIPPED)
 
 
 SITES = ("embed", "k", "v")
@@ -54,34 +63,51 @@ def pins_of(cfg) -> Callable:
   @jax.jit
   def pins(params, token):
     trace = f(params, jnp.reshape(token, (1, 1))).trace
-    return {name: patch(value, positions=0) for name, value in trace.items()}
+    layers = jnp.arange(cfg.n_layers)
+    return {
+      name: patch(value, positions=0, layers=layers)
+      for name, value in trace.items()
+    }
 
   return pins
 
 
-def limits(
-  sizes: Sequence[Mapping[str, np.ndarray]], own: int, share: float
-) -> dict[str, Clip]:
-  """Clips at a quantile of the norms in other texts, by site.
+def unguarded(cfg, length: int) -> dict[str, Any]:
+  """A guard that does nothing, of the structure of all others together.
+
+  So one compiled attack serves every guard.
+
+  Args:
+    cfg: the model.
+    length: T.
+  """
+  none = jnp.full(cfg.n_layers, -1)
+  zero = jnp.zeros((cfg.n_layers, 1, 1, cfg.n_kv_heads, cfg.head_dim))
+  far = np.finfo(np.float32).max ** 0.5 / 2  # its square is finite
+  return {
+    **{x: patch(zero, positions=0, layers=none) for x in ("k", "v")},
+    "embed": Clip(jnp.full((1, length), far)),
+    "resid_post": Clip(jnp.full((cfg.n_layers, length), far)),
+  }
+
+
+def clip_at(norms: Sequence[np.ndarray], own: int, share: float) -> Clip:
+  """A clip at a quantile of the norms in other texts.
 
   First tokens and later ones have limits of their own: a sink's residual
   stream is a hundred times longer than another token's.
 
   Args:
-    sizes: of each text, {site: [L or 1, T]}.
+    norms: of each text, [L or 1, T].
     own: number of the text that is guarded, left out.
     share: the quantile.
   """
-  others = [size for i, size in enumerate(sizes) if i != own]
-  found = {}
-  for site in ("embed", "resid_post"):
-    norms = np.stack([size[site] for size in others])  # [P, L, T]
-    first = np.quantile(norms[:, :, 0], share, axis=0)
-    later = np.quantile(norms[:, :, 1:], share, axis=(0, 2))
-    limit = np.repeat(later[:, None], norms.shape[2], axis=1)
-    limit[:, 0] = first
-    found[site] = Clip(jnp.asarray(limit, jnp.float32))
-  return found
+  others = np.stack([x for i, x in enumerate(norms) if i != own])
+  first = np.quantile(others[:, :, 0], share, axis=0)
+  later = np.quantile(others[:, :, 1:], share, axis=(0, 2))
+  limit = np.repeat(later[:, None], others.shape[2], axis=1)
+  limit[:, 0] = first
+  return Clip(jnp.asarray(limit, jnp.float32))
 
 
 def attacked(f: Callable, site: str, shift, at, guard) -> Callable:
@@ -165,7 +191,7 @@ def duellist(subject: Subject, config: Any, ids: np.ndarray, size) -> Callable:
 
   Args:
     subject: the model.
-    config: with `tokens`, `share`, `steps`, `clip`, `front` and `eps`, see
+    config: with `tokens`, `share`, `steps`, `front` and `eps`, see
       `robustness.Config`.
     ids: [P, T] the texts.
     size: of each text, {site: [L or 1, T]}, see `attack.sizes`.
@@ -202,15 +228,17 @@ def duellist(subject: Subject, config: Any, ids: np.ndarray, size) -> Callable:
   def duel(number: int) -> np.ndarray:
     row, norms = jnp.asarray(ids[number]), size[number]
     ahead = jnp.concatenate([jnp.array([front], row.dtype), row])
-    clips = limits(size, number, config.clip)
+    free, longer = (unguarded(cfg, len(x)) for x in (row, ahead))
     guards = {
-      NONE: {}, SAME: pins(params, row[0]),
-      OTHER: pins(params, jnp.asarray(others[number])),
-      FRONT: pins(params, jnp.asarray(front)),
-      EMBED: {"embed": clips["embed"]},
-      RESID: {"resid_post": clips["resid_post"]},
+      NONE: free, SAME: free | pins(params, row[0]),
+      OTHER: free | pins(params, jnp.asarray(others[number])),
+      FRONT: longer | pins(params, jnp.asarray(front)),
+      **{
+        name: free | {x: clip_at([one[x] for one in size], number, share)}
+        for name, (x, share) in CLIPPED.items()
+      },
     }  # fmt: skip
-    plain, after = watch[start](params, row, {}), row[None, start + 1 :]
+    plain, after = watch[start](params, row, free), row[None, start + 1 :]
     found, shifts = [], {}
     for name in DEFENCES:
       here = (row, norms)

@@ -62,7 +62,6 @@ class Config:
     candidates: tokens of the vocabulary that are swapped in.
     share: norm of an attack over that of what it is added to, in each layer.
     steps: gradients of an attack.
-    clip: norms are clipped at this quantile of the other texts' norms.
     front: id of the token that is put in front as a defence; `None` for BOS,
       or for a line end where the tokenizer has none.
     eps: a head has a sink where its attention on position 0 exceeds this.
@@ -79,16 +78,11 @@ class Config:
   candidates: int = 3
   share: float = 0.2
   steps: int = 4
-  clip: float = 0.5
   front: int | None = None
   eps: float = 0.3
   texts: str = TEXTS
   from_layer: int | None = None
   seed: int = 0
-
-  def __post_init__(self):
-    if not 0 < self.clip <= 1:
-      raise ValueError(f"clip must be in (0, 1], got {self.clip}")
 
 
 def ways_of(layers: int, from_layer: int) -> tuple[Any, ...]:
@@ -149,7 +143,7 @@ def run(
   texts: list[Text] | None = None,
   progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Result:
-  """Disturbances under four conditions, and attacks against six defences.
+  """Disturbances under four conditions, and attacks against eight defences.
 
   Args:
     subject: the model; its weights in memory.
@@ -162,7 +156,7 @@ def run(
       or a layer there is not.
 
   Cost: a text takes 4 (5 `draws` + 2 `candidates` + 1) forward passes of T
-  tokens, and 3 (8 `steps` + 10) more, a gradient counted as two.
+  tokens, and 3 (12 `steps` + 16) more, a gradient counted as two.
   """
   at = places(config.tokens)
   ids, origins = rows_of(
@@ -227,8 +221,7 @@ def _result(config, origins, at, names, front, noisy, base, fought) -> Result:
       "tokens": config.tokens, "measured_from": config.tokens // 2,
       "noise": config.noise, "draws": config.draws, "share": config.share,
       "candidates": config.candidates, "steps": config.steps,
-      "clip": config.clip, "eps": config.eps, "front": front,
-      "from_layer": config.from_layer,
+      "eps": config.eps, "front": front, "from_layer": config.from_layer,
       "ratios": told.ratios(levels), "defences": told.balance(fought),
     },
     tables={

@@ -7,12 +7,11 @@ import numpy as np
 
 from sinkjax.experiments.attack import logs, times
 from sinkjax.experiments.defences import (
+  CLIPPED,
   DEFENCES,
-  EMBED,
   FRONT,
   NONE,
   OTHER,
-  RESID,
   SAME,
   SITES,
 )
@@ -194,8 +193,10 @@ WORDS = {
   OTHER: "Another token's keys and values, pinned in the sink's place, are a "
   "defence.",
   FRONT: "A fixed token in front, its keys and values pinned, is a defence.",
-  EMBED: "Clipping embeddings is a defence.",
-  RESID: "Clipping the residual stream is a defence.",
+  **{
+    name: f"{name.capitalize()} norm in other texts: that is a defence."
+    for name in CLIPPED
+  },
 }
 
 
@@ -227,8 +228,8 @@ def _defended(config, texts: int, fought) -> list[Claim]:
       Claim(
         text, CRITICS, "our question",
         f"takes {gain.text('.3f')} nats from the loss under attack ({sites}) "
-        f"of {hurt.value:+.3f}, and costs {cost.text('+.3f')} nats without "
-        f"one; KL of the attack {times(one['kl'])}",
+        f"of {hurt.value:+.3f}, and costs {cost.text('+.3f')} nats without one"
+        + ("" if name == OTHER else f"; KL of the attack {times(one['kl'])}"),
         direction(gain.low, gain.high),
         f"{texts} texts; by the loss under an attack that knows of the "
         f"defence; sign-flip p = {gain.p:.2g}",

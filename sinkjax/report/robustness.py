@@ -7,6 +7,7 @@ from sinkjax.experiments.attack import logs
 from sinkjax.experiments.disturbances import NOISE, SWAP
 from sinkjax.experiments.perturbing import MEASURES
 from sinkjax.experiments.robustness_claims import CONDITIONS
+from sinkjax.experiments.uncertainty import mean_over
 from sinkjax.report import html
 from sinkjax.report.figures import FIRST, INK, MUTED, REST, drawing, png
 
@@ -23,43 +24,47 @@ def draw(result) -> dict[str, bytes]:
   }
 
 
-def _ends(level: np.ndarray):
-  """Geometric mean over texts and its 95 % interval, from logs [P]."""
-  from sinkjax.experiments.uncertainty import mean_over
+def _levels(result, name, m: int) -> np.ndarray:
+  """[P, C] mean over draws of the logarithms of a measure."""
+  return logs(result.arrays[" ".join(name)][..., m]).mean(axis=-1)
 
-  found = mean_over(level, range(len(level)))
-  return [float(np.exp(x)) for x in found[:3]]
+
+def _dots(ax, at, levels, color: str, label: str) -> None:
+  """Geometric means of logs [P], a list of them, with 95 % intervals."""
+  found = [mean_over(level, range(len(level))) for level in levels]
+  ends = np.exp([x[:3] for x in found])
+  gaps = np.abs(ends[:, 1:] - ends[:, :1]).T
+  ax.errorbar(ends[:, 0], at, xerr=gaps, fmt="o", ms=4, color=color, lw=1,
+              label=label)  # fmt: skip
 
 
 def _disturbed(result) -> bytes:
-  """KL and relative change by place, a color for each condition."""
+  """KL by place; then KL and relative change over those with the sink."""
   places = list(result.numbers["positions"])
   shown = [(NOISE, x) for x in (*places, robustness.ALL)]
   shown += [(SWAP, x) for x in robustness.SWAPPED]
-  labels = [
-    f"noise\n{x}" if kind == NOISE else f"swap\n{x}" for kind, x in shown
-  ]
-  labels = [x.replace("all but the first", "every token") for x in labels]
-  at = np.arange(len(shown))
-  with drawing(10.4, 3.9) as figure:
-    axes = figure.subplots(1, 2)
-    for ax, m, title in (
-      (axes[0], KL, "KL, nats a token (log scale)"),
-      (axes[1], SPREAD, "relative change of later tokens (log scale)"),
-    ):
-      for c, (name, color) in enumerate(COLORS.items()):
-        ends = np.array([
-          _ends(logs(result.arrays[" ".join(x)][:, c, :, m]).mean(axis=-1))
-          for x in shown
-        ])  # fmt: skip
-        gaps = np.abs(ends[:, 1:] - ends[:, :1]).T
-        ax.errorbar(at + 0.17 * (c - 1.5), ends[:, 0], gaps, fmt="o", ms=4,
-                    color=color, lw=1, label=name)  # fmt: skip
-      ax.set(title=title, yscale="log")
-      ax.set_xticks(at, labels)
-      ax.grid(axis="y")
+  at = np.arange(len(shown))[::-1]
+  with drawing(11.2, 4.4) as figure:
+    axes = figure.subplots(1, 3, sharey=True)
+    for c, (name, color) in enumerate(COLORS.items()):
+      off = at + 0.17 * (1.5 - c)
+      _dots(axes[0], off, [_levels(result, x, KL)[:, c] for x in shown],
+            color, name)  # fmt: skip
+      for ax, m in ((axes[1], KL), (axes[2], SPREAD)):
+        if c:
+          both = [_levels(result, x, m) for x in shown]
+          _dots(ax, off, [x[:, c] - x[:, 0] for x in both], color, name)
+    for ax, title in zip(
+      axes, ("KL, nats a token", "KL over that with the sink",
+             "relative change, over that with the sink"), strict=True
+    ):  # fmt: skip
+      ax.set(title=title, xscale="log")
+      ax.grid(axis="x")
+    for ax in axes[1:]:
+      ax.axvline(1, color=MUTED, lw=0.8, ls=":")
+    axes[0].set_yticks(at, [f"{kind}: {place}" for kind, place in shown])
     figure.legend(
-      *ax.get_legend_handles_labels(), loc="outside upper left", ncols=4,
+      *axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4,
       frameon=False,
     )  # fmt: skip
     return png(figure)
@@ -67,10 +72,8 @@ def _disturbed(result) -> bytes:
 
 def _defences(fought: np.ndarray) -> bytes:
   """The loss that each defence leaves, with and without attack."""
-  from sinkjax.experiments.uncertainty import mean_over
-
   at = np.arange(len(defences.DEFENCES))[::-1]
-  with drawing(10.4, 3.3) as figure:
+  with drawing(10.4, 3.9) as figure:
     axes = figure.subplots(1, len(SITES), sharey=True, sharex=True)
     for s, (ax, words) in enumerate(zip(axes, SITES.values(), strict=True)):
       for k, (label, color) in enumerate(
@@ -114,7 +117,10 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         "without the change, by the same changes."
       ),
       figure=drawn["disturbed.png"],
-      caption="Geometric means over texts with 95 % intervals.",
+      caption=(
+        "Geometric means over texts with 95 % intervals; the second and third "
+        "panel are of ratios within a text (log scales)."
+      ),
       table=html.Table(*result.tables["disturbed.csv"]),
     ),
     html.Section(
@@ -125,8 +131,8 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         "model. With a token in front the attacked one is the same, the text's "
         "first; it stands at position 1 then. Pinned keys and values hide "
         "whatever is done at position 0: what is left is what the pinning "
-        f"costs. Clips are at the {numbers['clip']:g} quantile of the norms in "
-        "the other texts, first tokens and later ones apart."
+        "costs. Clips are at the median or the greatest norm in the other "
+        "texts, by layer, first tokens and later ones apart."
       ),
       figure=drawn["defences.png"],
       caption="Beside the plain model without attack; means and intervals.",

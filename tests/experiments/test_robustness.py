@@ -18,8 +18,8 @@ from sinkjax.experiments.defences import (
   OTHER,
   SAME,
   attacked,
+  clip_at,
   donors,
-  limits,
   pins_of,
 )
 from sinkjax.experiments.disturbances import NOISE, SWAP, noise, rows_with
@@ -157,26 +157,30 @@ def test_pinning_undoes_an_attack_on_the_first_token_and_no_other(
 
 
 def test_limits_are_of_the_other_texts():
-  size = [
-    {"embed": np.full((1, 4), x), "resid_post": np.array([[9 * x, x, x, x]])}
-    for x in (1.0, 2.0, 3.0)
-  ]  # fmt: skip
-  found = limits(size, 0, 1.0)
-  np.testing.assert_allclose(found["resid_post"].limit, [[27, 3, 3, 3]])
-  np.testing.assert_allclose(found["embed"].limit, [[3, 3, 3, 3]])
-  found = limits(size, 2, 0.5)
-  np.testing.assert_allclose(found["resid_post"].limit, [[13.5, 1.5, 1.5, 1.5]])
+  norms = [np.array([[9 * x, x, x, x]]) for x in (1.0, 2.0, 3.0)]
+  found = clip_at(norms, 0, 1.0)
+  np.testing.assert_allclose(found.limit, [[27, 3, 3, 3]])
+  found = clip_at(norms, 2, 0.5)
+  np.testing.assert_allclose(found.limit, [[13.5, 1.5, 1.5, 1.5]])
 
 
 def test_a_clip_at_a_norm_that_is_never_reached_is_no_change(subject, row):
   f, params = sinkjax.forward(subject.cfg), subject.params
   size = sizes(f, params, row[None], ("embed", "resid_post"))
-  loose = {x: 10 * np.asarray(v) for x, v in size.items()}
-  guard = limits([size, loose], 0, 1.0)
   plain = f(params, row[None]).logits
-  for site, clip in guard.items():
+  for site, norms in size.items():
+    norms = np.asarray(norms)
+    clip = clip_at([norms, 10 * norms], 0, 1.0)
     out = intervene(f, {site: clip})(params, row[None]).logits
     np.testing.assert_array_equal(out, plain)
+
+
+def test_no_guard_is_no_change(subject, row):
+  f, params = sinkjax.forward(subject.cfg), subject.params
+  guard = defences.unguarded(subject.cfg, len(row))
+  np.testing.assert_array_equal(
+    intervene(f, guard)(params, row[None]).logits, f(params, row[None]).logits
+  )
 
 
 def test_donors_are_other_tokens():
@@ -191,11 +195,6 @@ def test_the_front(subject):
   assert defences.front_of(subject, 7) == 7
   with pytest.raises(ValueError, match="below 64, got 64"):
     defences.front_of(subject, 64)
-
-
-def test_what_cannot_be_is_said():
-  with pytest.raises(ValueError, match="clip must be in"):
-    Config(clip=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +212,7 @@ def found(subject):
 
 def test_run(found):
   fought = found.arrays["defences"]
-  assert fought.shape == (3, 3, 6, 3, 4)
+  assert fought.shape == (3, 3, 8, 3, 4)
   assert found.arrays["noise middle"].shape == (3, 4, 2, 4)
   assert all(np.isfinite(x).all() for x in found.arrays.values())
   d = {name: i for i, name in enumerate(DEFENCES)}
@@ -228,10 +227,10 @@ def test_run(found):
   assert kl[:, :, d[OTHER], 0].min() > 1e-6
   assert kl[:, :, d[FRONT], 2].min() > 1e-6
   verdicts = {c.claim: c.verdict for c in found.claims}
-  assert len(verdicts) == 12
+  assert len(verdicts) == 14
   pinned = [x for claim, x in verdicts.items() if "undo any attack" in claim]
   assert pinned == ["agrees"]
-  assert len(found.tables["defences.csv"][1]) == 3 * 6 * 3
+  assert len(found.tables["defences.csv"][1]) == 3 * 8 * 3
   assert len(found.tables["disturbed.csv"][1]) == 7 * 4
 
 
@@ -270,7 +269,7 @@ def test_verdicts_follow_the_numbers():
     noisy = np.exp(0.01 * rng.normal(size=(6, 4, len(names), 4)))
     noisy[:, 1] *= factor
     levels = told.levels(noisy, names)
-    base, fought = np.ones((6, 4)), np.ones((6, 3, 6, 3, 4))
+    base, fought = np.ones((6, 4)), np.ones((6, 3, 8, 3, 4))
     said = told.claims(CONFIG, 6, levels, base, fought)
     assert [c.verdict for c in said[:6]] == [verdict] * 6
     ratio = told.ratios(levels)["noise on one token"]["kl"]["sink hidden"]
@@ -278,7 +277,7 @@ def test_verdicts_follow_the_numbers():
 
 
 def test_gain_and_cost_by_hand():
-  fought = np.zeros((4, 3, 6, 3, 4))
+  fought = np.zeros((4, 3, 8, 3, 4))
   d = DEFENCES.index(FRONT)
   fought[:, :, 0, 1, told.LOSS] = 1.0
   fought[:, :, d, 0, told.LOSS] = 0.2
