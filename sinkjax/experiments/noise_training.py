@@ -298,6 +298,8 @@ def _regularised(rows) -> list[Claim]:
   for name, words, sign, source in (
     ("noise_spread", "Over all models, the more of a sink the less noise "
      "changes later tokens.", -1, PAPER),
+    ("swap_spread", "Over all models, the more of a sink the less a swapped "
+     "token changes later ones.", -1, PAPER),
     ("soft", "The more of a sink, the more an attack on the first token does "
      "beside one on another.", 1, CRITICS),
   ):  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 
 from sinkjax.experiments.noise_training import NAME
 from sinkjax.report import html, text_sweep
-from sinkjax.report.figures import FIRST, INK, REST, drawing, png
+from sinkjax.report.figures import FIRST, REST, drawing, png
 
 PANELS = {
   "noise_kl": "noise on every token", "swap_kl": "a swapped token",
@@ -29,14 +29,14 @@ def _points(rows) -> bytes:
       figure.subplots(2, 2).flat, PANELS.items(), strict=True
     ):
       for row in rows:
-        color = FIRST if row["experiment"] == NAME else REST
+        color, up = (FIRST, -9) if row["experiment"] == NAME else (REST, 4)
         x, y = np.array(row["first_mass"]), np.array(row[name])
         ax.plot(x, y, "o", color=color, ms=3, alpha=0.5, mew=0)
         x, y = x.mean(), np.exp(np.log(y).mean())
         ax.plot(x, y, "o", color=color, ms=6)
         ax.annotate(
           row["variant"].replace("target_", "").replace("_", " "), (x, y),
-          (5, 3), textcoords="offset points", fontsize=7.5, color=INK,
+          (5, up), textcoords="offset points", fontsize=7.5, color=color,
         )  # fmt: skip
       ax.set(title=title, yscale="log")
       ax.set_xlabel("attention on the first token")

@@ -174,16 +174,17 @@ def test_verdicts_follow_the_numbers(lift, verdict):
     if name in ("noise_0.5", "adversarial_0.5"):
       return {"first_mass": 0.1 + 0.05 * lift, "noise_kl": 1 / up,
               "attack_kl": 1 / up}  # fmt: skip
-    more = {f"{kind}_kl": up for kind in KINDS} | {"noise_spread": up}
+    more = {f"{kind}_kl": up for kind in KINDS}
+    more |= {"noise_spread": up, "swap_spread": up}
     if name == "target_0":
       return {"first_mass": 0.03, "attack_first_kl": up, **more}
     if name == "target_0.6":
       return {"first_mass": 0.8, "noise_spread": 1 / up**8,
-              "attack_first_kl": up**8}  # fmt: skip
+              "swap_spread": 1 / up**8, "attack_first_kl": up**8}  # fmt: skip
     return {}
 
   said = claims(made_up(truth))
-  assert len(said) == 3 + 3 + 4 + 2
+  assert len(said) == 3 + 3 + 4 + 3
   assert {c.verdict for c in said} == {verdict}
   assert all("nan" not in c.ours.split() for c in said)
 
