@@ -234,7 +234,7 @@ def test_noise_is_asked_for_by_the_config(config, data, tmp_path):
   assert noisy.disturbance() == (0.5, True, 3)
   values = json.loads(json.dumps(noisy.to_dict()))
   assert TrainConfig.from_dict(values) == noisy
-  short = dataclasses.replace(config, steps=2)
+  short = dataclasses.replace(config, steps=4)
   ends = [
     _go(dataclasses.replace(short, noise=noise), data, tmp_path / f"{noise}")
     for noise in (0.0, 0.5)
