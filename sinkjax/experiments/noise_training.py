@@ -57,7 +57,7 @@ class Config(TextConfig):
   """
 
   noises: tuple[float, ...] = (0.5,)
-  adversarial: tuple[float, ...] = (0.5,)
+  adversarial: tuple[float, ...] = (0.1,)
   share: float = 0.5
   draws: int = 4
   gradients: int = 4

@@ -71,7 +71,7 @@ class Config:
     seed: of texts, noise and candidates.
   """
 
-  count: int = 20
+  count: int = 24
   tokens: int = 64
   noise: float = 0.5
   draws: int = 3

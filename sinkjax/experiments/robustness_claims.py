@@ -92,7 +92,7 @@ def claims(config, texts: int, found, base, fought) -> list[Claim]:
   )
   said = [
     _sturdier(
-      f"Without its sink {change} changes the output more.", found[change],
+      f"Without its sink, {change} changes the output more.", found[change],
       "kl", config, texts, lost,
     )
     for change in CHANGES
@@ -100,7 +100,7 @@ def claims(config, texts: int, found, base, fought) -> list[Claim]:
   for change in ("noise on one token", "a swapped token"):
     said.append(
       _sturdier(
-        f"Without its sink {change} changes later tokens more.",
+        f"Without its sink, {change} changes later tokens more.",
         found[change], "spread", config, texts, lost,
       )
     )  # fmt: skip
@@ -194,8 +194,10 @@ WORDS = {
   "defence.",
   FRONT: "A fixed token in front, its keys and values pinned, is a defence.",
   **{
-    name: f"{name.capitalize()} norm in other texts: that is a defence."
-    for name in CLIPPED
+    name: f"Clipping the {'embeddings' if site == 'embed' else 'residual'} at "
+    f"the {'median' if share == 0.5 else 'greatest'} norm in other texts is a "
+    "defence."
+    for name, (site, share) in CLIPPED.items()
   },
 }
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sinkjax.experiments.noise_training import NAME
+from sinkjax.experiments.noise_training import NAME, REGULARISED
 from sinkjax.report import html, text_sweep
 from sinkjax.report.figures import FIRST, REST, drawing, png
 
@@ -39,13 +39,17 @@ def _points(rows) -> bytes:
           (5, up), textcoords="offset points", fontsize=7.5, color=color,
         )  # fmt: skip
       ax.set(title=title, yscale="log")
+      ax.margins(x=0.14, y=0.12)
       ax.set_xlabel("attention on the first token")
       ax.set_ylabel("KL, nats a token (log scale)")
       ax.grid()
-    for color, label in (
-      (FIRST, "trained here"), (REST, "of sink_regulariser, by target"),
-    ):  # fmt: skip
-      ax.plot([], [], "o", color=color, label=label)
+    there = {row["experiment"] for row in rows}
+    for name, color, label in (
+      (NAME, FIRST, "trained here"),
+      (REGULARISED, REST, "of sink_regulariser, by target"),
+    ):
+      if name in there:
+        ax.plot([], [], "o", color=color, label=label)
     figure.legend(
       *ax.get_legend_handles_labels(), loc="outside upper left", ncols=2,
       frameon=False,

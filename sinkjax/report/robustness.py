@@ -40,6 +40,8 @@ def _dots(ax, at, levels, color: str, label: str) -> None:
 
 def _disturbed(result) -> bytes:
   """KL by place; then KL and relative change over those with the sink."""
+  from matplotlib.ticker import LogLocator
+
   places = list(result.numbers["positions"])
   shown = [(NOISE, x) for x in (*places, robustness.ALL)]
   shown += [(SWAP, x) for x in robustness.SWAPPED]
@@ -62,6 +64,9 @@ def _disturbed(result) -> bytes:
       ax.grid(axis="x")
     for ax in axes[1:]:
       ax.axvline(1, color=MUTED, lw=0.8, ls=":")
+      ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      ax.xaxis.set_major_formatter("{x:g}")
+      ax.xaxis.set_minor_formatter("")
     axes[0].set_yticks(at, [f"{kind}: {place}" for kind, place in shown])
     figure.legend(
       *axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4,
