@@ -20,6 +20,7 @@ them by --experiment=uses:
 
   pruning        heads that do nothing removed, or skipped at single queries
   attack         changes of equal norm at the sink and at other tokens
+  robustness     noise with and without the sink; defences and what they cost
   kv_quantisation  few bits, with one token in full precision
   sink_compute   attention that provably hardly matters, left out
   streaming      one long text, with and without its first tokens kept
@@ -37,6 +38,7 @@ fits what there is (demo: minutes on two cores; cpu; gpu; paper):
   model_family         do sinks grow with depth and width?
   progressive_context  short contexts first: loss, sinks, time
   sink_regulariser     sinks drawn to a target by a term in the loss
+  noise_training       noise on embeddings; how sturdy models with sinks are
   mixing               exact Jacobian, bounds, collapse, spread of those models
 
   python -m launch.reproduce --experiment=bigram_backcopy --scale=cpu \

@@ -18,6 +18,7 @@ of `launch.reproduce`."""
 USES = {
   "pruning": "pruning",
   "attack": "attack",
+  "robustness": "robustness",
   "kv_quantisation": "kv_quantisation",
   "sink_compute": "sink_compute",
   "streaming": "streaming",
@@ -34,6 +35,7 @@ TRAINING = {
   "model_family": "model_family",
   "progressive_context": "progressive_context",
   "sink_regulariser": "sink_regulariser",
+  "noise_training": "noise_training",
   "mixing": "mixing",
 }
 """Likewise those that train models of their own, at a scale; a module has

@@ -79,15 +79,17 @@ def layers_of(cfg, site: str) -> np.ndarray:
   return np.ones(cfg.n_layers, bool)
 
 
-def sizes(f: Callable, params, tokens) -> dict[str, np.ndarray]:
-  """{site: [L or 1, T]} the norm of every token at every site, of one row."""
+def sizes(
+  f: Callable, params, tokens, sites=tuple(SITES)
+) -> dict[str, np.ndarray]:
+  """{site: [L or 1, T]} the norm of every token at some sites, of one row."""
 
   def norm(x):
     return jnp.sqrt(jnp.sum(x[0] ** 2, axis=tuple(range(1, x.ndim - 1))))
 
-  watch = {site: (site, norm) for site in SITES}
+  watch = {site: (site, norm) for site in sites}
   trace = capture(f, watch)(params, tokens).trace
-  return {site: jnp.atleast_2d(trace[site]) for site in SITES}
+  return {site: jnp.atleast_2d(trace[site]) for site in sites}
 
 
 def radii(size: np.ndarray, at, chosen: np.ndarray, share: float) -> np.ndarray:

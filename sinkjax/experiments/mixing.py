@@ -7,7 +7,6 @@ spread. One table, in which training and theory meet.
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from sinkjax.data.prepare import prepare
 from sinkjax.experiments import collapse
 from sinkjax.experiments.jobs import Job, run_jobs
+from sinkjax.experiments.looks import look_jobs
 from sinkjax.experiments.over_squashing import paths
 from sinkjax.experiments.result import (
   AGREES,
@@ -93,55 +93,18 @@ def plan(config: Config) -> list[str]:
   ]
 
 
-def complete(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """{name: outcome} of the runs that an experiment has completed."""
-  found = {}
-  for path in sorted(folder.glob("runs/*.json")):
-    one = json.loads(path.read_text("utf-8"))
-    if one.get("complete") is True:
-      found[path.stem] = one
-  return found
-
-
 def jobs(config: Config, folder: pathlib.Path) -> list[Job]:
   """A look at every trained model, and those at models that are gone.
-
-  Models are large and looks are small: a look that was taken is kept when its
-  model is deleted.
 
   Raises:
     ValueError: if there is none.
   """
   request = dataclasses.asdict(config)
   del request["of"]
-
-  def job(name: str, what: dict[str, Any], model: pathlib.Path) -> Job:
-    def work(folder, device, advance):
-      return look(config, TrainConfig.from_dict(what["run"]), model, advance)
-
-    return Job(name, LOOKS, {**request, **what}, work)
-
-  found, kept = {}, complete(folder)
-  for experiment in config.of:
-    for name, one in kept.items():
-      what = {k: one["request"][k] for k in ("experiment", "variant", "run")}
-      if what["experiment"] == experiment:
-        found[name] = job(name, what, folder)
-    beside = folder.parent / experiment
-    for run, one in complete(beside).items():
-      what = {
-        "experiment": experiment, "variant": one["request"]["variant"],
-        "run": one["request"]["config"],
-      }  # fmt: skip
-      model, name = beside / "runs" / run / "model", f"{experiment}-{run}"
-      if checkpoint.is_checkpoint(model):
-        found[name] = job(name, what, model)
-  if not found:
-    raise ValueError(
-      f"{folder.parent} has no trained models of {', '.join(config.of)}: run "
-      "these experiments first, with the same --out"
-    )
-  return list(found.values())
+  return look_jobs(
+    config.of, folder, beside=folder.parent, request=request, steps=LOOKS,
+    look=functools.partial(look, config),
+  )  # fmt: skip
 
 
 def look(

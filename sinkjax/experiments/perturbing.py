@@ -53,25 +53,23 @@ class Shift:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """Shrinks one token's vector to a norm, where it is longer.
+  """Shrinks every token's vector to a norm, where it is longer.
 
   Attributes:
-    limit: [L] the greatest norm; [1] at "embed".
-    position: the token.
+    limit: [L, T] the greatest norm of each token; [1, T] at "embed".
   """
 
   limit: Any
-  position: Any
 
   def __call__(self, value: Array, layer: Layer) -> Array:
-    """The site with that token no longer than the limit."""
+    """The site with no token longer than its limit."""
     limit = jnp.asarray(self.limit, value.dtype)[layer]
+    limit = limit.reshape(1, -1, *[1] * (value.ndim - 2))
     axes = tuple(range(2, value.ndim))
     square = jnp.sum(value * value, axis=axes, keepdims=True)
     over = square > limit * limit
     factor = limit * jax.lax.rsqrt(jnp.where(over, square, 1))
-    short = jnp.where(over, value * factor, value)
-    return jnp.where(_at(self.position, value), short, value)
+    return jnp.where(over, value * factor, value)
 
 
 def _at(position, value):

@@ -46,7 +46,7 @@ class _Phase:
     self.step = make_step(
       self.cfg, optimizer, separated=separated, accumulate=config.accumulate,
       spike=config.optimizer.spike, details=config.details,
-      shardings=shardings, sink=config.sink(),
+      shardings=shardings, sink=config.sink(), noise=config.disturbance(),
     )  # fmt: skip
     ids = {"bos_id": data.tokenizer.bos_id, "eos_id": data.tokenizer.eos_id,
            "register_id": data.tokenizer.vocab_size}  # fmt: skip

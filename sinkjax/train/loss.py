@@ -1,7 +1,8 @@
 """Next-token loss over packed windows."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.metrics.sinks import attention_share, sink_score
 from sinkjax.models.normalizers import UNNORMALIZED
+from sinkjax.taps import Layer
 from sinkjax.transforms.branches import separate
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.edits import add
 from sinkjax.transforms.intervene import intervene
 
 
@@ -51,6 +54,54 @@ class SinkTarget(NamedTuple):
   weight: float = 1.0
 
 
+class Noise(NamedTuple):
+  """A disturbance of every token's embedding, anew at each step.
+
+      |noise_t| = share |embed_t|
+
+  in a random direction, or in the one in which the loss grows fastest (Miyato
+  et al. 2017, arXiv 1605.07725, equation 7, there by the norm of the whole
+  text's embeddings). No derivative is taken through the noise.
+
+  Attributes:
+    share: of each embedding's norm.
+    adversarial: along the gradient.
+    seed: of the random directions.
+  """
+
+  share: float
+  adversarial: bool = False
+  seed: int = 0
+
+  def key(self, step: Int[Array, ""]) -> Array:
+    """Of the noise of a step."""
+    return jax.random.fold_in(jax.random.key(self.seed), step)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Along:
+  """Adds a share of each token's norm along a direction; zeros add nothing.
+
+  Attributes:
+    way: [B, T, D] directions, of any length.
+    share: of the norm of what it is added to.
+  """
+
+  way: Any
+  share: Any
+
+  def __call__(self, value: Array, layer: Layer) -> Array:
+    """The disturbed value."""
+    way = jnp.asarray(self.way, value.dtype)
+    most = jnp.max(jnp.abs(way), axis=-1, keepdims=True)
+    way = way / jnp.where(most > 0, most, 1)  # small squares vanish
+    size = jnp.sum(value * value, axis=-1, keepdims=True)
+    own = jnp.sum(way * way, axis=-1, keepdims=True)
+    size = jnp.sqrt(size / jnp.where(own > 0, own, 1))
+    return value + jax.lax.stop_gradient(self.share * size * way)
+
+
 def next_token_nats(
   logits: Float[Array, "B T V"],
   tokens: Int[Array, "B T"],
@@ -74,20 +125,26 @@ def next_token_nats(
 
 
 def loss_of(
-  fn: Callable, *, separated: bool, sink: SinkTarget | None = None
+  fn: Callable,
+  *,
+  separated: bool,
+  sink: SinkTarget | None = None,
+  noise: Noise | None = None,
 ) -> Callable:
-  """`f(params, batch) -> Loss` of a model on packed windows.
+  """`f(params, batch, key=None) -> Loss` of a model on packed windows.
 
   Args:
     fn: the model, `forward` or an edited one.
     separated: hide other documents, by the batch's segments; without it no
       mask is built, and the segments are not read.
     sink: what is added to `Loss.objective`; the nats stay what they are.
+    noise: of the embeddings, by f's `key`; the nats are under it.
 
-  Cost: with `sink` the attention is built whole, T^2 a head.
+  Cost: with `sink` the attention is built whole, T^2 a head; adversarial
+    noise takes a gradient of its own.
 
   Raises:
-    ValueError: for a target outside [0, 1] or a negative weight.
+    ValueError: for a target outside [0, 1], a negative weight or share.
   """
   if sink is not None and not (0 <= sink.mass <= 1 and sink.weight >= 0):
     raise ValueError(
@@ -95,15 +152,37 @@ def loss_of(
       f"{sink.mass} and {sink.weight}"
     )
 
+  if noise is not None and not noise.share >= 0:
+    raise ValueError(f"noise must not be negative, got {noise.share}")
+
   def score(pattern):
     if fn.cfg.normalizer in UNNORMALIZED:
       pattern = attention_share(pattern)
     return jnp.mean(sink_score(pattern), axis=0)
 
-  def loss(params, batch: Mapping[str, Array]) -> Loss:
+  def disturbed(run, params, batch, key):
+    """The model with noise in it."""
+    shape = (*batch["tokens"].shape, fn.cfg.d_model)
+    way = jnp.zeros(shape)
+    if not noise.adversarial:
+      way = jax.random.normal(key, shape)
+    else:
+
+      def nats(shift):
+        g = intervene(run, {"embed": add(shift)})
+        out = g(params, batch["tokens"], positions=batch["positions"])
+        found = next_token_nats(out.logits, batch["tokens"], batch["weights"])
+        return found.nats
+
+      way = jax.lax.stop_gradient(jax.grad(nats)(way))
+    return intervene(run, {"embed": Along(way, noise.share)})
+
+  def loss(params, batch: Mapping[str, Array], key=None) -> Loss:
     run = fn
     if separated:
       run = intervene(run, {"scores": separate(batch["segments"])})
+    if noise is not None:
+      run = disturbed(run, params, batch, key)
     if sink is not None:
       run = capture(run, {"sink_target": ("pattern", score)})
     out = run(params, batch["tokens"], positions=batch["positions"])

@@ -5,7 +5,7 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.data.packing import Packing
-from sinkjax.train.loss import SinkTarget
+from sinkjax.train.loss import Noise, SinkTarget
 from sinkjax.train.optimizer import OptimizerConfig
 
 
@@ -55,6 +55,9 @@ class TrainConfig:
     sink_target: train for this attention on the first token, in every head,
       see `train.loss.SinkTarget`; `None` for what comes by itself.
     sink_weight: of that beside the loss.
+    noise: norm of a disturbance of every token's embedding, over that of the
+      embedding, see `train.loss.Noise`; 0 for none.
+    adversarial: it goes where the loss grows fastest, not anywhere.
     details: record gradient norms by group and, where a batch has parts, the
       gradient's noise.
     statistics: "package.module:function" of what else the probe measures, see
@@ -83,6 +86,8 @@ class TrainConfig:
   seed: int = 0
   sink_target: float | None = None
   sink_weight: float = 1.0
+  noise: float = 0.0
+  adversarial: bool = False
   details: bool = False
   statistics: tuple[str, ...] = ()
   log_every: int = 10
@@ -116,6 +121,11 @@ class TrainConfig:
     if not 0 < self.train_share <= 1:
       raise ValueError(f"train_share must be in (0, 1], got {self.train_share}")
     self.sink()
+    if not self.noise >= 0 or (self.adversarial and not self.noise):
+      raise ValueError(
+        "noise must not be negative, and adversarial=True needs one above 0, "
+        f"got noise={self.noise}, adversarial={self.adversarial}"
+      )
     if self.stages:
       self._check_stages()
 
@@ -124,6 +134,12 @@ class TrainConfig:
     if self.sink_target is None:
       return None
     return SinkTarget(self.sink_target, self.sink_weight)
+
+  def disturbance(self) -> Noise | None:
+    """The noise of the embeddings, if any."""
+    if not self.noise:
+      return None
+    return Noise(self.noise, self.adversarial, self.seed)
 
   @property
   def text_vocab_size(self) -> int:
@@ -177,8 +193,15 @@ class TrainConfig:
     return self.model_at(self.all_stages()[-1])
 
   def to_dict(self) -> dict[str, Any]:
-    """Plain values, ready for JSON; `from_dict` is the inverse."""
-    return dataclasses.asdict(self)
+    """Plain values, ready for JSON; `from_dict` is the inverse.
+
+    Fields of the noise are left out where there is none, so that runs made
+    before there were such fields are still recognised.
+    """
+    values = dataclasses.asdict(self)
+    if not self.noise:
+      del values["noise"], values["adversarial"]
+    return values
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, forward, init_params
-from sinkjax.train.loss import Loss, SinkTarget, loss_of
+from sinkjax.train.loss import Loss, Noise, SinkTarget, loss_of
 
 Batch = Mapping[str, Array]
 """Packed windows, stacked; see `sinkjax.data.packing`."""
@@ -106,6 +106,7 @@ def make_step(
   details: bool = False,
   shardings: TrainState | None = None,
   sink: SinkTarget | None = None,
+  noise: Noise | None = None,
 ) -> Callable[
   [TrainState, Mapping[str, Array]], tuple[TrainState, StepMetrics]
 ]:
@@ -129,28 +130,29 @@ def make_step(
       batches).
     shardings: where the state's arrays lie, of `sharding.state_shardings`.
     sink: see `loss_of`; the loss that is told has no part of it.
+    noise: see `loss_of`; the loss that is told is under it.
 
   Raises:
     ValueError: (by step) if the parts do not divide the batch.
 
-  Cost: three forward passes' time.
+  Cost: three forward passes' time; with adversarial noise five.
   """
-  loss = loss_of(forward(cfg), separated=separated, sink=sink)
+  loss = loss_of(forward(cfg), separated=separated, sink=sink, noise=noise)
 
-  def objective(params, batch):
-    found = loss(params, batch)
+  def objective(params, batch, key):
+    found = loss(params, batch, key)
     return found.objective, (found.nats, found.targets)
 
   differentiated = jax.grad(objective, has_aux=True)
 
-  def gradient(params, batch):
-    grads, sums = differentiated(params, batch)
+  def gradient(params, batch, key):
+    grads, sums = differentiated(params, batch, key)
     return sums, grads
 
-  def summed(params, batch):
+  def summed(params, batch, key):
     """((nats, targets), gradient of the sum, squared norm of a part's)."""
     if accumulate == 1:
-      return *gradient(params, batch), jnp.zeros(())
+      return *gradient(params, batch, key), jnp.zeros(())
     size = len(batch["tokens"])
     if size % accumulate:
       raise ValueError(
@@ -163,21 +165,23 @@ def make_step(
       return x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
 
     parts = jax.tree.map(split, dict(batch))
+    keys = None if key is None else jax.random.split(key, accumulate)
 
-    def add(total, part):
-      (value, count), grads = gradient(params, part)
+    def add(total, now):
+      (value, count), grads = gradient(params, *now)
       norm = optax.tree.norm(grads) / jnp.maximum(count, 1).astype(value.dtype)
       found = (value, count), grads, jnp.square(norm) / accumulate
       return jax.tree.map(jnp.add, total, found), None
 
-    first = jax.tree.map(lambda x: x[0], parts)
-    shapes = *jax.eval_shape(gradient, params, first), None
+    first = jax.tree.map(lambda x: x[0], (parts, keys))
+    shapes = *jax.eval_shape(gradient, params, *first), None
     shapes = (*shapes[:2], shapes[0][0])
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zero, parts)[0]
+    return jax.lax.scan(add, zero, (parts, keys))[0]
 
   def step(state: TrainState, batch: Batch):
-    (total, targets), grads, part_square = summed(state.params, batch)
+    key = None if noise is None else noise.key(state.step)
+    (total, targets), grads, part_square = summed(state.params, batch, key)
     count = jnp.maximum(targets, 1)
     grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
     norm, mean = optax.tree.norm(grads), total / count

@@ -224,3 +224,23 @@ def test_a_share_of_the_texts(config, data, monkeypatch):
   assert full == again and half == other
   tokens = [sum(map(len, some)) for some in (half, full)]
   assert half < full and tokens[0] >= tokens[1] / 2
+
+
+def test_noise_is_asked_for_by_the_config(config, data, tmp_path):
+  """Without it a config is what it was, and so is the run; with it another."""
+  assert config.disturbance() is None
+  assert not {"noise", "adversarial"} & set(config.to_dict())
+  noisy = dataclasses.replace(config, noise=0.5, adversarial=True, seed=3)
+  assert noisy.disturbance() == (0.5, True, 3)
+  values = json.loads(json.dumps(noisy.to_dict()))
+  assert TrainConfig.from_dict(values) == noisy
+  short = dataclasses.replace(config, steps=4)
+  ends = [
+    _go(dataclasses.replace(short, noise=noise), data, tmp_path / f"{noise}")
+    for noise in (0.0, 0.5)
+  ]
+  plain, some = (_bits(state.params) for _, _, state in ends)
+  assert plain != some
+  for wrong in ({"noise": -1.0}, {"adversarial": True}):
+    with pytest.raises(ValueError, match="noise must not be negative"):
+      dataclasses.replace(config, **wrong)

@@ -10,7 +10,13 @@ from sinkjax.data.packing import Packing, Windows
 from sinkjax.data.tokens import TokenCorpus
 from sinkjax.metrics.sinks import sink_score
 from sinkjax.models.transformer import forward
-from sinkjax.train.loss import SinkTarget, loss_of, next_token_nats
+from sinkjax.train.loss import (
+  Along,
+  Noise,
+  SinkTarget,
+  loss_of,
+  next_token_nats,
+)
 from sinkjax.train.step import (
   MEMORY,
   Trend,
@@ -20,6 +26,8 @@ from sinkjax.train.step import (
   make_step,
 )
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.edits import add
+from sinkjax.transforms.intervene import intervene
 
 BOS_ID, EOS_ID = 1, 2
 
@@ -312,3 +320,84 @@ def test_sinks_go_where_they_are_drawn(tiny, batch):
 def test_a_target_that_cannot_be(tiny, wrong):
   with pytest.raises(ValueError, match=r"mass must be in \[0, 1\]"):
     loss_of(forward(tiny[1]), separated=False, sink=wrong)
+
+
+def _embeds(cfg, params, batch):
+  seen = capture(forward(cfg), {"x": ("embed", lambda x: x)})
+  return seen(params, batch["tokens"], positions=batch["positions"]).trace["x"]
+
+
+def test_noise_along_a_direction():
+  value = jnp.array([[[3.0, 4.0], [0.0, 2.0], [1.0, 1.0]]])
+  way = jnp.array([[[0.0, 1e-30], [5.0, 0.0], [0.0, 0.0]]])
+  got = Along(way, 0.5)(value, 0)
+  np.testing.assert_allclose(got, [[[3, 6.5], [1, 2], [1, 1]]], rtol=1e-6)
+  slope = jax.grad(lambda x: jnp.sum(Along(way, 0.5)(x, 0)))(value)
+  np.testing.assert_array_equal(slope, jnp.ones_like(value))
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+def test_a_noisy_step_is_that_of_shifted_embeddings(tiny, batch, parts):
+  """Loss and gradient with the same noise added by hand, as a constant."""
+  params, cfg = tiny
+  noise, optimizer = Noise(0.3, seed=4), optax.sgd(1.0)
+  copy = jax.tree.map(jnp.copy, params)
+  state = init_state(cfg, optimizer, jax.random.key(0), params=copy)
+  step = make_step(
+    cfg, optimizer, separated=False, noise=noise, accumulate=parts
+  )
+  state, metrics = step(state, batch)
+  embeds, key = _embeds(cfg, params, batch), noise.key(jnp.asarray(0))
+  way = jnp.zeros(embeds.shape)
+  keys = [key] if parts == 1 else jax.random.split(key, parts)
+  for i, key in enumerate(keys):
+    rows = slice(i, None, parts)
+    own = jax.random.normal(key, embeds[rows].shape)
+    way = way.at[rows].set(own / jnp.linalg.norm(own, axis=-1, keepdims=True))
+  shift = 0.3 * way * jnp.linalg.norm(embeds, axis=-1, keepdims=True)
+  loss = loss_of(
+    intervene(forward(cfg), {"embed": add(shift)}), separated=False
+  )
+
+  def mean(params):
+    found = loss(params, batch)
+    return found.nats / found.targets
+
+  value, grads = jax.value_and_grad(mean)(params)
+  np.testing.assert_allclose(metrics.loss, value, rtol=1e-5)
+  moved = jax.tree.map(lambda a, b: a - b, params, state.params)
+  for one, want in zip(*map(jax.tree.leaves, (moved, grads)), strict=True):
+    np.testing.assert_allclose(one, want, atol=1e-4)
+  again, _ = step(state, batch)  # the next step has noise of its own
+  assert int(again.step) == 2
+  assert (noise.key(jnp.asarray(1)) != noise.key(jnp.asarray(0))).all()
+
+
+def test_adversarial_noise_climbs_as_steeply_as_can_be(tiny, batch):
+  """To first order share times sum of |e_t| |g_t|, far above any random."""
+  params, cfg = tiny
+  share = 1e-3
+  embeds = _embeds(cfg, params, batch)
+
+  def nats(shift):
+    g = intervene(forward(cfg), {"embed": add(shift)})
+    return loss_of(g, separated=False)(params, batch).nats
+
+  slope = jax.grad(nats)(jnp.zeros(embeds.shape))
+  most = share * jnp.sum(
+    jnp.linalg.norm(embeds, axis=-1) * jnp.linalg.norm(slope, axis=-1)
+  )
+  plain = nats(jnp.zeros(embeds.shape))
+  rises = []
+  for adversarial in (True, False):
+    loss = loss_of(
+      forward(cfg), separated=False, noise=Noise(share, adversarial)
+    )
+    rises.append(float(loss(params, batch, jax.random.key(0)).nats - plain))
+  assert rises[0] == pytest.approx(float(most), rel=0.1)
+  assert abs(rises[1]) < 0.5 * rises[0]
+
+
+def test_noise_that_cannot_be(tiny):
+  with pytest.raises(ValueError, match="must not be negative, got -0.1"):
+    loss_of(forward(tiny[1]), separated=False, noise=Noise(-0.1))
