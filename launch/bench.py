@@ -128,7 +128,7 @@ def _write(rows: list[dict], rounds: int, *, complete: bool) -> None:
     "rows": rows, "device": app.device(), "versions": app.versions(),
     "commit": app.commit(), "complete": complete,
   }  # fmt: skip
-  for package in ("torch", "transformers"):
+  for package in ("torch", "transformers", "llama-cpp-python"):
     version = _version(package)
     if version:
       summary["versions"][package] = version
@@ -191,7 +191,7 @@ def _markdown(rows: list[dict], summary: dict) -> str:
         f"{row['seconds']:.2f} ({row['seconds_min']:.2f} to "
         f"{row['seconds_max']:.2f})",
         shown(get("ratio"), ".2f"), shown(get("rate"), ".0f", 1e-9),
-        shown(get("share"), ".0%"), shown(get("peak_bytes"), ".2f", 1e-9),
+        shown(get("share"), ".0%"), shown(get("peak_bytes"), "z.2f", 1e-9),
         shown(get("difference"), ".0e"),
       ]  # fmt: skip
     name = row["name"]

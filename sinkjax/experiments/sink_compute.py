@@ -20,7 +20,7 @@ from sinkjax.experiments import skipped_blocks as blocks
 from sinkjax.experiments.result import Result, Subject
 from sinkjax.experiments.sink_compute_claims import claims
 from sinkjax.experiments.sink_removal import loss_from
-from sinkjax.experiments.skipping_times import FUSED, times_of
+from sinkjax.experiments.skipping_times import faster_fused, times_of
 from sinkjax.experiments.timing import saved
 from sinkjax.experiments.uncertainty import mean_over
 from sinkjax.models.transformer import logits_of
@@ -326,10 +326,10 @@ def _error_table(skipped, relative):
 
 def _time_table(seconds, left_out):
   header = ["layer", "tokens", "left_out", "way", "median_seconds",
-            "saved_of_fused", "low", "high"]  # fmt: skip
+            "saved_of_faster_fused", "low", "high"]  # fmt: skip
   rows = [
-    [layer, length, left_out[layer, length], name, float(np.median(x)),
-     *saved(x, one[FUSED])[:3]]
+    [layer, length, left_out[layer, length][name], name, float(np.median(x)),
+     *saved(x, one[faster_fused(one)])[:3]]
     for (layer, length), one in seconds.items() for name, x in one.items()
   ]  # fmt: skip
   return header, rows

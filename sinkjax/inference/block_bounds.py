@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float
 
 from sinkjax.inference import key_codes
 from sinkjax.inference.key_codes import Codec
-from sinkjax.inference.sparse_sink import score_tops
+from sinkjax.inference.sparse_sink import exact_products, score_tops
 
 OFF = -1e30
 PARTS = 8
@@ -92,6 +92,7 @@ def _longest(size: Float[Array, "S"], block: int) -> Float[Array, "C"]:
   return jnp.max(size.at[0].set(0).reshape(-1, block), axis=1)
 
 
+@exact_products
 def exact_span(
   q: Float[Array, "T K"], k: Float[Array, "T K"], *, scale: float, block: int
 ) -> Span:
@@ -105,6 +106,7 @@ def exact_span(
   return Span(logs - off, logs + off)
 
 
+@exact_products
 def code_span(
   q: Float[Array, "T K"],
   k: Float[Array, "T K"],
@@ -136,6 +138,7 @@ def code_span(
   return Span(logs - off, logs + off)
 
 
+@exact_products
 def summary_span(
   q: Float[Array, "T K"],
   k: Float[Array, "T K"],
@@ -183,6 +186,7 @@ def span_of(
   return code_span(q, k, codec, scale=scale, block=block, bits=bits)
 
 
+@exact_products
 def near_weight(
   q: Float[Array, "T K"],
   k: Float[Array, "T K"],

@@ -11,9 +11,11 @@ around the mean of their block, and S_q^1/2 S_k^1/2 = U s V^T,
 
     A = S_q^-1/2 U s^1/2,   E[A^T q q^T A] = E[B e e^T B^T] = diag(s)
 
-has the least product of the two factors' mean squares over all A, (sum s)^2;
-A = 1 gives tr S_q tr S_k. Dimensions in which queries see nothing then cost
-nothing, and those in which keys do not differ neither.
+for e what a key differs from that mean by; of all A it has the least product
+of the two factors' mean squares, (sum s)^2; A = 1 gives tr S_q tr S_k.
+Dimensions in which queries see nothing then cost nothing, and those in which
+keys do not differ neither. For what a code is off by it is a good guess, since
+that goes with the range of B k, not with S_k.
 
 A code is what B k_j is, dimension by dimension, on an even grid between two
 ends that are found with A on other texts, and cut off beyond them. So a code

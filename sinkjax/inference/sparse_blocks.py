@@ -28,6 +28,7 @@ from sinkjax.inference.block_bounds import (
   span_of,
 )
 from sinkjax.inference.key_codes import Codec
+from sinkjax.inference.sparse_sink import exact_products
 
 
 class SparseBlocks(NamedTuple):
@@ -50,6 +51,7 @@ def _sizes(count: int) -> list[int]:
   return [*sorted(found), count]
 
 
+@exact_products
 def attend_blocks(
   q: Float[Array, "B T H K"],
   k: Float[Array, "B T N K"],
@@ -109,6 +111,7 @@ def attend_blocks(
   return jnp.swapaxes(z.reshape(batch, heads, length, width), 1, 2)
 
 
+@exact_products
 def sparse_block_attention(
   q: Float[Array, "B T H K"],
   k: Float[Array, "B T N K"],

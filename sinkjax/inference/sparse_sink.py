@@ -29,6 +29,7 @@ Sharp edges:
   sink logit or padding.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -54,6 +55,18 @@ class Sparse(NamedTuple):
   error: Float[Array, "B H T"]
 
 
+def exact_products(function):
+  """Products in the inputs' own precision on any device: the margins of
+  rounding count on it."""
+
+  @functools.wraps(function)
+  def run(*args, **keywords):
+    with jax.default_matmul_precision("highest"):
+      return function(*args, **keywords)
+
+  return run
+
+
 def _check(q, k, block: int, name: str) -> None:
   if block < 1 or q.shape[1] % block:
     raise ValueError(f"{name} must divide the length {q.shape[1]}, got {block}")
@@ -68,6 +81,7 @@ def _by_head(x: Array, heads: int) -> Float[Array, "B H T K"]:
   return jnp.swapaxes(jnp.repeat(x, heads // x.shape[2], axis=2), 1, 2)
 
 
+@exact_products
 def score_tops(
   q: Float[Array, "B T H K"],
   k: Float[Array, "B S N K"],
@@ -111,6 +125,7 @@ def score_tops(
   return scale * (jnp.minimum(ball, box) + margin)
 
 
+@exact_products
 def rest_bound(
   q: Float[Array, "B T H K"],
   k: Float[Array, "B T N K"],
@@ -147,6 +162,7 @@ def rest_bound(
   return jnp.minimum(bound, 1).at[:, :, 0].set(0)
 
 
+@exact_products
 def rest_mass(
   q: Float[Array, "B T H K"], k: Float[Array, "B T N K"], *, scale: float
 ) -> Float[Array, "B H T"]:
@@ -166,6 +182,7 @@ def whole_blocks(
   return jnp.max(blocks, axis=-1) < tolerance
 
 
+@exact_products
 def sparse_sink_attention(
   q: Float[Array, "B T H K"],
   k: Float[Array, "B T N K"],

@@ -12,7 +12,14 @@ from sinkjax.experiments import sink_compute as module
 from sinkjax.experiments import skipped_blocks as blocks
 from sinkjax.experiments.sink_compute import Config, run
 from sinkjax.experiments.sink_compute_claims import claims
-from sinkjax.experiments.skipping_times import FUSED, KNOWN, LOOP, PROVEN, ROWS
+from sinkjax.experiments.skipping_times import (
+  FUSED,
+  KNOWN,
+  LOOP,
+  PROVEN,
+  ROWS,
+  SCORED,
+)
 from sinkjax.report import sink_compute as report
 
 SMALL = Config(
@@ -178,25 +185,25 @@ def verdicts(change=None, worst=0.9, loss=0.001, times=(1.0, 0.5, 2.0)):
               for at in SMALL.tolerances}  # fmt: skip
   ones = 1 + 0.01 * rng.normal(size=6)
   names = {FUSED: times[0], ROWS: times[0], KNOWN: times[1],
-           PROVEN: times[2], LOOP: 2.0}  # fmt: skip
+           PROVEN: times[2], SCORED: times[2], LOOP: 2.0}  # fmt: skip
   one = {name: x * ones for name, x in names.items()}
+  left = dict.fromkeys(names, 0.5)
   got = claims(SMALL, by, relative, worst, {(2, 48): one, (1, 48): one},
-               {(2, 48): 0.5, (1, 48): 0.4}, (2, 1))  # fmt: skip
+               {(2, 48): left, (1, 48): left}, (2, 1))  # fmt: skip
   return [claim.verdict for claim in got]
 
 
 def test_verdicts():
   yes, no = "agrees", "disagrees"
-  base = [no, no, yes, yes, yes, "undecided", yes, yes, yes, no]
+  base = [no, no, yes, yes, "undecided", yes, yes, yes, no, no]
   assert verdicts() == base
   assert verdicts({blocks.ROWS_KNOWN: 0.2})[0] == yes
   assert verdicts({blocks.SUMMARIES: 0.05})[1] == yes
   assert verdicts({"8 bits": 0.2})[2] == no
-  assert verdicts({blocks.ORACLE + blocks.NO_SINK: 0.6})[3] == no
-  assert verdicts({"8 bits" + blocks.NO_SINK: 0.5})[4] == no
-  assert verdicts(loss=0.02)[6] == no
-  assert verdicts(worst=1.01)[7] == no
-  assert verdicts(times=(1.0, 1.1, 0.9))[8:] == [no, yes]
+  assert verdicts({"8 bits" + blocks.NO_SINK: 0.35})[3] == no
+  assert verdicts(loss=0.02)[5] == no
+  assert verdicts(worst=1.01)[6] == no
+  assert verdicts(times=(1.0, 1.1, 0.9))[7:] == [no, yes, yes]
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,19 @@ def test_near_weight_counts_what_it_says():
     assert np.all(np.exp(got)[some] <= want[some] * (1 + 1e-6))
 
 
+@pytest.mark.parametrize("bits", [None, 0, 6])
+def test_products_are_exact_where_the_default_is_not(bits):
+  """On a TPU or in TF32 the margins of rounding would be too small."""
+  call = functools.partial(
+    sparse_block_attention, scale=SCALE, tolerance=0.1, bits=bits, block=BLOCK
+  )
+  with jax.default_matmul_precision("bfloat16"):
+    text = str(jax.make_jaxpr(call)(*drawn("random", 0), codec()))
+    assert text.count("dot_general[") == text.count(
+      "precision=(Precision.HIGHEST, Precision.HIGHEST)"
+    )
+
+
 def test_refusals():
   q, k, v = drawn("random", 0)
   call = functools.partial(sparse_block_attention, scale=SCALE, tolerance=0.1)

@@ -1,0 +1,82 @@
+"""Writes the tables of these pages from the recorded CSV files.
+
+  python docs/tables.py
+
+rewrites in place every table that follows such a comment:
+
+  <!-- table: results/RUN/EXPERIMENT/FILE.csv
+  where bits = 4 | 8
+  sort by loss
+  bits = {bits:g}
+  loss, nats = {loss:+.3f} ({low:+.3f} to {high:+.3f})
+  -->
+
+`where` keeps rows in which a column is one of the values, `sort by` orders them
+by a number; then come the columns, each a heading and a template of the row's
+fields.
+"""
+
+import csv
+import pathlib
+import re
+
+DOCS = pathlib.Path(__file__).parent
+TABLE = re.compile(
+  r"<!-- table: (?P<file>\S+)\n(?P<spec>.*?)-->\n(?P<rows>(?:\|.*\n)*)",
+  re.DOTALL,
+)
+
+
+def _value(text: str):
+  try:
+    return float(text)
+  except ValueError:
+    return text
+
+
+def table(file: str, spec: str) -> str:
+  """The Markdown table of one comment.
+
+  Raises:
+    KeyError: for a column that the file does not have.
+    ValueError: where no row is left.
+  """
+  with open(DOCS / file, newline="", encoding="utf-8") as source:
+    rows = [
+      {name: _value(text) for name, text in row.items()}
+      for row in csv.DictReader(source)
+    ]
+  heads, cells = [], []
+  for line in spec.strip().splitlines():
+    head, _, text = line.partition(" = ")
+    if line.startswith("sort by "):
+      rows.sort(key=lambda row, by=line[8:]: row[by])
+    elif line.startswith("where "):
+      kept = [_value(x.strip()) for x in text.split("|")]
+      rows = [row for row in rows if row[head[6:]] in kept]
+    else:
+      heads.append(head)
+      cells.append(text)
+  if not rows:
+    raise ValueError(f"no rows of {file} for:\n{spec}")
+  lines = [heads, ["---"] * len(heads)]
+  lines += [[cell.format(**row) for cell in cells] for row in rows]
+  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def written(page: str) -> str:
+  """The page with every table as the files have it now."""
+  return TABLE.sub(
+    lambda m: (
+      f"<!-- table: {m['file']}\n{m['spec']}-->\n" + table(m["file"], m["spec"])
+    ),
+    page,
+  )
+
+
+if __name__ == "__main__":
+  for path in sorted(DOCS.glob("*.md")):
+    page = path.read_text("utf-8")
+    if (new := written(page)) != page:
+      path.write_text(new, "utf-8")
+      print(f"wrote {path.name}")
