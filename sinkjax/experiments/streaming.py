@@ -96,7 +96,7 @@ def run(
   found[RECOMPUTE] = Found(
     at,
     recompute_nats(
-      subject.cfg, params, ids, at=at, total=config.total,
+      subject.cfg, subject.params, ids, at=at, total=config.total,
       prefix=subject.prefix, batch=config.batch, progress=step,
     ),
   )  # fmt: skip
@@ -157,10 +157,10 @@ def _times(subject: Subject, config: Config, params, ids) -> Times:
     token = jnp.asarray(ids[None, :1], jnp.int32)
     step = step.lower(params, token, state[0]).compile()
     rows = jnp.asarray(ids[None, :total], jnp.int32)
-    anew = last_logits(cfg, total).lower(params, rows).compile()
+    anew = last_logits(cfg).lower(subject.params, rows).compile()
     working.append((_working(step), _working(anew)))
     works[f"cached {total}"] = _stepper(step, params, token, state, config)
-    works[f"anew {total}"] = lambda f=anew, rows=rows: f(params, rows)
+    works[f"anew {total}"] = lambda f=anew, rows=rows: f(subject.params, rows)
   seconds = interleaved(works, config.rounds, seed=config.seed)
   cached = [seconds[f"cached {total}"] / config.steps for total in totals]
   return Times(
@@ -188,8 +188,8 @@ def _working(compiled) -> int:
 def _result(subject, config, text, found, times) -> Result:
   long = {s: found[Run(s, config.total, config.tokens)] for s in config.sinks}
   source = "given" if text is not None else (
-    f"addresses on the state of the union by {config.speaker}, "
-    f"{config.years[0]} to {config.years[1]}, in order"
+    f"addresses on the state of the union by {config.speaker}, from "
+    f"{config.years[0]} on"
   )  # fmt: skip
   context = subject.cfg.max_len
   numbers = {

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sinkjax.experiments.result import Subject
-from sinkjax.experiments.uncertainty import Mean, mean_over
+from sinkjax.experiments.uncertainty import Mean, pooled
 
 DENSE, RECOMPUTE, FRESH = "dense", "recompute", "fresh"
 NEEDED = (0, 1, 4, 8)
@@ -142,9 +142,10 @@ def check(subject: Subject, config: Config) -> None:
       f"total and totals must be greater than the {least} first tokens and "
       f"the prefix, got {config.total} and {config.totals}"
     )
-  if config.fewer < widest + 2 * config.block or config.fewer > config.tokens:
+  least, most = widest + 2 * config.block, config.tokens - config.total
+  if not least <= config.fewer <= most:
     raise ValueError(
-      f"fewer must be at most tokens={config.tokens} and leave two blocks of "
+      f"fewer must be at most tokens - total={most} and leave two blocks of "
       f"{config.block} after {widest}, got {config.fewer}"
     )
   if not 1 < config.dense <= config.tokens:
@@ -176,7 +177,7 @@ class Pair(NamedTuple):
 
   Attributes:
     gap: nats of the first less those of the second, over blocks.
-    first: mean nats of the first, over the same blocks.
+    first: mean nats of the first.
     second: of the second.
     tokens: how many.
   """
@@ -188,12 +189,9 @@ class Pair(NamedTuple):
 
 
 def mean_from(found: Found, config: Config, low: int, high: int) -> Mean:
-  """Mean loss of the tokens with more than `low` and at most `high` before.
-
-  A mean over blocks, of which a part may be cut off.
-  """
+  """Mean loss of the tokens with more than `low` and at most `high` before."""
   mine = (found.at > low) & (found.at <= high)
-  return mean_over(found.nats[mine], (found.at[mine] - 1) // config.block)
+  return pooled(found.nats[mine], (found.at[mine] - 1) // config.block)
 
 
 def compare(
@@ -202,8 +200,8 @@ def compare(
   """The difference at the tokens of both with more than `low` before them.
 
   At most `high`, if it is given. Neighbouring tokens depend on each other and
-  blocks of text hardly do: one mean a block, Student's t over blocks. `None`
-  for fewer than two blocks.
+  blocks of text hardly do: Student's t over blocks, each with the weight of
+  its tokens. `None` for fewer than two blocks.
   """
   at, i, j = np.intersect1d(a.at, b.at, assume_unique=True, return_indices=True)
   mine = (at > low) & (at <= (at[-1] if high is None else high))
@@ -211,6 +209,5 @@ def compare(
   groups = (at[mine] - 1) // config.block
   if len(set(groups.tolist())) < 2:
     return None
-  gap = mean_over(first - second, groups)
-  one, other = (mean_over(x, groups).value for x in (first, second))
-  return Pair(gap, one, other, int(mine.sum()))
+  gap = pooled(first - second, groups)
+  return Pair(gap, first.mean(), second.mean(), int(mine.sum()))

@@ -44,11 +44,13 @@ def curves(config: Config, long, found):
     (WITH_FIRST, long[KEPT]), (DENSE, found[DENSE]),
   ):  # fmt: skip
     for low, high in zip(edges[:-1], edges[1:], strict=True):
+      high = min(high, one.at[-1])
       mine = one.nats[(one.at > low) & (one.at <= high)]
-      if len(mine) and high <= one.at[-1]:
+      if len(mine):
         rows.append([name, int(low), int(high), len(mine), mine.mean(), None,
                      None])  # fmt: skip
-  rows += _recomputed(edges[::OCTAVE], long[KEPT], found[RECOMPUTE])
+  wide = np.unique([*edges[::OCTAVE], last])
+  rows += _recomputed(wide, long[KEPT], found[RECOMPUTE])
   header = ["curve", "from", "to", "tokens", "loss", "low", "high"]
   return header, [[x if x is None or isinstance(x, str) else float(x)
                    if i > 3 else x for i, x in enumerate(row)]

@@ -42,6 +42,18 @@ class Mean(NamedTuple):
     return f"{self.value:{form}} ({ends}){unit}"
 
 
+def _grouped(values: Sequence[float], groups: Sequence[Any]):
+  """The values of each group, in the order in which groups appear."""
+  if len(values) != len(groups) or not len(values):
+    raise ValueError(
+      f"{len(values)} values in {len(groups)} groups: one group each is needed"
+    )
+  found: dict[Any, list[float]] = {}
+  for value, group in zip(values, groups, strict=True):
+    found.setdefault(group, []).append(float(value))
+  return [np.array(members) for members in found.values()]
+
+
 def group_means(values: Sequence[float], groups: Sequence[Any]) -> np.ndarray:
   """[G] the mean of each group, in the order in which groups appear.
 
@@ -51,14 +63,7 @@ def group_means(values: Sequence[float], groups: Sequence[Any]) -> np.ndarray:
   >>> group_means([1.0, 3.0, 5.0], ["a", "a", "b"]).tolist()
   [2.0, 5.0]
   """
-  if len(values) != len(groups) or not len(values):
-    raise ValueError(
-      f"{len(values)} values in {len(groups)} groups: one group each is needed"
-    )
-  found: dict[Any, list[float]] = {}
-  for value, group in zip(values, groups, strict=True):
-    found.setdefault(group, []).append(float(value))
-  return np.array([np.mean(members) for members in found.values()])
+  return np.array([members.mean() for members in _grouped(values, groups)])
 
 
 def mean_over(values: Sequence[float], groups: Sequence[Any]) -> Mean:
@@ -80,6 +85,38 @@ def mean_over(values: Sequence[float], groups: Sequence[Any]) -> Mean:
   half = float(stats.t.ppf(0.975, len(means) - 1) * error)
   value = float(means.mean())
   return Mean(value, value - half, value + half, len(means), sign_flip(means))
+
+
+def pooled(values: Sequence[float], groups: Sequence[Any]) -> Mean:
+  """The mean of all values, with an interval and a test, by groups.
+
+  Where groups differ in size, `mean_over` gives each the same weight; here each
+  has that of its values. With sums S_g and sizes n_g of G groups,
+
+      m = sum S_g / sum n_g,
+      var m = G / (G - 1) sum (S_g - m n_g)^2 / (sum n_g)^2,
+
+  and Student's t of G - 1; the same as `mean_over` where sizes are equal.
+
+  Args:
+    values: one number a measurement; differences of pairs for a paired test.
+    groups: of each.
+
+  Raises:
+    ValueError: as `mean_over`.
+  """
+  found = _grouped(values, groups)
+  count = len(found)
+  if count < 2:
+    raise ValueError("an interval needs at least two groups")
+  from scipy import stats
+
+  sums = np.array([members.sum() for members in found])
+  sizes = np.array([len(members) for members in found])
+  value = float(sums.sum() / sizes.sum())
+  error = np.sqrt(count / (count - 1) * np.sum((sums - value * sizes) ** 2))
+  half = float(stats.t.ppf(0.975, count - 1) * error / sizes.sum())
+  return Mean(value, value - half, value + half, count, sign_flip(sums))
 
 
 def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:

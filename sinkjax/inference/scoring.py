@@ -1,5 +1,6 @@
 """The loss of every token of a long text, under what a cache keeps."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from sinkjax.config import ModelConfig
 from sinkjax.inference import kv_policy
 from sinkjax.inference.kv_by_position import more_room
 from sinkjax.models.cache import CHUNK, Policy, advance, init_cache
-from sinkjax.models.transformer import check_ids
+from sinkjax.models.transformer import check_ids, forward, logits_of
+from sinkjax.transforms.capture import capture
 
 Progress = Callable[[int], Any]
 
@@ -39,13 +41,20 @@ def _scorer(cfg: ModelConfig, policy: Policy):
 
 
 @functools.lru_cache(maxsize=8)
-def last_logits(cfg: ModelConfig, total: int):
-  """`f(params, tokens [B, total]) -> [B, V]`: a forward pass, its last row."""
-  policy = kv_policy.full(total, chunk=total)
-  walk = advance(cfg, policy, logits="last")
+def last_logits(cfg: ModelConfig):
+  """`f(params, tokens [B, T]) -> [B, V]`: a forward pass, its last row.
+
+  With fused attention where the model can have it: what else could be as fast.
+  """
+  with contextlib.suppress(ValueError):
+    cfg = cfg.replace(attention="fused")
+  walk = capture(forward(cfg), {"last": ("final", lambda x: x[:, -1:])})
 
   def f(params, tokens):
-    return walk(params, tokens, init_cache(cfg, policy, len(tokens)))[0][:, 0]
+    x = walk(params, tokens).trace["last"]
+    table = params["embed" if cfg.tie_embeddings else "unembed"]
+    with jax.default_matmul_precision(cfg.precision):
+      return logits_of(cfg, x, table)[:, 0]
 
   return jax.jit(f)
 
@@ -177,7 +186,7 @@ def recompute_nats(
 
   Args:
     cfg: the model.
-    params: its parameters, best by `models.cache.split_layers`.
+    params: its parameters.
     ids: [N] the text.
     at: [n] the t, each at least W - P.
     total: W.
@@ -201,7 +210,7 @@ def recompute_nats(
       f"greater than the prefix of {len(prefix)}; got {at.tolist()[:4]} ... "
       f"and {total}"
     )
-  f, found = last_logits(cfg, total), []
+  f, found = last_logits(cfg), []
   rows = np.array([[*prefix, *ids[t - span : t]] for t in at], np.int32)
   for start in range(0, len(at), batch):
     here = at[start : start + batch]

@@ -129,9 +129,9 @@ def page(
   ]
   sections = [
     html.Section(
-      "The paper's claims and what was found",
-      body="Intervals are 95 %, over texts where there are several, and over "
-      "seeds where models were trained.",
+      "Claims and what was found",
+      body="Intervals are 95 %, over what the last column says: texts, blocks "
+      "of a text, seeds of training, rounds of timing.",
       table=html.Table(CLAIMS, rows, whole=True),
     )
   ]

@@ -177,7 +177,8 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
     html.Section(
       result.title,
       body=(
-        f"The text: {numbers['text']}, {numbers['tokens']:,} tokens. Caches "
+        f"The text: {numbers['text']}, the first {numbers['tokens']:,} tokens. "
+        "Caches "
         f"keep {numbers['total']} tokens in all, the first ones among them; "
         f"positions are those in the cache. Dense keeps everything, for "
         f"{numbers['dense']:,} tokens, at the text's positions. Recompute is a "
@@ -227,8 +228,8 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         "a forward pass on as many tokens as the cache holds. With "
         f"{numbers['total']} tokens the cache has "
         f"{bytes_of['cached'][at] / 1e6:.3g} MB, whatever the length of the "
-        f"text; with everything kept it had {bytes_of['dense'] / 1e6:.3g} MB "
-        f"after {numbers['dense']:,} tokens."
+        f"text, fed one token at a time; with everything kept "
+        f"{numbers['dense']:,} tokens take {bytes_of['dense'] / 1e6:.3g} MB."
       ),
       figure=drawn["time.png"],
       caption=(

@@ -5,7 +5,12 @@ import pytest
 from scipy import stats
 
 from sinkjax.experiments.result import Claim, direction
-from sinkjax.experiments.uncertainty import group_means, mean_over, sign_flip
+from sinkjax.experiments.uncertainty import (
+  group_means,
+  mean_over,
+  pooled,
+  sign_flip,
+)
 
 
 def test_intervals_cover_where_groups_differ():
@@ -27,6 +32,25 @@ def test_mean_is_of_groups():
   assert found.value == 2.0 and found.groups == 2
   want = stats.ttest_1samp([0.0, 4.0], 0).confidence_interval(0.95)
   assert (found.low, found.high) == pytest.approx((want.low, want.high))
+
+
+def test_pooled_weighs_groups_by_size():
+  values, groups = [0.0, 0.0, 3.0, 9.0], ["a", "a", "a", "b"]
+  assert pooled(values, groups).value == 3.0
+  equal = [1.0, 2.0, 5.0, -1.0, 0.5, 3.0]
+  for x, y in zip(
+    pooled(equal, [0, 0, 1, 1, 2, 2]), mean_over(equal, [0, 0, 1, 1, 2, 2]),
+    strict=True,
+  ):  # fmt: skip
+    assert x == pytest.approx(y)
+  rng = np.random.default_rng(0)
+  groups = np.repeat(np.arange(12), [2, 9, 5, 7, 1, 9, 8, 3, 9, 6, 9, 4])
+  covered = 0
+  for _ in range(2000):
+    values = rng.normal(size=12)[groups] + 0.2 * rng.normal(size=72) + 3.0
+    found = pooled(values, groups)
+    covered += found.low <= 3.0 <= found.high
+  assert 0.915 < covered / 2000 < 0.97
 
 
 def test_sign_flip_is_exact_and_uniform_under_its_null():
