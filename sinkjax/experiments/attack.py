@@ -1,6 +1,6 @@
 """Is the sink the soft spot? Attacks of equal norm on it and on other tokens.
 
-Gradient attacks on a token's embedding, its cached keys and values, and its
+Gradient attacks on a token's embedding, its keys and values, and its
 residual stream in the middle layer; swaps of a token for random others; and
 random tokens put in. Barbero et al. (2025, arXiv 2504.02732) hold that the
 sink makes a model sturdier; Mirage in the Eyes (2501.15269) and Forgetting to
@@ -291,7 +291,7 @@ def logs(kl: np.ndarray) -> np.ndarray:
 def times(mean: Mean) -> str:
   """A mean of log ratios as a factor with its interval."""
   value, low, high = (float(np.exp(x)) for x in mean[:3])
-  return f"{value:.2f} ({low:.2f} to {high:.2f}) times"
+  return f"{value:.3g} ({low:.3g} to {high:.3g}) times"
 
 
 def contrast(kl: np.ndarray) -> dict[str, Mean]:
@@ -396,23 +396,23 @@ def _claims(config, texts, attacks, replaced, norms):
       f"{times(rest[0])} the middle token's, {times(rest[1])} the last "
       "attacked token's",
       direction(low, high),
-      f"{texts} texts; decided by the token next to the sink, which is as far "
-      f"from what is measured; sign-flip p = {near.p:.2g}",
+      f"{texts} texts; the token next to the sink is as far from what is "
+      f"measured; sign-flip p = {near.p:.2g}",
     )  # fmt: skip
 
   swap = "swapped, mean"
   claims = [
     claim(
-      "A swapped first token changes the output less than a swapped other "
+      "A swapped first token changes the output less than a swapped next "
       "token.", "2504.02732", "sturdier, no number", replaced[swap], -1,
     ),
     claim(
-      f"So does the worst of {config.candidates} swaps.", "2504.02732",
-      "no number", replaced["swapped, worst"], -1,
+      f"So does the worst of {config.candidates} swaps, by the loss.",
+      "2504.02732", "no number", replaced["swapped, worst"], -1,
     ),
     claim(
-      f"The worst of {config.candidates} tokens put in front of the sink "
-      "changes the output more than put in later.", CRITICS,
+      f"The worst by the loss of {config.candidates} tokens put in front of "
+      "the sink changes the output more than put in after it.", CRITICS,
       "soft spot; numbers not comparable", replaced["put in, worst"],
     ),
   ]  # fmt: skip
@@ -421,9 +421,11 @@ def _claims(config, texts, attacks, replaced, norms):
       ratio = norms[:, s, 0].mean() / norms[:, s, 1].mean()
       made = claim(
         f"An attack at equal {norm} norm on the sink's {words} does more than "
-        "on another's.", CRITICS, "soft spot; numbers not comparable",
+        "on the next token's.", CRITICS, "soft spot; numbers not comparable",
         attacks[f"{site}, {norm}"],
       )  # fmt: skip
       why = f"{made.why}; the sink's norm is {ratio:.2g} times the next token's"
+      if site in ("k", "v"):
+        why += "; the token's own row reads what is changed, too"
       claims.append(dataclasses.replace(made, why=why))
   return claims

@@ -143,9 +143,9 @@ def run(
 
 
 def _check(config: Config) -> None:
-  if not 0 < config.control < config.tokens:
+  if not 0 < config.control < config.tokens - 2:
     raise ValueError(
-      f"control must be in [1, {config.tokens}), got {config.control}"
+      f"control must be in [1, {config.tokens - 2}), got {config.control}"
     )
   if config.claim_bits not in config.bits:
     raise ValueError(
@@ -310,14 +310,15 @@ def _site_settings(subject: Subject, config: Config, limits):
 def _measurer(subject: Subject, config: Config, step: Callable[[], Any]):
   """`measure(ids, settings) -> (loss [P] of the whole model, {key: Cost})`.
 
-  Compiled once for each kind of edit; the whole model's logits are computed
-  once for each batch.
+  Over the predictions of tokens after all those that may be kept: these would
+  gain by their own. Compiled once for each kind of edit; the whole model's
+  logits are computed once for each batch.
   """
-  f = forward(subject.cfg)
+  f, after = forward(subject.cfg), config.control + 1
 
   def nll(logs, ids):
-    taken = jnp.take_along_axis(logs[:, :-1], ids[:, 1:, None], -1)[..., 0]
-    return -jnp.mean(taken, axis=-1)
+    logs, targets = logs[:, after:-1], ids[:, after + 1 :, None]
+    return -jnp.mean(jnp.take_along_axis(logs, targets, -1)[..., 0], axis=-1)
 
   @jax.jit
   def plain(params, ids):
@@ -329,7 +330,7 @@ def _measurer(subject: Subject, config: Config, step: Callable[[], Any]):
     out = intervene(f, edits)(params, ids)
     logs = jax.nn.log_softmax(out.logits.astype(jnp.float32))
     kl = jnp.sum(jnp.exp(whole) * (whole - logs), axis=-1)
-    return nll(logs, ids), jnp.mean(kl, axis=-1)
+    return nll(logs, ids), jnp.mean(kl[:, after:], axis=-1)
 
   def measure(ids, settings):
     wholes, parts = [], {key: [] for key in settings}

@@ -20,6 +20,7 @@ from sinkjax.experiments.perturbing import MEASURES
 from sinkjax.experiments.result import (
   AGREES,
   DISAGREES,
+  UNDECIDED,
   Claim,
   direction,
 )
@@ -35,7 +36,8 @@ EXACT = 1e-5
 
 ONE, EVERY = ("middle", "last"), ("all but the first",)
 CHANGES = {
-  "noise on one token": (NOISE, ONE), "noise on every token": (NOISE, EVERY),
+  "noise on one token": (NOISE, ONE),
+  "noise on all other tokens": (NOISE, EVERY),
   "a swapped token": (SWAP, ONE),
 }  # fmt: skip
 """The changes that decide: (kind, places), the sink's own not among them."""
@@ -106,7 +108,7 @@ def claims(config, texts: int, found, base, fought) -> list[Claim]:
     )  # fmt: skip
   return [
     *said,
-    _what_it_writes(found, texts),
+    *_what_it_writes(found, texts),
     _soft(found, texts),
     *_defended(config, texts, fought),
   ]
@@ -124,22 +126,41 @@ def _sturdier(text, level: Levels, measure: str, config, texts, lost) -> Claim:
     f"{WHAT[measure]} {times(more)} with token 0 hidden from layer "
     f"{config.from_layer} on; {times(beyond)} that with token 1 hidden "
     f"instead; loss {nats.text('+.3f')} nats more",
-    direction(min(more.low, beyond.low), min(more.high, beyond.high)),
+    _both(more, beyond),
     f"{texts} texts, sign-flip p = {more.p:.2g} and {beyond.p:.2g}; hiding "
     f"alone costs {lost.text('.2f')} nats",
   )  # fmt: skip
 
 
-def _what_it_writes(found, texts: int) -> Claim:
+def _both(more: Mean, beyond: Mean) -> str:
+  """More than with the sink, and more than with another token hidden."""
+  if more.high < 0:
+    return DISAGREES
+  return AGREES if more.low > 0 and beyond.low > 0 else UNDECIDED
+
+
+def _what_it_writes(found, texts: int) -> list[Claim]:
+  """The sink's value set to zero: it takes attention, and writes nothing."""
   level = found["noise on one token"]["kl"]
   empty, gap = over(level, EMPTY, KEPT), over(level, HIDDEN, EMPTY)
-  return Claim(
-    "It is the attention that the sink takes that makes the model sturdy, not "
-    "what it writes.", PAPER, "no number",
-    f"KL of noise on one token {times(empty)} with its value set to zero; "
-    f"{times(gap)} that with it hidden",
-    direction(gap.low, gap.high), f"{texts} texts, sign-flip p = {gap.p:.2g}",
-  )  # fmt: skip
+  zero = "its own row, and so its later keys, change with it"
+  return [
+    Claim(
+      "What the sink writes makes the model sturdy, too: without its value "
+      "noise does more.", "our question", "no number",
+      f"KL of noise on one token {times(empty)} with its value set to zero",
+      direction(empty.low, empty.high),
+      f"{texts} texts, sign-flip p = {empty.p:.2g}; {zero}",
+    ),
+    Claim(
+      "Without the attention that it takes noise does more than without what "
+      "it writes.", "our question", "no number",
+      f"KL of noise on one token with the sink hidden {times(gap)} that with "
+      "its value set to zero",
+      direction(gap.low, gap.high),
+      f"{texts} texts, sign-flip p = {gap.p:.2g}; {zero}",
+    ),
+  ]  # fmt: skip
 
 
 def _soft(found, texts: int) -> Claim:
@@ -150,13 +171,13 @@ def _soft(found, texts: int) -> Claim:
   }
   near = ends["next"]
   return Claim(
-    "Noise on the sink's embedding does more than on another token's.",
+    "Noise on the sink's embedding does more than on the next token's.",
     CRITICS, "soft spot; numbers not comparable",
     f"KL {times(near)} that on the token next to it; {times(ends['middle'])} "
     f"the middle token's, {times(ends['last'])} the last one's",
     direction(near.low, near.high),
-    f"{texts} texts; decided by the token next to the sink, which is as far "
-    f"from what is measured; sign-flip p = {near.p:.2g}",
+    f"{texts} texts; the token next to the sink is as far from what is "
+    f"measured; sign-flip p = {near.p:.2g}",
   )  # fmt: skip
 
 
@@ -166,7 +187,8 @@ def balance(fought: np.ndarray) -> dict[str, dict[str, Any]]:
   `cost` is what the guard adds to the loss where nothing attacks, `gain` what
   it takes from the loss under attack, mean of sites; `kl` the KL of the attack
   beside the guarded model over that on the plain one, as a mean of logs;
-  `most` the greatest KL of an attack beside the guarded model.
+  `left` the greatest KL of the guarded model under attack beside the plain one
+  without.
 
   Args:
     fought: [P, S, D, 3, M].
@@ -181,7 +203,7 @@ def balance(fought: np.ndarray) -> dict[str, dict[str, Any]]:
       "cost": mean_over(fought[:, 0, d, 0, LOSS], texts)._asdict(),
       "gain": mean_over(gain.mean(axis=1), texts)._asdict(),
       "kl": mean_over(less.mean(axis=1), texts)._asdict(),
-      "most": float(own.max()),
+      "left": float(np.abs(fought[:, :, d, 1, KL]).max()),
     } | {
       f"gain, {site}": mean_over(gain[:, s], texts)._asdict()
       for s, site in enumerate(SITES)
@@ -207,20 +229,21 @@ def _defended(config, texts: int, fought) -> list[Claim]:
   hurt = mean_over(
     fought[:, :, DEFENCES.index(NONE), 1, LOSS].mean(axis=1), range(texts)
   )
-  most = found[SAME]["most"]
+  left = found[SAME]["left"]
   said = [
     Claim(
       "The sink's keys and values, computed before from its token alone and "
       "pinned, undo any attack on it.", CRITICS, "our question",
-      f"at most {most:.1g} nats of KL left of {hurt.text('+.3f')} nats of loss",
-      AGREES if most < EXACT else DISAGREES,
+      f"at most {left:.1g} nats of KL left beside the model without an attack; "
+      f"{hurt.text('+.3f')} nats of loss without the defence",
+      AGREES if left < EXACT else DISAGREES,
       f"{texts} texts; exact by causality: position 0 sees only itself. It "
       "protects a first token that is known beforehand, and no other token",
     )
   ]  # fmt: skip
   for name, text in WORDS.items():
     one = {
-      key: Mean(**value) for key, value in found[name].items() if key != "most"
+      key: Mean(**value) for key, value in found[name].items() if key != "left"
     }
     gain, cost = one["gain"], one["cost"]
     sites = "; ".join(
@@ -234,7 +257,9 @@ def _defended(config, texts: int, fought) -> list[Claim]:
         + ("" if name == OTHER else f"; KL of the attack {times(one['kl'])}"),
         direction(gain.low, gain.high),
         f"{texts} texts; by the loss under an attack that knows of the "
-        f"defence; sign-flip p = {gain.p:.2g}",
+        f"defence, mean of the three sites; sign-flip p = {gain.p:.2g}"
+        + ("; the attack is as large beside the token that now is attacked, "
+           "the second" if name == FRONT else ""),
       )
     )  # fmt: skip
   return said

@@ -8,7 +8,7 @@ from typing import Any
 from sinkjax.experiments.result import VERDICTS, Claim, Result
 from sinkjax.report import files, html
 
-CLAIMS = ["claim", "where", "the paper", "ours", "verdict", "why"]
+CLAIMS = ["claim", "where", "there", "here", "verdict", "why"]
 
 
 def write(
@@ -75,12 +75,12 @@ def claims_table(results: Sequence[Mapping[str, Any]]):
 def claims_markdown(results: Sequence[Mapping[str, Any]]) -> str:
   """The claims as a Markdown table, as the README shows them."""
   lines = [
-    "| claim | the paper | here | verdict |",
-    "| --- | --- | --- | --- |",
+    "| claim | where | there | here | verdict |",
+    "| --- | --- | --- | --- | --- |",
   ]
   for data in results:
     for c in claims_of(data):
-      cells = (c.claim, c.paper, c.ours, c.verdict)
+      cells = (c.claim, c.source, c.paper, c.ours, c.verdict)
       text = " | ".join(" ".join(x.replace("|", "\\|").split()) for x in cells)
       lines.append(f"| {text} |")
   return "\n".join(lines) + "\n"

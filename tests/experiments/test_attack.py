@@ -242,8 +242,21 @@ def test_the_sink_is_compared_with_the_next_token():
   """KL twice as large on the sink in every text: 2 times, and a verdict."""
   kl = np.array([[2.0, 1.0, 4.0, 8.0], [0.2, 0.1, 0.4, 0.8]])
   found = module.contrast(kl)
-  assert module.times(found["next"]) == "2.00 (2.00 to 2.00) times"
+  assert module.times(found["next"]) == "2 (2 to 2) times"
   assert found["last"].value == pytest.approx(np.log(0.25))
+
+
+def test_verdicts_go_by_the_next_token():
+  """Ten times on the sink: softer under attack, not sturdier when swapped."""
+  kl = np.exp(0.1 * np.random.default_rng(0).normal(size=(6, 4)))
+  kl[:, 0] *= 10
+  made = module.contrast(kl)
+  replaced = dict.fromkeys(
+    ("swapped, mean", "swapped, worst", "put in, worst"), made
+  )
+  attacks = {f"{s}, {n}": made for s in module.SITES for n in module.NORMS}
+  found = module._claims(Config(), 6, attacks, replaced, np.ones((6, 4, 4)))
+  assert [x.verdict for x in found] == ["disagrees"] * 2 + ["agrees"] * 9
 
 
 def test_short_texts_are_refused(subject, texts):

@@ -189,6 +189,16 @@ def test_verdicts_follow_the_numbers(lift, verdict):
   assert all("nan" not in c.ours.split() for c in said)
 
 
+def test_a_worse_model_is_not_called_sturdier():
+  less = {"noise_kl": 0.1, "attack_kl": 0.1}
+  for extra, verdict in (({}, "agrees"), ({"loss": 5.0}, "undecided")):
+    said = claims(
+      made_up(lambda x, e=extra: less | e if x.startswith("noise") else {})
+    )
+    found = [c.verdict for c in said if "(noise" in c.claim]
+    assert found == [verdict] * 2
+
+
 def test_claims_need_two_seeds_and_know_what_is_there():
   rows = made_up(lambda name: {})
   assert len(claims([r for r in rows if r["experiment"] == NAME])) == 6

@@ -6,7 +6,7 @@ import pytest
 
 import sinkjax
 from sinkjax.experiments import pruning as module
-from sinkjax.experiments import timing
+from sinkjax.experiments import pruning_claims, timing
 from sinkjax.experiments.prompt_sources import Text
 from sinkjax.experiments.pruning import Config, run
 from sinkjax.experiments.pruning_claims import share_at
@@ -103,3 +103,26 @@ def test_refusals(reader, texts):
     run(reader, Config(), texts=texts)
   with pytest.raises(ValueError, match="between 0 and 1"):
     run(reader, Config(shares=(0.5, 0.2)), texts=texts)
+
+
+@pytest.mark.parametrize(
+  ("level", "verdict"), [(0.002, "agrees"), (0.05, "disagrees")]
+)
+def test_the_rest_of_a_row_is_judged_by_the_limit(level, verdict):
+  rng = np.random.default_rng(0)
+  cost = level + 1e-4 * rng.normal(size=(1, 6))
+  by_skip = {
+    "sink's part kept": (np.full((1, 6), 0.2), cost),
+    "random queries": (np.full((1, 6), 0.2), cost + 0.3),
+  }
+  at_one = {"sink's part kept": share_at([0.2], cost)}
+  config = module.Config(thresholds=(0.9,))
+  made = pruning_claims._queries(config, by_skip, at_one)
+  assert made.verdict == verdict
+
+
+def test_no_share_is_told_below_the_least_that_was_measured():
+  one = share_at([0.04, 0.1], np.full((2, 5), 0.03))
+  assert one["value"] < 0.04
+  assert pruning_claims._share_text(one, 0.04) == "less than 4 %"
+  assert pruning_claims._share_text(one).startswith("1.3 (")

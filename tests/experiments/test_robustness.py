@@ -26,6 +26,7 @@ from sinkjax.experiments.disturbances import NOISE, SWAP, noise, rows_with
 from sinkjax.experiments.perturbing import places
 from sinkjax.experiments.prompt_sources import Text
 from sinkjax.experiments.robustness import Config, run, taken_away
+from sinkjax.experiments.uncertainty import Mean
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import knockout
 from sinkjax.transforms.intervene import intervene
@@ -227,7 +228,7 @@ def test_run(found):
   assert kl[:, :, d[OTHER], 0].min() > 1e-6
   assert kl[:, :, d[FRONT], 2].min() > 1e-6
   verdicts = {c.claim: c.verdict for c in found.claims}
-  assert len(verdicts) == 14
+  assert len(verdicts) == 15
   pinned = [x for claim, x in verdicts.items() if "undo any attack" in claim]
   assert pinned == ["agrees"]
   assert len(found.tables["defences.csv"][1]) == 3 * 8 * 3
@@ -271,9 +272,23 @@ def test_verdicts_follow_the_numbers():
     levels = told.levels(noisy, names)
     base, fought = np.ones((6, 4)), np.ones((6, 3, 8, 3, 4))
     said = told.claims(CONFIG, 6, levels, base, fought)
-    assert [c.verdict for c in said[:6]] == [verdict] * 6
+    assert [c.verdict for c in said[:5]] == [verdict] * 5
+    assert said[6].verdict == verdict
+    noisy[:, told.CONDITIONS.index(told.EMPTY)] *= factor
+    said = told.claims(CONFIG, 6, told.levels(noisy, names), base, fought)
+    assert [c.verdict for c in said[5:7]] == [verdict, "undecided"]
     ratio = told.ratios(levels)["noise on one token"]["kl"]["sink hidden"]
     assert np.exp(ratio["value"]) == pytest.approx(factor, rel=0.05)
+
+
+def test_more_than_with_the_sink_alone_decides_nothing():
+  three, less, more = (
+    Mean(np.log(x), np.log(x) - 0.1, np.log(x) + 0.1, 6, 0.03)
+    for x in (3, 0.8, 1.5)
+  )
+  assert told._both(three, more) == "agrees"
+  assert told._both(three, less) == "undecided"
+  assert told._both(less, more) == "disagrees"
 
 
 def test_gain_and_cost_by_hand():

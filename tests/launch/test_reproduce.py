@@ -79,6 +79,7 @@ def test_claims_stand_side_by_side(done):
   assert len(lines) == 2 + len(rows)
   for row in rows:
     assert row["claim"] in runs[-1].stdout
+    assert any(row["claim"] in x and f"| {row['where']} |" in x for x in lines)
     assert row["verdict"] in page
   summary = json.loads((out / "summary.json").read_text())
   assert summary["complete"] is True
