@@ -143,8 +143,8 @@ def test_verdicts():
   assert verdicts({(*token, "sink"): 0.6})[1:3] == ["agrees", "disagrees"]
   few = verdicts({(*static, "nothing"): 0.05, (*static, "sink"): 0.2})
   assert few[3:5] == ["disagrees"] * 2
-  four = {("linear", "token", (4, 4), "nothing"): 0.1}
-  assert verdicts(four)[5] == "disagrees"
+  better = {("linear", "token", (8, 8), "nothing"): 0.1}
+  assert verdicts(better)[5] == "disagrees"
 
 
 def test_a_share_of_nothing_is_none():
@@ -155,7 +155,7 @@ def test_a_share_of_nothing_is_none():
 @pytest.mark.parametrize(
   ("change", "said"),
   [
-    ({"control": 0}, r"control must be in \[1, 18\), got 0"),
+    ({"control": 0}, r"control must be in \[1, 16\), got 0"),
     ({"claim_bits": 2}, r"one of bits=\(4, 3\), got 2"),
     ({"widths": ((8, 8),)}, r"\(8, 8\) and \(4, 4\), got \(\(8, 8\),\)"),
     ({"tokens": 200}, "0 texts have 200 tokens"),
