@@ -28,10 +28,12 @@ TABLE = re.compile(
 
 
 def _value(text: str):
-  try:
-    return float(text)
-  except ValueError:
-    return text
+  for kind in (int, float):
+    try:
+      return kind(text)
+    except ValueError:
+      pass
+  return text
 
 
 def table(file: str, spec: str) -> str:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.experiments.prompt_sources import Text, gather
+from sinkjax.experiments.prompt_sources import Text, apart, gather
 from sinkjax.experiments.quantisation_claims import claims, share_bought
 from sinkjax.experiments.result import Result, Subject
 from sinkjax.experiments.uncertainty import mean_over
@@ -169,9 +169,7 @@ def _split(subject, config, texts) -> tuple[np.ndarray, np.ndarray]:
       f"{len(ids)} texts have {config.tokens} tokens; {config.calibrating} "
       "that calibrate, 1 at least, and 2 more are needed"
     )
-  order = np.random.default_rng(config.seed).permutation(len(ids))
-  ids = np.array(ids)[order]
-  return ids[: config.calibrating], ids[config.calibrating :]
+  return apart(np.array(ids), config.calibrating, config.seed)
 
 
 def _kept(config: Config) -> dict[str, int]:

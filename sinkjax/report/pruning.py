@@ -1,6 +1,6 @@
 """Figures and sections of the experiment `pruning`."""
 
-import numpy as np
+from scipy import stats
 
 from sinkjax.report import html
 from sinkjax.report.figures import (
@@ -8,6 +8,7 @@ from sinkjax.report.figures import (
   INK,
   MUTED,
   REST,
+  color_bar,
   drawing,
   heat_map,
   legend_above,
@@ -29,7 +30,13 @@ SKIPS = {
   "sink alone": (REST, "-"),
   "foretold": (INK, "-"),
   "random queries": (MUTED, "--"),
+  "random queries, sink alone": (MUTED, ":"),
 }
+
+UNITS = {
+  "beside_sink": "of its layer's values", "output": "of the residual",
+  "dormant": "of its layer's mean",
+}  # fmt: skip
 
 
 def draw(result) -> dict[str, bytes]:
@@ -45,7 +52,7 @@ def draw(result) -> dict[str, bytes]:
 def _line(ax, x, loss, label, color, style) -> None:
   """Mean loss increase in per cent and its interval, over texts."""
   mean = 100 * loss.mean(axis=1)
-  half = 196 * loss.std(axis=1, ddof=1) / np.sqrt(loss.shape[1])
+  half = 100 * stats.t.ppf(0.975, loss.shape[1] - 1) * stats.sem(loss, axis=1)
   ax.plot(100 * x, mean, color=color, ls=style, lw=1.8, label=label)
   ax.fill_between(100 * x, mean - half, mean + half, color=color, alpha=0.12,
                   lw=0)  # fmt: skip
@@ -91,13 +98,12 @@ def _queries(arrays) -> bytes:
 
 
 def _heads(arrays) -> bytes:
-  names = ("beside_sink", "output", "dormant")
-  with drawing(9, 4.2) as figure:
-    for ax, name in zip(figure.subplots(1, 3), names, strict=True):
+  with drawing(9.6, 4.2) as figure:
+    for ax, name in zip(figure.subplots(1, 3), UNITS, strict=True):
       values = arrays[f"score, {name}"]
       image = heat_map(ax, values, vmin=0)
       ax.set(title=LOOKS[name][0], xlabel="head", ylabel="layer")
-      figure.colorbar(image, ax=ax)
+      color_bar(image, ax, UNITS[name])
     return png(figure)
 
 
@@ -137,8 +143,8 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
       figure=drawn["removal.png"],
       caption=(
         "Those that do least are removed first. Bands: 95 % over texts. "
-        "Dotted: +1 %. By plain norms, layers with a small residual stream "
-        "come first, whatever they do."
+        "Dotted line across: +1 %. By plain norms, layers with a small "
+        "residual stream come first, whatever they do."
       ),
       table=table("removal.csv"),
     ),
@@ -147,7 +153,9 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
       body=(
         "A head is skipped at queries that give the first token more than a "
         "threshold; then the sink's part of its output is kept, or its "
-        "weight set to 1. Foretold: from the first key's score alone."
+        "weight set to 1. Foretold: from the first key's score alone. At "
+        "random: as many as where the sink's part is kept, and as many as "
+        "foretold."
       ),
       figure=drawn["queries.png"],
       caption="A dot for each threshold. Bands: 95 % over texts.",

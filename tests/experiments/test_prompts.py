@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sinkjax.experiments import prompt_sources
-from sinkjax.experiments.prompt_sources import Text
+from sinkjax.experiments.prompt_sources import Text, apart
 from sinkjax.experiments.prompts import Config, run
 from sinkjax.experiments.sink_profile import sink_profile
 
@@ -112,3 +112,15 @@ def test_gathered_texts():
   assert len(lines) == prompt_sources.TURNS
   assert {line[:3] for line in lines} == {"A: ", "B: "}
   assert len({text.origin for text in texts}) == len(texts)
+
+
+def test_what_begins_alike_is_not_parted():
+  rng = np.random.default_rng(0)
+  ids = rng.integers(50, size=(12, 20))
+  ids[3:7, :10] = ids[3, :10]
+  for seed in range(20):
+    one, other = apart(ids, 6, seed)
+    assert len(one) <= 6 and len(one) + len(other) == 12
+    sides = [any((row == x).all() for x in one) for row in ids[3:7]]
+    assert len(set(sides)) == 1
+    assert {tuple(x) for x in (*one, *other)} == {tuple(x) for x in ids}

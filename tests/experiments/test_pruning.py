@@ -47,7 +47,8 @@ def texts():
 
 SMALL = Config(
   tokens=20, shares=(0.04, 0.14, 0.5), seeds=2, thresholds=(0.2, 0.9),
-  shapes=((1, 2), (1, 1), (5, 5)), timed=16, rounds=3, batch=4,
+  shapes=((1, 2), (1, 1), (5, 5)), unrolled=(0.14, 0.5), timed=16, rounds=3,
+  batch=4,
 )  # fmt: skip
 
 
@@ -85,13 +86,21 @@ def test_ranking_and_measuring_texts_differ(reader, texts):
   assert not {tuple(x) for x in ranking} & {tuple(x) for x in held}
 
 
+def models_have_losses(rows):
+  return all(row[6] is not None for row in rows if row[3] is not None)
+
+
 def test_run_and_page(ran):
   low, high = ran.arrays["skipped, sink's part kept"]
   assert (low >= high).all() and low.mean() > 0
   by_chance = ran.arrays["skipped, random queries"][0].mean()
   assert by_chance == pytest.approx(low.mean(), abs=0.05)
+  told = ran.arrays["skipped, foretold"][0].mean()
+  alone = ran.arrays["skipped, random queries, sink alone"][0].mean()
+  assert alone == pytest.approx(told, abs=0.05)
+  assert models_have_losses(ran.tables["time.csv"][1])
   models = {row[0]: row for row in ran.tables["time.csv"][1]}
-  assert models["1 groups of 2"][1] == 0.5 and "5 groups of 5" not in models
+  assert models["1 group of 2"][1] == 0.5 and "5 groups of 5" not in models
   assert len(ran.claims) == 7
   drawn = report.draw(ran)
   assert set(drawn) == {"removal.png", "queries.png", "heads.png", "time.png"}
@@ -103,6 +112,8 @@ def test_refusals(reader, texts):
     run(reader, Config(), texts=texts)
   with pytest.raises(ValueError, match="between 0 and 1"):
     run(reader, Config(shares=(0.5, 0.2)), texts=texts)
+  with pytest.raises(ValueError, match="unrolled must be some of shares"):
+    run(reader, Config(shares=(0.04, 0.14)), texts=texts)
 
 
 @pytest.mark.parametrize(
