@@ -22,7 +22,7 @@ import re
 
 DOCS = pathlib.Path(__file__).parent
 TABLE = re.compile(
-  r"<!-- table: (?P<file>\S+)\n(?P<spec>.*?)-->\n(?P<rows>(?:\|.*\n)*)",
+  r"<!-- table: (?P<file>\S+)\n(?P<spec>.*?)-->\n(?P<rows>(?:\|[^\n]*\n)*)",
   re.DOTALL,
 )
 
