@@ -138,11 +138,11 @@ def page(
   for data in results:
     sections += _sections_of(folder / data["name"], data)
   return html.render_report(
-    title=f"The paper's measurements on {model}" if model
+    title=f"Attention sinks of {model}" if model
     else "Sinks that appear and vanish",
     subtitle=(
-      "Barbero et al. (2025), Why do LLMs attend to the first token?, "
-      "arXiv 2504.02732"
+      "Claims of Barbero et al. (2025), Why do LLMs attend to the first "
+      "token?, arXiv 2504.02732, where no other paper is named"
     ),
     numbers=numbers, sections=sections, warnings=[], command=command,
     details=dict(details),
