@@ -5,7 +5,6 @@ Twenty changes of one paragraph are not twenty independent texts. The group
 group, and its spread over groups is the uncertainty.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -130,7 +129,8 @@ def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:
   """
   means = np.asarray(means, float)
   if len(means) <= EXACT:
-    signs = np.array(list(itertools.product((1, -1), repeat=len(means))))
+    every, place = np.arange(2 ** len(means))[:, None], np.arange(len(means))
+    signs = 1 - 2 * (every >> place & 1)
   else:
     drawn = np.random.default_rng(seed).integers(2, size=(99_999, len(means)))
     signs = np.concatenate([np.ones((1, len(means))), 2 * drawn - 1])
