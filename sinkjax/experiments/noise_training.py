@@ -17,6 +17,7 @@ import numpy as np
 
 from sinkjax.data.prepare import prepare
 from sinkjax.experiments import text_sweep
+from sinkjax.experiments.attack import times
 from sinkjax.experiments.jobs import run_jobs
 from sinkjax.experiments.looks import look_jobs
 from sinkjax.experiments.mixing import slopes
@@ -225,9 +226,7 @@ def _gap(one, other, key: str, *, log: bool = False) -> np.ndarray:
 
 
 def _times(logs) -> str:
-  found = mean_over(logs, range(len(logs)))
-  value, low, high = (float(np.exp(x)) for x in found[:3])
-  return f"{value:.3g} ({low:.3g} to {high:.3g}) times"
+  return times(mean_over(logs, range(len(logs))))
 
 
 def _trained(own) -> list[Claim]:

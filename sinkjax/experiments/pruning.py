@@ -162,7 +162,7 @@ def _check(config: Config) -> None:
       "shares and thresholds must be between 0 and 1, shares increasing, got "
       f"{config.shares} and {config.thresholds}"
     )
-  if not set(config.unrolled) <= set(config.shares):
+  if not config.unrolled or not set(config.unrolled) <= set(config.shares):
     raise ValueError(
       f"unrolled must be some of shares={config.shares}, got {config.unrolled}"
     )

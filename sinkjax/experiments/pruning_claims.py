@@ -63,7 +63,7 @@ def _crossing(x: np.ndarray, y: np.ndarray, limit: float) -> float:
   over = np.flatnonzero(y > limit)
   if not over.size:
     return float(x[-1])
-  i = int(over[0])  # where it is 1: between nothing and the least share
+  i = int(over[0])
   part = (limit - y[i - 1]) / (y[i] - y[i - 1])
   return float(x[i - 1] + part * (x[i] - x[i - 1]))
 

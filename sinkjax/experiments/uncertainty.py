@@ -65,6 +65,16 @@ def group_means(values: Sequence[float], groups: Sequence[Any]) -> np.ndarray:
   return np.array([members.mean() for members in _grouped(values, groups)])
 
 
+def student(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(mean, half of its 95 % interval by Student's t), over the last axis."""
+  from scipy import stats
+
+  values = np.asarray(values, float)
+  count = values.shape[-1]
+  error = values.std(axis=-1, ddof=1) / np.sqrt(count)
+  return values.mean(axis=-1), stats.t.ppf(0.975, count - 1) * error
+
+
 def mean_over(values: Sequence[float], groups: Sequence[Any]) -> Mean:
   """The mean with an interval and a test, by groups.
 
@@ -78,11 +88,7 @@ def mean_over(values: Sequence[float], groups: Sequence[Any]) -> Mean:
   means = group_means(values, groups)
   if len(means) < 2:
     raise ValueError("an interval needs at least two groups")
-  from scipy import stats
-
-  error = means.std(ddof=1) / np.sqrt(len(means))
-  half = float(stats.t.ppf(0.975, len(means) - 1) * error)
-  value = float(means.mean())
+  value, half = map(float, student(means))
   return Mean(value, value - half, value + half, len(means), sign_flip(means))
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sinkjax.experiments.uncertainty import student
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -40,15 +41,6 @@ def draw(result) -> dict[str, bytes]:
   }
 
 
-def _interval(values):
-  """Mean over the last axis and half of its 95 % interval, by Student's t."""
-  from scipy import stats
-
-  count = values.shape[-1]
-  error = values.std(axis=-1, ddof=1) / np.sqrt(count)
-  return values.mean(axis=-1), stats.t.ppf(0.975, count - 1) * error
-
-
 def _log(ax, linear: float) -> None:
   """Linear up to a number, then by decades."""
   ax.set_yscale("symlog", linthresh=linear, linscale=0.6)
@@ -65,7 +57,7 @@ def _curves(numbers, loss) -> bytes:
     for i, (ax, name) in enumerate(zip(axes, numbers["layouts"], strict=True)):
       for j, kept in enumerate(numbers["kept"]):
         label, color, marker, style = LOOKS[kept]
-        mean, half = _interval(loss[i, :, j])
+        mean, half = student(loss[i, :, j])
         ax.errorbar(
           x + 0.06 * (j - 1), mean, yerr=half, color=color, marker=marker,
           ls=style, ms=4.5, lw=1.6, label=label,
@@ -86,7 +78,7 @@ def _layers(loss) -> bytes:
     ax = figure.add_subplot()
     for j, kept in enumerate(("nothing", "sink")):
       label, color, marker, style = LOOKS[kept]
-      mean, half = _interval(loss[:, j])
+      mean, half = student(loss[:, j])
       ax.errorbar(
         x + 0.16 * (j - 0.5), mean, yerr=half, color=color, marker=marker,
         ls=style, ms=4, lw=1.2, label=label,

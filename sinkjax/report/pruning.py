@@ -1,7 +1,6 @@
 """Figures and sections of the experiment `pruning`."""
 
-from scipy import stats
-
+from sinkjax.experiments.uncertainty import student
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -51,8 +50,7 @@ def draw(result) -> dict[str, bytes]:
 
 def _line(ax, x, loss, label, color, style) -> None:
   """Mean loss increase in per cent and its interval, over texts."""
-  mean = 100 * loss.mean(axis=1)
-  half = 100 * stats.t.ppf(0.975, loss.shape[1] - 1) * stats.sem(loss, axis=1)
+  mean, half = student(100 * loss)
   ax.plot(100 * x, mean, color=color, ls=style, lw=1.8, label=label)
   ax.fill_between(100 * x, mean - half, mean + half, color=color, alpha=0.12,
                   lw=0)  # fmt: skip

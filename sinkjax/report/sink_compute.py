@@ -1,7 +1,6 @@
 """Figures and sections of the experiment `sink_compute`."""
 
 import numpy as np
-from scipy import stats
 
 from sinkjax.experiments import skipped_blocks as blocks
 from sinkjax.experiments.skipping_times import (
@@ -13,6 +12,7 @@ from sinkjax.experiments.skipping_times import (
   ROWS,
   SCORED,
 )
+from sinkjax.experiments.uncertainty import student
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -132,8 +132,7 @@ def _layers(arrays, numbers) -> bytes:
                  blocks.bits_name(numbers["best"]) + blocks.NO_SINK,
                  blocks.SUMMARIES):  # fmt: skip
       by_text = share[:, numbers["ways"].index(name)].mean(axis=-1)
-      mean = by_text.mean(axis=0)
-      half = stats.t.ppf(0.975, len(by_text) - 1) * stats.sem(by_text)
+      mean, half = student(by_text.T)
       color, style = looks[name]
       x = np.arange(len(mean))
       left.plot(x, mean, color=color, ls=style, lw=1.6, label=name)

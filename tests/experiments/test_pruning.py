@@ -114,6 +114,8 @@ def test_refusals(reader, texts):
     run(reader, Config(shares=(0.5, 0.2)), texts=texts)
   with pytest.raises(ValueError, match="unrolled must be some of shares"):
     run(reader, Config(shares=(0.04, 0.14)), texts=texts)
+  with pytest.raises(ValueError, match=r"shares=.*, got \(\)"):
+    run(reader, Config(unrolled=()), texts=texts)
 
 
 @pytest.mark.parametrize(
