@@ -70,8 +70,8 @@ class TextConfig:
 
 
 GPU: dict[str, Any] = {
-  "layers": 6, "d_model": 384, "head_dim": 64, "vocab_size": 8192,
-  "length": 1024, "batch": 32, "steps": 2000, "every": 200, "peak": 1e-3,
+  "layers": 6, "d_model": 384, "head_dim": 64, "vocab_size": 4096,
+  "length": 1024, "batch": 16, "steps": 2000, "every": 200, "peak": 1e-3,
   "eps": 0.3, "dtype": "bfloat16",
 }  # fmt: skip
 """Fields of `TextConfig` for one card."""
