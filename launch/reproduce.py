@@ -312,6 +312,7 @@ def _subject():
 
 def _run(folder: pathlib.Path, name: str, subject) -> None:
   """One experiment, computed, drawn and written."""
+  from sinkjax.experiments.jobs import seconds_of
   from sinkjax.report import reproduce
 
   experiment, config = _experiment(name)
@@ -328,7 +329,9 @@ def _run(folder: pathlib.Path, name: str, subject) -> None:
     drawn = report.draw(result)
     reproduce.write(
       folder, result, drawn, report.sections(result, drawn),
-      {"request": _request(name), "seconds": time.monotonic() - start,
+      {"request": _request(name),
+       # Its runs may have been others' work, or that of an earlier command.
+       "seconds": max(time.monotonic() - start, seconds_of(folder)),
        "device": app.device(), "commit": app.commit(),
        "versions": app.versions()},
     )  # fmt: skip
@@ -342,8 +345,9 @@ def _report(out: pathlib.Path, found, seconds: float) -> None:
   data = {
     "model": _model() if of_model else None,
     "command": app.command("reproduce"),
-    "device": app.device(), "commit": app.commit(),
-    "versions": app.versions(), "seconds": sum(x["seconds"] for x in found),
+    "device": "; ".join(dict.fromkeys(x["device"] for x in found)),
+    "commit": app.commit(), "versions": app.versions(),
+    "seconds": sum(x["seconds"] for x in found),
     "seconds_of_this_run": seconds,
     "experiments": [x["name"] for x in found],
     "claims": [claim for x in found for claim in x["claims"]],

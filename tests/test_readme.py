@@ -72,7 +72,8 @@ def test_the_guide_names_every_site():
 
 
 @pytest.mark.parametrize(
-  "run", ["paper-smollm2-135m", "uses-smollm2-135m", "training-cpu"]
+  "run",
+  ["paper-smollm2-135m", "uses-smollm2-135m", "training-gpu", "training-cpu"],
 )
 def test_the_claims_are_the_recorded_run_s(run):
   """The README's tables are what `launch.reproduce` wrote, to the letter."""
