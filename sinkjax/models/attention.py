@@ -108,6 +108,41 @@ def align(vector: Array, x: Array) -> Array:
   return vector.reshape((1,) * (x.ndim - vector.ndim) + vector.shape)
 
 
+def products(
+  q: Float[Array, "B T N G K"], k: Float[Array, "B S N K"]
+) -> Float[Array, "B N G T S"]:
+  """Of every query of a group with its head's keys."""
+  if not _one_by_one(q):
+    return jnp.einsum("btngk,bsnk->bngts", q, k)
+  batch, _, heads = q.shape[:3]
+  found = [
+    q[b, 0, n] @ k[b, :, n].T for b in range(batch) for n in range(heads)
+  ]
+  return jnp.stack(found).reshape(batch, heads, q.shape[3], 1, -1)
+
+
+def mixture(
+  pattern: Float[Array, "B N G T S"], v: Float[Array, "B S N K"]
+) -> Float[Array, "B T N G K"]:
+  """What every query of a group reads of its head's values."""
+  z = jnp.moveaxis(pattern, 3, 1)
+  if not _one_by_one(z):
+    return jnp.einsum("bngts,bsnk->btngk", pattern, v)
+  batch, _, heads = z.shape[:3]
+  found = [z[b, 0, n] @ v[b, :, n] for b in range(batch) for n in range(heads)]
+  return jnp.stack(found).reshape(*z.shape[:-1], -1)
+
+
+def _one_by_one(x: Float[Array, "B T N G _"]) -> bool:
+  """Whether heads are worked through one by one, each a product of matrices.
+
+  For a single query XLA's batched product on a CPU is four times as slow.
+  """
+  batch, length, heads = x.shape[:3]
+  few = length == 1 and batch * heads <= 64
+  return few and jax.default_backend() == "cpu"
+
+
 class HeadNorm(nn.Module):
   """RMS norm over each head's dimension, one scale for all heads."""
 
@@ -227,7 +262,7 @@ class Attention(nn.Module):
     cfg, (batch, length) = self.cfg, q.shape[:2]
     grouped = (cfg.n_kv_heads, cfg.group_size)
     q_BxTxNxGxK = q.reshape(batch, length, *grouped, cfg.head_dim)
-    scores = jnp.einsum("btngk,bsnk->bngts", q_BxTxNxGxK, k)
+    scores = products(q_BxTxNxGxK, k)
     return scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
 
   def rest(
@@ -269,7 +304,7 @@ class Attention(nn.Module):
     pattern_BxHxTxS = tap("pattern", pattern)
     grouped = (cfg.n_kv_heads, cfg.group_size)
     pattern = pattern_BxHxTxS.reshape(batch, *grouped, length, -1)
-    z = jnp.einsum("bngts,bsnk->btngk", pattern, v)
+    z = mixture(pattern, v)
     z = z.reshape(batch, length, cfg.n_heads, cfg.head_dim)
     if cfg.attn_bias in ("kv", "v"):
       value = jnp.repeat(self.v_bias, cfg.group_size, axis=0)
