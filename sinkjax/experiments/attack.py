@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.experiments.attack_claims import claims, contrast
 from sinkjax.experiments.perturbing import (
   MEASURES,
   Shift,
@@ -28,8 +29,8 @@ from sinkjax.experiments.perturbing import (
   rows_of,
 )
 from sinkjax.experiments.prompt_sources import Text
-from sinkjax.experiments.result import Claim, Result, Subject, direction
-from sinkjax.experiments.uncertainty import Mean, mean_over
+from sinkjax.experiments.result import Result, Subject
+from sinkjax.experiments.uncertainty import logs, mean_over
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
@@ -283,27 +284,6 @@ def _replaced(params, replace, row, at, candidates, advance) -> np.ndarray:
   return np.array(found)
 
 
-def logs(kl: np.ndarray) -> np.ndarray:
-  """Logarithms of divergences, those that rounding made 0 or less raised."""
-  return np.log(np.maximum(kl, 1e-9))
-
-
-def times(mean: Mean) -> str:
-  """A mean of log ratios as a factor with its interval."""
-  value, low, high = (float(np.exp(x)) for x in mean[:3])
-  return f"{value:.3g} ({low:.3g} to {high:.3g}) times"
-
-
-def contrast(kl: np.ndarray) -> dict[str, Mean]:
-  """The sink's log KL minus each other position's, from [P, C]."""
-  log, texts = logs(kl), range(len(kl))
-  names = list(places(12))
-  return {
-    name: mean_over(log[:, 0] - log[:, i], texts)
-    for i, name in enumerate(names) if i
-  }  # fmt: skip
-
-
 def _result(subject, config, origins, at, gradient, swaps, norms, candidates):
   best = gradient[..., KINDS.index("several steps"), 0]
   attacks = {
@@ -340,7 +320,9 @@ def _result(subject, config, origins, at, gradient, swaps, norms, candidates):
   }  # fmt: skip
   return Result(
     name=NAME, title=TITLE,
-    claims=_claims(config, len(origins), attacks, replaced, norms),
+    claims=claims(
+      SITES, attacks, replaced, norms, candidates=config.candidates
+    ),
     numbers=numbers,
     tables={
       "gradient.csv": _gradient_table(gradient, at),
@@ -381,51 +363,3 @@ def _swap_table(swaps, at):
         ]
         rows.append([way, name, place, *numbers])
   return header(["way", "candidates", "position"]), rows
-
-
-CRITICS = "2501.15269; 2510.17021"
-
-
-def _claims(config, texts, attacks, replaced, norms):
-  def claim(text, source, paper, one, sign=1):
-    near, rest = one["next"], (one["middle"], one["last"])
-    low, high = sorted((sign * near.low, sign * near.high))
-    return Claim(
-      text, source, paper,
-      f"KL on the sink {times(near)} that on the token next to it; "
-      f"{times(rest[0])} the middle token's, {times(rest[1])} the last "
-      "attacked token's",
-      direction(low, high),
-      f"{texts} texts; the token next to the sink is as far from what is "
-      f"measured; sign-flip p = {near.p:.2g}",
-    )  # fmt: skip
-
-  swap = "swapped, mean"
-  claims = [
-    claim(
-      "A swapped first token changes the output less than a swapped next "
-      "token.", "2504.02732", "sturdier, no number", replaced[swap], -1,
-    ),
-    claim(
-      f"So does the worst of {config.candidates} swaps, by the loss.",
-      "2504.02732", "no number", replaced["swapped, worst"], -1,
-    ),
-    claim(
-      f"The worst by the loss of {config.candidates} tokens put in front of "
-      "the sink changes the output more than put in after it.", CRITICS,
-      "soft spot; numbers not comparable", replaced["put in, worst"],
-    ),
-  ]  # fmt: skip
-  for s, (site, words) in enumerate(SITES.items()):
-    for norm in NORMS:
-      ratio = norms[:, s, 0].mean() / norms[:, s, 1].mean()
-      made = claim(
-        f"An attack at equal {norm} norm on the sink's {words} does more than "
-        "on the next token's.", CRITICS, "soft spot; numbers not comparable",
-        attacks[f"{site}, {norm}"],
-      )  # fmt: skip
-      why = f"{made.why}; the sink's norm is {ratio:.2g} times the next token's"
-      if site in ("k", "v"):
-        why += "; the token's own row reads what is changed, too"
-      claims.append(dataclasses.replace(made, why=why))
-  return claims

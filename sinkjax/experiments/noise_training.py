@@ -17,7 +17,6 @@ import numpy as np
 
 from sinkjax.data.prepare import prepare
 from sinkjax.experiments import text_sweep
-from sinkjax.experiments.attack import times
 from sinkjax.experiments.jobs import run_jobs
 from sinkjax.experiments.looks import look_jobs
 from sinkjax.experiments.mixing import slopes
@@ -32,7 +31,7 @@ from sinkjax.experiments.text_sweep import (
   text_run,
 )
 from sinkjax.experiments.training_runs import forms, headed, starts
-from sinkjax.experiments.uncertainty import mean_over
+from sinkjax.experiments.uncertainty import mean_over, times
 from sinkjax.train import checkpoint
 from sinkjax.train.run_config import TrainConfig
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.experiments.attack import logs, times
 from sinkjax.experiments.defences import (
   CLIPPED,
   DEFENCES,
@@ -24,7 +23,7 @@ from sinkjax.experiments.result import (
   Claim,
   direction,
 )
-from sinkjax.experiments.uncertainty import Mean, mean_over
+from sinkjax.experiments.uncertainty import Mean, logs, mean_over, times
 
 CONDITIONS = KEPT, HIDDEN, CONTROL, EMPTY = (
   "with the sink", "sink hidden", "next token hidden", "sink's value zero",

@@ -142,3 +142,14 @@ def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:
     signs = np.concatenate([np.ones((1, len(means))), 2 * drawn - 1])
   sums = np.abs(signs @ means)
   return float(np.mean(sums >= np.abs(means.sum()) * (1 - 1e-12)))
+
+
+def logs(kl: np.ndarray) -> np.ndarray:
+  """Logarithms of divergences, those that rounding made 0 or less raised."""
+  return np.log(np.maximum(kl, 1e-9))
+
+
+def times(mean: Mean) -> str:
+  """A mean of log ratios as a factor with its interval."""
+  value, low, high = (float(np.exp(x)) for x in mean[:3])
+  return f"{value:.3g} ({low:.3g} to {high:.3g}) times"

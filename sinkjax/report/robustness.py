@@ -3,11 +3,10 @@
 import numpy as np
 
 from sinkjax.experiments import defences, robustness
-from sinkjax.experiments.attack import logs
 from sinkjax.experiments.disturbances import NOISE, SWAP
 from sinkjax.experiments.perturbing import MEASURES
 from sinkjax.experiments.robustness_claims import CONDITIONS
-from sinkjax.experiments.uncertainty import mean_over
+from sinkjax.experiments.uncertainty import logs, mean_over
 from sinkjax.report import html
 from sinkjax.report.figures import FIRST, INK, MUTED, REST, drawing, png
 
