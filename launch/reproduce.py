@@ -49,7 +49,9 @@ files; and for all of them claims.csv, claims.md, summary.json and report.html,
 whose first table puts each claim of the paper beside what was found here. What
 is complete is not run again: the same command goes on after an interruption,
 run by run where there is training, and another experiment can be added to the
-same --out later. The same command in another shell shares the runs.
+same --out later. The same command in another shell shares the runs; small ones
+do not fill a card, so start it there up to six times, each with
+XLA_PYTHON_CLIENT_MEM_FRACTION=0.15 set.
 
 A config sets the model and the fields of the experiments' Config; any of them
 can be given on the command line, here with their defaults:
