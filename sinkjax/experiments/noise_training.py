@@ -137,7 +137,9 @@ def run(
     (folder.name, REGULARISED), folder / "looks", beside=folder.parent,
     request=request, steps=1, look=look,
   )  # fmt: skip
-  rows = rows_of(run_jobs(jobs, folder / "looks"), folder.name)
+  rows = rows_of(
+    run_jobs(jobs, folder / "looks", progress=progress), folder.name
+  )
   found = text_sweep.sweep_result(
     NAME, TITLE, sweep, claims(rows), share=config.share,
     gradients=config.gradients, tests=config.tests, tokens=config.tokens,
