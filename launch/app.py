@@ -52,7 +52,7 @@ def run(main: Callable[[], None], doc: str) -> None:
       print(flags.FLAGS.module_help(module))
     sys.exit(0)
   try:
-    rest = flags.FLAGS(sys.argv)[1:]
+    rest = _parsed()
     if rest:
       raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=...")
     _quiet()
@@ -67,6 +67,21 @@ def run(main: Callable[[], None], doc: str) -> None:
       traceback.print_exc()
     print(f"error: {_one_line(error)}", file=sys.stderr)
     sys.exit(1)
+
+
+def _parsed() -> list[str]:
+  """What is left of the command line when the flags are read.
+
+  Raises:
+    ValueError: also for a field that --config does not have.
+  """
+  try:
+    return flags.FLAGS(sys.argv)[1:]
+  except (AttributeError, KeyError) as error:  # of a part of the config
+    name = str(error.args[0]).strip("'")
+    raise ValueError(
+      f"--config has no field {name!r}; the file that it names has them all"
+    ) from None
 
 
 def _one_line(error: Exception) -> str:

@@ -1,8 +1,11 @@
 """Configs of models that we do not have, run on small random ones."""
 
+import dataclasses
+import importlib
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -11,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import sinkjax
-from sinkjax.experiments import EXPERIMENTS
+from sinkjax.experiments import EXPERIMENTS, USES
 from sinkjax.experiments.swaps import TEXTS
 from sinkjax.weights import huggingface
 
@@ -136,7 +139,11 @@ def test_the_dry_run_says_what_each_size_needs(tmp_path):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["default.py", "--config.perturbation.sold=1"], "sold"),
+    (
+      ["default.py", "--config.perturbation.sold=1"],
+      "--config has no field 'sold'",
+    ),
+    (["default.py", "--config.pruned.count=1"], "no field 'pruned'"),
     (["../../tests/launch/bad_config.py"], "perturbation has no colour"),
     (["nowhere.py"], "nowhere.py"),
     (["llama31.py:9b"], "must be one of ['8b', '70b', '405b']"),
@@ -150,6 +157,15 @@ def test_mistakes_in_a_config_are_one_line(flags, message, glassllm_path):
   )  # fmt: skip
   assert ran.returncode == 1, ran.stdout
   assert message in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_the_default_config_has_every_experiment_on_a_model():
+  """Its fields are their `Config`'s, those of uses among them."""
+  path = str(ROOT / "configs" / "reproduce" / "default.py")
+  config = runpy.run_path(path)["get_config"]()
+  for name, module in {**EXPERIMENTS, **USES}.items():
+    module = importlib.import_module(f"sinkjax.experiments.{module}")
+    assert config[name].to_dict() == dataclasses.asdict(module.Config())
 
 
 def test_the_default_config_is_no_config(glassllm_path):
