@@ -78,7 +78,7 @@ def _parsed() -> list[str]:
   try:
     return flags.FLAGS(sys.argv)[1:]
   except (AttributeError, KeyError) as error:  # of a part of the config
-    name = str(error.args[0]).strip("'")
+    name = str(error.args[0]).strip("\"'")
     raise ValueError(
       f"--config has no field {name!r}; the file that it names has them all"
     ) from None
