@@ -54,7 +54,7 @@ class Config:
     group: tokens of a channel that share a step, in the layout "channel".
     widths: (bits of weights, bits of activations).
     control: the position kept instead of the first.
-    layer_texts: texts on which single layers are rounded.
+    layer_texts: texts on which single layers are rounded, 2 at least.
     claim_bits: of keys and values, in the claims about them.
     batch: texts in one forward pass.
     seed: of the choice of texts.
@@ -146,6 +146,11 @@ def _check(config: Config) -> None:
   if not 0 < config.control < config.tokens - 2:
     raise ValueError(
       f"control must be in [1, {config.tokens - 2}), got {config.control}"
+    )
+  if config.layer_texts < 2:
+    raise ValueError(
+      "an interval needs two texts: layer_texts must be 2 at least, got "
+      f"{config.layer_texts}"
     )
   if config.claim_bits not in config.bits:
     raise ValueError(

@@ -156,6 +156,7 @@ def test_a_share_of_nothing_is_none():
   ("change", "said"),
   [
     ({"control": 0}, r"control must be in \[1, 16\), got 0"),
+    ({"layer_texts": 1}, "layer_texts must be 2 at least, got 1"),
     ({"claim_bits": 2}, r"one of bits=\(4, 3\), got 2"),
     ({"widths": ((8, 8),)}, r"\(8, 8\) and \(4, 4\), got \(\(8, 8\),\)"),
     ({"tokens": 200}, "0 texts have 200 tokens"),
