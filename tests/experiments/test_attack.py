@@ -7,6 +7,7 @@ import pytest
 
 import sinkjax
 from sinkjax.experiments import attack as module
+from sinkjax.experiments import attack_claims, uncertainty
 from sinkjax.experiments.attack import SITES, Config, changed_rows, run
 from sinkjax.experiments.perturbing import (
   Clip,
@@ -241,8 +242,8 @@ def test_run(subject, texts):
 def test_the_sink_is_compared_with_the_next_token():
   """KL twice as large on the sink in every text: 2 times, and a verdict."""
   kl = np.array([[2.0, 1.0, 4.0, 8.0], [0.2, 0.1, 0.4, 0.8]])
-  found = module.contrast(kl)
-  assert module.times(found["next"]) == "2 (2 to 2) times"
+  found = attack_claims.contrast(kl)
+  assert uncertainty.times(found["next"]) == "2 (2 to 2) times"
   assert found["last"].value == pytest.approx(np.log(0.25))
 
 
@@ -250,12 +251,14 @@ def test_verdicts_go_by_the_next_token():
   """Ten times on the sink: softer under attack, not sturdier when swapped."""
   kl = np.exp(0.1 * np.random.default_rng(0).normal(size=(6, 4)))
   kl[:, 0] *= 10
-  made = module.contrast(kl)
+  made = attack_claims.contrast(kl)
   replaced = dict.fromkeys(
     ("swapped, mean", "swapped, worst", "put in, worst"), made
   )
   attacks = {f"{s}, {n}": made for s in module.SITES for n in module.NORMS}
-  found = module._claims(Config(), 6, attacks, replaced, np.ones((6, 4, 4)))
+  found = attack_claims.claims(
+    module.SITES, attacks, replaced, np.ones((6, 4, 4)), candidates=16
+  )
   assert [x.verdict for x in found] == ["disagrees"] * 2 + ["agrees"] * 9
 
 

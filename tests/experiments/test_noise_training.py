@@ -51,7 +51,8 @@ def test_models_are_trained_and_looked_at(folder):
   alone = noise_training.run(
     config, folder=out / NAME, progress=lambda *at: seen.append(at)
   )
-  assert seen[-1] == (4, 4) and not alone.claims
+  assert (4, 4) in seen and seen[-1] == (2, 2)  # steps, then looks
+  assert not alone.claims
   assert [r["variant"] for r in alone.numbers["sturdiness"]] == [
     "plain", "adversarial_0.5",
   ]  # fmt: skip
