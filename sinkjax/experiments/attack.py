@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.experiments.attack_claims import claims, contrast
+from sinkjax.experiments.attack_claims import NORMS, claims, contrast
 from sinkjax.experiments.perturbing import (
   MEASURES,
   Shift,
@@ -30,7 +30,7 @@ from sinkjax.experiments.perturbing import (
 )
 from sinkjax.experiments.prompt_sources import Text
 from sinkjax.experiments.result import Result, Subject
-from sinkjax.experiments.uncertainty import logs, mean_over
+from sinkjax.experiments.uncertainty import ends_of, logs
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
@@ -40,7 +40,6 @@ SITES = {
   "embed": "embedding", "k": "keys", "v": "values",
   "resid_post": "residual stream in the middle layer",
 }  # fmt: skip
-NORMS = ("relative", "absolute")
 KINDS = ("random direction", "one step", "several steps")
 WAYS = ("swapped", "put in")
 
@@ -332,10 +331,6 @@ def _result(subject, config, origins, at, gradient, swaps, norms, candidates):
   )  # fmt: skip
 
 
-def _ends(values) -> list[float]:
-  return [float(x) for x in mean_over(values, range(len(values)))[:3]]
-
-
 def _gradient_table(gradient, at):
   rows = []
   for s, site in enumerate(SITES):
@@ -344,7 +339,7 @@ def _gradient_table(gradient, at):
         for c, place in enumerate(at):
           numbers = [
             x for m in range(len(MEASURES))
-            for x in _ends(gradient[:, s, n, c, k, m])
+            for x in ends_of(gradient[:, s, n, c, k, m])
           ]  # fmt: skip
           rows.append([site, norm, kind, place, *numbers])
   return header(["site", "norm", "kind", "position"]), rows
@@ -359,7 +354,7 @@ def _swap_table(swaps, at):
     for w, way in enumerate(WAYS):
       for c, place in enumerate(at):
         numbers = [
-          x for m in range(len(MEASURES)) for x in _ends(values[:, w, c, m])
+          x for m in range(len(MEASURES)) for x in ends_of(values[:, w, c, m])
         ]
         rows.append([way, name, place, *numbers])
   return header(["way", "candidates", "position"]), rows

@@ -10,6 +10,7 @@ from sinkjax.experiments.result import Claim, direction
 from sinkjax.experiments.uncertainty import Mean, logs, mean_over, times
 
 CRITICS = "2501.15269; 2510.17021"
+NORMS = ("relative", "absolute")
 
 
 def contrast(kl: np.ndarray) -> dict[str, Mean]:
@@ -71,7 +72,7 @@ def claims(
     ),
   ]  # fmt: skip
   for s, (site, words) in enumerate(sites.items()):
-    for norm in ("relative", "absolute"):
+    for norm in NORMS:
       ratio = norms[:, s, 0].mean() / norms[:, s, 1].mean()
       made = claim(
         f"An attack at equal {norm} norm on the sink's {words} does more than "

@@ -126,10 +126,17 @@ def run_jobs(
   return [outcome(job) for job in jobs]
 
 
+def complete(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """{name: outcome} of the runs in a folder that are complete."""
+  found = {
+    path.stem: _read(path) for path in sorted(folder.glob("runs/*.json"))
+  }
+  return {name: one for name, one in found.items() if one is not None}
+
+
 def seconds_of(folder: pathlib.Path) -> float:
   """What all runs in a folder took, each by its own process's clock."""
-  found = [_read(path) for path in sorted((folder / "runs").glob("*.json"))]
-  return sum(one["seconds"] for one in found if one is not None)
+  return sum(one["seconds"] for one in complete(folder).values())
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 from sinkjax.experiments.prompt_sources import Text, apart, gather
 from sinkjax.experiments.quantisation_claims import claims, share_bought
 from sinkjax.experiments.result import Result, Subject
-from sinkjax.experiments.uncertainty import mean_over
+from sinkjax.experiments.uncertainty import ends_of, mean_over
 from sinkjax.inference.quantize import Quantize, before_rotation
 from sinkjax.inference.quantize_linear import (
   INPUTS,
@@ -355,10 +355,6 @@ def _measurer(subject: Subject, config: Config, step: Callable[[], Any]):
   return measure
 
 
-def _ends(values) -> list[float]:
-  return list(mean_over(values, range(len(values)))[:3])
-
-
 def _table(found, first: list[str], cells: Callable[[Any], list[Any]]):
   """(header, rows) of costs, with what the kept token buys back."""
   header = [*first, "kept", "loss_increase", "loss_low", "loss_high", "kl",
@@ -366,11 +362,11 @@ def _table(found, first: list[str], cells: Callable[[Any], list[Any]]):
             "share"]  # fmt: skip
   rows = []
   for key, cost in found.items():
-    row = [*cells(key), key[-1], *_ends(cost.loss), *_ends(cost.kl)]
+    row = [*cells(key), key[-1], *ends_of(cost.loss), *ends_of(cost.kl)]
     none = found.get((*key[:-1], NOTHING))
     gain, share = [None] * 3, None
     if none is not None and key[-1] != NOTHING:
-      gain = _ends(none.loss - cost.loss)
+      gain = ends_of(none.loss - cost.loss)
       share = share_bought(none.loss, cost.loss)
     rows.append([*row, *gain, share])
   return header, rows

@@ -4,27 +4,16 @@ Models are large and looks are small: a look that was taken is kept when its
 model is deleted.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sinkjax.experiments.jobs import Advance, Job
+from sinkjax.experiments.jobs import Advance, Job, complete
 from sinkjax.train import checkpoint
 from sinkjax.train.run_config import TrainConfig
 
 Look = Callable[[TrainConfig, pathlib.Path, Advance], Mapping[str, Any]]
 """`look(run, model, advance) -> outcome`, plain values, of a trained model."""
-
-
-def complete(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """{name: outcome} of the runs that an experiment has completed."""
-  found = {}
-  for path in sorted(folder.glob("runs/*.json")):
-    one = json.loads(path.read_text("utf-8"))
-    if one.get("complete") is True:
-      found[path.stem] = one
-  return found
 
 
 def look_jobs(

@@ -19,7 +19,7 @@ from sinkjax.experiments.pruning_claims import claims, share_at, without
 from sinkjax.experiments.result import Result, Subject
 from sinkjax.experiments.sink_removal import loss_from
 from sinkjax.experiments.timing import interleaved, saved
-from sinkjax.experiments.uncertainty import mean_over
+from sinkjax.experiments.uncertainty import ends_of, mean_over
 from sinkjax.inference.head_scores import (
   HeadScores,
   observers,
@@ -383,16 +383,12 @@ def _curves(config, plain, removed):
   return found
 
 
-def _ends(values) -> list[float]:
-  return list(mean_over(values, range(len(values)))[:3])
-
-
 def _removal_table(config, by_order):
   header = ["ranking", "output", "share"]
   header += [f"{what}{end}" for what in ("loss", "right")
              for end in ("_change", "_low", "_high")]  # fmt: skip
   rows = [
-    [name, how, share, *_ends(one["loss"][i]), *_ends(one["right"][i])]
+    [name, how, share, *ends_of(one["loss"][i]), *ends_of(one["right"][i])]
     for (name, how), one in by_order.items()
     for i, share in enumerate(config.shares)
   ]
@@ -403,7 +399,7 @@ def _query_table(config, by_skip):
   header = ["kind", "threshold", "share", "loss_change", "loss_low",
             "loss_high"]  # fmt: skip
   rows = [
-    [kind, threshold, float(x[i].mean()), *_ends(y[i])]
+    [kind, threshold, float(x[i].mean()), *ends_of(y[i])]
     for kind, (x, y) in by_skip.items()
     for i, threshold in enumerate(config.thresholds)
   ]
@@ -416,7 +412,7 @@ def _time_table(seconds, left, gains, small):
   rows = [
     [name, left[name], float(np.median(x)),
      *(gains[name][:3] if name in gains else [None] * 3),
-     *(_ends(small[name]) if name in small else [None] * 3)]
+     *(ends_of(small[name]) if name in small else [None] * 3)]
     for name, x in seconds.items()
   ]  # fmt: skip
   return header, rows

@@ -22,7 +22,7 @@ from sinkjax.experiments.sink_compute_claims import claims
 from sinkjax.experiments.sink_removal import loss_from
 from sinkjax.experiments.skipping_times import faster_fused, times_of
 from sinkjax.experiments.timing import saved
-from sinkjax.experiments.uncertainty import mean_over
+from sinkjax.experiments.uncertainty import ends_of, mean_over
 from sinkjax.models.transformer import logits_of
 
 NAME, TITLE = "sink_compute", "Attention that hardly matters, left out"
@@ -216,10 +216,6 @@ def _layers_timed(config: Config, seen) -> tuple[int, int]:
   return int(order[-1]), int(order[len(order) // 2])
 
 
-def _ends(values) -> list[float]:
-  return list(mean_over(values, range(len(values)))[:3])
-
-
 def _result(config, seen, skipped, times, layers) -> Result:
   names = list(seen[config.length][0].shares)
   share = {
@@ -260,7 +256,7 @@ def _result(config, seen, skipped, times, layers) -> Result:
     tables={
       "shares.csv": (
         ["tokens", "texts", "way", "tolerance", "share", "low", "high"],
-        [[length, len(x), name, at, *_ends(x)]
+        [[length, len(x), name, at, *ends_of(x)]
          for (length, name, at), x in by_text.items()],
       ),
       "layers.csv": _layer_table(config, names, share[config.length], slack),
@@ -293,14 +289,14 @@ def _layer_table(config: Config, names, share, slack):
 
 def _slack_table(config: Config, by_text, slack):
   """How far off a way is, and what share it still leaves out."""
-  off = {name: _ends(x.mean(axis=(1, 2))) for name, x in slack.items()}
+  off = {name: ends_of(x.mean(axis=(1, 2))) for name, x in slack.items()}
   off |= {blocks.slack_name(x): [x, None, None] for x in config.slacks}
   header = ["way", "nats_off", "nats_low", "nats_high"]
   for at in config.tolerances:
     header += [f"share_at_{at:g}", f"low_at_{at:g}", f"high_at_{at:g}"]
   rows = [
     [name, *ends, *(x for at in config.tolerances
-                    for x in _ends(by_text[config.length, name, at]))]
+                    for x in ends_of(by_text[config.length, name, at]))]
     for name, ends in off.items()
   ]  # fmt: skip
   return header, rows
@@ -318,7 +314,7 @@ def _error_table(skipped, relative):
               [one.bound.mean() for one in what])  # fmt: skip
     rows.append([
       name, at, float(np.mean([one.share for one in what])),
-      *(x for some in values for x in _ends(some)),
+      *(x for some in values for x in ends_of(some)),
       float(max(one.worst.max() for one in what)),
     ])  # fmt: skip
   return [*header, "worst_error_over_bound"], rows

@@ -124,6 +124,11 @@ def pooled(values: Sequence[float], groups: Sequence[Any]) -> Mean:
   return Mean(value, value - half, value + half, count, sign_flip(sums))
 
 
+def ends_of(values: Sequence[float] | np.ndarray) -> list[float]:
+  """[mean, low, high] over values that are a group each, for a table."""
+  return [float(x) for x in mean_over(values, range(len(values)))[:3]]
+
+
 def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:
   """How often signs at random give a mean as far from zero, two-sided.
 

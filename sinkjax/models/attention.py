@@ -112,33 +112,33 @@ def products(
   q: Float[Array, "B T N G K"], k: Float[Array, "B S N K"]
 ) -> Float[Array, "B N G T S"]:
   """Of every query of a group with its head's keys."""
-  if not _one_by_one(q):
+  batch, length, heads, group, _ = q.shape
+  if not _one_by_one(batch, length, heads):
     return jnp.einsum("btngk,bsnk->bngts", q, k)
-  batch, _, heads = q.shape[:3]
   found = [
     q[b, 0, n] @ k[b, :, n].T for b in range(batch) for n in range(heads)
   ]
-  return jnp.stack(found).reshape(batch, heads, q.shape[3], 1, -1)
+  return jnp.stack(found).reshape(batch, heads, group, 1, -1)
 
 
 def mixture(
   pattern: Float[Array, "B N G T S"], v: Float[Array, "B S N K"]
 ) -> Float[Array, "B T N G K"]:
   """What every query of a group reads of its head's values."""
-  z = jnp.moveaxis(pattern, 3, 1)
-  if not _one_by_one(z):
+  batch, heads, group, length, _ = pattern.shape
+  if not _one_by_one(batch, length, heads):
     return jnp.einsum("bngts,bsnk->btngk", pattern, v)
-  batch, _, heads = z.shape[:3]
-  found = [z[b, 0, n] @ v[b, :, n] for b in range(batch) for n in range(heads)]
-  return jnp.stack(found).reshape(*z.shape[:-1], -1)
+  found = [
+    pattern[b, n, :, 0] @ v[b, :, n] for b in range(batch) for n in range(heads)
+  ]
+  return jnp.stack(found).reshape(batch, 1, heads, group, -1)
 
 
-def _one_by_one(x: Float[Array, "B T N G _"]) -> bool:
+def _one_by_one(batch: int, length: int, heads: int) -> bool:
   """Whether heads are worked through one by one, each a product of matrices.
 
   For a single query XLA's batched product on a CPU is four times as slow.
   """
-  batch, length, heads = x.shape[:3]
   few = length == 1 and batch * heads <= 64
   return few and jax.default_backend() == "cpu"
 

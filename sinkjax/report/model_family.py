@@ -28,7 +28,7 @@ def _sizes(result) -> bytes:
   )
   with drawing(11.4, 3.8) as figure:
     for ax, (title, key, factor, outside) in zip(
-      figure.subplots(1, 3), panels, strict=True
+      figure.subplots(1, 3, sharex=True), panels, strict=True
     ):
       for i, size in enumerate(numbers["sizes"]):
         values = factor * np.asarray(rows[size["variant"]][key])
@@ -44,7 +44,8 @@ def _sizes(result) -> bytes:
         ax.plot(row["parameters"], factor * row[outside], "s", color=MUTED,
                 ms=5, label="" if i else "others', uncontrolled")  # fmt: skip
         ax.annotate(row["model"], (row["parameters"], factor * row[outside]),
-                    fontsize=8, color=MUTED, ha="right", xytext=(-6, 0),
+                    fontsize=8, color=MUTED, ha="right",
+                    xytext=(-6, -9 if i % 2 else 3),  # two may be at one place
                     textcoords="offset points")  # fmt: skip
       if key == "first_mass":
         ax.axhline(numbers["uniform_mass"], color=MUTED, lw=0.9, ls=":")
