@@ -45,7 +45,7 @@ def _sizes(result) -> bytes:
                 ms=5, label="" if i else "others', uncontrolled")  # fmt: skip
         ax.annotate(row["model"], (row["parameters"], factor * row[outside]),
                     fontsize=8, color=MUTED, ha="right",
-                    xytext=(-6, -9 if i % 2 else 3),  # two may be at one place
+                    xytext=(-6, 3 if i % 2 else -9),  # two may be at one place
                     textcoords="offset points")  # fmt: skip
       if key == "first_mass":
         ax.axhline(numbers["uniform_mass"], color=MUTED, lw=0.9, ls=":")
