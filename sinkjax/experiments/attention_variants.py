@@ -7,7 +7,9 @@ token is what `softmax` has: BOS pinned at the start of every window.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from sinkjax.experiments import text_sweep
 from sinkjax.experiments.result import Claim, Result
@@ -48,27 +50,58 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What each has otherwise than softmax with a pinned BOS."""
 
-GU, ZUHRI, QIU = (
-  "Gu et al., section 7", "Zuhri et al. (2504.20966)", "Qiu et al. (2505.06708)"
+GU, ZUHRI, QIU, BONDARENKO = (
+  "Gu et al., section 7", "Zuhri et al. (2504.20966)",
+  "Qiu et al. (2505.06708)", "Bondarenko et al. (2306.12929)",
 )  # fmt: skip
 
-LESS = {
-  "k_bias": (GU, "18.18 to 0.00 % of heads"),
-  "kv_bias": (GU, "18.18 to 0.04 % of heads"),
-  "sink_logit": (ZUHRI, "34.89 to 8.78 % of heads"),
-  "softmax1": (ZUHRI, "34.89 to 16.36 % of heads"),
-  "clipped_softmax": (
-    "Bondarenko et al. (2306.12929)", "outliers 735 to 21.5; no sink rate"
-  ),
-  "softpick": (ZUHRI, "34.89 to 0 % of heads"),
-  "sigmoid": (GU, "18.18 to 0.44 % of heads, by proxy"),
-  "elu1": (GU, "18.18 to 0.80 % of heads, by proxy"),
-  "relu": (ZUHRI, "34.89 to 4.56 % of heads, ReLU of the softmax"),
-  "head_gate": (QIU, "46.7 to 7.3 % of attention"),
-  "element_gate": (QIU, "46.7 to 4.8 % of attention"),
-  "value_gate": (QIU, "46.7 to 29.7 % of attention"),
-}  # fmt: skip
-"""Variants that were found to have less of a sink, by whom and how much."""
+
+class Told(NamedTuple):
+  """What a paper says of a variant.
+
+  Attributes:
+    source: which paper.
+    softmax: its sink with softmax, in percent.
+    variant: its sink with the variant.
+    what: the sink is counted in.
+  """
+
+  source: str
+  softmax: float
+  variant: float
+  what: str = "of heads"
+
+  @property
+  def left(self) -> float:
+    """The variant's sink in percent of softmax's."""
+    return 100 * self.variant / self.softmax
+
+  def __str__(self) -> str:
+    return f"{self.softmax:g} to {self.variant:g} % {self.what}"
+
+
+TOLD = {
+  "k_bias": Told(GU, 18.18, 0.0),
+  "kv_bias": Told(GU, 18.18, 0.04),
+  "v_bias": Told(GU, 18.18, 17.53),
+  "sink_logit": Told(ZUHRI, 34.89, 8.78),
+  "softmax1": Told(ZUHRI, 34.89, 16.36),
+  "softpick": Told(ZUHRI, 34.89, 0.0),
+  "sigmoid": Told(GU, 18.18, 0.44, "of heads, by proxy"),
+  "normalized_sigmoid": Told(GU, 18.18, 30.24),
+  "elu1": Told(GU, 18.18, 0.80, "of heads, by proxy"),
+  "relu": Told(ZUHRI, 34.89, 4.56, "of heads, ReLU of the softmax"),
+  "head_gate": Told(QIU, 46.7, 7.3, "of attention"),
+  "element_gate": Told(QIU, 46.7, 4.8, "of attention"),
+  "value_gate": Told(QIU, 46.7, 29.7, "of attention"),
+}
+"""What papers found; sinks in heads are at eps 0.3."""
+
+LESS = (
+  "k_bias", "kv_bias", "sink_logit", "softmax1", "clipped_softmax", "softpick",
+  "sigmoid", "elu1", "relu", "head_gate", "element_gate", "value_gate",
+)  # fmt: skip
+"""Variants that were found, or meant, to have less of a sink."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +165,45 @@ def run(
   sweep = text_sweep.run_sweep(
     config, variants(config), folder=folder, progress=progress
   )
-  return text_sweep.sweep_result(NAME, TITLE, sweep, claims(sweep))
+  found = text_sweep.sweep_result(
+    NAME, TITLE, sweep, claims(sweep), left=left(sweep)
+  )
+  return dataclasses.replace(
+    found, tables={**found.tables, "papers.csv": _papers(found.numbers["left"])}
+  )
+
+
+def left(sweep: Sweep) -> dict[str, list[float]]:
+  """What is left of softmax's sink in each variant, in percent.
+
+      100 (m_s - u) / (mean m_softmax - u),
+
+  m_s the attention on the first token with seed s, u even attention; empty
+  where softmax has no sink. Beside it papers put the share of their own sinks.
+  """
+  if "softmax" not in sweep.probes:
+    return {}
+  plain = sweep.trained("softmax")
+  even = plain["uniform_mass"].mean()
+  above = plain["first_mass"].mean() - even
+  if above <= 0:
+    return {}
+  return {
+    name: list(100 * (sweep.trained(name)["first_mass"] - even) / above)
+    for name in sweep.probes
+  }
+
+
+def _papers(found: dict[str, list[float]]):
+  """The papers' sinks beside ours, as a table."""
+  header = ["variant", "source", "softmax_percent", "variant_percent",
+            "counted", "left_percent", "ours_left_percent"]  # fmt: skip
+  rows = []
+  for name, ours in found.items():
+    told = TOLD.get(name)
+    theirs = [*told, told.left] if told else [None] * 5
+    rows.append([name, *theirs, float(np.mean(ours))])
+  return header, rows
 
 
 def claims(sweep: Sweep) -> list[Claim]:
@@ -165,20 +236,26 @@ def claims(sweep: Sweep) -> list[Claim]:
       )
     )  # fmt: skip
 
-  for name, (source, paper) in LESS.items():
+  for name in LESS:
     if name in known:
       words = name.replace("_", " ")
       text = f"There is less of a sink with {words}."
+      known_of = TOLD.get(name)
+      source = known_of.source if known_of else BONDARENKO
+      paper = str(known_of or "outliers 735 to 21.5; no sink rate")
       claim(text, source, paper, "softmax", name)
   if {"k_bias", "v_bias"} <= known:
     claim(
       "It is a key that takes the sink, not a value.", GU,
-      "0.00 % of heads with a key, 17.53 % with a value", "v_bias", "k_bias",
+      f"{TOLD['k_bias'].variant:g} % of heads with a key, "
+      f"{TOLD['v_bias'].variant:g} % with a value", "v_bias", "k_bias",
     )  # fmt: skip
   if {"sigmoid", "normalized_sigmoid"} <= known:
     claim(
       "Normalising the sigmoids brings the sink back.", GU,
-      "0.44 to 30.24 % of heads", "normalized_sigmoid", "sigmoid",
+      f"{TOLD['sigmoid'].variant:g} to "
+      f"{TOLD['normalized_sigmoid'].variant:g} % of heads",
+      "normalized_sigmoid", "sigmoid",
     )  # fmt: skip
   if "softpick" in known:
     claim(

@@ -29,6 +29,9 @@ from sinkjax.train.run_config import TrainConfig
 NAME, TITLE = "model_family", "Do sinks grow with the model?"
 PERCENT = "45.97, 73.49 and 78.29 % of heads at eps 0.8 (8B, 70B, 405B)"
 
+PAPER = {8e9: 45.97, 70e9: 73.49, 405e9: 78.29}
+"""Parameters of Llama 3.1: % of heads above eps 0.8, table 1."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(TextConfig):

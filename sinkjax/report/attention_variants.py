@@ -1,7 +1,6 @@
 """Figures and sections of the experiment `attention_variants`."""
 
-import numpy as np
-
+from sinkjax.experiments.attention_variants import TOLD
 from sinkjax.report import html, text_sweep
 
 CHOSEN = ("softmax", "k_bias", "softmax1", "softpick", "sigmoid", "relu",
@@ -9,38 +8,75 @@ CHOSEN = ("softmax", "k_bias", "softmax1", "softpick", "sigmoid", "relu",
 """Variants whose curves are drawn: more of them cannot be told apart."""
 
 
+WITHIN = (
+  ("what a query gives in all", "row_sum"),
+  ("first value's norm over others'", "value_ratio"),
+  ("kurtosis of activations", "kurtosis"),
+  ("largest activation over median", "massive_ratio"),
+  ("evenness of rows", "entropy_share"),
+)
+"""Titles and names of what is drawn beside the sinks."""
+
+
+def _trained(numbers) -> dict[str, dict]:
+  """The row of each variant as it was trained."""
+  rows: dict[str, dict] = {}
+  for row in numbers["rows"]:
+    rows.setdefault(row["variant"], row)
+  return rows
+
+
+def _beside(numbers) -> list[text_sweep.Panel]:
+  """What the papers say is left of softmax's sink, and what is here."""
+  trained = _trained(numbers)
+
+  def theirs(row):
+    told = TOLD.get(row["variant"])
+    return told.left if told and row is trained[row["variant"]] else None
+
+  def ours(row):
+    if row is trained[row["variant"]]:
+      return numbers["left"].get(row["variant"])
+    return None
+
+  return [
+    ("papers: left of softmax's sink, %", theirs),
+    ("ours: left of softmax's sink, %", ours),
+  ]
+
+
+def _within() -> list[text_sweep.Panel]:
+  return [(title, lambda row, key=key: row[key]) for title, key in WITHIN]
+
+
 def draw(result) -> dict[str, bytes]:
   """Every figure, by file name."""
   numbers = result.numbers
-  panels = text_sweep.standard_panels(numbers)
-  panels[2:2] = [
-    ("what a query gives in all", lambda row: row["row_sum"]),
-    ("first value's norm over others'", lambda row: row["value_ratio"]),
-    ("kurtosis of activations", lambda row: row["kurtosis"]),
-  ]
-  rows: dict[str, dict] = {}
-  for row in numbers["rows"]:  # as it was trained
-    rows.setdefault(row["variant"], row)
+  rows = list(_trained(numbers).values())
+
+  def bars(panels):
+    return text_sweep.bars(
+      result, panels, label=lambda row: row["variant"].replace("_", " "),
+      rows=rows,
+    )  # fmt: skip
+
   drawn = [name for name in CHOSEN if name in numbers["variants"]]
   return {
-    "variants.png": text_sweep.bars(
-      result, panels, label=lambda row: row["variant"].replace("_", " "),
-      rows=list(rows.values()),
+    "variants.png": bars(
+      [*_beside(numbers), *text_sweep.standard_panels(numbers)]
     ),
+    "within.png": bars(_within()),
     "curves.png": text_sweep.curves(result, variants=drawn),
-  }  # fmt: skip
+  }
 
 
 def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
-  panels = [
-    (name, lambda row, key=key: float(np.mean(row[key])))
-    for name, key in (
-      ("row sum", "row_sum"), ("value ratio", "value_ratio"),
-      ("kurtosis", "kurtosis"), ("largest over median", "massive_ratio"),
-      ("evenness of rows", "entropy_share"),
-    )
-  ]  # fmt: skip
+  numbers = result.numbers
+  seeds = (
+    f"Ticks are the seeds ({len(numbers['seeds'])}), bars their mean; orange "
+    "with BOS or registers in front, blue without."
+  )
   return [
     html.Section(
       result.title,
@@ -50,16 +86,26 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         "token is the first of four. Sigmoid, elu1 and relu need not give all "
         "rows the same sum: their attention is counted as shares of what a "
         "query gives, the proxy of Gu et al. Elsewhere what a query gives to "
-        "nothing, or to a learned key, counts as given: the sum of a row says "
-        "how much is left."
+        "nothing, or to a learned key, counts as given. What is left of "
+        "softmax's sink is, in the papers, the share of its heads above 0.3 "
+        "(of its attention, where gates come from), and here of its attention "
+        "above even. The papers' models have 60M to 1.7B parameters, and data "
+        "of their own: compare signs. A dash: no number."
       ),
       figure=drawn["variants.png"],
-      caption=(
-        f"Ticks are the seeds ({len(result.numbers['seeds'])}), bars their "
-        "mean; orange with BOS or registers in front, blue without. Dotted: "
-        f"even attention, {result.numbers['uniform_mass']:.3f}."
+      caption=f"{seeds} Dotted: even attention, {numbers['uniform_mass']:.3f}.",
+      table=text_sweep.table(result, _beside(numbers)),
+    ),
+    html.Section(
+      "What else is otherwise",
+      body=(
+        "The sum of a row says how much a query gives to tokens, and not to "
+        "nothing or to a learned key. Where sinks are, the first value is "
+        "small and some activations are far from the others."
       ),
-      table=text_sweep.table(result, panels),
+      figure=drawn["within.png"],
+      caption=seeds,
+      table=text_sweep.table(result, _within()),
     ),
     text_sweep.training_section(result, drawn),
   ]

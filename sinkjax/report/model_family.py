@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sinkjax.experiments.model_family import PAPER
 from sinkjax.report import html, text_sweep
 from sinkjax.report.figures import FIRST, INK, MUTED, drawing, png
 
@@ -16,7 +17,8 @@ def draw(result) -> dict[str, bytes]:
 
 
 def _sizes(result) -> bytes:
-  """Attention on the first token, sink rate and loss by parameters."""
+  """By parameters: attention on the first token, sink rate, loss; the paper's
+  sink rate of Llama 3.1."""
   numbers = result.numbers
   rows: dict[str, dict] = {}
   for row in numbers["rows"]:  # as it was trained
@@ -26,10 +28,23 @@ def _sizes(result) -> bytes:
     (f"heads above eps {numbers['eps']:g}, %", "rate", 100, "rate"),
     ("held-out loss, nats", "loss", 1, None),
   )
-  with drawing(11.4, 3.8) as figure:
-    for ax, (title, key, factor, outside) in zip(
-      figure.subplots(1, 3, sharex=True), panels, strict=True
-    ):
+  with drawing(14.2, 3.8) as figure:
+    *axes, theirs = figure.subplots(1, 4)
+    theirs.sharey(axes[1])
+    theirs.plot(list(PAPER), list(PAPER.values()), "o--", color=MUTED, ms=5)
+    theirs.set_title("the paper: Llama 3.1, heads above eps 0.8, %")
+    for size, rate in PAPER.items():
+      theirs.annotate(f"{size / 1e9:g}B", (size, rate), fontsize=8,
+                      color=MUTED, xytext=(5, -10),
+                      textcoords="offset points")  # fmt: skip
+    axes[1].sharex(axes[0])
+    for ax in figure.axes:
+      ax.set_xscale("log")
+      ax.xaxis.set_minor_formatter("")
+      ax.margins(x=0.15)
+      ax.set_xlabel("parameters")
+      ax.grid(axis="y")
+    for ax, (title, key, factor, outside) in zip(axes, panels, strict=True):
       for i, size in enumerate(numbers["sizes"]):
         values = factor * np.asarray(rows[size["variant"]][key])
         x = size["parameters"]
@@ -37,7 +52,8 @@ def _sizes(result) -> bytes:
                 label="" if i else "ours, trained alike")  # fmt: skip
         ax.plot(np.full(values.size, x), values, "_", color=INK, ms=7)
         ax.annotate(size["variant"], (x, values.mean()), fontsize=8,
-                    xytext=(5, 3), textcoords="offset points")  # fmt: skip
+                    xytext=(5, -11 if i % 2 else 4),
+                    textcoords="offset points")  # fmt: skip
       for i, row in enumerate(numbers["outside"] if outside else []):
         if row["parameters"] is None:
           continue
@@ -49,10 +65,7 @@ def _sizes(result) -> bytes:
                     textcoords="offset points")  # fmt: skip
       if key == "first_mass":
         ax.axhline(numbers["uniform_mass"], color=MUTED, lw=0.9, ls=":")
-      ax.set_xscale("log")
       ax.set_title(title)
-      ax.set_xlabel("parameters")
-      ax.grid(axis="y")
     figure.axes[0].legend(frameon=False, fontsize=8, loc="upper left")
     return png(figure)
 
@@ -68,7 +81,8 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
   ]
   body = (
     "Our models differ in size alone: data, tokens and optimiser are the same. "
-    "Parameters are counted without the embedding."
+    "Parameters are counted without the embedding. The last panel is of the "
+    "paper's table 1: another threshold, larger models."
   )
   if numbers["outside"]:
     body += (

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sinkjax.experiments.optimisation import KNOBS
+from sinkjax.experiments.optimisation import KNOBS, PAPER
 from sinkjax.report import html, text_sweep
 from sinkjax.report.figures import FIRST, INK, MUTED, REST, drawing, png
 
@@ -22,19 +22,19 @@ def _rows(result) -> dict[str, dict]:
 
 
 def _knobs(result) -> bytes:
-  """Attention on the first token, and the loss, by knob."""
+  """By knob: attention on the first token, the paper's sinks, the loss."""
   numbers, rows = result.numbers, _rows(result)
   used = [k for k in KNOBS if sum(s[1] == k for s in numbers["settings"]) > 1]
   used = used or [KNOBS[0]]
-  with drawing(2.9 * len(used) + 0.8, 5.2) as figure:
-    axes = figure.subplots(2, len(used), sharey="row", squeeze=False)
+  with drawing(2.9 * len(used) + 0.8, 7.2) as figure:
+    axes = figure.subplots(3, len(used), sharey="row", squeeze=False)
     for column, knob in enumerate(used):
       points = sorted(
         (value, name) for name, k, value in numbers["settings"] if k == knob
       )
       labels = [f"{value:g}" for value, _ in points]
       for ax, key, color in zip(
-        axes[:, column], ("first_mass", "loss"), (FIRST, REST), strict=True
+        axes[::2, column], ("first_mass", "loss"), (FIRST, REST), strict=True
       ):
         values = [np.asarray(rows[name][key]) for _, name in points]
         at = np.arange(len(points))
@@ -47,9 +47,22 @@ def _knobs(result) -> bytes:
         ax.grid(axis="y")
       axes[0, column].axhline(numbers["uniform_mass"], color=MUTED, lw=0.9)
       axes[0, column].set_title(knob)
+      _paper(axes[1, column], PAPER.get(knob, ()))
     axes[0, 0].set_ylabel("attention on the first token")
-    axes[1, 0].set_ylabel("held-out loss, nats")
+    axes[1, 0].set_ylabel("Gu et al.: heads above 0.3, %")
+    axes[2, 0].set_ylabel("held-out loss, nats")
     return png(figure)
+
+
+def _paper(ax, points) -> None:
+  """A knob's sinks in Gu et al., who turn it through values of their own."""
+  at = np.arange(len(points))
+  ax.plot(at, [rate for _, rate in points], "o--", color=MUTED, ms=4)
+  ax.set_xticks(at, [f"{value:g}" for value, _ in points])
+  ax.grid(axis="y")
+  if not points:
+    ax.text(0.5, 0.5, "no table", color=MUTED, ha="center",
+            transform=ax.transAxes)  # fmt: skip
 
 
 def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
@@ -60,7 +73,9 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
       body=(
         "One knob at a time, away from the run at the dotted line; the tokens "
         "in all are the same. Batches are multiples of its batch, data the "
-        "share of the training documents that is used."
+        "share of the training documents that is used. The middle row is of "
+        "Gu et al., 60M parameters: compare the shapes of curves, not their "
+        "heights."
       ),
       figure=drawn["knobs.png"],
       caption=(

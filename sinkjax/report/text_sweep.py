@@ -32,7 +32,10 @@ def bars(
   label: Callable[[dict[str, Any]], str],
   rows: Sequence[dict[str, Any]] | None = None,
 ) -> bytes:
-  """A bar for each row, a panel for each number; ticks are seeds."""
+  """A bar for each row, a panel for each number; ticks are seeds.
+
+  A row without a number has a dash, one of zero has nothing.
+  """
   numbers = result.numbers
   rows = numbers["rows"] if rows is None else rows
   colors = [FIRST if row["form"] == "bos" else REST for row in rows]
@@ -46,7 +49,10 @@ def bars(
               height=0.62)  # fmt: skip
       for y, value in zip(at, values, strict=True):
         seeds = np.atleast_1d(value)
-        if seeds.size > 1:
+        if np.isnan(seeds).all():
+          ax.annotate("\u2013", (0, y), (3, 0), textcoords="offset points",
+                      va="center", color=MUTED)  # fmt: skip
+        elif seeds.size > 1:
           ax.plot(seeds, np.full(seeds.size, y), "|", color=INK, ms=7)
       if title == "attention on the first token":
         ax.axvline(numbers["uniform_mass"], color=MUTED, lw=0.9, ls=":")

@@ -135,8 +135,7 @@ def as_the_papers_say(module, sign=1):
 
   def attention(name, form):
     values = {}
-    less = name in attention_variants.LESS or name == "softpick"
-    if less:
+    if name in attention_variants.LESS:
       values["first_mass"] = 0.4 - lift
     if name in ("softpick", "element_gate"):
       values |= {"kurtosis": 9 - 10 * lift, "massive_ratio": 20 - 50 * lift}
@@ -268,6 +267,25 @@ def test_what_each_variant_of_attention_is():
     same = not changed - {"vocab_size"} and run.packing == base.packing
     assert same == (name == "softmax")
   assert runs["registers"].text_vocab_size == base.text_vocab_size
+
+
+def test_what_is_left_of_the_sink_stands_beside_the_papers():
+  """Even attention is nothing left; of no sink nothing can be left."""
+
+  def truth(name, form):
+    return {"first_mass": {"softpick": 0.07, "k_bias": 0.24}.get(name, 0.41)}
+
+  found = result_of(attention_variants, truth)
+  left = found.numbers["left"]
+  for name, value in {"softmax": 100, "softpick": 0, "k_bias": 50}.items():
+    assert np.mean(left[name]) == pytest.approx(value, abs=2), name
+  header, rows = found.tables["papers.csv"]
+  by = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+  assert by["head_gate"]["left_percent"] == pytest.approx(100 * 7.3 / 46.7)
+  assert by["head_gate"]["ours_left_percent"] == np.mean(left["head_gate"])
+  assert by["qk_norm"]["left_percent"] is None
+  none = result_of(attention_variants, lambda *_: {"first_mass": 0.05})
+  assert none.numbers["left"] == {} and not none.tables["papers.csv"][1]
 
 
 def test_knobs_leave_the_tokens_as_they_are():
