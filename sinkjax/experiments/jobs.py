@@ -135,8 +135,9 @@ def complete(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def seconds_of(folder: pathlib.Path) -> float:
-  """What all runs in a folder took, each by its own process's clock."""
-  return sum(one["seconds"] for one in complete(folder).values())
+  """What all runs in a folder and below took, each by its process's clock."""
+  found = [_read(path) for path in folder.rglob("runs/*.json")]
+  return sum(one["seconds"] for one in found if one is not None)
 
 
 @contextlib.contextmanager
