@@ -21,6 +21,7 @@ from sinkjax.experiments.text_sweep import (
   compare,
   mean,
   text_run,
+  unless_worse,
 )
 from sinkjax.train.run_config import TrainConfig
 
@@ -220,7 +221,7 @@ def claims(sweep: Sweep) -> list[Claim]:
     return mean(sweep.trained(name)["loss"] - plain["loss"]) + " nats of loss"
 
   def claim(text, source, paper, more, less, key="first_mass", form=".3f"):
-    """That `more` has more of `key` than `less`."""
+    """That `more` has more of `key` than `less`, which is no worse a model."""
     values = sweep.trained(more)[key] - sweep.trained(less)[key]
     other = less if more == "softmax" else more
     what = {
@@ -228,13 +229,14 @@ def claims(sweep: Sweep) -> list[Claim]:
       "kurtosis": "kurtosis",
       "massive_ratio": "largest over median",
     }
-    found.append(
-      compare(
-        text, source, paper, values,
-        f"{what[key]} {told(more, key, form)} ({more}) and "
-        f"{told(less, key, form)} ({less}); {other}: {cost(other)}",
-      )
+    made = compare(
+      text, source, paper, values,
+      f"{what[key]} {told(more, key, form)} ({more}) and "
+      f"{told(less, key, form)} ({less}); {other}: {cost(other)}",
     )  # fmt: skip
+    worse = sweep.trained(less)["loss"] - sweep.trained(more)["loss"]
+    why = f"but {less} is a worse model, and these have less of all this"
+    found.append(unless_worse(made, worse, why))
 
   for name in LESS:
     if name in known:

@@ -20,7 +20,7 @@ from sinkjax.experiments import text_sweep
 from sinkjax.experiments.jobs import run_jobs
 from sinkjax.experiments.looks import look_jobs
 from sinkjax.experiments.mixing import slopes
-from sinkjax.experiments.result import AGREES, UNDECIDED, Claim, Result
+from sinkjax.experiments.result import Claim, Result
 from sinkjax.experiments.sturdiness import KINDS, Force, sturdiness
 from sinkjax.experiments.text_sweep import (
   GPU,
@@ -29,6 +29,7 @@ from sinkjax.experiments.text_sweep import (
   compare,
   mean,
   text_run,
+  unless_worse,
 )
 from sinkjax.experiments.training_runs import forms, headed, starts
 from sinkjax.experiments.uncertainty import mean_over, times
@@ -260,10 +261,8 @@ def _trained(own) -> list[Claim]:
         f"KL {_times(-less)} that of the plain model, relative change of "
         f"later tokens {_times(spread)}; loss {mean(cost, '+.3f')} nats",
       )  # fmt: skip
-      if made.verdict == AGREES and mean_over(cost, range(len(cost))).low > 0:
-        why = f"{made.why}; but it is a worse model, and these look sturdy"
-        made = dataclasses.replace(made, verdict=UNDECIDED, why=why)
-      found.append(made)
+      why = "but it is a worse model, and these look sturdy"
+      found.append(unless_worse(made, cost, why))
   return found
 
 

@@ -15,7 +15,13 @@ import numpy as np
 from sinkjax.config import ModelConfig
 from sinkjax.data.packing import Packing
 from sinkjax.experiments.jobs import run_jobs
-from sinkjax.experiments.result import Claim, Result, direction
+from sinkjax.experiments.result import (
+  AGREES,
+  UNDECIDED,
+  Claim,
+  Result,
+  direction,
+)
 from sinkjax.experiments.training_runs import text_jobs
 from sinkjax.experiments.uncertainty import mean_over
 from sinkjax.models.transformer import param_shapes
@@ -382,6 +388,23 @@ def compare(
     claim, source, paper, ours, direction(interval.low, interval.high),
     f"95 % interval over {len(off)} seeds",
   )  # fmt: skip
+
+
+def unless_worse(
+  claim: Claim, cost: Sequence[float] | np.ndarray, why: str
+) -> Claim:
+  """A claim of a model, undecided if it holds for a worse model.
+
+  Args:
+    claim: of `compare`.
+    cost: how much worse the model's loss is, in nats, one a seed.
+    why: what else a worse model explains.
+  """
+  if claim.verdict != AGREES or mean_over(cost, range(len(cost))).low <= 0:
+    return claim
+  return dataclasses.replace(
+    claim, verdict=UNDECIDED, why=f"{claim.why}; {why}"
+  )
 
 
 def mean(values: Sequence[float] | np.ndarray, form: str = ".3f") -> str:

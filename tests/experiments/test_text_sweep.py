@@ -136,7 +136,7 @@ def as_the_papers_say(module, sign=1):
   def attention(name, form):
     values = {}
     if name in attention_variants.LESS:
-      values["first_mass"] = 0.4 - lift
+      values |= {"first_mass": 0.4 - lift, "loss": 2.98}
     if name in ("softpick", "element_gate"):
       values |= {"kurtosis": 9 - 10 * lift, "massive_ratio": 20 - 50 * lift}
     return values
@@ -267,6 +267,23 @@ def test_what_each_variant_of_attention_is():
     same = not changed - {"vocab_size"} and run.packing == base.packing
     assert same == (name == "softmax")
   assert runs["registers"].text_vocab_size == base.text_vocab_size
+
+
+def test_less_of_a_sink_in_a_worse_model_decides_nothing():
+  """It may have learnt too little to have one, as with little data."""
+
+  def truth(name, form):
+    values = as_the_papers_say(attention_variants)
+    worse = {"loss": 4.0} if name == "sigmoid" else {}
+    return values(name, form) | worse
+
+  claims = {c.claim: c for c in result_of(attention_variants, truth).claims}
+  changed = {name for name, c in claims.items() if c.verdict == "undecided"}
+  assert changed == {
+    "There is less of a sink with sigmoid.",
+    "Normalising the sigmoids brings the sink back.",
+  }
+  assert all("sigmoid is a worse model" in claims[name].why for name in changed)
 
 
 def test_what_is_left_of_the_sink_stands_beside_the_papers():
