@@ -93,7 +93,10 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         "of their own: compare signs. A dash: no number."
       ),
       figure=drawn["variants.png"],
-      caption=f"{seeds} Dotted: even attention, {numbers['uniform_mass']:.3f}.",
+      caption=(
+        f"{seeds} Dotted: even attention, {numbers['uniform_mass']:.3f}; less "
+        "than that is below zero in the second panel."
+      ),
       table=text_sweep.table(result, _beside(numbers)),
     ),
     html.Section(
