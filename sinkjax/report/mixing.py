@@ -87,7 +87,7 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
   numbers = result.numbers
   names = [
-    "first_mass", "mixing", "mixing_rest", "reach", "bound_paper",
+    "loss", "first_mass", "mixing", "mixing_rest", "reach", "bound_paper",
     "bound_frozen", "bound_full", "loose", "cosine", "residual", "rank",
     "spread", "reached",
   ]  # fmt: skip

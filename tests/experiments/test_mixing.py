@@ -50,6 +50,10 @@ def test_trained_models_are_looked_at(folder):
     assert row["violated"] == [0, 0]
     assert all(0 < x < 1 for x in row["mixing_rest"] + row["first_mass"])
     assert all(x > 0 for x in row["loose"] + row["spread"])
+    trained = json.loads(
+      (folder / "packing" / "runs" / f"{row['variant']}-1.json").read_text()
+    )
+    assert row["loss"][1] == trained["final"][row["form"]]["loss"]
   bounds = [c for c in result.claims if c.claim.startswith("The full bound")]
   assert [claim.verdict for claim in bounds] == ["agrees"]
   drawn = report.draw(result)
@@ -147,3 +151,46 @@ def test_a_slope_by_seed():
   ]
   np.testing.assert_allclose(slopes(rows, "y"), [0.5, 2.0])
   assert not slopes(rows[:1], "y").size
+
+
+def _row(variant, sink, share, loss, experiment="attention_variants"):
+  names = [name for name, *_ in mixing.CLAIMS]
+  jitter = np.array([-0.001, 0.0, 0.001])
+  return {
+    "experiment": experiment, "variant": variant, "form": "bos",
+    "seeds": [0, 1, 2], "first_mass": [sink] * 3, "loss": [loss] * 3,
+    "violated": [None] * 3,
+    **{name: list(share + jitter * sink) for name in names},
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("experiment", "loss", "verdict"),
+  [
+    ("attention_variants", 3.1, "disagrees"),
+    ("attention_variants", 4.5, "undecided"),
+    ("sink_regulariser", 4.5, "disagrees"),
+  ],
+)
+def test_a_worse_model_decides_only_where_the_sink_was_set(
+  experiment, loss, verdict
+):
+  """One without any mixing and without a sink tilts the slope of the others."""
+  rows = [_row(f"v{i}", 0.2 + i / 50, 0.4 - i / 100, 3.0) for i in range(5)]
+  rows = [{**row, "experiment": experiment} for row in rows]
+  agreed = {c.claim: c.verdict for c in mixing.claims(rows)}
+  name = f"Models with less of a sink mix more ({experiment})."
+  assert agreed[name] == "agrees"
+  rows.append(_row("dead", 0.01, 0.0, loss, experiment))
+  (claim,) = [c for c in mixing.claims(rows) if c.claim == name]
+  assert claim.verdict == verdict
+  assert ("without dead, worse models, -0.5" in claim.why) == (
+    verdict == "undecided"
+  )
+
+
+def test_too_few_sound_models_decide_nothing():
+  rows = [_row("one", 0.2, 0.4, 3.0), _row("dead", 0.01, 0.0, 4.0)]
+  claims = mixing.claims(rows)
+  assert {c.verdict for c in claims} == {"undecided"}
+  assert all("too few are left" in c.why for c in claims)
