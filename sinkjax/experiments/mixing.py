@@ -357,29 +357,27 @@ def _direction(values) -> str:
   return direction(interval.low, interval.high)
 
 
-def _decided(rows, name: str, sign: int) -> tuple[str, str]:
-  """The verdict over rows of one experiment, and what it is worth."""
+def _decided(rows, name: str, sign: int) -> tuple[str, str, str]:
+  """The verdict over rows of one experiment, what worse models do, and why."""
   losses = [float(np.mean(row["loss"])) for row in rows]
   verdict = _direction(sign * slopes(rows, name))
   if rows[0]["experiment"] == SET:
-    return verdict, (
-      "the sink is what was set, and it costs up to "
-      f"{max(losses) - min(losses):.2f} nats"
-    )
+    cost = f"{max(losses) - min(losses):.2f}"
+    return verdict, "", f"the sink is what was set; it costs up to {cost} nats"
   sound = [
     row for row, loss in zip(rows, losses, strict=True)
     if loss <= min(losses) + WORSE
   ]  # fmt: skip
   why = "variants differ in more than the sink"
   if len(sound) == len(rows):
-    return verdict, why
+    return verdict, "", why
   names = ", ".join(row["variant"] for row in rows if row not in sound)
   values = slopes(sound, name)
   if len(values) < 2:
-    return UNDECIDED, f"{why}; but for {names}, worse models, too few are left"
-  why += f"; without {names}, worse models, {_told(values)}"
-  same = _direction(sign * values) == verdict
-  return (verdict if same else UNDECIDED), why
+    return UNDECIDED, f"; too few without {names}, worse models", why
+  if _direction(sign * values) != verdict:
+    verdict = UNDECIDED
+  return verdict, f"; {_told(values)} without {names}, worse models", why
 
 
 def claims(rows) -> list[Claim]:
@@ -398,14 +396,14 @@ def claims(rows) -> list[Claim]:
         continue
       known = [row for row in some if None not in row[name]]
       masses = [float(np.mean(row["first_mass"])) for row in known]
-      verdict, why = _decided(known, name, sign)
+      verdict, sound, why = _decided(known, name, sign)
       found.append(
         Claim(
           f"Models with less of a sink {words} ({experiment}).",
           "theorem 3.2, section 3", "no number; the argument of the paper",
           f"{_told(values)} {unit} for each unit of attention on the first "
           f"token, over {len(known)} variants with {min(masses):.3f} to "
-          f"{max(masses):.3f}",
+          f"{max(masses):.3f}{sound}",
           verdict, f"95 % interval over {len(values)} seeds; {why}",
         )
       )  # fmt: skip
