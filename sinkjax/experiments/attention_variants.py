@@ -98,6 +98,9 @@ TOLD = {
 }
 """What papers found; sinks in heads are at eps 0.3."""
 
+UNCOUNTED = (BONDARENKO, "outliers 735 to 21.5; no sink rate")
+"""What is said of clipped softmax, whose paper counts no sinks."""
+
 LESS = (
   "k_bias", "kv_bias", "sink_logit", "softmax1", "clipped_softmax", "softpick",
   "sigmoid", "elu1", "relu", "head_gate", "element_gate", "value_gate",
@@ -166,12 +169,11 @@ def run(
   sweep = text_sweep.run_sweep(
     config, variants(config), folder=folder, progress=progress
   )
-  found = text_sweep.sweep_result(
-    NAME, TITLE, sweep, claims(sweep), left=left(sweep)
-  )
-  return dataclasses.replace(
-    found, tables={**found.tables, "papers.csv": _papers(found.numbers["left"])}
-  )
+  found = left(sweep)
+  return text_sweep.sweep_result(
+    NAME, TITLE, sweep, claims(sweep), left=found,
+    tables={"papers.csv": _papers(found)},
+  )  # fmt: skip
 
 
 def left(sweep: Sweep) -> dict[str, list[float]]:
@@ -242,9 +244,9 @@ def claims(sweep: Sweep) -> list[Claim]:
     if name in known:
       words = name.replace("_", " ")
       text = f"There is less of a sink with {words}."
-      known_of = TOLD.get(name)
-      source = known_of.source if known_of else BONDARENKO
-      paper = str(known_of or "outliers 735 to 21.5; no sink rate")
+      source, paper = (
+        (TOLD[name].source, str(TOLD[name])) if name in TOLD else UNCOUNTED
+      )
       claim(text, source, paper, "softmax", name)
   if {"k_bias", "v_bias"} <= known:
     claim(

@@ -12,8 +12,11 @@ from sinkjax.experiments.jobs import Advance, Job, complete
 from sinkjax.train import checkpoint
 from sinkjax.train.run_config import TrainConfig
 
-Look = Callable[[TrainConfig, pathlib.Path, Advance], Mapping[str, Any]]
-"""`look(run, model, advance) -> outcome`, plain values, of a trained model."""
+Look = Callable[
+  [TrainConfig, Mapping[str, Any], pathlib.Path, Advance], Mapping[str, Any]
+]
+"""`look(run, trained, model, advance) -> outcome`, plain values, of a model and
+the outcome of the run that trained it."""
 
 
 def look_jobs(
@@ -40,9 +43,9 @@ def look_jobs(
     ValueError: if there is no model and no look.
   """
 
-  def job(name: str, what: dict[str, Any], model: pathlib.Path) -> Job:
+  def job(name: str, what: dict[str, Any], trained=None, model=None) -> Job:
     def work(folder, device, advance):
-      return look(TrainConfig.from_dict(what["run"]), model, advance)
+      return look(TrainConfig.from_dict(what["run"]), trained, model, advance)
 
     return Job(name, steps, {**request, **what}, work)
 
@@ -51,7 +54,7 @@ def look_jobs(
     for name, one in kept.items():
       what = {k: one["request"][k] for k in ("experiment", "variant", "run")}
       if what["experiment"] == experiment:
-        found[name] = job(name, what, folder)
+        found[name] = job(name, what)
     for run, one in complete(beside / experiment).items():
       what = {
         "experiment": experiment, "variant": one["request"]["variant"],
@@ -60,7 +63,7 @@ def look_jobs(
       model = beside / experiment / "runs" / run / "model"
       name = f"{experiment}-{run}"
       if checkpoint.is_checkpoint(model):
-        found[name] = job(name, what, model)
+        found[name] = job(name, what, one, model)
   if not found:
     raise ValueError(
       f"{beside} has no trained models of {', '.join(of)}: run these "

@@ -7,9 +7,8 @@ spread. One table, in which training and theory meet.
 
 import dataclasses
 import functools
-import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,17 +19,10 @@ from sinkjax.data.prepare import prepare
 from sinkjax.experiments import collapse
 from sinkjax.experiments.jobs import Job, run_jobs
 from sinkjax.experiments.looks import look_jobs
+from sinkjax.experiments.mixing_claims import claims
 from sinkjax.experiments.over_squashing import paths
-from sinkjax.experiments.result import (
-  AGREES,
-  DISAGREES,
-  UNDECIDED,
-  Claim,
-  Result,
-  direction,
-)
+from sinkjax.experiments.result import Result
 from sinkjax.experiments.training_runs import forms, headed, starts
-from sinkjax.experiments.uncertainty import mean_over
 from sinkjax.metrics import bounds, spread
 from sinkjax.metrics.sinks import attention_share, sink_score
 from sinkjax.models.transformer import forward
@@ -50,14 +42,6 @@ OF = (
 FORMS = ("paper", "frozen", "full")
 """Of the bounds, those that must hold; the last one is of the whole model, the
 others are of one whose attention is held."""
-
-WORSE = 0.25
-"""Nats above the least loss in its experiment from which a model is a worse
-one, which may mix little for want of learning."""
-
-SET = "sink_regulariser"
-"""The experiment in which nothing but the sink was set: what a model loses by
-it is its doing."""
 
 LOOKS = 2
 """Steps of a model's progress bar: one for each way of reading it."""
@@ -120,6 +104,7 @@ def jobs(config: Config, folder: pathlib.Path) -> list[Job]:
 def look(
   config: Config,
   run: TrainConfig,
+  trained: Mapping[str, Any],
   model: pathlib.Path,
   advance: Callable[[int], Any] = lambda steps: None,
 ) -> dict[str, Any]:
@@ -129,9 +114,6 @@ def look(
     {"final": {form: scalars}, "maps": {form: [T, T] mean norms}}; forms as in
     `training_runs.measure`, whose `loss` is among the scalars.
   """
-  trained = json.loads(
-    (model.parents[1] / f"{model.parent.name}.json").read_text("utf-8")
-  )
   data = prepare(
     run.corpus, vocab_size=run.text_vocab_size, held_out=run.held_out
   )
@@ -307,117 +289,3 @@ def result_of(config: Config, found: list[dict[str, Any]]) -> Result:
     )},
     arrays=maps,
   )  # fmt: skip
-
-
-def slopes(rows, name: str) -> np.ndarray:
-  """[S] by seed: the least-squares slope of a number over `first_mass`.
-
-  Seeds that all rows have, and rows that have the number.
-  """
-  rows = [row for row in rows if None not in row[name]]
-  if len(rows) < 2:
-    return np.zeros(0)
-  seeds = functools.reduce(np.intersect1d, [row["seeds"] for row in rows])
-  found = []
-  for seed in seeds:
-    at = [row["seeds"].index(seed) for row in rows]
-    x, y = (
-      np.array([row[key][i] for row, i in zip(rows, at, strict=True)])
-      for key in ("first_mass", name)
-    )
-    off = x - x.mean()
-    if off @ off > 0:
-      found.append(off @ y / (off @ off))
-  return np.array(found)
-
-
-def as_trained(rows) -> list[dict[str, Any]]:
-  """Of the rows of one model the one that reads it as it was trained."""
-  kept = {}
-  for row in rows:
-    kept.setdefault((row["experiment"], row["variant"]), row)
-  return list(kept.values())
-
-
-CLAIMS = (
-  ("mixing_rest", -1, "mix more", "share of the squared Jacobian"),
-  ("bound_paper", -1, "have a greater bound", "decades of the paper's bound"),
-  ("spread", -1, "let a change spread further", "relative change"),
-  ("rank", 1, "are nearer to rank collapse", "of the greatest effective rank"),
-)  # fmt: skip
-"""(number, sign of its slope over the sink, words, unit)."""
-
-
-def _told(values) -> str:
-  return mean_over(values, range(len(values))).text("+.3f")
-
-
-def _direction(values) -> str:
-  interval = mean_over(values, range(len(values)))
-  return direction(interval.low, interval.high)
-
-
-def _decided(rows, name: str, sign: int) -> tuple[str, str, str]:
-  """The verdict over rows of one experiment, what worse models do, and why."""
-  losses = [float(np.mean(row["loss"])) for row in rows]
-  verdict = _direction(sign * slopes(rows, name))
-  if rows[0]["experiment"] == SET:
-    cost = f"{max(losses) - min(losses):.2f}"
-    return verdict, "", f"the sink is what was set; it costs up to {cost} nats"
-  sound = [
-    row for row, loss in zip(rows, losses, strict=True)
-    if loss <= min(losses) + WORSE
-  ]  # fmt: skip
-  why = "variants differ in more than the sink"
-  if len(sound) == len(rows):
-    return verdict, "", why
-  names = ", ".join(row["variant"] for row in rows if row not in sound)
-  values = slopes(sound, name)
-  if len(values) < 2:
-    return UNDECIDED, f"; too few without {names}, worse models", why
-  if _direction(sign * values) != verdict:
-    verdict = UNDECIDED
-  return verdict, f"; {_told(values)} without {names}, worse models", why
-
-
-def claims(rows) -> list[Claim]:
-  """Over the models of each experiment, as they were trained.
-
-  A slope that needs models of more than `WORSE` nats decides nothing, unless
-  the sink is what was set.
-  """
-  found = []
-  rows = as_trained(rows)
-  for experiment in dict.fromkeys(row["experiment"] for row in rows):
-    some = [row for row in rows if row["experiment"] == experiment]
-    for name, sign, words, unit in CLAIMS:
-      values = slopes(some, name)
-      if len(values) < 2:
-        continue
-      known = [row for row in some if None not in row[name]]
-      masses = [float(np.mean(row["first_mass"])) for row in known]
-      verdict, sound, why = _decided(known, name, sign)
-      found.append(
-        Claim(
-          f"Models with less of a sink {words} ({experiment}).",
-          "theorem 3.2, section 3", "no number; the argument of the paper",
-          f"{_told(values)} {unit} for each unit of attention on the first "
-          f"token, over {len(known)} variants with {min(masses):.3f} to "
-          f"{max(masses):.3f}{sound}",
-          verdict, f"95 % interval over {len(values)} seeds; {why}",
-        )
-      )  # fmt: skip
-  covered = [row for row in rows if None not in row["violated"]]
-  over = sum(sum(row["violated"]) for row in covered)
-  if covered:
-    found.append(
-      Claim(
-        "The full bound holds in every model that it covers.", "theorem 3.2",
-        "a theorem",
-        f"{over:.0f} pairs of tokens exceed it, in {len(covered)} of "
-        f"{len(rows)} variants; {_mean([row['loose'] for row in covered]):.1f} "
-        "decades above the truth in the mean",
-        DISAGREES if over else AGREES, "one text, every pair and seed",
-      )
-    )  # fmt: skip
-  return found

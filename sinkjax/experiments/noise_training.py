@@ -19,7 +19,7 @@ from sinkjax.data.prepare import prepare
 from sinkjax.experiments import text_sweep
 from sinkjax.experiments.jobs import run_jobs
 from sinkjax.experiments.looks import look_jobs
-from sinkjax.experiments.mixing import slopes
+from sinkjax.experiments.mixing_claims import slopes
 from sinkjax.experiments.result import Claim, Result
 from sinkjax.experiments.sturdiness import KINDS, Force, sturdiness
 from sinkjax.experiments.text_sweep import (
@@ -131,7 +131,7 @@ def run(
   force = Force(config.share, config.draws, config.gradients, 0)
   request = {**force._asdict(), "tests": config.tests, "tokens": config.tokens}
 
-  def look(run, model, advance):
+  def look(run, trained, model, advance):
     return {"final": look_at(config, force, run, model)}
 
   jobs = look_jobs(
@@ -141,14 +141,11 @@ def run(
   rows = rows_of(
     run_jobs(jobs, folder / "looks", progress=progress), folder.name
   )
-  found = text_sweep.sweep_result(
-    NAME, TITLE, sweep, claims(rows), share=config.share,
-    gradients=config.gradients, tests=config.tests, tokens=config.tokens,
-    sturdiness=rows,
+  return text_sweep.sweep_result(
+    NAME, TITLE, sweep, claims(rows), tables={"sturdiness.csv": _table(rows)},
+    share=config.share, gradients=config.gradients, tests=config.tests,
+    tokens=config.tokens, sturdiness=rows,
   )  # fmt: skip
-  return dataclasses.replace(
-    found, tables={**found.tables, "sturdiness.csv": _table(rows)}
-  )
 
 
 def look_at(config: Config, force: Force, run: TrainConfig, model):

@@ -300,6 +300,7 @@ def sweep_result(
   claims: Sequence[Claim],
   *,
   paper: Mapping[tuple[str, str], Sequence[float]] | None = None,
+  tables: Mapping[str, tuple[list[str], list[list[Any]]]] | None = None,
   **numbers: Any,
 ) -> Result:
   """The `Result` of a sweep, as `report.text_sweep` draws it.
@@ -311,6 +312,7 @@ def sweep_result(
     claims: likewise.
     paper: {(variant, form): (sink rate in percent, loss in nats)}; either may
       be None.
+    tables: {file name: (header, rows)}, more of them.
     **numbers: more of them.
   """
   scalars = next(iter(sweep.last.values()))
@@ -347,6 +349,7 @@ def sweep_result(
     },
     tables={
       "rows.csv": (header, table), "curves.csv": _curves(sweep),
+      **(tables or {}),
     },
     arrays=arrays,
   )  # fmt: skip
@@ -383,11 +386,16 @@ def compare(
     ValueError: for fewer than two seeds.
   """
   off = np.asarray(values, float) - against
-  interval = mean_over(off, range(len(off)))
   return Claim(
-    claim, source, paper, ours, direction(interval.low, interval.high),
+    claim, source, paper, ours, decided(off),
     f"95 % interval over {len(off)} seeds",
   )  # fmt: skip
+
+
+def decided(values: Sequence[float] | np.ndarray) -> str:
+  """The verdict on values, one a seed, that should be above zero."""
+  interval = mean_over(values, range(len(values)))
+  return direction(interval.low, interval.high)
 
 
 def unless_worse(

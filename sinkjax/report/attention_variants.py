@@ -18,17 +18,9 @@ WITHIN = (
 """Titles and names of what is drawn beside the sinks."""
 
 
-def _trained(numbers) -> dict[str, dict]:
-  """The row of each variant as it was trained."""
-  rows: dict[str, dict] = {}
-  for row in numbers["rows"]:
-    rows.setdefault(row["variant"], row)
-  return rows
-
-
 def _beside(numbers) -> list[text_sweep.Panel]:
   """What the papers say is left of softmax's sink, and what is here."""
-  trained = _trained(numbers)
+  trained = text_sweep.as_trained(numbers)
 
   def theirs(row):
     told = TOLD.get(row["variant"])
@@ -52,7 +44,7 @@ def _within() -> list[text_sweep.Panel]:
 def draw(result) -> dict[str, bytes]:
   """Every figure, by file name."""
   numbers = result.numbers
-  rows = list(_trained(numbers).values())
+  rows = list(text_sweep.as_trained(numbers).values())
 
   def bars(panels):
     return text_sweep.bars(

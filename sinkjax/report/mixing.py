@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sinkjax.experiments.mixing import CLAIMS, as_trained
+from sinkjax.experiments.mixing_claims import CLAIMS, as_trained
 from sinkjax.report import html
 from sinkjax.report.figures import INK, color_bar, drawing, heat_map, png
 from sinkjax.report.text_sweep import COLORS, FORMS

@@ -20,9 +20,7 @@ def _sizes(result) -> bytes:
   """By parameters: attention on the first token, sink rate, loss; the paper's
   sink rate of Llama 3.1."""
   numbers = result.numbers
-  rows: dict[str, dict] = {}
-  for row in numbers["rows"]:  # as it was trained
-    rows.setdefault(row["variant"], row)
+  rows = text_sweep.as_trained(numbers)
   panels = (
     ("attention on the first token", "first_mass", 1, "mass"),
     (f"heads above eps {numbers['eps']:g}, %", "rate", 100, "rate"),

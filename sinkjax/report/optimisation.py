@@ -14,16 +14,9 @@ def draw(result) -> dict[str, bytes]:
   }  # fmt: skip
 
 
-def _rows(result) -> dict[str, dict]:
-  rows: dict[str, dict] = {}
-  for row in result.numbers["rows"]:  # as it was trained
-    rows.setdefault(row["variant"], row)
-  return rows
-
-
 def _knobs(result) -> bytes:
   """By knob: attention on the first token, the paper's sinks, the loss."""
-  numbers, rows = result.numbers, _rows(result)
+  numbers, rows = result.numbers, text_sweep.as_trained(result.numbers)
   used = [k for k in KNOBS if sum(s[1] == k for s in numbers["settings"]) > 1]
   used = used or [KNOBS[0]]
   with drawing(2.9 * len(used) + 0.8, 7.2) as figure:

@@ -8,9 +8,7 @@ from sinkjax.report import html, text_sweep
 def draw(result) -> dict[str, bytes]:
   """Every figure, by file name."""
   names = ("first_mass", "sink_rate", "loss")
-  rows: dict[str, dict] = {}
-  for row in result.numbers["rows"]:  # as it was trained
-    rows.setdefault(row["variant"], row)
+  rows = text_sweep.as_trained(result.numbers)
   seconds = result.numbers["seconds"]
   panels = [
     *text_sweep.standard_panels(result.numbers),

@@ -11,9 +11,7 @@ def draw(result) -> dict[str, bytes]:
     ("first value's norm over others'", lambda row: row["value_ratio"]),
     ("largest over median", lambda row: row["massive_ratio"]),
   ]
-  rows: dict[str, dict] = {}
-  for row in result.numbers["rows"]:  # as it was trained
-    rows.setdefault(row["variant"], row)
+  rows = text_sweep.as_trained(result.numbers)
   names = ("first_mass", "sink_rate", "loss")
   return {
     "rows.png": text_sweep.bars(

@@ -15,6 +15,14 @@ Panel = tuple[str, Callable[[dict[str, Any]], Any]]
 """A title, and what of a row is drawn: a number, one a seed, or `None`."""
 
 
+def as_trained(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+  """{variant: the row that reads it as it was trained}: its first one."""
+  rows: dict[str, dict[str, Any]] = {}
+  for row in numbers["rows"]:
+    rows.setdefault(row["variant"], row)
+  return rows
+
+
 def standard_panels(numbers: dict[str, Any]) -> list[Panel]:
   """Sink rate, attention on the first token, loss."""
   return [

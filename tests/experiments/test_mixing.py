@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sinkjax.experiments import mixing, packing
-from sinkjax.experiments.mixing import Config, measure, slopes
+from sinkjax.experiments import mixing, mixing_claims, packing
+from sinkjax.experiments.mixing import Config, measure
+from sinkjax.experiments.mixing_claims import slopes
 from sinkjax.experiments.swaps import TEXTS
 from sinkjax.metrics.spread import total_mixing
 from sinkjax.models.transformer import forward, init_params
@@ -154,7 +155,7 @@ def test_a_slope_by_seed():
 
 
 def _row(variant, sink, share, loss, experiment="attention_variants"):
-  names = [name for name, *_ in mixing.CLAIMS]
+  names = [name for name, *_ in mixing_claims.CLAIMS]
   jitter = np.array([-0.001, 0.0, 0.001])
   return {
     "experiment": experiment, "variant": variant, "form": "bos",
@@ -178,11 +179,11 @@ def test_a_worse_model_decides_only_where_the_sink_was_set(
   """One without any mixing and without a sink tilts the slope of the others."""
   rows = [_row(f"v{i}", 0.2 + i / 50, 0.4 - i / 100, 3.0) for i in range(5)]
   rows = [{**row, "experiment": experiment} for row in rows]
-  agreed = {c.claim: c.verdict for c in mixing.claims(rows)}
+  agreed = {c.claim: c.verdict for c in mixing_claims.claims(rows)}
   name = f"Models with less of a sink mix more ({experiment})."
   assert agreed[name] == "agrees"
   rows.append(_row("dead", 0.01, 0.0, loss, experiment))
-  (claim,) = [c for c in mixing.claims(rows) if c.claim == name]
+  (claim,) = [c for c in mixing_claims.claims(rows) if c.claim == name]
   assert claim.verdict == verdict
   sound = claim.ours.partition("; -0.5")[2]
   assert sound.endswith("without dead, worse models") == (
@@ -192,6 +193,6 @@ def test_a_worse_model_decides_only_where_the_sink_was_set(
 
 def test_too_few_sound_models_decide_nothing():
   rows = [_row("one", 0.2, 0.4, 3.0), _row("dead", 0.01, 0.0, 4.0)]
-  claims = mixing.claims(rows)
+  claims = mixing_claims.claims(rows)
   assert {c.verdict for c in claims} == {"undecided"}
   assert all("too few without dead" in c.ours for c in claims)
