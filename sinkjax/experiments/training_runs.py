@@ -40,7 +40,8 @@ def text_jobs(
   """A job for every variant and seed, named VARIANT-SEED.
 
   The seed is of parameters and order; the held-out documents are the same for
-  all.
+  all. One seed after the other: processes that share a sweep then compile
+  different programs, and every later seed finds them compiled.
   """
 
   def job(name: str, seed: int) -> Job:
@@ -53,7 +54,7 @@ def text_jobs(
     request = {"variant": name, "config": config.to_dict()}
     return Job(f"{name}-{seed}", config.steps, request, work)
 
-  return [job(name, seed) for name in variants for seed in seeds]
+  return [job(name, seed) for seed in seeds for name in variants]
 
 
 def made_before(

@@ -14,6 +14,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sinkjax.metrics.precision import wide
+
 ORDERS = (1, 2, math.inf)
 CONSTANTS = {"sharp": math.sqrt(2), "paper": 2.0}
 
@@ -41,7 +43,7 @@ def rank_residual(
   >>> round(float(rank_residual(x)), 4), float(rank_residual(x, relative=True))
   (7.0711, 1.0)
   """
-  x = _wide(x)
+  x = wide(x)
   residual = _frobenius(_centred(x))
   if not relative:
     return residual
@@ -68,7 +70,7 @@ def composite_residual(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
   >>> float(composite_residual(jnp.array([[2.0, 2.0], [-2.0, -2.0]])))
   4.0
   """
-  size = jnp.abs(_centred(_wide(x)))
+  size = jnp.abs(_centred(wide(x)))
   column = jnp.max(jnp.sum(size, axis=-2), axis=-1)
   row = jnp.max(jnp.sum(size, axis=-1), axis=-1)
   return _root(column) * _root(row)
@@ -157,7 +159,7 @@ def mean_cosine(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
   >>> round(float(mean_cosine(x)), 4)
   0.3333
   """
-  x = _wide(x)
+  x = wide(x)
   length = x.shape[-2]
   if length == 1:
     return jnp.full(x.shape[:-2], jnp.nan, x.dtype)
@@ -189,7 +191,7 @@ def representational_gap(
   >>> representational_gap(jnp.array([[0.0, 0.0], [3.0, 4.0]])).tolist()
   [5.0]
   """
-  x = _wide(x)
+  x = wide(x)
   return _norm(x[..., 1:, :] - x[..., :-1, :], order)
 
 
@@ -226,7 +228,7 @@ def repeat_last_gap(
     raise ValueError(
       f"longer must have {x.shape[-2] + 1} tokens, got {longer.shape[-2]}"
     )
-  return _norm(_wide(x)[..., -1, :] - _wide(longer)[..., -1, :], order)
+  return _norm(wide(x)[..., -1, :] - wide(longer)[..., -1, :], order)
 
 
 def collapse_bound(
@@ -264,10 +266,6 @@ def collapse_bound(
   return CONSTANTS[constant] * rank_residual(x)
 
 
-def _wide(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _centred(x):
   return x - jnp.mean(x, axis=-2, keepdims=True)
 
@@ -300,7 +298,7 @@ def _norm(x, order):
 
 
 def _singular_values(x):
-  return jnp.linalg.svd(_wide(x), compute_uv=False)
+  return jnp.linalg.svd(wide(x), compute_uv=False)
 
 
 def _shares(x):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sinkjax.metrics.precision import wide
+
 
 def token_norms(x: Float[Array, "*B D"]) -> Float[Array, "*B"]:
   """`||x||_2` over the last axis: hidden, query, key or value norms.
@@ -17,8 +19,8 @@ def token_norms(x: Float[Array, "*B D"]) -> Float[Array, "*B"]:
   >>> token_norms(jnp.array([[3.0, 4.0]])).tolist()
   [5.0]
   """
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  return jnp.sqrt(jnp.sum(wide * wide, axis=-1))
+  x = wide(x)
+  return jnp.sqrt(jnp.sum(x * x, axis=-1))
 
 
 def first_and_rest(
@@ -119,7 +121,7 @@ def massive_activation(
   (1, 2, True)
   """
   width = hidden.shape[-1]
-  flat = hidden.reshape(hidden.shape[0], -1)
+  flat = wide(hidden).reshape(hidden.shape[0], -1)
   size = jnp.abs(flat)
   at = jnp.argmax(size, axis=1)
   top = jnp.take_along_axis(size, at[:, None], 1)[:, 0]
@@ -149,8 +151,8 @@ def kurtosis(hidden: Float[Array, "B T D"]) -> Float[Array, "B"]:
   >>> kurtosis(jnp.array([[[1.0, -1.0], [1.0, -1.0]]])).tolist()
   [1.0]
   """
-  wide = hidden.astype(jnp.promote_types(hidden.dtype, jnp.float32))
-  off = wide - jnp.mean(wide, axis=(1, 2), keepdims=True)
+  hidden = wide(hidden)
+  off = hidden - jnp.mean(hidden, axis=(1, 2), keepdims=True)
   top = jnp.max(jnp.abs(off), axis=(1, 2), keepdims=True)
   off = off / jnp.where(top > 0, top, 1)  # fourth powers of what may be huge
   second = jnp.mean(off**2, axis=(1, 2))

@@ -4,6 +4,8 @@ Patterns are attention probabilities [..., H, T, S] with rows that sum to one
 over the keys up to the diagonal. Positions count from 0 here; papers count
 from 1.
 
+Half precision is widened to float32 before anything is added up.
+
 Sources: Gu et al. (2025, arXiv 2410.10781) for alpha and the rate; Barbero et
 al. (2025, arXiv 2504.02732) for the same at k = first token.
 """
@@ -11,6 +13,8 @@ al. (2025, arXiv 2504.02732) for the same at k = first token.
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from sinkjax.metrics.precision import wide
 
 ORDERS = ("threshold_first", "mean_first")
 
@@ -43,7 +47,7 @@ def sink_score(
   queries = pattern.shape[-2]
   if not 0 <= key < queries:
     raise ValueError(f"key must be in [0, {queries}), got {key}")
-  return jnp.mean(pattern[..., key:, key], axis=-1)
+  return jnp.mean(wide(pattern[..., key:, key]), axis=-1)
 
 
 def sink_rate(
@@ -79,7 +83,7 @@ def sink_rate(
   """
   if order not in ORDERS:
     raise ValueError(f"order must be one of {list(ORDERS)}, got {order!r}")
-  alpha = jnp.asarray(alpha)
+  alpha = wide(jnp.asarray(alpha))
   if alpha.ndim != 3:
     raise ValueError(f"alpha must be [prompts, L, H], got {alpha.shape}")
   if order == "mean_first":
@@ -115,7 +119,7 @@ def attention_share(
   >>> attention_share(jnp.array([[0.2, 0.6], [0.0, 0.0]])).tolist()
   [[0.25, 0.75], [0.0, 0.0]]
   """
-  size = jnp.abs(pattern)
+  size = jnp.abs(wide(pattern))
   total = jnp.sum(size, axis=-1, keepdims=True)
   return jnp.where(total > 0, size / jnp.where(total > 0, total, 1), 0)
 
@@ -144,7 +148,7 @@ def attention_entropy(
   >>> round(float(attention_entropy(half, normalize=True)), 4)
   1.0
   """
-  queries = pattern.shape[-2]
+  queries, pattern = pattern.shape[-2], wide(pattern)
   if queries == 1:
     return jnp.zeros(pattern.shape[:-2], pattern.dtype)
   rows = pattern[..., 1:, :]

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sinkjax.metrics.precision import wide
+
 
 def spread(
   a: Float[Array, "*B T D"],
@@ -43,7 +45,7 @@ def spread(
   >>> spread(a, b).tolist(), spread(a, b, relative=True).tolist()
   ([[0.0, 1.0]], [[0.0, 0.5]])
   """
-  a, b = _wide(a), _wide(b)
+  a, b = wide(a), wide(b)
   gap = _norm(a - b)
   if not relative:
     return gap
@@ -248,10 +250,6 @@ def effective_reach(norms: Float[Array, "*B T S"]) -> Float[Array, "*B T"]:
   _, squares = _squares(norms, distance >= 0, axis=-1)
   moment = jnp.sum(squares * distance.astype(norms.dtype), axis=-1)
   return _divide(moment, jnp.sum(squares, axis=-1))
-
-
-def _wide(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _root(x):

@@ -84,14 +84,12 @@ class _Phase:
     count = min(self.config.eval_windows, len(windows))
     size = min(self.batch, count)
     order = np.random.default_rng(seed).permutation(len(windows))
-    rows = [windows[int(i)] for i in order[: count - count % size]]
+    order = order[: count - count % size]
     where = sharding.everywhere(self.mesh)
     if size == self.batch:
       where = self._rows
-    for at in range(0, len(rows), size):
-      some = rows[at : at + size]
-      whole = {name: np.stack([row[name] for row in some]) for name in some[0]}
-      yield sharding.place(where, whole)
+    for at in range(0, len(order), size):
+      yield sharding.place(where, windows.rows(order[at : at + size]))
 
   def probe(self, params) -> dict[str, Any]:
     """Plain numbers, and lists of them."""

@@ -67,6 +67,21 @@ def test_no_token_is_lost_or_doubled(lengths, packing):
       assert window["tokens"][packing.registers] == BOS_ID
 
 
+@hypothesis.given(sizes, packings, st.randoms(use_true_random=False))
+def test_a_batch_is_its_windows(lengths, packing, random):
+  windows = Windows(
+    _corpus(lengths), packing, bos_id=BOS_ID, eos_id=EOS_ID,
+    register_id=REGISTER,
+  )  # fmt: skip
+  numbers = random.choices(range(len(windows)), k=5)
+  for name, rows in windows.rows(numbers).items():
+    one_by_one = np.stack([windows[i][name] for i in numbers])
+    np.testing.assert_array_equal(rows, one_by_one)
+  for wrong in (-1, len(windows)):
+    with pytest.raises(IndexError, match=f"window {wrong} of"):
+      windows.rows([0, wrong])
+
+
 @hypothesis.given(sizes, packings)
 def test_order_is_kept_within_a_document(lengths, packing):
   windows, owner = _windows(lengths, packing)

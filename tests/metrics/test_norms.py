@@ -29,6 +29,12 @@ def test_norms_of_large_bfloat16_values():
   np.testing.assert_allclose(norms.token_norms(x), 300 * 64, rtol=1e-2)
 
 
+def test_the_ratio_of_bfloat16_values_is_not_rounded():
+  x = jnp.full((1, 3, 5), 3.0, jnp.bfloat16).at[0, 1, 2].set(100.0)
+  found = norms.massive_activation(x).ratio
+  np.testing.assert_allclose(found, [100 / 3], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ("value", "background", "massive"),
   [(2000.0, 1.0, True), (-2000.0, 1.0, True), (999.0, 1.0, False),

@@ -35,6 +35,18 @@ def test_everything_on_the_sink_and_on_itself():
   assert sinks.sink_score(jnp.eye(8), key=7) == 1
 
 
+@pytest.mark.parametrize(
+  "metric",
+  [sinks.sink_score, sinks.attention_share, sinks.attention_entropy,
+   lambda p: sinks.sink_rate(p, eps=0.02, order="mean_first")],
+)  # fmt: skip
+def test_half_precision_is_added_up_in_float32(metric):
+  half = jnp.stack(2 * [uniform(64)]).astype(jnp.bfloat16)
+  got, want = metric(half), metric(half.astype(jnp.float32))
+  assert got.dtype == jnp.float32
+  np.testing.assert_array_equal(got, want)
+
+
 def test_alpha_is_the_mean_of_first_token_mass():
   pattern = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 3, 9, 9)))
   np.testing.assert_allclose(
