@@ -198,15 +198,20 @@ def _experiment(name: str):
 
 
 def _check_config() -> None:
-  """Every entry of the config is known.
+  """Every entry of the config is known, and its scale is --scale.
 
   Raises:
     ValueError: naming the one that is not.
   """
-  for name in CONFIG.value or {}:
+  for name, value in (CONFIG.value or {}).items():
     if name in EVERY:
       _experiment(name)
-    elif name not in ("model", "prefix"):
+    elif name == "scale" and value != SCALE.value:
+      raise ValueError(
+        f"--config is of the scale {value}, --scale is {SCALE.value}: give "
+        "both alike"
+      )
+    elif name not in ("model", "prefix", "scale"):
       raise ValueError(
         f"--config: unknown entry {name!r}; valid are model, prefix, "
         f"{', '.join(EVERY)}"
@@ -334,9 +339,21 @@ def _run(folder: pathlib.Path, name: str, subject) -> None:
       {"request": _request(name),
        # Its runs may have been others' work, or that of an earlier command.
        "seconds": max(time.monotonic() - start, seconds_of(folder)),
-       "device": app.device(), "commit": app.commit(),
+       "device": _device(folder), "commit": app.commit(),
        "versions": app.versions()},
     )  # fmt: skip
+
+
+def _device(folder: pathlib.Path) -> str:
+  """What computed: this process, or the makers of the runs that it found."""
+  import jax
+
+  from sinkjax.experiments.jobs import made_on, makers
+
+  here, found = made_on(jax.devices()[0]), makers(folder)
+  others = [one for one in found if one != here]
+  own = [] if others and here not in found else [app.device()]
+  return "; ".join(own + others)
 
 
 def _report(out: pathlib.Path, found, seconds: float) -> None:

@@ -1,7 +1,8 @@
 """The experiments that train, each field to be set; the scale after a colon.
 
     python -m launch.reproduce --config=configs/reproduce/training.py:cpu \
-      --experiment=bigram_backcopy --config.bigram_backcopy.steps=1000 --out=DIR
+      --experiment=bigram_backcopy --scale=cpu \
+      --config.bigram_backcopy.steps=1000 --out=DIR
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from sinkjax.experiments import TRAINING
 
 def get_config(scale: str = "demo") -> ConfigDict:
   """The `Config` of every experiment that trains, at a scale."""
-  found = {}
+  found = {"scale": scale}
   for name, module in TRAINING.items():
     module = importlib.import_module(f"sinkjax.experiments.{module}")
     found[name] = dataclasses.asdict(module.Config(**module.SCALES[scale]))

@@ -99,7 +99,8 @@ def run_jobs(
         found = job.work(runs / job.name, device, lambda n: tell(job, n))
       files.write_json(
         runs / f"{job.name}.json",
-        {"name": job.name, "request": job.request, **found,
+        {"name": job.name, "request": job.request,
+         "made_on": made_on(device), **found,  # a copied run tells its own
          "seconds": time.monotonic() - start, "complete": True},
       )  # fmt: skip
       tell(job, job.steps)
@@ -124,6 +125,17 @@ def run_jobs(
     if left:  # others work on these
       time.sleep(WAIT)
   return [outcome(job) for job in jobs]
+
+
+def made_on(device: jax.Device) -> str:
+  """What a run of this process is made on, in words."""
+  return f"{device.device_kind}, jax {jax.__version__}"
+
+
+def makers(folder: pathlib.Path) -> list[str]:
+  """What the runs in a folder were made on, each once, in order."""
+  found = complete(folder).values()
+  return sorted({one["made_on"] for one in found if "made_on" in one})
 
 
 def complete(folder: pathlib.Path) -> dict[str, dict[str, Any]]:

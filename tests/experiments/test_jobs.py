@@ -1,6 +1,8 @@
 """The bookkeeping of many runs, beside the training itself."""
 
-from sinkjax.experiments.jobs import Job, run_jobs, seconds_of
+import jax
+
+from sinkjax.experiments.jobs import Job, made_on, makers, run_jobs, seconds_of
 from sinkjax.report import files
 
 
@@ -18,3 +20,14 @@ def test_seconds_are_those_of_every_complete_run(tmp_path):
   (own,) = run_jobs([job], tmp_path)
   assert own["seconds"] > 0
   assert seconds_of(tmp_path) == 42.0 + own["seconds"]
+
+
+def test_who_made_the_runs_is_kept(tmp_path):
+  """Where another machine made a run, and which jax it had."""
+  job = Job("own", 1, {}, lambda folder, device, advance: {})
+  run_jobs([job], tmp_path)
+  other = {"made_on": "a card, jax 9", "complete": True}
+  files.write_json(tmp_path / "runs" / "other.json", other)
+  here = made_on(jax.devices()[0])
+  assert makers(tmp_path) == sorted([here, "a card, jax 9"])
+  assert jax.__version__ in here
