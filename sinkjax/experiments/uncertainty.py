@@ -5,6 +5,7 @@ Twenty changes of one paragraph are not twenty independent texts. The group
 group, and its spread over groups is the uncertainty.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -143,10 +144,17 @@ def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:
     every, place = np.arange(2 ** len(means))[:, None], np.arange(len(means))
     signs = 1 - 2 * (every >> place & 1)
   else:
-    drawn = np.random.default_rng(seed).integers(2, size=(99_999, len(means)))
-    signs = np.concatenate([np.ones((1, len(means))), 2 * drawn - 1])
-  sums = np.abs(signs @ means)
+    signs = _signs(len(means), seed)
+  sums = np.abs(signs.astype(float) @ means)
   return float(np.mean(sums >= np.abs(means.sum()) * (1 - 1e-12)))
+
+
+@functools.lru_cache(maxsize=4)
+def _signs(count: int, seed: int) -> np.ndarray:
+  """[100000, count] signs at random, after those that are observed."""
+  drawn = np.random.default_rng(seed).integers(2, size=(99_999, count))
+  ones = np.ones((1, count), np.int8)
+  return np.concatenate([ones, (2 * drawn - 1).astype(np.int8)])
 
 
 def logs(kl: np.ndarray) -> np.ndarray:

@@ -104,8 +104,8 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
       ),
       figure=drawn["schedule.png"],
       caption=(
-        f"Mean of {len(numbers['seeds'])} seeds, band from least to greatest. "
-        "Dotted: even attention."
+        f"Mean over the seeds ({len(numbers['seeds'])}), band from least to "
+        "greatest. Dotted: even attention."
       ),
       table=html.Table(header, rows),
     ),

@@ -152,8 +152,8 @@ def training_section(result, drawn: dict[str, bytes], body: str = ""):
     body=body or "On starts of held-out documents, as each was trained.",
     figure=drawn["curves.png"],
     caption=(
-      f"Mean over {len(result.numbers['seeds'])} seeds, band from least to "
-      "greatest. Dotted: even attention, "
+      f"Mean over the seeds ({len(result.numbers['seeds'])}), band from least "
+      "to greatest. Dotted: even attention, "
       f"{result.numbers['uniform_mass']:.3f}."
     ),
   )

@@ -27,15 +27,17 @@ def one_by_one(subject, item, prefix, edits):
   f = sinkjax.forward(subject.cfg)
   if edits:
     f = sinkjax.intervene(f, {"scores": edits[0]})
+  f = jax.jit(f)
   best = []
   encode = subject.tokenizer.encode
   for ending in item.endings:
     start = [*prefix, *encode(item.context)]
-    tokens = jnp.array([start + encode(ending)])
-    logits = jax.nn.log_softmax(f(subject.params, tokens).logits[0])
+    tokens = start + encode(ending)
+    row = np.zeros((1, 64), int)  # one program: what follows changes nothing
+    row[0, : len(tokens)] = tokens
+    logits = np.asarray(jax.nn.log_softmax(f(subject.params, row).logits[0]))
     nats = sum(
-      float(logits[i - 1, tokens[0, i]])
-      for i in range(len(start), tokens.shape[1])
+      float(logits[i - 1, tokens[i]]) for i in range(len(start), len(tokens))
     )
     best.append(nats / len(ending.strip()))
   return item.right[int(np.argmax(best))]
@@ -43,10 +45,7 @@ def one_by_one(subject, item, prefix, edits):
 
 @pytest.mark.parametrize(
   ("prefix", "edits"),
-  [
-    pytest.param([], (), marks=pytest.mark.slow),
-    ([1], (sinkjax.knockout(0, from_layer=1),)),
-  ],
+  [([], ()), ([1], (sinkjax.knockout(0, from_layer=1),))],
 )
 def test_grades_are_those_of_a_pass_for_each_ending(
   subject, items, prefix, edits, monkeypatch

@@ -79,7 +79,11 @@ def random_params(cfg, seed, weights=1.0):
   return jax.tree.unflatten(tree, [leaf(spec) for spec in leaves])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+  "family",
+  [family if family in ("neox", "gemma3")
+   else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES],
+)  # fmt: skip
 def test_valid_forms_are_never_violated(family):
   cfg, gaps = BASE.replace(**FAMILIES[family]), []
   for edit, seed in itertools.product(EDITS, range(4)):

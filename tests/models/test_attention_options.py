@@ -174,7 +174,11 @@ def test_scores_of_ten_thousand(name, dtype):
     assert np.isfinite(np.asarray(leaf, np.float64)).all()
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+  "name",
+  [name if name in ("v_sigmoid", "all")
+   else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS],
+)  # fmt: skip
 def test_in_the_model(name, tokens):
   """Causal; streamed as it is dense; the engine's Jacobian is jacfwd's."""
   cfg = sinkjax.TINY.replace(n_layers=2, dtype="float64", **OPTIONS[name])
