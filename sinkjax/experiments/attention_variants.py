@@ -13,15 +13,13 @@ import numpy as np
 
 from sinkjax.experiments import text_sweep
 from sinkjax.experiments.result import Claim, Result
+from sinkjax.experiments.seed_verdicts import compare, mean, unless_worse
 from sinkjax.experiments.text_sweep import (
   GPU,
   TOKENS_5B,
   Sweep,
   TextConfig,
-  compare,
-  mean,
   text_run,
-  unless_worse,
 )
 from sinkjax.train.run_config import TrainConfig
 

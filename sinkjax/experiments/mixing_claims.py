@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.experiments.result import AGREES, DISAGREES, UNDECIDED, Claim
-from sinkjax.experiments.text_sweep import decided, mean
+from sinkjax.experiments.seed_verdicts import decided, mean
 
 WORSE = 0.25
 """Nats above the least loss in its experiment from which a model is a worse

@@ -14,13 +14,12 @@ import numpy as np
 
 from sinkjax.experiments import model_size, text_sweep
 from sinkjax.experiments.result import Claim, Result
+from sinkjax.experiments.seed_verdicts import compare, mean
 from sinkjax.experiments.text_sweep import (
   GPU,
   TOKENS_5B,
   Sweep,
   TextConfig,
-  compare,
-  mean,
   text_run,
 )
 from sinkjax.models.transformer import param_shapes

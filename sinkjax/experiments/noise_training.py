@@ -21,15 +21,13 @@ from sinkjax.experiments.jobs import run_jobs
 from sinkjax.experiments.looks import look_jobs
 from sinkjax.experiments.mixing_claims import slopes
 from sinkjax.experiments.result import Claim, Result
+from sinkjax.experiments.seed_verdicts import compare, mean, unless_worse
 from sinkjax.experiments.sturdiness import KINDS, Force, sturdiness
 from sinkjax.experiments.text_sweep import (
   GPU,
   TOKENS_5B,
   TextConfig,
-  compare,
-  mean,
   text_run,
-  unless_worse,
 )
 from sinkjax.experiments.training_runs import forms, headed, starts
 from sinkjax.experiments.uncertainty import mean_over, times

@@ -11,13 +11,12 @@ from typing import Any
 
 from sinkjax.experiments import text_sweep
 from sinkjax.experiments.result import Claim, Result
+from sinkjax.experiments.seed_verdicts import compare, mean
 from sinkjax.experiments.text_sweep import (
   GPU,
   TOKENS_30B,
   Sweep,
   TextConfig,
-  compare,
-  mean,
   text_run,
 )
 from sinkjax.train.run_config import TrainConfig

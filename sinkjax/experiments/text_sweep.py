@@ -15,15 +15,8 @@ import numpy as np
 from sinkjax.config import ModelConfig
 from sinkjax.data.packing import Packing
 from sinkjax.experiments.jobs import run_jobs
-from sinkjax.experiments.result import (
-  AGREES,
-  UNDECIDED,
-  Claim,
-  Result,
-  direction,
-)
+from sinkjax.experiments.result import Claim, Result
 from sinkjax.experiments.training_runs import text_jobs
-from sinkjax.experiments.uncertainty import mean_over
 from sinkjax.models.transformer import param_shapes
 from sinkjax.train.optimizer import OptimizerConfig
 from sinkjax.train.run_config import TrainConfig
@@ -369,56 +362,3 @@ def _curves(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
         row = [float(probes[name][i, k]) for name in names]
         rows.append([variant, seed, int(step), *row, loss])
   return ["variant", "seed", "step", *names, "held_out_loss"], rows
-
-
-def compare(
-  claim: str,
-  source: str,
-  paper: str,
-  values: Sequence[float] | np.ndarray,
-  ours: str,
-  *,
-  against: float = 0.0,
-) -> Claim:
-  """A claim that holds where `values`, one a seed, are above a number.
-
-  Raises:
-    ValueError: for fewer than two seeds.
-  """
-  off = np.asarray(values, float) - against
-  return Claim(
-    claim, source, paper, ours, decided(off),
-    f"95 % interval over {len(off)} seeds",
-  )  # fmt: skip
-
-
-def decided(values: Sequence[float] | np.ndarray) -> str:
-  """The verdict on values, one a seed, that should be above zero."""
-  interval = mean_over(values, range(len(values)))
-  return direction(interval.low, interval.high)
-
-
-def unless_worse(
-  claim: Claim, cost: Sequence[float] | np.ndarray, why: str
-) -> Claim:
-  """A claim of a model, undecided if it holds for a worse model.
-
-  Args:
-    claim: of `compare`.
-    cost: how much worse the model's loss is, in nats, one a seed.
-    why: what else a worse model explains.
-  """
-  if claim.verdict != AGREES or mean_over(cost, range(len(cost))).low <= 0:
-    return claim
-  return dataclasses.replace(
-    claim, verdict=UNDECIDED, why=f"{claim.why}; {why}"
-  )
-
-
-def mean(values: Sequence[float] | np.ndarray, form: str = ".3f") -> str:
-  """'mean (low to high)' over seeds.
-
-  >>> mean([1.0, 1.0, 1.0], ".1f")
-  '1.0 (1.0 to 1.0)'
-  """
-  return mean_over(values, range(len(values))).text(form)

@@ -65,7 +65,7 @@ def test_a_packed_document_costs_what_it_costs_alone(tiny, bos, fill):
   assert len(windows) == 1
   packed = make_evaluate(cfg, separated=True)(params, _batch(windows))
   leading = int(windows[0]["tokens"][1])
-  loss, nats, targets = loss_of(forward(cfg), separated=False), 0.0, 0
+  loss, nats, targets = make_evaluate(cfg, separated=False), 0.0, 0
   for i in range(len(corpus)):
     own = corpus.part([i])
     alone = Packing(int(own.lengths[0]) + 1, bos=bos)
@@ -106,7 +106,7 @@ def test_a_step_is_optax_on_the_mean_loss(tiny, batch):
     found = loss(params, batch)
     return found.nats / found.targets
 
-  value, grads = jax.value_and_grad(mean)(params)
+  value, grads = jax.jit(jax.value_and_grad(mean))(params)
   updates, _ = optimizer.update(grads, optimizer.init(params), params)
   wanted = optax.apply_updates(params, updates)
   copy = jax.tree.map(jnp.copy, params)
@@ -248,12 +248,15 @@ def test_gradient_details(tiny, batch):
 
   loss = loss_of(forward(cfg), separated=False)
 
-  def gradient(rows):
-    def mean(params):
-      found = loss(params, {k: v[rows] for k, v in batch.items()})
-      return found.nats / found.targets
+  @jax.jit
+  @jax.grad
+  def slopes(params, part):
+    found = loss(params, part)
+    return found.nats / found.targets
 
-    leaves = jax.tree.leaves(jax.grad(mean)(params))
+  def gradient(rows):
+    part = {k: v[rows] for k, v in batch.items()}
+    leaves = jax.tree.leaves(slopes(params, part))
     return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
 
   each = np.stack([gradient(slice(i, None, parts)) for i in range(parts)])
@@ -271,7 +274,7 @@ def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch):
   target = SinkTarget(0.8, 3.0)
   batch = dict(batch, segments=batch["segments"] * 0)
   seen = capture(forward(cfg), {"p": ("pattern", lambda p: p)})
-  nats = loss_of(forward(cfg), separated=True)
+  nats = make_evaluate(cfg, separated=True)
 
   def by_hand(params):
     pattern = seen(params, batch["tokens"], positions=batch["positions"])
@@ -279,7 +282,7 @@ def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch):
     found = nats(params, batch)
     return found.nats / found.targets + 3.0 * jnp.mean((alpha - 0.8) ** 2)
 
-  grads = jax.grad(by_hand)(params)
+  grads = jax.jit(jax.grad(by_hand))(params)
   optimizer = optax.sgd(1.0)
   for parts in (1, 5):
     copy = jax.tree.map(jnp.copy, params)
