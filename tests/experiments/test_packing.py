@@ -174,8 +174,8 @@ def test_verdicts(small, lift, verdicts):
 def test_jobs_differ_in_seed_and_variant_only(small):
   jobs = text_jobs(variants(small), small.seeds)
   assert [job.name for job in jobs] == [
-    "causal-pinned-0", "causal-pinned-1", "separate-none-0", "separate-none-1",
+    "causal-pinned-0", "separate-none-0", "causal-pinned-1", "separate-none-1",
   ]  # fmt: skip
   configs = [dict(job.request["config"]) for job in jobs]
-  assert [one.pop("seed") for one in configs] == [0, 1, 0, 1]
-  assert configs[0] == configs[1] != configs[2]
+  assert [one.pop("seed") for one in configs] == [0, 0, 1, 1]
+  assert configs[0] == configs[2] != configs[1]

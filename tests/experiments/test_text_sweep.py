@@ -82,8 +82,8 @@ def made_up(config, variants, truth):
 
   return [
     outcome(name, run, seed)
-    for name, run in variants.items()
     for seed in config.seeds
+    for name, run in variants.items()
   ]
 
 
