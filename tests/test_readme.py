@@ -19,7 +19,10 @@ def blocks(name, language):
   return re.findall(rf"```{language}\n(.*?)```", DOCS[name], re.DOTALL)
 
 
-@pytest.mark.parametrize("name", DOCS)
+@pytest.mark.parametrize(
+  "name",
+  ["README.md", pytest.param("docs/guide.md", marks=pytest.mark.slow)],
+)
 def test_python_runs(name, smollm2_path, glassllm_path):
   code = "\n".join(blocks(name, "python"))
   done = subprocess.run(

@@ -81,12 +81,16 @@ def test_observer_sees_the_edited_value(model, tokens, site):
   assert np.all(np.asarray(h(params, tokens).trace[site]) == 0.25)
 
 
-@pytest.mark.parametrize("site", STACKED)
+@pytest.mark.parametrize(
+  "site",
+  [site if site in ("resid_pre", "pattern", "v", "mlp_act")
+   else pytest.param(site, marks=pytest.mark.slow) for site in STACKED],
+)  # fmt: skip
 def test_patching_a_clean_run_into_a_corrupt_one(model, tokens, site):
   """The clean activations at every layer of one site and the clean rest."""
   params, _, f = model
-  clean = sinkjax.capture(f, observe(site))(params, tokens)
-  g = sinkjax.intervene(f, {site: sinkjax.patch(clean.trace[site])})
+  clean = jax.jit(sinkjax.capture(f, observe(site)))(params, tokens)
+  g = jax.jit(sinkjax.intervene(f, {site: sinkjax.patch(clean.trace[site])}))
   np.testing.assert_array_equal(g(params, tokens).logits, clean.logits)
 
 

@@ -39,6 +39,7 @@ def folder(tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_trained_models_are_looked_at(folder):
   result = mixing.run(CONFIG, folder=folder / "mixing")
   rows = {(r["variant"], r["form"]): r for r in result.numbers["rows"]}
@@ -75,6 +76,7 @@ def test_trained_models_are_looked_at(folder):
     mixing.run(other, folder=folder / "mixing")
 
 
+@pytest.mark.slow
 def test_looks_outlive_their_models(folder, tmp_path):
   """What was seen of one model stays, and is seen again when it is asked."""
   (tmp_path / "mixing").mkdir()

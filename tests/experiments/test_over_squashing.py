@@ -81,7 +81,7 @@ def random_params(cfg, seed, weights=1.0):
 
 @pytest.mark.parametrize(
   "family",
-  [family if family in ("neox", "gemma3")
+  [family if family == "gemma3"
    else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES],
 )  # fmt: skip
 def test_valid_forms_are_never_violated(family):

@@ -64,7 +64,7 @@ def test_loss_gradient_is_grad_of_the_model(tiny, source, edit):
   params, cfg = tiny
   loss = loss_of(cfg, params, EDITS[edit], source)
   zero = jnp.zeros((len(IDS), cfg.d_model))
-  want, gradient = jax.value_and_grad(loss)(zero)
+  want, gradient = jax.jit(jax.value_and_grad(loss))(zero)
   fn = edited(cfg, edit)
   got, mine = loss_gradient(fn, params, IDS, source=source)
   assert got == pytest.approx(float(want), rel=1e-5)
@@ -93,7 +93,7 @@ def test_loss_gradient_of_layers_untied_and_capped():
   cfg = sinkjax.TINY.replace(tie_embeddings=False, logit_softcap=3.0)
   params = sinkjax.init_params(cfg, jax.random.key(1))
   zero = jnp.zeros((len(IDS), cfg.d_model))
-  want = jax.grad(loss_of(cfg, params, {}, "embed"))(zero)
+  want = jax.jit(jax.grad(loss_of(cfg, params, {}, "embed")))(zero)
   f = sinkjax.forward(cfg)
   for weights in (params, InMemory(cfg, params)):
     _, got = loss_gradient(f, weights, IDS)

@@ -40,7 +40,7 @@ def model(seed=0, **changes):
 
 def ablated(params, cfg, removed, mean=None):
   edit = sinkjax.ablate_heads(removed, mean=mean)
-  f = sinkjax.intervene(sinkjax.forward(cfg), {"z": edit})
+  f = jax.jit(sinkjax.intervene(sinkjax.forward(cfg), {"z": edit}))
   return np.asarray(f(params, TOKENS).logits)
 
 

@@ -98,6 +98,7 @@ def kills(train, workdir, whole, times, seed):
   assert parameters(workdir) == parameters(whole)
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment(whole, train, tmp_path):
   kills(train, tmp_path / "run", whole, 1, 0)
 
@@ -107,6 +108,7 @@ def test_killed_twenty_times(whole, train, tmp_path):
   kills(train, tmp_path / "run", whole, 20, 1)
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder(train, tmp_path):
   workdir = tmp_path / "run"
   first = train.start(workdir, "--config.steps=100000",

@@ -176,7 +176,7 @@ def test_scores_of_ten_thousand(name, dtype):
 
 @pytest.mark.parametrize(
   "name",
-  [name if name in ("v_sigmoid", "all")
+  [name if name == "all"
    else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS],
 )  # fmt: skip
 def test_in_the_model(name, tokens):
@@ -204,7 +204,11 @@ def test_in_the_model(name, tokens):
     np.testing.assert_allclose(*norms, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["k", "kv", "head", "element", "value"])
+@pytest.mark.parametrize(
+  "name",
+  ["kv", "head", *(pytest.param(name, marks=pytest.mark.slow)
+                   for name in ("k", "element", "value"))],
+)  # fmt: skip
 def test_the_engine_needs_no_detour(name, tokens):
   """Folding a layer is exact with each of them: no layer is pushed as it is."""
   from sinkjax.transforms import layer_jacobian

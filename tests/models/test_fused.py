@@ -106,8 +106,13 @@ def test_a_sink_that_matters_in_bfloat16():
     {},
     {"sink_logit": True},
     {"window": 4, "local_layers": (True, False, True)},
-    {"window": 4, "local_layers": (True, True, True), "sink_logit": True},
-    {"positions": "learned", "remat": "full"},
+    pytest.param(
+      {"window": 4, "local_layers": (True, True, True), "sink_logit": True},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      {"positions": "learned", "remat": "full"}, marks=pytest.mark.slow
+    ),
   ],
 )
 def test_the_model_is_the_same_function(tiny, tokens, changes):

@@ -158,6 +158,7 @@ def test_what_is_wrong_is_said(config):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_stages_of_context(config, data, tmp_path):
   """Short windows first: as many tokens a step, another base, one run."""
   staged = dataclasses.replace(

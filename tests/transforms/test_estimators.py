@@ -26,7 +26,9 @@ def exact(small):
   return jacobian_norms(*small)
 
 
-@pytest.mark.parametrize("by", ["cols", "rows"])
+@pytest.mark.parametrize(
+  "by", [pytest.param("cols", marks=pytest.mark.slow), "rows"]
+)
 def test_intervals_cover_as_often_as_they_say(small, exact, by):
   seeds, covered, scores = 150, [], []
   causal = np.tril_indices(T)

@@ -303,7 +303,9 @@ def test_norms_of_an_edited_model(case):
   "change",
   [
     {"gate": "head", "post_norms": True},
-    {"gate": "value", "parallel_residual": True},
+    pytest.param(
+      {"gate": "value", "parallel_residual": True}, marks=pytest.mark.slow
+    ),
   ],
   ids=["head", "value"],
 )

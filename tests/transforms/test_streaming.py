@@ -126,7 +126,9 @@ def test_every_statistic_and_the_likelihood(variant, tokens):
   )
 
 
-@pytest.mark.parametrize("block", [1, 3, 8, 12, 100, None])
+@pytest.mark.parametrize(
+  "block", [pytest.param(1, marks=pytest.mark.slow), 3, 8, 12, 100, None]
+)
 def test_any_block(tiny, tokens, block):
   params, cfg = tiny
   f = sinkjax.forward(cfg)

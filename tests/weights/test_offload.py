@@ -436,6 +436,7 @@ print(high() - before)
 @pytest.mark.skipif(
   not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc"
 )
+@pytest.mark.slow
 def test_a_jacobian_stays_far_below_the_model(smollm2_path):
   done = subprocess.run(
     [sys.executable, "-c", JACOBIAN, "plain"],
