@@ -133,6 +133,7 @@ def test_tokens_that_do_not_mix(model):
   assert (np.diag(norms) > 0).all() and np.count_nonzero(norms) == 12
 
 
+@pytest.mark.slow
 def test_where_the_bounds_do_not_reach(model):
   cfg, _ = model
   for change in ({"normalizer": "relu"}, {"gate": "head"}):

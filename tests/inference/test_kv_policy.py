@@ -125,9 +125,7 @@ def _rest_of(cfg, block, pre, z):
   return apply(Block.transform, pre, apply(Block.attend, pre, z, tap), tap)
 
 
-@pytest.mark.parametrize(
-  "name", quick(NAMES, "gpt2", "gemma2", "gemma3", "llama3", "pythia")
-)
+@pytest.mark.parametrize("name", quick(NAMES, "gpt2", "gemma3", "pythia"))
 def test_full_is_the_plain_forward(name, text):
   params, cfg = family(name)
   want = plain(cfg, params, text)

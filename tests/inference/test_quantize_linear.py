@@ -179,6 +179,7 @@ def test_a_sweep_of_layers_by_vmap(tiny, tokens):
     assert np.delete(gap, layer).min() > 0.05
 
 
+@pytest.mark.slow
 def test_exact_jacobians_of_rounded_inputs(tiny, tokens):
   """A step for each token is each token's own; one for all of them is not."""
   params, cfg = tiny

@@ -94,6 +94,7 @@ def test_again_says_done_and_another_is_refused(analyzed):
   assert (out / "summary.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_offload_gives_the_same_numbers(tmp_path, glassllm_path):
   """One layer at a time from an exported folder; glassllm's has none."""
   model = tmp_path / "model"

@@ -162,6 +162,7 @@ def small_disk(tmp_path):
   subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(whole, train, small_disk):
   workdir, filler = small_disk / "run", small_disk / "filler"
   process = train.start(workdir, "--config.steps=40")
@@ -195,6 +196,7 @@ def test_a_report_on_demand(whole, train, tmp_path):
   assert not (workdir / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_model_goes_on_as_another_run_s_start(whole, train, tmp_path):
   """--start: the loss begins where the other run's ended."""
   workdir = tmp_path / "run"

@@ -33,7 +33,11 @@ def alone(cfg, params, edits=None):
   ]
 
 
-@pytest.mark.parametrize("edit", [None, sinkjax.knockout(0, from_layer=1)])
+@pytest.mark.parametrize(
+  "edit",
+  [pytest.param(None, marks=pytest.mark.slow),
+   sinkjax.knockout(0, from_layer=1)],
+)  # fmt: skip
 def test_a_branch_is_what_it_would_be_alone(model, edit):
   cfg, params = model
   with jax.enable_x64(True):
