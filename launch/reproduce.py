@@ -29,7 +29,8 @@ Others train models of their own, to make sinks appear and vanish; they are
 asked for by name, or all of them by --experiment=training, at a --scale that
 fits what there is (demo: minutes on two cores; cpu; gpu; paper):
 
-  bigram_backcopy      a head with nothing to do: sink, value drain, peak
+  bigram_backcopy      a head with nothing to do: sink and value drain
+  residual_peak        the same in three layers: the residual of BOS peaks
   trigger_mean         a task that a softmax cannot do without a sink
   context_length       do sinks grow with the context that is trained on?
   packing              where BOS stands in training, and what it is without it

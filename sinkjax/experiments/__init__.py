@@ -27,6 +27,7 @@ USES = {
 
 TRAINING = {
   "bigram_backcopy": "bigram_backcopy",
+  "residual_peak": "residual_peak",
   "trigger_mean": "trigger_mean",
   "context_length": "context_length",
   "packing": "packing",

@@ -1,9 +1,9 @@
 """Sinks on schedule: the Bigram-Backcopy task (Guo et al., arXiv 2410.13835).
 
 A head that copies at triggers has nothing to do at any other token. Trained
-on that, attention goes dormant on BOS, the value of BOS drains away, and in
-deeper models its residual grows. With normalisers that need not give weight
-to anything, none of this is needed.
+on that, attention goes dormant on BOS and the value of BOS drains away; in
+deeper models its residual grows, see `residual_peak`. With normalisers that
+need not give weight to anything, none of this is needed.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from sinkjax.data.synthetic import (
 )
 from sinkjax.experiments.histories import histories
 from sinkjax.experiments.jobs import Job, run_jobs
-from sinkjax.experiments.result import Claim, Result, direction
-from sinkjax.experiments.uncertainty import mean_over
+from sinkjax.experiments.result import Claim, Result
+from sinkjax.experiments.seed_verdicts import compare, mean
 from sinkjax.metrics.norms import token_norms, value_norm_ratio
 from sinkjax.metrics.sinks import attention_share
 from sinkjax.models.transformer import forward
@@ -44,11 +44,9 @@ class Config:
   """What is trained; every normaliser with every seed.
 
   Attributes:
-    normalizers: of the attention in one layer, see `models.normalizers`;
-      softmax is what the others are compared with.
-    deep: likewise, in models of `deep_layers`; none by default, as no peak
-      shows in a few hundred steps.
-    deep_layers: of the models in which a residual can grow.
+    normalizers: of the attention, see `models.normalizers`; softmax is what
+      the others are compared with.
+    layers: of every model.
     seeds: of parameters and data.
     corpus: whose characters give the bigrams.
     triggers: how many characters are triggers.
@@ -58,14 +56,15 @@ class Config:
     d_model: width; one head of it.
     peak: the learning rate, after `warmup` steps.
     warmup: steps.
+    schedule: of the learning rate, see `train.optimizer`.
+    b2: of AdamW.
     weight_decay: of AdamW.
     every: steps between two measurements.
     held_out: rows that are measured on, the same for all runs.
   """
 
   normalizers: tuple[str, ...] = ("softmax", "relu", "sigmoid")
-  deep: tuple[str, ...] = ()
-  deep_layers: int = 3
+  layers: int = 1
   seeds: tuple[int, ...] = (0, 1, 2)
   corpus: tuple[str, ...] = ("sotu",)
   triggers: int = 3
@@ -75,24 +74,20 @@ class Config:
   d_model: int = 128
   peak: float = 1e-3
   warmup: int = 20
+  schedule: str = "cosine"
+  b2: float = 0.95
   weight_decay: float = 1e-4
   every: int = 20
   held_out: int = 128
-
-  def models(self) -> list[tuple[str, int]]:
-    """(normaliser, layers) of each model; each has all seeds."""
-    return [(name, 1) for name in self.normalizers] + [
-      (name, self.deep_layers) for name in self.deep
-    ]
 
 
 SCALES: dict[str, dict[str, Any]] = {
   "demo": {"seeds": (0,), "steps": 240},
   "cpu": {},
   "gpu": {"length": 256, "batch": 512, "steps": 3000, "d_model": 256,
-          "peak": 3e-4, "every": 50, "deep": ("softmax", "relu")},
+          "peak": 3e-4, "every": 50},
   "paper": {"length": 256, "batch": 512, "steps": 10_000, "d_model": 256,
-            "peak": 3e-4, "every": 100, "deep": ("softmax", "relu")},
+            "peak": 3e-4, "every": 100},
 }  # fmt: skip
 """Fields of `Config` by --scale."""
 
@@ -100,8 +95,7 @@ SCALES: dict[str, dict[str, Any]] = {
 def jobs(config: Config) -> list[Job]:
   """Every run of the sweep."""
   request = dataclasses.asdict(config)
-  for name in ("normalizers", "deep", "deep_layers", "seeds"):
-    del request[name]
+  del request["normalizers"], request["seeds"]
   task = None
 
   def shared() -> Backcopy:
@@ -111,37 +105,38 @@ def jobs(config: Config) -> list[Job]:
       task = backcopy_task(text, triggers=config.triggers)
     return task
 
-  def job(normalizer: str, layers: int, seed: int) -> Job:
-    what = {"normalizer": normalizer, "layers": layers, "seed": seed}
+  def job(normalizer: str, seed: int) -> Job:
+    what = {"normalizer": normalizer, "seed": seed}
 
     def work(folder, device, advance):
       return train(config, shared(), **what, advance=advance)
 
-    name = f"{normalizer}-{layers}-{seed}"
-    return Job(name, config.steps, {**request, **what}, work)
+    return Job(f"{normalizer}-{seed}", config.steps, {**request, **what}, work)
 
   return [
-    job(normalizer, layers, seed)
-    for normalizer, layers in config.models()
+    job(normalizer, seed)
+    for normalizer in config.normalizers
     for seed in config.seeds
   ]
 
 
 def plan(config: Config) -> list[str]:
   """What will be trained, in words."""
-  runs = len(config.models()) * len(config.seeds)
+  runs = len(config.normalizers) * len(config.seeds)
   tokens = config.steps * config.batch * config.length
   return [
-    f"{runs} runs ({', '.join(f'{n} x{k}' for n, k in config.models())}; "
-    f"seeds {', '.join(map(str, config.seeds))}), {config.steps:,} steps and "
-    f"{tokens:,} tokens each"
+    f"{runs} runs ({', '.join(config.normalizers)}; seeds "
+    f"{', '.join(map(str, config.seeds))}) of {config.layers} "
+    f"layer{'s' * (config.layers > 1)}, {config.steps:,} steps and {tokens:,} "
+    "tokens each"
   ]
 
 
-def model_of(config: Config, task: Backcopy, normalizer: str, layers: int):
+def model_of(config: Config, task: Backcopy, normalizer: str):
   """The `ModelConfig` of a run."""
   return ModelConfig(
-    vocab_size=task.vocab_size, d_model=config.d_model, n_layers=layers,
+    vocab_size=task.vocab_size, d_model=config.d_model,
+    n_layers=config.layers,
     n_heads=1, n_kv_heads=1, head_dim=config.d_model, d_ff=2 * config.d_model,
     max_len=config.length, normalizer=normalizer, init_std=0.02,
     scan_layers=False,
@@ -153,7 +148,6 @@ def train(
   task: Backcopy,
   *,
   normalizer: str,
-  layers: int,
   seed: int,
   advance: Callable[[int], Any] = lambda steps: None,
 ) -> dict[str, Any]:
@@ -163,10 +157,14 @@ def train(
     {"history": a row of `measure` for each measurement; "tokens": the start of
     a held-out row, "map": the last layer's attention on it as shares}.
   """
-  cfg = model_of(config, task, normalizer, layers)
+  cfg = model_of(config, task, normalizer)
   optimizer = make_optimizer(
     OptimizerConfig(
-      peak=config.peak, warmup=config.warmup, weight_decay=config.weight_decay
+      peak=config.peak,
+      warmup=config.warmup,
+      schedule=config.schedule,
+      b2=config.b2,
+      weight_decay=config.weight_decay,
     ),
     config.steps,
   )
@@ -306,22 +304,22 @@ def run(
 
   Cost: 0.1 s a step of the cpu scale on two cores.
   """
+  return trained(NAME, TITLE, config, folder, progress, claims)
+
+
+def trained(name, title, config: Config, folder, progress, claims) -> Result:
+  """Of what is trained, with `claims(config, arrays, even attention)`."""
   found = run_jobs(jobs(config), folder, progress=progress)
   text = "\n".join(gather(config.corpus).texts)
   task = backcopy_task(text, triggers=config.triggers)
-  return _result(config, task, found)
-
-
-def _result(config: Config, task: Backcopy, found) -> Result:
   names, steps, arrays, table = histories(
     found, ("normalizer", "layers", "seed"), len(config.seeds)
   )
   uniform = uniform_first(config, task)
   return Result(
-    name=NAME, title=TITLE, claims=_claims(config, arrays, uniform),
+    name=name, title=title, claims=claims(config, arrays, uniform),
     numbers={
-      "models": [f"{name}, {layers} layer{'s' * (layers > 1)}"
-                 for name, layers in config.models()],
+      "models": list(config.normalizers), "layers": config.layers,
       "seeds": list(config.seeds), "steps": steps,
       "optimum": float(backcopy_optimum(task, config.length).mean()),
       "uniform_first": uniform,
@@ -329,8 +327,8 @@ def _result(config: Config, task: Backcopy, found) -> Result:
                  for i in found[0]["tokens"]],
       "triggers": list(task.characters[: config.triggers]),
       "last": {
-        f"{model}-{layers}": {name: arrays[name][i, :, -1] for name in names}
-        for i, (model, layers) in enumerate(config.models())
+        model: {name: arrays[name][i, :, -1] for name in names}
+        for i, model in enumerate(config.normalizers)
       },
     },
     tables={"history.csv": table},
@@ -341,26 +339,17 @@ def _result(config: Config, task: Backcopy, found) -> Result:
   )  # fmt: skip
 
 
-def _claims(config: Config, arrays, uniform: float) -> list[Claim]:
+def claims(config: Config, arrays, uniform: float) -> list[Claim]:
   """What the softmax runs show, and what the others do not."""
-  models, seeds = config.models(), config.seeds
-  if ("softmax", 1) not in models or len(seeds) < 2:
+  if "softmax" not in config.normalizers or len(config.seeds) < 2:
     return []
 
-  def last(name, normalizer, layers=1):
-    return arrays[name][models.index((normalizer, layers)), :, -1]
+  def last(name, normalizer="softmax"):
+    return arrays[name][config.normalizers.index(normalizer), :, -1]
 
-  def claim(text, paper, values, against, what, form=".3f"):
-    off = mean_over(np.asarray(values) - against, seeds)
-    ours = mean_over(values, seeds).text(form) + what
-    return Claim(
-      text, "Guo et al., section 2", paper, ours, direction(off.low, off.high),
-      f"95 % interval over {len(seeds)} seeds, against {against:.3g}",
-    )  # fmt: skip
-
-  first = last("dormant_first", "softmax")
-  copied = last("active_previous", "softmax") - last("active_first", "softmax")
-  claims = [
+  first = last("dormant_first")
+  copied = last("active_previous") - last("active_first")
+  found = [
     claim(
       "Tokens at which a head has nothing to do attend to BOS.",
       "curves, no number", first, uniform,
@@ -373,26 +362,15 @@ def _claims(config: Config, arrays, uniform: float) -> list[Claim]:
     ),
     claim(
       "The value of BOS drains away.", "curves, no number",
-      1 - last("value_ratio", "softmax"), 0.0,
+      1 - last("value_ratio"), 0.0,
       " of its norm is missing, beside that of the other values",
     ),
   ]  # fmt: skip
-  if "softmax" in config.deep:
-    deep = len(config.normalizers) + config.deep.index("softmax")
-    grown = arrays["residual_peak"][deep]
-    claims.append(
-      claim(
-        f"With {config.deep_layers} layers the residual of BOS has a peak.",
-        "curves, no number", grown[:, -1] - grown[:, 0], 0.0,
-        " more times the other tokens' norm at the end than at the start",
-        form=".2f",
-      )
-    )  # fmt: skip
-  for normalizer, layers in models:
-    if layers > 1 or normalizer == "softmax":
+  for normalizer in config.normalizers:
+    if normalizer == "softmax":
       continue
-    excess = last("excess", normalizer).mean(), last("excess", "softmax").mean()
-    claims.append(
+    excess = last("excess", normalizer).mean(), last("excess").mean()
+    found.append(
       claim(
         f"With {normalizer} attention there is no such sink.",
         "ReLU: all of it is gone" if normalizer == "relu" else "not tried",
@@ -401,4 +379,13 @@ def _claims(config: Config, arrays, uniform: float) -> list[Claim]:
         f"least possible {excess[0]:.3f} against {excess[1]:.3f} nats",
       )
     )  # fmt: skip
-  return claims
+  return found
+
+
+def claim(
+  text: str, paper: str, values, against: float, what: str, form: str = ".3f"
+) -> Claim:
+  """A claim of Guo et al. that holds where `values`, one a seed, are above."""
+  ours = mean(values, form) + what
+  source = "Guo et al., section 2"
+  return compare(text, source, paper, values, ours, against=against)

@@ -19,10 +19,10 @@ COLORS = (FIRST, REST, INK, MUTED, "#7a4f9a")
 
 def draw(result) -> dict[str, bytes]:
   """Every figure, by file name."""
-  return {"schedule.png": _schedule(result), "phases.png": _phases(result)}
+  return {"schedule.png": schedule(result), "phases.png": _phases(result)}
 
 
-def _schedule(result) -> bytes:
+def schedule(result) -> bytes:
   """What emerges when: a panel a quantity, a line a model, seeds as a band."""
   arrays, numbers = result.arrays, result.numbers
   panels = {
@@ -33,17 +33,15 @@ def _schedule(result) -> bytes:
     "sink_logit": "BOS's score above the others'",
     "residual_peak": "BOS's residual norm over the others'",
   }
-  shallow = [n for n in numbers["models"] if n.endswith("1 layer")]
   with drawing(9.6, 5.6) as figure:
     for ax, (name, title) in zip(
       figure.subplots(2, 3).flat, panels.items(), strict=True
     ):
       for i, model in enumerate(numbers["models"]):
         values = arrays[name][i]
-        color = COLORS[i % len(shallow) % len(COLORS)]
-        style = "-" if model in shallow else "--"
-        ax.plot(arrays["steps"], values.mean(axis=0), style, color=color,
-                lw=1.6, label=model)  # fmt: skip
+        color = COLORS[i % len(COLORS)]
+        ax.plot(arrays["steps"], values.mean(axis=0), color=color, lw=1.6,
+                label=model)  # fmt: skip
         ax.fill_between(arrays["steps"], values.min(axis=0), values.max(axis=0),
                         color=color, alpha=0.15, linewidth=0)  # fmt: skip
       if name == "dormant_first":
@@ -61,23 +59,23 @@ def _schedule(result) -> bytes:
 
 
 def _phases(result) -> bytes:
-  """Attention of trained one-layer models on one row; triggers are marked."""
+  """Attention of the trained models on one row; triggers are marked."""
   numbers, maps = result.numbers, result.arrays["maps"]
-  shown = [i for i, n in enumerate(numbers["models"]) if n.endswith("1 layer")]
   labels = [
     "BOS" if t == "BOS" else (t.strip() or "␣") for t in numbers["tokens"]
   ]
   active = [t in numbers["triggers"] for t in numbers["tokens"]]
-  with drawing(3.6 * len(shown) + 0.6, 4.2) as figure:
-    axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for ax, i in zip(axes, shown, strict=True):
+  models = numbers["models"]
+  with drawing(3.6 * len(models) + 0.6, 4.2) as figure:
+    axes = figure.subplots(1, len(models), squeeze=False)[0]
+    for i, ax in enumerate(axes):
       seen = np.tri(len(labels), dtype=bool)
       image = heat_map(ax, np.where(seen, maps[i], np.nan), vmin=0, vmax=1)
       ax.set_xticks(range(len(labels)), labels, fontsize=5.5)
       ax.set_yticks(range(len(labels)), labels, fontsize=5.5)
       for label, on in zip(ax.get_yticklabels(), active, strict=True):
         label.set_color(FIRST if on else MUTED)
-      ax.set_title(numbers["models"][i].removesuffix(", 1 layer"))
+      ax.set_title(models[i])
     color_bar(image, axes, "share of the query's attention")
     return png(figure)
 
@@ -85,11 +83,6 @@ def _phases(result) -> bytes:
 def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
   numbers = result.numbers
-  header = ["model", *next(iter(numbers["last"].values()))]
-  rows = [
-    [name, *(float(np.mean(v)) for v in values.values())]
-    for name, values in numbers["last"].items()
-  ]
   triggers = ", ".join(repr(t) for t in numbers["triggers"])
   return [
     html.Section(
@@ -102,12 +95,8 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         "loss is the divergence from the true next-token distribution: its "
         f"least is 0, at {numbers['optimum']:.3f} nats a token."
       ),
-      figure=drawn["schedule.png"],
-      caption=(
-        f"Mean over the seeds ({len(numbers['seeds'])}), band from least to "
-        "greatest. Dotted: even attention."
-      ),
-      table=html.Table(header, rows),
+      figure=drawn["schedule.png"], caption=caption(result),
+      table=ends(result),
     ),
     html.Section(
       "Active and dormant",
@@ -116,4 +105,22 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
       figure=drawn["phases.png"],
       caption="Attention of the trained one-layer models on a held-out row.",
     ),
+  ]  # fmt: skip
+
+
+def caption(result) -> str:
+  """Of the figure `schedule`."""
+  return (
+    f"Mean over the seeds ({len(result.numbers['seeds'])}), band from least to "
+    "greatest. Dotted: even attention."
+  )
+
+
+def ends(result) -> html.Table:
+  """What was measured at the end, means over seeds."""
+  last = result.numbers["last"]
+  rows = [
+    [name, *(float(np.mean(v)) for v in values.values())]
+    for name, values in last.items()
   ]
+  return html.Table(["model", *next(iter(last.values()))], rows)

@@ -1,17 +1,19 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sinkjax.data.synthetic import backcopy_task, sample_backcopy
-from sinkjax.experiments import bigram_backcopy
+from sinkjax.experiments import bigram_backcopy, residual_peak
 from sinkjax.experiments.bigram_backcopy import Config, measure, train
 from sinkjax.experiments.jobs import Job, run_jobs
 from sinkjax.models.transformer import forward, init_params
 
 TEXT = "the cat sat on the mat; a dog ate the last of the oats. " * 4
 SMALL = Config(
-  normalizers=("softmax", "relu"), deep=(), seeds=(0, 1), length=24, batch=16,
+  normalizers=("softmax", "relu"), seeds=(0, 1), length=24, batch=16,
   steps=60, d_model=32, peak=5e-3, warmup=10, every=20, held_out=32,
 )  # fmt: skip
 
@@ -23,7 +25,7 @@ def task():
 
 def test_excess_is_the_loss_above_the_entropy(task):
   """KL by position against cross-entropy minus entropy, by sampling."""
-  cfg = bigram_backcopy.model_of(SMALL, task, "softmax", 1)
+  cfg = bigram_backcopy.model_of(SMALL, task, "softmax")
   params = init_params(cfg, jax.random.key(0))
   tokens = sample_backcopy(task, jax.random.key(1), 4096, SMALL.length)
   found = jax.jit(measure(cfg, task, tokens))(params)
@@ -39,7 +41,8 @@ def test_excess_is_the_loss_above_the_entropy(task):
 
 def test_attention_is_counted_at_the_right_queries(task):
   """Without keys attention is even: 1 / (t + 1) at every query."""
-  cfg = bigram_backcopy.model_of(SMALL, task, "softmax", 2)
+  two = dataclasses.replace(SMALL, layers=2)
+  cfg = bigram_backcopy.model_of(two, task, "softmax")
   params = init_params(cfg, jax.random.key(0))
   k = params["blocks"]["attn"]["k"]
   params["blocks"]["attn"]["k"] = jax.tree.map(jnp.zeros_like, k)
@@ -85,11 +88,31 @@ def test_a_task_that_is_learned_and_kept(task, tmp_path, monkeypatch):
     bigram_backcopy.run(other, folder=tmp_path)
 
 
+def test_the_claims_of_a_peak():
+  """It grows from 1.5 to 2.5 with softmax, not with ReLU; or shrinks."""
+  config = residual_peak.Config()
+
+  def verdicts(softmax, relu):
+    ends = np.array([softmax, relu])[:, None] + np.array([0.0, 0.1, -0.1])
+    start = np.full_like(ends, 1.5)
+    arrays = {
+      "residual_peak": np.stack([start, ends], axis=-1),
+      "dormant_first": np.stack([0 * ends, 0.2 * ends], axis=-1),
+      "value_ratio": np.stack([1 + 0 * ends, 0.1 * ends], axis=-1),
+    }
+    found = residual_peak.claims(config, arrays, 0.06)
+    return [claim.verdict for claim in found]
+
+  assert verdicts(2.5, 1.0) == ["agrees"] * 4
+  assert verdicts(1.0, 2.5) == ["disagrees", "agrees", "agrees", "disagrees"]
+  assert verdicts(1.5, 1.5)[0] == "undecided"
+
+
 def test_one_seed_one_history(task):
   short = SMALL.__class__(**{**SMALL.__dict__, "steps": 20})
 
   def last(seed):
-    found = train(short, task, normalizer="softmax", layers=1, seed=seed)
+    found = train(short, task, normalizer="softmax", seed=seed)
     return found["history"][-1]["excess"]
 
   assert last(0) == last(0) != last(1)
