@@ -24,16 +24,16 @@ class Config(bigram_backcopy.Config):
 
   normalizers: tuple[str, ...] = ("softmax", "relu")
   layers: int = 3
-  steps: int = 1500
+  steps: int = 3000
   d_model: int = 64
   peak: float = 3e-3
   schedule: str = "constant"
   b2: float = 0.99
-  every: int = 100
+  every: int = 200
 
 
 SCALES: dict[str, dict[str, Any]] = {
-  "demo": {"seeds": (0,), "normalizers": ("softmax",), "steps": 1300},
+  "demo": {"seeds": (0,), "normalizers": ("softmax",), "steps": 1500},
   "cpu": {},
   "gpu": {**bigram_backcopy.SCALES["gpu"]},
   "paper": {**bigram_backcopy.SCALES["paper"]},
