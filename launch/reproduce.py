@@ -30,7 +30,7 @@ asked for by name, or all of them by --experiment=training, at a --scale that
 fits what there is (demo: minutes on two cores; cpu; gpu; paper):
 
   bigram_backcopy      a head with nothing to do: sink and value drain
-  residual_peak        the same in three layers: the residual of BOS peaks
+  residual_peak        in three layers: does the residual of BOS peak?
   trigger_mean         a task that a softmax cannot do without a sink
   context_length       do sinks grow with the context that is trained on?
   packing              where BOS stands in training, and what it is without it
