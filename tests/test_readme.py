@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from quick import quick
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = {
@@ -19,10 +20,7 @@ def blocks(name, language):
   return re.findall(rf"```{language}\n(.*?)```", DOCS[name], re.DOTALL)
 
 
-@pytest.mark.parametrize(
-  "name",
-  ["README.md", pytest.param("docs/guide.md", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("name", quick(DOCS, "README.md"))
 def test_python_runs(name, smollm2_path, glassllm_path):
   code = "\n".join(blocks(name, "python"))
   done = subprocess.run(

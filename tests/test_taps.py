@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 import sinkjax
 from sinkjax import taps as taps_module
@@ -82,10 +83,8 @@ def test_observer_sees_the_edited_value(model, tokens, site):
 
 
 @pytest.mark.parametrize(
-  "site",
-  [site if site in ("resid_pre", "pattern", "v", "mlp_act")
-   else pytest.param(site, marks=pytest.mark.slow) for site in STACKED],
-)  # fmt: skip
+  "site", quick(STACKED, "resid_pre", "pattern", "v", "mlp_act")
+)
 def test_patching_a_clean_run_into_a_corrupt_one(model, tokens, site):
   """The clean activations at every layer of one site and the clean rest."""
   params, _, f = model

@@ -35,8 +35,8 @@ class Config(bigram_backcopy.Config):
 SCALES: dict[str, dict[str, Any]] = {
   "demo": {"seeds": (0,), "normalizers": ("softmax",), "steps": 1500},
   "cpu": {},
-  "gpu": {**bigram_backcopy.SCALES["gpu"]},
-  "paper": {**bigram_backcopy.SCALES["paper"]},
+  "gpu": bigram_backcopy.SCALES["gpu"],
+  "paper": bigram_backcopy.SCALES["paper"],
 }
 """Fields of `Config` by --scale."""
 

@@ -2,19 +2,15 @@
 
 import numpy as np
 
-from sinkjax.report import html
+from sinkjax.report import histories, html
 from sinkjax.report.figures import (
   FIRST,
-  INK,
   MUTED,
-  REST,
   color_bar,
   drawing,
   heat_map,
   png,
 )
-
-COLORS = (FIRST, REST, INK, MUTED, "#7a4f9a")
 
 
 def draw(result) -> dict[str, bytes]:
@@ -23,8 +19,7 @@ def draw(result) -> dict[str, bytes]:
 
 
 def schedule(result) -> bytes:
-  """What emerges when: a panel a quantity, a line a model, seeds as a band."""
-  arrays, numbers = result.arrays, result.numbers
+  """The six quantities of the task through training."""
   panels = {
     "dormant_first": "dormant queries: attention on BOS",
     "active_previous": "triggers: attention on the token before",
@@ -33,29 +28,10 @@ def schedule(result) -> bytes:
     "sink_logit": "BOS's score above the others'",
     "residual_peak": "BOS's residual norm over the others'",
   }
-  with drawing(9.6, 5.6) as figure:
-    for ax, (name, title) in zip(
-      figure.subplots(2, 3).flat, panels.items(), strict=True
-    ):
-      for i, model in enumerate(numbers["models"]):
-        values = arrays[name][i]
-        color = COLORS[i % len(COLORS)]
-        ax.plot(arrays["steps"], values.mean(axis=0), color=color, lw=1.6,
-                label=model)  # fmt: skip
-        ax.fill_between(arrays["steps"], values.min(axis=0), values.max(axis=0),
-                        color=color, alpha=0.15, linewidth=0)  # fmt: skip
-      if name == "dormant_first":
-        ax.axhline(numbers["uniform_first"], color=MUTED, lw=0.9, ls=":")
-      if name == "excess":
-        ax.set_yscale("log")
-      ax.set_title(title)
-      ax.set_xlabel("step")
-      ax.grid(axis="y")
-    figure.legend(
-      *ax.get_legend_handles_labels(), loc="outside upper left", ncols=5,
-      frameon=False, fontsize=8.5,
-    )  # fmt: skip
-    return png(figure)
+  return histories.schedule(
+    result, panels, rows=2, height=5.6, even="dormant_first",
+    scales={"excess": {"value": "log"}},
+  )  # fmt: skip
 
 
 def _phases(result) -> bytes:
@@ -95,8 +71,8 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         "loss is the divergence from the true next-token distribution: its "
         f"least is 0, at {numbers['optimum']:.3f} nats a token."
       ),
-      figure=drawn["schedule.png"], caption=caption(result),
-      table=ends(result),
+      figure=drawn["schedule.png"], caption=histories.caption(result),
+      table=histories.ends(result),
     ),
     html.Section(
       "Active and dormant",
@@ -106,21 +82,3 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
       caption="Attention of the trained one-layer models on a held-out row.",
     ),
   ]  # fmt: skip
-
-
-def caption(result) -> str:
-  """Of the figure `schedule`."""
-  return (
-    f"Mean over the seeds ({len(result.numbers['seeds'])}), band from least to "
-    "greatest. Dotted: even attention."
-  )
-
-
-def ends(result) -> html.Table:
-  """What was measured at the end, means over seeds."""
-  last = result.numbers["last"]
-  rows = [
-    [name, *(float(np.mean(v)) for v in values.values())]
-    for name, values in last.items()
-  ]
-  return html.Table(["model", *next(iter(last.values()))], rows)

@@ -1,7 +1,7 @@
 """Figure and section of the experiment `residual_peak`."""
 
-from sinkjax.report import html
-from sinkjax.report.bigram_backcopy import caption, ends, schedule
+from sinkjax.report import histories, html
+from sinkjax.report.bigram_backcopy import schedule
 
 
 def draw(result) -> dict[str, bytes]:
@@ -19,7 +19,7 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         "norm is of the layer where that of BOS is greatest beside the mean of "
         "the other tokens'."
       ),
-      figure=drawn["schedule.png"], caption=caption(result),
-      table=ends(result),
+      figure=drawn["schedule.png"], caption=histories.caption(result),
+      table=histories.ends(result),
     )
   ]  # fmt: skip

@@ -2,16 +2,14 @@
 
 import numpy as np
 
-from sinkjax.report import html
+from sinkjax.report import histories, html
 from sinkjax.report.figures import (
   FIRST,
-  MUTED,
   color_bar,
   drawing,
   heat_map,
   png,
 )
-from sinkjax.report.text_sweep import COLORS
 
 
 def draw(result) -> dict[str, bytes]:
@@ -20,37 +18,18 @@ def draw(result) -> dict[str, bytes]:
 
 
 def _schedule(result) -> bytes:
-  """What emerges when: a panel a quantity, a line a model, seeds as a band."""
-  arrays, numbers = result.arrays, result.numbers
+  """The four quantities of the task through training."""
   panels = {
     "rest_first": "queries with nothing to do: attention on the first token",
     "rest_sum": "and what they give in all",
     "loss": "loss, sum of squares of a row",
     "value_ratio": "the first value's norm over the others'",
   }
-  with drawing(9.6, 6.2) as figure:
-    for ax, (name, title) in zip(
-      figure.subplots(2, 2).flat, panels.items(), strict=True
-    ):
-      for i, model in enumerate(numbers["models"]):
-        values, color = arrays[name][i], COLORS[i % len(COLORS)]
-        ax.plot(arrays["steps"], values.mean(axis=0), color=color, lw=1.6,
-                label=model.replace("_", " "))  # fmt: skip
-        ax.fill_between(arrays["steps"], values.min(axis=0), values.max(axis=0),
-                        color=color, alpha=0.15, linewidth=0)  # fmt: skip
-      if name == "rest_first":
-        ax.axhline(numbers["uniform_first"], color=MUTED, lw=0.9, ls=":")
-      if name in ("loss", "rest_sum"):
-        ax.set_yscale("symlog", linthresh=1e-4 if name == "loss" else 1e-2)
-        ax.set_ylim(bottom=0)
-      ax.set_title(title)
-      ax.set_xlabel("step")
-      ax.grid(axis="y")
-    figure.legend(
-      *ax.get_legend_handles_labels(), loc="outside upper left", ncols=6,
-      frameon=False, fontsize=8.5,
-    )  # fmt: skip
-    return png(figure)
+  return histories.schedule(
+    result, panels, rows=2, height=6.2, even="rest_first",
+    scales={"loss": {"value": "symlog", "linthresh": 1e-4},
+            "rest_sum": {"value": "symlog", "linthresh": 1e-2}},
+  )  # fmt: skip
 
 
 def _maps(result) -> bytes:
@@ -79,12 +58,6 @@ def _maps(result) -> bytes:
 
 def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
-  numbers = result.numbers
-  header = ["model", *next(iter(numbers["last"].values()))]
-  rows = [
-    [name, *(float(np.mean(v)) for v in values.values())]
-    for name, values in numbers["last"].items()
-  ]
   return [
     html.Section(
       result.title,
@@ -96,11 +69,8 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
         "where that sum is 0, as with ReLU, the share says nothing."
       ),
       figure=drawn["schedule.png"],
-      caption=(
-        f"Mean over the seeds ({len(numbers['seeds'])}), band from least to "
-        "greatest. Dotted: even attention."
-      ),
-      table=html.Table(header, rows),
+      caption=histories.caption(result),
+      table=histories.ends(result),
     ),
     html.Section(
       "Who looks where",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 import sinkjax
 from sinkjax.experiments import over_squashing as module
@@ -79,11 +80,7 @@ def random_params(cfg, seed, weights=1.0):
   return jax.tree.unflatten(tree, [leaf(spec) for spec in leaves])
 
 
-@pytest.mark.parametrize(
-  "family",
-  [family if family == "gemma3"
-   else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES],
-)  # fmt: skip
+@pytest.mark.parametrize("family", quick(FAMILIES, "gemma3"))
 def test_valid_forms_are_never_violated(family):
   cfg, gaps = BASE.replace(**FAMILIES[family]), []
   for edit, seed in itertools.product(EDITS, range(4)):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 import sinkjax
 from sinkjax.inference import kv_policy
@@ -24,14 +25,6 @@ FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 NAMES = sorted(path.name for path in FAMILIES.iterdir())
 TURNING = [name for name in NAMES if name != "gpt2"]
 LENGTH = 14
-
-
-def quick(names, *kept):
-  """Only these are not slow."""
-  return [
-    name if name in kept else pytest.param(name, marks=pytest.mark.slow)
-    for name in names
-  ]
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 import sinkjax
 from sinkjax.models.attention import make_context
@@ -174,11 +175,7 @@ def test_scores_of_ten_thousand(name, dtype):
     assert np.isfinite(np.asarray(leaf, np.float64)).all()
 
 
-@pytest.mark.parametrize(
-  "name",
-  [name if name == "all"
-   else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS],
-)  # fmt: skip
+@pytest.mark.parametrize("name", quick(OPTIONS, "all"))
 def test_in_the_model(name, tokens):
   """Causal; streamed as it is dense; the engine's Jacobian is jacfwd's."""
   cfg = sinkjax.TINY.replace(n_layers=2, dtype="float64", **OPTIONS[name])
@@ -205,10 +202,8 @@ def test_in_the_model(name, tokens):
 
 
 @pytest.mark.parametrize(
-  "name",
-  ["kv", "head", *(pytest.param(name, marks=pytest.mark.slow)
-                   for name in ("k", "element", "value"))],
-)  # fmt: skip
+  "name", quick(["k", "kv", "head", "element", "value"], "kv", "head")
+)
 def test_the_engine_needs_no_detour(name, tokens):
   """Folding a layer is exact with each of them: no layer is pushed as it is."""
   from sinkjax.transforms import layer_jacobian

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 import sinkjax
 from sinkjax.models.normalizers import NORMALIZERS
@@ -120,10 +121,8 @@ def test_huge_scores(name, level, dtype):
 
 
 @pytest.mark.parametrize(
-  "name",
-  [name if name in ("softmax1", "sigmoid", "softpick")
-   else pytest.param(name, marks=pytest.mark.slow) for name in NORMALIZERS],
-)  # fmt: skip
+  "name", quick(NORMALIZERS, "softmax1", "sigmoid", "softpick")
+)
 def test_in_the_model(name, tokens):
   """A prefix gives what it gives alone; the exact Jacobian is jacfwd's."""
   cfg = sinkjax.TINY.replace(normalizer=name, n_layers=2)

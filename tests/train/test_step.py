@@ -40,8 +40,7 @@ def _corpus(lengths, seed=0):
 
 
 def _batch(windows):
-  rows = [windows[i] for i in range(len(windows))]
-  return {k: jnp.asarray(np.stack([r[k] for r in rows])) for k in rows[0]}
+  return jax.tree.map(jnp.asarray, windows.rows(range(len(windows))))
 
 
 def test_uniform_logits_cost_log_v():

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from quick import quick
 
 import sinkjax
 from sinkjax.transforms.estimators import estimate_norms, power_norms
@@ -26,9 +27,7 @@ def exact(small):
   return jacobian_norms(*small)
 
 
-@pytest.mark.parametrize(
-  "by", [pytest.param("cols", marks=pytest.mark.slow), "rows"]
-)
+@pytest.mark.parametrize("by", quick(["cols", "rows"], "rows"))
 def test_intervals_cover_as_often_as_they_say(small, exact, by):
   seeds, covered, scores = 150, [], []
   causal = np.tril_indices(T)
