@@ -29,6 +29,7 @@ from typing import Any
 from absl import flags
 
 from launch import app
+from sinkjax import artifacts, provenance
 
 MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
@@ -77,9 +78,12 @@ def main() -> None:
 
   texts = prompts.read_texts(TEXT_FILE.value, PROMPTS_FILE.value)
   request = {
-    "model": MODEL.value, "texts": texts, "max_tokens": MAX_TOKENS.value,
-    "prefix": PREFIX.value, "eps": eps,
-  }  # fmt: skip
+    "model": MODEL.value,
+    "texts": texts,
+    "max_tokens": MAX_TOKENS.value,
+    "prefix": PREFIX.value,
+    "eps": eps,
+  }
   out = pathlib.Path(OUT.value or ".").expanduser()
   if DRY_RUN.value:
     _plan(texts)
@@ -88,7 +92,7 @@ def main() -> None:
   if old is not None:
     _print_table(old)
     return
-  with app.folder(out):
+  with artifacts.folder(out):
     data = _report(out, texts, eps, request)
   _print_table(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
@@ -151,7 +155,7 @@ def _memory(cfg, length: int, parameters: int) -> tuple[int, int]:
     scores = 4 * cfg.n_heads * length**2
     activations = 4 * length * (cfg.vocab_size + 4 * cfg.d_ff)
     return 4 * parameters, 6 * scores + activations + OVERHEAD
-  from sinkjax.experiments.sink_profile import streamed_bytes
+  from sinkjax.analysis.sink_profile import streamed_bytes
   from sinkjax.weights.offload import open_layers, peak_estimate
 
   open_layers(MODEL.value)  # says so where the format has no layers
@@ -169,7 +173,7 @@ def _report(out, texts, eps, request) -> dict[str, Any]:
     total=len(texts) + 6, desc="loading", unit="step", leave=False
   ) as bar:
     profile, model, prefix = _measure(texts, bar)
-    from sinkjax.report import files
+    from sinkjax import artifacts
     from sinkjax.report import profile as report
 
     data = report.summary(profile, eps=eps)
@@ -185,26 +189,26 @@ def _report(out, texts, eps, request) -> dict[str, Any]:
         "same_in_all_prompts": profile.first_token() is not None,
       },
       "tokens_text": tokens,
-      "versions": app.versions(),
-      "commit": app.commit(),
-      "device": app.device(),
+      "versions": provenance.versions(),
+      "commit": provenance.commit(),
+      "device": provenance.device(),
       "seed": None,
       "offload": OFFLOAD.value,
-      "command": app.command("analyze"),
+      "command": provenance.command("analyze"),
       "request": request,
-    }  # fmt: skip
+    }
     page = _page(report, profile, data, drawn, eps[0])
     data["seconds"] = time.perf_counter() - start
     report.write(out, profile, data, drawn, page)
     bar.update()
-  return files.plain(data)
+  return artifacts.plain(data)
 
 
 def _measure(texts, bar):
   """Loads the model and runs every text."""
   app.warm_compiler()
   from launch import prompts
-  from sinkjax.experiments.sink_profile import sink_profile
+  from sinkjax.analysis.sink_profile import sink_profile
 
   model = _open()
   prompts.need_tokenizer(model.tokenizer, MODEL.value)
@@ -270,9 +274,15 @@ def _page(report, profile, data, drawn, eps) -> str:
     "config": data["config"],
   }
   return report.render(
-    profile, data, drawn, eps=eps, subtitle=subtitle,
-    warnings=_warnings(data), command=data["command"], details=details,
-  )  # fmt: skip
+    profile,
+    data,
+    drawn,
+    eps=eps,
+    subtitle=subtitle,
+    warnings=_warnings(data),
+    command=data["command"],
+    details=details,
+  )
 
 
 def _print_table(data: dict[str, Any]) -> None:
@@ -293,11 +303,14 @@ def _print_table(data: dict[str, Any]) -> None:
   massive = data["massive"]
   lines += [
     ("attention on it", f"{100 * data['first_token_mass']:5.1f} % (mean)"),
-    ("largest activation", f"{massive['value']:,.0f} (layer "
-     f"{massive['layer']}, position {massive['position']}, dimension "
-     f"{massive['dimension']})"),
+    (
+      "largest activation",
+      f"{massive['value']:,.0f} (layer "
+      f"{massive['layer']}, position {massive['position']}, dimension "
+      f"{massive['dimension']})",
+    ),
     ("loss", f"{data['nll']:.3f} nats a token"),
-  ]  # fmt: skip
+  ]
   print()
   for label, value in lines:
     print(f"  {label:<20}{value}")

@@ -4,15 +4,13 @@
 traceback: an error is one line and exit status 1, Ctrl-C one line and 130.
 """
 
-import contextlib
 import json
 import os
 import pathlib
-import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags, logging
@@ -130,31 +128,6 @@ def finished(
   )
 
 
-@contextlib.contextmanager
-def folder(out: pathlib.Path) -> Iterator[None]:
-  """Makes `out`; a failure inside leaves no empty folder behind.
-
-  Raises:
-    ValueError: if it cannot be made.
-  """
-  new = not out.exists()
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(f"cannot make --out={out}: {error.strerror}") from None
-  try:
-    yield
-  except BaseException:
-    if new and not any(out.iterdir()):
-      out.rmdir()
-    raise
-
-
-def command(launcher: str) -> str:
-  """The command line that runs this again."""
-  return shlex.join(["python", "-m", f"launch.{launcher}", *sys.argv[1:]])
-
-
 def duration(seconds: float) -> str:
   """A length of time in words.
 
@@ -166,20 +139,6 @@ def duration(seconds: float) -> str:
   if seconds < 5400:
     return f"{seconds / 60:.{int(seconds < 600)}f} min"
   return f"{seconds / 3600:.1f} h"
-
-
-@contextlib.contextmanager
-def bar(name: str) -> Iterator[Callable[[int, int], None]]:
-  """`progress(steps done, steps in all)`, shown as a bar."""
-  from tqdm import tqdm
-
-  with tqdm(desc=name, unit="step", leave=False) as shown:
-
-    def progress(done: int, total: int) -> None:
-      shown.total = total
-      shown.update(done - shown.n)
-
-    yield progress
 
 
 def _quiet() -> None:
@@ -200,69 +159,12 @@ def warm_compiler() -> None:
 
   import jax
 
+  from sinkjax import provenance
   from sinkjax.weights.packages import cache_folder
 
-  kind = hashlib.sha256((device() + _processor("flags")).encode())
+  kind = hashlib.sha256(
+    (provenance.device() + provenance.processor("flags")).encode()
+  )
   folder = cache_folder() / "compiled" / kind.hexdigest()[:12]
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-def _processor(key: str) -> str:
-  """A field of the first processor, "" where the system does not tell."""
-  try:
-    with open("/proc/cpuinfo") as stream:
-      for line in stream:
-        if line.startswith(key):
-          return line.split(":", 1)[1].strip()
-  except OSError:
-    pass
-  return ""
-
-
-def versions() -> dict[str, str]:
-  """Python's, ours and our packages' versions, for summaries."""
-  import importlib.metadata as metadata
-  import platform
-
-  import sinkjax
-
-  found = {"python": platform.python_version(), "sinkjax": sinkjax.__version__}
-  for name in ("jax", "jaxlib", "flax", "numpy", "tokenizers", "gguf",
-               "safetensors"):  # fmt: skip
-    found[name] = metadata.version(name)
-  return found
-
-
-def commit() -> str | None:
-  """The commit of the checkout that runs, with "+" if it is changed."""
-  import subprocess
-
-  root = pathlib.Path(__file__).parents[1]
-  if not (root / ".git").exists():
-    return None
-
-  def git(*words):
-    return subprocess.run(
-      ["git", "-C", str(root), *words],
-      capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-
-  try:
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-  except (OSError, subprocess.CalledProcessError):
-    return None
-
-
-def device() -> str:
-  """The device that JAX runs on, in words."""
-  import platform
-
-  import jax
-
-  first = jax.devices()[0]
-  if first.platform != "cpu":
-    return f"{jax.device_count()} x {first.device_kind}"
-  model = _processor("model name") or platform.machine()
-  return f"CPU, {os.cpu_count()} cores, {model}"

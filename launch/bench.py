@@ -31,6 +31,7 @@ import pathlib
 from absl import flags
 
 from launch import app
+from sinkjax import artifacts, provenance
 
 SUITES = ("jacobian", "streaming", "load", "forward", "generate", "train")
 SUITE = flags.DEFINE_enum("suite", "load", SUITES, "What to time.")
@@ -113,21 +114,29 @@ def _rows(suite, case, peers, rounds, bar) -> list[dict]:
     for name, result in results.items():
       found[name].append(result)
   return [
-    {"case": case["case"], "peer": name, "name": suite.PEERS[name],
-     **measure.summarise(results, found["ours"])}
+    {
+      "case": case["case"],
+      "peer": name,
+      "name": suite.PEERS[name],
+      **measure.summarise(results, found["ours"]),
+    }
     for name, results in found.items()
-  ]  # fmt: skip
+  ]
 
 
 def _write(rows: list[dict], rounds: int, *, complete: bool) -> None:
   """The files, after every case, and at the end the table."""
-  from sinkjax.report import files
 
   summary = {
-    "suite": SUITE.value, "rounds": rounds, "quick": QUICK.value,
-    "rows": rows, "device": app.device(), "versions": app.versions(),
-    "commit": app.commit(), "complete": complete,
-  }  # fmt: skip
+    "suite": SUITE.value,
+    "rounds": rounds,
+    "quick": QUICK.value,
+    "rows": rows,
+    "device": provenance.device(),
+    "versions": provenance.versions(),
+    "commit": provenance.commit(),
+    "complete": complete,
+  }
   for package in ("torch", "transformers", "llama-cpp-python"):
     version = _version(package)
     if version:
@@ -137,18 +146,19 @@ def _write(rows: list[dict], rounds: int, *, complete: bool) -> None:
     print(table)
   if OUT.value:
     out = pathlib.Path(OUT.value).expanduser()
-    with app.folder(out):
-      files.write_text(out / "bench.md", table)
-      files.write_csv(out / "bench.csv", list(_COLUMNS), _cells(rows))
-      files.write_json(out / "bench.json", summary)
+    with artifacts.folder(out):
+      artifacts.write_text(out / "bench.md", table)
+      artifacts.write_csv(out / "bench.csv", list(_COLUMNS), _cells(rows))
+      artifacts.write_json(out / "bench.json", summary)
 
 
 def _print(rows: list[dict]) -> None:
   """The ratios, as one JSON line."""
   ratios = {
     f"{row['case']}: {row['peer']}": row["ratio"] and round(row["ratio"], 3)
-    for row in rows if row["peer"] != "ours"
-  }  # fmt: skip
+    for row in rows
+    if row["peer"] != "ours"
+  }
   print(json.dumps({"ratios": ratios}))
 
 
@@ -162,9 +172,19 @@ def _version(package: str) -> str | None:
 
 
 _COLUMNS = (
-  "case", "peer", "seconds", "seconds_min", "seconds_max", "ratio",
-  "peak_bytes", "rate", "share", "difference", "overhead", "note",
-)  # fmt: skip
+  "case",
+  "peer",
+  "seconds",
+  "seconds_min",
+  "seconds_max",
+  "ratio",
+  "peak_bytes",
+  "rate",
+  "share",
+  "difference",
+  "overhead",
+  "note",
+)
 
 
 def _cells(rows: list[dict]) -> list[list]:
@@ -190,17 +210,22 @@ def _markdown(rows: list[dict], summary: dict) -> str:
       cells = [
         f"{row['seconds']:.2f} ({row['seconds_min']:.2f} to "
         f"{row['seconds_max']:.2f})",
-        shown(get("ratio"), ".2f"), shown(get("rate"), ".0f", 1e-9),
-        shown(get("share"), ".0%"), shown(get("peak_bytes"), "z.2f", 1e-9),
+        shown(get("ratio"), ".2f"),
+        shown(get("rate"), ".0f", 1e-9),
+        shown(get("share"), ".0%"),
+        shown(get("peak_bytes"), "z.2f", 1e-9),
         shown(get("difference"), ".0e"),
-      ]  # fmt: skip
+      ]
     name = row["name"]
     if get("overhead") is not None:
       name += f" (what is around it adds {row['overhead']:.1%})"
     lines.append(f"| {row['case']} | {name} | {' | '.join(cells)} |")
   versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
-  lines += ["", f"{summary['device']}; {versions}; {summary['rounds']} rounds; "
-            f"commit {summary['commit']}."]  # fmt: skip
+  lines += [
+    "",
+    f"{summary['device']}; {versions}; {summary['rounds']} rounds; "
+    f"commit {summary['commit']}.",
+  ]
   return "\n".join(lines) + "\n"
 
 

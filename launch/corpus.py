@@ -16,11 +16,13 @@ import pathlib
 from absl import flags
 
 from launch import app
+from sinkjax import artifacts, provenance
 
 CORPUS = flags.DEFINE_list(
-  "corpus", ["sotu", "wiki-vital", "manuals"],
+  "corpus",
+  ["sotu", "wiki-vital", "manuals"],
   "Names, .jsonl, .parquet or text files, or folders of texts.",
-)  # fmt: skip
+)
 VOCAB = flags.DEFINE_integer("vocab_size", 8192, "Ids of the tokenizer.")
 OUT = flags.DEFINE_string("out", None, "The folder to write; new or empty.")
 PART_MB = flags.DEFINE_float("part_mb", 60.0, "Size of a file of ids, at most.")
@@ -31,14 +33,17 @@ DRY_RUN = flags.DEFINE_bool(
 
 def main() -> None:
   """Gathers, tokenizes, writes, and prints a line for each source."""
+  from sinkjax.artifacts import write_json
   from sinkjax.data.corpus import NAMED
-  from sinkjax.report.files import write_json
 
   if not OUT.value:
     raise ValueError("--out is missing; see --help")
   out = pathlib.Path(OUT.value).expanduser()
-  request = {"corpus": CORPUS.value, "vocab_size": VOCAB.value,
-             "part_mb": PART_MB.value}  # fmt: skip
+  request = {
+    "corpus": CORPUS.value,
+    "vocab_size": VOCAB.value,
+    "part_mb": PART_MB.value,
+  }
   if DRY_RUN.value:
     for name in CORPUS.value:
       about = NAMED[name].about if name in NAMED else "your own"
@@ -51,20 +56,25 @@ def main() -> None:
     raise ValueError(f"--out={out} is not empty")
   from sinkjax.data import prepare
 
-  with app.folder(out):
-    with app.bar("tokenizing") as progress:
+  with artifacts.folder(out):
+    with artifacts.bar("tokenizing") as progress:
       corpus, tokenizer = prepare.tokenized(
         CORPUS.value, vocab_size=VOCAB.value, progress=progress
       )
     prepare.save(out, corpus, tokenizer, part_bytes=int(PART_MB.value * 1e6))
   sources = corpus.about["sources"]
   summary = {
-    "request": request, "command": app.command("corpus"),
-    "commit": app.commit(), "versions": app.versions(),
-    "tokens": len(corpus.tokens), "documents": len(corpus),
-    "vocab_size": corpus.vocab_size, "digest": corpus.digest,
-    "sources": sources, "complete": True,
-  }  # fmt: skip
+    "request": request,
+    "command": provenance.command("corpus"),
+    "commit": provenance.commit(),
+    "versions": provenance.versions(),
+    "tokens": len(corpus.tokens),
+    "documents": len(corpus),
+    "vocab_size": corpus.vocab_size,
+    "digest": corpus.digest,
+    "sources": sources,
+    "complete": True,
+  }
   write_json(out / "summary.json", summary)
   for source in sources:
     for part in source.get("packages", [source]):

@@ -61,9 +61,11 @@ MIN_P = flags.DEFINE_float(
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 POLICY = flags.DEFINE_enum(
-  "policy", "sinks", ["full", "window", "sinks", "heavy", "random"],
+  "policy",
+  "sinks",
+  ["full", "window", "sinks", "heavy", "random"],
   "What is kept of the past, see above.",
-)  # fmt: skip
+)
 SINKS = flags.DEFINE_integer(
   "sinks", 4, "First tokens kept, for --policy=sinks."
 )
@@ -111,9 +113,15 @@ def _run(how) -> None:
   ids = _encoded(tokenizer)
   stop = set() if IGNORE_EOS.value else {cfg.eos_id, tokenizer.eos_id} - {None}
   tokens = generate(
-    cfg, params, ids, policy=_policy(cfg, len(ids)), how=how,
-    max_tokens=MAX_TOKENS.value or None, seed=SEED.value, stop=stop,
-  )  # fmt: skip
+    cfg,
+    params,
+    ids,
+    policy=_policy(cfg, len(ids)),
+    how=how,
+    max_tokens=MAX_TOKENS.value or None,
+    seed=SEED.value,
+    stop=stop,
+  )
   times, start = [], time.perf_counter()
   try:
     for piece in as_text(tokenizer, _timed(tokens, times)):
@@ -202,8 +210,9 @@ def _policy(cfg, prompt: int):
   if policy.capacity > cfg.max_len:
     what = (
       f"{prompt} tokens of prompt and --max_tokens={MAX_TOKENS.value}"
-      if POLICY.value == "full" else f"a cache of {policy.capacity} tokens"
-    )  # fmt: skip
+      if POLICY.value == "full"
+      else f"a cache of {policy.capacity} tokens"
+    )
     raise ValueError(
       f"{what} leave the model's context of {cfg.max_len}; take fewer, or "
       "--policy=sinks"

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from launch import app, jacobian_table, points
+from sinkjax import artifacts, provenance
 
 MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
@@ -129,7 +130,7 @@ def main() -> None:
     return
   app.warm_compiler()
   job = _prepare(text, config, edit)
-  with app.folder(out):
+  with artifacts.folder(out):
     data = _report(out, job, request)
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
@@ -138,15 +139,24 @@ def main() -> None:
 def _request(text: str) -> dict[str, Any]:
   """What decides the result; neither --budget_gb nor --offload does."""
   kept = (
-    MODEL, MAX_TOKENS, PREFIX, METHOD, NORM, FROM, TO, LAYERS, EDIT, BOUNDS,
-  )  # fmt: skip
+    MODEL,
+    MAX_TOKENS,
+    PREFIX,
+    METHOD,
+    NORM,
+    FROM,
+    TO,
+    LAYERS,
+    EDIT,
+    BOUNDS,
+  )
   if METHOD.value == "hutchinson":
     kept += (SAMPLES, SEED)
   return {"text": text, **{flag.name: flag.value for flag in kept}}
 
 
 def _config():
-  from sinkjax.experiments.sensitivity import SensitivityConfig
+  from sinkjax.analysis.sensitivity import SensitivityConfig
 
   budget = BUDGET_GB.value
   wanted = ("spectral", "exact", "embed", "resid_post")
@@ -160,10 +170,13 @@ def _config():
   return SensitivityConfig(
     source=points.parse_point("from", FROM.value),
     target=points.parse_point("to", TO.value),
-    norm=NORM.value, method=METHOD.value, per_layer=LAYERS.value,
-    samples=SAMPLES.value, seed=SEED.value,
+    norm=NORM.value,
+    method=METHOD.value,
+    per_layer=LAYERS.value,
+    samples=SAMPLES.value,
+    seed=SEED.value,
     budget_bytes=None if budget is None else int(budget * 1e9),
-  )  # fmt: skip
+  )
 
 
 def _prepare(text: str, config, edit) -> Job | None:
@@ -206,7 +219,7 @@ def _prepare(text: str, config, edit) -> Job | None:
 
 def _cost(job: Job, columns: list[list[int]]) -> tuple[float, float]:
   """(seconds, bytes beside the weights) of some columns of each map."""
-  from sinkjax.experiments.sensitivity import work
+  from sinkjax.analysis.sensitivity import work
   from sinkjax.transforms.jacobian_plan import matmul_rate
 
   found = [
@@ -271,7 +284,7 @@ def _partial(out: pathlib.Path, job: Job):
   """The maps in progress; those of an interrupted run of this command."""
   import sinkjax
   from launch import resume
-  from sinkjax.experiments.sensitivity import Columns
+  from sinkjax.analysis.sensitivity import Columns
   from sinkjax.weights import registry
 
   config, size = job.config, len(job.ids)
@@ -282,18 +295,24 @@ def _partial(out: pathlib.Path, job: Job):
     empty |= {f"{name}_frozen": Columns.none(size) for name in names}
   mark = {
     "weights": resume.weights_mark(registry.find(MODEL.value)),
-    "ids": job.ids, "from": config.source, "to": config.target,
-    "norm": config.norm, "method": config.method, "layers": config.per_layer,
-    "edit": job.edit, "bounds": BOUNDS.value, "version": sinkjax.__version__,
-  }  # fmt: skip
+    "ids": job.ids,
+    "from": config.source,
+    "to": config.target,
+    "norm": config.norm,
+    "method": config.method,
+    "layers": config.per_layer,
+    "edit": job.edit,
+    "bounds": BOUNDS.value,
+    "version": sinkjax.__version__,
+  }
   return resume.Partial(out, mark, empty, overwrite=OVERWRITE.value)
 
 
 def _compute(job: Job, partial):
   """The `Sensitivity`, column by column."""
   import sinkjax
-  from sinkjax.experiments.over_squashing import over_squashing
-  from sinkjax.experiments.sensitivity import Sensitivity, sensitivity_map
+  from sinkjax.analysis.over_squashing import over_squashing
+  from sinkjax.analysis.sensitivity import Sensitivity, sensitivity_map
 
   functions = {"plain": sinkjax.forward(job.cfg)}
   if job.edit:
@@ -314,18 +333,28 @@ def _compute(job: Job, partial):
       for name, fn in functions.items():
         label = EDIT.value if name == "edited" else "as it is"
         keep = lambda: partial.save(now=False)  # noqa: E731
-        with app.bar(label) as progress:
+        with artifacts.bar(label) as progress:
           found[name] = sensitivity_map(
-            fn, params, job.ids, job.config, columns=partial.maps[name],
-            finished=keep, progress=progress,
-          )  # fmt: skip
+            fn,
+            params,
+            job.ids,
+            job.config,
+            columns=partial.maps[name],
+            finished=keep,
+            progress=progress,
+          )
         if BOUNDS.value:
-          with app.bar(f"bounds, {label}") as progress:
+          with artifacts.bar(f"bounds, {label}") as progress:
             bounds = over_squashing(
-              fn, params, job.ids, norms=found[name].norms,
-              frozen=partial.maps[f"{name}_frozen"], finished=keep,
-              budget_bytes=job.config.budget_bytes, progress=progress,
-            )  # fmt: skip
+              fn,
+              params,
+              job.ids,
+              norms=found[name].norms,
+              frozen=partial.maps[f"{name}_frozen"],
+              finished=keep,
+              budget_bytes=job.config.budget_bytes,
+              progress=progress,
+            )
           found[name] = dataclasses.replace(found[name], bounds=bounds)
   except BaseException:
     _keep(partial)
@@ -347,7 +376,7 @@ def _keep(partial) -> None:
 def _report(out, job: Job, request) -> dict[str, Any]:
   """Everything in `out`; returns what `summary.json` holds."""
   from launch import prompts
-  from sinkjax.report import files
+  from sinkjax import artifacts
   from sinkjax.report import jacobian as report
 
   partial = _partial(out, job)
@@ -360,29 +389,34 @@ def _report(out, job: Job, request) -> dict[str, Any]:
     "config": job.cfg.to_dict(),
     "first_token": prompts.first_token(job.tokenizer, job.ids[0], job.prefix),
     "tokens_text": tokens,
-    "versions": app.versions(),
-    "commit": app.commit(),
-    "device": app.device(),
+    "versions": provenance.versions(),
+    "commit": provenance.commit(),
+    "device": provenance.device(),
     "seed": SEED.value if METHOD.value == "hutchinson" else None,
     "offload": OFFLOAD.value,
     "resumed_columns": partial.resumed,
-    "command": app.command("jacobian"),
+    "command": provenance.command("jacobian"),
     "request": request,
     "seconds": partial.elapsed(),
   }
   page = report.render(
-    result, data, tokens, drawn,
+    result,
+    data,
+    tokens,
+    drawn,
     subtitle=(
       f"{FROM.value} to {TO.value}, {len(tokens)} tokens, edit: {EDIT.value}. "
       f"{prompts.describe_first(data['first_token'])}"
     ),
     warnings=_warnings(result),
-    details={name: data[name] for name in
-             ("model", "device", "commit", "versions", "config")},
-  )  # fmt: skip
+    details={
+      name: data[name]
+      for name in ("model", "device", "commit", "versions", "config")
+    },
+  )
   report.write(out, result, data, tokens, drawn, page)
   partial.delete()
-  return files.plain(data)
+  return artifacts.plain(data)
 
 
 def _warnings(result) -> list[str]:

@@ -40,8 +40,9 @@ class Knockout(NamedTuple):
   def check(self, tokens: int, layers: int) -> None:
     """Raises ValueError where text or model is too short for it."""
     for what, value, size in (
-      ("tokens", self.key, tokens), ("layers", self.from_layer, layers)
-    ):  # fmt: skip
+      ("tokens", self.key, tokens),
+      ("layers", self.from_layer, layers),
+    ):
       if value >= size:
         raise ValueError(
           f"--edit=knockout:{self.key}@{self.from_layer}: {value} is not among "

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.experiments.sensitivity import Columns
-from sinkjax.report import files
+from sinkjax import artifacts
+from sinkjax.analysis.sensitivity import Columns
 
 NAME = "partial.npz"
 EVERY = 10.0
@@ -95,9 +95,8 @@ class Partial:
     for name, columns in self.maps.items():
       arrays[f"{name}_values"] = columns.values
       arrays[f"{name}_known"] = columns.known
-    files.write_npz(
-      self._path,
-      {"mark": self._mark, "seconds": self.elapsed(), **arrays},
+    artifacts.write_npz(
+      self._path, {"mark": self._mark, "seconds": self.elapsed(), **arrays}
     )
     self._saved, self._written = time.monotonic(), self.done()
 

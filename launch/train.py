@@ -38,6 +38,7 @@ from typing import Any
 from absl import flags
 
 from launch import app, train_log
+from sinkjax import artifacts, provenance
 
 HEARTBEAT = 20
 """Seconds after which a process that does not answer is taken for dead."""
@@ -79,17 +80,17 @@ def main() -> None:
 
     train_plan.show(config, WORKDIR.value, MESH.value, ACCELERATOR.value)
     return
-  from sinkjax.report import files
+  from sinkjax import artifacts
 
   workdir = pathlib.Path(WORKDIR.value).expanduser()
-  request = files.plain(config.to_dict())
+  request = artifacts.plain(config.to_dict())
   if REPORT.value:
     _report_so_far(config, workdir, request)
     return
   if app.finished(workdir, request, overwrite=False) is not None:
     return
   first = _join()
-  with app.folder(workdir), _alone(workdir, first):
+  with artifacts.folder(workdir), _alone(workdir, first):
     if first:
       _same_run(workdir, request)
     app.warm_compiler()
@@ -116,9 +117,11 @@ def _join() -> bool:
     given = dict(zip(names, told, strict=True))
   try:
     jax.distributed.initialize(
-      **given, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=120,
+      **given,
+      heartbeat_timeout_seconds=HEARTBEAT,
+      initialization_timeout=120,
       shutdown_timeout_seconds=HEARTBEAT,
-    )  # fmt: skip
+    )
   except (RuntimeError, ValueError) as error:
     raise ValueError(
       f"the processes did not find each other: {error}"
@@ -203,11 +206,11 @@ def _same_run(workdir: pathlib.Path, request: dict[str, Any]) -> None:
   Raises:
     ValueError: naming what differs from the run that it holds.
   """
-  from sinkjax.report import files
+  from sinkjax import artifacts
 
   path = workdir / "config.json"
   if not path.exists():
-    files.write_json(path, request)
+    artifacts.write_json(path, request)
     return
   old = json.loads(path.read_text("utf-8"))
   changed = [
@@ -225,11 +228,14 @@ def _same_run(workdir: pathlib.Path, request: dict[str, Any]) -> None:
 def _prepared(config):
   from sinkjax.data.prepare import prepare
 
-  with app.bar("tokenizing") as progress:
+  with artifacts.bar("tokenizing") as progress:
     return prepare(
-      config.corpus, vocab_size=config.text_vocab_size,
-      held_out=config.held_out, seed=config.seed, progress=progress,
-    )  # fmt: skip
+      config.corpus,
+      vocab_size=config.text_vocab_size,
+      held_out=config.held_out,
+      seed=config.seed,
+      progress=progress,
+    )
 
 
 def _train(config, workdir, request: dict[str, Any], first: bool) -> None:
@@ -273,8 +279,16 @@ def _train(config, workdir, request: dict[str, Any], first: bool) -> None:
       return
     params = jax.tree.map(sharding.to_host, state.params)
     if first:
-      _finish(config, data, workdir, request, records, params,
-              int(state.skipped), time.monotonic() - began)  # fmt: skip
+      _finish(
+        config,
+        data,
+        workdir,
+        request,
+        records,
+        params,
+        int(state.skipped),
+        time.monotonic() - began,
+      )
 
 
 def _started(config, data):
@@ -287,25 +301,40 @@ def _started(config, data):
   from sinkjax.data.prepare import prepare
 
   params, cfg, tokenizer = sinkjax.load(START.value)
-  free = {"max_len", "bos_id", "eos_id", "model_type", "dtype", "precision",
-          "scan_layers", "attention", "remat", "rope_base",
-          "init_std"}  # fmt: skip
+  free = {
+    "max_len",
+    "bos_id",
+    "eos_id",
+    "model_type",
+    "dtype",
+    "precision",
+    "scan_layers",
+    "attention",
+    "remat",
+    "rope_base",
+    "init_std",
+  }
   mine, theirs = config.model.to_dict(), cfg.to_dict()
   for name, value in theirs.items():
     if name not in free and mine[name] != value:
       raise ValueError(
         f"--start={START.value} has {name}={value!r}, the config {mine[name]!r}"
       )
-  with app.bar("tokenizing") as progress:
+  with artifacts.bar("tokenizing") as progress:
     data = prepare(
-      config.corpus, vocab_size=cfg.vocab_size, held_out=config.held_out,
-      seed=config.seed, tokenizer=tokenizer, progress=progress,
-    )  # fmt: skip
+      config.corpus,
+      vocab_size=cfg.vocab_size,
+      held_out=config.held_out,
+      seed=config.seed,
+      tokenizer=tokenizer,
+      progress=progress,
+    )
   return params, data
 
 
-def _finish(config, data, workdir, request, records, params, skipped,
-            seconds) -> None:  # fmt: skip
+def _finish(
+  config, data, workdir, request, records, params, skipped, seconds
+) -> None:
   """The model, the pictures and the summary, which comes last."""
   import shutil
 
@@ -320,9 +349,10 @@ def _finish(config, data, workdir, request, records, params, skipped,
   checkpoint.save(workdir / "model", params, cfg, tokenizer)
   numbers = {
     "tokens": config.steps * config.batch * config.packing.length,
-    "corpus_tokens": len(data.train.tokens), "skipped": skipped,
+    "corpus_tokens": len(data.train.tokens),
+    "skipped": skipped,
     "seconds_of_this_run": seconds,
-  }  # fmt: skip
+  }
   _write_report(config, workdir, request, records, numbers, data.train.about)
   last = {r["kind"]: r for r in records}
   print(
@@ -333,17 +363,21 @@ def _finish(config, data, workdir, request, records, params, skipped,
   )
 
 
-def _write_report(config, workdir, request, records, numbers, corpus, *,
-                  complete=True) -> None:  # fmt: skip
+def _write_report(
+  config, workdir, request, records, numbers, corpus, *, complete=True
+) -> None:
   from launch.train_plan import parameters
   from sinkjax.report import train as report
 
   numbers = {"parameters": parameters(config.model), **numbers}
   meta = {
-    "command": app.command("train"), "device": app.device(),
-    "commit": app.commit(), "versions": app.versions(), "request": request,
+    "command": provenance.command("train"),
+    "device": provenance.device(),
+    "commit": provenance.commit(),
+    "versions": provenance.versions(),
+    "request": request,
     "corpus": corpus,
-  }  # fmt: skip
+  }
   report.write(workdir, records, numbers, meta, complete=complete)
 
 
@@ -367,10 +401,12 @@ def _report_so_far(config, workdir: pathlib.Path, request) -> None:
   done = max(record["step"] for record in records)
   skipped = [r["skipped"] for r in records if r["kind"] == "train"][-1]
   numbers = {
-    "tokens": done * config.batch * config.packing.length, "skipped": skipped,
-  }  # fmt: skip
-  _write_report(config, workdir, request, records, numbers, None,
-                complete=False)  # fmt: skip
+    "tokens": done * config.batch * config.packing.length,
+    "skipped": skipped,
+  }
+  _write_report(
+    config, workdir, request, records, numbers, None, complete=False
+  )
   print(f"{done} of {config.steps} steps. Report: {workdir / 'report.html'}")
 
 

@@ -36,9 +36,11 @@ class Log(contextlib.AbstractContextManager):
     self._board = SummaryWriter(str(workdir / "tensorboard"))
     self._bar = tqdm(total=config.steps, unit="step", desc="training")
     self._flops = {
-      stage.length: step_flops(config, stage) / config.batch
-      / config.packing.length for stage in config.all_stages()
-    }  # fmt: skip
+      stage.length: step_flops(config, stage)
+      / config.batch
+      / config.packing.length
+      for stage in config.all_stages()
+    }
     self._peak = matmul_rate(config.model.dtype) * jax.device_count()
     self._shown: dict[str, str] = {}
 
@@ -47,10 +49,10 @@ class Log(contextlib.AbstractContextManager):
     kind, step = record["kind"], record["step"]
     if kind == "resume":
       # Records after the checkpoint are of steps that will be done again.
-      from sinkjax.report import files
+      from sinkjax import artifacts
 
       lines = "".join(json.dumps(one) + "\n" for one in records)
-      files.write_text(self._path, lines)
+      artifacts.write_text(self._path, lines)
       self._bar.initial = self._bar.n = step
       self._bar.write(f"going on from step {step}")
       return
@@ -69,12 +71,18 @@ class Log(contextlib.AbstractContextManager):
 
   def _show(self, kind: str, record: dict[str, Any]) -> None:
     wanted = {
-      "train": {"loss": ("loss", ".3f"), "tokens_per_second": ("tok/s", ".3g"),
-                "share_of_peak": ("peak", ".0%"), "waited": ("input", ".0%")},
+      "train": {
+        "loss": ("loss", ".3f"),
+        "tokens_per_second": ("tok/s", ".3g"),
+        "share_of_peak": ("peak", ".0%"),
+        "waited": ("input", ".0%"),
+      },
       "eval": {"loss": ("held out", ".3f")},
-      "probe": {"sink_rate_0.3": ("sinks", ".1%"),
-                "first_mass": ("first", ".3f")},
-    }[kind]  # fmt: skip
+      "probe": {
+        "sink_rate_0.3": ("sinks", ".1%"),
+        "first_mass": ("first", ".3f"),
+      },
+    }[kind]
     for name, (label, form) in wanted.items():
       if record.get(name) is not None:
         self._shown[label] = format(record[name], form)

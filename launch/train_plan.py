@@ -117,17 +117,26 @@ def show(config, workdir: str | None, mesh: str, accelerator: str | None):
     told = "the sheet's"
   sizes = sharding.MeshConfig.parse(mesh).sizes(devices)
   sharding.check_divides(
-    dict(zip(sharding.AXES, sizes, strict=True)), param_shapes(cfg),
+    dict(zip(sharding.AXES, sizes, strict=True)),
+    param_shapes(cfg),
     config.batch // config.accumulate,
-  )  # fmt: skip
+  )
   need = memory(config, *sizes)
   shown = ", ".join(
     f"{n} {s}" for n, s in zip(sharding.AXES, sizes, strict=True)
   )
-  fits = "" if room is None else (
-    f" of {room / 1e9:.0f}: " + ("fits" if need < 0.9 * room else
-                                 "too much, take more fsdp, parts or remat")
-  )  # fmt: skip
+  fits = (
+    ""
+    if room is None
+    else (
+      f" of {room / 1e9:.0f}: "
+      + (
+        "fits"
+        if need < 0.9 * room
+        else "too much, take more fsdp, parts or remat"
+      )
+    )
+  )
   print(f"mesh        {devices} devices: {shown}")
   print(f"memory      about {need / 1e9:.2f} GB a device{fits}")
   seconds = flops / (rate * devices)

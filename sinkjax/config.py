@@ -18,9 +18,15 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
 ATTENTIONS = ("einsum", "fused")
 NORMALIZERS = (
-  "softmax", "softmax1", "clipped_softmax", "sigmoid", "normalized_sigmoid",
-  "elu1", "relu", "softpick",
-)  # fmt: skip
+  "softmax",
+  "softmax1",
+  "clipped_softmax",
+  "sigmoid",
+  "normalized_sigmoid",
+  "elu1",
+  "relu",
+  "softpick",
+)
 ATTN_BIASES = ("none", "k", "kv", "v")
 GATES = ("none", "head", "element", "value")
 REMATS = ("none", "full", "dots")
@@ -183,8 +189,16 @@ class ModelConfig:
   remat: str = "none"
 
   def __post_init__(self):
-    for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads",
-                 "head_dim", "d_ff", "max_len"):  # fmt: skip
+    for name in (
+      "vocab_size",
+      "d_model",
+      "n_layers",
+      "n_heads",
+      "n_kv_heads",
+      "head_dim",
+      "d_ff",
+      "max_len",
+    ):
       _positive_int(name, getattr(self, name))
     if self.n_heads % self.n_kv_heads:
       raise ValueError(
@@ -221,8 +235,13 @@ class ModelConfig:
     _positive("norm_eps", self.norm_eps)
     _positive("rope_base", self.rope_base)
     _positive("embed_scale", self.embed_scale)
-    for name in ("attn_scale", "attn_softcap", "logit_softcap",
-                 "rope_local_base", "init_std"):  # fmt: skip
+    for name in (
+      "attn_scale",
+      "attn_softcap",
+      "logit_softcap",
+      "rope_local_base",
+      "init_std",
+    ):
       if getattr(self, name) is not None:
         _positive(name, getattr(self, name))
     self._check_rope()

@@ -24,9 +24,12 @@ def blocks(name, language):
 def test_python_runs(name, smollm2_path, glassllm_path):
   code = "\n".join(blocks(name, "python"))
   done = subprocess.run(
-    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
     check=False,
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr
   if name == "README.md":
     plain, hidden = (line.split() for line in done.stdout.splitlines())
@@ -43,9 +46,12 @@ def test_commands_are_the_launchers_own(tmp_path, glassllm_path):
     flags = flags.replace("NAME", "glassllm-en").replace("DIR", str(tmp_path))
     words = flags.split() + ([] if "--help" in flags else ["--dry_run"])
     done = subprocess.run(
-      [sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True,
-      text=True, check=False,
-    )  # fmt: skip
+      [sys.executable, "-m", module, *words],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
     assert done.returncode == 0, (module, flags, done.stderr)
 
 

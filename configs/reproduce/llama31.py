@@ -43,9 +43,10 @@ def get_config(size: str = "8b") -> ConfigDict:
       "massive": {"eps": EPS},
       "model_size": {
         "eps": (EPS, 0.3),
-        "models": tuple(f"hf:meta-llama/Llama-3.1-{s.upper()}"
-                        for s in smaller),
+        "models": tuple(
+          f"hf:meta-llama/Llama-3.1-{s.upper()}" for s in smaller
+        ),
         "offload": True,
       },
     }
-  )  # fmt: skip
+  )

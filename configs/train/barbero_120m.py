@@ -29,17 +29,33 @@ def get_config(context: str = "2048") -> ConfigDict:
   """Fields of `TrainConfig`."""
   length = int(context)
   model = ModelConfig(
-    vocab_size=32000, d_model=768, n_layers=12, n_heads=12, n_kv_heads=12,
-    head_dim=64, d_ff=2048, max_len=length, tie_embeddings=True,
+    vocab_size=32000,
+    d_model=768,
+    n_layers=12,
+    n_heads=12,
+    n_kv_heads=12,
+    head_dim=64,
+    d_ff=2048,
+    max_len=length,
+    tie_embeddings=True,
     init_std=0.02,
-    dtype="bfloat16", precision="default", attention="fused", remat="dots",
-  )  # fmt: skip
+    dtype="bfloat16",
+    precision="default",
+    attention="fused",
+    remat="dots",
+  )
   run = TrainConfig(
     model=model,
     packing=Packing(length=length),
     optimizer=OptimizerConfig(peak=4e-4, warmup=500),
     corpus=("sotu", "wiki-vital"),
-    steps=TOKENS // STEP, batch=STEP // length, accumulate=2, eval_every=500,
-    eval_windows=256, probe_every=100, probe_texts=100, save_every=500,
-  )  # fmt: skip
+    steps=TOKENS // STEP,
+    batch=STEP // length,
+    accumulate=2,
+    eval_every=500,
+    eval_windows=256,
+    probe_every=100,
+    probe_texts=100,
+    save_every=500,
+  )
   return ConfigDict(dataclasses.asdict(run))

@@ -42,9 +42,11 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
 def _result(cfg, case, seconds, peak, machine):
   rate = m.forward_flops(cfg, case["tokens"]) / seconds
   return {
-    "seconds": seconds, "peak_bytes": peak.bytes(), "rate": rate,
+    "seconds": seconds,
+    "peak_bytes": peak.bytes(),
+    "rate": rate,
     "share": rate / machine,
-  }  # fmt: skip
+  }
 
 
 def _torch(name, case):

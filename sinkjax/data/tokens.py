@@ -154,10 +154,14 @@ class TokenCorpus:
         np.save(made / name, array)
         files[name] = _file_digest(made / name)
       manifest = {
-        "schema": SCHEMA, "vocab_size": self.vocab_size,
-        "documents": len(self), "tokens": len(self.tokens),
-        "digest": self.digest, "about": self.about, "files": files,
-      }  # fmt: skip
+        "schema": SCHEMA,
+        "vocab_size": self.vocab_size,
+        "documents": len(self),
+        "tokens": len(self.tokens),
+        "digest": self.digest,
+        "about": self.about,
+        "files": files,
+      }
       (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
       if folder.exists():
         folder.rmdir()

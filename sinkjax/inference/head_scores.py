@@ -146,10 +146,15 @@ def scores_of(params: Params, seen: Seen) -> HeadScores:
   size = seen.size.mean(axis=1, keepdims=True)
   resid = np.sqrt(seen.square)[:, None]
   return HeadScores(
-    seen.beside / size, seen.mass / size, seen.off_sink, written / resid,
-    seen.beside, written, norm / norm.mean(axis=1, keepdims=True),
+    seen.beside / size,
+    seen.mass / size,
+    seen.off_sink,
+    written / resid,
+    seen.beside,
+    written,
+    norm / norm.mean(axis=1, keepdims=True),
     weight_norms(params),
-  )  # fmt: skip
+  )
 
 
 def weight_norms(params: Params) -> np.ndarray:

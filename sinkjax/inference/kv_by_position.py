@@ -156,9 +156,13 @@ class ByPosition:
       scores = jnp.concatenate([first, scores], axis=-1)
     mask = places.local if is_local(cfg, layer) else places.mask
     z = apply(
-      Block.weigh, scores, jnp.swapaxes(values, 1, 2), mask,
-      Tapper(NO_TAPS, layer), apply(Block.rest, far),
-    )  # fmt: skip
+      Block.weigh,
+      scores,
+      jnp.swapaxes(values, 1, 2),
+      mask,
+      Tapper(NO_TAPS, layer),
+      apply(Block.rest, far),
+    )
     return z, (keys, values)
 
 

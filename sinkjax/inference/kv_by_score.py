@@ -147,9 +147,13 @@ class ByScore:
     mask = jnp.repeat(mask, cfg.group_size, axis=1)[:, :, None]
     tap = Tapper(Taps(observers={"pattern": ("pattern", lambda x: x)}), layer)
     z = apply(
-      Block.weigh, apply(Block.score, q, jnp.swapaxes(keys, 1, 2)),
-      jnp.swapaxes(kept.values, 1, 2), mask, tap, apply(Block.rest, q),
-    )  # fmt: skip
+      Block.weigh,
+      apply(Block.score, q, jnp.swapaxes(keys, 1, 2)),
+      jnp.swapaxes(kept.values, 1, 2),
+      mask,
+      tap,
+      apply(Block.rest, q),
+    )
     return z[:, 0], tap.trace()["pattern"][:, :, 0]
 
 

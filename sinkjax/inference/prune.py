@@ -164,10 +164,11 @@ def remove_by_layer(
     }
     local = cfg.local_layers[layer : layer + 1]
     small, its = remove_heads(
-      one, cfg.replace(n_layers=1, local_layers=local),
+      one,
+      cfg.replace(n_layers=1, local_layers=local),
       removed[layer : layer + 1],
       mean=None if mean is None else mean[layer : layer + 1],
-    )  # fmt: skip
+    )
     blocks.append(jax.tree.map(lambda x: x[0], small["blocks"]))
     cfgs.append(its)
   return {**params, "blocks": blocks}, tuple(cfgs)

@@ -183,10 +183,14 @@ class Quantize:
     if limits is not None:
       limits = tuple(jnp.asarray(limits)[layer])
     new = quantize(
-      value, self.bits, per=self.per, symmetric=self.symmetric,
-      group=self.group, keep=kept_tokens(self.keep, value.shape[1]),
+      value,
+      self.bits,
+      per=self.per,
+      symmetric=self.symmetric,
+      group=self.group,
+      keep=kept_tokens(self.keep, value.shape[1]),
       limits=limits,
-    )  # fmt: skip
+    )
     if self.layers is None:
       return new
     return jnp.where(jnp.any(jnp.asarray(self.layers) == layer), new, value)
@@ -252,8 +256,9 @@ def before_rotation(
   return BeforeRotation(edit, cos, sin, cfg)
 
 
-def quantize_kv(bits: Any, *, keep: Any = None, layers: Any = None,
-                **kind: Any) -> dict[str, Quantize]:  # fmt: skip
+def quantize_kv(
+  bits: Any, *, keep: Any = None, layers: Any = None, **kind: Any
+) -> dict[str, Quantize]:
   """Edits for `intervene` that round keys (rotated) and values alike.
 
   Args:

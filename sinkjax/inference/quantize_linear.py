@@ -136,10 +136,14 @@ def quantize_inputs(
     at = layers[site] if isinstance(layers, Mapping) else layers
     return Flat(
       Quantize(
-        bits, keep, at, per="token" if ranges == "token" else "tensor",
-        symmetric=True, limits=None if limits is None else limits[site],
+        bits,
+        keep,
+        at,
+        per="token" if ranges == "token" else "tensor",
+        symmetric=True,
+        limits=None if limits is None else limits[site],
       )
-    )  # fmt: skip
+    )
 
   return {site: one(site) for site in INPUTS}
 

@@ -153,9 +153,11 @@ def sparse_block_attention(
   keys = keys.reshape(-1, length, width)
   if codec is not None:
     codec = jax.tree.map(
-      lambda x: jnp.tile(jnp.repeat(x, group, 0), (batch,) + (1,) * (x.ndim - 1)
-      ), codec,
-    )  # fmt: skip
+      lambda x: jnp.tile(
+        jnp.repeat(x, group, 0), (batch,) + (1,) * (x.ndim - 1)
+      ),
+      codec,
+    )
 
   def one(args):
     q, k, codec = args
@@ -173,9 +175,7 @@ def sparse_block_attention(
 
 def _check(q, k, scale, tolerance, block: int, window: int) -> None:
   if block < 1 or q.shape[1] % block:
-    raise ValueError(
-      f"block must divide the length {q.shape[1]}, got {block}"
-    )  # fmt: skip
+    raise ValueError(f"block must divide the length {q.shape[1]}, got {block}")
   if k.shape[1] != q.shape[1] or q.shape[2] % k.shape[2]:
     raise ValueError(
       "queries [B, T, H, K] and keys [B, T, N, K] with N dividing H are "

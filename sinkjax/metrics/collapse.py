@@ -307,3 +307,39 @@ def _shares(x):
 
 def _entropy(p):
   return -jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), axis=-1)
+
+
+COLLAPSE_MEASURES = (
+  "mean cosine",
+  "rank residual",
+  "effective rank",
+  "smallest gap",
+)
+"""What `collapse_measures` returns, in its order."""
+
+
+def collapse_measures(x: Float[Array, "*B T D"]) -> Float[Array, "*B 4"]:
+  """`COLLAPSE_MEASURES` of tokens 1 to T - 1: position 0 is a case apart.
+
+  Args:
+    x: one row a token.
+
+  Returns:
+    The mean cosine; the rank residual, relative; the effective rank over its
+    maximum; and the smallest gap to the token before, over the norm of the
+    larger of the two.
+  """
+  x = x[..., 1:, :]
+  gap = representational_gap(x)
+  norm = jnp.sqrt(jnp.sum(x * x, axis=-1))
+  gap = jnp.min(gap / jnp.maximum(norm[..., 1:], norm[..., :-1]), axis=-1)
+  most = min(x.shape[-2:])
+  return jnp.stack(
+    [
+      mean_cosine(x),
+      rank_residual(x, relative=True),
+      effective_rank(x) / most,
+      gap,
+    ],
+    axis=-1,
+  )

@@ -105,9 +105,7 @@ def first_token_mass(pattern: Float[Array, "*B T S"]) -> Float[Array, "*B T"]:
   return pattern[..., :, 0]
 
 
-def attention_share(
-  pattern: Float[Array, "*B T S"],
-) -> Float[Array, "*B T S"]:
+def attention_share(pattern: Float[Array, "*B T S"]) -> Float[Array, "*B T S"]:
   """Each query's attention as shares of what it gives in all.
 
       |A[i, j]| / sum_k |A[i, k]|

@@ -225,8 +225,11 @@ class Attention(nn.Module):
       self.k_bias = self.param("k_bias", small, each)
     if cfg.attn_bias in ("kv", "v"):
       self.v_bias = self.param("v_bias", small, each)
-    gates = {"head": (cfg.n_heads, 1), "element": (cfg.n_heads, cfg.head_dim),
-             "value": each}  # fmt: skip
+    gates = {
+      "head": (cfg.n_heads, 1),
+      "element": (cfg.n_heads, cfg.head_dim),
+      "value": each,
+    }
     if cfg.gate != "none":
       width = gates[cfg.gate]
       self.gate = Projection((cfg.d_model,), width, False, cfg.init_std)
@@ -336,9 +339,8 @@ class Attention(nn.Module):
     if seen is not None:
       mask = seen if mask is None else mask & seen
     z = fused_attention(
-      q, k, v, scale=cfg.score_scale, window=window, mask=mask,
-      sinks=self.sinks,
-    )  # fmt: skip
+      q, k, v, scale=cfg.score_scale, window=window, mask=mask, sinks=self.sinks
+    )
     return tap("z", z)
 
   def write(

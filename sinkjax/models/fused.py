@@ -58,10 +58,12 @@ def fused_attention(
   if implementation == "splash":
     return _splash(q * jnp.asarray(scale, q.dtype), k, v, window, mask, sinks)
   attend = functools.partial(
-    jax.nn.dot_product_attention, scale=scale, is_causal=True,
+    jax.nn.dot_product_attention,
+    scale=scale,
+    is_causal=True,
     local_window_size=None if window is None else (window - 1, 0),
     implementation=implementation,
-  )  # fmt: skip
+  )
   if sinks is None:
     return attend(q, k, v, mask=mask)
   return _sunk(attend, scale)(q, k, v, mask, sinks)

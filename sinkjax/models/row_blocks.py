@@ -152,9 +152,11 @@ def _backward(scale, window, kept, d_out):
   if sinks is not None:
     d_sinks = d_sinks.astype(sinks.dtype)
   return (
-    _heads_last(jnp.concatenate(d_q, axis=3)), *keys, d_mask,
+    _heads_last(jnp.concatenate(d_q, axis=3)),
+    *keys,
+    d_mask,
     None if sinks is None else d_sinks,
-  )  # fmt: skip
+  )
 
 
 def _add_up(parts, spans):

@@ -91,10 +91,17 @@ def legend_above(ax: Any, title: str) -> None:
   ax.set_title(title, pad=21)
   many = max(2, len(ax.get_legend_handles_labels()[1]))
   ax.legend(
-    loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=many, frameon=False,
-    fontsize=8.5, borderaxespad=0.1, borderpad=0.2, handlelength=1.4,
-    columnspacing=1.4, handletextpad=0.5,
-  )  # fmt: skip
+    loc="lower left",
+    bbox_to_anchor=(-0.01, 1.0),
+    ncols=many,
+    frameon=False,
+    fontsize=8.5,
+    borderaxespad=0.1,
+    borderpad=0.2,
+    handlelength=1.4,
+    columnspacing=1.4,
+    handletextpad=0.5,
+  )
 
 
 def line_band(ax: Any, values: np.ndarray, *, color: str, label: str) -> None:

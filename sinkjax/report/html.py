@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sinkjax.report.files import plain
+from sinkjax.artifacts import plain
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -6,14 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.report import files, html, over_squashing
+from sinkjax import artifacts
+from sinkjax.report import html, over_squashing
 from sinkjax.report import jacobian_figures as figures
 
 SCHEMA = 1
 NORMS = {"fro": "Frobenius", "spectral": "spectral", "max": "largest-entry"}
 SOMETIMES = (
-  "ratio.png", "layers.png", "layers.csv", "bounds.png", "bounds.csv",
-)  # fmt: skip
+  "ratio.png",
+  "layers.png",
+  "layers.csv",
+  "bounds.png",
+  "bounds.csv",
+)
 """Files that only some commands write."""
 
 ROWS = 1024
@@ -171,25 +176,28 @@ def _cards(result, data: dict[str, Any]) -> list[html.Number]:
   size, plain, edited = len(result.ids), result.plain, result.edited
   cards = [
     html.Number(
-      "total mixing", _percent(plain.mixing()),
+      "total mixing",
+      _percent(plain.mixing()),
       "share of the squared norms that is between different tokens",
     ),
     html.Number(
-      "effective reach", f"{plain.reach().mean():.2f}",
+      "effective reach",
+      f"{plain.reach().mean():.2f}",
       f"tokens back, mean over tokens; the last token's is "
       f"{plain.reach()[-1]:.2f} of {size - 1}",
     ),
-  ]  # fmt: skip
+  ]
   if edited is not None:
     cards += [
       html.Number(
         "total mixing, edited", _percent(edited.mixing()), result.edit
       ),
       html.Number(
-        "effective reach, edited", f"{edited.reach().mean():.2f}",
+        "effective reach, edited",
+        f"{edited.reach().mean():.2f}",
         f"the last token's is {edited.reach()[-1]:.2f} of {size - 1}",
       ),
-    ]  # fmt: skip
+    ]
   loss = "nats a token"
   if edited is not None:
     loss += f"; edited {edited.loss:.3f}"
@@ -216,9 +224,11 @@ def _trust(result) -> html.Number:
     return html.Number("self check", "none", "the reference is the definition")
   known = [one.check for one in maps if one.check is not None]
   here, size = sum(one.checked for one in maps), len(maps) * len(result.ids)
-  which = "all columns" if here == size else (
-    f"{here} columns of {size}; the others passed in an earlier run"
-  )  # fmt: skip
+  which = (
+    "all columns"
+    if here == size
+    else (f"{here} columns of {size}; the others passed in an earlier run")
+  )
   return html.Number(
     "self check",
     f"{max(known):.1e}" if known else "passed",
@@ -247,8 +257,10 @@ def _zeros(result) -> str:
 
 def _sections(result, tokens, drawn) -> list[html.Section]:
   config, edited = result.config, result.edited
-  a, b = (site if isinstance(site, str) else f"{site[0]} of layer {site[1]}"
-          for site in (config.source, config.target))  # fmt: skip
+  a, b = (
+    site if isinstance(site, str) else f"{site[0]} of layer {site[1]}"
+    for site in (config.source, config.target)
+  )
   found = [
     html.Section(
       "Who depends on whom",
@@ -376,15 +388,15 @@ def write(
     drawn: `draw`'s result.
     page: `render`'s result.
   """
-  files.write_npz(folder / "jacobian.npz", arrays(result))
+  artifacts.write_npz(folder / "jacobian.npz", arrays(result))
   found = tables(result, tokens)
   for name in set(SOMETIMES) - set(drawn) - set(found):
     (folder / name).unlink(missing_ok=True)
   for name, table in found.items():
-    files.write_csv(folder / name, *table)
+    artifacts.write_csv(folder / name, *table)
   for name, png in drawn.items():
-    files.write_bytes(folder / name, png)
-  files.write_text(folder / "report.html", page)
-  files.write_json(
+    artifacts.write_bytes(folder / name, png)
+  artifacts.write_text(folder / "report.html", page)
+  artifacts.write_json(
     folder / "summary.json", {"schema": SCHEMA, **data, "complete": True}
   )

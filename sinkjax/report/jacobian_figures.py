@@ -104,8 +104,9 @@ def norm_maps(
   side = _side(tokens, 2.9, 6.0 if len(maps) == 1 else 5.0)
   with drawing(len(maps) * side + 1.9, side + 1.1) as figure:
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for i, (ax, (title, values)) in enumerate(zip(axes, maps.items(),
-                                                  strict=True)):  # fmt: skip
+    for i, (ax, (title, values)) in enumerate(
+      zip(axes, maps.items(), strict=True)
+    ):
       image = _square(ax, values, tokens, i == 0, norm=LogNorm(low, high))
       ax.set_title(title, parse_math=False)
     _log_bar(image, list(axes), label, low, high)
@@ -203,8 +204,15 @@ def mixing_by_layer(
     ax = figure.add_subplot()
     marker = "o" if len(layers) <= 16 else ""
     for label, (values, color) in _coloured(series).items():
-      ax.plot(layers, 100 * values, color=color, label=label, lw=1.8,
-              marker=marker, ms=4)  # fmt: skip
+      ax.plot(
+        layers,
+        100 * values,
+        color=color,
+        label=label,
+        lw=1.8,
+        marker=marker,
+        ms=4,
+      )
     shown = [layers[i] for i in ticks(len(layers))]
     ax.set(xticks=shown, xlabel="layer", ylim=(0, 102), ylabel="%")
     ax.set_xlim(layers[0] - 0.6, layers[-1] + 0.6)

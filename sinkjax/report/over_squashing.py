@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.experiments.over_squashing import FORMS
+from sinkjax.analysis.over_squashing import FORMS
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -109,10 +109,12 @@ def draw(maps: Mapping[str, Any], tokens: Sequence[str]) -> bytes:
       ax.set_xlabel("changed token (source)")
       ax.set_title(title, parse_math=False)
     figure.legend(
-      *axes[0].get_legend_handles_labels(), loc="outside upper left",
+      *axes[0].get_legend_handles_labels(),
+      loc="outside upper left",
       ncols=3 if len(maps) == 1 else 5,
-      frameon=False, fontsize=8.5,
-    )  # fmt: skip
+      frameon=False,
+      fontsize=8.5,
+    )
     axes[0].set_ylabel("log10 of the last token's norm")
     return png(figure)
 
@@ -123,11 +125,17 @@ def section(maps: Mapping[str, Any], figure: bytes) -> html.Section:
   rows = []
   for label, found in maps.items():
     for name, one in summary(found)["forms"].items():
-      rows.append([
-        label, f"{name}: {FORMS[name].label}", one["about"],
-        one["decades_least"], one["decades_median"], one["decades_most"],
-        one["violations"],
-      ])  # fmt: skip
+      rows.append(
+        [
+          label,
+          f"{name}: {FORMS[name].label}",
+          one["about"],
+          one["decades_least"],
+          one["decades_median"],
+          one["decades_most"],
+          one["violations"],
+        ]
+      )
   found = next(iter(maps.values()))
   return html.Section(
     "How much the bounds allow",

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.report import figures, files, html
+from sinkjax import artifacts
+from sinkjax.report import figures, html
 
 SCHEMA = 1
 
@@ -31,9 +32,16 @@ def summary(profile, *, eps: Sequence[float]) -> dict[str, Any]:
     name: profile.sink_rate_stderr(value)
     for name, value in zip(names, eps, strict=True)
   }
-  fields = ("value_norm_first", "value_norm_rest", "key_norm_first",
-            "key_norm_rest", "hidden_norm_first", "hidden_norm_median",
-            "entropy", "entropy_share")  # fmt: skip
+  fields = (
+    "value_norm_first",
+    "value_norm_rest",
+    "key_norm_first",
+    "key_norm_rest",
+    "hidden_norm_first",
+    "hidden_norm_median",
+    "entropy",
+    "entropy_share",
+  )
   massive = profile.largest_activation()
   return {
     "token_ids": profile.prompts[0],
@@ -94,10 +102,16 @@ def draw(
   """
   mean = {
     name: getattr(profile, name).mean(axis=0)
-    for name in ("alpha", "hidden_norm_first", "hidden_norm_median",
-                 "value_norm_first", "value_norm_rest", "entropy",
-                 "entropy_share")
-  }  # fmt: skip
+    for name in (
+      "alpha",
+      "hidden_norm_first",
+      "hidden_norm_median",
+      "value_norm_first",
+      "value_norm_rest",
+      "entropy",
+      "entropy_share",
+    )
+  }
   ranked = profile.ranked_heads()
   many = min(4, len(ranked) // 2) or 1
   first = tokens[0] if profile.first_token() is not None else ""
@@ -105,8 +119,10 @@ def draw(
   makers = {
     "sink_map.png": lambda: figures.sink_map(mean["alpha"], eps, first),
     "norms.png": lambda: figures.norms_by_layer(
-      mean["hidden_norm_first"], mean["hidden_norm_median"],
-      mean["value_norm_first"], mean["value_norm_rest"],
+      mean["hidden_norm_first"],
+      mean["hidden_norm_median"],
+      mean["value_norm_first"],
+      mean["value_norm_rest"],
     ),
     "attention.png": lambda: figures.attention_maps(
       np.stack([profile.maps[at] for at in chosen]),
@@ -116,7 +132,7 @@ def draw(
     "entropy.png": lambda: figures.entropy_by_layer(
       mean["entropy"], mean["entropy_share"]
     ),
-  }  # fmt: skip
+  }
   drawn = {}
   for name, make in makers.items():
     drawn[name] = make()
@@ -285,10 +301,10 @@ def write(
     drawn: `draw`'s result.
     page: `render`'s result.
   """
-  files.write_csv(folder / "heads.csv", *head_rows(profile))
+  artifacts.write_csv(folder / "heads.csv", *head_rows(profile))
   for name, png in drawn.items():
-    files.write_bytes(folder / name, png)
-  files.write_text(folder / "report.html", page)
-  files.write_json(
+    artifacts.write_bytes(folder / name, png)
+  artifacts.write_text(folder / "report.html", page)
+  artifacts.write_json(
     folder / "summary.json", {"schema": SCHEMA, **data, "complete": True}
   )

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.report import files, html
+from sinkjax import artifacts
+from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
   INK,
@@ -53,27 +54,36 @@ def write(
     "sink_map.png": sink_map(np.array(by_kind["probe"][-1]["alpha"]), 0.3),
   }
   for name, picture in drawn.items():
-    files.write_bytes(folder / name, picture)
+    artifacts.write_bytes(folder / name, picture)
   for kind, rows in by_kind.items():
     header = [
-      name for name, value in rows[0].items()
+      name
+      for name, value in rows[0].items()
       if name != "kind" and not isinstance(value, list)
-    ]  # fmt: skip
-    files.write_csv(
-      folder / f"{kind}.csv", header,
+    ]
+    artifacts.write_csv(
+      folder / f"{kind}.csv",
+      header,
       [["" if r.get(n) is None else r[n] for n in header] for r in rows],
-    )  # fmt: skip
-  files.write_csv(
-    folder / "sinks.csv", ["step", "layer", "head", "sink_score"],
-    [[row["step"], *place, score] for row in by_kind["probe"]
-     for place, score in np.ndenumerate(np.array(row["alpha"]))],
-  )  # fmt: skip
+    )
+  artifacts.write_csv(
+    folder / "sinks.csv",
+    ["step", "layer", "head", "sink_score"],
+    [
+      [row["step"], *place, score]
+      for row in by_kind["probe"]
+      for place, score in np.ndenumerate(np.array(row["alpha"]))
+    ],
+  )
   last = {kind: rows[-1] for kind, rows in by_kind.items()}
   speed = float(np.median([r["tokens_per_second"] for r in by_kind["train"]]))
   data = {
-    **numbers, "loss": last["eval"]["loss"], "probe": last["probe"],
-    "tokens_per_second": speed, **meta,
-  }  # fmt: skip
+    **numbers,
+    "loss": last["eval"]["loss"],
+    "probe": last["probe"],
+    "tokens_per_second": speed,
+    **meta,
+  }
   page = html.render_report(
     title="A training run, and its sinks",
     subtitle=f"{numbers['parameters']:,} parameters, {numbers['tokens']:,} "
@@ -84,14 +94,18 @@ def write(
         "sink rate", f"{100 * last['probe']['sink_rate_0.3']:.1f} %", "eps 0.3"
       ),
       html.Number(
-        "attention on the first token", last["probe"]["first_mass"],
+        "attention on the first token",
+        last["probe"]["first_mass"],
         "mean of heads and rows",
       ),
       html.Number("tokens a second", speed, meta["device"]),
     ],
     sections=[
-      html.Section("Loss", figure=drawn["loss.png"],
-                   caption="Nats a token, in training and on held-out text."),
+      html.Section(
+        "Loss",
+        figure=drawn["loss.png"],
+        caption="Nats a token, in training and on held-out text.",
+      ),
       html.Section(
         "Sinks",
         body="On the starts of held-out documents, which are always the same.",
@@ -100,27 +114,34 @@ def write(
         "itself; dashed, what uniform attention would give.",
       ),
       html.Section(
-        "Inside", figure=drawn["inside.png"],
+        "Inside",
+        figure=drawn["inside.png"],
         caption="Evenness of attention rows; the first value's norm over the "
         "others'; the largest activation over the median one; effective rank.",
       ),
       html.Section(
-        "How they form", figure=drawn["formation.png"],
+        "How they form",
+        figure=drawn["formation.png"],
         caption="Sink score of every head over training; lines part layers, "
         "the first is on top. A row's shade is one head.",
       ),
-      html.Section("Where the sinks are", figure=drawn["sink_map.png"],
-                   caption="Sink score by layer and head, at the last step."),
+      html.Section(
+        "Where the sinks are",
+        figure=drawn["sink_map.png"],
+        caption="Sink score by layer and head, at the last step.",
+      ),
     ],
     warnings=[
       f"{numbers['skipped']} steps had no finite gradient and were left out."
-    ] if numbers["skipped"] else [],
+    ]
+    if numbers["skipped"]
+    else [],
     command=meta["command"],
     details={k: v for k, v in meta.items() if k != "command"},
-  )  # fmt: skip
-  files.write_text(folder / "report.html", page)
+  )
+  artifacts.write_text(folder / "report.html", page)
   if complete:
-    files.write_json(folder / "summary.json", {**data, "complete": True})
+    artifacts.write_json(folder / "summary.json", {**data, "complete": True})
 
 
 def _xy(rows, name: str):
@@ -181,9 +202,11 @@ def _formation(probe) -> bytes:
 
 def _inside(probe) -> bytes:
   shown = {
-    "entropy_share": "evenness of rows", "value_ratio": "first value's norm",
-    "massive_ratio": "largest activation", "effective_rank": "effective rank",
-  }  # fmt: skip
+    "entropy_share": "evenness of rows",
+    "value_ratio": "first value's norm",
+    "massive_ratio": "largest activation",
+    "effective_rank": "effective rank",
+  }
   with drawing(8, 4.6) as figure:
     for ax, (name, title) in zip(
       figure.subplots(2, 2).flat, shown.items(), strict=True

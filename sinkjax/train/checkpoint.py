@@ -152,8 +152,13 @@ def _read_manifest(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
       for name, entry in manifest["arrays"].items()
     }
   except (
-    AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError,
-  ) as error:  # fmt: skip
+    AttributeError,
+    KeyError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise WeightsError(f"{path}: no valid manifest: {error}") from None
   return cfg, arrays
 
@@ -282,8 +287,9 @@ class RunCheckpoints:
     for name, want in _named(target).items():
       entry = arrays.get(name)
       if entry is None or (entry["shape"], entry["dtype"]) != (
-        list(want.shape), str(want.dtype),
-      ):  # fmt: skip
+        list(want.shape),
+        str(want.dtype),
+      ):
         had = f"{entry['dtype']} {entry['shape']}" if entry else "missing"
         raise WeightsError(
           f"{where}: array {name!r} is {had}, this run has {want.dtype} "

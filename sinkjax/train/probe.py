@@ -12,16 +12,8 @@ from jaxtyping import Array, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.collapse import effective_rank
-from sinkjax.metrics.norms import (
-  kurtosis,
-  massive_activation,
-  value_norm_ratio,
-)
-from sinkjax.metrics.sinks import (
-  attention_entropy,
-  attention_share,
-  sink_score,
-)
+from sinkjax.metrics.norms import kurtosis, massive_activation, value_norm_ratio
+from sinkjax.metrics.sinks import attention_entropy, attention_share, sink_score
 from sinkjax.models.normalizers import UNNORMALIZED
 from sinkjax.models.transformer import Params, forward
 from sinkjax.transforms.capture import capture

@@ -63,8 +63,9 @@ def branch_row(context: Sequence[int], endings: Sequence[Sequence[int]]) -> Row:
     positions += range(size, size + len(ending))
     branch += [number + 1] * len(ending)
     parent += [size - 1, *range(start, start + len(ending) - 1)]
-  return Row(*(np.array(x, np.int32) for x in (tokens, positions, branch,
-                                               parent)))  # fmt: skip
+  return Row(
+    *(np.array(x, np.int32) for x in (tokens, positions, branch, parent))
+  )
 
 
 def split_endings(

@@ -126,13 +126,22 @@ def estimate_norms(
   else:
     squares = np.zeros((length, length, samples))
     engine = Engine(
-      cfg, as_layers(cfg, params), tokens[None], edits, source=a, target=b,
+      cfg,
+      as_layers(cfg, params),
+      tokens[None],
+      edits,
+      source=a,
+      target=b,
       positions=positions,
-    )  # fmt: skip
+    )
     plan = make_plan(
-      cfg, length, columns=columns, many=samples, layers=len(engine.steps),
+      cfg,
+      length,
+      columns=columns,
+      many=samples,
+      layers=len(engine.steps),
       budget=budget,
-    )  # fmt: skip
+    )
 
     def consume(block, layer, tangents):
       found = np.asarray(_squares(tangents))
@@ -274,21 +283,39 @@ def power_norms(
   vectors = jax.random.normal(key, (len(wanted), cfg.d_model), cfg.dtype)
   vectors /= jnp.linalg.norm(vectors, axis=-1, keepdims=True)
   square, residual = _iterate(
-    cfg, dict(edits), params, tokens[None], positions, jnp.asarray(wanted),
-    vectors, source=a, target=b, iterations=iterations, chunk=chunk,
-  )  # fmt: skip
+    cfg,
+    dict(edits),
+    params,
+    tokens[None],
+    positions,
+    jnp.asarray(wanted),
+    vectors,
+    source=a,
+    target=b,
+    iterations=iterations,
+    chunk=chunk,
+  )
   norms = np.sqrt(np.maximum(np.asarray(square, np.float64), 0))
   return TopSingular(norms, np.asarray(residual, np.float64))
 
 
 @functools.partial(
-  jax.jit,
-  static_argnames=("cfg", "source", "target", "iterations", "chunk"),
+  jax.jit, static_argnames=("cfg", "source", "target", "iterations", "chunk")
 )
 def _iterate(
-  cfg, edits, params, tokens, positions, pairs, vectors, *, source, target,
-  iterations, chunk,
-):  # fmt: skip
+  cfg,
+  edits,
+  params,
+  tokens,
+  positions,
+  pairs,
+  vectors,
+  *,
+  source,
+  target,
+  iterations,
+  chunk,
+):
   """(sigma^2, |J^T J v - sigma^2 v| / sigma^2) of every pair."""
   y, zeros = _shifted(cfg, edits, params, tokens, positions, source, target)
   _, push = jax.linearize(y, zeros)

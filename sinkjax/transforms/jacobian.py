@@ -217,19 +217,39 @@ def jacobian_norms(
   chosen = source_columns(length, rows)
   if method == "reference":
     values = _reference(
-      fn, params, tokens, a, b, norm, columns, budget_bytes, positions,
-      lambda done, values: finished(done, values[chosen]), progress,
-    )  # fmt: skip
+      fn,
+      params,
+      tokens,
+      a,
+      b,
+      norm,
+      columns,
+      budget_bytes,
+      positions,
+      lambda done, values: finished(done, values[chosen]),
+      progress,
+    )
     return values[np.ix_(chosen, columns)]
   layers, many = as_layers(cfg, params), cfg.d_model
   engine = Engine(
-    cfg, layers, tokens[None], edits, source=a, target=b,
-    positions=positions, devices=devices,
-  )  # fmt: skip
+    cfg,
+    layers,
+    tokens[None],
+    edits,
+    source=a,
+    target=b,
+    positions=positions,
+    devices=devices,
+  )
   plan = make_plan(
-    cfg, length, columns=columns, many=many, layers=len(engine.steps),
-    budget=budget_bytes or default_budget(), devices=len(devices or [0]),
-  )  # fmt: skip
+    cfg,
+    length,
+    columns=columns,
+    many=many,
+    layers=len(engine.steps),
+    budget=budget_bytes or default_budget(),
+    devices=len(devices or [0]),
+  )
   report({"plan": plan})
   places = [layer for layer, _ in engine.steps] if per_layer else [None]
   found = {place: _Norms(norm, length, many) for place in places}
@@ -243,9 +263,15 @@ def jacobian_norms(
     return every if per_layer else every[0]
 
   error = engine.run(
-    plan, columns, _units(cfg), consume, many=many, every_layer=per_layer,
-    finished=lambda some: finished(some, values(some)), progress=progress,
-  )  # fmt: skip
+    plan,
+    columns,
+    _units(cfg),
+    consume,
+    many=many,
+    every_layer=per_layer,
+    finished=lambda some: finished(some, values(some)),
+    progress=progress,
+  )
   report({"check": error})
   return values(columns)
 
@@ -261,9 +287,8 @@ def _units(cfg):
 
 
 def _reference(
-  fn, params, tokens, a, b, norm, columns, budget, positions, finished,
-  progress,
-):  # fmt: skip
+  fn, params, tokens, a, b, norm, columns, budget, positions, finished, progress
+):
   """Plain `jax.jacfwd` with respect to one source token at a time.
 
   In pieces of directions that fit the budget; every layer acts on all tokens.
@@ -272,8 +297,9 @@ def _reference(
   costs = cfg.d_model + 3 * cfg.d_ff + 3 * cfg.n_heads * length
   column = 4 * jnp.dtype(cfg.dtype).itemsize * length * costs
   most = max(1, (budget or default_budget()) // column)
-  piece = max(n for n in range(1, cfg.d_model + 1)
-              if cfg.d_model % n == 0 and n <= most)  # fmt: skip
+  piece = max(
+    n for n in range(1, cfg.d_model + 1) if cfg.d_model % n == 0 and n <= most
+  )
   jacobian = jax.jit(reference_block(fn, tokens, a, b, piece, positions))
   values = np.zeros((length, length))
   pieces = cfg.d_model // piece
@@ -370,13 +396,22 @@ def token_jacobian(
   a, b = parse_pair(cfg, source, target)
   columns = sorted({s for _, s in wanted})
   engine = Engine(
-    cfg, as_layers(cfg, params), tokens[None], edits, source=a, target=b,
+    cfg,
+    as_layers(cfg, params),
+    tokens[None],
+    edits,
+    source=a,
+    target=b,
     positions=positions,
-  )  # fmt: skip
+  )
   plan = make_plan(
-    cfg, length, columns=columns, many=many, layers=len(engine.steps),
+    cfg,
+    length,
+    columns=columns,
+    many=many,
+    layers=len(engine.steps),
     budget=budget_bytes or default_budget(),
-  )  # fmt: skip
+  )
   blocks = np.zeros((len(wanted), many, many), cfg.dtype)
 
   def consume(block, layer, tangents):

@@ -18,11 +18,7 @@ from jaxtyping import Array
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import Layers
-from sinkjax.transforms.jacobian_plan import (
-  Block,
-  Plan,
-  blocks_of,
-)
+from sinkjax.transforms.jacobian_plan import Block, Plan, blocks_of
 from sinkjax.transforms.layer_jacobian import (
   Fold,
   fold_layer,
@@ -56,9 +52,13 @@ def _steps(cfg: ModelConfig, source: Point, target: Point):
   n = cfg.n_layers
   if source.order(n) == target.order(n):
     return [], False
-  starts = {"embed": (0, "in"), PRE: (source.layer, PRE),
-            MID: (source.layer, MID), POST: (source.layer + 1, "in"),
-            "final": (n, "in")}  # fmt: skip
+  starts = {
+    "embed": (0, "in"),
+    PRE: (source.layer, PRE),
+    MID: (source.layer, MID),
+    POST: (source.layer + 1, "in"),
+    "final": (n, "in"),
+  }
   first, start = starts[source.site]
   final = target.site == "final"
   last, stop = (n - 1, POST) if final else (target.layer, target.site)
@@ -203,9 +203,8 @@ class Engine:
     for layer, segment in self.steps:
       x, params = self.entering[layer], self.layers.layer(layer)
       d_x = push_directly(
-        self.cfg, params, x, layer, self.ctx, self.edits, d_x,
-        segment=segment,
-      )  # fmt: skip
+        self.cfg, params, x, layer, self.ctx, self.edits, d_x, segment=segment
+      )
     if self.final:
       x = self.entering[self.cfg.n_layers]
       norm = self.layers.final_norm()
@@ -278,9 +277,11 @@ def _spread_over(devices):
   if devices is None or len(devices) < 2:
     return lambda d_x: d_x
   mesh = jax.make_mesh(
-    (len(devices),), ("source",),
-    axis_types=(jax.sharding.AxisType.Auto,), devices=devices,
-  )  # fmt: skip
+    (len(devices),),
+    ("source",),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=devices,
+  )
   spec = jax.sharding.PartitionSpec(None, None, "source")
   sharding = jax.sharding.NamedSharding(mesh, spec)
   return lambda d_x: jax.device_put(d_x, sharding)

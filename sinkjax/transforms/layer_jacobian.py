@@ -87,8 +87,10 @@ def _each_token(fn, matrices, first: int, *operands):
 
   def one(inputs):
     at, *mine = inputs
-    taken = (jax.lax.dynamic_index_in_dim(m, first + at, 0, keepdims=False)
-             for m in matrices)  # fmt: skip
+    taken = (
+      jax.lax.dynamic_index_in_dim(m, first + at, 0, keepdims=False)
+      for m in matrices
+    )
     return fn(*taken, *mine)
 
   return jax.lax.map(one, (jnp.arange(operands[0].shape[0]), *operands))

@@ -118,9 +118,10 @@ def attention_entropy(*, normalize: bool = False) -> RowStatistic:
     return state + jnp.sum(entropy * weight[None, None], axis=-1)
 
   return RowStatistic(
-    lambda batch, heads, length: _zeros(batch, heads), update,
+    lambda batch, heads, length: _zeros(batch, heads),
+    update,
     lambda x, length: x / max(length - 1, 1),
-  )  # fmt: skip
+  )
 
 
 @functools.cache

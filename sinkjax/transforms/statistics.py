@@ -107,9 +107,10 @@ def combine(statistics: Mapping[str, Statistic]) -> Statistic:
   return Statistic(
     lambda: {name: s.init() for name, s in statistics.items()},
     update,
-    lambda state: {name: s.finalize(state[name]) for name, s in
-                   statistics.items()},
-  )  # fmt: skip
+    lambda state: {
+      name: s.finalize(state[name]) for name, s in statistics.items()
+    },
+  )
 
 
 def mean_and_error(
@@ -136,9 +137,10 @@ def mean_and_error(
 
   def init():
     return {
-      "count": jnp.zeros(()), "sum": jnp.zeros(shape),
+      "count": jnp.zeros(()),
+      "sum": jnp.zeros(shape),
       "square": jnp.zeros(shape),
-    }  # fmt: skip
+    }
 
   def about():
     return jnp.broadcast_to(jnp.asarray(center, float), shape)
@@ -160,9 +162,11 @@ def mean_and_error(
     freedom = jnp.where(count > 1, count - 1, jnp.nan)
     std = jnp.sqrt(spread / freedom)
     return {
-      "count": count, "mean": about() + shift, "std": std,
+      "count": count,
+      "mean": about() + shift,
+      "std": std,
       "stderr": std / jnp.sqrt(count),
-    }  # fmt: skip
+    }
 
   return Statistic(init, update, finalize)
 
@@ -217,9 +221,11 @@ def bootstrap(
   def init():
     many = (replicates, *shape)
     return {
-      "count": jnp.zeros(()), "sum": jnp.zeros(shape),
-      "counts": jnp.zeros(replicates), "sums": jnp.zeros(many),
-    }  # fmt: skip
+      "count": jnp.zeros(()),
+      "sum": jnp.zeros(shape),
+      "counts": jnp.zeros(replicates),
+      "sums": jnp.zeros(many),
+    }
 
   def update(state, value, *, weights=None, index=None):
     if index is None:
@@ -231,9 +237,11 @@ def bootstrap(
     draws_PxR = draws_PxR * weights.reshape(-1, 1)
     sums = jnp.einsum("pr,p...->r...", draws_PxR, value, precision="highest")
     new = {
-      "count": jnp.sum(weights), "sum": jnp.sum(weights * value, axis=0),
-      "counts": jnp.sum(draws_PxR, axis=0), "sums": sums,
-    }  # fmt: skip
+      "count": jnp.sum(weights),
+      "sum": jnp.sum(weights * value, axis=0),
+      "counts": jnp.sum(draws_PxR, axis=0),
+      "sums": sums,
+    }
     return merge(state, new)
 
   def finalize(state):

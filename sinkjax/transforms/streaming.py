@@ -184,9 +184,16 @@ def _run(cfg, taps, statistics, block, nll, weights, tokens, positions):
   for i in range(cfg.n_layers):
     params = layers.layer(i)
     x, trace = _layer(
-      params, x, jnp.asarray(i), Context(*tables, None, None), edits,
-      kind=kind, cfg=cfg, statistics=statistics, block=min(block, length),
-    )  # fmt: skip
+      params,
+      x,
+      jnp.asarray(i),
+      Context(*tables, None, None),
+      edits,
+      kind=kind,
+      cfg=cfg,
+      statistics=statistics,
+      block=min(block, length),
+    )
     jax.block_until_ready(x)
     del params  # before the next is asked for: two at a time, where offloaded
     traces.append(trace)

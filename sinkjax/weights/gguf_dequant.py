@@ -189,9 +189,7 @@ def _q6_k(raw: np.ndarray, out: np.ndarray) -> bool:
   codes = np.empty_like(out, dtype=np.uint8)
   # Two halves; in each, 64 low nibbles and then 64 high ones.
   _nibbles(
-    raw[:128].reshape(2, 1, 64, *rest),
-    codes.reshape(2, 2, 64, *rest),
-    axis=1,
+    raw[:128].reshape(2, 1, 64, *rest), codes.reshape(2, 2, 64, *rest), axis=1
   )
   high = _bits(raw[128:192], 2).reshape(2, 32, 4, *rest).swapaxes(1, 2)
   fours = codes.reshape(2, 4, 32, *rest)

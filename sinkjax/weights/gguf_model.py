@@ -15,9 +15,7 @@ from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_gguf import tokenizer_from_gguf
 from sinkjax.weights.validate import WeightsError, check_tokenizer
 
-ARCHITECTURES = (
-  "llama", "gpt2", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
-)  # fmt: skip
+ARCHITECTURES = ("llama", "gpt2", "qwen2", "qwen3", "gemma", "gemma2", "gemma3")
 
 
 class _Metadata:
@@ -63,8 +61,14 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
   if read.get("expert_count", int, 0):
     raise WeightsError(f"{file.path}: mixture-of-experts models: unknown")
   fields = _common(read, file)
-  extra = {"gpt2": _gpt2, "qwen2": _qwen2, "qwen3": _qwen3, "gemma": _gemma,
-           "gemma2": _gemma2, "gemma3": _gemma3}.get(arch)  # fmt: skip
+  extra = {
+    "gpt2": _gpt2,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+  }.get(arch)
   fields |= extra(read, fields) if extra else {"model_type": "llama"}
   try:
     return ModelConfig(**fields)
@@ -268,9 +272,7 @@ class _GGUFSource:
     return read_rows(self.file, name, rows, out=out)
 
 
-def load_header(
-  path: str | os.PathLike,
-) -> tuple[ModelConfig, Tokenizer]:
+def load_header(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer]:
   """Config and tokenizer of a GGUF file; no weights are read."""
   return _header(open_gguf(path))
 

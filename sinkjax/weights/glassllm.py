@@ -98,9 +98,11 @@ def load_glassllm(
     fields = {ours: values[theirs] for theirs, ours in _FIELDS.items()}
     width, heads = fields["d_model"], fields["n_heads"]
     cfg = ModelConfig(
-      **fields, head_dim=width // heads, d_ff=int(8 * width / 3),
+      **fields,
+      head_dim=width // heads,
+      d_ff=int(8 * width / 3),
       tie_embeddings=True,
-    )  # fmt: skip
+    )
   except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
     raise WeightsError(f"{path}: no valid config: {error}") from None
   tokenizer = tokenizer_from_glassllm(

@@ -20,9 +20,16 @@ _ACTIVATIONS = {
   "relu": "relu",
 }
 FAMILIES = (
-  "gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2",
-  "gemma3_text", "gpt_neox",
-)  # fmt: skip
+  "gpt2",
+  "llama",
+  "mistral",
+  "qwen2",
+  "qwen3",
+  "gemma",
+  "gemma2",
+  "gemma3_text",
+  "gpt_neox",
+)
 
 # Switches that change the function and that we do not implement: the value
 # that they must have, where they are there at all.
@@ -114,9 +121,12 @@ def config_from_hf(values: Any, where: str) -> ModelConfig:
     if values.get(key) not in (None, value):
       raise WeightsError(f"{where}: {key}={values[key]!r} is not supported")
   fields = {
-    "gpt2": _gpt2, "gpt_neox": _gpt_neox, "gemma": _gemma, "gemma2": _gemma2,
+    "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
     "gemma3_text": _gemma3,
-  }.get(family, _llama)(read, family)  # fmt: skip
+  }.get(family, _llama)(read, family)
   fields |= {
     "model_type": family,
     "bos_id": read.token("bos_token_id"),

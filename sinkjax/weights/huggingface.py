@@ -52,8 +52,11 @@ def _llama_leaves(cfg: ModelConfig) -> list[Leaf]:
     names["attn/k_norm/scale"] = "self_attn.k_norm.weight"
   found = [Leaf(f"blocks/{path}", at + name) for path, name in names.items()]
   for part in "qkvo":
-    found += _linear(f"attn/{part}", at + f"self_attn.{part}_proj",
-                     cfg.out_bias if part == "o" else cfg.qkv_bias)  # fmt: skip
+    found += _linear(
+      f"attn/{part}",
+      at + f"self_attn.{part}_proj",
+      cfg.out_bias if part == "o" else cfg.qkv_bias,
+    )
   for part in ("gate", "up", "down") if cfg.gated_mlp else ("up", "down"):
     found += _linear(f"mlp/{part}", at + f"mlp.{part}_proj", cfg.mlp_bias)
   found.append(Leaf("embed", "model.embed_tokens.weight", "matrix"))
@@ -80,18 +83,23 @@ def _norms(pairs: dict[str, str]) -> list[Leaf]:
 
 def _gpt2_leaves(cfg: ModelConfig) -> list[Leaf]:
   at = "transformer.h.{i}."
-  found = _norms({
-    "blocks/attn_norm": at + "ln_1",
-    "blocks/mlp_norm": at + "ln_2",
-    "final_norm": "transformer.ln_f",
-  })  # fmt: skip
+  found = _norms(
+    {
+      "blocks/attn_norm": at + "ln_1",
+      "blocks/mlp_norm": at + "ln_2",
+      "final_norm": "transformer.ln_f",
+    }
+  )
   for part, letter in enumerate("qkv"):
     path = f"blocks/attn/{letter}/"
     name = at + "attn.c_attn."
     found.append(Leaf(path + "kernel", name + "weight", "conv", "thirds", part))
     found.append(Leaf(path + "bias", name + "bias", "vector", "thirds", part))
-  for path, name in (("attn/o", "attn.c_proj"), ("mlp/up", "mlp.c_fc"),
-                     ("mlp/down", "mlp.c_proj")):  # fmt: skip
+  for path, name in (
+    ("attn/o", "attn.c_proj"),
+    ("mlp/up", "mlp.c_fc"),
+    ("mlp/down", "mlp.c_proj"),
+  ):
     found.append(Leaf(f"blocks/{path}/kernel", f"{at}{name}.weight", "conv"))
     found.append(Leaf(f"blocks/{path}/bias", f"{at}{name}.bias"))
   found.append(Leaf("embed", "transformer.wte.weight", "matrix"))
@@ -103,11 +111,13 @@ def _gpt2_leaves(cfg: ModelConfig) -> list[Leaf]:
 
 def _gpt_neox_leaves(cfg: ModelConfig) -> list[Leaf]:
   at = "gpt_neox.layers.{i}."
-  found = _norms({
-    "blocks/attn_norm": at + "input_layernorm",
-    "blocks/mlp_norm": at + "post_attention_layernorm",
-    "final_norm": "gpt_neox.final_layer_norm",
-  })  # fmt: skip
+  found = _norms(
+    {
+      "blocks/attn_norm": at + "input_layernorm",
+      "blocks/mlp_norm": at + "post_attention_layernorm",
+      "final_norm": "gpt_neox.final_layer_norm",
+    }
+  )
   for part, letter in enumerate("qkv"):
     path = f"blocks/attn/{letter}/"
     name = at + "attention.query_key_value."

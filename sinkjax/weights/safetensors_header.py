@@ -74,9 +74,7 @@ def parse_object(path: str, data: bytes, what: str) -> dict[str, Any]:
       )
   try:
     found = json.loads(
-      str(data, "utf-8"),
-      object_pairs_hook=_unique,
-      parse_constant=_no_constant,
+      str(data, "utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
     )
   except UnicodeDecodeError as error:
     rawfile.refuse(path, f"{what} is not valid UTF-8 (byte {error.start})")

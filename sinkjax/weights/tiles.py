@@ -108,10 +108,7 @@ def read_rows(
   step = _rows_a_tile(row)
   raw_row = row // stored.codec.block * stored.codec.block_bytes
   buffer = np.empty(min(step, len(rows)) * raw_row, np.uint8)
-  with (
-    np.errstate(all="ignore"),
-    rawfile.open_binary(stored.path) as file,
-  ):
+  with np.errstate(all="ignore"), rawfile.open_binary(stored.path) as file:
     for start in range(0, len(rows), step):
       chunk = rows[start : start + step]
       raw = buffer[: len(chunk) * raw_row]

@@ -8,12 +8,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from sinkjax.weights.tokenizer import (
-  NAMES,
-  Tokenizer,
-  build,
-  template_bos,
-)
+from sinkjax.weights.tokenizer import NAMES, Tokenizer, build, template_bos
 from sinkjax.weights.validate import WeightsError, first_line
 
 

@@ -51,15 +51,23 @@ def configs():
   neox_size = {k: v for k, v in _SIZE.items() if k != "num_key_value_heads"}
   return {
     "gpt2": t.GPT2Config(
-      vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64,
-      bos_token_id=1, eos_token_id=2,
+      vocab_size=96,
+      n_embd=32,
+      n_layer=3,
+      n_head=4,
+      n_positions=64,
+      bos_token_id=1,
+      eos_token_id=2,
     ),
     "llama2": t.LlamaConfig(
       **_SIZE, rope_parameters=_rope(10000.0), tie_word_embeddings=False
     ),
     "llama3": t.LlamaConfig(
-      **_SIZE, rope_parameters=_LLAMA3_ROPE, attention_bias=True,
-      mlp_bias=True, rms_norm_eps=1e-5,
+      **_SIZE,
+      rope_parameters=_LLAMA3_ROPE,
+      attention_bias=True,
+      mlp_bias=True,
+      rms_norm_eps=1e-5,
     ),
     "smollm2": t.LlamaConfig(
       **_SIZE, rope_parameters=_rope(100000.0), tie_word_embeddings=True
@@ -68,25 +76,38 @@ def configs():
       **_SIZE, head_dim=16, sliding_window=5, rope_parameters=_rope(1000.0)
     ),
     "qwen2": t.Qwen2Config(
-      **_SIZE, rope_parameters=_rope(1e6), use_sliding_window=True,
-      sliding_window=4, max_window_layers=1,
+      **_SIZE,
+      rope_parameters=_rope(1e6),
+      use_sliding_window=True,
+      sliding_window=4,
+      max_window_layers=1,
     ),
     "qwen3": t.Qwen3Config(
       **_SIZE, head_dim=16, rope_parameters=_rope(1e6), attention_bias=True
     ),
     "gemma": t.GemmaConfig(**_SIZE, **gemma, rope_parameters=_rope(10000.0)),
     "gemma2": t.Gemma2Config(
-      **_SIZE, **gemma, rope_parameters=_rope(10000.0), sliding_window=5,
-      layer_types=_SLIDING, query_pre_attn_scalar=24,
-      attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+      **_SIZE,
+      **gemma,
+      rope_parameters=_rope(10000.0),
+      sliding_window=5,
+      layer_types=_SLIDING,
+      query_pre_attn_scalar=24,
+      attn_logit_softcapping=2.0,
+      final_logit_softcapping=3.0,
     ),
     "gemma3": t.Gemma3TextConfig(
-      **_SIZE, **gemma, sliding_window=5, layer_types=_SLIDING,
+      **_SIZE,
+      **gemma,
+      sliding_window=5,
+      layer_types=_SLIDING,
       query_pre_attn_scalar=24,
       rope_parameters={
         "sliding_attention": _rope(50.0),
         "full_attention": {
-          "rope_type": "linear", "factor": 8.0, "rope_theta": 1e4,
+          "rope_type": "linear",
+          "factor": 8.0,
+          "rope_theta": 1e4,
         },
       },
     ),
@@ -94,7 +115,7 @@ def configs():
     "gpt_neox_sequential": t.GPTNeoXConfig(
       **{**neox_size, **neox}, use_parallel_residual=False
     ),
-  }  # fmt: skip
+  }
 
 
 def build(config, seed=0):

@@ -15,12 +15,22 @@ import torch
 import transformers
 
 import sinkjax
-from sinkjax.report import files
+from sinkjax import artifacts
 from sinkjax.weights.registry import fetch
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-SITES = ("pattern", "q", "k", "v", "z", "attn_out", "mlp_out", "resid_post",
-         "final", "logits")  # fmt: skip
+SITES = (
+  "pattern",
+  "q",
+  "k",
+  "v",
+  "z",
+  "attn_out",
+  "mlp_out",
+  "resid_post",
+  "final",
+  "logits",
+)
 
 
 def main():
@@ -28,8 +38,10 @@ def main():
   for name in families.configs():
     with tempfile.TemporaryDirectory() as folder:
       found = families.errors(name, folder, seed=11)
-    worst = {site: max(case.get(site, 0.0) for case in found.values())
-             for site in SITES}  # fmt: skip
+    worst = {
+      site: max(case.get(site, 0.0) for case in found.values())
+      for site in SITES
+    }
     rows.append([name, *worst.values()])
   smollm2 = families.smollm2_errors(
     sinkjax.load("smollm2-135m"), fetch("smollm2-135m")
@@ -62,10 +74,10 @@ def main():
     f"probabilities {smollm2['pattern']:.1e}, the most likely next token is "
     f"the same at {100 * smollm2['argmax agrees']:.0f} % of positions.",
   ]
-  files.write_text(DOCS / "parity.md", "\n".join(lines) + "\n")
-  files.write_csv(DOCS / "parity.csv", header, rows)
+  artifacts.write_text(DOCS / "parity.md", "\n".join(lines) + "\n")
+  artifacts.write_csv(DOCS / "parity.csv", header, rows)
   table = [dict(zip(header, row, strict=True)) for row in rows]
-  files.write_json(
+  artifacts.write_json(
     DOCS / "parity.json",
     {"families": table, "smollm2": smollm2, "versions": versions},
   )

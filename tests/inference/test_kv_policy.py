@@ -155,7 +155,7 @@ def test_a_cache_as_long_as_the_text_is_full(name, text):
       for name in TURNING
       if name not in ("gemma3", "llama3")
     ),
-  ],  # fmt: skip
+  ],
 )
 def test_sinks_and_window_are_the_slow_walk(name, count, text):
   """Past the window, in every chunking; all scalings, local layers too."""

@@ -62,8 +62,16 @@ def drawn(kind: str, seed: int):
   return tuple(jnp.asarray(x, jnp.float32) for x in (q, k, v))
 
 
-KINDS = ("random", "large", "sink", "one key", "no spread", "corner", "far",
-         "flat")  # fmt: skip
+KINDS = (
+  "random",
+  "large",
+  "sink",
+  "one key",
+  "no spread",
+  "corner",
+  "far",
+  "flat",
+)
 
 
 @functools.cache
@@ -225,9 +233,7 @@ def test_what_goes_first_weighs_least():
   worst = weight.sum(axis=-1).max(axis=3)  # [B, H, C, C]
   free = np.tri(COUNT, k=-2, dtype=bool)
   for at in np.ndindex(BATCH, HEADS, COUNT):
-    gone, left = (
-      worst[at][free[at[2]] & x] for x in (~kept[at], kept[at])
-    )  # fmt: skip
+    gone, left = (worst[at][free[at[2]] & x] for x in (~kept[at], kept[at]))
     assert gone.max(initial=0) <= left.min(initial=1) * (1 + 1e-4)
     if left.size:  # one more would be too much
       rows = weight[at].sum(axis=-1)[:, free[at[2]]]
@@ -262,9 +268,8 @@ def test_near_weight_counts_what_it_says():
     seen = (at[None] <= at[:, None]) & (at[None] >= first[:, None])
     seen[:, 0] = sink
     got = block_bounds.near_weight(
-      q[0, :, 3], k[0, :, 1], scale=SCALE, block=BLOCK, window=window,
-      sink=sink,
-    )  # fmt: skip
+      q[0, :, 3], k[0, :, 1], scale=SCALE, block=BLOCK, window=window, sink=sink
+    )
     want = np.where(seen, np.exp(scores), 0).sum(axis=1)
     some = want > 0
     np.testing.assert_allclose(np.exp(got)[some], want[some], rtol=2e-3)

@@ -16,10 +16,11 @@ bound_of = jax.jit(
   functools.partial(sparse_sink.rest_bound, scale=SCALE, key_block=8)
 )
 attend = jax.jit(
-  functools.partial(sparse_sink_attention, scale=SCALE, query_block=4,
-                    key_block=8),
+  functools.partial(
+    sparse_sink_attention, scale=SCALE, query_block=4, key_block=8
+  ),
   static_argnames="tolerance",
-)  # fmt: skip
+)
 
 
 def exact(q, k, v):

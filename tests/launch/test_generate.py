@@ -11,17 +11,28 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def launch(*flags):
   return subprocess.run(
-    [sys.executable, "-m", "launch.generate", *flags], cwd=ROOT, text=True,
-    capture_output=True, env=os.environ, check=False, timeout=300,
-  )  # fmt: skip
+    [sys.executable, "-m", "launch.generate", *flags],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    env=os.environ,
+    check=False,
+    timeout=300,
+  )
 
 
 def test_text_beyond_the_cache(glassllm_path):
   """The same with the same seed; speed to the standard error."""
   flags = [
-    "--model=glassllm-en", "--prompt=The cat", "--sinks=2", "--window=10",
-    "--max_tokens=40", "--ignore_eos", "--temperature=0.8", "--top_p=0.9",
-  ]  # fmt: skip
+    "--model=glassllm-en",
+    "--prompt=The cat",
+    "--sinks=2",
+    "--window=10",
+    "--max_tokens=40",
+    "--ignore_eos",
+    "--temperature=0.8",
+    "--top_p=0.9",
+  ]
   done = launch(*flags)
   assert done.returncode == 0, done.stderr
   assert re.search(r"; 40 new, [\d.]+ tokens/s", done.stderr)
@@ -60,9 +71,14 @@ for words in sys.argv[1:]:
 def test_mistakes_are_one_line(glassllm_path):
   """All in one process, then one as a person meets it."""
   done = subprocess.run(
-    [sys.executable, "-c", EACH, *MISTAKES], cwd=ROOT, text=True,
-    capture_output=True, env=os.environ, check=False, timeout=300,
-  )  # fmt: skip
+    [sys.executable, "-c", EACH, *MISTAKES],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    env=os.environ,
+    check=False,
+    timeout=300,
+  )
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
   assert len(lines) == len(MISTAKES), done.stdout

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from launch.reproduce import EXPERIMENTS
-from sinkjax.experiments.result import VERDICTS
+from sinkjax.experiments import named
+from sinkjax.experiments.harness.api import VERDICTS
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -19,9 +19,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 def reproduce(*flags):
   return subprocess.run(
     [sys.executable, "-m", "launch.reproduce", "--model=glassllm-en", *flags],
-    cwd=ROOT, text=True, capture_output=True, env=os.environ, check=False,
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    env=os.environ,
+    check=False,
     timeout=1500,
-  )  # fmt: skip
+  )
 
 
 BOTH = ("perturbation", "model_size")
@@ -48,7 +52,7 @@ def test_experiments_leave_their_files(done):
 def test_every_experiment_leaves_its_files(tmp_path, glassllm_path):
   ran = reproduce(f"--out={tmp_path}")
   assert ran.returncode == 0, ran.stderr
-  check_files(tmp_path, EXPERIMENTS)
+  check_files(tmp_path, named("paper"))
 
 
 def check_files(out, names):
@@ -56,10 +60,10 @@ def check_files(out, names):
     data = json.loads((out / name / "result.json").read_text())
     assert list(data)[-1] == "complete" and data["complete"] is True
     assert data["claims"] and data["seconds"] > 0
-    drawn = [part["figure"] for part in data["page"] if part["figure"]]
+    drawn = list((out / name).glob("*.png"))
     assert drawn
     for figure in drawn:
-      assert (out / name / figure).stat().st_size > 5000
+      assert figure.stat().st_size > 5000
     assert list((out / name).glob("*.csv"))
     with np.load(out / name / "arrays.npz") as arrays:
       for array in arrays.values():
@@ -106,7 +110,7 @@ def test_another_model_is_refused(done):
     (["--experiment=all"], "--out is missing"),
     (
       ["--experiment=nope", "--dry_run"],
-      "valid are all, uses, training",
+      "valid are paper, applications, training",
     ),
     (["--dry_run", "--prefix=zebra"], "no such token"),
     (["--out=README.md"], "README.md"),
@@ -121,7 +125,7 @@ def test_errors_are_one_line(flags, message, glassllm_path):
 def test_dry_run_writes_nothing(tmp_path, glassllm_path):
   ran = reproduce(f"--out={tmp_path / 'out'}", "--dry_run")
   assert ran.returncode == 0, ran.stderr
-  for name in EXPERIMENTS:
+  for name in named("paper"):
     assert name in ran.stdout
   assert not (tmp_path / "out").exists()
 
@@ -129,13 +133,17 @@ def test_dry_run_writes_nothing(tmp_path, glassllm_path):
 def test_training_by_one_command(tmp_path):
   """A sweep of four tiny runs, its files, and another config refused."""
   flags = [
-    "--config=configs/reproduce/training.py:demo", f"--out={tmp_path}",
-    "--experiment=bigram_backcopy", "--config.bigram_backcopy.steps=12",
-    "--config.bigram_backcopy.warmup=2", "--config.bigram_backcopy.batch=4",
-    "--config.bigram_backcopy.d_model=16", "--config.bigram_backcopy.length=20",
+    "--config=configs/reproduce/training.py:demo",
+    f"--out={tmp_path}",
+    "--experiment=bigram_backcopy",
+    "--config.bigram_backcopy.steps=12",
+    "--config.bigram_backcopy.warmup=2",
+    "--config.bigram_backcopy.batch=4",
+    "--config.bigram_backcopy.d_model=16",
+    "--config.bigram_backcopy.length=20",
     "--config.bigram_backcopy.normalizers=('softmax','relu')",
     "--config.bigram_backcopy.seeds=(0,1)",
-  ]  # fmt: skip
+  ]
   planned = reproduce(*flags, "--dry_run")
   assert planned.returncode == 0, planned.stderr
   assert "4 runs" in planned.stdout and "glassllm" not in planned.stdout

@@ -43,11 +43,23 @@ def test_what_a_run_leaves(whole):
     for line in (whole / "metrics.jsonl").read_text().splitlines()
   ]
   assert [r["step"] for r in records if r["kind"] == "probe"] == [
-    0, 10, 20, 30, 40,
-  ]  # fmt: skip
-  for name in ("loss.png", "sinks.png", "inside.png", "formation.png",
-               "sink_map.png", "train.csv", "eval.csv", "probe.csv",
-               "report.html"):  # fmt: skip
+    0,
+    10,
+    20,
+    30,
+    40,
+  ]
+  for name in (
+    "loss.png",
+    "sinks.png",
+    "inside.png",
+    "formation.png",
+    "sink_map.png",
+    "train.csv",
+    "eval.csv",
+    "probe.csv",
+    "report.html",
+  ):
     assert (whole / name).stat().st_size > 30
   with open(whole / "sinks.csv", newline="") as stream:
     scores = list(csv.DictReader(stream))
@@ -56,8 +68,10 @@ def test_what_a_run_leaves(whole):
     np.ravel([r["alpha"] for r in probes])
   )
   assert [int(scores[-1][name]) for name in ("step", "layer", "head")] == [
-    40, 1, 1,
-  ]  # fmt: skip
+    40,
+    1,
+    1,
+  ]
   assert list((whole / "tensorboard").iterdir())
   _, cfg, tokenizer = sinkjax.load(whole)
   assert cfg.bos_id == tokenizer.bos_id == 0 and tokenizer.add_bos
@@ -110,13 +124,13 @@ def test_killed_twenty_times(whole, train, tmp_path):
 @pytest.mark.slow
 def test_two_runs_in_one_folder(train, tmp_path):
   workdir = tmp_path / "run"
-  first = train.start(workdir, "--config.steps=100000",
-                "--config.eval_every=100000")  # fmt: skip
+  first = train.start(
+    workdir, "--config.steps=100000", "--config.eval_every=100000"
+  )
   train.wait_for(workdir, 0, first)
   code, _, err = train.ended(
-    train.start(workdir, "--config.steps=100000",
-          "--config.eval_every=100000")
-  )  # fmt: skip
+    train.start(workdir, "--config.steps=100000", "--config.eval_every=100000")
+  )
   first.kill()
   first.communicate()
   assert code == 1 and "another process is training in" in err
@@ -140,9 +154,12 @@ def test_mistakes_are_one_line(train, tmp_path, flags, words):
 
 def test_the_plan(tmp_path):
   ran = subprocess.run(
-    [sys.executable, "-m", "launch.train", "--dry_run"], cwd=ROOT, text=True,
-    capture_output=True, check=True,
-  )  # fmt: skip
+    [sys.executable, "-m", "launch.train", "--dry_run"],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    check=True,
+  )
   assert "parameters, 4 layers" in ran.stdout and "Gflop/s" in ran.stdout
 
 
@@ -153,8 +170,9 @@ def small_disk(tmp_path):
   folder.mkdir()
   made = subprocess.run(
     ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder],
-    capture_output=True, check=False,
-  )  # fmt: skip
+    capture_output=True,
+    check=False,
+  )
   if made.returncode:
     pytest.skip("not allowed to mount a small tmpfs")
   yield folder
@@ -166,8 +184,7 @@ def test_a_full_disk(whole, train, small_disk):
   workdir, filler = small_disk / "run", small_disk / "filler"
   process = train.start(workdir, "--config.steps=40")
   train.wait_for(workdir, 20, process)
-  with open(filler, "wb", buffering=0) as stream, \
-       contextlib.suppress(OSError):  # fmt: skip
+  with open(filler, "wb", buffering=0) as stream, contextlib.suppress(OSError):
     while stream.write(bytes(4096)):
       pass
   code, _, err = train.ended(process)
@@ -215,10 +232,19 @@ def test_a_model_goes_on_as_another_run_s_start(whole, train, tmp_path):
 def test_a_trained_model_goes_everywhere(whole, tmp_path):
   """launch.convert to a folder that transformers' format is read from."""
   ran = subprocess.run(
-    [sys.executable, "-m", "launch.convert", f"--model={whole}", "--to=hf",
-     f"--out={tmp_path / 'hf'}"],
-    cwd=ROOT, text=True, capture_output=True, check=False,
-  )  # fmt: skip
+    [
+      sys.executable,
+      "-m",
+      "launch.convert",
+      f"--model={whole}",
+      "--to=hf",
+      f"--out={tmp_path / 'hf'}",
+    ],
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    check=False,
+  )
   assert ran.returncode == 0, ran.stderr
   params, cfg, tokenizer = sinkjax.load(whole)
   other, other_cfg, other_tokenizer = sinkjax.load(tmp_path / "hf")
@@ -228,8 +254,9 @@ def test_a_trained_model_goes_everywhere(whole, tmp_path):
   )
   np.testing.assert_allclose(
     sinkjax.forward(cfg)(params, tokens).logits,
-    sinkjax.forward(other_cfg)(other, tokens).logits, atol=1e-5,
-  )  # fmt: skip
+    sinkjax.forward(other_cfg)(other, tokens).logits,
+    atol=1e-5,
+  )
 
 
 @pytest.mark.parity
@@ -238,10 +265,18 @@ def test_transformers_reads_a_trained_model(whole, tmp_path):
   import transformers
 
   subprocess.run(
-    [sys.executable, "-m", "launch.convert", f"--model={whole}", "--to=hf",
-     f"--out={tmp_path / 'hf'}"],
-    cwd=ROOT, check=True, capture_output=True,
-  )  # fmt: skip
+    [
+      sys.executable,
+      "-m",
+      "launch.convert",
+      f"--model={whole}",
+      "--to=hf",
+      f"--out={tmp_path / 'hf'}",
+    ],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+  )
   params, cfg, _ = sinkjax.load(whole)
   tokens = np.random.default_rng(0).integers(3, cfg.vocab_size, (2, 30))
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")

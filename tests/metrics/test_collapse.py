@@ -56,9 +56,10 @@ def test_orthonormal_rows(rows):
     collapse.rank_residual(x), math.sqrt(rows - 1), rtol=1e-5
   )
   np.testing.assert_allclose(
-    collapse.rank_residual(3 * x, relative=True), math.sqrt(1 - 1 / rows),
+    collapse.rank_residual(3 * x, relative=True),
+    math.sqrt(1 - 1 / rows),
     rtol=1e-5,
-  )  # fmt: skip
+  )
   np.testing.assert_allclose(collapse.mean_cosine(x), 0, atol=1e-6)
   np.testing.assert_allclose(collapse.effective_rank(x), rows, rtol=1e-5)
   np.testing.assert_allclose(collapse.stable_rank(x), rows, rtol=1e-5)
@@ -95,14 +96,16 @@ def test_rank_one_with_signs():
   )
   away = np.abs(c - 1.5)
   np.testing.assert_allclose(
-    collapse.composite_residual(x), np.sqrt(4 * away.sum() * 7 * away.max()),
+    collapse.composite_residual(x),
+    np.sqrt(4 * away.sum() * 7 * away.max()),
     rtol=1e-6,
-  )  # fmt: skip
+  )
   for order, size in ((1, 7), (2, 5), (math.inf, 4)):
     np.testing.assert_allclose(
       collapse.representational_gap(x, order=order),
-      size * np.abs(np.diff(c)), rtol=1e-6,
-    )  # fmt: skip
+      size * np.abs(np.diff(c)),
+      rtol=1e-6,
+    )
 
 
 def test_against_numpy():
@@ -182,8 +185,9 @@ def test_repeating_the_last_token():
   for order in (1, 2, math.inf):
     np.testing.assert_allclose(
       collapse.repeat_last_gap(x, longer, order=order),
-      np.linalg.norm(away, order, axis=-1), rtol=1e-6,
-    )  # fmt: skip
+      np.linalg.norm(away, order, axis=-1),
+      rtol=1e-6,
+    )
   np.testing.assert_allclose(
     collapse.repeat_last_gap(x, longer),
     collapse.repeat_last_gap(x, longer, order=1),

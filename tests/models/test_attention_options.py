@@ -148,8 +148,9 @@ def test_every_slope(name):
     for h in (step, -step):
       moved = [np.asarray(leaf, np.float64) for leaf in leaves]
       moved[i] = moved[i] + h * d
-      ends.append(np.sum(by_hand(cfg, *jax.tree.unflatten(tree, moved))
-                         * weights))  # fmt: skip
+      ends.append(
+        np.sum(by_hand(cfg, *jax.tree.unflatten(tree, moved)) * weights)
+      )
     want = (ends[0] - ends[1]) / (2 * step)
     path = jax.tree_util.keystr(named[i][0])
     used = "mlp" not in path
@@ -191,9 +192,10 @@ def test_in_the_model(name, tokens):
     pattern = seen(params, tokens).trace["p"]
     streamed = stream_statistics(f, {"sink": rows.sink_score()}, block=4)
     np.testing.assert_allclose(
-      streamed(params, tokens).trace["sink"], pattern[..., 0].mean(-1),
+      streamed(params, tokens).trace["sink"],
+      pattern[..., 0].mean(-1),
       rtol=1e-9,
-    )  # fmt: skip
+    )
     norms = [
       sinkjax.jacobian_norms(f, params, tokens[0, :6], method=method)
       for method in ("exact", "reference")

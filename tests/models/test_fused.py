@@ -80,8 +80,9 @@ def test_splash_interpreted(window):
     z = fused_attention(q, k, v, implementation="splash", **case)
     np.testing.assert_allclose(z, _plain(q, k, v, **case), atol=2e-5)
   with pytest.raises(ValueError, match="whole blocks of 128"):
-    fused_attention(q[:, :100], k[:, :100], v[:, :100], scale=1.0,
-                    implementation="splash")  # fmt: skip
+    fused_attention(
+      q[:, :100], k[:, :100], v[:, :100], scale=1.0, implementation="splash"
+    )
 
 
 def test_a_sink_that_matters_in_bfloat16():
@@ -137,8 +138,9 @@ def test_the_model_is_the_same_function(tiny, tokens, changes):
   np.testing.assert_allclose(value, other, rtol=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-    grads, others,
-  )  # fmt: skip
+    grads,
+    others,
+  )
 
 
 def test_a_tap_gets_its_pattern(tiny, tokens):
@@ -170,9 +172,8 @@ def test_remat_changes_memory_and_nothing_else(tiny, tokens, remat):
   less = gradient(cfg.replace(remat=remat)).lower(params).compile()
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4),
-    kept(params), less(params),
-  )  # fmt: skip
-  sizes = [
-    made.memory_analysis().temp_size_in_bytes for made in (less, kept)
-  ]  # fmt: skip
+    kept(params),
+    less(params),
+  )
+  sizes = [made.memory_analysis().temp_size_in_bytes for made in (less, kept)]
   assert sizes[0] < sizes[1]

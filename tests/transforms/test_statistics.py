@@ -204,10 +204,7 @@ def test_bootstrap_of_two_examples_is_finite():
       lambda: mean_and_error().update(None, np.ones(3), weights=np.ones(2)),
       r"weights must be \[3\], got \(2,\)",
     ),
-    (
-      lambda: ALL["bootstrap"].update(None, np.ones((1, 3))),
-      "needs index",
-    ),
+    (lambda: ALL["bootstrap"].update(None, np.ones((1, 3))), "needs index"),
   ],
 )
 def test_refusals(call, message):

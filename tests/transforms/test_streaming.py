@@ -9,7 +9,7 @@ import pytest
 from jax.extend import core
 
 import sinkjax
-from sinkjax.experiments.sink_profile import token_nll
+from sinkjax.analysis.sink_profile import token_nll
 from sinkjax.metrics import sinks
 from sinkjax.models.attention import causal_mask
 from sinkjax.models.layerwise import InMemory
@@ -20,21 +20,32 @@ from sinkjax.transforms.streaming import stream_statistics
 VARIANTS = {
   "llama": {},
   "gpt2": {
-    "norm": "layer", "qkv_bias": True, "out_bias": True, "gated_mlp": False,
-    "mlp_bias": True, "positions": "learned", "tie_embeddings": True,
+    "norm": "layer",
+    "qkv_bias": True,
+    "out_bias": True,
+    "gated_mlp": False,
+    "mlp_bias": True,
+    "positions": "learned",
+    "tie_embeddings": True,
   },
   "gemma2": {
-    "norm_offset": 1.0, "post_norms": True, "attn_softcap": 5.0,
-    "logit_softcap": 3.0, "window": 3, "embed_scale": 5.0,
+    "norm_offset": 1.0,
+    "post_norms": True,
+    "attn_softcap": 5.0,
+    "logit_softcap": 3.0,
+    "window": 3,
+    "embed_scale": 5.0,
     "local_layers": (True, False, True),
   },
   "gemma3": {
-    "qk_norm": True, "window": 3, "local_layers": (True, True, False),
+    "qk_norm": True,
+    "window": 3,
+    "local_layers": (True, True, False),
     "rope_local_base": 100.0,
   },
   "neox": {"parallel_residual": True, "rope_dim": 2, "norm": "layer"},
   "nope": {"positions": "none", "activation": "relu"},
-}  # fmt: skip
+}
 
 STATISTICS = {
   "sink": rows.sink_score(),
@@ -146,9 +157,9 @@ def test_any_block(tiny, tokens, block):
 
 def test_the_metrics_are_those_of_sinks(tiny, tokens):
   params, cfg = tiny
-  pattern = observed(
-    sinkjax.forward(cfg), params, tokens, "pattern"
-  ).trace["pattern"][1]  # fmt: skip
+  pattern = observed(sinkjax.forward(cfg), params, tokens, "pattern").trace[
+    "pattern"
+  ][1]
   for statistic, metric in (
     (rows.sink_score(key=2), lambda p: sinks.sink_score(p, key=2)),
     (rows.first_token_mass(), sinks.first_token_mass),
@@ -221,16 +232,19 @@ EDITS = {
   "scores": {
     "scores": sinkjax.chain(
       sinkjax.scale(np.array([1.0, 2, 0, 3])[:, None, None][None]),
-      sinkjax.add(0.5, layers=[1]), sinkjax.knockout(3),
+      sinkjax.add(0.5, layers=[1]),
+      sinkjax.knockout(3),
     )
   },
   "uniform": {"scores": sinkjax.replace(0.0, layers=1)},
   "pattern": {"pattern": sinkjax.chain(sinkjax.scale(0.5), sinkjax.add(0.01))},
   "heads": {"z": sinkjax.ablate_heads(np.eye(3, 4, dtype=bool))},
   "whole": {
-    "embed": sinkjax.scale(1.5), "resid_pre": sinkjax.add(0.1, layers=2),
+    "embed": sinkjax.scale(1.5),
+    "resid_pre": sinkjax.add(0.1, layers=2),
     "attn_in": sinkjax.patch(jnp.ones((3, 2, 12, 32)), positions=[3]),
-    "q": sinkjax.scale(2.0), "k": lambda k, layer: k[:, ::-1],
+    "q": sinkjax.scale(2.0),
+    "k": lambda k, layer: k[:, ::-1],
     "v": sinkjax.scale(jnp.linspace(0, 2, 12)[None, :, None, None]),
     "attn_out": sinkjax.scale(0.5),
     "resid_mid": lambda x, layer: x - x.mean(axis=1, keepdims=True),
@@ -240,7 +254,7 @@ EDITS = {
     "resid_post": sinkjax.patch(jnp.ones((3, 2, 12, 32)), positions=[0, 7]),
     "final": sinkjax.scale(2.0),
   },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -258,8 +272,16 @@ def test_edits_act_as_in_a_dense_pass(tiny, tokens, name):
 
 def test_observers_outside_the_rows_and_dense_ones(tiny, tokens):
   params, cfg = tiny
-  whole = ("embed", "resid_pre", "attn_in", "z", "mlp_in", "mlp_act",
-           "resid_post", "final")  # fmt: skip
+  whole = (
+    "embed",
+    "resid_pre",
+    "attn_in",
+    "z",
+    "mlp_in",
+    "mlp_act",
+    "resid_post",
+    "final",
+  )
   seen = {
     **observers(STATISTICS),
     "pair": (("v", "resid_post"), lambda v, x: x.sum() + v.sum()),

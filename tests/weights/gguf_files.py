@@ -19,11 +19,18 @@ from gguf import GGUFValueType as Value
 from sinkjax.weights.validate import WeightsError
 
 PACK = {
-  Value.UINT8: "<B", Value.INT8: "<b", Value.UINT16: "<H", Value.INT16: "<h",
-  Value.UINT32: "<I", Value.INT32: "<i", Value.FLOAT32: "<f",
-  Value.BOOL: "<B", Value.UINT64: "<Q", Value.INT64: "<q",
+  Value.UINT8: "<B",
+  Value.INT8: "<b",
+  Value.UINT16: "<H",
+  Value.INT16: "<h",
+  Value.UINT32: "<I",
+  Value.INT32: "<i",
+  Value.FLOAT32: "<f",
+  Value.BOOL: "<B",
+  Value.UINT64: "<Q",
+  Value.INT64: "<q",
   Value.FLOAT64: "<d",
-}  # fmt: skip
+}
 
 
 def string(text: str | bytes) -> bytes:
@@ -168,9 +175,14 @@ def safetensors_bytes(
 
 
 NAMES = {
-  "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64",
-  "int64": "I64", "bool": "BOOL", "uint8": "U8",
-}  # fmt: skip
+  "float32": "F32",
+  "float16": "F16",
+  "bfloat16": "BF16",
+  "float64": "F64",
+  "int64": "I64",
+  "bool": "BOOL",
+  "uint8": "U8",
+}
 
 
 def safetensors_header(tensors: dict[str, np.ndarray]) -> tuple[dict, bytes]:

@@ -33,11 +33,13 @@ QUICK, SLOW = 80, 2000
 FAMILY = pathlib.Path(__file__).parents[1] / "golden" / "families" / "llama3"
 INDEX = "model.safetensors.index.json"
 LIMIT_S = 2.0
-EXTREMES = sorted({
-  (base + step) % 2**64
-  for base in (0, 2**7, 2**8, 2**15, 2**16, 2**20, 2**31, 2**32, 2**62, 2**63)
-  for step in (-1, 0, 1, 4)
-})  # fmt: skip
+EXTREMES = sorted(
+  {
+    (base + step) % 2**64
+    for base in (0, 2**7, 2**8, 2**15, 2**16, 2**20, 2**31, 2**32, 2**62, 2**63)
+    for step in (-1, 0, 1, 4)
+  }
+)
 
 
 def mutate(data: bytes, rng: random.Random, header: int) -> bytes:
@@ -66,10 +68,30 @@ def mutate(data: bytes, rng: random.Random, header: int) -> bytes:
 
 
 JSON_VALUES = (
-  None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1.5, "", "F64", "F16",
-  "../x.safetensors", "/x.safetensors", "a", [], {}, [0, 0], [1] * 9,
-  [[[]]], "\ud800", "x\n",
-)  # fmt: skip
+  None,
+  True,
+  -1,
+  0,
+  1,
+  2**31,
+  2**63,
+  2**64,
+  10**30,
+  1.5,
+  "",
+  "F64",
+  "F16",
+  "../x.safetensors",
+  "/x.safetensors",
+  "a",
+  [],
+  {},
+  [0, 0],
+  [1] * 9,
+  [[[]]],
+  "\ud800",
+  "x\n",
+)
 
 
 def mutate_json(node, rng: random.Random):

@@ -323,8 +323,10 @@ REFUSED = {
     _extra("k", Value.STRING, struct.pack("<Q", 900_000)),
     "needs 900000 bytes at byte",
   ),
-  "string utf-8": (_extra("k", Value.STRING, b"\1" + b"\0" * 7 + b"\xff"),
-                   "not valid UTF-8"),
+  "string utf-8": (
+    _extra("k", Value.STRING, b"\1" + b"\0" * 7 + b"\xff"),
+    "not valid UTF-8",
+  ),
   "array length": (
     _extra("k", Value.ARRAY, _array(Value.UINT8, 2**63)),
     f"count {2**63}; expected at most",
@@ -346,8 +348,9 @@ REFUSED = {
     "string 0 is .* bytes long",
   ),
   "string in array 2": (
-    _extra("k", Value.ARRAY,
-           _array(Value.STRING, 1, struct.pack("<Q", 500_000))),
+    _extra(
+      "k", Value.ARRAY, _array(Value.STRING, 1, struct.pack("<Q", 500_000))
+    ),
     "needs 500000 bytes at byte",
   ),
   "array utf-8": (
@@ -442,8 +445,10 @@ REFUSED = {
     "lies at bytes .* ends at byte",
   ),
   "first gap": (
-    {"tensors": [files.tensor("w", Type.F32, (64,), offset=32)],
-     "tail": b"\0" * 32},
+    {
+      "tensors": [files.tensor("w", Type.F32, (64,), offset=32)],
+      "tail": b"\0" * 32,
+    },
     "leaving a gap; expected 0",
   ),
   "shape smaller": (_with(0, shape=(2, 64)), "leaving a gap"),
@@ -453,7 +458,7 @@ REFUSED = {
     {"tensors": [], "tail": b"\0" * 100},
     "100 bytes after its tensors",
   ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", REFUSED)

@@ -32,21 +32,33 @@ ARCHITECTURES = {
   "gemma3": "gemma3",
 }
 _NAMES = {
-  "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-  "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-  "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-  "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-  "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+  "self_attn.q_proj": "attn_q",
+  "self_attn.k_proj": "attn_k",
+  "self_attn.v_proj": "attn_v",
+  "self_attn.o_proj": "attn_output",
+  "self_attn.q_norm": "attn_q_norm",
+  "self_attn.k_norm": "attn_k_norm",
+  "mlp.gate_proj": "ffn_gate",
+  "mlp.up_proj": "ffn_up",
+  "mlp.down_proj": "ffn_down",
+  "input_layernorm": "attn_norm",
   "pre_feedforward_layernorm": "ffn_norm",
   "post_feedforward_layernorm": "post_ffw_norm",
-  "ln_1": "attn_norm", "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv",
-  "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
-}  # fmt: skip
+  "ln_1": "attn_norm",
+  "ln_2": "ffn_norm",
+  "attn.c_attn": "attn_qkv",
+  "attn.c_proj": "attn_output",
+  "mlp.c_fc": "ffn_up",
+  "mlp.c_proj": "ffn_down",
+}
 _TOP = {
-  "model.embed_tokens": "token_embd", "model.norm": "output_norm",
-  "lm_head": "output", "transformer.wte": "token_embd",
-  "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm",
-}  # fmt: skip
+  "model.embed_tokens": "token_embd",
+  "model.norm": "output_norm",
+  "lm_head": "output",
+  "transformer.wte": "token_embd",
+  "transformer.wpe": "position_embd",
+  "transformer.ln_f": "output_norm",
+}
 
 
 def permute(weight, heads):

@@ -30,8 +30,13 @@ from test_huggingface import sharded
 ROOT = pathlib.Path(__file__).parents[2]
 FAMILIES = ROOT / "tests" / "golden" / "families"
 NAMES = sorted(path.name for path in FAMILIES.iterdir())
-ARCHITECTURES = {"llama2": "llama", "smollm2": "llama", "gpt2": "gpt2",
-                 "qwen3": "qwen3", "gemma": "gemma"}  # fmt: skip
+ARCHITECTURES = {
+  "llama2": "llama",
+  "smollm2": "llama",
+  "gpt2": "gpt2",
+  "qwen3": "qwen3",
+  "gemma": "gemma",
+}
 same = np.testing.assert_array_equal
 
 
@@ -169,9 +174,11 @@ Q = "model.layers.2.self_attn.q_proj.weight"
 
 
 def poison(tensors):
-  tensors[Q] = np.where(np.arange(tensors[Q].size) == 7, np.nan, 0).astype(
-    np.float32
-  ).reshape(tensors[Q].shape)  # fmt: skip
+  tensors[Q] = (
+    np.where(np.arange(tensors[Q].size) == 7, np.nan, 0)
+    .astype(np.float32)
+    .reshape(tensors[Q].shape)
+  )
 
 
 @pytest.mark.parametrize(
@@ -420,7 +427,7 @@ def test_memory_stays_far_below_the_model(prefetch, smollm2_path):
 JACOBIAN = (
   WALK[: WALK.index("model = open")]
   + """
-from sinkjax.experiments.loss_sensitivity import loss_gradient
+from sinkjax.analysis.loss_sensitivity import loss_gradient
 with open_layers("smollm2-135m", prefetch=False) as layers:
   fn, ids = sinkjax.forward(layers.cfg), jnp.arange(4)
   loss_gradient(fn, layers, ids)

@@ -235,9 +235,7 @@ REFUSED = {
   ),
   "gap": (
     {
-      "header": {
-        "w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
-      },
+      "header": {"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
       "data": bytes(8),
     },
     "leaves a gap; expected byte 0",

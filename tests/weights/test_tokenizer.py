@@ -33,18 +33,21 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "tokenizer"
 TEXTS = json.loads(gzip.decompress((GOLDEN / "strings.json.gz").read_bytes()))
 VOCAB = json.loads(gzip.decompress((GOLDEN / "vocab.json.gz").read_bytes()))
 PRE_STEP = 2
-LLAMA_CPP = ["smollm2", "spm.prefix", "spm.bare", "gemma", "shuffled",
-             "unspaced"]  # fmt: skip
+LLAMA_CPP = [
+  "smollm2",
+  "spm.prefix",
+  "spm.bare",
+  "gemma",
+  "shuffled",
+  "unspaced",
+]
 NAMES = [*LLAMA_CPP, "bytes", "glassllm.en", "glassllm.pt"]
 SPM_USER = ["<|tool|>", "\n\n"]
 
 # SmolLM2 has no token for the bytes 0x14 and 0x16. Here and in transformers
 # the dots beside one meet and merge; llama.cpp keeps them apart.
 NOT_AS_LLAMA_CPP = {
-  "smollm2": {
-    ".\x14.\x10\x15\x1b\x03\x1e\x01\x07\x18\n",
-    ".\x16.\n \x16",
-  }
+  "smollm2": {".\x14.\x10\x15\x1b\x03\x1e\x01\x07\x18\n", ".\x16.\n \x16"}
 }
 
 ignore_missing = pytest.mark.filterwarnings("ignore:the vocabulary has no")
@@ -172,11 +175,21 @@ TEXT = st.lists(
     st.text(),
     st.text("ab1 .,'\n\r\t▁"),
     st.sampled_from(TEXTS),
-    st.sampled_from(["<|im_start|>", "<|endoftext|>", "<s>", "</s>", "<unk>",
-                     "<bos>", "<start_of_turn>", "<|tool|>"]),
+    st.sampled_from(
+      [
+        "<|im_start|>",
+        "<|endoftext|>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<bos>",
+        "<start_of_turn>",
+        "<|tool|>",
+      ]
+    ),
   ),
   max_size=5,
-).map("".join)  # fmt: skip
+).map("".join)
 
 
 @few
@@ -278,8 +291,15 @@ def test_saved_tokenizers_are_the_same(real, saved, name):
     assert differing(again, TEXTS, ids, parse_special=special) == set()
     decoded = map(ours.decode, ids)
     assert list(map(again.decode, ids)) == list(decoded)
-  for field in ("vocab_size", "bos_id", "eos_id", "unk_id", "pad_id",
-                "add_bos", "chat_template"):  # fmt: skip
+  for field in (
+    "vocab_size",
+    "bos_id",
+    "eos_id",
+    "unk_id",
+    "pad_id",
+    "add_bos",
+    "chat_template",
+  ):
     assert getattr(again, field) == getattr(ours, field), field
   tokens = range(ours.vocab_size)
   assert list(map(again.token, tokens)) == list(map(ours.token, tokens))
@@ -409,9 +429,13 @@ def test_missing_bytes_are_told(real):
 def test_tokens_for_people(real):
   smollm2, spm = real["smollm2"], real["spm.prefix"]
   for text, shown, entry in (
-    (" the", " the", "Ġthe"), ("\n", r"\n", "Ċ"), ("\t", r"\t", "ĉ"),
-    ("é", "é", "Ã©"), ("\\", r"\\", "\\"), ("\0", r"\u0000", "Ā"),
-  ):  # fmt: skip
+    (" the", " the", "Ġthe"),
+    ("\n", r"\n", "Ċ"),
+    ("\t", r"\t", "ĉ"),
+    ("é", "é", "Ã©"),
+    ("\\", r"\\", "\\"),
+    ("\0", r"\u0000", "Ā"),
+  ):
     [token] = smollm2.encode(text)
     assert smollm2.token(token) == shown
     assert smollm2.token_to_id(shown) == token
@@ -425,8 +449,11 @@ def test_tokens_for_people(real):
   assert smollm2.token_to_id("no such token") is None
   assert smollm2.token_to_id("\ud800") is None
   assert [spm.token(t) for t in spm.encode("日")] == [
-    " ", r"\xe6", r"\x97", r"\xa5"
-  ]  # fmt: skip
+    " ",
+    r"\xe6",
+    r"\x97",
+    r"\xa5",
+  ]
   assert spm.token_to_id("<0x0A>") == spm.encode("\n")[1]
   assert spm.token(spm.token_to_id("<0x0A>")) == r"\n"
 
@@ -552,8 +579,11 @@ SIZE = len(VOCAB["bytes"]["tokenizer.ggml.tokens"])
     ("bytes", {"bos_token_id": True}, "bos_token_id is bool; expected a token"),
     ("bytes", {"bos_token_id": 1.0}, "bos_token_id is float; expected a token"),
     ("bytes", {"add_bos_token": 1}, "add_bos_token is int; expected true or"),
-    ("bytes", {"add_bos_token": True, "bos_token_id": None},
-     "adds a BOS token but names none"),
+    (
+      "bytes",
+      {"add_bos_token": True, "bos_token_id": None},
+      "adds a BOS token but names none",
+    ),
     ("spm", {"scores": None}, "scores is nothing; expected an array of"),
     ("spm", {"scores": [0.0]}, "scores is list of 1; expected an array of"),
     ("spm", {"scores": change("spm", "scores", 5, "1")}, "entry 5 is '1'"),
@@ -563,7 +593,7 @@ SIZE = len(VOCAB["bytes"]["tokenizer.ggml.tokens"])
     ("spm", {"tokens": change("spm", "tokens", 9, "<s>")}, "duplicate .*'<s>'"),
     ("spm", {"add_space_prefix": 1}, "add_space_prefix is int; expected true"),
   ],
-)  # fmt: skip
+)
 def test_refused_gguf_metadata(name, changes, message):
   with pytest.raises(WeightsError, match=message) as error:
     tokenizer_from_gguf(metadata(name, **changes))
@@ -609,14 +639,19 @@ def folder_with(path, processor=None, **files) -> pathlib.Path:
 START, END = "<|im_start|>", "<|im_end|>"
 PREFIXED = {
   "model": {
-    "type": "BPE", "vocab": {"a": 0, "é": 1}, "merges": [["a", "é"]],
+    "type": "BPE",
+    "vocab": {"a": 0, "é": 1},
+    "merges": [["a", "é"]],
     "continuing_subword_prefix": "#",
   }
-}  # fmt: skip
+}
 ROBERTA = {
-  "type": "RobertaProcessing", "sep": [END, SIZE - 1], "cls": [START, SIZE - 2],
-  "trim_offsets": True, "add_prefix_space": False,
-}  # fmt: skip
+  "type": "RobertaProcessing",
+  "sep": [END, SIZE - 1],
+  "cls": [START, SIZE - 2],
+  "trim_offsets": True,
+  "add_prefix_space": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -631,15 +666,24 @@ ROBERTA = {
     (None, {"tokenizer": b"[" * 99999}, "not a tokenizer"),
     (None, {"tokenizer": PREFIXED}, "not a tokenizer: merge .* lacks the pref"),
     ({"type": "Unheard", "single": [3]}, {}, "not a tokenizer"),
-    (template(START) | {"special_tokens": {}}, {},
-     "the post-processor cannot be read: KeyError"),
+    (
+      template(START) | {"special_tokens": {}},
+      {},
+      "the post-processor cannot be read: KeyError",
+    ),
     (None, {"tokenizer_config": b"{"}, "tokenizer_config.json: not valid JSON"),
     (None, {"tokenizer_config": []}, "tokenizer_config.json: expected a JSON"),
     (None, {"config": b"\xff"}, "config.json: not valid JSON"),
-    (None, {"tokenizer_config": {"bos_token": "<BOS>"}},
-     "tokenizer_config.json: bos_token '<BOS>' is not in the vocabulary"),
-    (None, {"special_tokens_map": {"eos_token": {"content": "<EOS>"}}},
-     "special_tokens_map.json: eos_token '<EOS>' is not in the vocabulary"),
+    (
+      None,
+      {"tokenizer_config": {"bos_token": "<BOS>"}},
+      "tokenizer_config.json: bos_token '<BOS>' is not in the vocabulary",
+    ),
+    (
+      None,
+      {"special_tokens_map": {"eos_token": {"content": "<EOS>"}}},
+      "special_tokens_map.json: eos_token '<EOS>' is not in the vocabulary",
+    ),
     (None, {"tokenizer_config": {"bos_token": 3}}, "bos_token 3 is not in the"),
     (None, {"tokenizer_config": {"bos_token": "\ud800"}}, "is not in the voc"),
     (None, {"config": {"bos_token_id": SIZE}}, "bos_token_id .* is not in the"),
@@ -649,17 +693,26 @@ ROBERTA = {
     (None, {"config": {"eos_token_id": "2"}}, "eos_token_id '2' is not in the"),
     (None, {"config": {"eos_token_id": []}}, "eos_token_id .* is not in the"),
     (None, {"generation_config": {"pad_token_id": -2}}, "pad_token_id -2 is"),
-    (None, {"config": {"bos_token_id": 3}},
-     "more than one BOS token: .* in tokenizer_config.json, 3 in config.json"),
+    (
+      None,
+      {"config": {"bos_token_id": 3}},
+      "more than one BOS token: .* in tokenizer_config.json, 3 in config.json",
+    ),
     (None, {"special_tokens_map": {"bos_token": END}}, "more than one BOS"),
     (template(START, END), {}, "adds more than one BOS token"),
-    ({"type": "Sequence", "processors": [template(START), template(END)]}, {},
-     "adds more than one BOS token"),
+    (
+      {"type": "Sequence", "processors": [template(START), template(END)]},
+      {},
+      "adds more than one BOS token",
+    ),
     (template(END), {}, "more than one BOS token: .* in tokenizer.json"),
-    (None, {"tokenizer_config": {"add_bos_token": True}},
-     "adds a BOS token but names none"),
+    (
+      None,
+      {"tokenizer_config": {"add_bos_token": True}},
+      "adds a BOS token but names none",
+    ),
   ],
-)  # fmt: skip
+)
 def test_refused_folders(tmp_path, processor, files, message):
   folder = folder_with(tmp_path, processor, **files)
   with pytest.raises(WeightsError, match=message) as error:

@@ -41,8 +41,19 @@ import tempfile
 
 HERE = pathlib.Path(__file__).parent
 PRE_STEP = 2
-CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<s>",
-           "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "[INST]"]  # fmt: skip
+CONTROL = [
+  "<|endoftext|>",
+  "<|im_start|>",
+  "<|im_end|>",
+  "<repo_name>",
+  "<s>",
+  "</s>",
+  "<unk>",
+  "<pad>",
+  "<bos>",
+  "<eos>",
+  "[INST]",
+]
 USER = ["<|tool|>", "\n\n"]
 GEMMA = ["\n" * n for n in range(1, 6)] + ["<b>", "</b>", "<td>", "[@BOS@]"]
 GEMMA_SPACES = ["▁" * n for n in range(2, 9)]
@@ -55,23 +66,50 @@ def strings() -> list[str]:
   samples = (HERE / "samples.txt").read_text("utf-8").splitlines()
   found = ["", " ", "\n", "a", "é", "日", "🙂", "\0", "\t", "\r\n", "▁", "'s"]
   found += samples
-  for recipe in (_whitespace, _digits, _prose, _code, _mixtures, _special,
-                 _emoji, _random_unicode, _repeats, _contractions, _control,
-                 _long_words):  # fmt: skip
+  for recipe in (
+    _whitespace,
+    _digits,
+    _prose,
+    _code,
+    _mixtures,
+    _special,
+    _emoji,
+    _random_unicode,
+    _repeats,
+    _contractions,
+    _control,
+    _long_words,
+  ):
     found += recipe(rng, samples)
   return list(dict.fromkeys(found))
 
 
 def _whitespace(rng, samples):
-  spaces = [" ", "  ", "    ", "\n", "\n\n", "\t", "\r\n", "\r", "\v", "\f",
-            "\u00a0", "\u2003", "\u3000", "\u0085", "\u2028"]  # fmt: skip
+  spaces = [
+    " ",
+    "  ",
+    "    ",
+    "\n",
+    "\n\n",
+    "\t",
+    "\r\n",
+    "\r",
+    "\v",
+    "\f",
+    "\u00a0",
+    "\u2003",
+    "\u3000",
+    "\u0085",
+    "\u2028",
+  ]
   words = " ".join(samples).split()
   found = [" " * n for n in range(2, 40, 3)]
   found += ["\n" * n + "x" for n in range(1, 9)]
   for _ in range(200):
     parts = rng.choices(words, k=rng.randint(1, 5))
-    parts = [p + "".join(rng.choices(spaces, k=rng.randint(1, 3)))
-             for p in parts]  # fmt: skip
+    parts = [
+      p + "".join(rng.choices(spaces, k=rng.randint(1, 3))) for p in parts
+    ]
     found.append("".join(parts))
   return found
 
@@ -112,8 +150,19 @@ def _prose(rng, samples):
 
 def _code(rng, samples):
   names = ["x", "user_id", "getValue", "HTTPServer", "tmp2", "αβ", "été", "_"]
-  values = ["0x7fff", "1e-7", "'don\\'t'", '"a\\n\\tb"', "None", "[1, 2,3]",
-            "f'{x:>8.3f}'", "null", "3.14f", "-1", "{...}"]  # fmt: skip
+  values = [
+    "0x7fff",
+    "1e-7",
+    "'don\\'t'",
+    '"a\\n\\tb"',
+    "None",
+    "[1, 2,3]",
+    "f'{x:>8.3f}'",
+    "null",
+    "3.14f",
+    "-1",
+    "{...}",
+  ]
   templates = [
     "def {n}(self, {m}: int = {v}) -> {n}:\n    return {m}[{v}:]\n",
     "    if {n} != {v} and not {m}:\n\t\traise ValueError({v})  # {m}",
@@ -153,11 +202,23 @@ def _mixtures(rng, samples):
 
 def _special(rng, samples):
   found = list(CONTROL) + USER + GEMMA
-  found += [" <|im_start|> ", "<|im_start|><|im_end|>", "<|im_start", "<|<s>|>",
-            "<|im_start|>user\nHi<|im_end|>\n", "x<|tool|>y", "<s> hello</s>",
-            "<s>  a", "\n\n\n\n<s>", "<|IM_START|>", "< s>", "<td><b>x</b>",
-            "<|tool|><|tool|>", "<|tool|> <|tool|>",
-            "<s><s>a<s> b"]  # fmt: skip
+  found += [
+    " <|im_start|> ",
+    "<|im_start|><|im_end|>",
+    "<|im_start",
+    "<|<s>|>",
+    "<|im_start|>user\nHi<|im_end|>\n",
+    "x<|tool|>y",
+    "<s> hello</s>",
+    "<s>  a",
+    "\n\n\n\n<s>",
+    "<|IM_START|>",
+    "< s>",
+    "<td><b>x</b>",
+    "<|tool|><|tool|>",
+    "<|tool|> <|tool|>",
+    "<s><s>a<s> b",
+  ]
   words = " ".join(samples).split()
   tokens = [*CONTROL, *USER, "<|tool|>", "   ", "<b>", "[@BOS@]"]
   for _ in range(300):
@@ -186,12 +247,26 @@ def _emoji(rng, samples):
 
 
 def _random_unicode(rng, samples):
-  blocks = [(0x20, 0x7F), (0xA0, 0x17F), (0x300, 0x36F), (0x370, 0x4FF),
-            (0x590, 0x6FF), (0x900, 0x97F), (0x1E00, 0x1FFF),
-            (0x2000, 0x2BFF), (0x3040, 0x30FF), (0x4E00, 0x9FA5),
-            (0xAC00, 0xD7A3), (0x1F300, 0x1F6FF), (0x1, 0x1F),
-            (0x980, 0x1000), (0xE000, 0xE010), (0x1D400, 0x1D7FF),
-            (0x10000, 0x10FFF), (0xFE00, 0xFFFF)]  # fmt: skip
+  blocks = [
+    (0x20, 0x7F),
+    (0xA0, 0x17F),
+    (0x300, 0x36F),
+    (0x370, 0x4FF),
+    (0x590, 0x6FF),
+    (0x900, 0x97F),
+    (0x1E00, 0x1FFF),
+    (0x2000, 0x2BFF),
+    (0x3040, 0x30FF),
+    (0x4E00, 0x9FA5),
+    (0xAC00, 0xD7A3),
+    (0x1F300, 0x1F6FF),
+    (0x1, 0x1F),
+    (0x980, 0x1000),
+    (0xE000, 0xE010),
+    (0x1D400, 0x1D7FF),
+    (0x10000, 0x10FFF),
+    (0xFE00, 0xFFFF),
+  ]
   found = []
   for _ in range(300):
     low, high = rng.choice(blocks)
@@ -239,8 +314,19 @@ def _contractions(rng, samples):
 
 
 def _control(rng, samples):
-  chars = [*map(chr, range(32)), "\x7f", "\x80", "\x9f", "\ufeff", "\u202e",
-           "\u200b", "\u2060", "\ufffd", "\U0010ffff", "\ue000"]  # fmt: skip
+  chars = [
+    *map(chr, range(32)),
+    "\x7f",
+    "\x80",
+    "\x9f",
+    "\ufeff",
+    "\u202e",
+    "\u200b",
+    "\u2060",
+    "\ufffd",
+    "\U0010ffff",
+    "\ue000",
+  ]
   found = []
   for _ in range(80):
     parts = rng.choices(chars, k=rng.randint(1, 4)) + ["a", " b"]
@@ -251,8 +337,21 @@ def _control(rng, samples):
 
 def _long_words(rng, samples):
   found = []
-  for letters in ("a", "ab", "abcdefghij", "日本語", "é", "0123456789", "-=",
-                  " ", "\n", "👩🏽", "aA", "x1", "ั"):  # fmt: skip
+  for letters in (
+    "a",
+    "ab",
+    "abcdefghij",
+    "日本語",
+    "é",
+    "0123456789",
+    "-=",
+    " ",
+    "\n",
+    "👩🏽",
+    "aA",
+    "x1",
+    "ั",
+  ):
     for length in (50, 300):
       found.append("".join(rng.choices(letters, k=length)))
   return found
@@ -268,12 +367,20 @@ def sentencepiece_model(texts, **more) -> bytes:
     sentence_iterator=iter(
       line for line in lines if max(line, default=" ") < "\u0180"
     ),
-    model_writer=model, model_type="bpe", vocab_size=800, byte_fallback=True,
-    normalization_rule_name="identity", remove_extra_whitespaces=False,
-    split_digits=True, allow_whitespace_only_pieces=True,
-    max_sentence_length=9999, num_threads=1, character_coverage=1.0,
-    minloglevel=2, **more,
-  )  # fmt: skip
+    model_writer=model,
+    model_type="bpe",
+    vocab_size=800,
+    byte_fallback=True,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    split_digits=True,
+    allow_whitespace_only_pieces=True,
+    max_sentence_length=9999,
+    num_threads=1,
+    character_coverage=1.0,
+    minloglevel=2,
+    **more,
+  )
   return model.getvalue()
 
 
@@ -440,9 +547,14 @@ def write_ids(rows: dict[str, list[list[int]]]) -> None:
   raw = io.BytesIO()
   np.savez(raw, **arrays)
   filters = [
-    {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "pb": 1,
-     "lp": 1, "lc": 3}
-  ]  # fmt: skip
+    {
+      "id": lzma.FILTER_LZMA2,
+      "preset": 9 | lzma.PRESET_EXTREME,
+      "pb": 1,
+      "lp": 1,
+      "lc": 3,
+    }
+  ]
   packed = lzma.compress(raw.getvalue(), filters=filters)
   (HERE / "ids.npz.xz").write_bytes(packed)
 
@@ -457,12 +569,19 @@ def main(smollm2: str, glassllm: str) -> None:
       texts, user_defined_symbols=USER, control_symbols=["<|im_start|>"]
     ),
     "gemma": sentencepiece_model(
-      texts, user_defined_symbols=GEMMA + GEMMA_SPACES,
-      add_dummy_prefix=False, pad_id=0, eos_id=1, bos_id=2, unk_id=3,
+      texts,
+      user_defined_symbols=GEMMA + GEMMA_SPACES,
+      add_dummy_prefix=False,
+      pad_id=0,
+      eos_id=1,
+      bos_id=2,
+      unk_id=3,
       control_symbols=["<start_of_turn>", "<end_of_turn>"],
-      pad_piece="<pad>", eos_piece="<eos>", bos_piece="<bos>",
+      pad_piece="<pad>",
+      eos_piece="<eos>",
+      bos_piece="<bos>",
     ),
-  }  # fmt: skip
+  }
   vocab = {name: sentencepiece_metadata(raw) for name, raw in models.items()}
   vocab["shuffled"] = shuffled(vocab["spm"])
   vocab["unspaced"] = unspaced(vocab["gemma"])
@@ -480,12 +599,15 @@ def main(smollm2: str, glassllm: str) -> None:
     with llama_cpp(metadata) as encode:
       ids[name] = [encode(text) for text in texts]
       ids[f"{name}.special"] = [encode(text, True) for text in texts]
-  for name, theirs, add in (("spm.prefix", "spm", True),
-                            ("spm.bare", "spm", False),
-                            ("gemma", "gemma", False)):  # fmt: skip
+  for name, theirs, add in (
+    ("spm.prefix", "spm", True),
+    ("spm.bare", "spm", False),
+    ("gemma", "gemma", False),
+  ):
     rows = sentencepiece_ids(models[theirs], texts, add)
-    differ = [t for t, a, b in zip(texts, rows, ids[name], strict=True)
-              if a != b]  # fmt: skip
+    differ = [
+      t for t, a, b in zip(texts, rows, ids[name], strict=True) if a != b
+    ]
     print(f"sentencepiece and llama.cpp, {name}: {len(differ)} differ")
     ids[f"sentencepiece.{name.split('.')[-1]}"] = rows
   found, vocab["pre"] = {}, {}

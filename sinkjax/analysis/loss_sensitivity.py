@@ -1,0 +1,194 @@
+"""How much the loss depends on each token: its gradient on the residual stream.
+
+Works a layer at a time, so that weights read from disk layer by layer do.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.analysis.sink_profile import token_nll
+from sinkjax.config import ModelConfig
+from sinkjax.models.layerwise import apply_block, apply_final_norm, as_layers
+from sinkjax.taps import Tapper, Taps
+from sinkjax.transforms.edits import add, chain
+from sinkjax.transforms.residual import (
+  Point,
+  context_of,
+  enter,
+  parse_point,
+  taken_apart,
+)
+
+
+def loss_sensitivity(
+  fn: Callable,
+  params: Any,
+  tokens: Any,
+  *,
+  source: Any = "embed",
+  positions: Any = None,
+) -> np.ndarray:
+  """`||d loss / d x_s||` for every token s.
+
+  The loss is the mean negative log-likelihood of tokens 1..T-1, nats.
+
+  Args:
+    fn: `forward(cfg)`, or an `intervene` or `capture` of it.
+    params: its parameters, or weights read layer by layer
+      (`sinkjax.weights.offload`).
+    tokens: one text [T], of at least two tokens.
+    source: x: a residual site, or (site, layer); a bare site means layer 0.
+    positions: as for `forward`.
+
+  Returns:
+    [T] float64, nats a unit of the residual stream. The last token predicts
+    nothing that is counted: its entry is exactly 0.
+
+  Raises:
+    ValueError: for another shape, or a site or layer that is not there.
+    TypeError: for a function that is none of ours.
+
+  Cost: three forward passes; memory of one layer's activations, the residual
+  stream before each layer, and 2 T V for the logits.
+
+  >>> import sinkjax
+  >>> cfg = sinkjax.TINY
+  >>> params = sinkjax.init_params(cfg, jax.random.key(0))
+  >>> norms = loss_sensitivity(sinkjax.forward(cfg), params, [1, 2, 3])
+  >>> norms.shape, bool(norms[0] > 0), float(norms[2])
+  ((3,), True, 0.0)
+  """
+  _, gradient = loss_gradient(
+    fn, params, tokens, source=source, positions=positions
+  )
+  return np.sqrt(np.sum(gradient.astype(np.float64) ** 2, axis=-1))
+
+
+def loss_gradient(
+  fn: Callable,
+  params: Any,
+  tokens: Any,
+  *,
+  source: Any = "embed",
+  positions: Any = None,
+) -> tuple[float, np.ndarray]:
+  """The loss and its gradient with respect to x, [T, D]; as above."""
+  cfg, edits = taken_apart(fn)
+  point, layers = parse_point(cfg, source, 0), as_layers(cfg, params)
+  tokens = jnp.asarray(tokens)
+  if tokens.ndim != 1 or tokens.shape[0] < 2:
+    raise ValueError(
+      f"tokens must be one text [T] of at least 2, got shape {tokens.shape}"
+    )
+  tokens = tokens[None]
+  ctx, positions = context_of(cfg, tokens, positions)
+  x = enter(layers, tokens, positions, edits)
+  shift, entering = jnp.zeros_like(x), []
+  block = functools.partial(
+    _block, ctx=ctx, taps=Taps(dict(edits)), cfg=cfg, point=point
+  )
+  pull = functools.partial(
+    _pull, ctx=ctx, taps=Taps(dict(edits)), cfg=cfg, point=point
+  )
+  for layer in range(cfg.n_layers):
+    entering.append(x)
+    x = jax.block_until_ready(block(layers.layer(layer), x, shift, layer))
+  norm = layers.final_norm()
+  ending = functools.partial(
+    _ending, taps=Taps(dict(edits)), cfg=cfg, point=point
+  )
+  loss, d_final = _head(cfg, layers, ending(norm, x, shift), tokens)
+  d_x, d_shift = ending(norm, x, shift, d_final)
+  first = 0 if point.site == "embed" else point.layer
+  for layer in reversed(range(first, cfg.n_layers)):
+    if point.site == "final":
+      break
+    d_x, d_shift = jax.block_until_ready(
+      pull(layers.layer(layer), entering.pop(), shift, layer, d_x)
+    )
+  gradient = d_x if point.site == "embed" else d_shift
+  return float(loss), np.asarray(gradient[0])
+
+
+def _shifted(edits, shift, point: Point) -> Taps:
+  """The edits, and a shift after that of the point's own site."""
+  inside = point.site not in ("embed", "final")
+  mine = add(shift, layers=point.layer) if inside else add(shift)
+  own = edits.get(point.site)
+  return Taps({**edits, point.site: chain(own, mine) if own else mine})
+
+
+def _run(params, x, shift, layer, ctx, taps, cfg: ModelConfig, point: Point):
+  with jax.default_matmul_precision(cfg.precision):
+    taps = _shifted(taps.edits, shift, point)
+    return apply_block(cfg, params, x, layer, ctx, taps)[0]
+
+
+_block = jax.jit(_run, static_argnames=("cfg", "point"))
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "point"))
+def _pull(params, x, shift, layer, d_y, *, ctx, taps, cfg, point):
+  """A gradient through one layer: with respect to its input, and the shift."""
+  _, pull = jax.vjp(
+    lambda x, shift: _run(params, x, shift, layer, ctx, taps, cfg, point),
+    x,
+    shift,
+  )
+  return pull(d_y)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "point"))
+def _ending(norm, x, shift, d_final=None, *, taps, cfg, point):
+  """The last norm and its site; the gradient through them, if given one."""
+
+  def final(x, shift):
+    edits = taps.edits
+    with jax.default_matmul_precision(cfg.precision):
+      x = apply_final_norm(cfg, norm, x)
+      if point.site == "final":
+        edits = _shifted(edits, shift, point).edits
+      return Tapper(Taps(dict(edits)), cfg.n_layers - 1)("final", x)
+
+  if d_final is None:
+    return final(x, shift)
+  return jax.vjp(final, x, shift)[1](d_final)
+
+
+def _head(cfg: ModelConfig, layers, final, tokens):
+  """The loss and its gradient at "final", some of the vocabulary at a time."""
+  loss, d_logits = _loss(
+    [_logits(final, kernel, cfg=cfg) for kernel in layers.unembedding()], tokens
+  )
+  total = None
+  for kernel, d_piece in zip(layers.unembedding(), d_logits, strict=True):
+    total = _pull_logits(final, kernel, d_piece, total, cfg=cfg)
+  return loss, total
+
+
+@jax.jit
+def _loss(pieces, tokens):
+  """The loss, and its gradient with respect to every piece of the logits."""
+  return jax.value_and_grad(
+    lambda pieces: token_nll(jnp.concatenate(pieces, -1), tokens)[0]
+  )(pieces)
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _logits(x, kernel, *, cfg):
+  with jax.default_matmul_precision(cfg.precision):
+    logits = jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype))
+    if cfg.logit_softcap is not None:
+      logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
+    return logits
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _pull_logits(x, kernel, d_logits, total, *, cfg):
+  _, pull = jax.vjp(lambda x: _logits(x, kernel, cfg=cfg), x)
+  return pull(d_logits)[0] + (0 if total is None else total)

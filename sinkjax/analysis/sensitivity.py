@@ -1,0 +1,378 @@
+"""How much each token's residual stream depends on each other token's.
+
+`sensitivity_map` gives the map of Jacobian norms of one function, with what
+can be read off it; `launch/jacobian.py` shows one or, with an edit, two.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.analysis.loss_sensitivity import loss_gradient, loss_sensitivity
+from sinkjax.config import ModelConfig
+from sinkjax.metrics import spread
+from sinkjax.transforms.jacobian import NORMS, jacobian_norms
+from sinkjax.transforms.jacobian_plan import (
+  EFFICIENCY,
+  Costs,
+  default_budget,
+  make_plan,
+)
+from sinkjax.transforms.residual import parse_pair
+
+METHODS = ("exact", "reference", "hutchinson")
+
+
+@dataclasses.dataclass(frozen=True)
+class SensitivityConfig:
+  """What to compute. See `sinkjax.transforms.jacobian.jacobian_norms`.
+
+  Attributes:
+    source: where a token is changed; a residual site or (site, layer).
+    target: where the change is seen.
+    norm: "fro", "spectral" or "max".
+    method: "exact", "reference" or "hutchinson".
+    per_layer: also the map after every layer.
+    samples: random directions a token, for "hutchinson".
+    seed: of these directions.
+    budget_bytes: memory beside the weights; `None` for a quarter of what is
+      free. The result does not depend on it.
+  """
+
+  source: Any = "embed"
+  target: Any = "resid_post"
+  norm: str = "fro"
+  method: str = "exact"
+  per_layer: bool = False
+  samples: int = 64
+  seed: int = 0
+  budget_bytes: int | None = None
+
+  def __post_init__(self):
+    for name, valid in (("norm", NORMS), ("method", METHODS)):
+      value = getattr(self, name)
+      if value not in valid:
+        raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}")
+    if self.samples < 2:
+      raise ValueError(f"samples must be at least 2, got {self.samples}")
+    if self.budget_bytes is not None and self.budget_bytes <= 0:
+      raise ValueError(
+        f"the memory budget must be positive, got {self.budget_bytes} bytes"
+      )
+    if self.method == "hutchinson" and self.norm != "fro":
+      raise ValueError(
+        f"hutchinson estimates the norm fro only, got {self.norm!r}; "
+        "the methods exact and reference know all norms"
+      )
+    if self.per_layer and self.method != "exact":
+      raise ValueError(
+        f"maps after every layer need the method exact, got {self.method!r}"
+      )
+
+  def crossed(self, cfg: ModelConfig) -> list[int]:
+    """The layers between source and target.
+
+    Raises:
+      ValueError: for a site or layer that the model does not have, a target
+        before the source, or `per_layer` with nothing to show.
+    """
+    n = cfg.n_layers
+    a, b = parse_pair(cfg, self.source, self.target)
+    first = {"resid_post": a.layer + 1, "final": n, "embed": 0}
+    last = {"final": n - 1, "embed": -1}.get(b.site, b.layer)
+    layers = list(range(first.get(a.site, a.layer), last + 1))
+    layers = [] if a == b else layers
+    if self.per_layer and (b.site != "resid_post" or not layers):
+      raise ValueError(
+        "maps after every layer need a target at resid_post and a layer "
+        f"before it, got {a.site}@{a.layer} to {b.site}@{b.layer}"
+      )
+    return layers
+
+
+class Work(NamedTuple):
+  """What a map costs.
+
+  Attributes:
+    bytes: memory beside the weights.
+    flops: floating-point operations.
+  """
+
+  bytes: int
+  flops: float
+
+  def seconds(self, rate: float) -> float:
+    """How long it takes at `rate` flop/s of large matrix products."""
+    return self.flops / (rate * EFFICIENCY)
+
+
+def work(
+  cfg: ModelConfig,
+  config: SensitivityConfig,
+  length: int,
+  columns: Sequence[int] | None = None,
+) -> Work:
+  """What a map, or some columns of it, will cost; without computing it.
+
+  Args:
+    cfg: the model.
+    config: what is computed.
+    length: T.
+    columns: source tokens, all by default.
+
+  Raises:
+    ValueError: as `SensitivityConfig.crossed`, or for a budget too small.
+  """
+  layers = len(config.crossed(cfg))
+  columns = list(range(length)) if columns is None else list(columns)
+  budget = config.budget_bytes or default_budget()
+  if config.method != "reference":
+    many = cfg.d_model if config.method == "exact" else config.samples
+    plan = make_plan(
+      cfg, length, columns=columns, many=many, layers=layers, budget=budget
+    )
+    return Work(plan.bytes, plan.flops)
+  costs = Costs(cfg, length, layers)
+  held = min(budget, cfg.d_model * costs.column(False))
+  flops = len(columns) * cfg.d_model * layers
+  return Work(held, flops * costs.push_flops(False, length))
+
+
+@dataclasses.dataclass
+class Columns:
+  """The columns of a map found so far, so that it can be gone on with.
+
+  Attributes:
+    values: [T, T], or [L, T, T] after every layer.
+    known: [T] bool, which source tokens are complete.
+  """
+
+  values: np.ndarray
+  known: np.ndarray
+
+  @classmethod
+  def none(cls, length: int, layers: int | None = None) -> "Columns":
+    """No column yet; `layers` maps, or one."""
+    shape = (length, length) if layers is None else (layers, length, length)
+    return cls(np.zeros(shape), np.zeros(length, bool))
+
+  def add(self, columns: Sequence[int], values: np.ndarray) -> None:
+    """Takes complete columns, [T, n] or [L, T, n]."""
+    columns = [int(column) for column in columns]
+    self.values[..., columns] = values
+    self.known[columns] = True
+
+  def missing(self) -> list[int]:
+    """The source tokens that are not complete."""
+    return np.flatnonzero(~self.known).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class SensitivityMap:
+  """The map of one function on one text of T tokens, L layers crossed.
+
+  Attributes:
+    norms: [T, T] float64, rows t by columns s, zero for s > t.
+    stderr: [T, T] standard error where estimated, else `None`.
+    layers: [L, T, T] after every layer where asked for, else `None`.
+    crossed: [L] the layers' numbers.
+    loss: mean next-token loss, nats.
+    loss_norms: [T] sensitivity of that loss to each token at the source.
+    check: relative error of the engine's check, `None` where there is none.
+    checked: how many columns that is about; others, found by an earlier run,
+      passed then.
+    bounds: an `OverSquashing` of the same text where asked for, else `None`.
+  """
+
+  norms: np.ndarray
+  stderr: np.ndarray | None
+  layers: np.ndarray | None
+  crossed: list[int]
+  loss: float
+  loss_norms: np.ndarray
+  check: float | None
+  checked: int
+  bounds: Any = None
+
+  def mixing(self) -> float:
+    """Share of the squared norms that is off the diagonal."""
+    return float(jax.jit(spread.total_mixing)(_float(self.norms)))
+
+  def mixing_by_layer(self) -> np.ndarray | None:
+    """[L] the same after every layer."""
+    if self.layers is None:
+      return None
+    return np.asarray(jax.jit(spread.total_mixing)(_float(self.layers)))
+
+  def reach(self) -> np.ndarray:
+    """[T] how far back each token's sensitivity lies, tokens."""
+    return np.asarray(jax.jit(spread.effective_reach)(_float(self.norms)))
+
+  def last_by_distance(self) -> np.ndarray:
+    """[T] the last token's norms, 0 to T - 1 tokens back."""
+    return np.asarray(jax.jit(spread.by_distance)(_float(self.norms)))
+
+  def stderr_relative(self) -> float | None:
+    """The largest standard error of an entry, over that entry."""
+    if self.stderr is None:
+      return None
+    seen = self.norms > 0
+    return float(np.max(self.stderr[seen] / self.norms[seen], initial=0))
+
+  def last_stderr(self) -> np.ndarray | None:
+    """[T] their standard errors."""
+    if self.stderr is None:
+      return None
+    return np.asarray(jax.jit(spread.by_distance)(_float(self.stderr)))
+
+  def mean_by_distance(self) -> np.ndarray:
+    """[T] the mean over tokens at each distance."""
+    return np.asarray(jax.jit(spread.distance_profile)(_float(self.norms)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+  """What `launch/jacobian.py` reports: one text, with and without an edit.
+
+  Attributes:
+    ids: the T tokens.
+    config: what was computed.
+    plain: the map of the model as it is.
+    edited: the map of the edited model, `None` without an edit.
+    edit: the edit in words.
+  """
+
+  ids: list[int]
+  config: SensitivityConfig
+  plain: SensitivityMap
+  edited: SensitivityMap | None = None
+  edit: str = "none"
+
+  def maps(self) -> dict[str, SensitivityMap]:
+    """One or two maps, by what they are of."""
+    found = {"as it is": self.plain}
+    return found if self.edited is None else {**found, self.edit: self.edited}
+
+  def bounds(self) -> dict[str, Any]:
+    """The bounds of each map that has them, by what they are of."""
+    maps = self.maps().items()
+    return {name: one.bounds for name, one in maps if one.bounds is not None}
+
+  def ratio(self) -> np.ndarray | None:
+    """[T, T] edited over plain norms, NaN where plain is 0."""
+    if self.edited is None:
+      return None
+    plain, edited = self.plain.norms, self.edited.norms
+    return np.where(plain > 0, edited / np.where(plain > 0, plain, 1), np.nan)
+
+
+def _float(norms):
+  return jnp.asarray(norms, jnp.float32)
+
+
+def sensitivity_map(
+  fn: Callable,
+  params: Any,
+  tokens: Sequence[int],
+  config: SensitivityConfig,
+  *,
+  columns: Columns | None = None,
+  finished: Callable[[], Any] = lambda: None,
+  progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> SensitivityMap:
+  """The map of Jacobian norms, and the loss's sensitivity.
+
+  Args:
+    fn: `forward(cfg)`, or an `intervene` of it.
+    params: its parameters, or weights read layer by layer.
+    tokens: one text [T], of at least two tokens.
+    config: what to compute.
+    columns: what an earlier run found; filled as columns are completed, and
+      those it has are not computed again. Not used by "hutchinson".
+    finished: called when `columns` has more.
+    progress: called with (steps done, steps in all).
+
+  Raises:
+    ValueError, TypeError, SelfCheckError: as `jacobian_norms`; ValueError
+      for weights read layer by layer with the method "reference".
+
+  Cost: `work`, and three forward passes.
+  """
+  crossed = config.crossed(fn.cfg)
+  if config.method == "reference" and not isinstance(params, dict):
+    raise ValueError(
+      "the method reference needs the weights in memory; exact and hutchinson "
+      "can read them layer by layer"
+    )
+  ids = jnp.asarray(tokens, jnp.int32)
+  loss, gradient = loss_gradient(fn, params, ids, source=config.source)
+  points = {"source": config.source, "target": config.target}
+  stderr, checked, seen = None, 0, {}
+  if config.method == "hutchinson":
+    from sinkjax.transforms.estimators import estimate_norms
+
+    found = estimate_norms(
+      fn,
+      params,
+      ids,
+      samples=config.samples,
+      key=jax.random.key(config.seed),
+      budget_bytes=config.budget_bytes,
+      progress=progress,
+      **points,
+    )
+    values, stderr = np.asarray(found.norms), np.asarray(found.stderr)
+  else:
+    layers = len(crossed) if config.per_layer else None
+    columns = columns or Columns.none(len(tokens), layers)
+
+    def add(which, some):
+      columns.add(which, some)
+      finished()
+
+    missing = columns.missing()
+    if missing:
+      columns.add(
+        missing,
+        jacobian_norms(
+          fn,
+          params,
+          ids,
+          norm=config.norm,
+          method=config.method,
+          cols=missing,
+          per_layer=config.per_layer,
+          budget_bytes=config.budget_bytes,
+          finished=add,
+          progress=progress,
+          report=seen.update,
+          **points,
+        ),
+      )
+    values, checked = columns.values, len(missing) if "check" in seen else 0
+  return SensitivityMap(
+    norms=values[-1] if config.per_layer else values,
+    stderr=stderr,
+    layers=values if config.per_layer else None,
+    crossed=crossed,
+    loss=loss,
+    loss_norms=np.sqrt(np.sum(gradient.astype(np.float64) ** 2, axis=-1)),
+    check=seen.get("check"),
+    checked=checked,
+  )
+
+
+__all__ = [
+  "Columns",
+  "Sensitivity",
+  "SensitivityConfig",
+  "SensitivityMap",
+  "Work",
+  "loss_sensitivity",
+  "sensitivity_map",
+  "work",
+]
