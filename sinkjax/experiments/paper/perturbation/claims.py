@@ -25,7 +25,7 @@ _ratio = functools.partial(format_ratio, form=".2f")
 
 def _points(mean: Mean) -> str:
   scaled = tuple(100 * x for x in mean[:3])
-  return "{:+.1f} ({:+.1f} to {:+.1f}) points".format(*scaled)
+  return "{:+.1f} ({:+.1f} to {:+.1f}) percentage points".format(*scaled)
 
 
 def claims(result: Result) -> list[Claim]:
@@ -50,8 +50,8 @@ def claims(result: Result) -> list[Claim]:
       last,
       _ratio,
       id="spread_last_layer",
-      claim="Without the sink, a swapped word changes the last layer's later "
-      "tokens more.",
+      claim="Without the sink, a swapped word changes later tokens more at the "
+      "last layer.",
       paper="no number; visible in one prompt (Gemma 7B)",
       what="the relative change at the last layer",
       compared="ratio",
@@ -61,10 +61,10 @@ def claims(result: Result) -> list[Claim]:
       contrast["log_change_all_layers"],
       _ratio,
       id="spread_all_layers",
-      claim="Without the sink, a swapped word changes later tokens more in the "
-      "mean over all layers.",
+      claim="Without the sink, a swapped word changes later tokens more on "
+      "average over the layers.",
       paper="no number; from earlier layers (Gemma 7B)",
-      what="the relative change, mean of layers",
+      what="the relative change averaged over layers",
       compared="ratio",
     ),
     _spread(
@@ -72,10 +72,10 @@ def claims(result: Result) -> list[Claim]:
       contrast["reached"],
       _points,
       id="spread_reach",
-      claim="Without the sink, a swapped word changes more of the later tokens "
-      f"by over {numbers['threshold']:g} of their norm.",
+      claim="Without the sink, a swapped word changes a larger share of later "
+      f"tokens by more than {100 * numbers['threshold']:g} % of their norm.",
       paper="no number (Gemma 7B)",
-      what="of later tokens",
+      what="in the share of later tokens",
       compared="difference",
     ),
     _without_bos(result.model, last.over_sink.get(Condition.NO_BOS)),
@@ -137,7 +137,7 @@ def _spread(
 
 def _without_bos(model: str | None, change: Mean | None) -> Claim:
   ours, verdict = "not measured", UNTESTED
-  why = f"by its file, {model} has no BOS before its texts"
+  why = f"the texts of {model} do not start with BOS"
   if change is not None:
     ours = f"{_ratio(change)} the change at the last layer"
     verdict = direction(change.low, change.high)
