@@ -28,7 +28,10 @@ def draw(result: Result) -> dict[str, bytes]:
   evenness = arrays["evenness_by_layer"]
   lines = {
     "unchanged": Line(evenness[-1], REST),
-    "first token removed": Line(arrays["evenness_removed_by_layer"], INK),
+    # Dashed: it nearly covers the line above.
+    "first token removed": Line(
+      arrays["evenness_removed_by_layer"], INK, style="--"
+    ),
     f"hidden from layer {late} on": Line(evenness[late], FIRST),
   }
   return {
@@ -99,7 +102,7 @@ def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
       caption=(
         "Left: entropy of attention rows over its maximum, mean of all layers "
         "and heads. Right: loss. Thin lines are texts, the thick line is their "
-        "mean."
+        "mean; the vertical line marks the same layer as above."
       ),
     ),
     html.Section(
