@@ -276,7 +276,7 @@ def _distances(arrays: Mapping[str, np.ndarray]) -> bytes:
       ax.set_yscale("log")
       ax.yaxis.set_major_formatter("{x:g}")
       ax.yaxis.set_minor_formatter("")
-      ax.set(xlabel="tokens back", ylabel="sensitivity over that to itself")
+      ax.set(xlabel="tokens back", ylabel="norm over that to itself")
       legend_above(ax, f"{title}: the last token (log scale)")
     return png(figure)
 
