@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sinkjax.experiments.harness.stats import Mean
 from sinkjax.report.figures import drawing, legend_above, png
 
 
@@ -43,7 +42,7 @@ def add_lines(ax: Any, lines: Mapping[str, Line]) -> None:
     if band is not None:
       ax.fill_between(x, *band, color=color, alpha=0.18, lw=0)
   ax.set(xlabel="layer", xlim=(0, len(values) - 1))
-  ax.grid(axis="y")
+  ax.grid(True, axis="y")
 
 
 def layer_figure(
@@ -93,23 +92,36 @@ def add_texts(
   """Draws [P, N] as thin lines and their mean [N] as a thick one."""
   ax.plot(x, np.transpose(values), color=color, lw=0.6, alpha=0.35)
   ax.plot(x, mean, color=color, lw=2, label=label, ls=style)
-  ax.grid(axis="y")
+  ax.grid(True, axis="y")
 
 
 def add_points(
   ax: Any,
   at: np.ndarray,
-  means: Sequence[Mean],
+  ends: Sequence[Sequence[float]],
   *,
   color: str,
   marker: str = "o",
   label: str | None = None,
+  upright: bool = False,
 ) -> None:
-  """Draws shares as points with intervals, in percent, in rows `at`."""
-  value, low, high = 100 * np.array([mean[:3] for mean in means]).T
+  """Draws shares as points with intervals, in percent.
+
+  Args:
+    ax: axes.
+    at: [N] rows, or columns where the intervals stand upright.
+    ends: [N, 3] mean, lower and upper end of each.
+    color: of the points.
+    marker: of the points, and "-" behind it for a line through them.
+    label: for the legend.
+    upright: whether percent are on y.
+  """
+  value, low, high = 100 * np.asarray(ends, float).T
   # Rounding may put an end on the wrong side of the mean by a last digit.
   errors = np.maximum([value - low, high - value], 0)
-  ax.errorbar(
-    value, at, xerr=errors, fmt=marker, color=color, ms=4.5, lw=1.3, label=label
-  )
-  ax.grid(axis="x")
+  look = {"fmt": marker, "color": color, "ms": 4.5, "lw": 1.4, "label": label}
+  if upright:
+    ax.errorbar(at, value, yerr=errors, **look)
+  else:
+    ax.errorbar(value, at, xerr=errors, **look)
+  ax.grid(True, axis="y" if upright else "x")

@@ -45,7 +45,8 @@ def _rows(means: Mapping[str, Any]) -> bytes:
   with drawing(7, 0.36 * len(means) + 1.5) as figure:
     ax = figure.add_subplot()
     for i, (eps, color, row) in enumerate(_by_threshold(means)):
-      add_points(ax, y + 0.16 * (i - 1), row, color=color, label=f"eps {eps}")
+      ends = [mean[:3] for mean in row]
+      add_points(ax, y + 0.16 * (i - 1), ends, color=color, label=f"eps {eps}")
     ax.set_yticks(y, list(means), parse_math=False)
     ax.set(xlim=(-2, 102), xlabel="heads with a sink, %")
     ax.set_ylim(len(means) - 0.5, -0.5)
