@@ -46,7 +46,8 @@ def claims(result: Result) -> list[Claim]:
       "digits apart.",
       source=SOURCE,
       paper="no number",
-      ours=f"one more digit changes {{}} as much with commas, near {most} digits",
+      ours="one more digit changes {} as much with commas, near "
+      f"{most} digits",
     ),
     _claim(
       numbers,

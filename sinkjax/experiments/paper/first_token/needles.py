@@ -131,7 +131,7 @@ BEFORE = 4
 so that no needle is lost."""
 
 LONGEST = 40
-"""Tokens of a sentence, at most: so many missing tokens need one more sentence."""
+"""Tokens of a sentence, at most: a text that lacks so many needs one more."""
 
 
 class Haystack(NamedTuple):
@@ -175,8 +175,9 @@ def _answers(
     by_token.setdefault(ending[0], word)
   if len(by_token) < count:
     raise ValueError(
-      f"this tokenizer distinguishes {len(by_token)} of the {len(WORDS)} passwords by "
-      f"their first token; needles must be at most that, got {count}"
+      f"this tokenizer distinguishes {len(by_token)} of the {len(WORDS)} "
+      "passwords by their first token; needles must be at most that, got "
+      f"{count}"
     )
   return list(by_token)[:count], list(by_token.values())[:count]
 
