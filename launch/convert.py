@@ -72,7 +72,7 @@ def _save(out: pathlib.Path, model) -> None:
   if TO.value == "hf":
     from sinkjax.weights import huggingface as form
   else:
-    from sinkjax.train import checkpoint as form
+    from sinkjax.weights import orbax_io as form
   form.save(out, model.params, model.cfg, model.tokenizer)
 
 

@@ -246,10 +246,10 @@ def test_refuses_what_is_outside_the_tables():
 
 
 def test_refuses_formats_without_layers(glassllm_path, tmp_path):
-  from sinkjax.train import checkpoint
+  from sinkjax.weights import orbax_io
 
   params, cfg, _ = sinkjax.load(FAMILIES / "llama3")
-  checkpoint.save(tmp_path / "orbax", params, cfg)
+  orbax_io.save(tmp_path / "orbax", params, cfg)
   for name in ("glassllm-en", str(tmp_path / "orbax")):
     with pytest.raises(WeightsError, match="one by one only from") as error:
       open_layers(name)
