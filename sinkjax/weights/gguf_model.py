@@ -9,7 +9,12 @@ import numpy as np
 
 from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
 from sinkjax.models.transformer import Params
-from sinkjax.weights.gguf import GGUFFile, open_gguf, read_rows, read_tensor
+from sinkjax.weights.formats.gguf import (
+  GGUFFile,
+  open_gguf,
+  read_rows,
+  read_tensor,
+)
 from sinkjax.weights.layout import Leaf, Unread, assemble
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_gguf import tokenizer_from_gguf

@@ -10,7 +10,7 @@ import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
-from sinkjax.weights import safetensors_io
+from sinkjax.weights.formats import safetensors_io
 from sinkjax.weights.hf_config import config_from_hf
 from sinkjax.weights.hf_export import config_to_hf
 from sinkjax.weights.layout import Leaf, Unread, assemble, disassemble

@@ -23,7 +23,7 @@ from hypothesis import strategies
 from jax.tree_util import tree_leaves as leaves
 
 import sinkjax
-from sinkjax.weights import gguf, safetensors_io
+from sinkjax.weights.formats import gguf, safetensors_io
 from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 import sinkjax
 from sinkjax.models import layerwise
-from sinkjax.weights import gguf, offload, tiles
+from sinkjax.weights import offload
+from sinkjax.weights.formats import gguf, tiles
 from sinkjax.weights.offload import Offloaded, open_layers, peak_estimate
 from sinkjax.weights.validate import WeightsError
 
