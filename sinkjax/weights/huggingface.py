@@ -3,13 +3,12 @@
 import json
 import os
 import pathlib
-import tempfile
-from typing import Any
 
 import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
+from sinkjax.weights.folders import check_new, new_folder, read_json
 from sinkjax.weights.formats import safetensors_io
 from sinkjax.weights.hf_config import config_from_hf
 from sinkjax.weights.hf_export import config_to_hf
@@ -166,21 +165,6 @@ def _canonical(name: str, cfg: ModelConfig) -> str:
   return name
 
 
-def read_json(path: pathlib.Path, limit: int = 64 << 20) -> Any:
-  """A JSON file of at most `limit` bytes; WeightsError if it is none."""
-  try:
-    size = path.stat().st_size
-    if size > limit:
-      raise WeightsError(f"{path}: {size} bytes, at most {limit} are read")
-    return json.loads(path.read_text("utf-8"))
-  except FileNotFoundError:
-    raise WeightsError(f"{path}: no such file") from None
-  except (OSError, UnicodeDecodeError) as error:
-    raise WeightsError(f"{path}: cannot be read: {error}") from None
-  except (json.JSONDecodeError, RecursionError) as error:
-    raise WeightsError(f"{path}: not valid JSON: {error}") from None
-
-
 def load_config(path: str | os.PathLike) -> ModelConfig:
   """The config of a Hugging Face folder."""
   where = pathlib.Path(path) / "config.json"
@@ -262,22 +246,12 @@ def save(
   """
   from safetensors.numpy import save_file
 
-  path = pathlib.Path(path)
-  if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise ValueError(f"{path} exists and is not an empty folder")
+  check_new(path)
   config = config_to_hf(cfg)
   tensors = disassemble(cfg, leaves(cfg), params)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    dir=path.parent, prefix=f".{path.name}."
-  ) as work:
-    folder = pathlib.Path(work) / "model"
-    folder.mkdir()
-    metadata = {"format": "pt"}
+  with new_folder(path) as folder:
+    metadata = {"format": "pt"}  # transformers refuses a file without it
     save_file(tensors, folder / "model.safetensors", metadata=metadata)
     if tokenizer is not None:
       tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if path.exists():
-      path.rmdir()
-    os.replace(folder, path)

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ import orbax.checkpoint as ocp
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, param_shapes
 from sinkjax.sharding import to_host
+from sinkjax.weights.folders import check_new, new_folder
 from sinkjax.weights.layout import check_params, flatten, nest
 from sinkjax.weights.validate import WeightsError, first_line
 
@@ -58,21 +58,14 @@ def save(
     ValueError: if the folder is not empty or the parameters are not those of
       `cfg`; nothing is left behind then.
   """
-  path = pathlib.Path(path).absolute()
-  if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise ValueError(f"{path} exists and is not an empty folder")
+  check_new(path)
   flat = check_params(cfg, params)
   manifest = {
     "schema": SCHEMA,
     "config": cfg.to_dict(),
     "arrays": {name: digest(array) for name, array in flat.items()},
   }
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    dir=path.parent, prefix=f".{path.name}."
-  ) as work:
-    folder = pathlib.Path(work) / "model"
-    folder.mkdir()
+  with new_folder(path) as folder:
     with ocp.StandardCheckpointer(
       multiprocessing_options=_this_process_alone()
     ) as checkpointer:
@@ -80,9 +73,6 @@ def save(
     if tokenizer is not None:
       tokenizer.save(folder)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    if path.exists():
-      path.rmdir()
-    os.replace(folder, path)
 
 
 def _this_process_alone() -> ocp.options.MultiprocessingOptions:
