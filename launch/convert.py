@@ -31,7 +31,7 @@ def main() -> None:
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f"--out={out} exists and is not an empty folder")
   from sinkjax.weights import registry
-  from sinkjax.weights.hf_export import config_to_hf
+  from sinkjax.weights.hf_config import config_to_hf
 
   found = registry.peek(MODEL.value)
   if found is not None and TO.value == "hf":
