@@ -338,7 +338,7 @@ def _finish(
   """The model, the pictures and the summary, which comes last."""
   import shutil
 
-  from sinkjax.train import checkpoint
+  from sinkjax.weights import orbax_io
 
   shutil.rmtree(workdir / "model", ignore_errors=True)
   cfg = config.trained_model().replace(
@@ -346,7 +346,7 @@ def _finish(
   )
   tokenizer = copy.copy(data.tokenizer)
   tokenizer.add_bos = config.packing.bos != "none"
-  checkpoint.save(workdir / "model", params, cfg, tokenizer)
+  orbax_io.save(workdir / "model", params, cfg, tokenizer)
   numbers = {
     "tokens": config.steps * config.batch * config.packing.length,
     "corpus_tokens": len(data.train.tokens),

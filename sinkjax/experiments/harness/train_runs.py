@@ -24,6 +24,7 @@ from sinkjax.train import checkpoint, loop
 from sinkjax.train.loss import next_token_nats
 from sinkjax.train.probe import make_probe, uniform_mass
 from sinkjax.train.run_config import TrainConfig
+from sinkjax.weights import orbax_io
 
 BATCH = 16
 """Rows of a forward pass of the measurements."""
@@ -123,7 +124,7 @@ def train_and_measure(
   }
   shutil.rmtree(folder / "model", ignore_errors=True)
   data.tokenizer.add_bos = config.packing.bos != "none"
-  checkpoint.save(folder / "model", params, cfg, data.tokenizer)
+  orbax_io.save(folder / "model", params, cfg, data.tokenizer)
   shutil.rmtree(folder / "checkpoints")
   return outcome
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sinkjax.experiments.harness.jobs import Advance, Job, complete
-from sinkjax.train import checkpoint
 from sinkjax.train.run_config import TrainConfig
+from sinkjax.weights import orbax_io
 
 Look = Callable[
   [TrainConfig, Mapping[str, Any], pathlib.Path, Advance], Mapping[str, Any]
@@ -63,7 +63,7 @@ def look_jobs(
       }
       model = beside / experiment / "runs" / run / "model"
       name = f"{experiment}-{run}"
-      if checkpoint.is_checkpoint(model):
+      if orbax_io.is_checkpoint(model):
         found[name] = job(name, what, one, model)
   if not found:
     raise ValueError(

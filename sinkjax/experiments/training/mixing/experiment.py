@@ -26,11 +26,11 @@ from sinkjax.metrics import bounds, spread
 from sinkjax.metrics.collapse import collapse_measures
 from sinkjax.metrics.sinks import attention_share, sink_score
 from sinkjax.models.transformer import forward
-from sinkjax.train import checkpoint
 from sinkjax.train.run_config import TrainConfig
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.jacobian import jacobian_norms
 from sinkjax.transforms.layer_gains import layer_gains
+from sinkjax.weights import orbax_io
 
 NAME, TITLE = "mixing", "Does less sink mean more mixing?"
 
@@ -121,7 +121,7 @@ def look(
   data = prepare(
     run.corpus, vocab_size=run.text_vocab_size, held_out=run.held_out
   )
-  params, cfg = checkpoint.load(model)
+  params, cfg = orbax_io.load(model)
   cfg = cfg.replace(attention="einsum", dtype="float32", precision="highest")
   texts = starts(data, config.tokens, config.texts)
   final, maps = {}, {}

@@ -40,8 +40,8 @@ from sinkjax.experiments.training.noise_training.robustness_score import (
   Force,
   sturdiness,
 )
-from sinkjax.train import checkpoint
 from sinkjax.train.run_config import TrainConfig
+from sinkjax.weights import orbax_io
 
 NAME, TITLE = "noise_training", "Training under noise, and sturdy models"
 PAPER, CRITICS = "2504.02732", "2501.15269; 2510.17021"
@@ -171,7 +171,7 @@ def look_at(config: Config, force: Force, run: TrainConfig, model):
   data = prepare(
     run.corpus, vocab_size=run.text_vocab_size, held_out=run.held_out
   )
-  params, cfg = checkpoint.load(model)
+  params, cfg = orbax_io.load(model)
   cfg = cfg.replace(
     attention="einsum",
     dtype="float32",
