@@ -158,10 +158,13 @@ def test_the_dry_run_says_what_each_size_needs(tmp_path):
   [
     (
       ["default.py", "--config.perturbation.sold=1"],
-      "--config has no field 'sold'",
+      "--config has no field 'perturbation.sold'; there is",
     ),
-    (["default.py", "--config.pruned.count=1"], "no field 'pruned'"),
-    (["../../tests/launch/bad_config.py"], "perturbation has no colour"),
+    (
+      ["default.py", "--config.pruned.count=1"],
+      "--config has no field 'pruned'; there is pruning",
+    ),
+    (["../../tests/launch/bad_config.py"], "no field 'perturbation.colour'"),
     (["nowhere.py"], "nowhere.py"),
     (["llama31.py:9b"], "must be one of ['8b', '70b', '405b']"),
   ],
