@@ -94,6 +94,12 @@ REPORT = flags.DEFINE_bool(
   False,
   "Make claims and report.html again from what --out holds; measure nothing.",
 )
+COMPACT = flags.DEFINE_bool(
+  "compact",
+  False,
+  "With --report: no report.html, and every experiment in at most six small "
+  "files, from which --report makes everything again. For git.",
+)
 
 
 def help_text() -> str:
@@ -112,6 +118,8 @@ def main() -> None:
   """Checks the flags, then runs what is not complete."""
   names = _names()
   _check_config()
+  if COMPACT.value and not REPORT.value:
+    raise ValueError("--compact goes with --report")
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   if DRY_RUN.value:
@@ -125,6 +133,9 @@ def main() -> None:
     found = runner.every(out)
     if not found:
       raise ValueError(f"--report: {out} holds no complete experiment")
+    runner.report(out, found, page=not COMPACT.value)
+    if COMPACT.value:
+      runner.compact_all(out, found)
   else:
     requests = {name: _request(name) for name in names}
     left = [
@@ -142,14 +153,15 @@ def main() -> None:
           out / name, requests[name], subject, overwrite=OVERWRITE.value
         )
       found = runner.every(out)
-  runner.report(
-    out,
-    found,
-    command=provenance.command("reproduce"),
-    seconds=time.monotonic() - start,
-  )
+    runner.report(
+      out,
+      found,
+      command=provenance.command("reproduce"),
+      seconds=time.monotonic() - start,
+    )
   _print(found)
-  print(f"\nReport: {out / 'report.html'}")
+  if not COMPACT.value:
+    print(f"\nReport: {out / 'report.html'}")
 
 
 def _names() -> list[str]:
