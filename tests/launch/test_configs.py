@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import runpy
-import subprocess
-import sys
 
 import jax
+import launcher
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -55,15 +53,7 @@ def model_of(family: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def reproduce(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.reproduce", *flags],
-    cwd=ROOT,
-    text=True,
-    capture_output=True,
-    env=os.environ,
-    check=False,
-    timeout=900,
-  )
+  return launcher.run("reproduce", *flags, timeout=900)
 
 
 @pytest.mark.parametrize(
