@@ -10,8 +10,7 @@ import sys
 DOCS = pathlib.Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
-import api_pages  # noqa: E402
-import docstrings  # noqa: E402
+from sitegen import api_pages, docstrings  # noqa: E402
 
 import sinkjax  # noqa: E402
 
@@ -20,11 +19,7 @@ author = "The sinkjax authors"
 copyright = "2026, the sinkjax authors"
 version = release = sinkjax.__version__
 
-extensions = [
-  "myst_nb",
-  "sphinx.ext.autodoc",
-  "sphinx.ext.napoleon",
-]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # Recorded results are data: pages show their figures and tables.
 # A field named as a builtin type is no second meaning of that type.
 suppress_warnings = ["ref.python"]
@@ -60,6 +55,4 @@ def setup(app) -> None:
   """API pages are written before Sphinx looks for pages."""
   api_pages.write(DOCS / "api")
   # Before napoleon, whose priority is 500: it must see finished text.
-  app.connect(
-    "autodoc-process-docstring", docstrings.to_rst, priority=400
-  )
+  app.connect("autodoc-process-docstring", docstrings.to_rst, priority=400)

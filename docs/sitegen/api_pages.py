@@ -8,9 +8,8 @@ import inspect
 import pathlib
 import pkgutil
 
-import docstrings
-
 import sinkjax
+from sitegen import docstrings
 
 PACKAGES = {
   "sinkjax.models": "One decoder for every family, driven by its config.",
@@ -18,7 +17,7 @@ PACKAGES = {
   "Jacobians, statistics.",
   "sinkjax.metrics": "Numbers from arrays; nothing here knows a model.",
   "sinkjax.weights": "Checkpoints and tokenizers, read, checked and written.",
-  "sinkjax.inference": "Caches, generation, quantisation, pruning and skipping.",
+  "sinkjax.inference": "Caches, generation, quantisation, pruning.",
   "sinkjax.data": "Texts to windows of ids.",
   "sinkjax.train": "A training step, the loop around it, and checkpoints.",
   "sinkjax.analysis": "Analyses of one model that test no claim.",
@@ -52,7 +51,9 @@ def _page(title: str, modules: list[str], summary: str) -> str:
 def _top() -> str:
   """Every public name of `sinkjax` with its first line and a link."""
   page = _heading("sinkjax", "=")
-  page += "What ``import sinkjax`` gives.\n\n.. list-table::\n   :widths: 25 75\n"
+  page += (
+    "What ``import sinkjax`` gives.\n\n.. list-table::\n   :widths: 25 75\n"
+  )
   for name in sinkjax.__all__:
     value = getattr(sinkjax, name)
     if not callable(value):

@@ -1,4 +1,4 @@
-"""Draws the README's picture from recorded results: `python docs/picture.py`.
+"""Draws the README's picture: `python docs/sitegen/picture.py`.
 
 Left, how much attention each head of SmolLM2-135M gives to the first token of
 a text, "The". Right, how far a swapped word changes the tokens after it, with
@@ -13,7 +13,7 @@ import numpy as np
 
 from sinkjax.report.figures import INK, MUTED, color_bar, drawing, heat_map
 
-DOCS = pathlib.Path(__file__).parent
+DOCS = pathlib.Path(__file__).parents[1]
 HEADS = DOCS / "results" / "smollm2-135m" / "heads.csv"
 SPREAD = DOCS / "results" / "paper-smollm2-135m" / "perturbation" / "arrays.npz"
 OUT = DOCS / "_static" / "sink.png"
