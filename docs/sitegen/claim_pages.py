@@ -1,5 +1,6 @@
 """The claims as one table a wing, and the README's scoreboard."""
 
+import re
 from collections.abc import Sequence
 
 from sinkjax.experiments import GROUPS, REGISTRY
@@ -41,8 +42,12 @@ def effect(claim: Claim) -> str:
 
 
 def link(name: str, claim: str = "") -> str:
-  """The address of an experiment's page, relative to docs."""
-  return f"experiments/{name}.md" + (f"#{claim}" if claim else "")
+  """The address of an experiment's page, relative to docs.
+
+  A heading's anchor keeps letters, digits, "_" and "-" of an id.
+  """
+  anchor = re.sub(r"[^\w-]", "", claim)
+  return f"experiments/{name}.md" + (f"#{anchor}" if claim else "")
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -70,7 +75,7 @@ def _table(runs: Sequence[Run]) -> str:
       shown = next(iter(by_subject.values()))
       rows.append(
         [
-          f"[{entry.name}]({link(entry.name)})<br>`{name}`",
+          f"{entry.name}<br>[`{name}`]({link(entry.name, name)})",
           md.text(shown.claim),
           *(_cell(by_subject.get(subject)) for subject in subjects),
         ]

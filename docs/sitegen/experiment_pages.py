@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sinkjax.experiments import GROUPS, Entry
 from sinkjax.experiments.harness.api import Claim
+from sinkjax.report.html import Section
 from sitegen import markdown as md
 from sitegen.recorded import Run, counted
 
@@ -97,22 +98,32 @@ def _origin(run: Run) -> str:
 def _figures(run: Run) -> str:
   """The sections of the report that have a figure in the folder."""
   text = ""
-  for section in run.sections():
-    name = (section.figure or b"").decode()
-    if not name or not (run.recorded.folder / name).is_file():
-      continue
+  for section in _drawn(run):
     text += f"\n### {md.text(section.title)}\n"
     if section.body:
       text += f"\n{md.text(section.body)}\n"
-    text += f"\n{_picture(run, name, section.caption)}\n"
+    text += f"\n{_picture(run, section)}\n"
   return text
 
 
-def _picture(run: Run, name: str, caption: str) -> str:
-  """A figure with its caption below, which is its alternative text, too."""
-  words = md.text(" ".join(caption.split()))
-  image = f"![{words}](../{run.files}/{name})"
-  return f"{image}\n\n*{words}*" if words else image
+def _drawn(run: Run) -> list[Section]:
+  """The sections whose figure is a file; a figure is a file's name here."""
+  return [
+    section
+    for section in run.sections()
+    if section.figure and (run.recorded.folder / _name(section)).is_file()
+  ]
+
+
+def _name(section: Section) -> str:
+  return (section.figure or b"").decode()
+
+
+def _picture(run: Run, section: Section) -> str:
+  """A figure with its caption below."""
+  image = f"![{md.text(section.title)}](../{run.files}/{_name(section)})"
+  caption = md.text(" ".join(section.caption.split()))
+  return f"{image}\n\n*{caption}*" if caption else image
 
 
 def _settings(run: Run) -> str:
@@ -133,8 +144,5 @@ def _settings(run: Run) -> str:
 
 def first_figure(run: Run) -> str:
   """The first figure of a run that is in its folder, with its caption."""
-  for section in run.sections():
-    name = (section.figure or b"").decode()
-    if name and (run.recorded.folder / name).is_file():
-      return f"\n{_picture(run, name, section.caption)}\n"
-  return ""
+  drawn = _drawn(run)
+  return f"\n{_picture(run, drawn[0])}\n" if drawn else ""
