@@ -48,7 +48,11 @@ html_title = "sinkjax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_theme_options = {"top_of_page_buttons": []}
 pygments_style = "friendly"
+# Blocks in docstrings are formulas and tables; code says its language.
+highlight_language = "none"
+add_module_names = False
 
 
 def setup(app) -> None:
@@ -56,3 +60,4 @@ def setup(app) -> None:
   api_pages.write(DOCS / "api")
   # Before napoleon, whose priority is 500: it must see finished text.
   app.connect("autodoc-process-docstring", docstrings.to_rst, priority=400)
+  app.connect("autodoc-process-signature", docstrings.short_signature)

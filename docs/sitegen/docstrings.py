@@ -5,11 +5,15 @@ formulas and commands indented after an empty line, tensors as |x| or *B. Each
 of these means something else in reStructuredText.
 """
 
+import functools
 import re
 from typing import Any
 
 _CODE = re.compile(r"(?<![`\w])`([^`]+)`(?!`)")
 _MARKS = re.compile(r"(?<!\\)([*|])|(?<=\w)(_)(?=\W|$)")
+# "T." alone would begin a numbered list, as "a." does.
+_LETTER = re.compile(r"(?m)(^\s*|: )(?=\w\.(\s|$))")
+_ARRAY = re.compile(r"\b\w+(\.\w+)*\.Array\b")
 
 
 def inline(text: str) -> str:
@@ -24,6 +28,7 @@ def inline(text: str) -> str:
       parts[at] = f"``{parts[at]}``"
     else:
       parts[at] = _MARKS.sub(lambda m: "\\" + m[0], parts[at])
+      parts[at] = _LETTER.sub(r"\1\\", parts[at])
   return "".join(parts)
 
 
@@ -74,3 +79,17 @@ def to_rst(
 ) -> None:
   """Sphinx's event: `lines` are changed in place."""
   lines[:] = converted(lines)
+
+
+def short_signature(
+  app: Any,
+  what: str,
+  name: str,
+  obj: Any,
+  options: Any,
+  signature: str | None,
+  returns: str | None,
+) -> tuple[str | None, str | None]:
+  """Sphinx's event: an array's type is Array, wherever jax defines it."""
+  shorten = functools.partial(_ARRAY.sub, "Array")
+  return signature and shorten(signature), returns and shorten(returns)

@@ -72,7 +72,7 @@ def _claim(verdicts: Sequence[tuple[Run, Claim]]) -> str:
   """One claim: the sentence, the source, what was measured on what."""
   first = verdicts[0][1]
   text = (
-    f"{md.text(first.claim)}\n\nSource: {md.text(first.source)}. Reported "
+    f"**{md.text(first.claim)}**\n\nSource: {md.text(first.source)}. Reported "
     f"there: {md.text(first.paper)}.\n\n"
   )
   for run, claim in verdicts:
