@@ -1,8 +1,6 @@
-"""Writes the tables of these pages from the recorded CSV files.
+"""Tables of hand-written pages, cut from recorded CSV files.
 
-  python docs/tables.py
-
-rewrites in place every table that follows such a comment:
+A table follows such a comment:
 
   <!-- table: results/RUN/EXPERIMENT/FILE.csv
   where bits = 4 | 8
@@ -20,7 +18,7 @@ import csv
 import pathlib
 import re
 
-DOCS = pathlib.Path(__file__).parent
+DOCS = pathlib.Path(__file__).parents[1]
 TABLE = re.compile(
   r"<!-- table: (?P<file>\S+)\n(?P<spec>.*?)-->\n(?P<rows>(?:\|[^\n]*\n)*)",
   re.DOTALL,
@@ -76,9 +74,6 @@ def written(page: str) -> str:
   )
 
 
-if __name__ == "__main__":
-  for path in sorted(DOCS.glob("*.md")):
-    page = path.read_text("utf-8")
-    if (new := written(page)) != page:
-      path.write_text(new, "utf-8")
-      print(f"wrote {path.name}")
+def has_any(page: str) -> bool:
+  """Whether a page has such a table."""
+  return TABLE.search(page) is not None
