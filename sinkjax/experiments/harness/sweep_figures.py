@@ -57,7 +57,7 @@ class Panel(NamedTuple):
 
 
 STANDARD = (
-  Panel("Heads with sink score above {eps:g}, %", "rate", 100),
+  Panel("Heads with a sink (> {eps:g}), %", "rate", 100),
   Panel("Attention on the first token", "first_mass", uniform=True),
   Panel("Held-out loss, nats", "loss", zoomed=True),
 )
@@ -273,10 +273,11 @@ def uniform_attention(result: Result) -> str:
 
 def bar_caption(result: Result) -> str:
   """Of `bars`."""
-  seeds = len(result.numbers["seeds"])
+  numbers = result.numbers
   return (
-    f"Bars are means over the seeds ({seeds}), ticks the single seeds. "
-    f"{uniform_attention(result)}"
+    f"Bars are means over the seeds ({len(numbers['seeds'])}), ticks the "
+    "single seeds. A head has a sink if its mean attention on the first token "
+    f"is above {numbers['eps']:g}. {uniform_attention(result)}"
   )
 
 

@@ -145,9 +145,9 @@ def _without_bos(trained: Trained, mask: str) -> list[Claim]:
   rise = text["loss"] - bos["loss"]
   return [
     compare(
-      f"no_sink_without_pinned_bos_{mask}",
-      f"A model trained with the {mask} mask and a pinned BOS loses its sink "
-      "when it reads a text without BOS.",
+      f"weaker_sink_without_pinned_bos_{mask}",
+      f"A model trained with the {mask} mask and a pinned BOS has a weaker "
+      "sink when it reads a text without BOS.",
       WHERE,
       f"{rate:.1f} to {bare_rate:.2f} % of heads",
       bos["first_mass"] - text["first_mass"],
@@ -171,11 +171,8 @@ def _without_bos(trained: Trained, mask: str) -> list[Claim]:
 
 RATE, *OTHERS = STANDARD
 PANELS = (
-  Panel(
-    "Paper: heads with sink score above 0.3, %",
-    lambda row, numbers: row["paper"][0],
-  ),
-  RATE._replace(title=f"Ours: h{RATE.title[1:]}"),
+  Panel("Paper: heads above 0.3, %", lambda row, numbers: row["paper"][0]),
+  RATE._replace(title="Ours: heads above {eps:g}, %"),
   *OTHERS,
 )
 
