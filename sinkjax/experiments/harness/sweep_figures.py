@@ -56,11 +56,10 @@ class Panel(NamedTuple):
     return self.factor * np.atleast_1d(np.asarray(found, float))
 
 
-STANDARD = (
-  Panel("Heads with a sink (> {eps:g}), %", "rate", 100),
-  Panel("Attention on the first token", "first_mass", uniform=True),
-  Panel("Held-out loss, nats", "loss", zoomed=True),
-)
+RATE = Panel("Heads with a sink (> {eps:g}), %", "rate", 100)
+MASS = Panel("Attention on the first token", "first_mass", uniform=True)
+LOSS = Panel("Held-out loss, nats", "loss", zoomed=True)
+STANDARD = (RATE, MASS, LOSS)
 """What every sweep shows of its variants."""
 
 
@@ -248,14 +247,13 @@ def table(
   header += ["attention on the first token"]
   header += ["paper, nats"] * paper + ["ours, nats"]
   header += [column.heading(numbers) for column in columns]
-  rate, mass, loss = STANDARD
   found = []
   for row in numbers["rows"]:
     percent, nats = row["paper"]
     line = [row["variant"], FORMS[row["form"]]]
-    line += [percent] * paper + [_mean(rate.of(row, numbers))]
-    line += [_mean(mass.of(row, numbers))]
-    line += [nats] * paper + [_mean(loss.of(row, numbers))]
+    line += [percent] * paper + [_mean(RATE.of(row, numbers))]
+    line += [_mean(MASS.of(row, numbers))]
+    line += [nats] * paper + [_mean(LOSS.of(row, numbers))]
     line += [_mean(column.of(row, numbers)) for column in columns]
     found.append(["" if x is None else x for x in line])
   return html.Table(header, found)
@@ -271,22 +269,27 @@ def uniform_attention(result: Result) -> str:
   return f"Dotted line: uniform attention, {mass:.3f}."
 
 
-def bar_caption(result: Result) -> str:
-  """Of `bars`."""
-  numbers = result.numbers
+def seeds_caption(result: Result, mean: str, single: str) -> str:
+  """Which marks are the mean over seeds, and which the single seeds."""
+  seeds = len(result.numbers["seeds"])
   return (
-    f"Bars are means over the seeds ({len(numbers['seeds'])}), ticks the "
-    "single seeds. A head has a sink if its mean attention on the first token "
-    f"is above {numbers['eps']:g}. {uniform_attention(result)}"
+    f"{mean} are means over the seeds ({seeds}), {single} the single seeds."
+  )
+
+
+def bar_caption(result: Result) -> str:
+  """Of `bars` with the panels `STANDARD`."""
+  return (
+    f"{seeds_caption(result, 'Bars', 'ticks')} A head has a sink if its mean "
+    f"attention on the first token is above {result.numbers['eps']:g}. "
+    f"{uniform_attention(result)}"
   )
 
 
 def point_caption(result: Result) -> str:
   """Of figures with a point for each variant and a dash for each seed."""
-  seeds = len(result.numbers["seeds"])
   return (
-    f"Points are means over the seeds ({seeds}), dashes the single seeds. "
-    f"{uniform_attention(result)}"
+    f"{seeds_caption(result, 'Points', 'dashes')} {uniform_attention(result)}"
   )
 
 

@@ -195,9 +195,9 @@ def _by_context(result: Result) -> bytes:
 
 def _caption(result: Result) -> str:
   return (
-    f"Points are means over the seeds ({len(result.numbers['seeds'])}), dashes "
-    "the single seeds. Dotted lines: uniform attention, in the colour of the "
-    "curve. The paper's sink rates are read off its figure by eye."
+    f"{sweep_figures.seeds_caption(result, 'Points', 'dashes')} Dotted lines: "
+    "uniform attention, in the colour of the curve. The paper's sink rates are "
+    "read off its figure by eye."
   )
 
 

@@ -31,7 +31,9 @@ from sinkjax.experiments.harness.sweep_config import (
 )
 from sinkjax.experiments.harness.sweep_figures import (
   FORMS,
-  STANDARD,
+  LOSS,
+  MASS,
+  RATE,
   Chart,
   Panel,
 )
@@ -169,11 +171,11 @@ def _without_bos(trained: Trained, mask: str) -> list[Claim]:
   ]
 
 
-RATE, *OTHERS = STANDARD
 PANELS = (
   Panel("Paper: heads above 0.3, %", lambda row, numbers: row["paper"][0]),
   RATE._replace(title="Ours: heads above {eps:g}, %"),
-  *OTHERS,
+  MASS,
+  LOSS,
 )
 
 
