@@ -213,7 +213,8 @@ def _claim(
 
 
 SHOWN = ((MASS, "mass"), (RATE, "rate"), (LOSS, None))
-"""(of our models, key of a model of others) of each panel."""
+"""For each panel: what is shown of our models, and its key in `numbers` for the
+models of others, `None` where theirs is not comparable."""
 
 
 def _sizes(result: Result) -> bytes:
