@@ -124,7 +124,7 @@ def _cost(
 ) -> Claim:
   """That a target makes the loss [S] higher."""
   return compare(
-    f"target_{target:g}_raises_loss",
+    f"{_name(target).replace('.', '_')}_raises_loss",
     f"Training every head towards {target:g} attention on the first token "
     "raises the loss.",
     SOURCE,

@@ -44,6 +44,10 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
   return [*_trained_under_noise(own), *_without_sink(set_), *_by_sink(set_)]
 
 
+def _in_id(variant: str) -> str:
+  return variant.replace(".", "_")
+
+
 def _gap(one: Row, other: Row, key: str, *, log: bool = False) -> np.ndarray:
   """[S] one variant's number minus another's, by seeds that both have."""
   f = np.log if log else np.asarray
@@ -77,7 +81,7 @@ def _trained_under_noise(own: Mapping[str, Row]) -> list[Claim]:
     loss = f"loss {mean(_gap(row, plain, 'loss'), '+.3f')} nats"
     found.append(
       compare(
-        f"stronger_sink_{name}",
+        f"stronger_sink_{_in_id(name)}",
         f"{training} leads to a stronger sink.",
         PAPER,
         "sinks are said to keep changes from spreading; not tried",
@@ -101,7 +105,7 @@ def _more_robust(
   less = _gap(plain, row, f"{change}_kl", log=True)
   spread = _gap(row, plain, f"{change}_spread", log=True)
   made = compare(
-    f"more_robust_to_{change}_{name}",
+    f"more_robust_to_{change}_{_in_id(name)}",
     f"{training} makes a model more robust to {CHANGES[change]}.",
     "our question",
     "not tried",
