@@ -55,7 +55,7 @@ def modules():
 
 
 def imports(tree):
-  """The dotted names that a file imports of ours, modules or what is in them."""
+  """The dotted names of ours that a file imports."""
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       names = [alias.name for alias in node.names]
