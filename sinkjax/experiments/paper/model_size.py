@@ -177,7 +177,7 @@ def plan(config: Config) -> list[str]:
     try:
       lines.append(f"other model  {name}: {_needs(name)}")
     except ValueError as error:
-      lines.append(f"other model  {name}: cannot be read: {error}")
+      lines.append(f"other model  {name}: cannot be looked at: {error}")
   return lines
 
 

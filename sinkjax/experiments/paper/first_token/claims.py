@@ -1,6 +1,7 @@
 """What BOS and the sink are worth on tasks and needles."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,8 @@ from sinkjax.experiments.harness.api import (
   Result,
   direction,
 )
-from sinkjax.experiments.paper.first_token.experiment import (
-  Condition,
-  over_items,
-)
+from sinkjax.experiments.harness.stats import Mean, student
+from sinkjax.experiments.paper.first_token.experiment import Condition
 
 SOURCE = "section 5, table 3"
 
@@ -34,6 +33,7 @@ def claims(result: Result) -> list[Claim]:
     _sink(
       result,
       right,
+      numbers["tasks"],
       id="accuracy_without_sink",
       claim="Removing the sink in the later layers lowers the accuracy on "
       "multiple-choice tasks.",
@@ -44,6 +44,7 @@ def claims(result: Result) -> list[Claim]:
     _sink(
       result,
       found,
+      numbers["found"],
       id="needles_without_sink",
       claim="Removing the sink in the later layers makes the model find fewer "
       "needles in a long text.",
@@ -79,23 +80,30 @@ def _chance(result: Result) -> np.ndarray:
   )
 
 
-def _percent(values: np.ndarray) -> str:
-  return over_items(values).scaled(100).text(".1f", " %")
+def _percent(means: Mapping[str, Any], name: Condition) -> str:
+  """A stored share of right answers."""
+  return Mean.read(means[name]).scaled(100).text(".1f", " %")
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+  """95 % over items; without the sign-flip test, which takes seconds."""
+  mean, half = student(values)
+  return float(mean - half), float(mean + half)
 
 
 def _bos(result: Result, right: Answers) -> Claim:
   """A claim that is tested where the model's texts start with BOS."""
-  own, chance = Condition(result.numbers["own"]), _chance(result)
+  numbers, own = result.numbers, Condition(result.numbers["own"])
   verdict = UNTESTED
   why = f"the texts of {result.model} do not start with BOS"
   if own is Condition.BOS:
+    chance = _chance(result)
     # Above zero where less than half of what is above chance is left.
     left = (right[own] - chance) / 2 - (right[Condition.NO_BOS] - chance)
-    mean = over_items(left)
-    verdict = direction(mean.low, mean.high)
+    verdict = direction(*_interval(left))
     why = "agrees if less than half of what is above chance is left"
   shown = "; ".join(
-    f"{name} {_percent(right[name])}"
+    f"{name} {_percent(numbers['tasks'], name)}"
     for name in (Condition.BOS, Condition.NO_BOS)
     if name in right
   )
@@ -104,7 +112,7 @@ def _bos(result: Result, right: Answers) -> Claim:
     claim="Without the BOS that training put first, accuracy falls to chance.",
     source=SOURCE,
     paper="HellaSwag 80.61 to 27.35 %, ARC-Easy 80.77 to 28.49 (Gemma 7B)",
-    ours=f"accuracy: {shown}; chance {100 * chance.mean():.1f} %",
+    ours=f"accuracy: {shown}; chance {100 * numbers['chance']:.1f} %",
     verdict=verdict,
     why=why,
   )
@@ -113,6 +121,7 @@ def _bos(result: Result, right: Answers) -> Claim:
 def _sink(
   result: Result,
   answers: Answers,
+  means: Mapping[str, Any],
   *,
   id: str,
   claim: str,
@@ -125,14 +134,15 @@ def _sink(
     ours, verdict = "not measured", UNTESTED
     why = "the model's context is shorter than every text"
   else:
-    own = answers[Condition(result.numbers["own"])]
-    hidden, control = answers[Condition.HIDDEN], answers[Condition.CONTROL]
+    own = Condition(result.numbers["own"])
+    shares = (own, Condition.HIDDEN, Condition.CONTROL)
+    before, hidden, control = (_percent(means, name) for name in shares)
     ours = (
-      f"{what}: {_percent(own)} to {_percent(hidden)} with position 0 hidden "
-      f"from layer {result.numbers['from_layer']} on; {_percent(control)} with "
-      "position 1 hidden instead"
+      f"{what}: {before} to {hidden} with position 0 hidden from layer "
+      f"{result.numbers['from_layer']} on; {control} with position 1 hidden "
+      "instead"
     )
-    verdict = _falls(own - hidden, control - hidden)
+    verdict = _falls(*(answers[name] for name in shares))
     why = (
       f"{note}; agrees if the falls from the unchanged model and from the "
       "control are both above 0"
@@ -140,10 +150,10 @@ def _sink(
   return Claim(id, claim, SOURCE, paper, ours, verdict, why)
 
 
-def _falls(from_own: np.ndarray, from_control: np.ndarray) -> str:
-  """The verdict on two falls, of which the control's comes first."""
-  lost, more = over_items(from_own), over_items(from_control)
-  verdict = direction(more.low, more.high)
-  if verdict == AGREES and lost.low <= 0:
-    return DISAGREES if lost.high < 0 else UNDECIDED
+def _falls(own: np.ndarray, hidden: np.ndarray, control: np.ndarray) -> str:
+  """The verdict on two falls, of which that from the control comes first."""
+  verdict = direction(*_interval(control - hidden))
+  low, high = _interval(own - hidden)
+  if verdict == AGREES and low <= 0:
+    return DISAGREES if high < 0 else UNDECIDED
   return verdict
