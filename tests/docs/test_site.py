@@ -124,9 +124,7 @@ def test_the_picture_is_drawn_from_results():
   import numpy as np
 
   assert np.mean(picture.attention() > 0.3) == pytest.approx(0.767, abs=5e-4)
-  with np.load(picture.SPREAD) as arrays:
-    before = arrays["aligned"][:, :, : picture.BEFORE]
-  assert np.all(before == 0)
+  assert np.all(picture.aligned()[:, :, : picture.BEFORE] == 0)
   with_sink, without = picture.spread()
   # At the last layer the swap spreads further without the sink.
   assert without[-1, 1:].mean() > 1.3 * with_sink[-1, 1:].mean()
