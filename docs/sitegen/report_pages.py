@@ -64,7 +64,8 @@ def _of_experiments(folder: pathlib.Path, runs: Sequence[Run]) -> str:
   claims = [claim for run in runs for claim in run.claims]
   text = (
     f"# {group.capitalize()}: {runs[0].subject}\n\n{_command(summary)}"
-    f"{summary['seconds'] / 60:.0f} min of computing on {summary['device']}. Of "
+    f"{summary['seconds'] / 60:.0f} min of computing on "
+    f"{summary['device']}. Of "
     f"{len(claims)} claims {counted(claims)}.\n\n"
   )
   rows = [
