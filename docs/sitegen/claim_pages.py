@@ -21,7 +21,18 @@ WINGS = {
 }
 """What stands above each wing's table."""
 
-SCOREBOARD = (("massive", "smollm2-135m", "sink_needs_them"),)
+SCOREBOARD = (
+  ("massive", "smollm2-135m", "sink_needs_massive"),
+  ("noop_heads", "smollm2-135m", "two_kinds_of_sinks"),
+  ("collapse", "smollm2-135m", "digits_merge_in_bfloat16"),
+  ("noise_training", "cpu scale", "no_sink_changed_more_by_attack_first"),
+  ("perturbation", "smollm2-135m", "spread_last_layer"),
+  ("jacobian", "smollm2-135m", "exact_mixing"),
+  ("first_token", "smollm2-135m", "needles_without_sink"),
+  ("attack", "smollm2-135m", "attack_v_relative"),
+  ("packing", "gpu scale", "weaker_sink_without_pinned_bos_causal"),
+  ("attention_variants", "gpu scale", "less_sink_softpick"),
+)
 """(experiment, subject, claim) of the README's findings, those that disagree
 with their source first."""
 
