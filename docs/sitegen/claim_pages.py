@@ -48,8 +48,16 @@ what the source reports, and the figures are on the experiment's page.
 
 
 def effect(claim: Claim) -> str:
-  """What was measured, without what is said after its first clause."""
-  return claim.ours.split("; ")[0]
+  """What was measured, without what is said after its first clause.
+
+  A semicolon in brackets ends no clause.
+  """
+  depth = 0
+  for at, char in enumerate(claim.ours):
+    depth += (char == "(") - (char == ")")
+    if char == ";" and depth == 0:
+      return claim.ours[:at]
+  return claim.ours
 
 
 def link(name: str, claim: str = "") -> str:

@@ -50,6 +50,14 @@ def test_a_claim_that_is_not_recorded_is_an_error(monkeypatch):
     claim_pages.scoreboard([])
 
 
+def test_an_effect_is_the_first_clause():
+  def effect(ours):
+    return claim_pages.effect(type("Claim", (), {"ours": ours}))
+
+  assert effect("1 (0 to 2) nats; 3 more") == "1 (0 to 2) nats"
+  assert effect("1 (0; 2) nats") == "1 (0; 2) nats"
+
+
 def test_counts_in_words():
   assert recorded.counted([]) == ""
   claim = type("Claim", (), {"verdict": "agrees"})
