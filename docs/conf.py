@@ -61,3 +61,4 @@ def setup(app) -> None:
   # Before napoleon, whose priority is 500: it must see finished text.
   app.connect("autodoc-process-docstring", docstrings.to_rst, priority=400)
   app.connect("autodoc-process-signature", docstrings.short_signature)
+  app.connect("autodoc-skip-member", docstrings.skip_alias)

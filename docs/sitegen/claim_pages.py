@@ -21,7 +21,18 @@ WINGS = {
 }
 """What stands above each wing's table."""
 
-SCOREBOARD = (("massive", "smollm2-135m", "sink_needs_them"),)
+SCOREBOARD = (
+  ("massive", "smollm2-135m", "sink_needs_massive"),
+  ("noop_heads", "smollm2-135m", "two_kinds_of_sinks"),
+  ("collapse", "smollm2-135m", "digits_merge_in_bfloat16"),
+  ("noise_training", "cpu scale", "no_sink_changed_more_by_attack_first"),
+  ("perturbation", "smollm2-135m", "spread_last_layer"),
+  ("jacobian", "smollm2-135m", "exact_mixing"),
+  ("first_token", "smollm2-135m", "needles_without_sink"),
+  ("attack", "smollm2-135m", "attack_v_relative"),
+  ("packing", "gpu scale", "weaker_sink_without_pinned_bos_causal"),
+  ("attention_variants", "gpu scale", "less_sink_softpick"),
+)
 """(experiment, subject, claim) of the README's findings, those that disagree
 with their source first."""
 
@@ -37,8 +48,16 @@ what the source reports, and the figures are on the experiment's page.
 
 
 def effect(claim: Claim) -> str:
-  """What was measured, without what is said after its first clause."""
-  return claim.ours.split("; ")[0]
+  """What was measured, without what is said after its first clause.
+
+  A semicolon in brackets ends no clause.
+  """
+  depth = 0
+  for at, char in enumerate(claim.ours):
+    depth += (char == "(") - (char == ")")
+    if char == ";" and depth == 0:
+      return claim.ours[:at]
+  return claim.ours
 
 
 def link(name: str, claim: str = "") -> str:

@@ -93,3 +93,10 @@ def short_signature(
   """Sphinx's event: an array's type is Array, wherever jax defines it."""
   shorten = functools.partial(_ARRAY.sub, "Array")
   return signature and shorten(signature), returns and shorten(returns)
+
+
+def skip_alias(
+  app: Any, what: str, name: str, obj: Any, skip: bool, options: Any
+) -> bool | None:
+  """Sphinx's event: a named tuple's fields are described in its docstring."""
+  return True if type(obj).__name__ == "_tuplegetter" else None

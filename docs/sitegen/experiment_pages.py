@@ -86,13 +86,20 @@ def _claim(verdicts: Sequence[tuple[Run, Claim]]) -> str:
 def _origin(run: Run) -> str:
   """What computed a run, for how long, and where its files are."""
   about = run.recorded.about
-  files = sorted(run.recorded.folder.glob("*.csv"))
-  listed = [run.recorded.folder / "result.json", *files]
-  links = ", ".join(f"[{f.name}](../{run.files}/{f.name})" for f in listed)
+  listed = sorted(
+    path.name
+    for path in run.recorded.folder.iterdir()
+    if path.is_file() and path.suffix != ".png"
+  )
+  links = ", ".join(f"[{name}](../{run.files}/{name})" for name in listed)
   return (
-    f"{about['seconds'] / 60:.0f} min on {about['device']}; part of "
+    f"{_minutes(about['seconds'])} of computing on {about['device']}; part of "
     f"[{run.folder}](../runs/{run.folder}.md). Files: {links}.\n"
   )
+
+
+def _minutes(seconds: float) -> str:
+  return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def _figures(run: Run) -> str:

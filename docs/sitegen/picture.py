@@ -5,17 +5,18 @@ a text, "The". Right, how far a swapped word changes the tokens after it, with
 that sink and with the sink hidden from the layer on at which it forms.
 """
 
-import csv
 import io
 import pathlib
 
 import numpy as np
 
+from sinkjax import artifacts
+from sinkjax.experiments.harness import runner
 from sinkjax.report.figures import INK, MUTED, color_bar, drawing, heat_map
 
 DOCS = pathlib.Path(__file__).parents[1]
 HEADS = DOCS / "results" / "smollm2-135m" / "heads.csv"
-SPREAD = DOCS / "results" / "paper-smollm2-135m" / "perturbation" / "arrays.npz"
+SPREAD = DOCS / "results" / "paper-smollm2-135m" / "perturbation"
 OUT = DOCS / "_static" / "sink.png"
 BEFORE = 4
 """Tokens before the swapped word in the recorded map, where nothing changes."""
@@ -26,20 +27,24 @@ COLOURS = 128
 
 def attention() -> np.ndarray:
   """[H, L] mean attention on the first token."""
-  with open(HEADS, newline="", encoding="utf-8") as stream:
-    rows = list(csv.DictReader(stream))
-  layers = 1 + max(int(row["layer"]) for row in rows)
-  heads = 1 + max(int(row["head"]) for row in rows)
+  header, found = artifacts.read_csv(HEADS)
+  rows = [dict(zip(header, row, strict=True)) for row in found]
+  layers = 1 + max(row["layer"] for row in rows)
+  heads = 1 + max(row["head"] for row in rows)
   alpha = np.zeros((heads, layers))
   for row in rows:
-    alpha[int(row["head"]), int(row["layer"])] = float(row["alpha"])
+    alpha[row["head"], row["layer"]] = row["alpha"]
   return alpha
+
+
+def aligned() -> np.ndarray:
+  """[condition, L, T] relative change around the swap, as recorded."""
+  return runner.measured(SPREAD).result.arrays["aligned"]
 
 
 def spread() -> np.ndarray:
   """[2, L, T] relative change by layer and distance, with and without sink."""
-  with np.load(SPREAD) as arrays:
-    return arrays["aligned"][:2, :, BEFORE:]
+  return aligned()[:2, :, BEFORE:]
 
 
 def draw() -> bytes:

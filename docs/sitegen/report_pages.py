@@ -37,8 +37,11 @@ def pages(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _index(found: dict[str, str]) -> str:
-  listed = "\n".join(f"{name}" for name in found)
-  links = "".join(f"- [{name}]({name}.md)\n" for name in found)
+  listed = "\n".join(found)
+  links = "".join(
+    f"- [{text.splitlines()[0].lstrip('# ')}]({name}.md)\n"
+    for name, text in found.items()
+  )
   return (
     "# Results\n\nEverything that was recorded, by the command that made it. "
     "Figures and tables come from files in `docs/results`; "
@@ -57,11 +60,12 @@ def _command(summary: dict) -> str:
 
 
 def _of_experiments(folder: pathlib.Path, runs: Sequence[Run]) -> str:
-  summary = _summary(folder)
+  summary, group = _summary(folder), runs[0].recorded.entry.group
   claims = [claim for run in runs for claim in run.claims]
   text = (
-    f"# {folder.name}\n\n{_command(summary)}"
-    f"{summary['seconds'] / 60:.0f} min on {summary['device']}. Of "
+    f"# {group.capitalize()}: {runs[0].subject}\n\n{_command(summary)}"
+    f"{summary['seconds'] / 60:.0f} min of computing on "
+    f"{summary['device']}. Of "
     f"{len(claims)} claims {counted(claims)}.\n\n"
   )
   rows = [
@@ -87,7 +91,7 @@ def _of_analysis(folder: pathlib.Path) -> str:
   )
   token = summary["first_token"]["text"].strip()
   text = (
-    f"# {folder.name}\n\n{_command(summary)}"
+    f"# Sink report: {summary['model']}\n\n{_command(summary)}"
     f"{summary['tokens'][0]} tokens; position 0 is `{token}`. Share of heads "
     f"with a sink: {rates}. Mean attention on the first token: "
     f"{100 * summary['first_token_mass']:.1f} %. "

@@ -14,9 +14,10 @@ by a number; then come the columns, each a heading and a template of the row's
 fields.
 """
 
-import csv
 import pathlib
 import re
+
+from sinkjax import artifacts
 
 DOCS = pathlib.Path(__file__).parents[1]
 TABLE = re.compile(
@@ -41,11 +42,8 @@ def table(file: str, spec: str) -> str:
     KeyError: for a column that the file does not have.
     ValueError: where no row is left.
   """
-  with open(DOCS / file, newline="", encoding="utf-8") as source:
-    rows = [
-      {name: _value(text) for name, text in row.items()}
-      for row in csv.DictReader(source)
-    ]
+  header, found = artifacts.read_csv(DOCS / file)
+  rows = [dict(zip(header, row, strict=True)) for row in found]
   heads, cells = [], []
   for line in spec.strip().splitlines():
     head, _, text = line.partition(" = ")

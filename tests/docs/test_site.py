@@ -50,6 +50,14 @@ def test_a_claim_that_is_not_recorded_is_an_error(monkeypatch):
     claim_pages.scoreboard([])
 
 
+def test_an_effect_is_the_first_clause():
+  def effect(ours):
+    return claim_pages.effect(type("Claim", (), {"ours": ours}))
+
+  assert effect("1 (0 to 2) nats; 3 more") == "1 (0 to 2) nats"
+  assert effect("1 (0; 2) nats") == "1 (0; 2) nats"
+
+
 def test_counts_in_words():
   assert recorded.counted([]) == ""
   claim = type("Claim", (), {"verdict": "agrees"})
@@ -124,9 +132,7 @@ def test_the_picture_is_drawn_from_results():
   import numpy as np
 
   assert np.mean(picture.attention() > 0.3) == pytest.approx(0.767, abs=5e-4)
-  with np.load(picture.SPREAD) as arrays:
-    before = arrays["aligned"][:, :, : picture.BEFORE]
-  assert np.all(before == 0)
+  assert np.all(picture.aligned()[:, :, : picture.BEFORE] == 0)
   with_sink, without = picture.spread()
   # At the last layer the swap spreads further without the sink.
   assert without[-1, 1:].mean() > 1.3 * with_sink[-1, 1:].mean()
