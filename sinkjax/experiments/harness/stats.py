@@ -7,7 +7,7 @@ group, and its spread over groups is the uncertainty.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,15 @@ class Mean(NamedTuple):
   high: float
   groups: int
   p: float
+
+  @classmethod
+  def read(cls, stored: Mapping[str, Any]) -> "Mean":
+    """A mean as a result file holds it: `None` there is NaN here.
+
+    >>> Mean.read({"value": 1, "low": 0, "high": None, "groups": 2, "p": 1})
+    Mean(value=1, low=0, high=nan, groups=2, p=1)
+    """
+    return cls(**{k: np.nan if x is None else x for k, x in stored.items()})
 
   def scaled(self, factor: float) -> "Mean":
     """The same in another unit, such as percent for a share.
