@@ -1,6 +1,6 @@
 """Means and their 95 % intervals, drawn alike in every figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,21 +8,9 @@ import numpy as np
 from sinkjax.experiments.harness.stats import student
 from sinkjax.report.figures import FIRST, MUTED
 
-Table = tuple[list[str], list[list[Any]]]
-
-
-def records(table: Table) -> list[dict[str, Any]]:
-  """The rows of a table by column name.
-
-  >>> records((["site", "kl"], [["k", 0.5]]))
-  [{'site': 'k', 'kl': 0.5}]
-  """
-  header, rows = table
-  return [dict(zip(header, row, strict=True)) for row in rows]
-
 
 def ends_in(
-  rows: Sequence[dict[str, Any]], columns: Sequence[str]
+  rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
 ) -> np.ndarray:
   """[3, n] value, low and high of rows, from the columns of these names."""
   return np.array([[row[name] for row in rows] for name in columns], float)

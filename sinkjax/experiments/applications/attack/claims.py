@@ -88,7 +88,7 @@ def _claim(
     contrast: the mean difference of log KL, sink less other, by position.
     less: whether the sink's is claimed to be smaller, not larger.
   """
-  one = {name: Mean(**mean) for name, mean in contrast.items()}
+  one = {name: Mean.read(mean) for name, mean in contrast.items()}
   near = one["next"].scaled(-1 if less else 1)
   low, high = sorted((near.low, near.high))
   return Claim(

@@ -247,7 +247,7 @@ DEFENCES = {
 def _defence(result: Result, defence: Defence) -> Claim:
   id, sentence = DEFENCES[defence]
   one = {
-    key: Mean(**value)
+    key: Mean.read(value)
     for key, value in result.numbers["defences"][defence].items()
     if key != "left"
   }
