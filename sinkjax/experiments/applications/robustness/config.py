@@ -4,7 +4,7 @@ import dataclasses
 import enum
 
 from sinkjax.experiments.shared.perturb import NOISE, SWAP
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 
 SITES = ("embed", "k", "v")
 """Where the first token is attacked."""
@@ -95,6 +95,6 @@ class Config:
   steps: int = 4
   front: int | None = None
   eps: float = 0.3
-  texts: str = TEXTS
+  texts: str = SWAP_TEXTS
   from_layer: int | None = None
   seed: int = 0

@@ -32,7 +32,7 @@ from sinkjax.experiments.shared.perturb import (
   text_rows,
 )
 from sinkjax.experiments.shared.prompt_corpus import Text
-from sinkjax.experiments.shared.sink_removal import with_layer
+from sinkjax.experiments.shared.sink_removal import resolve_from_layer
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
@@ -119,7 +119,7 @@ def measure(
   ids, origins = text_rows(
     subject, texts, config.count, config.tokens, config.seed
   )
-  config = with_layer(subject, config)
+  config = resolve_from_layer(subject, config)
   sizes = norms_of_texts(subject, ids, (*SITES, "resid_post"))
   defended = Defended(subject, config, ids, sizes)
   perturb, embed = perturber(subject.cfg, config), embedder(subject)
