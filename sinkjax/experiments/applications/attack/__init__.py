@@ -1,6 +1,7 @@
 """Do changes of equal norm do more at the sink than at other tokens?
 
-    python -m launch.reproduce --experiment=attack --model=NAME --out=DIR
+    python -m launch.reproduce --experiment=attack \\
+        --model=smollm2-135m --out=out/applications
 
 Gradient attacks on a token's embedding, its keys and values, and its residual
 stream in the middle layer; swaps of a token for random others; and random

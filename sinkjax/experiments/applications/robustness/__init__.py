@@ -1,6 +1,7 @@
 """Does the sink dampen noise, and what do defences of the sink cost?
 
-    python -m launch.reproduce --experiment=robustness --model=NAME --out=DIR
+    python -m launch.reproduce --experiment=robustness \\
+        --model=smollm2-135m --out=out/applications
 
 The same noise and the same swapped tokens with the sink, with the sink hidden
 from a late layer on, with its value set to zero, and with another token hidden;
