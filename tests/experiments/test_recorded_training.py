@@ -4,11 +4,14 @@ report again, without training."""
 import json
 import pathlib
 import re
+import shutil
 
+import numpy as np
 import pytest
 
 from sinkjax.experiments import named
-from sinkjax.experiments.harness import runner
+from sinkjax.experiments.harness import runner, train_runs
+from sinkjax.train import checkpoint
 
 RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
 FOLDERS = sorted(
@@ -19,6 +22,10 @@ FOLDERS = sorted(
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 QUICK = ("residual_peak", "sink_regulariser", "noise_training")
 """Experiments whose figures are drawn in every run of the tests."""
+
+NEED_MORE = ("bigram_backcopy", "residual_peak", "trigger_mean", "model_family")
+"""Experiments that read a corpus, draw data or load models of others, beside
+the runs that they collect."""
 
 
 def numbers(text):
@@ -71,3 +78,23 @@ def test_the_report_is_drawn_from_the_files(folder):
   shown = [section.figure for section in sections if section.figure]
   assert sections[0].title == experiment.title
   assert len(shown) == len(set(shown)) == len(drawn)
+
+
+@pytest.mark.parametrize(
+  "folder", [f for f in FOLDERS if f.name not in NEED_MORE], ids=names
+)
+def test_an_interrupted_command_goes_on_with_recorded_runs(
+  folder, tmp_path, monkeypatch
+):
+  """All numbers are those recorded, and no run is made again."""
+  monkeypatch.setattr(train_runs, "train_and_measure", None)
+  monkeypatch.setattr(checkpoint, "load", None)
+  recorded, again = runner.measured(folder), tmp_path / folder.name
+  shutil.copytree(folder, again)
+  config, experiment = recorded.result.config, recorded.entry.load()
+  found = experiment.measure(config, folder=again).as_stored(config)
+  assert found.numbers == recorded.result.numbers
+  assert set(found.tables) == set(recorded.result.tables)
+  assert set(found.arrays) == set(recorded.result.arrays)
+  for name, values in found.arrays.items():
+    np.testing.assert_array_equal(values, recorded.result.arrays[name])

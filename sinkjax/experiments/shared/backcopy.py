@@ -136,6 +136,14 @@ def through_training(
   return result.arrays[name][result.numbers["models"].index(normalizer)]
 
 
+def models_in_words(result: Result) -> str:
+  """The models of a result, as a claim starts with them."""
+  layers = result.numbers["layers"]
+  count = {1: "one layer", 2: "two layers", 3: "three layers"}
+  words = count.get(layers, f"{layers} layers")
+  return f"In Bigram-Backcopy models of {words},"
+
+
 def in_words(normalizer: str) -> str:
   """Its name in a sentence.
 
@@ -158,8 +166,8 @@ def dormant_claim(result: Result) -> Claim:
   uniform = result.numbers["uniform_first"]
   return compare(
     "dormant_queries_attend_to_bos",
-    "Dormant queries, which have nothing to copy, attend to BOS more than "
-    "uniform attention does.",
+    f"{models_in_words(result)} dormant queries, which have nothing to copy, "
+    "attend to BOS more than uniform attention does.",
     SOURCE,
     "curves, no number",
     first,
@@ -174,11 +182,12 @@ def value_claim(result: Result) -> Claim:
   missing = 1 - through_training(result, "value_ratio")[:, -1]
   return compare(
     "bos_value_is_small",
-    "The value vector of BOS has a smaller norm than those of other tokens.",
+    f"{models_in_words(result)} the value vector of BOS has a smaller norm "
+    "than those of other tokens.",
     SOURCE,
     "curves, no number",
     missing,
-    f"its norm is smaller by a share of {mean(missing)}",
+    f"smaller than the others' by {mean(missing)} of their norm",
   )
 
 

@@ -58,12 +58,13 @@ def claims(result: Result) -> list[Claim]:
   def final(name: str, normalizer: str = "softmax") -> np.ndarray:
     return backcopy.through_training(result, name, normalizer)[:, -1]
 
+  models = backcopy.models_in_words(result)
   copied = final("active_previous") - final("active_first")
   found = [
     backcopy.dormant_claim(result),
     compare(
       "triggers_attend_to_previous",
-      "Triggers attend to the previous token more than to BOS.",
+      f"{models} triggers attend to the previous token more than to BOS.",
       backcopy.SOURCE,
       "curves, no number",
       copied,
@@ -78,7 +79,7 @@ def claims(result: Result) -> list[Claim]:
     found.append(
       compare(
         f"weaker_sink_{normalizer}",
-        "Dormant queries attend less to BOS with "
+        f"{models} dormant queries attend less to BOS with "
         f"{backcopy.in_words(normalizer)} attention than with softmax.",
         backcopy.SOURCE,
         backcopy.paper_on(normalizer),

@@ -52,17 +52,18 @@ def claims(result: Result) -> list[Claim]:
   if not backcopy.is_tested(result):
     return []
   peak = backcopy.through_training(result, "residual_peak")
+  models = backcopy.models_in_words(result)
   growth = peak[:, -1] - peak[:, 0]
   found = [
     compare(
       "bos_residual_grows",
-      "In a model of several layers, the residual norm of BOS grows through "
-      "training, relative to that of the other tokens.",
+      f"{models} the residual norm of BOS grows through training, relative to "
+      "that of the other tokens.",
       backcopy.SOURCE,
       "curves, no number",
       growth,
-      f"{mean(growth, '.2f')} more times the other tokens' norm at the end "
-      f"than at the start, where it is {peak[:, 0].mean():.2f} times",
+      f"by {mean(growth, '.2f')} times the other tokens' norm, from "
+      f"{peak[:, 0].mean():.2f} times at the start",
     ),
     backcopy.dormant_claim(result),
     backcopy.value_claim(result),
@@ -75,14 +76,14 @@ def claims(result: Result) -> list[Claim]:
     found.append(
       compare(
         f"smaller_residual_{normalizer}",
-        "The residual norm of BOS, relative to that of the other tokens, is "
-        f"smaller with {backcopy.in_words(normalizer)} attention than with "
-        "softmax.",
+        f"{models} the residual norm of BOS, relative to that of the other "
+        f"tokens, is smaller with {backcopy.in_words(normalizer)} attention "
+        "than with softmax.",
         backcopy.SOURCE,
         backcopy.paper_on(normalizer),
         less,
-        f"{mean(less, '.2f')} fewer times the other tokens' norm than with "
-        f"softmax; {other.mean():.2f} times on average",
+        f"smaller by {mean(less, '.2f')} times the other tokens' norm; "
+        f"{other.mean():.2f} times on average",
       )
     )
   return found

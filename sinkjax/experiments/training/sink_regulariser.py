@@ -165,4 +165,5 @@ EXPERIMENT = Sweep(
       functools.partial(sweep_figures.table, columns=COLUMNS),
     )
   ],
+  numbers=lambda config, trained: {"targets": list(config.targets)},
 ).experiment()

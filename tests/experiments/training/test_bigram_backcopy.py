@@ -124,6 +124,7 @@ def test_the_claims_of_a_peak():
     }
     numbers = {
       "models": list(config.normalizers),
+      "layers": config.layers,
       "seeds": list(config.seeds),
       "uniform_first": 0.06,
     }

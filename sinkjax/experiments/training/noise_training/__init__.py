@@ -78,7 +78,7 @@ def measure(
     "gradients": config.gradients,
     "tests": config.tests,
     "tokens": config.tokens,
-    "sturdiness": rows,
+    "sturdiness": rows,  # the name in recorded results, of the files as well
   }
   return dataclasses.replace(
     result,

@@ -41,8 +41,8 @@ def _sink_forms(result: Result, model: str) -> Claim:
   first = _final(result, "rest_first", model)
   return compare(
     f"sink_forms_{model}",
-    f"With {MODELS[model].words}, dormant queries put nearly all of their "
-    "attention on the first token.",
+    f"On the trigger-mean task with {MODELS[model].words}, dormant queries put "
+    "nearly all of their attention on the first token.",
     SOURCE,
     "a theorem: at least 1 - eps of it" if model == "softmax" else "not tried",
     first,
@@ -57,8 +57,8 @@ def _value_is_small(result: Result, model: str) -> Claim:
   ratio = _final(result, "value_ratio", model)
   return compare(
     f"first_value_is_small_{model}",
-    f"With {MODELS[model].words}, the value vector of the first token has a "
-    "smaller norm than those of other tokens.",
+    f"On the trigger-mean task with {MODELS[model].words}, the value vector of "
+    "the first token has a smaller norm than those of other tokens.",
     SOURCE,
     "what is read of it must be 0",
     1 - ratio,
@@ -72,8 +72,8 @@ def _no_sink(result: Result, model: str) -> Claim:
   total = _final(result, "rest_sum", model)
   return compare(
     f"no_sink_{model}",
-    f"With {MODELS[model].words}, dormant queries put less than half of their "
-    "attention on the first token.",
+    f"On the trigger-mean task with {MODELS[model].words}, dormant queries put "
+    "less than half of their attention on the first token.",
     SOURCE,
     "a theorem: loss 0 without a sink" if model == "relu" else "not tried",
     HALF - first,
