@@ -69,7 +69,8 @@ def _heads(result: Result) -> Claim:
     claim="Some heads act on a trigger and otherwise attend to the first "
     "token.",
     source=FIGURE,
-    paper="one head of Gemma 7B, first layers: the apostrophe before",
+    paper="one head in the first layers of Gemma 7B, whose trigger is an "
+    "apostrophe as the previous token",
     ours=ours,
     verdict=verdict,
     why=f"a head counts if at least {100 * conditions['resting'][0]:g} % of "
@@ -122,7 +123,7 @@ def _kinds(result: Result) -> Claim:
     id="two_kinds_of_sinks",
     claim="Sinks are of two kinds: no-op, of small value, and broadcast.",
     source="2606.08105",
-    paper=f"value ratio below {NOOP:g}; about 1",
+    paper=f"value ratio below {NOOP:g} (no-op) and about 1 (broadcast)",
     ours=ours,
     verdict=verdict,
     why=f"heads with a sink score above {result.config.eps:g}; agrees if each "
