@@ -51,19 +51,19 @@ def _mean(numbers: Mapping[str, Any], name: str) -> Mean | None:
 
 def _heads(result: Result) -> Claim:
   numbers, conditions = result.numbers, result.numbers["conditions"]
-  told = _mean(numbers, "auroc")
-  if told is None:
+  auroc = _mean(numbers, "auroc")
+  if auroc is None:
     ours, verdict = f"none of {numbers['heads']} heads", DISAGREES
   else:
     best, *_ = drawn = numbers["drawn"]
     ours = (
       f"{numbers['found']} of {numbers['heads']} heads; for the best "
       f"{len(drawn)} the trigger predicts active queries with AUROC "
-      f"{told.text('.3f')}; the best is layer {best['layer']} head "
+      f"{auroc.text('.3f')}; the best is layer {best['layer']} head "
       f"{best['head']} by {best['trigger']}"
     )
     # Chance is 0.5.
-    verdict = direction(told.low - 0.5, told.high - 0.5)
+    verdict = direction(auroc.low - 0.5, auroc.high - 0.5)
   return Claim(
     id="heads_with_trigger",
     claim="Some heads act on a trigger and otherwise attend to the first "
