@@ -218,7 +218,7 @@ def claims(result: Result) -> list[Claim]:
       reach,
       "effective_reach",
       "Without the sink, tokens are sensitive to tokens further back.",
-      f"effective reach {reach.text('+.2f', ' tokens')}",
+      f"effective reach changes by {reach.text('+.2f', ' tokens')}",
     ),
   ]
 

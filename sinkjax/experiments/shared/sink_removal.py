@@ -116,7 +116,9 @@ def sweep(
   f, tokens, passes = forward(subject.cfg), jnp.asarray(ids), []
 
   @jax.jit
-  def hidden_from(params, tokens, layer):
+  def hidden_from(
+    params: Any, tokens: jax.Array, layer: jax.Array
+  ) -> tuple[jax.Array, ...]:
     watched = capture(hide(f, layer), {"seen": ("pattern", observe)})
     out = watched(params, tokens)
     return (*out.trace["seen"], loss_from(out.logits, tokens, KEYS))

@@ -124,12 +124,16 @@ words=('fell', 'stood'))
         f"text {number + 1} must have places like {{old|new}}: {text[:40]!r}"
       )
 
-    def whole(chosen, plain=plain, places=places):
-      words = [place[i == chosen] for i, place in enumerate(places)]
-      return "".join(p + w for p, w in zip(plain, [*words, ""], strict=True))
-
     swaps += [
-      Swap(number, whole(-1), whole(i), tuple(place))
-      for i, place in enumerate(places)
+      Swap(number, _filled(plain, places), _filled(plain, places, i), (a, b))
+      for i, (a, b) in enumerate(places)
     ]
   return swaps
+
+
+def _filled(
+  plain: list[str], places: list[list[str]], swapped: int | None = None
+) -> str:
+  """The text with the second word at one place, the first at the others."""
+  words = [place[i == swapped] for i, place in enumerate(places)]
+  return "".join(p + w for p, w in zip(plain, [*words, ""], strict=True))

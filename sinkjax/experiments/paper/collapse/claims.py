@@ -97,8 +97,8 @@ def _text_claim(numbers: Mapping[str, Any]) -> Claim:
     "other.",
     source="section 3, rank collapse",
     paper="no number",
-    ours=f"mean cosine {cosine.text('+.3f')} at the last layer; effective rank "
-    f"{rank.text('+.3f')} of its maximum",
+    ours=f"at the last layer, the mean cosine changes by {cosine.text('+.3f')} "
+    f"and the effective rank by {rank.text('+.3f')} of its maximum",
     verdict=direction(cosine.low, cosine.high),
     why=f"{cosine.groups} texts, position 0 hidden from layer "
     f"{numbers['from_layer']} on; position 0 itself is left out",

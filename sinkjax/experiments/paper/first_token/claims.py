@@ -138,7 +138,7 @@ def _sink(
     shares = (own, Condition.HIDDEN, Condition.CONTROL)
     before, hidden, control = (_percent(means, name) for name in shares)
     ours = (
-      f"{what}: {before} to {hidden} with position 0 hidden from layer "
+      f"{what}: {before} unchanged; {hidden} with position 0 hidden from layer "
       f"{result.numbers['from_layer']} on; {control} with position 1 hidden "
       "instead"
     )

@@ -95,6 +95,30 @@ def measure(
     for length in config.lengths
     if length <= subject.cfg.max_len
   }
+  arrays = _answers(subject, config, items, conditions, seeds, progress)
+  return _result(
+    subject, config, list(conditions), list(seeds), too_long, arrays
+  )
+
+
+def _answers(
+  subject: Subject,
+  config: Config,
+  items: Mapping[str, Sequence[Item]],
+  conditions: Mapping[Condition, tuple[list[int], tuple[Any, ...]]],
+  seeds: Mapping[int, range],
+  progress: Callable[[int, int], Any],
+) -> dict[str, np.ndarray]:
+  """Right answers by task and length, chance by task, and depth by length.
+
+  Args:
+    subject: the model.
+    config: what is run.
+    items: of each task.
+    conditions: of `_conditions`.
+    seeds: of the haystacks of each length.
+    progress: called with (tokens done, tokens in all), roughly.
+  """
   total = len(conditions) * (
     ITEM * sum(map(len, items.values()))
     + sum(length * len(some) for length, some in seeds.items())
@@ -106,6 +130,9 @@ def measure(
     done += more
     progress(done, total)
 
+  def graded(more: int) -> None:
+    advance(ITEM * more)
+
   arrays = {
     f"chance {task}": np.array([item.chance() for item in members])
     for task, members in items.items()
@@ -113,24 +140,17 @@ def measure(
   for name, (prefix, edits) in conditions.items():
     for task, members in items.items():
       arrays[f"right {task}, {name}"] = grade(
-        subject,
-        members,
-        prefix,
-        edits,
-        progress=lambda more: advance(ITEM * more),
+        subject, members, prefix, edits, progress=graded
       )
     for length, some in seeds.items():
       piles = [
         haystack(subject, prefix, length, config.needles, seed) for seed in some
       ]
-      arrays[f"found {length}, {name}"] = find_needles(
-        subject, piles, edits
-      ).ravel()
+      right = find_needles(subject, piles, edits)
+      arrays[f"found {length}, {name}"] = right.ravel()
       arrays[f"depth {length}"] = np.concatenate([one.depth for one in piles])
       advance(length * len(some))
-  return _result(
-    subject, config, list(conditions), list(seeds), too_long, arrays
-  )
+  return arrays
 
 
 def _fitting(

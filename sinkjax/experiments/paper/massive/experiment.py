@@ -201,31 +201,38 @@ def _after(
   return np.asarray(out.trace["alpha"]), np.asarray(loss)
 
 
+def _by_edit(
+  config: Config, after: Mapping[Edit, tuple[np.ndarray, np.ndarray]]
+) -> dict[Edit, dict[str, Mean]]:
+  """Sink rates and losses of every edit, and their changes."""
+  rates = {
+    name: (alpha > config.eps).mean(axis=(0, 2))
+    for name, (alpha, _) in after.items()
+  }
+  plain, (_, plain_loss) = rates[Edit.NONE], after[Edit.NONE]
+  by_text = {
+    name: {
+      "sink_rate": rates[name],
+      "sink_rate_change": rates[name] - plain,
+      "sink_rate_over_half": rates[name] - plain / 2,
+      "loss": loss,
+      "loss_change": loss - plain_loss,
+    }
+    for name, (_, loss) in after.items()
+  }
+  return {
+    name: {what: mean_over(x, range(len(x))) for what, x in values.items()}
+    for name, values in by_text.items()
+  }
+
+
 def _result(
   config: Config,
   seen: Mapping[str, np.ndarray],
   massive: Massive,
   after: Mapping[Edit, tuple[np.ndarray, np.ndarray]],
 ) -> Result:
-  texts = range(massive.largest.shape[1])
-  rates = {
-    name: (alpha > config.eps).mean(axis=(0, 2))
-    for name, (alpha, _) in after.items()
-  }
-  plain, (_, plain_loss) = rates[Edit.NONE], after[Edit.NONE]
-  conditions = {
-    name: {
-      what: mean_over(values, texts)
-      for what, values in {
-        "sink_rate": rates[name],
-        "sink_rate_change": rates[name] - plain,
-        "sink_rate_over_half": rates[name] - plain / 2,
-        "loss": loss,
-        "loss_change": loss - plain_loss,
-      }.items()
-    }
-    for name, (_, loss) in after.items()
-  }
+  conditions = _by_edit(config, after)
   added = {
     name: np.abs(seen[name][:, :, massive.dimensions]).mean(axis=1)
     for name in ("attn_out", "mlp_out")
@@ -241,7 +248,7 @@ def _result(
   ]
   return Result(
     numbers={
-      "texts": len(texts),
+      "texts": massive.largest.shape[1],
       "tokens": config.tokens,
       "eps": config.eps,
       "dimensions": massive.dimensions,

@@ -51,25 +51,26 @@ def _mean(numbers: Mapping[str, Any], name: str) -> Mean | None:
 
 def _heads(result: Result) -> Claim:
   numbers, conditions = result.numbers, result.numbers["conditions"]
-  told = _mean(numbers, "auroc")
-  if told is None:
+  auroc = _mean(numbers, "auroc")
+  if auroc is None:
     ours, verdict = f"none of {numbers['heads']} heads", DISAGREES
   else:
     best, *_ = drawn = numbers["drawn"]
     ours = (
       f"{numbers['found']} of {numbers['heads']} heads; for the best "
       f"{len(drawn)} the trigger predicts active queries with AUROC "
-      f"{told.text('.3f')}; the best is layer {best['layer']} head "
+      f"{auroc.text('.3f')}; the best is layer {best['layer']} head "
       f"{best['head']} by {best['trigger']}"
     )
     # Chance is 0.5.
-    verdict = direction(told.low - 0.5, told.high - 0.5)
+    verdict = direction(auroc.low - 0.5, auroc.high - 0.5)
   return Claim(
     id="heads_with_trigger",
     claim="Some heads act on a trigger and otherwise attend to the first "
     "token.",
     source=FIGURE,
-    paper="one head of Gemma 7B, first layers: the apostrophe before",
+    paper="one head in the first layers of Gemma 7B, whose trigger is an "
+    "apostrophe as the previous token",
     ours=ours,
     verdict=verdict,
     why=f"a head counts if at least {100 * conditions['resting'][0]:g} % of "
@@ -122,7 +123,7 @@ def _kinds(result: Result) -> Claim:
     id="two_kinds_of_sinks",
     claim="Sinks are of two kinds: no-op, of small value, and broadcast.",
     source="2606.08105",
-    paper=f"value ratio below {NOOP:g}; about 1",
+    paper=f"value ratio below {NOOP:g} (no-op) and about 1 (broadcast)",
     ours=ours,
     verdict=verdict,
     why=f"heads with a sink score above {result.config.eps:g}; agrees if each "

@@ -31,6 +31,9 @@ FEWEST = 10
 LISTED = 6
 """Tokens or positions that a row of the table lists."""
 
+NAMED = ("layer", "head", "trigger", "auroc")
+"""Attributes of a drawn head that its figure and a claim need."""
+
 COLUMNS = (
   "rests",
   "value_sink",
@@ -145,8 +148,10 @@ def _result(
   best = heads[: len(examples)]
   means = {
     "auroc": _over_heads([head.by_text for head in best]),
-    "sink_ratio": _over_heads([one["sink_ratio"] for one in described]),
-    "acted_ratio": _over_heads([one["acted_ratio"] for one in described]),
+    **{
+      name: _over_heads([one[name] for one in described])
+      for name in ("sink_ratio", "acted_ratio")
+    },
     **{k: _over_texts(by_kind[k]) for k in (Kind.NOOP, Kind.BROADCAST)},
   }
   by_head = {
@@ -172,14 +177,8 @@ def _result(
       },
       "words": {f"{head.layer}.{head.head}": _words(head) for head in best},
       "drawn": [
-        {
-          "layer": head.layer,
-          "head": head.head,
-          "trigger": head.trigger,
-          "auroc": head.auroc,
-          "tokens": one["tokens"],
-          "start": one["start"],
-        }
+        {name: getattr(head, name) for name in NAMED}
+        | {name: one[name] for name in ("tokens", "start")}
         for head, one in zip(best, examples, strict=True)
       ],
       "stable_rank": stable_ranks(observed, ratio, sink),

@@ -79,7 +79,9 @@ def observe(
   small = jnp.linalg.qr(jnp.swapaxes(kernels, -1, -2), mode="r")
 
   @jax.jit
-  def step(params: Any, small: jax.Array, tokens: jax.Array):
+  def step(
+    params: Any, small: jax.Array, tokens: jax.Array
+  ) -> dict[str, jax.Array]:
     out = capture(
       forward(subject.cfg),
       {

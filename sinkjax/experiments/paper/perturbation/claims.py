@@ -63,7 +63,7 @@ def claims(result: Result) -> list[Claim]:
       id="spread_all_layers",
       claim="Without the sink, a swapped word changes later tokens more on "
       "average over the layers.",
-      paper="no number; from earlier layers (Gemma 7B)",
+      paper="no number; visible from earlier layers on (Gemma 7B)",
       what="the relative change averaged over layers",
       compared="ratio",
     ),

@@ -68,7 +68,7 @@ def gaps_of(conditions: Mapping[Condition, Callable]) -> Callable:
   watch = {"x": ("resid_post", lambda x: x)}
 
   @jax.jit
-  def gaps(params, ids, changed):
+  def gaps(params: Any, ids: jax.Array, changed: jax.Array) -> jax.Array:
     stacked = []
     for condition, fn in conditions.items():
       cut, watched = int(condition is Condition.NO_BOS), capture(fn, watch)

@@ -34,19 +34,19 @@ def _moved_claims(numbers: Mapping[str, Any]) -> list[Claim]:
       "attention.",
       source="section 3.1, figure 3",
       paper="no number; visible in some heads (Gemma 7B)",
-      ours=f"normalized entropy {entropy.text('+.3f')} without "
+      ours=f"normalized entropy changes by {entropy.text('+.3f')} without "
       f"{'BOS' if bos else 'the first word'}",
       verdict=_verdict(numbers, "evenness_removed"),
-      why="entropy of attention rows over its maximum, mean of heads; the "
-      "next claim says where the sink went",
+      why="entropy of attention rows over its maximum, mean of heads; a sink "
+      "that moves to the new first token leaves it as it was",
     ),
     Claim(
       id="sink_of_first_position",
       claim="The sink belongs to the first position, not to the token that "
       "stands there.",
       source="section 5",
-      paper="sink rate 65.15 without and 65.10 with BOS, where training did "
-      "not fix it (120M)",
+      paper="sink rate 65.15 % without and 65.10 % with BOS, in a model whose "
+      "training did not fix BOS at the start (120M)",
       ours=f"sink rate {_percent(numbers, 'sink_rate_new_first')} at the new "
       f"first token, {_percent(numbers, 'sink_rate')} at the original one",
       verdict=_verdict(numbers, "moved_removed"),
@@ -57,7 +57,7 @@ def _moved_claims(numbers: Mapping[str, Any]) -> list[Claim]:
       id="sink_moves_when_hidden",
       claim="Hiding position 0 at every layer moves the sink to the next "
       "token.",
-      source="not in the paper; our question",
+      source="not in the paper",
       paper="no number",
       ours="sink rate "
       f"{_percent(numbers, 'sink_rate_next_hidden_everywhere')} at position 1",
@@ -80,8 +80,8 @@ def _late_claims(result: Result) -> list[Claim]:
       "attention.",
       source="section 3.1",
       paper="no number",
-      ours=f"normalized entropy {entropy.text('+.3f')} with the sink hidden "
-      f"from layer {late} on; sinks left at any position "
+      ours=f"normalized entropy changes by {entropy.text('+.3f')} with the "
+      f"sink hidden from layer {late} on; sinks left at any position "
       f"{_percent(numbers, 'sink_rate_anywhere_late')}",
       verdict=_verdict(numbers, "evenness_late"),
       why="the layer is the one from which hiding leaves the fewest sinks",
@@ -90,8 +90,9 @@ def _late_claims(result: Result) -> list[Claim]:
       id="loss_without_sink",
       claim="Removing the sink in the later layers raises the loss.",
       source="section 5, table 2",
-      paper="validation loss 2.69 to 7.56, where training fixed BOS (120M)",
-      ours=f"loss {loss.text('+.2f', ' nats')}",
+      paper="validation loss from 2.69 to 7.56 without BOS, in a model whose "
+      "training fixed BOS at the start (120M)",
+      ours=f"loss changes by {loss.text('+.2f', ' nats')}",
       verdict=_verdict(numbers, "loss_late"),
       why=f"tokens from position {KEYS} on",
     ),

@@ -74,7 +74,7 @@ def measure(
   total = cfg.n_layers + 2 + 2 * config.jacobian_texts
 
   @jax.jit
-  def shortened(params, tokens):
+  def shortened(params: Any, tokens: jax.Array) -> tuple[jax.Array, ...]:
     out = capture(f, {"seen": ("pattern", observe)})(params, tokens)
     # One position earlier than in the whole text: the same tokens.
     return (*out.trace["seen"], loss_from(out.logits, tokens, KEYS - 1))
