@@ -5,21 +5,26 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.applications.kv_quantisation import (
-  experiment as module,
-)
-from sinkjax.experiments.applications.kv_quantisation import figures as report
-from sinkjax.experiments.applications.kv_quantisation.claims import (
-  claims,
-  share_bought,
+from sinkjax.experiments.applications.kv_quantisation import EXPERIMENT
+from sinkjax.experiments.applications.kv_quantisation.config import (
+  Config,
+  Kept,
+  Layout,
 )
 from sinkjax.experiments.applications.kv_quantisation.experiment import (
-  Config,
-  Cost,
-  run,
+  measure,
+  split,
 )
+from sinkjax.experiments.applications.kv_quantisation.results import (
+  linear_array,
+  share_recovered,
+)
+from sinkjax.experiments.applications.kv_quantisation.settings import kv_edits
+from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.inference.quantize_linear import (
+  INPUTS,
+  RANGES,
   limits_of,
   quantize_inputs,
   quantize_weights,
@@ -48,9 +53,11 @@ def texts():
 @pytest.fixture(scope="module")
 def ran(reader, texts):
   seen = []
-  done = run(reader, SMALL, texts=texts, progress=lambda *at: seen.append(at))
+  done = measure(
+    reader, SMALL, texts=texts, progress=lambda *at: seen.append(at)
+  )
   assert seen[-1][0] == seen[-1][1] == len(seen)
-  return done
+  return done.as_stored(SMALL, "tiny")
 
 
 def logs_of(f, params, ids):
@@ -66,7 +73,7 @@ def nll(logs, ids):
 
 
 def test_costs_are_those_of_the_edited_model(ran, reader, texts):
-  _, held = module._split(reader, SMALL, texts)
+  _, held = split(reader, SMALL, texts)
   f = sinkjax.forward(reader.cfg)
   plain = logs_of(f, reader.params, held)
   np.testing.assert_allclose(ran.arrays["whole"], nll(plain, held), atol=1e-5)
@@ -82,7 +89,7 @@ def test_costs_are_those_of_the_edited_model(ran, reader, texts):
 
 
 def test_static_ranges_are_of_other_texts(ran, reader, texts):
-  apart, held = module._split(reader, SMALL, texts)
+  apart, held = split(reader, SMALL, texts)
   assert len(apart) == 3 and len(held) == 6
   assert not {tuple(x) for x in apart} & {tuple(x) for x in held}
   f = sinkjax.forward(reader.cfg)
@@ -98,21 +105,20 @@ def test_static_ranges_are_of_other_texts(ran, reader, texts):
 
 
 def test_single_layers_and_sites(ran, reader, texts):
-  _, held = module._split(reader, SMALL, texts)
+  _, held = split(reader, SMALL, texts)
   layout, bits = ran.numbers["telling"]
   gains = ran.arrays["kv_loss"][:, :, 0] - ran.arrays["kv_loss"][:, :, 1]
   best = np.unravel_index(gains.mean(-1).argmax(), gains.shape[:2])
-  assert (layout, bits) == (module.LAYOUTS[best[0]], SMALL.bits[best[1]])
-  edits = module._kv_edits(reader, SMALL, layout, bits, 0, np.array([2, 2]))
+  assert (layout, bits) == (list(Layout)[best[0]], SMALL.bits[best[1]])
+  edits = kv_edits(reader, SMALL, layout, bits, 0, np.array([2, 2]))
   f, some = sinkjax.forward(reader.cfg), held[: SMALL.layer_texts]
   ours = logs_of(sinkjax.intervene(f, edits), reader.params, some)
   want = nll(ours, some) - nll(logs_of(f, reader.params, some), some)
   got = ran.arrays["layer_loss"]
   assert got.shape == (reader.cfg.n_layers, 2, 4)
   np.testing.assert_allclose(got[2, 1], want, atol=1e-4)
-  assert [row[0] for row in ran.tables["sites.csv"][1]][::2] == list(
-    module.INPUTS
-  )
+  sites = [row["site"] for row in ran.records("sites.csv")]
+  assert sites[::2] == list(INPUTS)
 
 
 def test_tables_and_page(ran):
@@ -123,33 +129,39 @@ def test_tables_and_page(ran):
   assert none[-4:] == [None] * 4
   assert sink[-4] == pytest.approx(none[3] - sink[3])
   assert len(ran.tables["weights_and_activations.csv"][1]) == 3 * 2 * 3 + 2
-  assert len(ran.claims) == 6
-  drawn = report.draw(ran)
-  assert len(report.sections(ran, drawn)) == len(drawn) == 4
-
-
-def made(change=None):
-  """Costs: 1 nat with nothing or the control kept, 0.2 with the sink."""
-  rng = np.random.default_rng(0)
-  found = {}
-  for kept, mean in (("nothing", 1.0), ("control", 1.0), ("sink", 0.2)):
-    for key in (
-      *(("kv", layout, 3) for layout in module.LAYOUTS),
-      *(("linear", ranges, (n, n)) for ranges in module.RANGES for n in (4, 8)),
-    ):
-      value = (change or {}).get((*key, kept), mean)
-      found[(*key, kept)] = Cost(value + 0.01 * rng.normal(size=20), None)
-  return found
+  claims = EXPERIMENT.claims(ran)
+  assert len({claim.id for claim in claims}) == len(claims) == 6
+  drawn = EXPERIMENT.draw(ran)
+  assert len(EXPERIMENT.sections(ran, drawn)) == len(drawn) == 4
 
 
 def verdicts(change=None):
-  return [claim.verdict for claim in claims(Config(), made(change))]
+  """Costs: 1 nat with nothing or the control kept, 0.2 with the sink."""
+  rng, means = np.random.default_rng(0), dict.fromkeys(Kept, 1.0)
+  means[Kept.SINK] = 0.2
+
+  def loss(key, kept):
+    mean = (change or {}).get((*key, kept), means[kept])
+    return mean + 0.01 * rng.normal(size=20)
+
+  arrays = {
+    linear_array(ranges, n, n, kept): loss(("linear", ranges, n), kept)
+    for ranges in RANGES
+    for n in (4, 8)
+    for kept in Kept
+  }
+  arrays["kv_loss"] = np.array(
+    [[[loss(("kv", x), kept) for kept in Kept]] for x in Layout]
+  )
+  numbers = {"bits": [3], "layouts": list(Layout), "kept": list(Kept)}
+  result = Result(numbers, {}, arrays).as_stored(Config())
+  return [claim.verdict for claim in EXPERIMENT.claims(result)]
 
 
 def test_verdicts():
   assert verdicts() == ["agrees"] * 6
-  token, rotated = ("kv", "token", 3), ("kv", "before rotation", 3)
-  static = ("linear", "tensor, static", (8, 8))
+  token, rotated = ("kv", "token"), ("kv", "before rotation")
+  static = ("linear", "tensor, static", 8)
   # the control helps as much: it is not this token
   assert verdicts({(*rotated, "control"): 0.2})[0] == "undecided"
   assert verdicts({(*rotated, "control"): 0.1})[0] == "disagrees"
@@ -157,13 +169,13 @@ def test_verdicts():
   assert verdicts({(*token, "sink"): 0.6})[1:3] == ["agrees", "disagrees"]
   few = verdicts({(*static, "nothing"): 0.05, (*static, "sink"): 0.2})
   assert few[3:5] == ["disagrees"] * 2
-  better = {("linear", "token", (8, 8), "nothing"): 0.1}
+  better = {("linear", "token", 8, "nothing"): 0.1}
   assert verdicts(better)[5] == "disagrees"
 
 
 def test_a_share_of_nothing_is_none():
-  assert share_bought(np.array([-0.1, 0.1, 0.05]), np.zeros(3)) is None
-  assert share_bought(np.array([1.0, 1.1]), np.zeros(2)) == pytest.approx(1)
+  assert share_recovered(np.array([-0.1, 0.1, 0.05]), np.zeros(3)) is None
+  assert share_recovered(np.array([1.0, 1.1]), np.zeros(2)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -181,4 +193,4 @@ def test_refusals(reader, texts, change, said):
   import dataclasses
 
   with pytest.raises(ValueError, match=said):
-    run(reader, dataclasses.replace(SMALL, **change), texts=texts)
+    measure(reader, dataclasses.replace(SMALL, **change), texts=texts)

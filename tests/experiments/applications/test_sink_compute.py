@@ -8,13 +8,26 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.applications.sink_compute import experiment as module
-from sinkjax.experiments.applications.sink_compute import figures as report
+from sinkjax.experiments.applications.sink_compute import EXPERIMENT
 from sinkjax.experiments.applications.sink_compute import (
   skipped_blocks as blocks,
 )
-from sinkjax.experiments.applications.sink_compute.claims import claims
-from sinkjax.experiments.applications.sink_compute.experiment import Config, run
+from sinkjax.experiments.applications.sink_compute.config import (
+  NO_SINK,
+  ORACLE,
+  ROWS_BOUND,
+  ROWS_KNOWN,
+  SCORES,
+  SUMMARIES,
+  Config,
+  check_model,
+)
+from sinkjax.experiments.applications.sink_compute.experiment import (
+  costs_of,
+  measure,
+  rows_of,
+)
+from sinkjax.experiments.applications.sink_compute.figures import TIMES
 from sinkjax.experiments.applications.sink_compute.timing import (
   FUSED,
   KNOWN,
@@ -23,6 +36,7 @@ from sinkjax.experiments.applications.sink_compute.timing import (
   ROWS,
   SCORED,
 )
+from sinkjax.experiments.harness.api import Result
 
 SMALL = Config(
   lengths=(32, 48),
@@ -60,9 +74,11 @@ def sharp(subject):
 @pytest.fixture(scope="module")
 def ran(sharp, texts):
   seen = []
-  found = run(sharp, SMALL, texts=texts, progress=lambda *at: seen.append(at))
+  found = measure(
+    sharp, SMALL, texts=texts, progress=lambda *at: seen.append(at)
+  )
   assert seen[-1][0] == seen[-1][1] == len(seen)
-  return found
+  return found.as_stored(SMALL, "tiny")
 
 
 def patterns(subject, ids):
@@ -73,7 +89,7 @@ def patterns(subject, ids):
 
 
 def greedy(pattern, tolerance, block, sink=True):
-  """Blocks of one head that an oracle leaves out, one after the other."""
+  """Blocks of one head that an oracle skips, one after the other."""
   pattern = pattern.copy()
   if not sink:
     pattern[:, 0] = 0
@@ -81,52 +97,49 @@ def greedy(pattern, tolerance, block, sink=True):
   count = len(pattern) // block
   pattern[:, 0] = 0
   mass = pattern.reshape(count, block, count, block).sum(axis=-1)
-  gone = 0
+  skipped = 0
   for i in range(count):
     lost = np.zeros(block)
     for j in np.argsort(mass[i, :, : i + 1].max(axis=0)):
       lost = lost + mass[i, :, j]
       if lost.max() >= tolerance:
         break
-      gone += 1
-  return gone / (count * (count + 1) / 2)
+      skipped += 1
+  return skipped / (count * (count + 1) / 2)
 
 
 def test_the_oracle_is_the_patterns_own(ran, sharp, texts):
-  _, held = module._rows(sharp, SMALL, texts)
+  _, held = rows_of(sharp, SMALL, texts)
   got = ran.arrays["share, 48"]
   ways = ran.numbers["ways"]
   for text in range(3):
     p = patterns(sharp, held[text][:48])
     for j, at in enumerate(SMALL.tolerances):
-      for name, sink in (
-        (blocks.ORACLE, True),
-        (blocks.ORACLE + blocks.NO_SINK, False),
-      ):
+      for name, sink in ((ORACLE, True), (ORACLE + NO_SINK, False)):
         want = [[greedy(x, at, 8, sink) for x in layer] for layer in p]
         have = got[text, ways.index(name), ..., j]
         # a tie, or a mass at the tolerance, may fall either way
         assert np.mean(np.abs(have - want) > 1e-6) < 0.1
-  assert 0.05 < got[:, ways.index(blocks.ORACLE)].mean() < 0.95
+  assert 0.05 < got[:, ways.index(ORACLE)].mean() < 0.95
 
 
-def test_no_bound_leaves_out_more_than_is_allowed(ran):
+def test_no_bound_skips_more_than_is_allowed(ran):
   share = ran.arrays["share, 48"].mean(axis=(0, 2, 3))  # [way, E]
   by = dict(zip(ran.numbers["ways"], share, strict=True))
-  order = [blocks.SUMMARIES, "4 bits", "8 bits", blocks.SCORES, blocks.ORACLE]
+  order = [SUMMARIES, "4 bits", "8 bits", SCORES, ORACLE]
   for less, more in zip(order, order[1:], strict=False):
     assert np.all(by[less] <= by[more] + 0.01), (less, more)
-  assert np.all(by["scores, 1 nats off"] < by[blocks.SCORES])
-  assert by["8 bits"][0] > 0.5 * by[blocks.SCORES][0] > 0.02
-  assert np.all(by[blocks.ROWS_BOUND] <= by[blocks.ROWS_KNOWN] + 1e-9)
+  assert np.all(by["scores, 1 nats off"] < by[SCORES])
+  assert by["8 bits"][0] > 0.5 * by[SCORES][0] > 0.02
+  assert np.all(by[ROWS_BOUND] <= by[ROWS_KNOWN] + 1e-9)
   assert all((np.diff(x) <= 1e-9).all() for x in by.values())
 
 
 def test_costs_are_those_of_the_edited_pattern(sharp, texts):
-  fitting, held = module._rows(sharp, SMALL, texts)
+  fitting, held = rows_of(sharp, SMALL, texts)
   codecs = blocks.fit_codecs(sharp, fitting, 8)
   ids = held[0][:48]
-  plain, _ = blocks.measure(sharp, ids, codecs, SMALL)
+  plain, _ = blocks.shares_of(sharp, ids, codecs, SMALL)
   f = sinkjax.forward(sharp.cfg)
   logits = np.asarray(f(sharp.params, ids[None]).logits[0], float)
   final, what = blocks.skip(sharp, ids, codecs, SMALL, 0.3, None)
@@ -159,7 +172,7 @@ def test_costs_are_those_of_the_edited_pattern(sharp, texts):
 
   loss = [-logs(x)[np.arange(47), ids[1:]].mean() for x in (logits, want)]
   kl = (np.exp(logs(logits)) * (logs(logits) - logs(want))).sum(-1).mean()
-  got = module._costs(sharp, plain, final, ids)
+  got = costs_of(sharp, plain, final, ids)
   np.testing.assert_allclose(got, [*loss, kl], atol=2e-4)
   assert kl > 1e-3
 
@@ -172,44 +185,53 @@ def test_run_and_page(ran):
   assert by["8 bits", 0.6][2] > by["8 bits", 0.1][2]
   assert len(ran.tables["shares.csv"][1]) == 2 * len(ran.numbers["ways"]) * 3
   assert len(ran.tables["layers.csv"][1]) == 3 * 4
-  assert {row[3] for row in ran.tables["time.csv"][1]} == set(report.TIMES)
-  assert len(ran.claims) == 10
-  drawn = report.draw(ran)
+  assert {row["way"] for row in ran.records("time.csv")} == set(TIMES)
+  for row in ran.records("errors.csv"):
+    end = f"{row['way']}, {row['tolerance']:g}"
+    for name, what in (("loss change", "loss_change"), ("kl", "kl")):
+      one = ran.arrays[f"{name}, {end}"]
+      assert one.shape == (3,) and one.mean() == pytest.approx(row[what])
+  claims = EXPERIMENT.claims(ran)
+  assert len({claim.id for claim in claims}) == len(claims) == 10
+  drawn = EXPERIMENT.draw(ran)
   assert set(drawn) == {"shares.png", "slack.png", "layers.png", "time.png"}
-  assert len(report.sections(ran, drawn)) == 5
+  assert len(EXPERIMENT.sections(ran, drawn)) == 5
 
 
-def verdicts(change=None, worst=0.9, loss=0.001, times=(1.0, 0.5, 2.0)):
-  """On shares made by hand; `times` of fused, known, proven."""
-  rng, values = (
-    np.random.default_rng(0),
-    {
-      blocks.ROWS_KNOWN: 0.01,
-      blocks.ROWS_BOUND: 0.0,
-      blocks.SUMMARIES: 0.0,
-      "4 bits": 0.2,
-      "8 bits": 0.4,
-      blocks.SCORES: 0.5,
-      blocks.ORACLE: 0.5,
-      blocks.ORACLE + blocks.NO_SINK: 0.4,
-      "8 bits" + blocks.NO_SINK: 0.3,
-    }
-    | (change or {}),
-  )
-  by = {
-    (length, name, at): x + (length - 32) / 160 + 1e-3 * rng.normal(size=5)
-    for length in SMALL.lengths
-    for name, x in values.items()
-    for at in SMALL.tolerances
-  }
-  by |= {
-    (48, name, at): by[48, name, at] - 0.1
-    for name in values
-    for at in SMALL.tolerances
-  }
-  relative = {
-    ("8 bits", at): loss + 1e-4 * rng.normal(size=5) for at in SMALL.tolerances
-  }
+VALUES = {
+  ROWS_KNOWN: 0.01,
+  ROWS_BOUND: 0.0,
+  SUMMARIES: 0.0,
+  "4 bits": 0.2,
+  "8 bits": 0.4,
+  SCORES: 0.5,
+  ORACLE: 0.5,
+  ORACLE + NO_SINK: 0.4,
+  "8 bits" + NO_SINK: 0.3,
+}
+
+
+def verdicts(
+  change=None, worst=0.9, loss=0.001, times=(1.0, 0.5, 2.0), longer=0.0
+):
+  """On shares made by hand.
+
+  Args:
+    change: shares of ways that differ.
+    worst: error over its bound.
+    loss: increase.
+    times: of fused, known, proven.
+    longer: how much more can be skipped in longer texts.
+  """
+  rng, values = np.random.default_rng(0), dict(VALUES) | (change or {})
+  shape = (5, len(values), 1, 1, len(SMALL.tolerances))  # [P, way, L, H, E]
+  means = np.array(list(values.values()))[:, None, None, None]
+  long = means + 1e-3 * rng.normal(size=shape)
+  share = {48: long, 32: long - longer}  # of the same texts
+  change = [loss, loss - 1e-4, loss + 1e-4]
+  rows = [["8 bits", at, *change] for at in SMALL.tolerances]
+  header = ["way", "tolerance", "loss_change"]
+  header += ["loss_change_low", "loss_change_high"]
   ones = 1 + 0.01 * rng.normal(size=6)
   names = {
     FUSED: times[0],
@@ -219,28 +241,34 @@ def verdicts(change=None, worst=0.9, loss=0.001, times=(1.0, 0.5, 2.0)):
     SCORED: times[2],
     LOOP: 2.0,
   }
-  one = {name: x * ones for name, x in names.items()}
-  left = dict.fromkeys(names, 0.5)
-  got = claims(
-    SMALL,
-    by,
-    relative,
-    worst,
-    {(2, 48): one, (1, 48): one},
-    {(2, 48): left, (1, 48): left},
-    (2, 1),
-  )
-  return [claim.verdict for claim in got]
+  arrays = {f"share, {length}": x for length, x in share.items()}
+  timed = []
+  for layer in (2, 1):
+    for name, x in names.items():
+      arrays[f"seconds, layer {layer}, 48, {name}"] = x * ones
+      timed.append([layer, 48, 0.5, name])
+  numbers = {
+    "ways": list(values),
+    "worst_error_over_bound": worst,
+    "layers_timed": [2, 1],
+  }
+  tables = {
+    "errors.csv": (header, rows),
+    "time.csv": (["layer", "tokens", "left_out", "way"], timed),
+  }
+  result = Result(numbers, tables, arrays).as_stored(SMALL)
+  return [claim.verdict for claim in EXPERIMENT.claims(result)]
 
 
 def test_verdicts():
   yes, no = "agrees", "disagrees"
   base = [no, no, yes, yes, "undecided", yes, yes, yes, no, no]
   assert verdicts() == base
-  assert verdicts({blocks.ROWS_KNOWN: 0.2})[0] == yes
-  assert verdicts({blocks.SUMMARIES: 0.05})[1] == yes
+  assert verdicts({ROWS_KNOWN: 0.2})[0] == yes
+  assert verdicts({SUMMARIES: 0.05})[1] == yes
   assert verdicts({"8 bits": 0.2})[2] == no
-  assert verdicts({"8 bits" + blocks.NO_SINK: 0.35})[3] == no
+  assert verdicts({"8 bits" + NO_SINK: 0.35})[3] == no
+  assert verdicts(longer=0.1)[4] == yes and verdicts(longer=-0.1)[4] == no
   assert verdicts(loss=0.02)[5] == no
   assert verdicts(worst=1.01)[6] == no
   assert verdicts(times=(1.0, 1.1, 0.9))[7:] == [no, yes, yes]
@@ -260,13 +288,13 @@ def test_verdicts():
 )
 def test_refusals(subject, texts, change, said):
   with pytest.raises(ValueError, match=said):
-    run(subject, dataclasses.replace(SMALL, **change), texts=texts)
+    measure(subject, dataclasses.replace(SMALL, **change), texts=texts)
 
 
 def test_other_attention_is_refused(subject, texts):
   other = subject._replace(cfg=subject.cfg.replace(normalizer="sigmoid"))
   with pytest.raises(ValueError, match="a normalizer other than softmax"):
-    run(other, SMALL, texts=texts)
+    measure(other, SMALL, texts=texts)
   other = subject._replace(cfg=subject.cfg.replace(attn_softcap=30.0))
   with pytest.raises(ValueError, match="a soft cap of the scores"):
-    blocks.check(other.cfg)
+    check_model(other.cfg)

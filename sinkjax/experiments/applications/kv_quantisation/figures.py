@@ -1,8 +1,17 @@
 """Figures and sections of the experiment `kv_quantisation`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from sinkjax.experiments.harness.stats import student
+from sinkjax.experiments.applications.kv_quantisation.config import Kept, Layout
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.shared.interval_plots import (
+  ends_in,
+  ends_over,
+  error_bars,
+)
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -15,33 +24,35 @@ from sinkjax.report.figures import (
   ticks,
 )
 
+TITLE = "One token in full precision"
 LOOKS = {
-  "nothing": ("nothing kept", REST, "o", "-"),
-  "sink": ("first token kept", FIRST, "D", "-"),
-  "control": ("control token kept", MUTED, "v", "--"),
+  Kept.NOTHING: ("nothing kept", REST, "o", "-"),
+  Kept.SINK: ("first token kept", FIRST, "D", "-"),
+  Kept.CONTROL: ("control token kept", MUTED, "v", "--"),
 }
 LAYOUTS = {
-  "token": "per token",
-  "channel": "keys per channel",
-  "before rotation": "keys per channel, before rotation",
-  "tensor": "per tensor",
+  Layout.TOKEN: "per token",
+  Layout.CHANNEL: "keys per channel",
+  Layout.UNROTATED: "keys per channel, before rotation",
+  Layout.TENSOR: "per tensor",
 }
+LOSS = ("loss_increase", "loss_low", "loss_high")
+WHISKERS = {"ecolor": INK, "elinewidth": 0.9}
 
 
-def draw(result) -> dict[str, bytes]:
+def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
-  numbers, arrays = result.numbers, result.arrays
   return {
-    "keys_and_values.png": _curves(numbers, arrays["kv_loss"]),
-    "layers.png": _layers(arrays["layer_loss"]),
+    "keys_and_values.png": _curves(result),
+    "layers.png": _layers(result.arrays["layer_loss"]),
     "weights_and_activations.png": _bars(
-      result.tables["weights_and_activations.csv"][1]
+      result.records("weights_and_activations.csv")
     ),
-    "sites.png": _sites(result.tables["sites.csv"][1]),
+    "sites.png": _sites(result.records("sites.csv")),
   }
 
 
-def _log(ax, linear: float) -> None:
+def _loss_axis(ax: Any, linear: float) -> None:
   """Linear up to a number, then by decades."""
   ax.set_yscale("symlog", linthresh=linear, linscale=0.6)
   ax.yaxis.set_major_formatter("{x:g}")
@@ -49,27 +60,23 @@ def _log(ax, linear: float) -> None:
   ax.grid(axis="y")
 
 
-def _curves(numbers, loss) -> bytes:
+def _line(ax: Any, x: np.ndarray, loss: np.ndarray, kept: str) -> None:
+  """Mean loss increase of [n, P] with intervals."""
+  label, color, marker, style = LOOKS[kept]
+  look = {"fmt": marker, "ls": style, "color": color, "label": label}
+  error_bars(ax, x, ends_over(loss), ms=4.5, lw=1.5, **look)
+
+
+def _curves(result: Result) -> bytes:
   """Loss increase over bits, a panel for each layout."""
+  numbers, loss = result.numbers, result.arrays["kv_loss"]
   x = np.arange(len(numbers["bits"]))
   with drawing(10.4, 3.6) as figure:
     axes = figure.subplots(1, len(numbers["layouts"]), sharey=True)
     for i, (ax, name) in enumerate(zip(axes, numbers["layouts"], strict=True)):
       for j, kept in enumerate(numbers["kept"]):
-        label, color, marker, style = LOOKS[kept]
-        mean, half = student(loss[i, :, j])
-        ax.errorbar(
-          x + 0.06 * (j - 1),
-          mean,
-          yerr=half,
-          color=color,
-          marker=marker,
-          ls=style,
-          ms=4.5,
-          lw=1.6,
-          label=label,
-        )
-      _log(ax, 1e-3)
+        _line(ax, x + 0.06 * (j - 1), loss[i, :, j], kept)
+      _loss_axis(ax, 1e-3)
       ax.set_xticks(x, numbers["bits"])
       ax.set_title(LAYOUTS[name], fontsize=8.5)
       ax.set_xlabel("bits")
@@ -78,60 +85,43 @@ def _curves(numbers, loss) -> bytes:
     return png(figure)
 
 
-def _layers(loss) -> bytes:
+def _layers(loss: np.ndarray) -> bytes:
   """Loss increase of each layer [L, 2, P] rounded alone."""
   x = np.arange(len(loss))
   with drawing(7.4, 3.4) as figure:
     ax = figure.add_subplot()
-    for j, kept in enumerate(("nothing", "sink")):
-      label, color, marker, style = LOOKS[kept]
-      mean, half = student(loss[:, j])
-      ax.errorbar(
-        x + 0.16 * (j - 0.5),
-        mean,
-        yerr=half,
-        color=color,
-        marker=marker,
-        ls=style,
-        ms=4,
-        lw=1.2,
-        label=label,
-      )
-    _log(ax, 1e-2)
-    ax.set(xticks=ticks(len(loss)), xlabel="layer rounded, alone")
+    for j, kept in enumerate((Kept.NOTHING, Kept.SINK)):
+      _line(ax, x + 0.16 * (j - 0.5), loss[:, j], kept)
+    _loss_axis(ax, 1e-2)
+    ax.set(xticks=ticks(len(loss)), xlabel="layer, rounded alone")
     legend_above(ax, "loss increase, nats")
     return png(figure)
 
 
-def _bars(rows) -> bytes:
+def _bars(rows: list[dict[str, Any]]) -> bytes:
   """A group for each width and range, a bar for each token kept."""
-  groups = list(dict.fromkeys((*row[1:3], row[0]) for row in rows))
+
+  def group(row: dict[str, Any]) -> tuple[int, int, str]:
+    return row["weight_bits"], row["activation_bits"], row["ranges"]
+
+  groups = list(dict.fromkeys(map(group, rows)))
   groups.sort(key=lambda x: (-x[0], -x[1]))
   with drawing(7.4, 0.44 * len(groups) + 1.3) as figure:
     ax = figure.add_subplot()
-    for j, kept in enumerate(LOOKS):
-      label, color, _, _ = LOOKS[kept]
-      some = {(*row[1:3], row[0]): row[4:7] for row in rows if row[3] == kept}
-      at = [i for i, group in enumerate(groups) if group in some]
-      value, low, high = np.array([some[groups[i]] for i in at], float).T
-      ax.barh(
-        np.array(at) + 0.26 * (j - 1),
-        value,
-        0.24,
-        color=color,
-        label=label,
-        xerr=[value - low, high - value],
-        error_kw={"ecolor": INK, "elinewidth": 0.9},
-      )
+    for j, (kept, (label, color, _, _)) in enumerate(LOOKS.items()):
+      mine = [row for row in rows if row["kept"] == kept]
+      at = np.array([groups.index(group(row)) for row in mine])
+      value, low, high = ends_in(mine, LOSS)
+      look = {"color": color, "label": label, "error_kw": WHISKERS}
+      gaps = [value - low, high - value]
+      ax.barh(at + 0.26 * (j - 1), value, 0.24, xerr=gaps, **look)
     labels = [
       f"W{w}A{a}, {name}" if a else f"W{w} alone" for w, a, name in groups
     ]
     ax.set_yticks(range(len(groups)), labels)
-    lowest = min(row[5] for row in rows)
-    ax.set(
-      ylim=(len(groups) - 0.5, -0.5),
-      xlim=(min(-0.004, 1.3 * lowest), 1.3 * max(row[6] for row in rows)),
-    )
+    _, low, high = ends_in(rows, LOSS)
+    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.set_xlim(min(-0.004, 1.3 * low.min()), 1.3 * high.max())
     ax.set_xscale("symlog", linthresh=1e-2, linscale=0.6)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.axvline(0, color=MUTED, lw=0.8)
@@ -140,87 +130,79 @@ def _bars(rows) -> bytes:
     return png(figure)
 
 
-def _sites(rows) -> bytes:
-  names = list(dict.fromkeys(row[0] for row in rows))
+def _sites(rows: list[dict[str, Any]]) -> bytes:
+  """Loss increase with activations rounded at one site."""
+  names = list(dict.fromkeys(row["site"] for row in rows))
   with drawing(6.4, 2.8) as figure:
     ax = figure.add_subplot()
-    for j, kept in enumerate(("nothing", "sink")):
+    for j, kept in enumerate((Kept.NOTHING, Kept.SINK)):
       label, color, _, _ = LOOKS[kept]
-      some = np.array([row[2:5] for row in rows if row[1] == kept], float)
-      value, low, high = some.T
-      ax.bar(
-        np.arange(len(names)) + 0.36 * (j - 0.5),
-        value,
-        0.34,
-        color=color,
-        label=label,
-        yerr=[value - low, high - value],
-        error_kw={"ecolor": INK, "elinewidth": 0.9},
-      )
-    _log(ax, 1e-2)
+      mine = {row["site"]: row for row in rows if row["kept"] == kept}
+      value, low, high = ends_in([mine[name] for name in names], LOSS)
+      x = np.arange(len(names)) + 0.36 * (j - 0.5)
+      look = {"color": color, "label": label, "error_kw": WHISKERS}
+      ax.bar(x, value, 0.34, yerr=[value - low, high - value], **look)
+    _loss_axis(ax, 1e-2)
     ax.set_xticks(range(len(names)), names)
     legend_above(ax, "loss increase, nats")
     return png(figure)
 
 
-def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
   numbers = result.numbers
-
-  def table(name):
-    return html.Table(*result.tables[name])
-
   layout, bits = numbers["telling"]
+
+  def part(title: str, body: str, name: str, linear: float) -> html.Section:
+    return html.Section(
+      title,
+      body=body,
+      figure=drawn[f"{name}.png"],
+      caption=(
+        "Loss increase with 95 % intervals over texts; the axis is linear "
+        f"below {linear:g}."
+      ),
+      table=html.Table(*result.tables[f"{name}.csv"]),
+    )
+
   return [
-    html.Section(
-      result.title,
-      body=(
-        f"Keys and values rounded and put back, in {numbers['texts']} texts of "
-        f"{numbers['tokens']} tokens; the whole model has "
-        f"{numbers['loss']['value']:.3f} nats a token. Kept: the first token, "
-        f"or, as a control, the token at position {numbers['control']}; loss "
-        "and KL are of the predictions after it. "
-        "Grids are asymmetric. Bought back: what keeping a token takes from "
-        "the loss, in nats and as a share. Values are per token where keys "
-        f"are per channel; rotated keys per channel are in groups of "
-        f"{numbers['group']} tokens."
-      ),
-      figure=drawn["keys_and_values.png"],
-      caption="95 % intervals over texts; linear below 0.001.",
-      table=table("keys_and_values.csv"),
+    part(
+      TITLE,
+      f"Keys and values are rounded and put back, in {numbers['texts']} texts "
+      f"of {numbers['tokens']} tokens; the whole model has "
+      f"{numbers['loss']['value']:.3f} nats a token. Kept in full precision is "
+      "the first token or, as a control, the token at position "
+      f"{numbers['control']}; loss and KL divergence are of the predictions "
+      'after it. Grids are asymmetric. "bought_back" is what keeping a token '
+      'takes from the loss, in nats, and "share" the same as a share. Values '
+      "are rounded per token where keys are rounded per channel; rotated keys "
+      f"per channel are in groups of {numbers['group']} tokens.",
+      "keys_and_values",
+      1e-3,
     ),
-    html.Section(
+    part(
       "Which layers need it",
-      body=(
-        f"Keys and values of one layer alone at {bits} bits, "
-        f"{LAYOUTS[layout]}: where keeping the first token helps most when all "
-        f"layers are rounded. {numbers['layer_texts']} texts."
-      ),
-      figure=drawn["layers.png"],
-      caption="95 % intervals over texts; linear below 0.01.",
-      table=table("layers.csv"),
+      f"Keys and values of one layer alone at {bits} bits, {LAYOUTS[layout]}: "
+      "the setting in which keeping the first token helps most when all layers "
+      f"are rounded. {numbers['layer_texts']} texts.",
+      "layers",
+      1e-2,
     ),
-    html.Section(
+    part(
       "Weights and activations",
-      body=(
-        "Kernels rounded per output channel, and what each of them reads: per "
-        "tensor with a range from "
-        f"{numbers['calibrating']} other texts (static), per tensor, or per "
-        "token, with the text's own. Symmetric grids. The embedding and the "
-        "unembedding stay as they are."
-      ),
-      figure=drawn["weights_and_activations.png"],
-      caption="95 % intervals over texts; linear below 0.01.",
-      table=table("weights_and_activations.csv"),
+      "Kernels are rounded per output channel, and the input of each of them "
+      f"per tensor with a range from {numbers['calibrating']} other texts "
+      "(static), per tensor, or per token, with the text's own range. Grids "
+      "are symmetric. The embedding and the unembedding are not rounded.",
+      "weights_and_activations",
+      1e-2,
     ),
-    html.Section(
+    part(
       "Which inputs need it",
-      body=(
-        "8-bit activations per tensor, static, at one site of every layer; "
-        f"weights as they are. {numbers['layer_texts']} texts."
-      ),
-      figure=drawn["sites.png"],
-      caption="95 % intervals over texts; linear below 0.01.",
-      table=table("sites.csv"),
+      "8-bit activations with one static range per tensor, at one site of "
+      "every layer; weights are not rounded. "
+      f"{numbers['layer_texts']} texts.",
+      "sites",
+      1e-2,
     ),
   ]

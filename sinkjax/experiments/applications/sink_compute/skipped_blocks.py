@@ -1,8 +1,8 @@
-"""Which blocks of a model's attention could be left out: one pass, by layer.
+"""How much of a model's attention can be skipped: one pass, by layer.
 
 For every head, every block of queries and every block of keys that these may
-see: does the pattern allow to leave it out, and would a bound know? All of it
-from the queries and keys that the model itself makes, one layer at a time.
+see: does the pattern allow to skip it, and can a bound prove so? All of it
+from the queries and keys that the model itself computes, one layer at a time.
 """
 
 import functools
@@ -12,7 +12,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
+from sinkjax.config import ModelConfig
+from sinkjax.experiments.applications.sink_compute.config import (
+  NO_SINK,
+  ORACLE,
+  ROWS_BOUND,
+  ROWS_KNOWN,
+  SCORES,
+  Config,
+  bits_name,
+  slack_name,
+)
 from sinkjax.experiments.harness.api import Subject
 from sinkjax.inference import sparse_sink
 from sinkjax.inference.block_bounds import (
@@ -26,59 +38,18 @@ from sinkjax.inference.key_codes import Codec, fit_codec
 from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block
 from sinkjax.models.layerwise import apply_final_norm, as_layers, embed
+from sinkjax.models.normalizers import MASKED
 from sinkjax.models.positions import rotary_tables
 from sinkjax.models.transformer import check_tokens, forward
 from sinkjax.taps import NO_TAPS, Tapper
 from sinkjax.transforms.capture import capture
 
-OFF = -1e30
-ROWS_BOUND, ROWS_KNOWN = "whole rows, bound", "whole rows, oracle"
-SUMMARIES, SCORES, ORACLE = "summaries", "scores", "oracle"
-NO_SINK = ", no sink"
 FLOOR = 1e-5
-"""Rounding that is no breach of a bound, as a share of the largest value."""
+"""An error of this share of the largest value is rounding, no breach of a
+bound: a float32 sum over a thousand values is off by about a tenth of it."""
 
-
-def bits_name(bits: int | None) -> str:
-  """What `span_of` is called here.
-
-  >>> bits_name(6), bits_name(0), bits_name(None)
-  ('6 bits', 'summaries', 'scores')
-  """
-  if bits is None:
-    return SCORES
-  return f"{bits} bits" if bits else SUMMARIES
-
-
-def slack_name(nats: float) -> str:
-  """Scores known within so much.
-
-  >>> slack_name(0.5)
-  'scores, 0.5 nats off'
-  """
-  return f"{SCORES}, {nats:g} nats off"
-
-
-def check(cfg) -> None:
-  """The bounds are of softmax attention and no other.
-
-  Raises:
-    ValueError: naming what the model has.
-  """
-  has = {
-    "a normalizer other than softmax": cfg.normalizer != "softmax",
-    "a soft cap of the scores": cfg.attn_softcap is not None,
-    "a sink logit": cfg.sink_logit,
-    "a bias of the attention": cfg.attn_bias != "none",
-    "local layers": any(cfg.local_layers),
-    "a scale that is not positive": cfg.score_scale <= 0,
-  }
-  found = [name for name, true in has.items() if true]
-  if found:
-    raise ValueError(
-      "bounds are of plain softmax attention over all keys; this model has "
-      + " and ".join(found)
-    )
+By = dict[str, Array]
+"""Arrays by the name of the way."""
 
 
 def inputs_of(subject: Subject, ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -106,9 +77,9 @@ def fit_codecs(subject: Subject, ids: np.ndarray, block: int) -> list[Codec]:
   return codecs
 
 
-def through(
+def run_layers(
   subject: Subject, ids: np.ndarray, step: Callable[..., Any]
-) -> tuple[jax.Array, Any]:
+) -> tuple[Array, Any]:
   """All layers one after the other.
 
   Args:
@@ -117,7 +88,7 @@ def through(
     step: `step(index, params, x, layer, ctx) -> (x, seen)`.
 
   Returns:
-    (what the final norm returns [1, T, D], seen stacked over layers).
+    (the output of the final norm [1, T, D], seen stacked over layers).
   """
   cfg, found = subject.cfg, []
   layers = as_layers(cfg, subject.params)
@@ -136,11 +107,19 @@ def through(
   return x, jax.tree.map(lambda *each: np.stack(each), *found)
 
 
-def _layer(cfg, params, x, layer, ctx, codec, head):
+def _layer(
+  cfg: ModelConfig,
+  params: Any,
+  x: Array,
+  layer: Array,
+  ctx: Context,
+  codec: Codec,
+  head: Callable[..., tuple[Array, Any]],
+) -> tuple[Array, Any]:
   """One layer, `head(q, k, v, codec) -> (z, seen)` for each of its heads."""
   tap = Tapper(NO_TAPS, layer)
 
-  def apply(method, *args):
+  def apply(method: Callable, *args: Any) -> Any:
     return Block(cfg).apply({"params": params}, *args, method=method)
 
   q, k, v = apply(Block.qkv, x, layer, ctx, tap)
@@ -153,7 +132,7 @@ def _layer(cfg, params, x, layer, ctx, codec, head):
   return apply(Block.transform, x, mid, tap), seen
 
 
-def _mix(scores, v, kept=None):
+def _mix(scores: Array, v: Array, kept: Array | None = None) -> Array:
   """[T, K] causal attention of one head, of the kept blocks and key 0."""
   at = jnp.arange(len(scores))
   seen = at[None] <= at[:, None]
@@ -161,15 +140,15 @@ def _mix(scores, v, kept=None):
     block = len(scores) // len(kept)
     kept = jnp.repeat(jnp.repeat(kept, block, axis=0), block, axis=1)
     seen &= kept | (at[None] == 0)
-  return jax.nn.softmax(jnp.where(seen, scores, OFF), axis=-1) @ v
+  return jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1) @ v
 
 
-class Seen(NamedTuple):
+class Shares(NamedTuple):
   """What one pass finds, of every layer.
 
   Attributes:
-    shares: {way: [L, H, E]} of (query block, key block) pairs left out, at
-      each tolerance.
+    shares: {way: [L, H, E]} of (query block, key block) pairs that can be
+      skipped, at each tolerance.
     slack: {way: [L, H]} mean of (upper bound - logarithm of the weight).
   """
 
@@ -177,110 +156,134 @@ class Seen(NamedTuple):
   slack: dict[str, np.ndarray]
 
 
-def measure(
-  subject: Subject, ids: np.ndarray, codecs: list[Codec], config: Any
-) -> tuple[jax.Array, Seen]:
-  """Every way to know, on one text.
+def shares_of(
+  subject: Subject, ids: np.ndarray, codecs: list[Codec], config: Config
+) -> tuple[Array, Shares]:
+  """Every way to know what can be skipped, on one text.
 
   Args:
     subject: the model.
     ids: [T], a multiple of the block.
     codecs: of `fit_codecs`.
-    config: of `sink_compute`.
+    config: what is run.
 
   Returns:
-    (what the final norm returns, `Seen`).
+    (the output of the final norm, `Shares`).
 
   Cost: a pass, and of each layer and way the span and a sort.
   """
 
-  def step(i, *args):
+  def step(i: int, *args: Any) -> tuple[Array, Any]:
     return _measured(*args, codecs[i], cfg=subject.cfg, config=config)
 
-  x, seen = through(subject, ids, step)
-  return x, Seen(*seen)
+  x, seen = run_layers(subject, ids, step)
+  return x, Shares(*seen)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "config"))
-def _measured(params, x, layer, ctx, codec, *, cfg, config):
-  def head(q, k, v, codec):
-    shares, slack = _ways(q, k, codec, cfg.score_scale, config)
-    return _mix(cfg.score_scale * q @ k.T, v), (shares, slack)
+def _measured(
+  params: Any,
+  x: Array,
+  layer: Array,
+  ctx: Context,
+  codec: Codec,
+  *,
+  cfg: ModelConfig,
+  config: Config,
+) -> tuple[Array, tuple[By, By]]:
+  def head(
+    q: Array, k: Array, v: Array, codec: Codec
+  ) -> tuple[Array, tuple[By, By]]:
+    spans = _spans(q, k, codec, cfg.score_scale, config)
+    found = _shares(q, k, spans, cfg.score_scale, config)
+    found |= _rows(q, k, cfg.score_scale, config)
+    slack = _slack(spans, config)
+    return _mix(cfg.score_scale * q @ k.T, v), (found, slack)
 
   return _layer(cfg, params, x, layer, ctx, codec, head)
 
 
-def _ways(q, k, codec, scale: float, config):
-  """({way: [E]}, {way: []}) of one head."""
+def _spans(
+  q: Array, k: Array, codec: Codec, scale: float, config: Config
+) -> dict[str, Span]:
+  """Bounds of one head from summaries, from codes and from all scores."""
   how = {"scale": scale, "block": config.block}
-  exact = exact_span(q, k, **how)
-  spans = {
+  return {
     bits_name(bits): span_of(q, k, codec, bits=bits, **how)
     for bits in (0, *config.bits)
-  } | {SCORES: exact}
-  count = exact.low.shape[1]
-  free = jnp.tri(count, k=-config.window - 1, dtype=bool)
+  } | {SCORES: exact_span(q, k, **how)}
+
+
+def _slack(spans: dict[str, Span], config: Config) -> By:
+  """[] how far upper bounds are above the logarithm of a block's weight."""
+  exact = spans[SCORES]
+  free = jnp.tri(exact.low.shape[1], k=-config.window - 1, dtype=bool)
   free = jnp.repeat(free, config.block, axis=0)
   middle = (exact.low + exact.high) / 2
-  slack = {
+  return {
     name: jnp.sum(jnp.where(free, span.high - middle, 0)) / free.sum()
     for name, span in spans.items()
   }
-  spans |= {
+
+
+def _shares(
+  q: Array, k: Array, spans: dict[str, Span], scale: float, config: Config
+) -> By:
+  """[E] of one head by way: of blocks of keys that can be skipped."""
+  how = {"scale": scale, "block": config.block}
+  exact = spans[SCORES]
+  count = exact.low.shape[1]
+  tolerances = jnp.asarray(config.tolerances, q.dtype)
+
+  def share(span: Span, window: int, sink: bool) -> Array:
+    near = near_weight(q, k, window=window, sink=sink, **how)
+    choose = functools.partial(
+      choose_blocks, span, near, block=config.block, window=window
+    )
+    kept = jax.vmap(lambda at: choose(at).kept)(tolerances)
+    return 1 - kept.sum(axis=(1, 2)) / (count * (count + 1) / 2)
+
+  slacks = {
     slack_name(off): Span(exact.low - off, exact.high + off)
     for off in config.slacks
   }
-  pairs = count * (count + 1) / 2
-  tolerances = jnp.asarray(config.tolerances, q.dtype)
-
-  def share(span, window, sink):
-    near = near_weight(q, k, window=window, sink=sink, **how)
-    kept = jax.vmap(
-      lambda at: (
-        choose_blocks(span, near, at, block=config.block, window=window).kept
-      )
-    )(tolerances)
-    return 1 - kept.sum(axis=(1, 2)) / pairs
-
-  shares = {n: share(span, config.window, True) for n, span in spans.items()}
-  shares[ORACLE] = share(exact, -1, True)
+  found = {
+    name: share(span, config.window, True)
+    for name, span in (spans | slacks).items()
+  }
+  # With the pattern known nothing has to be read to prove a bound.
+  found[ORACLE] = share(exact, -1, True)
   for name in (bits_name(config.best), SCORES):
-    shares[name + NO_SINK] = share(spans[name], config.window, False)
-  shares[ORACLE + NO_SINK] = share(exact, -1, False)
-  return shares | _rows(q, k, scale, config), slack
+    found[name + NO_SINK] = share(spans[name], config.window, False)
+  return found | {ORACLE + NO_SINK: share(exact, -1, False)}
 
 
-def _rows(q, k, scale: float, config):
-  """Blocks of queries that may read the first value alone."""
+def _rows(q: Array, k: Array, scale: float, config: Config) -> By:
+  """[E] by way: of blocks of queries that may read the first value alone."""
   one = (q[None, :, None], k[None, :, None])
-  rests = {
-    ROWS_BOUND: sparse_sink.rest_bound(
+  masses = {
+    ROWS_BOUND: sparse_sink.nonsink_mass_bound(
       *one, scale=scale, key_block=config.block
     ),
-    ROWS_KNOWN: sparse_sink.rest_mass(*one, scale=scale),
+    ROWS_KNOWN: sparse_sink.nonsink_mass(*one, scale=scale),
   }
   pairs = jnp.arange(1, len(q) // config.block + 1)
+
+  def share(mass: Array, at: float) -> Array:
+    whole = sparse_sink.whole_blocks(mass, at, config.block)[0, 0]
+    return jnp.sum(jnp.where(whole, pairs, 0)) / pairs.sum()
+
   return {
-    name: jnp.stack(
-      [
-        jnp.sum(
-          jnp.where(
-            sparse_sink.whole_blocks(rest, at, config.block)[0, 0], pairs, 0
-          )
-        )
-        / pairs.sum()
-        for at in config.tolerances
-      ]
-    )
-    for name, rest in rests.items()
+    name: jnp.stack([share(mass, at) for at in config.tolerances])
+    for name, mass in masses.items()
   }
 
 
 class Skipped(NamedTuple):
-  """What leaving blocks out does, of every layer and head.
+  """The effect of skipping blocks, of every layer and head.
 
   Attributes:
-    share: [L, H] left out.
+    share: [L, H] skipped.
     worst: [L, H] greatest ||dz|| over its bound.
     error: [L, H] mean of ||dz|| / ||z||.
     bound: [L, H] mean of the bound of ||dz||, over ||z||.
@@ -296,34 +299,40 @@ def skip(
   subject: Subject,
   ids: np.ndarray,
   codecs: list[Codec],
-  config: Any,
+  config: Config,
   tolerance: float,
   bits: int | None,
-) -> tuple[jax.Array, Skipped]:
-  """A pass that leaves blocks out in all layers; errors are of each alone.
+) -> tuple[Array, Skipped]:
+  """A pass that skips blocks in all layers; errors are of each layer alone.
 
-  Cost: as `measure` with one way.
+  Cost: as `shares_of` with one way.
   """
 
-  def step(i, *args):
-    return _skipped(
-      *args,
-      codecs[i],
-      jnp.asarray(tolerance, jnp.float32),
-      cfg=subject.cfg,
-      config=config,
-      bits=bits,
-    )
+  def step(i: int, *args: Any) -> tuple[Array, Any]:
+    at = jnp.asarray(tolerance, jnp.float32)
+    static = {"cfg": subject.cfg, "config": config, "bits": bits}
+    return _skipped(*args, codecs[i], at, **static)
 
-  x, seen = through(subject, ids, step)
+  x, seen = run_layers(subject, ids, step)
   return x, Skipped(*seen)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "config", "bits"))
-def _skipped(params, x, layer, ctx, codec, tolerance, *, cfg, config, bits):
+def _skipped(
+  params: Any,
+  x: Array,
+  layer: Array,
+  ctx: Context,
+  codec: Codec,
+  tolerance: Array,
+  *,
+  cfg: ModelConfig,
+  config: Config,
+  bits: int | None,
+) -> tuple[Array, Skipped]:
   how = {"scale": cfg.score_scale, "block": config.block}
 
-  def head(q, k, v, codec):
+  def head(q: Array, k: Array, v: Array, codec: Codec) -> tuple[Array, Skipped]:
     span = span_of(q, k, codec, bits=bits, **how)
     near = near_weight(q, k, window=config.window, **how)
     choice = choose_blocks(
