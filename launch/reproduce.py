@@ -106,7 +106,7 @@ def help_text() -> str:
   """What --help prints: this module's text with the registry in it."""
   width = max(map(len, BY_NAME))
 
-  def listed(group):
+  def listed(group: str) -> str:
     return "\n".join(
       f"  {name:<{width}}  {BY_NAME[name].question}" for name in named(group)
     )

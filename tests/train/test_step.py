@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import quick
 
 from sinkjax.metrics.sinks import sink_score
 from sinkjax.models.transformer import forward
@@ -20,6 +21,14 @@ from sinkjax.train.step import (
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import add
 from sinkjax.transforms.intervene import intervene
+
+ADAM = optax.adam(1e-2)
+
+
+@pytest.fixture(scope="module")
+def step(tiny):
+  """One compiled step for all tests of plain steps with `ADAM`."""
+  return make_step(tiny[1], ADAM, separated=False)
 
 
 def test_a_step_is_optax_on_the_mean_loss(tiny, batch):
@@ -76,15 +85,13 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny, batch):
     make_step(cfg, optimizer, separated=False, accumulate=5)(pieces, batch)
 
 
-def test_a_bad_gradient_is_not_applied(tiny, batch):
+def test_a_bad_gradient_is_not_applied(tiny, step, batch):
   params, cfg = tiny
-  optimizer = optax.adam(1e-2)
-  step = make_step(cfg, optimizer, separated=False)
   bad = jax.tree.map(jnp.copy, params)
   bad["embed"] = bad["embed"].at[5].set(jnp.nan)
   assert (batch["tokens"] == 5).any()
   before = jax.tree.map(np.asarray, bad)
-  state = init_state(cfg, optimizer, jax.random.key(0), params=bad)
+  state = init_state(cfg, ADAM, jax.random.key(0), params=bad)
   state, metrics = step(state, batch)
   assert not bool(metrics.applied) and int(state.skipped) == 1
   assert int(state.step) == 1 and int(state.opt_state[0].count) == 0
@@ -92,15 +99,14 @@ def test_a_bad_gradient_is_not_applied(tiny, batch):
     np.testing.assert_array_equal(x, y)
 
 
-def test_weights_stay_float32_under_bfloat16(tiny, batch):
+def test_weights_stay_float32_under_bfloat16(tiny, step, batch):
   params, cfg = tiny
-  optimizer = optax.adam(1e-2)
   half = cfg.replace(dtype="bfloat16")
   losses = []
-  for one in (cfg, half):
+  for one, run in ((cfg, step), (half, make_step(half, ADAM, separated=False))):
     copy = jax.tree.map(jnp.copy, params)
-    state = init_state(one, optimizer, jax.random.key(0), params=copy)
-    state, metrics = make_step(one, optimizer, separated=False)(state, batch)
+    state = init_state(one, ADAM, jax.random.key(0), params=copy)
+    state, metrics = run(state, batch)
     losses.append(float(metrics.loss))
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {
       jnp.dtype("float32")
@@ -108,11 +114,8 @@ def test_weights_stay_float32_under_bfloat16(tiny, batch):
   assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.05
 
 
-def test_it_learns(tiny, batch):
-  _, cfg = tiny
-  optimizer = optax.adam(3e-3)
-  step = make_step(cfg, optimizer, separated=False)
-  state = init_state(cfg, optimizer, jax.random.key(0))
+def test_it_learns(tiny, step, batch):
+  state = init_state(tiny[1], ADAM, jax.random.key(0))
   first = None
   for _ in range(60):
     state, metrics = step(state, batch)
@@ -121,27 +124,28 @@ def test_it_learns(tiny, batch):
   assert step._cache_size() == 1
 
 
-def test_a_spike_is_left_out(tiny, batch):
+def test_a_spike_is_left_out(tiny, step, batch):
   params, cfg = tiny
-  optimizer = optax.sgd(1e-6)
+  still = optax.sgd(1e-6)  # the losses stay what they are
+  evaluate = make_evaluate(cfg, separated=False)
+  each = [{k: v[[i] * len(v)] for k, v in batch.items()} for i in range(8)]
+  each.sort(key=lambda row: float(evaluate(params, row).nats))
 
-  def steps(spike):
+  def steps(run, optimizer):
     copy = jax.tree.map(jnp.copy, params)
     state = init_state(cfg, optimizer, jax.random.key(0), params=copy)
-    step = make_step(cfg, optimizer, separated=False, spike=spike)
-    evaluate, applied = make_evaluate(cfg, separated=False), []
-    each = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(8)]
-    each.sort(key=lambda row: float(evaluate(params, row).nats))
+    applied = []
     for i in range(MEMORY + 3):
       row = each[-1] if i == MEMORY + 1 else each[0]
-      state, metrics = step(state, row)
+      state, metrics = run(state, row)
       applied.append(bool(metrics.applied))
     return state, applied
 
-  state, applied = steps(8.0)
+  guarded = make_step(cfg, still, separated=False, spike=8.0)
+  state, applied = steps(guarded, still)
   assert applied == [True] * (MEMORY + 1) + [False, True]
   assert int(state.skipped) == 1
-  assert all(steps(None)[1])
+  assert all(steps(step, ADAM)[1])
 
 
 def test_the_trend_is_the_mean_and_variance():
@@ -226,25 +230,24 @@ def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch):
         np.testing.assert_allclose(one, want, atol=1e-5)
 
 
-def test_sinks_go_where_they_are_drawn(tiny, batch):
+@pytest.mark.parametrize(
+  ("mass", "least", "most"),
+  [pytest.param(0.0, 0.0, 0.2, marks=pytest.mark.slow), (0.9, 0.6, 1.0)],
+)
+def test_sinks_go_where_they_are_drawn(tiny, batch, mass, least, most):
   params, cfg = tiny
   probe = capture(forward(cfg), {"a": ("pattern", sink_score)})
-  reached = []
-  for mass in (0.0, 0.9):
-    optimizer = optax.adam(1e-2)
-    copy = jax.tree.map(jnp.copy, params)
-    state = init_state(cfg, optimizer, jax.random.key(0), params=copy)
-    sink = SinkTarget(mass, 100.0)
-    step = make_step(cfg, optimizer, separated=False, sink=sink)
-    for _ in range(40):
-      state, _ = step(state, batch)
-    reached.append(
-      float(probe(state.params, batch["tokens"]).trace["a"].mean())
-    )
-  assert reached[0] < 0.2 and reached[1] > 0.6
+  copy = jax.tree.map(jnp.copy, params)
+  state = init_state(cfg, ADAM, jax.random.key(0), params=copy)
+  sink = SinkTarget(mass, 100.0)
+  drawn = make_step(cfg, ADAM, separated=False, sink=sink)
+  for _ in range(40):
+    state, _ = drawn(state, batch)
+  reached = float(probe(state.params, batch["tokens"]).trace["a"].mean())
+  assert least <= reached < most
 
 
-@pytest.mark.parametrize("parts", [1, 5])
+@pytest.mark.parametrize("parts", quick([1, 5], 5))
 def test_a_noisy_step_is_that_of_shifted_embeddings(tiny, batch, parts):
   """Loss and gradient with the same noise added by hand, as a constant."""
   params, cfg = tiny
