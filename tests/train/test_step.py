@@ -128,7 +128,10 @@ def test_a_spike_is_left_out(tiny, step, batch):
   params, cfg = tiny
   still = optax.sgd(1e-6)  # the losses stay what they are
   evaluate = make_evaluate(cfg, separated=False)
-  each = [{k: v[[i] * len(v)] for k, v in batch.items()} for i in range(8)]
+  each = [
+    {k: jnp.repeat(v[i : i + 1], len(v), axis=0) for k, v in batch.items()}
+    for i in range(8)
+  ]
   each.sort(key=lambda row: float(evaluate(params, row).nats))
 
   def steps(run, optimizer):
