@@ -314,7 +314,7 @@ def _finish(
 ) -> None:
   """Writes the model, the figures and, last, the summary."""
   from launch import train_report
-  from sinkjax.train import checkpoint
+  from sinkjax.weights import orbax_io
 
   shutil.rmtree(workdir / "model", ignore_errors=True)
   cfg = config.trained_model().replace(
@@ -322,7 +322,7 @@ def _finish(
   )
   tokenizer = copy.copy(data.tokenizer)
   tokenizer.add_bos = config.packing.bos != "none"
-  checkpoint.save(workdir / "model", params, cfg, tokenizer)
+  orbax_io.save(workdir / "model", params, cfg, tokenizer)
   train_report.write(
     config, workdir, request, records, numbers, data.train.about
   )
