@@ -4,19 +4,23 @@
   python -m launch.convert --model=model.gguf --to=orbax --out=out/orbax
 
 The result is float32, bit for bit what was loaded, with the tokenizer beside
-it. A Hugging Face folder is read by transformers with the same logits; an
-Orbax folder carries a SHA-256 of every array and is checked when it is read.
+it. Transformers reads a Hugging Face folder and gives the same logits; an Orbax
+folder has a SHA-256 of every array, which is verified when it is read.
 """
 
 import pathlib
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from launch import app
 
+if TYPE_CHECKING:
+  from sinkjax.weights.registry import Model
+
 MODEL = flags.DEFINE_string("model", None, "A model's name or path.")
 TO = flags.DEFINE_enum("to", "hf", ["hf", "orbax"], "The format to write.")
-OUT = flags.DEFINE_string("out", None, "The folder to write; new or empty.")
+OUT = flags.DEFINE_string("out", None, "The folder to write: new, or empty.")
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, write nothing."
 )
@@ -54,9 +58,10 @@ def main() -> None:
   print(f"Wrote {out} ({size / 1e6:.0f} MB), read back bit for bit.")
 
 
-def _plan(found, out: pathlib.Path) -> None:
+def _plan(found: tuple[Any, Any, int] | None, out: pathlib.Path) -> None:
+  """Prints what would be written; `found` is (config, tokenizer, size)."""
   if found is None:
-    print(f"{MODEL.value} is not on this machine: it would be fetched first")
+    print(f"{MODEL.value} is not on this machine and would be fetched first")
     return
   cfg, tokenizer, parameters = found
   print(
@@ -68,7 +73,8 @@ def _plan(found, out: pathlib.Path) -> None:
   )
 
 
-def _save(out: pathlib.Path, model) -> None:
+def _save(out: pathlib.Path, model: "Model") -> None:
+  """Writes the model in the format of --to."""
   if TO.value == "hf":
     from sinkjax.weights import huggingface as form
   else:
@@ -76,8 +82,12 @@ def _save(out: pathlib.Path, model) -> None:
   form.save(out, model.params, model.cfg, model.tokenizer)
 
 
-def _compare(model, again) -> None:
-  """The written folder must hold exactly what was loaded."""
+def _compare(model: "Model", again: "Model") -> None:
+  """Checks that the written folder holds exactly what was loaded.
+
+  Raises:
+    ValueError: naming the first parameter that differs.
+  """
   import numpy as np
 
   from sinkjax.weights.assemble import flatten

@@ -1,41 +1,43 @@
-"""The paper's measurements on a model, each claim with a verdict.
+"""Measures the paper's claims on a model, and gives each a verdict.
 
   python -m launch.reproduce --model=smollm2-135m --out=out/paper
 
-runs every experiment of the paper, or those named by --experiment:
+runs every experiment of the paper, or those that --experiment names:
 
 {paper}
 
-Others ask what sinks are good and bad for on the same model, by name or all of
-them by --experiment=applications:
+Other experiments ask what sinks are useful or harmful for on the same model;
+--experiment=applications runs all of them:
 
 {applications}
 
-Others train models of their own, to make sinks appear and vanish; they are
-asked for by name, or all of them by --experiment=training, at a --scale that
-fits the machine (demo: minutes on two cores; cpu; gpu; paper):
+Others train models of their own, with and without sinks. --experiment=training
+runs all of them, at a --scale that fits the machine (demo: minutes on two
+cores; cpu; gpu; paper):
 
 {training}
 
   python -m launch.reproduce --experiment=bigram_backcopy --scale=cpu \\
     --out=out/training
 
-The command writes, for each, a folder with result.json, arrays.npz, CSV and PNG
-files; and for all of them claims.csv, claims.md, summary.json and report.html,
-whose first table puts each claim of the paper beside what was found here. What
-is complete is not run again: the same command resumes after an interruption,
-run by run where there is training, and another experiment can be added to the
-same --out later. --report makes claims and report.html again from the files
-that are there, and measures nothing. The same command in another shell shares
-the runs; small ones do not fill a card, so start it there up to six times, each
-with XLA_PYTHON_CLIENT_MEM_FRACTION=0.15 set.
+Each experiment gets a folder with result.json, arrays.npz, CSV and PNG files;
+claims.csv, claims.md, summary.json and report.html cover all of them, and the
+first table of the report compares each claim of the paper with what was
+measured here. Complete experiments are not repeated: the same command resumes
+after an interruption, run by run where models are trained, and other
+experiments can be added to the same --out later. --report makes claims and
+report.html again from the files in --out and measures nothing.
+
+The same command in another shell shares the runs. Small models do not fill a
+GPU: start the command up to six times there, each with
+XLA_PYTHON_CLIENT_MEM_FRACTION=0.15 set.
 
 Every field of an experiment's Config is a flag:
 
   python -m launch.reproduce --config.perturbation.threshold=0.1 --out=out/paper
 
-A config file sets the model and many fields at once: configs/reproduce/ has
-those of Gemma 7B and Llama 3.1 as in the paper, and the defaults written out.
+A config file sets the model and many fields at once. configs/reproduce/ has
+those of the paper for Gemma 7B and Llama 3.1, and all defaults written out.
 """
 
 import dataclasses
@@ -56,10 +58,10 @@ ALIASES = {"all": "paper", "uses": "applications"}
 EXPERIMENT = flags.DEFINE_list(
   "experiment",
   ["paper"],
-  f"A group ({', '.join(GROUPS)}) or some of: {', '.join(BY_NAME)}.",
+  f"A group ({', '.join(GROUPS)}), or any of: {', '.join(BY_NAME)}.",
 )
 SCALE = flags.DEFINE_enum(
-  "scale", "demo", SCALES, "Size of the experiments that train."
+  "scale", "demo", SCALES, "The size of the experiments that train models."
 )
 CONFIG = app.config_file(
   None,
@@ -68,7 +70,9 @@ CONFIG = app.config_file(
   lambda: _Entries(),
 )
 MODEL = flags.DEFINE_string(
-  "model", None, "A model's name or path; smollm2-135m if no config has one."
+  "model",
+  None,
+  "A model's name or path; without it the config's, or smollm2-135m.",
 )
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 PREFIX = flags.DEFINE_string(
@@ -78,16 +82,18 @@ PREFIX = flags.DEFINE_string(
   "default), none, a vocabulary entry, or an id.",
 )
 MODELS = flags.DEFINE_list(
-  "models", None, "Other models, for model_size; the glassllm pair if unset."
+  "models",
+  None,
+  "Other models, for model_size; without it, both glassllm models.",
 )
 OFFLOAD = flags.DEFINE_bool(
-  "offload", None, "Read those other models one layer at a time."
+  "offload", None, "Read the other models one layer at a time."
 )
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, write nothing."
 )
 OVERWRITE = flags.DEFINE_bool(
-  "overwrite", False, "Run again what is complete, or was of another model."
+  "overwrite", False, "Measure, and train, again what is already there."
 )
 REPORT = flags.DEFINE_bool(
   "report",
@@ -106,7 +112,7 @@ def help_text() -> str:
   """What --help prints: this module's text with the registry in it."""
   width = max(map(len, BY_NAME))
 
-  def listed(group):
+  def listed(group: str) -> str:
     return "\n".join(
       f"  {name:<{width}}  {BY_NAME[name].question}" for name in named(group)
     )
@@ -115,7 +121,7 @@ def help_text() -> str:
 
 
 def main() -> None:
-  """Checks the flags, then runs what is not complete."""
+  """Checks the flags, then runs the experiments that are not complete."""
   names = _names()
   _check_config()
   if COMPACT.value and not REPORT.value:
@@ -168,7 +174,7 @@ def _names() -> list[str]:
   """The experiments to run, in the order of the registry.
 
   Raises:
-    ValueError: for one that there is not.
+    ValueError: for an unknown name.
   """
   asked = EXPERIMENT.value
   if len(asked) == 1 and (group := ALIASES.get(asked[0], asked[0])) in GROUPS:
@@ -239,7 +245,7 @@ def _check_config() -> None:
 
 
 def _request(name: str) -> Any:
-  """What decides an experiment's result."""
+  """Everything that decides an experiment's result."""
   from sinkjax.experiments.harness.runner import Request
 
   entry = BY_NAME[name]

@@ -1,16 +1,19 @@
-"""What a run tells while it goes: the bar, metrics.jsonl and TensorBoard."""
+"""The log of a run in progress: the bar, metrics.jsonl and TensorBoard."""
 
 import contextlib
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from sinkjax.train.run_config import TrainConfig
 
 
 class NoLog(contextlib.AbstractContextManager):
-  """Of the processes that do not write."""
+  """The log of a process that writes none."""
 
   def write(self, record: dict[str, Any], records: list[Any]) -> None:
-    """Nothing."""
+    """Does nothing."""
 
   def __exit__(self, *_):
     return None
@@ -24,7 +27,7 @@ class Log(contextlib.AbstractContextManager):
     workdir: its folder.
   """
 
-  def __init__(self, config, workdir: pathlib.Path):
+  def __init__(self, config: "TrainConfig", workdir: pathlib.Path):
     import jax
     from tensorboardX import SummaryWriter
     from tqdm import tqdm
@@ -45,16 +48,16 @@ class Log(contextlib.AbstractContextManager):
     self._shown: dict[str, str] = {}
 
   def write(self, record: dict[str, Any], records: list[Any]) -> None:
-    """One record to all three."""
+    """Adds a record to the bar, the file and TensorBoard."""
     kind, step = record["kind"], record["step"]
     if kind == "resume":
-      # Records after the checkpoint are of steps that will be done again.
+      # Steps after the checkpoint are done again, and so are their records.
       from sinkjax import artifacts
 
       lines = "".join(json.dumps(one) + "\n" for one in records)
       artifacts.write_text(self._path, lines)
       self._bar.initial = self._bar.n = step
-      self._bar.write(f"going on from step {step}")
+      self._bar.write(f"resuming from step {step}")
       return
     if kind in ("saved", "stopped"):
       return

@@ -1,11 +1,10 @@
-"""Every experiment on a given model, at its default, on SmolLM2-135M.
+"""The defaults of every experiment on a given model, written out.
 
     python -m launch.reproduce --config=configs/reproduce/default.py --out=DIR
 
-The same as without a config; here each field can be set by itself, as in
-`--config.prompts.count=5`, those of --experiment=applications too. Two CPU
-cores: the time, the machine and what comes out are in
-docs/results/paper-smollm2-135m and docs/results/uses-smollm2-135m.
+measures the same as without --config. Copy this file and change it to set many
+fields at once. Results on two CPU cores, with the time that each experiment
+took, are in docs/results/paper-smollm2-135m and docs/results/uses-smollm2-135m.
 """
 
 import dataclasses

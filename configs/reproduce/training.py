@@ -1,8 +1,10 @@
-"""The experiments that train, each field to be set; the scale after a colon.
+"""The fields of every experiment that trains models, at a scale.
 
     python -m launch.reproduce --config=configs/reproduce/training.py:cpu \\
       --experiment=bigram_backcopy --scale=cpu \\
       --config.bigram_backcopy.steps=1000 --out=DIR
+
+The scale stands after the colon, and --scale must be the same one.
 """
 
 import dataclasses

@@ -3,13 +3,13 @@
     python -m launch.train --config=configs/train/barbero_120m.py:2048 \
       --workdir=DIR --distributed --mesh=data:8 --config.corpus="('/data/web',)"
 
-Not run. The number after the colon is the context; tokens a step are the same
-for all of them. The paper (Barbero et al. 2025, section 5) gives the size, the
-tokens and the contexts, and not the rest: layers, widths and optimizer are ours
-to choose, and follow common practice for models of this size (12 layers of
-width 768, 12 heads, AdamW 4e-4 by cosine, 2^19 tokens a step). On a text of 64
-tokens the paper reports next to no sink at context 128 and more with every
-doubling. `--dry_run --accelerator=8xh100` prints what it needs.
+Not run. The number after the colon is the context; a step has as many tokens at
+every context. The paper (Barbero et al. 2025, section 5) gives the size, the
+tokens and the contexts, but neither layers, widths nor optimizer: these follow
+common practice for models of this size (12 layers of width 768, 12 heads, AdamW
+4e-4 by cosine, 2^19 tokens a step). On texts of 64 tokens the paper reports
+almost no sink at context 128, and a stronger one with every doubling.
+`--dry_run --accelerator=8xh100` prints what it needs.
 """
 
 import dataclasses

@@ -1,8 +1,11 @@
 """A forward pass with logits, against transformers on the same file."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.suites import measure as m
+
+if TYPE_CHECKING:
+  from sinkjax.config import ModelConfig
 
 PEERS = {
   "ours": "sinkjax.forward, jitted",
@@ -39,7 +42,13 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   return _result(cfg, case, best, peak, matmul_rate())
 
 
-def _result(cfg, case, seconds, peak, machine):
+def _result(
+  cfg: "ModelConfig",
+  case: dict[str, Any],
+  seconds: float,
+  peak: m.Peak,
+  machine: float,
+) -> dict[str, Any]:
   rate = m.forward_flops(cfg, case["tokens"]) / seconds
   return {
     "seconds": seconds,
@@ -49,7 +58,7 @@ def _result(cfg, case, seconds, peak, machine):
   }
 
 
-def _torch(name, case):
+def _torch(name: str, case: dict[str, Any]) -> dict[str, Any]:
   import torch
 
   import sinkjax

@@ -1,8 +1,8 @@
 """Tokens one by one at batch 1, against transformers and llama.cpp.
 
-The time is that of the new tokens after a prompt of 64, compilation and
-prompt apart, the most likely token always. llama.cpp reads the weights as the
-file has them, in 4 bits; the others have them in float32.
+Timed are the new tokens after a prompt of 64, without compilation and prompt;
+each is the most likely one. llama.cpp uses the weights as they are in the file,
+in 4 bits; the others use them in float32.
 """
 
 import os
@@ -76,7 +76,7 @@ def _torch(new: int):
   opened = sinkjax.open_layers("smollm2-135m")
   ids = torch.tensor([m.text_ids(opened.tokenizer, PROMPT)])
 
-  def work(count):
+  def work(count: int) -> float:
     return m.seconds(
       lambda: model.generate(
         ids,

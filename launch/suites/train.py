@@ -1,10 +1,14 @@
-"""A training step, with everything around it, against a PyTorch loop."""
+"""A training step with its data and log, against a PyTorch loop."""
 
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.suites import measure as m
+
+if TYPE_CHECKING:
+  from sinkjax.data.prepare import Prepared
+  from sinkjax.train.run_config import TrainConfig
 
 PEERS = {
   "ours": "sinkjax.train.loop.run, data and log included",
@@ -34,7 +38,8 @@ def cases(quick: bool, tokens: int | None) -> list[dict[str, Any]]:
   ]
 
 
-def _config(case, **changes):
+def _config(case: dict[str, Any], **changes: Any) -> "TrainConfig":
+  """The run of one size; `changes` are of its model."""
   from sinkjax.config import ModelConfig
   from sinkjax.data.packing import Packing
   from sinkjax.train.optimizer import OptimizerConfig
@@ -72,7 +77,7 @@ def _config(case, **changes):
   )
 
 
-def _data(config):
+def _data(config: "TrainConfig") -> "Prepared":
   from sinkjax.data.prepare import prepare
 
   return prepare(config.corpus, vocab_size=1024, held_out=config.held_out)
@@ -95,7 +100,9 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   return _result(config, seconds, peak, matmul_rate())
 
 
-def _result(config, seconds, peak, machine):
+def _result(
+  config: "TrainConfig", seconds: float, peak: m.Peak, machine: float
+) -> dict[str, Any]:
   from launch.train_plan import step_flops
 
   rate = step_flops(config, config.all_stages()[0]) / seconds
@@ -107,7 +114,8 @@ def _result(config, seconds, peak, machine):
   }
 
 
-def _loop(config, data):
+def _loop(config: "TrainConfig", data: "Prepared") -> tuple[float, m.Peak]:
+  """Seconds of a step in the loop with data and log, and the memory."""
   from sinkjax.train.checkpoint import RunCheckpoints
   from sinkjax.train.loop import run
 
@@ -122,11 +130,13 @@ def _loop(config, data):
   return _median(times), peak
 
 
-def _beside_the_loop(config, data):
-  """Seconds of a bare step, and how much longer the loop takes for one.
+def _beside_the_loop(
+  config: "TrainConfig", data: "Prepared"
+) -> tuple[float, float]:
+  """Seconds of a step alone, and the share by which the loop takes longer.
 
-  The two take turns in one process: between processes the machine's pace
-  changes by more than what is sought.
+  The two alternate in one process: between processes, the machine's speed
+  changes by more than the difference.
   """
   import jax
 
@@ -162,11 +172,11 @@ def _beside_the_loop(config, data):
   return _median(bare), _median(ratios)
 
 
-def _median(times):
+def _median(times: list[float]) -> float:
   return sorted(times)[len(times) // 2]
 
 
-def _torch(name, case):
+def _torch(name: str, case: dict[str, Any]) -> dict[str, Any]:
   """The same model, windows, optimiser and clipping."""
   import os
 

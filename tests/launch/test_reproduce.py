@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import launcher
 import numpy as np
@@ -16,6 +17,7 @@ def reproduce(*flags):
 
 
 BOTH = ("perturbation", "model_size")
+PLAIN = ("claims.csv", "claims.md", "summary.json")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,36 @@ def test_what_is_done_is_not_done_again(done):
   assert second.stdout.count("already done") == 1
   assert "model_size: already done" in second.stdout
   assert third.stdout.count("already done") == 2
+
+
+def test_all_is_made_again_from_what_git_keeps(done, tmp_path):
+  """--report --compact, then --report from that, then the command itself."""
+  out = tmp_path / "out"
+  shutil.copytree(done[0], out)
+  before = {name: (out / name).read_text() for name in PLAIN}
+  ran = reproduce(f"--out={out}", "--report", "--compact")
+  assert ran.returncode == 0, ran.stderr
+  assert not (out / "report.html").exists()
+  for name in BOTH:
+    files = list((out / name).iterdir())
+    assert len(files) <= 6 and (out / name / "recorded.tar.xz") in files
+    assert not (out / name / "arrays.npz").exists()
+  assert {name: (out / name).read_text() for name in PLAIN} == before
+  again = reproduce(f"--out={out}", "--report")
+  assert again.returncode == 0, again.stderr
+  assert {name: (out / name).read_text() for name in PLAIN} == before
+  old, new = (
+    (folder / "report.html").read_text().count("<img")
+    for folder in (done[0], out)
+  )
+  assert old == new > 2
+  third = reproduce(f"--out={out}", f"--experiment={','.join(BOTH)}")
+  assert third.stdout.count("already done") == 2
+
+
+def test_compact_goes_with_report(tmp_path):
+  ran = reproduce(f"--out={tmp_path}", "--compact")
+  assert ran.returncode == 1 and "--compact goes with --report" in ran.stderr
 
 
 def test_another_model_is_refused(done):

@@ -92,7 +92,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(whole, train, tmp_path):
   assert not (workdir / "model").exists()
   code, out, err = train.ended(train.start(workdir, "--config.steps=40"))
   assert code == 0, err
-  assert "going on from step" in err + out
+  assert "resuming from step" in err + out
   assert parameters(workdir) == parameters(whole)
 
 
@@ -183,7 +183,7 @@ def test_a_full_disk(whole, train, small_disk):
       pass
   code, _, err = train.ended(process)
   assert code == 1
-  full = "error: the disk is full: the last whole checkpoint stands"
+  full = "error: the disk is full: the last complete checkpoint is intact"
   assert any(line.startswith(full) for line in err.splitlines())
   filler.unlink()
   code, _, err = train.ended(train.start(workdir, "--config.steps=40"))

@@ -76,7 +76,7 @@ def test_what_four_wrote_one_goes_on_from(train, alone, tmp_path):
   assert "stopped at step" in ends[0][1]
   code, out, err = train.ended(train.start(workdir, *RUN))
   assert code == 0, err
-  assert "going on from step" in out + err
+  assert "resuming from step" in out + err
   same_curve(alone, workdir)
 
 

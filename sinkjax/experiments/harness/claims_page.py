@@ -1,4 +1,4 @@
-"""Claims as tables, and one page of what experiments say of the paper."""
+"""Claims as tables, and the page that compares measurements with papers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,10 +54,10 @@ def page(
   Args:
     claims: in the order of the page.
     parts: the experiments' sections.
-    model: its name, `None` where all models were trained for this.
-    seconds: what all of it took.
+    model: its name, `None` where the experiments trained their own models.
+    seconds: the time that all experiments took.
     command: the command line.
-    details: versions, device, commit and config.
+    details: versions, device and commit.
   """
   counts = {
     verdict: sum(c.verdict == verdict for c in claims) for verdict in VERDICTS
@@ -68,9 +68,10 @@ def page(
   )
   sections = [
     html.Section(
-      "Claims and what was found",
-      body="Intervals are 95 %, over what the last column says: texts, blocks "
-      "of a text, seeds of training, rounds of timing.",
+      "Claims and measurements",
+      body="Intervals are 95 % confidence intervals over the units that the "
+      "last column names: texts, blocks of a text, seeds of training, rounds "
+      "of timing.",
       table=html.Table(COLUMNS, [_cells(c) for c in claims], whole=True),
     ),
     *parts,
