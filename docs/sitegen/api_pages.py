@@ -69,8 +69,8 @@ def _top() -> str:
 
 def _metric_table() -> str:
   return (
-    "# Table of metrics\n\nWhat reports of a model and the probe during training "
-    "show, from one table in `sinkjax.metrics.table`.\n\n"
+    "# Table of metrics\n\nWhat reports of a model and the probe during "
+    "training show, from one table in `sinkjax.metrics.table`.\n\n"
     f"{registry.markdown()}"
   )
 
