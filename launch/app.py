@@ -1,12 +1,16 @@
 """What every launcher shares: flags, one-line errors, and a warm compiler.
 
 `run(main, doc)` parses the flags and calls `main()`. A person never meets a
-traceback: an error is one line and exit status 1, Ctrl-C one line and 130.
+traceback: an error is one line and exit status 1, Ctrl-C one line and 130, and
+a reader of the output that leaves, as `head` does, no line at all.
 """
 
+import contextlib
+import functools
 import json
 import os
 import pathlib
+import signal
 import sys
 import traceback
 import warnings
@@ -15,25 +19,48 @@ from typing import Any
 
 from absl import flags, logging
 
+from launch import config_flags
+
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the traceback.")
+HELP = {"-h", "-help", "--help", "--helpfull", "-?"}
 
 
-def config_file(default: str | None, text: str):
-  """The flag --config; a field that there is not ends with one line.
+class Config:
+  """The flags --config=FILE and --config.FIELD=VALUE."""
 
-  ml_collections looks the fields up when the flag is defined, not when flags
-  are parsed.
+  def __init__(
+    self, default: str | None, text: str, declared: Callable[[], Any]
+  ):
+    self._path = flags.DEFINE_string("config", default, text)
+    self._declared = declared
+    self.given: list[tuple[str, str]] = []
+
+  @functools.cached_property
+  def value(self) -> dict[str, Any]:
+    """All fields of the file, with those of the command line put in.
+
+    Raises:
+      ValueError: as `config_flags.read`.
+    """
+    return config_flags.read(self._path.value, self.given, self._declared())
+
+
+_configs: list[Config] = []
+
+
+def config_file(
+  default: str | None, text: str, declared: Callable[[], Any]
+) -> Config:
+  """Defines --config=FILE, and a flag --config.FIELD for each of its fields.
 
   Args:
-    default: the file that is taken.
+    default: the file that is read without the flag.
     text: for --help.
+    declared: gives the fields with their types, as `config_flags.read` takes
+      them; called when the config is read, so that --help need not import them.
   """
-  from ml_collections import config_flags
-
-  try:
-    return config_flags.DEFINE_config_file("config", default, text)
-  except AttributeError as error:
-    sys.exit(f"error: --config has no field {_one_line(ValueError(error))}")
+  _configs.append(Config(default, text, declared))
+  return _configs[-1]
 
 
 def run(main: Callable[[], None], doc: str) -> None:
@@ -43,23 +70,26 @@ def run(main: Callable[[], None], doc: str) -> None:
     main: reads its flags and does the work.
     doc: the launcher's docstring, shown by --help.
   """
-  names = {"-h", "-help", "--help", "--helpfull", "-?"}
-  if names & set(sys.argv[1:]):
-    print(doc.strip(), "\n\nFlags:")
-    for module in ("__main__", "launch.app"):
-      print(flags.FLAGS.module_help(module))
-    sys.exit(0)
+  if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of `launch`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
-    rest = _parsed()
-    if rest:
-      raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=...")
-    _quiet()
-    main()
+    if HELP & set(sys.argv[1:]):
+      _show_help(doc)
+    else:
+      _parse()
+      _quiet()
+      main()
+    sys.stdout.flush()
   except KeyboardInterrupt:
     print("\nstopped: nothing half written", file=sys.stderr)
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):
+      sys.stdout.flush()
     sys.stderr.flush()
     os._exit(130)  # Python may end by the signal, if it came during an import
+  except BrokenPipeError:
+    # Python flushes again when it ends, and would complain again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)  # as a shell tells of a program that SIGPIPE ended
   except Exception as error:
     if flags.FLAGS.is_parsed() and DEBUG.value:
       traceback.print_exc()
@@ -67,27 +97,28 @@ def run(main: Callable[[], None], doc: str) -> None:
     sys.exit(1)
 
 
-def _parsed() -> list[str]:
-  """What is left of the command line when the flags are read.
+def _show_help(doc: str) -> None:
+  print(doc.strip(), "\n\nFlags:")
+  for module in ("__main__", "launch.app"):
+    print(flags.FLAGS.module_help(module))
+
+
+def _parse() -> None:
+  """Reads the command line.
 
   Raises:
-    ValueError: also for a field that --config does not have.
+    ValueError: for a word that is no flag.
   """
-  try:
-    return flags.FLAGS(sys.argv)[1:]
-  except (AttributeError, KeyError) as error:  # of a part of the config
-    name = str(error.args[0]).strip("\"'")
-    raise ValueError(
-      f"--config has no field {name!r}; the file that it names has them all"
-    ) from None
+  words = sys.argv
+  for config in _configs:
+    words, config.given = config_flags.split(words)
+  rest = flags.FLAGS(words)[1:]
+  if rest:
+    raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=VALUE")
 
 
 def _one_line(error: Exception) -> str:
-  text = str(error).strip()
-  head, told, tail = text.partition("Traceback (most recent call last):")
-  if told:  # a flag's parser tells of another error, at length
-    text = f"{head} {tail.splitlines()[-1]}"
-  text = " ".join(text.split()) or type(error).__name__
+  text = " ".join(str(error).split()) or type(error).__name__
   if isinstance(error, (ValueError, flags.Error)):
     return text
   return f"{type(error).__name__}: {text} (--debug shows where)"

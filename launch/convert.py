@@ -31,7 +31,7 @@ def main() -> None:
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f"--out={out} exists and is not an empty folder")
   from sinkjax.weights import registry
-  from sinkjax.weights.hf_export import config_to_hf
+  from sinkjax.weights.hf_config import config_to_hf
 
   found = registry.peek(MODEL.value)
   if found is not None and TO.value == "hf":
@@ -72,7 +72,7 @@ def _save(out: pathlib.Path, model) -> None:
   if TO.value == "hf":
     from sinkjax.weights import huggingface as form
   else:
-    from sinkjax.train import checkpoint as form
+    from sinkjax.weights import orbax_io as form
   form.save(out, model.params, model.cfg, model.tokenizer)
 
 
@@ -80,7 +80,7 @@ def _compare(model, again) -> None:
   """The written folder must hold exactly what was loaded."""
   import numpy as np
 
-  from sinkjax.weights.layout import flatten
+  from sinkjax.weights.assemble import flatten
 
   old, new = flatten(model.params), flatten(again.params)
   for name, array in old.items():

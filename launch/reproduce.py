@@ -30,18 +30,18 @@ that are there, and measures nothing. The same command in another shell shares
 the runs; small ones do not fill a card, so start it there up to six times, each
 with XLA_PYTHON_CLIENT_MEM_FRACTION=0.15 set.
 
-A config sets the model and the fields of the experiments' Config; any of them
-can be given on the command line, here with their defaults:
+Every field of an experiment's Config is a flag:
 
-  python -m launch.reproduce --config=configs/reproduce/default.py \\
-    --config.perturbation.threshold=0.1 --out=out/paper
+  python -m launch.reproduce --config.perturbation.threshold=0.1 --out=out/paper
 
-configs/reproduce/ has those of Gemma 7B and Llama 3.1 as in the paper.
+A config file sets the model and many fields at once: configs/reproduce/ has
+those of Gemma 7B and Llama 3.1 as in the paper, and the defaults written out.
 """
 
 import dataclasses
 import pathlib
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import flags
@@ -62,7 +62,10 @@ SCALE = flags.DEFINE_enum(
   "scale", "demo", SCALES, "Size of the experiments that train."
 )
 CONFIG = app.config_file(
-  None, "A file of configs/reproduce/; the flags below go first."
+  None,
+  "A file of configs/reproduce/. --config.EXPERIMENT.FIELD and the flags below "
+  "take precedence over it.",
+  lambda: _Entries(),
 )
 MODEL = flags.DEFINE_string(
   "model", None, "A model's name or path; smollm2-135m if no config has one."
@@ -91,6 +94,12 @@ REPORT = flags.DEFINE_bool(
   False,
   "Make claims and report.html again from what --out holds; measure nothing.",
 )
+COMPACT = flags.DEFINE_bool(
+  "compact",
+  False,
+  "With --report: no report.html, and every experiment in at most six small "
+  "files, from which --report makes everything again. For git.",
+)
 
 
 def help_text() -> str:
@@ -109,6 +118,8 @@ def main() -> None:
   """Checks the flags, then runs what is not complete."""
   names = _names()
   _check_config()
+  if COMPACT.value and not REPORT.value:
+    raise ValueError("--compact goes with --report")
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   if DRY_RUN.value:
@@ -122,6 +133,9 @@ def main() -> None:
     found = runner.every(out)
     if not found:
       raise ValueError(f"--report: {out} holds no complete experiment")
+    runner.report(out, found, page=not COMPACT.value)
+    if COMPACT.value:
+      runner.compact_all(out, found)
   else:
     requests = {name: _request(name) for name in names}
     left = [
@@ -139,14 +153,15 @@ def main() -> None:
           out / name, requests[name], subject, overwrite=OVERWRITE.value
         )
       found = runner.every(out)
-  runner.report(
-    out,
-    found,
-    command=provenance.command("reproduce"),
-    seconds=time.monotonic() - start,
-  )
+    runner.report(
+      out,
+      found,
+      command=provenance.command("reproduce"),
+      seconds=time.monotonic() - start,
+    )
   _print(found)
-  print(f"\nReport: {out / 'report.html'}")
+  if not COMPACT.value:
+    print(f"\nReport: {out / 'report.html'}")
 
 
 def _names() -> list[str]:
@@ -167,10 +182,24 @@ def _names() -> list[str]:
   return [entry.name for entry in REGISTRY if entry.name in asked]
 
 
+class _Entries(Mapping[str, Any]):
+  """Types of a config's entries; an experiment is imported when asked for."""
+
+  _own = {"model": str, "prefix": str, "scale": str}
+
+  def __getitem__(self, name: str) -> Any:
+    return self._own.get(name) or BY_NAME[name].load().config
+
+  def __iter__(self) -> Iterator[str]:
+    return iter((*self._own, *BY_NAME))
+
+  def __len__(self) -> int:
+    return len(self._own) + len(BY_NAME)
+
+
 def _setting(name: str, flag: Any, default: str) -> str:
   """A flag, else the config's entry, else the default."""
-  found = dict(CONFIG.value or {}).get(name)
-  return flag.value or found or default
+  return flag.value or CONFIG.value.get(name) or default
 
 
 def _model() -> str:
@@ -182,43 +211,31 @@ def _prefix() -> str:
 
 
 def _configured(name: str) -> Any:
-  """An experiment's config with what file and flags say.
-
-  Raises:
-    ValueError: for a field that the experiment does not have.
-  """
+  """An experiment's config, as file and flags set its fields."""
   experiment = BY_NAME[name].load()
-  given = dict((CONFIG.value or {}).get(name) or {})
+  given = dict(CONFIG.value.get(name, {}))
   fields = {field.name for field in dataclasses.fields(experiment.config)}
-  # --models and --offload set the fields of their name where there are any.
+  # --models and --offload set the fields of that name in every experiment.
   for field, value in (("models", MODELS.value), ("offload", OFFLOAD.value)):
     if value is not None and field in fields:
       given[field] = value
-  try:
-    return experiment.configured(SCALE.value, given)
-  except ValueError as error:
-    raise ValueError(f"--config: {name} has {error}") from None
+  return experiment.configured(SCALE.value, given)
 
 
 def _check_config() -> None:
-  """Every entry of the config is known, and its scale is --scale.
+  """Checks every value of the config, and that it is made for --scale.
 
   Raises:
-    ValueError: naming the one that is not.
+    ValueError: naming the first that is not allowed.
   """
-  for name, value in (CONFIG.value or {}).items():
+  for name in CONFIG.value:
     if name in BY_NAME:
       _configured(name)
-    elif name == "scale" and value != SCALE.value:
-      raise ValueError(
-        f"--config is of the scale {value}, --scale is {SCALE.value}: give "
-        "both alike"
-      )
-    elif name not in ("model", "prefix", "scale"):
-      raise ValueError(
-        f"--config: unknown entry {name!r}; valid are model, prefix, "
-        f"{', '.join(BY_NAME)}"
-      )
+  scale = CONFIG.value.get("scale", SCALE.value)
+  if scale != SCALE.value:
+    raise ValueError(
+      f"--config is made for --scale={scale}, got --scale={SCALE.value}"
+    )
 
 
 def _request(name: str) -> Any:

@@ -33,17 +33,24 @@ import pathlib
 import signal
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from launch import app, train_log
 from sinkjax import artifacts, provenance
 
+if TYPE_CHECKING:
+  from sinkjax.train.run_config import TrainConfig
+
 HEARTBEAT = 20
 """Seconds after which a process that does not answer is taken for dead."""
 
-CONFIG = app.config_file("configs/train/tiny.py", "A file of configs/train/.")
+CONFIG = app.config_file(
+  "configs/train/tiny.py",
+  "A file of configs/train/, whose every field is a flag --config.FIELD.",
+  lambda: _declared(),
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder to write to.")
 MESH = flags.DEFINE_string(
   "mesh", "data:-1", "Devices by axis: data, fsdp, tensor; -1 is the rest."
@@ -166,15 +173,20 @@ def _together():
     os._exit(1)
 
 
-def _config():
+def _declared() -> type:
+  """The dataclass whose fields a config has."""
+  from sinkjax.train.run_config import TrainConfig
+
+  return TrainConfig
+
+
+def _config() -> "TrainConfig":
   """The run that file and flags describe.
 
   Raises:
-    ValueError: for a field that there is not, or a value that cannot be.
+    ValueError: for an unknown field, or a value that is not allowed.
   """
-  from sinkjax.train.run_config import TrainConfig
-
-  return TrainConfig.from_dict(CONFIG.value.to_dict())
+  return _declared().from_dict(CONFIG.value)
 
 
 @contextlib.contextmanager
@@ -338,7 +350,7 @@ def _finish(
   """The model, the pictures and the summary, which comes last."""
   import shutil
 
-  from sinkjax.train import checkpoint
+  from sinkjax.weights import orbax_io
 
   shutil.rmtree(workdir / "model", ignore_errors=True)
   cfg = config.trained_model().replace(
@@ -346,7 +358,7 @@ def _finish(
   )
   tokenizer = copy.copy(data.tokenizer)
   tokenizer.add_bos = config.packing.bos != "none"
-  checkpoint.save(workdir / "model", params, cfg, tokenizer)
+  orbax_io.save(workdir / "model", params, cfg, tokenizer)
   numbers = {
     "tokens": config.steps * config.batch * config.packing.length,
     "corpus_tokens": len(data.train.tokens),

@@ -2,17 +2,23 @@
 
 Every function writes a temporary file in the folder of the target, syncs it
 to disk and renames it. A failure leaves the old file and nothing else.
+
+Files that are read seldom can be kept in one archive of their folder, ARCHIVE;
+what reads here finds them there, and `tar -xJf` or `unpack` puts them back.
 """
 
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
+import lzma
 import math
 import numbers
 import os
 import secrets
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +27,9 @@ import numpy as np
 
 DIGITS = 7
 """Significant digits of a float in JSON and CSV: what float32 resolves."""
+
+ARCHIVE = "recorded.tar.xz"
+"""The archive of a folder."""
 
 
 def plain(value: Any) -> Any:
@@ -141,7 +150,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-  """Writes `plain(value)` as indented JSON, atomically.
+  """Writes `plain(value)` as JSON, atomically; a list of numbers is one line.
 
   Args:
     path: where to.
@@ -154,8 +163,27 @@ def write_json(path: str | Path, value: Any) -> Path:
     TypeError: for a value with no JSON form.
     ValueError: where the file cannot be written.
   """
-  text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
-  return write_text(path, text + "\n")
+  return write_text(path, _json(plain(value)) + "\n")
+
+
+def _json(value: Any, indent: str = "") -> str:
+  """Indented JSON with what holds no lists and dicts on a line of its own."""
+  line = functools.partial(json.dumps, allow_nan=False, ensure_ascii=False)
+  inner = value.values() if isinstance(value, dict) else value
+  flat = not isinstance(value, dict | list) or not any(
+    isinstance(item, dict | list) for item in inner
+  )
+  text = line(value) if flat else ""
+  if flat and (not isinstance(value, dict) or len(indent + text) <= 80):
+    return text
+  deeper = indent + "  "
+  if isinstance(value, dict):
+    items = [f"{line(k)}: {_json(v, deeper)}" for k, v in value.items()]
+  else:
+    items = [_json(item, deeper) for item in value]
+  start, end = "{}" if isinstance(value, dict) else "[]"
+  body = f",\n{deeper}".join(items)
+  return f"{start}\n{deeper}{body}\n{indent}{end}"
 
 
 def write_csv(
@@ -190,12 +218,15 @@ def write_csv(
 
 
 def read_csv(path: str | Path) -> tuple[list[str], list[list[Any]]]:
-  """(header, rows) of a table that `write_csv` wrote.
+  """(header, rows) of a table that `write_csv` wrote, also in an archive.
 
   Cells that are numbers become numbers, empty ones `None`; the rest stay text.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
   """
-  with open(path, newline="", encoding="utf-8") as stream:
-    header, *rows = csv.reader(stream)
+  text = read_bytes(path).decode("utf-8")
+  header, *rows = csv.reader(io.StringIO(text, newline=""))
   return header, [[_cell(text) for text in row] for row in rows]
 
 
@@ -208,6 +239,80 @@ def _cell(text: str) -> Any:
     except ValueError:
       pass
   return {"true": True, "false": False}.get(text, text)
+
+
+def archive(contents: Mapping[str, bytes]) -> bytes:
+  """An archive for a file named ARCHIVE, the same for the same contents.
+
+  Args:
+    contents: by path in the folder, with "/" between its parts.
+  """
+  out = io.BytesIO()
+  with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    for name, data in sorted(contents.items()):
+      entry = tarfile.TarInfo(name)  # of no owner, and of the year 1970
+      entry.size = len(data)
+      tar.addfile(entry, io.BytesIO(data))
+  return lzma.compress(out.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+
+
+def archived(folder: str | Path) -> dict[Path, bytes]:
+  """{path: content} of the files below a folder that an archive holds.
+
+  The archive is the folder's own, or that of one of the two above it.
+  """
+  folder = Path(folder)
+  for base in (folder, *folder.parents[:2]):
+    if (base / ARCHIVE).is_file():
+      state = (base / ARCHIVE).stat()
+      found = _unpacked(base, state.st_ino, state.st_mtime_ns)
+      return {p: data for p, data in found.items() if folder in p.parents}
+  return {}
+
+
+@functools.lru_cache(maxsize=8)
+def _unpacked(base: Path, inode: int, changed: int) -> dict[Path, bytes]:
+  """Files of an archive; `inode` and `changed` tell the cache of a new one."""
+  with tarfile.open(base / ARCHIVE, "r:xz") as tar:
+    return {base / x.name: tar.extractfile(x).read() for x in tar.getmembers()}
+
+
+def read_bytes(path: str | Path) -> bytes:
+  """A file's content, from the archive if there is no such file.
+
+  Raises:
+    FileNotFoundError: if it is in neither.
+  """
+  path = Path(path)
+  try:
+    return path.read_bytes()
+  except FileNotFoundError:
+    found = archived(path.parent)
+    if path not in found:
+      raise
+    return found[path]
+
+
+def files(folder: str | Path, suffix: str) -> list[Path]:
+  """The files of a folder with a suffix, those of an archive among them."""
+  folder = Path(folder)
+  packed = (p for p in archived(folder) if p.parent == folder)
+  found = {*folder.glob(f"*{suffix}"), *packed}
+  return sorted(path for path in found if path.suffix == suffix)
+
+
+def unpack(folder: str | Path) -> None:
+  """Replaces the archive of a folder by the files that it holds.
+
+  A file that is there already is newer, and stays.
+  """
+  folder = Path(folder)
+  if not (folder / ARCHIVE).is_file():
+    return
+  for path, data in archived(folder).items():
+    if not path.exists():
+      write_bytes(path, data)
+  (folder / ARCHIVE).unlink()
 
 
 @contextlib.contextmanager

@@ -75,6 +75,43 @@ def test_json(tmp_path):
   }
 
 
+def test_json_has_a_list_of_numbers_on_one_line(tmp_path):
+  value = {"a": {"low": 1, "high": 2}, "b": [[1, 2], []], "c": {}, "d": [{}]}
+  value["long"] = {f"name {i}": i for i in range(9)}
+  path = artifacts.write_json(tmp_path / "s.json", value)
+  text = path.read_text("utf-8")
+  assert json.loads(text) == value and list(json.loads(text)) == list(value)
+  lines = text.splitlines()
+  assert '  "a": {"low": 1, "high": 2},' in lines and "    [1, 2]," in lines
+  assert '    "name 8": 8' in lines and all(len(line) <= 80 for line in lines)
+
+
+def test_an_archive_is_read_like_the_files_that_it_holds(tmp_path):
+  table = artifacts.write_csv(tmp_path / "t.csv", ["a"], [[1], [None]])
+  held = {"t.csv": table.read_bytes(), "deep/er/x.json": b"{}", "n.npz": b"z"}
+  before = artifacts.read_csv(table)
+  for name in ("deep/er/x.json", "n.npz"):
+    with pytest.raises(FileNotFoundError):
+      artifacts.read_bytes(tmp_path / name)
+  table.unlink()
+  packed = tmp_path / artifacts.ARCHIVE
+  artifacts.write_bytes(packed, artifacts.archive(held))
+  assert artifacts.archive(dict(reversed(held.items()))) == packed.read_bytes()
+  assert artifacts.read_csv(table) == before == (["a"], [[1], [None]])
+  assert artifacts.files(tmp_path, ".csv") == [table]
+  assert artifacts.files(tmp_path, ".json") == []
+  deep = tmp_path / "deep" / "er"
+  assert artifacts.files(deep, ".json") == [deep / "x.json"]
+  assert artifacts.read_bytes(deep / "x.json") == b"{}"
+  artifacts.write_bytes(deep / "x.json", b"[]")  # a file is newer
+  assert artifacts.read_bytes(deep / "x.json") == b"[]"
+  artifacts.write_bytes(packed, artifacts.archive({"n.npz": b"new"}))
+  assert artifacts.read_bytes(tmp_path / "n.npz") == b"new"
+  assert artifacts.files(tmp_path, ".csv") == []
+  artifacts.unpack(tmp_path)
+  assert not packed.exists() and (tmp_path / "n.npz").read_bytes() == b"new"
+
+
 def test_csv(tmp_path):
   rows = [[0, np.float32(0.1), 'a,"b"\nc'], [1, np.nan, None], [2, True, "="]]
   path = artifacts.write_csv(tmp_path / "t.csv", ["i", "x", "token"], rows)

@@ -13,7 +13,8 @@ import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
-from sinkjax.weights.layout import Leaf, assemble
+from sinkjax.weights.assemble import assemble
+from sinkjax.weights.layout import Kernel, Layout, Leaf
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_files import tokenizer_from_glassllm
 from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
@@ -29,18 +30,19 @@ _FIELDS = {
   "rope_base": "rope_base",
   "eps": "norm_eps",
 }
+_ROTATED = Kernel(interleaved_rope=True)
 LEAVES = [
-  Leaf("embed", "E", "matrix"),
+  Leaf("embed", "E", Layout()),
   Leaf("final_norm/scale", "norm_f.gamma"),
   Leaf("blocks/attn_norm/scale", "blocks.{i}.norm1.gamma"),
   Leaf("blocks/mlp_norm/scale", "blocks.{i}.norm2.gamma"),
-  Leaf("blocks/attn/q/kernel", "blocks.{i}.attn.W_Q", "conv", paired=True),
-  Leaf("blocks/attn/k/kernel", "blocks.{i}.attn.W_K", "conv", paired=True),
-  Leaf("blocks/attn/v/kernel", "blocks.{i}.attn.W_V", "conv"),
-  Leaf("blocks/attn/o/kernel", "blocks.{i}.attn.W_O", "conv"),
-  Leaf("blocks/mlp/gate/kernel", "blocks.{i}.ffn.W1", "conv"),
-  Leaf("blocks/mlp/up/kernel", "blocks.{i}.ffn.W3", "conv"),
-  Leaf("blocks/mlp/down/kernel", "blocks.{i}.ffn.W2", "conv"),
+  Leaf("blocks/attn/q/kernel", "blocks.{i}.attn.W_Q", _ROTATED),
+  Leaf("blocks/attn/k/kernel", "blocks.{i}.attn.W_K", _ROTATED),
+  Leaf("blocks/attn/v/kernel", "blocks.{i}.attn.W_V", Kernel()),
+  Leaf("blocks/attn/o/kernel", "blocks.{i}.attn.W_O", Kernel(inputs=2)),
+  Leaf("blocks/mlp/gate/kernel", "blocks.{i}.ffn.W1", Kernel()),
+  Leaf("blocks/mlp/up/kernel", "blocks.{i}.ffn.W3", Kernel()),
+  Leaf("blocks/mlp/down/kernel", "blocks.{i}.ffn.W2", Kernel()),
 ]
 
 

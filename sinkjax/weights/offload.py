@@ -35,16 +35,16 @@ from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import UNEMBED_COLUMNS
 from sinkjax.models.transformer import Params
 from sinkjax.weights import registry
-from sinkjax.weights.layout import (
-  Leaf,
+from sinkjax.weights.assemble import (
+  Job,
   Unread,
-  as_stored,
   check_names,
   default_workers,
   fill_all,
   flat_shapes,
   nest,
 )
+from sinkjax.weights.layout import Leaf, Linear
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, check_tokenizer
 
@@ -79,16 +79,14 @@ def _trim() -> None:
 
 def _read_part(unread: Unread, leaves: list[Leaf], index: int = 0) -> Params:
   """The parameters of some leaves, of one layer where they are stacked."""
-  cfg, ours, buffers, jobs = unread.cfg, flat_shapes(unread.cfg), {}, []
+  ours, jobs = flat_shapes(unread.cfg), []
   for leaf in leaves:
     shape = ours[leaf.path]
-    buffer = _mapped_empty(shape[1:] if leaf.per_layer else shape)
-    buffers[leaf.path] = buffer
-    name = leaf.name.format(i=index)
-    jobs.append((leaf, buffer, unread.source, cfg, name))
-  elements = sum(buffer.size for buffer in buffers.values())
+    slot = _mapped_empty(shape[1:] if leaf.per_layer else shape)
+    jobs.append(Job(leaf, slot, unread.source, index))
+  elements = sum(job.slot.size for job in jobs)
   fill_all(jobs, min(default_workers(), 1 + elements // _ELEMENTS_A_WORKER))
-  return nest(buffers)
+  return nest({job.leaf.path: job.slot for job in jobs})
 
 
 def _read_layer(unread: Unread, index: int) -> Params:
@@ -100,11 +98,11 @@ def _read_rows(unread: Unread, leaf: Leaf, rows: Sequence[int]) -> np.ndarray:
   """Rows, as the file counts them, of one of the two large matrices.
 
   Returns:
-    [rows, D] for a leaf of layout "matrix", [D, rows] for a "linear" one.
+    [D, rows] of the unembedding, [rows, D] of another table, as ours are.
   """
   shape = (len(rows), unread.cfg.d_model)
-  slot = _mapped_empty(shape if leaf.layout == "matrix" else shape[::-1])
-  view = as_stored(leaf, slot, unread.cfg)
+  slot = _mapped_empty(shape[::-1] if leaf.path == "unembed" else shape)
+  view = leaf.layout.in_file_order(slot)
   unread.source.read_rows(leaf.name, rows, out=view)
   return slot
 
@@ -249,7 +247,7 @@ class Offloaded:
   def unembedding(self) -> Iterator[jax.Array]:
     """The unembedding, `UNEMBED_COLUMNS` columns after the other."""
     leaf = self._leaf("embed" if self.cfg.tie_embeddings else "unembed")
-    leaf = dataclasses.replace(leaf, path="unembed", layout="linear")
+    leaf = dataclasses.replace(leaf, path="unembed", layout=Linear())
     _trim()
     vocab = self.cfg.vocab_size
     for start in range(0, vocab, UNEMBED_COLUMNS):

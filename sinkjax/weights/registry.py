@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights import packages
-from sinkjax.weights.layout import flat_shapes
+from sinkjax.weights.assemble import flat_shapes
 from sinkjax.weights.packages import Package, cache_folder, fetch_package
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
@@ -132,9 +132,9 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
       f"{name!r} is neither a file nor a folder nor a known model; known: "
       f"{sorted(REGISTRY)}, hf:org/name"
     )
-  from sinkjax.train import checkpoint
+  from sinkjax.weights import orbax_io
 
-  if checkpoint.is_checkpoint(path / "model"):  # a training run's folder
+  if orbax_io.is_checkpoint(path / "model"):  # a training run's folder
     return path / "model"
   return path
 
@@ -156,7 +156,7 @@ def _load_path(
   from sinkjax.weights.tokenizer_files import tokenizer_from_folder
 
   if form == "orbax":
-    from sinkjax.train import checkpoint as reader
+    from sinkjax.weights import orbax_io as reader
   else:
     from sinkjax.weights import huggingface as reader
   if header_only:
@@ -187,14 +187,14 @@ def form_of(path: pathlib.Path, name: str) -> str:
     return "gguf"
   if path.is_file():
     raise WeightsError(f"{path}: give the folder, config.json is needed too")
-  from sinkjax.train import checkpoint
+  from sinkjax.weights import orbax_io
 
-  if checkpoint.is_checkpoint(path):
+  if orbax_io.is_checkpoint(path):
     return "orbax"
   if not (path / "config.json").is_file():
     raise WeightsError(
       f"{path}: no model: neither config.json (Hugging Face) nor "
-      f"{checkpoint.MANIFEST} (Orbax, by launch.convert) is there"
+      f"{orbax_io.MANIFEST} (Orbax, by launch.convert) is there"
     )
   return "huggingface"
 

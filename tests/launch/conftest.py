@@ -1,18 +1,14 @@
 """Small training runs in processes of their own."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 import time
 import types
 
 import pytest
+from launcher import Launched
 
 from sinkjax.experiments.shared.swap_texts import TEXTS
 
-ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
   "--config.model.d_model=32",
   "--config.model.n_layers=2",
@@ -44,21 +40,12 @@ def corpus(tmp_path_factory):
 
 
 def start(corpus, workdir, *flags):
-  return subprocess.Popen(
-    [
-      sys.executable,
-      "-m",
-      "launch.train",
-      *SMALL,
-      f"--workdir={workdir}",
-      f"--config.corpus=('{corpus}',)",
-      *flags,
-    ],
-    cwd=ROOT,
-    text=True,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    env=os.environ,
+  return Launched(
+    "train",
+    *SMALL,
+    f"--workdir={workdir}",
+    f"--config.corpus=('{corpus}',)",
+    *flags,
   )
 
 

@@ -2,13 +2,13 @@
 
 import csv
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
+import launcher
 import pytest
 
 import sinkjax
@@ -18,15 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def bench(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.bench", *flags],
-    cwd=ROOT,
-    text=True,
-    capture_output=True,
-    env=os.environ,
-    check=False,
-    timeout=300,
-  )
+  return launcher.run("bench", *flags)
 
 
 def test_ratios_are_medians_over_rounds_not_of_medians():

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import runpy
-import subprocess
-import sys
 
 import jax
+import launcher
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -55,15 +53,7 @@ def model_of(family: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def reproduce(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.reproduce", *flags],
-    cwd=ROOT,
-    text=True,
-    capture_output=True,
-    env=os.environ,
-    check=False,
-    timeout=900,
-  )
+  return launcher.run("reproduce", *flags, timeout=900)
 
 
 @pytest.mark.parametrize(
@@ -158,10 +148,13 @@ def test_the_dry_run_says_what_each_size_needs(tmp_path):
   [
     (
       ["default.py", "--config.perturbation.sold=1"],
-      "--config has no field 'sold'",
+      "--config has no field 'perturbation.sold'; there is",
     ),
-    (["default.py", "--config.pruned.count=1"], "no field 'pruned'"),
-    (["../../tests/launch/bad_config.py"], "perturbation has no colour"),
+    (
+      ["default.py", "--config.pruned.count=1"],
+      "--config has no field 'pruned'; there is pruning",
+    ),
+    (["../../tests/launch/bad_config.py"], "no field 'perturbation.colour'"),
     (["nowhere.py"], "nowhere.py"),
     (["llama31.py:9b"], "must be one of ['8b', '70b', '405b']"),
   ],

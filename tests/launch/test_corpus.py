@@ -1,10 +1,8 @@
 """launch.corpus, and a run that trains on what it made."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
+import launcher
 import numpy as np
 import pytest
 
@@ -15,14 +13,7 @@ WORDS = "the cat sat on the mat and looked at the dog that lay by the door"
 
 
 def launch(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.corpus", *flags],
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=pathlib.Path(__file__).parents[2],
-    timeout=120,
-  )
+  return launcher.run("corpus", *flags, timeout=120)
 
 
 @pytest.fixture(scope="module")

@@ -2,30 +2,17 @@
 
 import csv
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
+import launcher
 import numpy as np
 import pytest
 
 from sinkjax.experiments import named
 from sinkjax.experiments.harness.api import VERDICTS
 
-ROOT = pathlib.Path(__file__).parents[2]
-
 
 def reproduce(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.reproduce", "--model=glassllm-en", *flags],
-    cwd=ROOT,
-    text=True,
-    capture_output=True,
-    env=os.environ,
-    check=False,
-    timeout=1500,
-  )
+  return launcher.run("reproduce", "--model=glassllm-en", *flags, timeout=1500)
 
 
 BOTH = ("perturbation", "model_size")

@@ -4,8 +4,8 @@ import os
 import pathlib
 import shlex
 import subprocess
-import sys
 
+import launcher
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -82,22 +82,13 @@ def test_slurm():
   [("gu_60m", 60e6 + 2 * 50304 * 768), ("barbero_120m", 110e6)],
 )
 def test_the_plan_of_a_big_run(name, parameters):
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "launch.train",
-      "--dry_run",
-      "--workdir=never",
-      f"--config=configs/train/{name}.py",
-      "--accelerator=8xh100",
-      "--mesh=data:-1",
-    ],
-    capture_output=True,
-    text=True,
-    check=False,
-    cwd=ROOT,
-    timeout=120,
+  done = launcher.run(
+    "train",
+    "--dry_run",
+    "--workdir=never",
+    f"--config=configs/train/{name}.py",
+    "--accelerator=8xh100",
+    "--mesh=data:-1",
   )
   assert done.returncode == 0, done.stderr
   lines = dict(line.split(None, 1) for line in done.stdout.splitlines())

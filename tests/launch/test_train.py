@@ -3,20 +3,17 @@
 import contextlib
 import csv
 import json
-import pathlib
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import jax
+import launcher
 import numpy as np
 import pytest
 
 import sinkjax
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def parameters(workdir):
@@ -152,14 +149,11 @@ def test_mistakes_are_one_line(train, tmp_path, flags, words):
   assert code == 1 and words in err and "Traceback" not in err
 
 
-def test_the_plan(tmp_path):
-  ran = subprocess.run(
-    [sys.executable, "-m", "launch.train", "--dry_run"],
-    cwd=ROOT,
-    text=True,
-    capture_output=True,
-    check=True,
-  )
+def test_the_plan():
+  """Also of fields that are none by default."""
+  flags = ["--config.sink_target=0.3", "--config.optimizer.spike=6"]
+  ran = launcher.run("train", "--dry_run", *flags)
+  assert ran.returncode == 0, ran.stderr
   assert "parameters, 4 layers" in ran.stdout and "Gflop/s" in ran.stdout
 
 
@@ -229,23 +223,14 @@ def test_a_model_goes_on_as_another_run_s_start(whole, train, tmp_path):
   assert code == 1 and "has d_ff=48, the config 64" in err
 
 
+def convert(model, out):
+  ran = launcher.run("convert", f"--model={model}", "--to=hf", f"--out={out}")
+  assert ran.returncode == 0, ran.stderr
+
+
 def test_a_trained_model_goes_everywhere(whole, tmp_path):
   """launch.convert to a folder that transformers' format is read from."""
-  ran = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "launch.convert",
-      f"--model={whole}",
-      "--to=hf",
-      f"--out={tmp_path / 'hf'}",
-    ],
-    cwd=ROOT,
-    text=True,
-    capture_output=True,
-    check=False,
-  )
-  assert ran.returncode == 0, ran.stderr
+  convert(whole, tmp_path / "hf")
   params, cfg, tokenizer = sinkjax.load(whole)
   other, other_cfg, other_tokenizer = sinkjax.load(tmp_path / "hf")
   tokens = np.array([tokenizer.encode("Two men loaded nets.", add_bos=True)])
@@ -264,19 +249,7 @@ def test_transformers_reads_a_trained_model(whole, tmp_path):
   import torch
   import transformers
 
-  subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "launch.convert",
-      f"--model={whole}",
-      "--to=hf",
-      f"--out={tmp_path / 'hf'}",
-    ],
-    cwd=ROOT,
-    check=True,
-    capture_output=True,
-  )
+  convert(whole, tmp_path / "hf")
   params, cfg, _ = sinkjax.load(whole)
   tokens = np.random.default_rng(0).integers(3, cfg.vocab_size, (2, 30))
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")

@@ -23,7 +23,7 @@ from hypothesis import strategies
 from jax.tree_util import tree_leaves as leaves
 
 import sinkjax
-from sinkjax.weights import gguf, safetensors_io
+from sinkjax.weights.formats import gguf, safetensors_io
 from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -201,11 +201,11 @@ def config_case(folder: pathlib.Path, rng: random.Random):
 @functools.cache
 def whole_gguf() -> bytes:
   """A whole tiny model, tokenizer included, as one GGUF file."""
-  from test_gguf_model import write
+  from golden_models import write_gguf
 
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "m.gguf"
-    write(path, "llama2", "llama")
+    write_gguf(path, "llama2")
     return path.read_bytes()
 
 

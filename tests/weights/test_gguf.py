@@ -15,7 +15,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFValueType as Value
 
-from sinkjax.weights import gguf, gguf_header, tiles
+from sinkjax.weights.formats import gguf, gguf_header, tiles
 from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))

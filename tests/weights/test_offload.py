@@ -18,25 +18,16 @@ from safetensors.numpy import load_file, save_file
 
 import sinkjax
 from sinkjax.models import layerwise
-from sinkjax.weights import gguf, offload, tiles
+from sinkjax.weights import offload
+from sinkjax.weights.formats import gguf, tiles
 from sinkjax.weights.offload import Offloaded, open_layers, peak_estimate
 from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import gguf_files as files
-from test_gguf_model import write
-from test_huggingface import sharded
+from golden_models import FAMILIES, GGUF, NAMES, write_gguf, write_sharded
 
 ROOT = pathlib.Path(__file__).parents[2]
-FAMILIES = ROOT / "tests" / "golden" / "families"
-NAMES = sorted(path.name for path in FAMILIES.iterdir())
-ARCHITECTURES = {
-  "llama2": "llama",
-  "smollm2": "llama",
-  "gpt2": "gpt2",
-  "qwen3": "qwen3",
-  "gemma": "gemma",
-}
 same = np.testing.assert_array_equal
 
 
@@ -87,11 +78,11 @@ def test_folder_gives_what_load_gives(name, prefetch):
   check_unembedding(opened, params)
 
 
-@pytest.mark.parametrize(("family", "arch"), ARCHITECTURES.items())
-def test_gguf_gives_what_load_gives(family, arch, tmp_path):
+@pytest.mark.parametrize("name", GGUF)
+def test_gguf_gives_what_load_gives(name, tmp_path):
   factors = [("rope_freqs.weight", np.array([1, 1, 4, 8], np.float32))]
-  extra = factors if family == "llama2" else ()
-  write(tmp_path / "m.gguf", family, arch, extra=extra)
+  extra = factors if name == "llama2" else ()
+  write_gguf(tmp_path / "m.gguf", name, extra=extra)
   params, cfg, tokenizer = sinkjax.load(tmp_path / "m.gguf")
   opened = open_layers(tmp_path / "m.gguf")
   assert opened.cfg == cfg
@@ -110,7 +101,7 @@ def test_smollm2_gives_what_load_gives(smollm2, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sharded_half_precision_folder(dtype, tmp_path):
-  sharded(tmp_path, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+  write_sharded(tmp_path, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
   params, _, _ = sinkjax.load(tmp_path)
   opened = open_layers(tmp_path)
   check(opened, params)
@@ -214,7 +205,7 @@ def test_damage_in_a_layer_surfaces_where_it_is_asked_for(prefetch, tmp_path):
 @pytest.mark.parametrize("prefetch", [True, False], ids=["ahead", "plain"])
 def test_file_cut_short_after_it_was_opened(prefetch, tmp_path):
   path = tmp_path / "m.gguf"
-  write(path, "llama2", "llama")
+  write_gguf(path, "llama2")
   opened = open_layers(path, prefetch=prefetch)
   os.truncate(path, path.stat().st_size - 20_000)
   with pytest.raises(WeightsError, match="bytes early"):
@@ -246,10 +237,10 @@ def test_refuses_what_is_outside_the_tables():
 
 
 def test_refuses_formats_without_layers(glassllm_path, tmp_path):
-  from sinkjax.train import checkpoint
+  from sinkjax.weights import orbax_io
 
   params, cfg, _ = sinkjax.load(FAMILIES / "llama3")
-  checkpoint.save(tmp_path / "orbax", params, cfg)
+  orbax_io.save(tmp_path / "orbax", params, cfg)
   for name in ("glassllm-en", str(tmp_path / "orbax")):
     with pytest.raises(WeightsError, match="one by one only from") as error:
       open_layers(name)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sinkjax.weights import safetensors_header, safetensors_io, tiles
+from sinkjax.weights.formats import safetensors_header, safetensors_io, tiles
 from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))

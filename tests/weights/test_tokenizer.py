@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from sinkjax.weights import gguf
+from sinkjax.weights.formats import gguf
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_files import (
   tokenizer_from_folder,

@@ -96,6 +96,11 @@ class Result:
   config: Any = None
   model: str | None = None
 
+  def records(self, table: str) -> list[dict[str, Any]]:
+    """The rows of a table, each by the names of its columns."""
+    header, rows = self.tables[table]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
   def as_stored(self, config: Any, model: str | None = None) -> "Result":
     """The result as its files hold it: what claims and figures are made from.
 

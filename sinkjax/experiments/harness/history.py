@@ -1,11 +1,12 @@
-"""What runs measured on their way, as one table and arrays."""
+"""What runs measured through training, as one table, arrays and a figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sinkjax.experiments.harness.sweep_figures import COLORS
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.sweep_figures import COLORS, legend
 from sinkjax.report import html
 from sinkjax.report.figures import MUTED, drawing, png
 
@@ -25,6 +26,13 @@ class Histories(NamedTuple):
   arrays: dict[str, np.ndarray]
   table: tuple[list[str], list[list[Any]]]
 
+  def last(self, models: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """{model: {name: [S]}} at the last step."""
+    return {
+      model: {name: self.arrays[name][i, :, -1] for name in self.names}
+      for i, model in enumerate(models)
+    }
+
 
 def histories(
   found: Sequence[Mapping[str, Any]], about: Sequence[str], seeds: int
@@ -33,7 +41,7 @@ def histories(
 
   Args:
     found: of `jobs.run_jobs`, all seeds of a model in a row.
-    about: what of a run's request stands in the table.
+    about: keys of a run's request that the table has as columns.
     seeds: S.
   """
   names = [key for key in found[0]["history"][0] if key != "step"]
@@ -57,12 +65,12 @@ def histories(
 
 
 def schedule(
-  result,
+  result: Result,
   panels: Mapping[str, str],
   *,
   rows: int,
   height: float,
-  even: str,
+  uniform: str,
   scales: Mapping[str, Mapping[str, Any]],
 ) -> bytes:
   """What emerges when: a panel a quantity, a line a model, seeds as a band.
@@ -72,33 +80,18 @@ def schedule(
     panels: {name of an array: title}.
     rows: of panels.
     height: of the figure, in inches.
-    even: the panel with a line at even attention.
+    uniform: the panel in which uniform attention is marked.
     scales: {name: arguments of `set_yscale`} of those that are not linear; a
       symmetric logarithm starts at 0.
   """
-  arrays, numbers = result.arrays, result.numbers
   with drawing(9.6, height) as figure:
     axes = figure.subplots(rows, len(panels) // rows).flat
     for ax, (name, title) in zip(axes, panels.items(), strict=True):
-      for i, model in enumerate(numbers["models"]):
-        values, color = arrays[name][i], COLORS[i % len(COLORS)]
-        ax.plot(
-          arrays["steps"],
-          values.mean(axis=0),
-          color=color,
-          lw=1.6,
-          label=model.replace("_", " "),
-        )
-        ax.fill_between(
-          arrays["steps"],
-          values.min(axis=0),
-          values.max(axis=0),
-          color=color,
-          alpha=0.15,
-          linewidth=0,
-        )
-      if name == even:
-        ax.axhline(numbers["uniform_first"], color=MUTED, lw=0.9, ls=":")
+      for i, model in enumerate(result.numbers["models"]):
+        _band(ax, result, name, i, model.replace("_", " "))
+      if name == uniform:
+        mass = result.numbers["uniform_first"]
+        ax.axhline(mass, color=MUTED, lw=0.9, ls=":")
       if name in scales:
         ax.set_yscale(**scales[name])
         if scales[name]["value"] == "symlog":
@@ -106,26 +99,35 @@ def schedule(
       ax.set_title(title)
       ax.set_xlabel("step")
       ax.grid(axis="y")
-    figure.legend(
-      *ax.get_legend_handles_labels(),
-      loc="outside upper left",
-      ncols=6,
-      frameon=False,
-      fontsize=8.5,
-    )
+    legend(figure, ax, columns=6)
     return png(figure)
 
 
-def caption(result) -> str:
-  """Of `schedule`."""
-  return (
-    f"Mean over the seeds ({len(result.numbers['seeds'])}), band from least to "
-    "greatest. Dotted: even attention."
+def _band(ax: Any, result: Result, name: str, i: int, label: str) -> None:
+  """Model i: the mean over seeds, and a band from the least to the greatest."""
+  steps, values = result.arrays["steps"], result.arrays[name][i]
+  color = COLORS[i % len(COLORS)]
+  ax.plot(steps, values.mean(axis=0), color=color, lw=1.6, label=label)
+  ax.fill_between(
+    steps,
+    values.min(axis=0),
+    values.max(axis=0),
+    color=color,
+    alpha=0.15,
+    linewidth=0,
   )
 
 
-def ends(result) -> html.Table:
-  """What was measured at the end, means over seeds."""
+def caption(result: Result) -> str:
+  """Of `schedule`."""
+  return (
+    f"Lines are means over the seeds ({len(result.numbers['seeds'])}), bands "
+    "reach from the lowest seed to the highest. Dotted line: uniform attention."
+  )
+
+
+def final_table(result: Result) -> html.Table:
+  """What was measured at the last step, means over seeds."""
   last = result.numbers["last"]
   rows = [
     [name, *(float(np.mean(v)) for v in values.values())]

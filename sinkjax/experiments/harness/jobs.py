@@ -145,15 +145,16 @@ def makers(folder: pathlib.Path) -> list[str]:
 
 def complete(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
   """{name: outcome} of the runs in a folder that are complete."""
-  found = {
-    path.stem: _read(path) for path in sorted(folder.glob("runs/*.json"))
-  }
+  paths = artifacts.files(folder / "runs", ".json")
+  found = {path.stem: _read(path) for path in paths}
   return {name: one for name, one in found.items() if one is not None}
 
 
 def seconds_of(folder: pathlib.Path) -> float:
   """What all runs in a folder and below took, each by its process's clock."""
-  found = [_read(path) for path in folder.rglob("runs/*.json")]
+  packed = (p for p in artifacts.archived(folder) if p.parent.name == "runs")
+  paths = {*folder.rglob("runs/*.json"), *packed}
+  found = [_read(path) for path in sorted(paths)]
   return sum(one["seconds"] for one in found if one is not None)
 
 
@@ -181,7 +182,7 @@ def _lock(path: pathlib.Path) -> Iterator[bool]:
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
   try:
-    found = json.loads(path.read_text("utf-8"))
+    found = json.loads(artifacts.read_bytes(path))
   except (OSError, ValueError):
     return None
   return found if found.get("complete") is True else None

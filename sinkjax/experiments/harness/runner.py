@@ -5,11 +5,13 @@ A folder of results holds one folder an experiment:
   result.json   config, numbers and claims; `complete: true` last
   arrays.npz    what is too long for JSON
   *.csv, *.png  the tables and figures
+  runs/*.json   the outcome of each run, where models were trained
 
 Claims, figures and the report are functions of these files, so they are made
-again without measuring.
+again without measuring. `compact` has the form of the folder that git keeps.
 """
 
+import io
 import json
 import pathlib
 import shutil
@@ -21,7 +23,7 @@ import numpy as np
 
 from sinkjax import artifacts, provenance
 from sinkjax.experiments import BY_NAME, REGISTRY, Entry
-from sinkjax.experiments.harness import claims_page
+from sinkjax.experiments.harness import claims_page, compact
 from sinkjax.experiments.harness.api import Claim, Experiment, Result
 from sinkjax.report import html
 
@@ -96,16 +98,16 @@ class _Figures(Mapping[str, bytes]):
     return self._drawn
 
 
-def _stored(folder: pathlib.Path) -> dict[str, Any] | None:
+def _stored(path: pathlib.Path) -> dict[str, Any] | None:
   try:
-    return json.loads((folder / "result.json").read_text("utf-8"))
+    return json.loads(path.read_text("utf-8"))
   except (OSError, ValueError):
     return None
 
 
 def read(folder: pathlib.Path) -> dict[str, Any] | None:
   """What `result.json` holds; `None` for none or one that is not complete."""
-  found = _stored(folder)
+  found = _stored(folder / "result.json")
   return found if found and found.get("complete") is True else None
 
 
@@ -114,10 +116,12 @@ def _recorded(folder: pathlib.Path, about: dict[str, Any]) -> Recorded:
   experiment = entry.load()
   scale = request.get("scale", "demo")
   config = experiment.configured(scale, request["config"])
-  with np.load(folder / "arrays.npz") as stored:
+  npz = artifacts.read_bytes(folder / "arrays.npz")
+  with np.load(io.BytesIO(npz)) as stored:
     arrays = dict(stored)
   tables = {
-    path.name: artifacts.read_csv(path) for path in sorted(folder.glob("*.csv"))
+    path.name: artifacts.read_csv(path)
+    for path in artifacts.files(folder, ".csv")
   }
   model = request.get("model")
   result = Result(about["numbers"], tables, arrays, config, model)
@@ -180,8 +184,9 @@ def run(
   """
   experiment = request.entry.load()
   with artifacts.folder(folder):
-    old = None if overwrite else _stored(folder)
+    old = None if overwrite else _stored(folder / "result.json")
     if old is None or old["request"] != request.plain():
+      artifacts.unpack(folder)
       start = time.monotonic()
       with artifacts.bar(request.entry.name) as progress:
         if experiment.scales is None:
@@ -190,7 +195,8 @@ def run(
           )
         else:
           if overwrite:
-            shutil.rmtree(folder / "runs", ignore_errors=True)
+            for runs in (folder / "runs", *folder.glob("*/runs")):
+              shutil.rmtree(runs, ignore_errors=True)
           found = experiment.measure(
             request.config, folder=folder, progress=progress
           )
@@ -223,7 +229,7 @@ def _write(
 
 def _draw(folder: pathlib.Path) -> None:
   """Figures and claims of what is measured, which completes the folder."""
-  about = _stored(folder)
+  about = _stored(folder / "result.json")
   found = _recorded(folder, about)
   for name, png in found.entry.load().draw(found.result).items():
     artifacts.write_bytes(folder / name, png)
@@ -248,22 +254,25 @@ def report(
   out: pathlib.Path,
   found: Sequence[Recorded],
   *,
-  command: str,
+  command: str | None = None,
   seconds: float = 0.0,
+  page: bool = True,
 ) -> None:
-  """claims.csv, claims.md, report.html and summary.json of what is complete.
+  """claims.csv, claims.md, summary.json and report.html of what is complete.
 
   Args:
     out: the folder of results.
     found: what `every` gave.
-    command: the command line.
+    command: the command line that measured; `None` keeps what summary.json has
+      of an earlier one, as nothing is measured again.
     seconds: what this command took.
+    page: whether to write report.html.
   """
   models = [one.result.model for one in found if one.result.model is not None]
   claims = [(one.entry.name, claim) for one in found for claim in one.claims()]
   data = {
     "model": models[0] if models else None,
-    "command": command,
+    "command": command or provenance.command("reproduce"),
     "device": "; ".join(dict.fromkeys(one.about["device"] for one in found)),
     "commit": provenance.commit(),
     "versions": provenance.versions(),
@@ -272,15 +281,35 @@ def report(
     "experiments": [one.entry.name for one in found],
     "claims": [claim for _, claim in claims],
   }
+  if command is None:
+    kept = ("command", "commit", "versions", "seconds_of_this_run")
+    old = _stored(out / "summary.json") or {}
+    data |= {name: old[name] for name in kept if name in old}
   artifacts.write_csv(out / "claims.csv", *claims_page.table(claims))
   artifacts.write_text(out / "claims.md", claims_page.markdown(claims))
-  page = claims_page.page(
-    [claim for _, claim in claims],
-    [section for one in found for section in one.sections()],
-    model=data["model"],
-    seconds=data["seconds"],
-    command=command,
-    details={name: data[name] for name in ("device", "commit", "versions")},
-  )
-  artifacts.write_text(out / "report.html", page)
+  if page:
+    text = claims_page.page(
+      [claim for _, claim in claims],
+      [section for one in found for section in one.sections()],
+      model=data["model"],
+      seconds=data["seconds"],
+      command=data["command"],
+      details={name: data[name] for name in ("device", "commit", "versions")},
+    )
+    artifacts.write_text(out / "report.html", text)
   artifacts.write_json(out / "summary.json", {**data, "complete": True})
+
+
+def compact_all(out: pathlib.Path, found: Sequence[Recorded]) -> None:
+  """Brings a folder of results into the form that git keeps, without a page.
+
+  Args:
+    out: the folder of results.
+    found: what `every` gave.
+
+  Raises:
+    ValueError: as `compact.compact`.
+  """
+  for one in found:
+    compact.compact(one.folder, one.about, one.entry.load(), one.result)
+  (out / "report.html").unlink(missing_ok=True)

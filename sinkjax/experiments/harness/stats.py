@@ -7,7 +7,7 @@ group, and its spread over groups is the uncertainty.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,15 @@ class Mean(NamedTuple):
   high: float
   groups: int
   p: float
+
+  @classmethod
+  def read(cls, stored: Mapping[str, Any]) -> "Mean":
+    """A mean as a result file holds it: `None` there is NaN here.
+
+    >>> Mean.read({"value": 1, "low": 0, "high": None, "groups": 2, "p": 1})
+    Mean(value=1, low=0, high=nan, groups=2, p=1)
+    """
+    return cls(**{k: np.nan if x is None else x for k, x in stored.items()})
 
   def scaled(self, factor: float) -> "Mean":
     """The same in another unit, such as percent for a share.
@@ -137,9 +146,14 @@ def pooled(values: Sequence[float], groups: Sequence[Any]) -> Mean:
   return Mean(value, value - half, value + half, count, sign_flip(sums))
 
 
+def mean_of(values: Sequence[float] | np.ndarray) -> Mean:
+  """`mean_over` of values that are a group each."""
+  return mean_over(values, range(len(values)))
+
+
 def ends_of(values: Sequence[float] | np.ndarray) -> list[float]:
   """[mean, low, high] over values that are a group each, for a table."""
-  return [float(x) for x in mean_over(values, range(len(values)))[:3]]
+  return [float(x) for x in mean_of(values)[:3]]
 
 
 def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:
@@ -213,7 +227,7 @@ def compare(
 
 def decided(values: Sequence[float] | np.ndarray) -> str:
   """The verdict on values, one a seed, that should be above zero."""
-  interval = mean_over(values, range(len(values)))
+  interval = mean_of(values)
   return direction(interval.low, interval.high)
 
 
@@ -227,7 +241,7 @@ def unless_worse(
     cost: how much worse the model's loss is, in nats, one a seed.
     why: what else a worse model explains.
   """
-  if claim.verdict != AGREES or mean_over(cost, range(len(cost))).low <= 0:
+  if claim.verdict != AGREES or mean_of(cost).low <= 0:
     return claim
   return dataclasses.replace(
     claim, verdict=UNDECIDED, why=f"{claim.why}; {why}"
@@ -240,7 +254,7 @@ def mean(values: Sequence[float] | np.ndarray, form: str = ".3f") -> str:
   >>> mean([1.0, 1.0, 1.0], ".1f")
   '1.0 (1.0 to 1.0)'
   """
-  return mean_over(values, range(len(values))).text(form)
+  return mean_of(values).text(form)
 
 
 def slopes(rows, name: str) -> np.ndarray:

@@ -1,239 +1,44 @@
-"""Sweeps of text models: variants of one small model, each with every seed.
+"""Sweeps: variants of one small language model, each trained with every seed.
 
-An experiment says which variants there are and what it claims of them. How a
-variant becomes a run, and what its runs come to, is here; what is measured on
-a trained model is in `training_runs`.
+An experiment says which variants there are, what it claims of them, and what
+its figures show; `Sweep` adds everything else. How a variant becomes a run is
+in `sweep_config`, what is measured on a trained model in `train_runs`.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from sinkjax.config import ModelConfig
-from sinkjax.data.packing import Packing
-from sinkjax.experiments.harness.api import Claim, Result
+from sinkjax.experiments.harness import sweep_config, sweep_figures
+from sinkjax.experiments.harness.api import Claim, Experiment, Result
 from sinkjax.experiments.harness.jobs import run_jobs
+from sinkjax.experiments.harness.sweep_config import TextConfig
+from sinkjax.experiments.harness.sweep_figures import Chart, Text
 from sinkjax.experiments.harness.train_runs import text_jobs
-from sinkjax.models.transformer import param_shapes
-from sinkjax.train.optimizer import OptimizerConfig
+from sinkjax.report import html
 from sinkjax.train.run_config import TrainConfig
 
+Table = tuple[list[str], list[list[Any]]]
+"""(header, rows)."""
 
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-  """What the variants of a sweep share, where they do not say otherwise.
-
-  Attributes:
-    seeds: of parameters and order; every variant has all of them.
-    corpus: see `data.corpus.gather`.
-    layers: L.
-    d_model: D.
-    head_dim: K; there are D / K heads.
-    vocab_size: of the tokenizer that is trained on the corpus.
-    length: T of a window.
-    bos: where BOS stands, see `data.packing.Packing`.
-    batch: windows a step.
-    steps: of a run.
-    peak: the learning rate.
-    warmup: steps.
-    weight_decay: of AdamW.
-    every: steps between two looks at the sinks.
-    texts: held-out documents that are looked at.
-    eps: threshold of the sink rate, one of the probe's; at 0.3, the papers',
-      nothing shows yet after a million tokens.
-    dtype: of the computation.
-    accumulate: parts of a batch.
-  """
-
-  seeds: tuple[int, ...] = (0, 1, 2)
-  corpus: tuple[str, ...] = ("sotu", "wiki-vital")
-  layers: int = 4
-  d_model: int = 128
-  head_dim: int = 128
-  vocab_size: int = 1024
-  length: int = 256
-  bos: str = "pinned"
-  batch: int = 8
-  steps: int = 700
-  peak: float = 3e-3
-  warmup: int = 100
-  weight_decay: float = 0.1
-  every: int = 100
-  texts: int = 64
-  eps: float = 0.1
-  dtype: str = "float32"
-  accumulate: int = 1
+LABELS = ("variant", "form", "paper", "rate")
+"""Keys of a row that are no measurement of their own."""
 
 
-GPU: dict[str, Any] = {
-  "layers": 6,
-  "d_model": 384,
-  "head_dim": 64,
-  "vocab_size": 4096,
-  "length": 1024,
-  "batch": 16,
-  "steps": 2000,
-  "every": 200,
-  "peak": 1e-3,
-  "eps": 0.3,
-  "dtype": "bfloat16",
-}
-"""Fields of `TextConfig` for one card."""
-
-PAPER: dict[str, Any] = {
-  "layers": 12,
-  "d_model": 768,
-  "head_dim": 64,
-  "vocab_size": 32_000,
-  "length": 2048,
-  "batch": 512,
-  "peak": 4e-4,
-  "warmup": 2000,
-  "every": 500,
-  "eps": 0.3,
-  "dtype": "bfloat16",
-  "accumulate": 8,
-}
-"""The paper's 120M parameters, 2^20 tokens a step; the steps are each
-experiment's own."""
-
-CARD_RATE, CARD_SHARE = 989e12, 0.4
-"""Dense bfloat16 flop a second of an H100, and the share a run may reach; for
-what the dry run tells."""
-
-TOKENS_5B, TOKENS_30B = 4768, 28_610
-"""Steps of the paper's runs of 5B and of 30B tokens."""
-
-
-def text_run(
-  config: TextConfig,
-  *,
-  model: Mapping[str, Any] | None = None,
-  packing: Mapping[str, Any] | None = None,
-  optimizer: Mapping[str, Any] | None = None,
-  **run: Any,
-) -> TrainConfig:
-  """The run of one variant.
-
-  Args:
-    config: what it shares with the others.
-    model: fields of `ModelConfig` that it has otherwise.
-    packing: of `Packing`, likewise.
-    optimizer: of `OptimizerConfig`, likewise.
-    **run: of `TrainConfig`, likewise.
-
-  Raises:
-    ValueError: for a field or value that cannot be.
-
-  >>> run = text_run(TextConfig(), model={"normalizer": "relu"})
-  >>> run.model.attention, run.model.n_heads, run.packing.bos
-  ('einsum', 1, 'pinned')
-  """
-  own = dict(model or {})
-  width, size = own.get("d_model", config.d_model), config.head_dim
-  size = own.get("head_dim", size)
-  heads, length = max(width // size, 1), (packing or {}).get("length")
-  # Fused kernels have no other normaliser, and no key of their own.
-  plain = own.get("normalizer", "softmax") == "softmax"
-  fused = plain and own.get("attn_bias", "none") == "none"
-  fields = {
-    "vocab_size": config.vocab_size,
-    "d_model": width,
-    "n_layers": config.layers,
-    "n_heads": heads,
-    "n_kv_heads": heads,
-    "head_dim": size,
-    "d_ff": 3 * width,
-    "tie_embeddings": True,
-    "max_len": max(length or config.length, 64),
-    "init_std": 0.02,
-    "attention": "fused" if fused else "einsum",
-    "scan_layers": False,
-    "dtype": config.dtype,
-    "precision": "highest" if config.dtype == "float32" else "default",
-  }
-  base = TrainConfig(
-    ModelConfig(**{**fields, **own}),
-    Packing(**{"length": config.length, "bos": config.bos, **(packing or {})}),
-    OptimizerConfig(
-      **{
-        "peak": config.peak,
-        "warmup": config.warmup,
-        "weight_decay": config.weight_decay,
-        **(optimizer or {}),
-      }
-    ),
-    corpus=config.corpus,
-    steps=config.steps,
-    batch=config.batch,
-    accumulate=config.accumulate,
-    eval_every=2 * config.every,
-    probe_every=config.every,
-    save_every=2 * config.every,
-    probe_texts=config.texts,
-    probe_tokens=min(64, fields["max_len"]),
-  )
-  return dataclasses.replace(base, **run)
-
-
-def chosen(
-  variants: Mapping[str, TrainConfig], names: Sequence[str], what: str
-) -> dict[str, TrainConfig]:
-  """Those that are asked for, in the order in which they are known.
-
-  Raises:
-    ValueError: for one that there is not.
-  """
-  unknown = sorted(set(names) - set(variants))
-  if unknown:
-    raise ValueError(f"{what} has no {unknown[0]!r}; it has {list(variants)}")
-  return {name: run for name, run in variants.items() if name in names}
-
-
-def plan(variants: Mapping[str, TrainConfig], seeds: Sequence[int]):
-  """What will be trained and what it needs, in words."""
-  groups: dict[tuple[int, int, int], list[str]] = {}
-  for name, run in variants.items():
-    shapes = param_shapes(run.model)
-    size = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
-    tokens = run.steps * run.batch * run.packing.length
-    groups.setdefault((size, run.steps, tokens), []).append(name)
-  lines = [
-    f"{len(variants) * len(seeds)} runs ({', '.join(variants)}; seeds "
-    f"{', '.join(map(str, seeds))})"
-  ]
-  total = 0.0
-  for (size, steps, tokens), names in groups.items():
-    flop = 6.0 * size * tokens
-    total += flop * len(names) * len(seeds)
-    which = "each" if len(groups) == 1 else ", ".join(names)
-    lines.append(
-      f"{which}: {size:,} parameters, {steps:,} steps, {tokens:,} tokens, "
-      f"{flop:.2g} flop without the attention"
-    )
-  hours = total / (CARD_SHARE * CARD_RATE) / 3600
-  most = max(size for size, _, _ in groups)
-  lines.append(
-    f"{total:.2g} flop in all: {hours:.2g} hours of an H100 at "
-    f"{100 * CARD_SHARE:.0f} % of its bfloat16 rate; {16e-9 * most:.2g} GB for "
-    "parameters, gradient and moments"
-  )
-  return lines
-
-
-class Sweep(NamedTuple):
-  """What the runs of a sweep came to.
+class Trained(NamedTuple):
+  """What the trained models of a sweep came to.
 
   Attributes:
     seeds: of every variant.
-    eps: threshold of `rate`.
-    last: {(variant, form): {scalar: [S]}} of the trained models, see
-      `training_runs.measure`; a form is "bos" or "text".
+    eps: threshold of the sink rate.
+    final: {(variant, form): {scalar: [S]}} of the trained models, see
+      `train_runs.measure`; a form is "bos" or "text".
     probes: {variant: {scalar: [S, K]}} through training, "step" [K] among
-      them; as it is trained.
+      them, on texts read as in training. Files keep the attention on the first
+      token and the sink rate alone.
     losses: {variant: {"step": [K], "loss": [S, K]}} on held-out windows.
     alpha: {variant: [S, L, H]} sink scores at the end.
     seconds: {variant: [S]} that the steps took.
@@ -241,7 +46,7 @@ class Sweep(NamedTuple):
 
   seeds: tuple[int, ...]
   eps: float
-  last: dict[tuple[str, str], dict[str, np.ndarray]]
+  final: dict[tuple[str, str], dict[str, np.ndarray]]
   probes: dict[str, dict[str, np.ndarray]]
   losses: dict[str, dict[str, np.ndarray]]
   alpha: dict[str, np.ndarray]
@@ -252,63 +57,158 @@ class Sweep(NamedTuple):
     """The name of the sink rate at `eps`."""
     return f"sink_rate_{self.eps:g}"
 
-  def trained(self, variant: str) -> dict[str, np.ndarray]:
-    """`last` in the form that it was trained in."""
-    found = self.last.get((variant, "bos"))
-    return self.last[variant, "text"] if found is None else found
+  @property
+  def uniform(self) -> float:
+    """Attention on the first token of uniform attention."""
+    return float(next(iter(self.final.values()))["uniform_mass"][0])
 
+  def as_trained(self, variant: str) -> dict[str, np.ndarray]:
+    """`final` in the form in which the variant was trained."""
+    found = self.final.get((variant, "bos"))
+    return self.final[variant, "text"] if found is None else found
 
-def run_sweep(
-  config: TextConfig,
-  variants: Mapping[str, TrainConfig],
-  *,
-  folder: Any,
-  progress: Callable[[int, int], Any] = lambda done, total: None,
-) -> Sweep:
-  """Trains what is left of the sweep.
-
-  Raises:
-    ValueError: as `jobs.run_jobs`.
-  """
-  jobs = text_jobs(variants, config.seeds)
-  return collect(
-    config, list(variants), run_jobs(jobs, folder, progress=progress)
-  )
-
-
-def collect(config: TextConfig, names: Sequence[str], found) -> Sweep:
-  """Outcomes of runs, by variant; each has one for every seed."""
-  by = {
-    name: [one for one in found if one["request"]["variant"] == name]
-    for name in names
-  }
-  last = {
-    (name, form): {
-      key: np.array([one["final"][form][key] for one in runs], float)
-      for key in runs[0]["final"][form]
+  @classmethod
+  def collect(
+    cls,
+    config: TextConfig,
+    variants: Sequence[str],
+    outcomes: Sequence[Mapping[str, Any]],
+  ) -> "Trained":
+    """From the outcomes of runs, one for each variant and seed."""
+    by = {
+      name: [one for one in outcomes if one["request"]["variant"] == name]
+      for name in variants
     }
-    for name, runs in by.items()
-    for form in runs[0]["final"]
-  }
-  return Sweep(
-    tuple(config.seeds),
-    config.eps,
-    last,
-    {name: _through(runs, "probe") for name, runs in by.items()},
-    {name: _through(runs, "eval") for name, runs in by.items()},
-    {
-      name: np.array([one["alpha"] for one in runs])
+    final = {
+      (name, form): {
+        key: np.array([one["final"][form][key] for one in runs], float)
+        for key in runs[0]["final"][form]
+      }
       for name, runs in by.items()
-    },
-    {
-      name: np.array([one["training_seconds"] for one in runs], float)
-      for name, runs in by.items()
-    },
-  )
+      for form in runs[0]["final"]
+    }
+    return cls(
+      tuple(config.seeds),
+      config.eps,
+      final,
+      {name: _through(runs, "probe") for name, runs in by.items()},
+      {name: _through(runs, "eval") for name, runs in by.items()},
+      {name: np.array([x["alpha"] for x in runs]) for name, runs in by.items()},
+      {
+        name: np.array([x["training_seconds"] for x in runs], float)
+        for name, runs in by.items()
+      },
+    )
+
+  @classmethod
+  def of(cls, result: Result) -> "Trained":
+    """From a stored result of `as_result`."""
+    numbers, arrays = result.numbers, result.arrays
+    rate = f"sink_rate_{numbers['eps']:g}"
+    probes, losses = {}, {}
+    for name in numbers["variants"]:
+      probes[name] = {
+        "step": arrays[f"steps_{name}"],
+        "first_mass": arrays[f"first_mass_{name}"],
+        rate: arrays[f"sink_rate_{name}"],
+      }
+      losses[name] = {"step": np.zeros(0, int)}
+      if f"loss_{name}" in arrays:
+        losses[name] = {
+          "step": arrays[f"loss_steps_{name}"],
+          "loss": arrays[f"loss_{name}"],
+        }
+    return cls(
+      tuple(numbers["seeds"]),
+      numbers["eps"],
+      {
+        (row["variant"], row["form"]): {
+          key: np.array(values, float)
+          for key, values in row.items()
+          if key not in LABELS
+        }
+        for row in numbers["rows"]
+      },
+      probes,
+      losses,
+      {name: arrays[f"alpha_{name}"] for name in numbers["variants"]},
+      {k: np.array(x, float) for k, x in numbers["seconds"].items()},
+    )
+
+  def as_result(
+    self,
+    paper: Mapping[tuple[str, str], Sequence[float | None]],
+    numbers: Mapping[str, Any],
+    tables: Mapping[str, Table],
+  ) -> Result:
+    """What files keep.
+
+    Args:
+      paper: {(variant, form): (sink rate in percent, loss in nats)} of a paper.
+      numbers: more of them.
+      tables: more of them.
+    """
+    rows = [
+      {
+        "variant": variant,
+        "form": form,
+        "paper": list(paper.get((variant, form), (None, None))),
+        "rate": values[self.rate],
+        **values,
+      }
+      for (variant, form), values in self.final.items()
+    ]
+    arrays: dict[str, np.ndarray] = {}
+    for variant, probes in self.probes.items():
+      arrays[f"steps_{variant}"] = probes["step"]
+      arrays[f"first_mass_{variant}"] = probes["first_mass"]
+      arrays[f"sink_rate_{variant}"] = probes[self.rate]
+      losses = self.losses[variant]
+      if losses["step"].size:
+        arrays[f"loss_steps_{variant}"] = losses["step"]
+        arrays[f"loss_{variant}"] = losses["loss"]
+      arrays[f"alpha_{variant}"] = self.alpha[variant]
+    own = {
+      "variants": list(self.probes),
+      "seeds": list(self.seeds),
+      "eps": self.eps,
+      "rows": rows,
+      "uniform_mass": self.uniform,
+      "seconds": self.seconds,
+    }
+    own_tables = {"rows.csv": self._table(), "curves.csv": self._curves()}
+    return Result({**own, **numbers}, {**own_tables, **tables}, arrays)
+
+  def _table(self) -> Table:
+    """Every measurement of a trained model, a row for each seed."""
+    scalars = list(next(iter(self.final.values())))
+    rows = [
+      [variant, form, seed, *(float(values[key][i]) for key in scalars)]
+      for (variant, form), values in self.final.items()
+      for i, seed in enumerate(self.seeds)
+    ]
+    return ["variant", "form", "seed", *scalars], rows
+
+  def _curves(self) -> Table:
+    """Every measurement of sinks through training, with the loss if known."""
+    names = ["first_mass", self.rate, "value_ratio"]
+    rows = []
+    for variant, probes in self.probes.items():
+      losses = self.losses[variant]
+      at = {int(step): k for k, step in enumerate(losses["step"])}
+      for i, seed in enumerate(self.seeds):
+        for k, step in enumerate(probes["step"]):
+          known = at.get(int(step))
+          loss = None if known is None else float(losses["loss"][i, known])
+          row = [float(probes[name][i, k]) for name in names]
+          rows.append([variant, seed, int(step), *row, loss])
+    return ["variant", "seed", "step", *names, "held_out_loss"], rows
 
 
-def _through(runs, kind: str) -> dict[str, np.ndarray]:
-  """{scalar: [S, K]} of a kind of record, and "step" [K]."""
+def _through(
+  runs: Sequence[Mapping[str, Any]], kind: str
+) -> dict[str, np.ndarray]:
+  """{scalar: [S, K]} of a kind of record through training, and "step" [K]."""
   histories = [
     [row for row in one["history"] if row["kind"] == kind] for one in runs
   ]
@@ -325,93 +225,127 @@ def _through(runs, kind: str) -> dict[str, np.ndarray]:
   }
 
 
-def sweep_result(
-  name: str,
-  title: str,
-  sweep: Sweep,
-  claims: Sequence[Claim],
-  *,
-  paper: Mapping[tuple[str, str], Sequence[float]] | None = None,
-  tables: Mapping[str, tuple[list[str], list[list[Any]]]] | None = None,
-  **numbers: Any,
-) -> Result:
-  """The `Result` of a sweep, as `report.text_sweep` draws it.
+def slope_by_doubling(
+  values: np.ndarray, sizes: Sequence[float] | np.ndarray
+) -> np.ndarray:
+  """[S] the least-squares slope of values [S, N] over log2 of sizes [N].
 
-  Args:
-    name: of the experiment.
-    title: of its part of the report.
-    sweep: what came of it.
-    claims: likewise.
-    paper: {(variant, form): (sink rate in percent, loss in nats)}; either may
-      be None.
-    tables: {file name: (header, rows)}, more of them.
-    **numbers: more of them.
+  >>> slope_by_doubling(np.array([[1.0, 1.5, 2.0]]), [1, 2, 4]).tolist()
+  [0.5]
   """
-  scalars = next(iter(sweep.last.values()))
-  rows = [
-    {
-      "variant": variant,
-      "form": form,
-      "paper": list((paper or {}).get((variant, form), (None, None))),
-      "rate": values[sweep.rate],
-      **values,
-    }
-    for (variant, form), values in sweep.last.items()
-  ]
-  header = ["variant", "form", "seed", *scalars]
-  table = [
-    [
-      row["variant"],
-      row["form"],
-      seed,
-      *(float(row[key][i]) for key in scalars),
-    ]
-    for row in rows
-    for i, seed in enumerate(sweep.seeds)
-  ]
-  arrays: dict[str, np.ndarray] = {}
-  for variant, probes in sweep.probes.items():
-    arrays[f"steps_{variant}"] = probes["step"]
-    arrays[f"first_mass_{variant}"] = probes["first_mass"]
-    arrays[f"sink_rate_{variant}"] = probes[sweep.rate]
-    losses = sweep.losses[variant]
-    if losses["step"].size:
-      arrays[f"loss_steps_{variant}"] = losses["step"]
-      arrays[f"loss_{variant}"] = losses["loss"]
-    arrays[f"alpha_{variant}"] = sweep.alpha[variant]
-  return Result(
-    name=name,
-    title=title,
-    claims=claims,
-    numbers={
-      "variants": list(sweep.probes),
-      "seeds": list(sweep.seeds),
-      "eps": sweep.eps,
-      "rows": rows,
-      "uniform_mass": float(scalars["uniform_mass"][0]),
-      "seconds": sweep.seconds,
-      **numbers,
-    },
-    tables={
-      "rows.csv": (header, table),
-      "curves.csv": _curves(sweep),
-      **(tables or {}),
-    },
-    arrays=arrays,
+  off = np.log2(np.asarray(sizes, float))
+  off = off - off.mean()
+  return values @ off / (off @ off)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """A sweep as an experiment declares it.
+
+  Attributes:
+    title: of its part of the report.
+    config: its Config, a `TextConfig`.
+    scales: fields of the config by --scale.
+    variants: `f(config)`, the run of each variant by name.
+    claims: `f(trained, result)`, for results of two seeds or more: one seed
+      has no interval.
+    charts: the figures beside the curves, each with its section.
+    curves: what is drawn through training, names of
+      `sweep_figures.CURVE_TITLES`.
+    curves_of: variants whose curves are drawn; all if `None`.
+    curves_body: text of the section of the curves.
+    paper: {(variant, form): (sink rate in percent, loss in nats)} of a paper.
+    numbers: `f(config, trained)`, more numbers for the result.
+    tables: `f(trained)`, more tables for the result.
+    notes: `f(config)`, more lines of the dry run.
+  """
+
+  title: str
+  config: type[TextConfig]
+  scales: Mapping[str, Mapping[str, Any]]
+  variants: Callable[[Any], dict[str, TrainConfig]]
+  claims: Callable[[Trained, Result], list[Claim]]
+  charts: Sequence[Chart]
+  curves: Sequence[str] = ("first_mass", "sink_rate", "loss")
+  curves_of: Sequence[str] | None = None
+  curves_body: Text = (
+    "Measured on the starts of held-out documents, read as in training."
   )
+  paper: Mapping[tuple[str, str], Sequence[float | None]] = dataclasses.field(
+    default_factory=dict
+  )
+  numbers: Callable[[Any, Trained], dict[str, Any]] = lambda config, trained: {}
+  tables: Callable[[Trained], dict[str, Table]] = lambda trained: {}
+  notes: Callable[[Any], list[str]] = lambda config: []
 
+  def experiment(self) -> Experiment:
+    """The experiment that it makes."""
+    return Experiment(
+      self.title,
+      self.config,
+      self.measure,
+      self.claims_of,
+      self.draw,
+      self.sections,
+      scales=self.scales,
+      plan=self.plan,
+    )
 
-def _curves(sweep: Sweep) -> tuple[list[str], list[list[Any]]]:
-  """Every look at the sinks, and every loss, as rows of a table."""
-  names = ["first_mass", sweep.rate, "value_ratio"]
-  rows = []
-  for variant, probes in sweep.probes.items():
-    losses = sweep.losses[variant]
-    at = {int(step): k for k, step in enumerate(losses["step"])}
-    for i, seed in enumerate(sweep.seeds):
-      for k, step in enumerate(probes["step"]):
-        known = at.get(int(step))
-        loss = None if known is None else float(losses["loss"][i, known])
-        row = [float(probes[name][i, k]) for name in names]
-        rows.append([variant, seed, int(step), *row, loss])
-  return ["variant", "seed", "step", *names, "held_out_loss"], rows
+  def measure(
+    self,
+    config: TextConfig,
+    *,
+    folder: pathlib.Path,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+  ) -> Result:
+    """Trains the runs that are missing and collects what all came to.
+
+    Args:
+      config: of the sweep.
+      folder: where runs are kept.
+      progress: called with (steps done, steps in all).
+
+    Raises:
+      ValueError: as `jobs.run_jobs` and `variants`.
+    """
+    runs = self.variants(config)
+    jobs = text_jobs(runs, config.seeds)
+    outcomes = run_jobs(jobs, folder, progress=progress)
+    trained = Trained.collect(config, list(runs), outcomes)
+    return trained.as_result(
+      self.paper, self.numbers(config, trained), self.tables(trained)
+    )
+
+  def claims_of(self, result: Result) -> list[Claim]:
+    """The claims of a stored result."""
+    trained = Trained.of(result)
+    return self.claims(trained, result) if len(trained.seeds) > 1 else []
+
+  def draw(self, result: Result) -> dict[str, bytes]:
+    """Every figure, by file name."""
+    known = result.numbers["variants"]
+    shown = known if self.curves_of is None else self.curves_of
+    curves = sweep_figures.curves(
+      result, names=self.curves, variants=[x for x in shown if x in known]
+    )
+    figures = {chart.file: chart.draw(result) for chart in self.charts}
+    return {**figures, "curves.png": curves}
+
+  def sections(
+    self, result: Result, drawn: Mapping[str, bytes]
+  ) -> list[html.Section]:
+    """The experiment's part of the report."""
+    return [
+      *(chart.section(result, drawn, self.title) for chart in self.charts),
+      html.Section(
+        "Through training",
+        body=sweep_figures.worded(self.curves_body, result),
+        figure=drawn["curves.png"],
+        caption=sweep_figures.curve_caption(result),
+      ),
+    ]
+
+  def plan(self, config: TextConfig) -> list[str]:
+    """What will be trained, for --dry_run."""
+    runs = sweep_config.plan(self.variants(config), config.seeds)
+    return runs + self.notes(config)

@@ -1,4 +1,4 @@
-"""Seconds of several ways to do one thing, in interleaved rounds."""
+"""Wall-clock times of several ways to do one thing, in interleaved rounds."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,13 +13,13 @@ from sinkjax.experiments.harness.stats import Mean, mean_over
 def interleaved(
   works: Mapping[str, Callable[[], Any]], rounds: int, *, seed: int = 0
 ) -> dict[str, np.ndarray]:
-  """[R] wall-clock seconds of each, every round in an order of its own.
+  """[R] wall-clock seconds of each, every round in a random order of its own.
 
-  Each is called once before, to compile. What else the machine does falls on
-  all alike, so ratios within a round say more than seconds.
+  Each is called once before, to compile. Whatever else the machine does slows
+  all of them alike, so ratios within a round say more than seconds.
 
   Args:
-    works: what is timed; results are waited for.
+    works: what is timed, by name; results are waited for.
     rounds: R.
     seed: of the orders.
 
@@ -42,6 +42,6 @@ def interleaved(
   return found
 
 
-def saved(seconds: np.ndarray, plain: np.ndarray) -> Mean:
-  """Share of the time that is saved, an interval over rounds."""
+def time_saved(seconds: np.ndarray, plain: np.ndarray) -> Mean:
+  """The share of the time of `plain` that is saved, over [R] rounds."""
   return mean_over(1 - seconds / plain, range(len(plain)))

@@ -1,15 +1,15 @@
-"""Sweeps of text models: runs of `train.loop`, and what is measured at the end.
+"""Runs of text models: how they are trained, and what is measured at the end.
 
 Each run is a `TrainConfig`; experiments only choose which. A trained model is
-measured on the starts of held-out documents, once as it was trained and once
-without its first token, on the same targets.
+measured on the starts of held-out documents, with what training put in front
+of a text and without it, on the same targets.
 """
 
 import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,13 +24,14 @@ from sinkjax.train import checkpoint, loop
 from sinkjax.train.loss import next_token_nats
 from sinkjax.train.probe import make_probe, uniform_mass
 from sinkjax.train.run_config import TrainConfig
+from sinkjax.weights import orbax_io
 
 BATCH = 16
-"""Rows of a forward pass of the measurements."""
+"""Rows of a forward pass of the measurements: one shape, compiled once."""
 
 ROOM = 8
-"""Tokens at the end of a text whose loss is not read: all models are read on
-the same targets, whatever stands in front."""
+"""Tokens at the end of a text whose loss is not counted: at most as many stand
+in front, so the loss is on the same targets whatever does."""
 
 
 def text_jobs(
@@ -38,9 +39,9 @@ def text_jobs(
 ) -> list[Job]:
   """A job for every variant and seed, named VARIANT-SEED.
 
-  The seed is of parameters and order; the held-out documents are the same for
-  all. One seed after the other: processes that share a sweep then compile
-  different programs, and every later seed finds them compiled.
+  The seed is of parameters and data order; the held-out documents are the same
+  for all. Jobs go one seed after the other: processes that share a sweep then
+  compile different programs, and every later seed finds them compiled.
   """
 
   def job(name: str, seed: int) -> Job:
@@ -59,14 +60,14 @@ def text_jobs(
 def made_before(
   config: TrainConfig, folder: pathlib.Path
 ) -> dict[str, Any] | None:
-  """The same run of another experiment in the same --out, with its model.
+  """The outcome of the same run, if another experiment in --out has made it.
 
   Args:
     config: of the run.
     folder: of the run, EXPERIMENT/runs/NAME; the model is copied to it.
 
   Returns:
-    What `train_and_measure` gave, or `None` where there is none.
+    What `train_and_measure` gave, or `None` where no experiment has the run.
   """
   request = artifacts.plain(config.to_dict())
   for path in sorted(folder.parents[2].glob("*/runs/*.json")):
@@ -91,9 +92,9 @@ def train_and_measure(
 
   Returns:
     {"history": records of evaluation and probe by step; "final": of
-    `measure`; "alpha": [L, H] sink scores at the end; "skipped";
-    "training_seconds": of the steps alone}. The model stays in `folder/model`,
-    for every other launcher.
+    `measure`; "alpha": [L, H] sink scores at the end; "skipped": steps that
+    were not applied; "training_seconds": of the steps alone}. The model
+    stays in `folder/model`, which every launcher takes as --model.
   """
   data = prepare(
     config.corpus, vocab_size=config.text_vocab_size, held_out=config.held_out
@@ -123,15 +124,17 @@ def train_and_measure(
   }
   shutil.rmtree(folder / "model", ignore_errors=True)
   data.tokenizer.add_bos = config.packing.bos != "none"
-  checkpoint.save(folder / "model", params, cfg, data.tokenizer)
+  orbax_io.save(folder / "model", params, cfg, data.tokenizer)
   shutil.rmtree(folder / "checkpoints")
   return outcome
 
 
-def _training_seconds(config: TrainConfig, records) -> float:
-  """What the steps took: by stage, the median step times their number.
+def _training_seconds(
+  config: TrainConfig, records: Sequence[Mapping[str, Any]]
+) -> float:
+  """What the steps took: in each stage, their number times the median step.
 
-  No compilation counts, no measurement, and no interruption.
+  Compilation, measurements and interruptions do not count.
   """
   tokens, total = config.batch * config.packing.length, 0.0
   for stage in config.all_stages():
@@ -156,23 +159,23 @@ def measure(
     config: for `probe_tokens`, `probe_texts`, and the trained length.
 
   Returns:
-    {"text": ...}, and "bos" for a model that was trained with BOS or registers,
-    which then stand in front: `loss` in nats on the tokens of a text of the
-    trained length, from the second on, but for the last `ROOM`, and `near_loss`
-    of one of `probe_tokens`; the probe's scalars at `probe_tokens`, and the
-    sink score at the trained length as `own_*`.
+    {form: scalars}, see `forms`: `loss` in nats on texts of the trained length,
+    from the second token on, without the last `ROOM`; `near_loss`, the same on
+    texts of `probe_tokens`; the probe's scalars at `probe_tokens`; and as
+    `own_*` the attention on the first token and the sink rate at the trained
+    length.
 
   Raises:
     ValueError: if no held-out document is long enough, or more than `ROOM`
       tokens stand in front.
   """
   probe, run = make_probe(cfg), jax.jit(forward(cfg))
-  near = starts(data, config.probe_tokens, config.probe_texts)
-  own = starts(data, config.packing.length, config.probe_texts)
+  near = document_starts(data, config.probe_tokens, config.probe_texts)
+  own = document_starts(data, config.packing.length, config.probe_texts)
   found = {}
   for form, prefix in forms(config, data).items():
-    scalars = _averaged(probe, params, headed(near, prefix))
-    far = _averaged(probe, params, headed(own, prefix))
+    scalars = _averaged(probe, params, prepend(near, prefix))
+    far = _averaged(probe, params, prepend(own, prefix))
     found[form] = {
       "loss": _loss(run, params, own, prefix),
       "texts": len(own),
@@ -187,11 +190,11 @@ def measure(
 
 
 def forms(config: TrainConfig, data: Prepared) -> dict[str, list[int]]:
-  """The ways in which a text is read, as it was trained first.
+  """The forms in which a text is read; the first one is that of training.
 
   Returns:
-    {form: ids in front}: "bos" where training put anything in front, "text"
-    with nothing.
+    {form: ids in front}: "bos" where training put BOS or registers in front,
+    and "text" with nothing in front.
 
   Raises:
     ValueError: if more than `ROOM` tokens stand in front.
@@ -204,11 +207,13 @@ def forms(config: TrainConfig, data: Prepared) -> dict[str, list[int]]:
   return {**({"bos": front} if front else {}), "text": []}
 
 
-def _loss(run, params: Params, texts: np.ndarray, prefix: list[int]) -> float:
-  """Nats a token of texts after a prefix, from their second token on."""
+def _loss(
+  run: Callable, params: Params, texts: np.ndarray, prefix: list[int]
+) -> float:
+  """Mean loss of texts behind a prefix, from their second token on, in nats."""
   nats = targets = 0.0
   for rows in _batches(texts[:, : texts.shape[1] - ROOM]):
-    rows = headed(np.pad(rows, ((0, 0), (0, len(prefix)))), prefix)
+    rows = prepend(np.pad(rows, ((0, 0), (0, len(prefix)))), prefix)
     weights = np.ones(rows.shape, bool)
     weights[:, : 1 + len(prefix)] = False
     loss = next_token_nats(run(params, rows).logits, rows, weights)
@@ -216,11 +221,16 @@ def _loss(run, params: Params, texts: np.ndarray, prefix: list[int]) -> float:
   return nats / targets
 
 
-def starts(data: Prepared, length: int, most: int) -> np.ndarray:
-  """[P, length] starts of the held-out documents that are long enough.
+def document_starts(data: Prepared, length: int, most: int) -> np.ndarray:
+  """[P, length] starts of held-out documents that are long enough.
+
+  Args:
+    data: whose held-out documents.
+    length: tokens of a start.
+    most: P, at most; above `BATCH` a multiple of it.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if no document is long enough.
   """
   held = data.held_out
   chosen = np.flatnonzero(held.lengths >= length)[:most]
@@ -234,8 +244,8 @@ def starts(data: Prepared, length: int, most: int) -> np.ndarray:
   return held.tokens[at].astype(np.int32)
 
 
-def headed(rows: np.ndarray, prefix: list[int]) -> np.ndarray:
-  """[P, T] rows with a prefix in front, as many tokens fewer at the end."""
+def prepend(rows: np.ndarray, prefix: list[int]) -> np.ndarray:
+  """[P, T] rows behind a prefix, cut at the end to their length."""
   first = np.tile(np.array(prefix, rows.dtype), (len(rows), 1))
   return np.concatenate([first, rows[:, : rows.shape[1] - len(prefix)]], axis=1)
 
@@ -244,7 +254,9 @@ def _batches(rows: np.ndarray) -> list[np.ndarray]:
   return [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
 
 
-def _averaged(probe, params, rows) -> dict[str, float]:
+def _averaged(
+  probe: Callable, params: Params, rows: np.ndarray
+) -> dict[str, float]:
   """The probe's scalars, means over batches of one size."""
   found = [jax.device_get(probe(params, some)) for some in _batches(rows)]
   return {

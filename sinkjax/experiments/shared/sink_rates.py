@@ -7,7 +7,7 @@ from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.harness.stats import mean_over
 from sinkjax.experiments.shared.sink_removal import texts_of
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.weights import registry
 from sinkjax.weights.offload import open_layers
 
@@ -23,7 +23,7 @@ class SinkRateConfig:
     offload: read models that are named, not given, one layer at a time.
   """
 
-  texts: str = TEXTS
+  texts: str = SWAP_TEXTS
   tokens: int = 46
   eps: tuple[float, ...] = (0.3, 0.5, 0.8)
   offload: bool = False

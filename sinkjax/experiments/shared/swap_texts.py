@@ -1,13 +1,13 @@
 """Twelve short texts with words to swap, written for this project.
 
-`{a|b}` marks a place: the text has `a`, and a change of that one place has
-`b`. The first text is on the subject of the paper's example, with its swap of
+`{a|b}` marks a place: the text has `a`, and swapping that one place gives `b`.
+The first text is on the subject of the paper's example, with its swap of
 "greatest" and "best".
 """
 
 from typing import NamedTuple
 
-TEXTS = """\
+SWAP_TEXTS = """\
 William Shakespeare is widely regarded as the {greatest|best} writer in the
 English {language|tongue} and one of the {finest|leading} dramatists of any
 {age|time}. His {plays|works} have been {translated|turned} into every major
@@ -82,15 +82,17 @@ would still {hold|work} for {larger|smaller} numbers. It was a {good|hard}
 question, and it took the {rest|whole} of the hour.
 """
 
+TEXTS = SWAP_TEXTS  # the former name, until its last users move
+
 
 class Swap(NamedTuple):
-  """One change of one place.
+  """One swap at one place.
 
   Attributes:
     text: number of the text.
     before: the text as it stands.
     after: the same with one place changed.
-    words: what was there and what is there now.
+    words: the word that was there, and the one in its place.
   """
 
   text: int
@@ -100,7 +102,7 @@ class Swap(NamedTuple):
 
 
 def parse_swaps(source: str) -> list[Swap]:
-  """Every single-place change of every text.
+  """Every swap of a single place of every text.
 
   Args:
     source: texts with `{a|b}`, an empty line between two; other line ends are
@@ -113,7 +115,7 @@ def parse_swaps(source: str) -> list[Swap]:
   Swap(text=0, before='The old bridge fell.', after='The old bridge stood.', \
 words=('fell', 'stood'))
   """
-  found = []
+  swaps = []
   for number, text in enumerate(source.strip().split("\n\n")):
     pieces = " ".join(text.split()).replace("}", "{").split("{")
     plain, places = pieces[::2], [p.split("|") for p in pieces[1::2]]
@@ -126,8 +128,8 @@ words=('fell', 'stood'))
       words = [place[i == chosen] for i, place in enumerate(places)]
       return "".join(p + w for p, w in zip(plain, [*words, ""], strict=True))
 
-    found += [
+    swaps += [
       Swap(number, whole(-1), whole(i), tuple(place))
       for i, place in enumerate(places)
     ]
-  return found
+  return swaps

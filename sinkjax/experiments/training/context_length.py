@@ -1,33 +1,42 @@
-"""Do sinks grow with the context that is trained on? (section 4.1, figure 5).
+"""Do sinks grow with the context that models are trained on?
 
-Models of one size, of contexts of several lengths, with the same tokens a step
-and in all. Looked at on texts of one length, the same for all, and of each
-one's own.
+    python -m launch.reproduce --experiment=context_length --scale=cpu --out=DIR
+
+Barbero et al. (2025), section 4.1, figure 5: models of one size are trained on
+windows of several lengths, with equal tokens in a step and in total. Sinks are
+measured on texts of one length, the same for all models, and on texts of each
+model's own length.
+
+The cpu scale (12 runs) took 46 minutes on two CPU cores, the gpu scale (15
+runs) 21 minutes on an H200. Expected verdicts: at cpu scale two undecided, one
+disagrees (the trend at each model's own length) and one agrees (longer-context
+models are no better); at gpu scale two undecided and two agree (the sink rate
+grows, too).
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import numpy as np
 
-from sinkjax.experiments.harness import sweep as text_sweep
 from sinkjax.experiments.harness import sweep_figures
 from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.stats import compare, mean
-from sinkjax.experiments.harness.sweep import (
-  GPU,
+from sinkjax.experiments.harness.sweep import Sweep, Trained, slope_by_doubling
+from sinkjax.experiments.harness.sweep_config import (
+  GPU_SCALE,
+  PAPER_SCALE,
+  SHORTEST,
   TOKENS_5B,
-  Sweep,
   TextConfig,
   text_run,
 )
-from sinkjax.report import html
-from sinkjax.report.figures import FIRST, INK, MUTED, REST, drawing, png
-from sinkjax.train.probe import uniform_mass
+from sinkjax.experiments.harness.sweep_figures import Chart, Panel, seed_points
+from sinkjax.report.figures import FIRST, MUTED, REST, drawing, png
 from sinkjax.train.run_config import TrainConfig
 
-NAME, TITLE = "context_length", "Do sinks grow with the trained context?"
+TITLE = "Do sinks grow with the trained context length?"
 
 PAPER = {128: 0.5, 256: 3.5, 512: 26.0, 1024: 37.5, 2048: 39.0}
 """Sink rate in percent by context, read off figure 5a by eye: 120M parameters,
@@ -49,25 +58,25 @@ class Config(TextConfig):
 SCALES: dict[str, dict[str, Any]] = {
   "demo": {"contexts": (64, 256), "seeds": (0,), "steps": 500},
   "cpu": {},
-  "gpu": GPU | {"contexts": (128, 256, 512, 1024, 2048)},
-  "paper": text_sweep.PAPER
+  "gpu": GPU_SCALE | {"contexts": (128, 256, 512, 1024, 2048)},
+  "paper": PAPER_SCALE
   | {"contexts": (128, 256, 512, 1024, 2048), "steps": TOKENS_5B},
 }
 """Fields of `Config` by --scale."""
 
 
 def variants(config: Config) -> dict[str, TrainConfig]:
-  """The run of each context, by its name.
+  """The run of each context, by its length.
 
   Raises:
     ValueError: for a context below 64, or one that does not divide a step.
   """
   tokens = config.batch * config.length
   for length in config.contexts:
-    if length < 64 or tokens % length:
+    if length < SHORTEST or tokens % length:
       raise ValueError(
-        f"a context must be 64 at least and divide the {tokens} tokens of a "
-        f"step, got {length}"
+        f"a context must be {SHORTEST} at least and divide the {tokens} tokens "
+        f"of a step, got {length}"
       )
   return {
     str(length): text_run(
@@ -80,198 +89,147 @@ def variants(config: Config) -> dict[str, TrainConfig]:
   }
 
 
-def plan(config: Config) -> list[str]:
-  """What will be trained, in words."""
-  return text_sweep.plan(variants(config), config.seeds)
-
-
-def run(
-  config: Config,
-  *,
-  folder: Any,
-  progress: Callable[[int, int], Any] = lambda done, total: None,
-) -> Result:
-  """Trains what is left of the sweep, and says what came of it.
-
-  Args:
-    config: the sweep.
-    folder: where runs are kept.
-    progress: called with (steps done, steps in all).
-
-  Raises:
-    ValueError: as `jobs.run_jobs` and `variants`.
-
-  Cost: a run of the cpu scale takes 3 minutes on two cores.
-  """
-  sweep = text_sweep.run_sweep(
-    config, variants(config), folder=folder, progress=progress
-  )
-  return text_sweep.sweep_result(
-    NAME,
-    TITLE,
-    sweep,
-    claims(config, sweep),
-    paper={(str(n), "bos"): (rate, None) for n, rate in PAPER.items()},
-    contexts=list(config.contexts),
-  )
-
-
-def claims(config: Config, sweep: Sweep) -> list[Claim]:
-  """Slopes of a seed's models over log2 of the context."""
-  if len(sweep.seeds) < 2 or len(config.contexts) < 2:
+def claims(trained: Trained, result: Result) -> list[Claim]:
+  """Slopes over log2 of the context, one for the models of each seed."""
+  contexts = result.config.contexts
+  if len(contexts) < 2:
     return []
-  where = "section 4.1, figure 5"
-  doublings = np.log2(np.array(config.contexts, float))
 
-  def last(name):
+  def final(name: str) -> np.ndarray:
     """[S, contexts]"""
-    rows = [sweep.trained(str(n))[name] for n in config.contexts]
+    rows = [trained.as_trained(str(length))[name] for length in contexts]
     return np.stack(rows, axis=1)
 
-  def slope(values):
-    """[S] the least-squares slope by doubling."""
-    off = doublings - doublings.mean()
-    return values @ off / (off @ off)
-
-  def ends(values, form=".3f"):
+  def ends(values: np.ndarray, form: str = ".3f") -> str:
     return f"{values[:, 0].mean():{form}} to {values[:, -1].mean():{form}}"
 
-  low, high = min(config.contexts), max(config.contexts)
-  range_ = f"from context {low} to {high}"
-  mass, rate = last("first_mass"), 100 * last(sweep.rate)
-  loss = last("near_loss")
-  own = last("own_first_mass") / np.array(
-    [uniform_mass(n) for n in config.contexts]
+  mass, rate, loss = map(final, ("first_mass", trained.rate, "near_loss"))
+  own = final("own_first_mass") / final("own_uniform_mass")
+  by_mass, by_rate, by_own, by_loss = (
+    slope_by_doubling(values, contexts)
+    for values in (mass, 100 * rate, own, loss)
   )
-  percent = "0.5 to 39 % of heads, from 128 to 2048 (read by eye)"
+  where = "section 4.1, figure 5"
+  paper = "0.5 to 39 % of heads from context 128 to 2048 (read by eye)"
+  range_ = f"from context {min(contexts)} to {max(contexts)}"
+  more_heads = compare(
+    "longer_context_more_heads",
+    "Models trained on longer contexts have more heads with a sink.",
+    where,
+    paper,
+    by_rate,
+    f"{mean(by_rate, '.2f')} percentage points for each doubling of the "
+    f"context; {ends(100 * rate, '.1f')} % {range_}",
+  )
+  threshold = f"a head has a sink if its sink score is above {trained.eps:g}"
   return [
     compare(
+      "longer_context_more_attention",
       "Models trained on longer contexts attend more to the first token.",
       where,
-      percent,
-      slope(mass),
-      f"{mean(slope(mass), '.4f')} of attention by doubling; {ends(mass)} "
-      f"{range_}, even {sweep.trained(str(low))['uniform_mass'][0]:.3f}",
+      paper,
+      by_mass,
+      f"{mean(by_mass, '.4f')} of attention for each doubling of the context; "
+      f"{ends(mass)} {range_}, uniform attention {trained.uniform:.3f}",
     ),
+    dataclasses.replace(more_heads, why=f"{more_heads.why}; {threshold}"),
     compare(
-      f"More of their heads have a sink (eps {sweep.eps:g}).",
-      where,
-      percent,
-      slope(rate),
-      f"{mean(slope(rate), '.2f')} points by doubling; {ends(rate, '.1f')} % "
-      f"{range_}",
-    ),
-    compare(
-      "So it is at each one's own length, beside even attention there.",
+      "trend_at_own_length",
+      "When each model reads texts of its trained length, its attention on "
+      "the first token relative to uniform attention grows with that length.",
       where,
       "not shown",
-      slope(own),
-      f"{mean(slope(own), '.2f')} times even attention by doubling; "
-      f"{ends(own, '.2f')} times {range_}",
+      by_own,
+      f"{mean(by_own, '.2f')} times uniform attention for each doubling of the "
+      f"context; {ends(own, '.2f')} times {range_}",
     ),
     compare(
-      "It is not that they are better: the loss on the same tokens is no "
-      "lower.",
+      "longer_context_no_better",
+      "Models trained on longer contexts predict the same tokens no better.",
       where,
       "validation losses close to each other",
-      slope(loss),
-      f"{mean(slope(loss))} nats by doubling, on texts of 64 tokens; "
-      f"{ends(loss)} {range_}",
+      by_loss,
+      f"{mean(by_loss)} nats for each doubling of the context, on texts of "
+      f"{SHORTEST} tokens; {ends(loss)} {range_}",
     ),
   ]
 
 
-def draw(result) -> dict[str, bytes]:
-  """Every figure, by file name."""
-  names = ("first_mass", "sink_rate", "loss")
-  return {
-    "context.png": _by_context(result),
-    "curves.png": sweep_figures.curves(result, names=names),
-  }
-
-
-def _by_context(result) -> bytes:
+def _by_context(result: Result) -> bytes:
   """Attention on the first token, sink rate and loss over the context."""
   numbers = result.numbers
   contexts = numbers["contexts"]
-  rows = {
-    row["variant"]: row for row in numbers["rows"] if row["form"] == "bos"
-  }
-  rows = rows or {row["variant"]: row for row in numbers["rows"]}
+  rows = sweep_figures.as_trained(numbers)
 
-  def of(name):
-    return np.array([rows[str(n)][name] for n in contexts])  # [contexts, S]
+  def of(name: str) -> np.ndarray:
+    """[contexts, S]"""
+    return np.array([rows[str(length)][name] for length in contexts])
 
-  even = of("own_uniform_mass")[:, 0]
+  near, own = f"{SHORTEST} tokens", "trained length"
   with drawing(11.4, 3.6) as figure:
     mass, rate, loss = figure.subplots(1, 3)
-    for values, color, label in (
-      (of("first_mass"), FIRST, "64 tokens"),
-      (of("own_first_mass"), REST, "own length"),
-    ):
-      _line(mass, contexts, values, color, label)
+    seed_points(mass, contexts, of("first_mass"), color=FIRST, label=near)
+    seed_points(mass, contexts, of("own_first_mass"), color=REST, label=own)
     mass.axhline(numbers["uniform_mass"], color=FIRST, lw=0.9, ls=":")
-    mass.plot(contexts, even, color=REST, lw=0.9, ls=":")
-    mass.set_title("attention on the first token")
-    _line(rate, contexts, 100 * of("rate"), FIRST, "ours, 64 tokens")
-    rate.plot(
-      list(PAPER),
-      list(PAPER.values()),
-      "o--",
-      color=MUTED,
-      ms=4,
-      lw=1.2,
-      label="the paper, 120M, eps 0.3, by eye",
-    )
-    rate.set_title(f"heads above eps {numbers['eps']:g}, %")
-    _line(loss, contexts, of("near_loss"), FIRST, "64 tokens")
-    _line(loss, contexts, of("loss"), REST, "own length")
-    loss.set_title("held-out loss, nats")
+    uniform = of("own_uniform_mass")[:, 0]
+    mass.plot(contexts, uniform, color=REST, lw=0.9, ls=":")
+    mass.set_title("Attention on the first token")
+    seed_points(rate, contexts, 100 * of("rate"), color=FIRST, label="ours")
+    theirs = "paper: 120M parameters, eps 0.3"
+    style = {"color": MUTED, "ms": 4, "lw": 1.2}
+    rate.plot(list(PAPER), list(PAPER.values()), "o--", label=theirs, **style)
+    rate.set_title(f"Heads with sink score above {numbers['eps']:g}, %")
+    seed_points(loss, contexts, of("near_loss"), color=FIRST, label=near)
+    seed_points(loss, contexts, of("loss"), color=REST, label=own)
+    loss.set_title("Held-out loss, nats")
     for ax in (mass, rate, loss):
       ax.set_xscale("log", base=2)
       ticks = sorted({*contexts, *(PAPER if ax is rate else ())})
-      ax.set_xticks(ticks, [str(n) for n in ticks])
+      ax.set_xticks(ticks, [str(length) for length in ticks])
       ax.minorticks_off()
-      ax.set_xlabel("trained context, tokens")
+      ax.set_xlabel("trained context length, tokens")
       ax.grid(axis="y")
       ax.legend(frameon=False, fontsize=8)
     return png(figure)
 
 
-def _line(ax, x, values, color, label):
-  ax.plot(x, values.mean(axis=1), "o-", color=color, ms=4, lw=1.6, label=label)
-  for i, seeds in enumerate(values):
-    ax.plot(np.full(len(seeds), x[i]), seeds, "_", color=INK, ms=6, lw=1)
+def _caption(result: Result) -> str:
+  return (
+    f"{sweep_figures.seeds_caption(result, 'Points', 'dashes')} Dotted lines: "
+    "uniform attention, in the colour of the curve. The paper's sink rates are "
+    "read off its figure by eye."
+  )
 
 
-def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
-  """The experiment's part of the report."""
-  panels = [
-    ("attention on first, own length", lambda row: row["own_first_mass"]),
-    ("even, own length", lambda row: row["own_uniform_mass"]),
-    ("loss of 64 tokens", lambda row: row["near_loss"]),
-  ]
-  return [
-    html.Section(
-      result.title,
-      body=(
-        "Every context has the same tokens a step and in all. Looked at on "
-        "starts of held-out documents: 64 tokens for all, and as many as each "
-        "was trained on. Longer texts spread even attention thinner, so "
-        "attention at the own length is to be held against the dotted line."
+COLUMNS = (
+  Panel("attention on the first token, own length", "own_first_mass"),
+  Panel("uniform attention, own length", "own_uniform_mass"),
+  Panel(f"loss on {SHORTEST} tokens", "near_loss"),
+)
+
+EXPERIMENT = Sweep(
+  TITLE,
+  Config,
+  SCALES,
+  variants,
+  claims,
+  charts=[
+    Chart(
+      "context.png",
+      _by_context,
+      "All contexts have equal tokens in a step and in total. Models are "
+      "measured on the starts of held-out documents: on 64 tokens, the same "
+      "for all models, and on as many tokens as the model was trained on. "
+      "Uniform attention falls with the length of a text, so attention at the "
+      "model's own length is to be compared with the dotted line.",
+      _caption,
+      functools.partial(
+        sweep_figures.table, columns=COLUMNS, paper=True, label="context"
       ),
-      figure=drawn["context.png"],
-      caption=(
-        "Points are means, dashes the seeds "
-        f"({len(result.numbers['seeds'])}). Dotted: even attention, in the "
-        "colour of its curve."
-      ),
-      table=sweep_figures.table(result, panels, paper=True, label="context"),
-    ),
-    sweep_figures.training_section(
-      result,
-      drawn,
-      "Sinks on texts of 64 tokens; the loss is on held-out windows of each "
-      "one's own length.",
-    ),
-  ]
+    )
+  ],
+  curves_body="Sinks are measured on texts of 64 tokens, the loss on held-out "
+  "windows of each model's own length.",
+  paper={(str(n), "bos"): (rate, None) for n, rate in PAPER.items()},
+  numbers=lambda config, trained: {"contexts": list(config.contexts)},
+).experiment()

@@ -1,29 +1,46 @@
-"""Whether the sink belongs to BOS: the packing table (section 5, table 2).
+"""Does the sink belong to BOS, or to whatever token comes first?
 
-Five ways of filling windows, nine ways of asking the models. Pinned at the
-start of every window, BOS becomes what the model leans on; without it the sink
-is at whatever comes first.
+    python -m launch.reproduce --experiment=packing --scale=cpu --out=DIR
+
+Barbero et al. (2025), section 5, table 2: models are trained with five ways of
+filling windows and read with BOS in front and without it. If BOS is pinned at
+the start of every window, the model comes to rely on it; if BOS is never there,
+the sink is at the first token.
+
+The cpu scale (15 runs) took 43 minutes on two CPU cores, the gpu scale (15
+runs) 20 minutes on an H200. Expected verdicts: at cpu scale one agrees and six
+are undecided; at gpu scale six agree, and whether there is a sink without any
+BOS is undecided.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any
 
-from sinkjax.experiments.harness import sweep as text_sweep
 from sinkjax.experiments.harness import sweep_figures
 from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.stats import compare, mean
-from sinkjax.experiments.harness.sweep import (
-  GPU,
+from sinkjax.experiments.harness.sweep import Sweep, Trained
+from sinkjax.experiments.harness.sweep_config import (
+  GPU_SCALE,
+  PAPER_SCALE,
   TOKENS_30B,
-  Sweep,
   TextConfig,
+  chosen,
   text_run,
 )
-from sinkjax.report import html
+from sinkjax.experiments.harness.sweep_figures import (
+  FORMS,
+  LOSS,
+  MASS,
+  RATE,
+  Chart,
+  Panel,
+)
 from sinkjax.train.run_config import TrainConfig
 
-NAME, TITLE = "packing", "Does the sink belong to BOS?"
+TITLE = "Does the sink belong to BOS?"
+WHERE = "section 5, table 2"
 
 WAYS = {
   "causal-document": ("causal", "document"),
@@ -63,8 +80,8 @@ class Config(TextConfig):
 SCALES: dict[str, dict[str, Any]] = {
   "demo": {"ways": ("causal-document", "causal-pinned"), "seeds": (0,)},
   "cpu": {},
-  "gpu": GPU,
-  "paper": text_sweep.PAPER | {"steps": TOKENS_30B},
+  "gpu": GPU_SCALE,
+  "paper": PAPER_SCALE | {"steps": TOKENS_30B},
 }
 """Fields of `Config` by --scale; `paper` is 30B tokens a run."""
 
@@ -73,146 +90,125 @@ def variants(config: Config) -> dict[str, TrainConfig]:
   """The run of each way.
 
   Raises:
-    ValueError: for a way that there is not.
+    ValueError: for a name that is no way.
   """
   runs = {
     way: text_run(config, packing={"mask": mask, "bos": bos})
     for way, (mask, bos) in WAYS.items()
   }
-  return text_sweep.chosen(runs, config.ways, NAME)
+  return chosen(runs, config.ways, "packing")
 
 
-def plan(config: Config) -> list[str]:
-  """What will be trained, in words."""
-  return text_sweep.plan(variants(config), config.seeds)
-
-
-def run(
-  config: Config,
-  *,
-  folder: Any,
-  progress: Callable[[int, int], Any] = lambda done, total: None,
-) -> Result:
-  """Trains what is left of the sweep, and says what came of it.
-
-  Args:
-    config: the sweep.
-    folder: where runs are kept.
-    progress: called with (steps done, steps in all).
-
-  Raises:
-    ValueError: as `jobs.run_jobs` and `variants`.
-
-  Cost: a run of the cpu scale takes 3 minutes on two cores.
-  """
-  sweep = text_sweep.run_sweep(
-    config, variants(config), folder=folder, progress=progress
-  )
-  return text_sweep.sweep_result(NAME, TITLE, sweep, claims(sweep), paper=PAPER)
-
-
-def claims(sweep: Sweep) -> list[Claim]:
-  """Of the table's rows, pairs over seeds."""
-  if len(sweep.seeds) < 2:
-    return []
-  found, last, where = [], sweep.last, "section 5, table 2"
-  for way in ("causal-pinned", "separate-pinned"):
-    if (way, "bos") not in last:
-      continue
-    bos, text = last[way, "bos"], last[way, "text"]
-    uniform = bos["uniform_mass"][0]
-    percent = PAPER[way, "bos"][0], PAPER[way, "text"][0]
-    mask = f"({way.split('-')[0]} mask)"
-    found.append(
-      compare(
-        f"Trained with BOS pinned {mask}, taking it away takes the sink away.",
-        where,
-        f"{percent[0]:.1f} to {percent[1]:.2f} % of heads",
-        bos["first_mass"] - text["first_mass"],
-        f"attention on the first token {mean(bos['first_mass'])} to "
-        f"{mean(text['first_mass'])}, even {uniform:.3f}; heads above eps "
-        f"{sweep.eps:g} {mean(100 * bos[sweep.rate], '.1f')} to "
-        f"{mean(100 * text[sweep.rate], '.1f')} %",
-      )
-    )
-    rise = text["loss"] - bos["loss"]
-    found.append(
-      compare(
-        f"And the loss goes up {mask}.",
-        where,
-        f"{PAPER[way, 'bos'][1]} to {PAPER[way, 'text'][1]} nats",
-        rise,
-        f"{mean(rise)} nats up from {mean(bos['loss'])}",
-      )
-    )
+def claims(trained: Trained, result: Result) -> list[Claim]:
+  """Rows of the table against each other, in pairs over seeds."""
+  final, found = trained.final, []
   for mask in ("causal", "separate"):
-    pinned = last.get((f"{mask}-pinned", "bos"))
-    loose = last.get((f"{mask}-document", "bos"))
-    if pinned is None or loose is None:
-      continue
-    found.append(
-      compare(
-        f"A pinned BOS draws more attention than one at each document ({mask} "
-        "mask).",
-        where,
-        f"{PAPER[f'{mask}-pinned', 'bos'][0]} and "
-        f"{PAPER[f'{mask}-document', 'bos'][0]} % of heads",
-        pinned["first_mass"] - loose["first_mass"],
-        f"{mean(pinned['first_mass'])} and {mean(loose['first_mass'])}",
+    if (f"{mask}-pinned", "bos") in final:
+      found += _without_bos(trained, mask)
+  for mask in ("causal", "separate"):
+    pinned, loose = f"{mask}-pinned", f"{mask}-document"
+    if (pinned, "bos") in final and (loose, "bos") in final:
+      a, b = final[pinned, "bos"], final[loose, "bos"]
+      found.append(
+        compare(
+          f"pinned_bos_more_attention_{mask}",
+          f"With the {mask} mask, a BOS pinned at the start of every window "
+          "draws more attention than one at the start of each document.",
+          WHERE,
+          f"{PAPER[pinned, 'bos'][0]} and {PAPER[loose, 'bos'][0]} % of heads",
+          a["first_mass"] - b["first_mass"],
+          f"attention on the first token {mean(a['first_mass'])} (pinned) and "
+          f"{mean(b['first_mass'])} (each document)",
+        )
       )
-    )
-  if ("separate-none", "text") in last:
-    none = last["separate-none", "text"]
-    even = none["uniform_mass"][0]
+  if ("separate-none", "text") in final:
+    none = final["separate-none", "text"]
     found.append(
       compare(
-        "Without any BOS there is a sink at the first token, too.",
-        where,
+        "sink_without_bos",
+        "A model trained without any BOS has a sink at the first token.",
+        WHERE,
         "28.2 % of heads",
         none["first_mass"],
-        f"attention on it {mean(none['first_mass'])}, even {even:.3f}; heads "
-        f"{mean(100 * none[sweep.rate], '.1f')} %",
-        against=even,
+        f"attention on the first token {mean(none['first_mass'])}, uniform "
+        f"attention {trained.uniform:.3f}; heads with a sink "
+        f"{mean(100 * none[trained.rate], '.1f')} %",
+        against=trained.uniform,
       )
     )
   return found
 
 
-def draw(result) -> dict[str, bytes]:
-  """Every figure, by file name."""
-  panels = sweep_figures.standard_panels(result.numbers)
-  panels[0] = (f"ours: {panels[0][0]}", panels[0][1])
-  paper = ("paper: heads above eps 0.3, %", lambda row: row["paper"][0])
-  return {
-    "rows.png": sweep_figures.bars(
-      result,
-      [paper, *panels],
-      label=lambda row: f"{row['variant']}: {sweep_figures.FORMS[row['form']]}",
-    ),
-    "curves.png": sweep_figures.curves(result),
-  }
-
-
-def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
-  """The experiment's part of the report."""
-  numbers = result.numbers
+def _without_bos(trained: Trained, mask: str) -> list[Claim]:
+  """What taking BOS away does to a model that always had it."""
+  way = f"{mask}-pinned"
+  bos, text = trained.final[way, "bos"], trained.final[way, "text"]
+  (rate, loss), (bare_rate, bare_loss) = PAPER[way, "bos"], PAPER[way, "text"]
+  rise = text["loss"] - bos["loss"]
   return [
-    html.Section(
-      result.title,
-      body=(
-        "The first word of a row is the mask: causal, or separate for one that "
-        "hides other documents. The second is where BOS was in training: none, "
-        "at each document's start, or pinned at the start of every window. "
-        "Measured on starts of held-out documents, with BOS in front and "
-        "without; the loss is on the same tokens in both. The paper's models "
-        "have 120M parameters and 30B tokens: compare signs, not sizes."
-      ),
-      figure=drawn["rows.png"],
-      caption=(
-        f"Ticks are the seeds ({len(numbers['seeds'])}), bars their mean. "
-        f"Dotted: even attention, {numbers['uniform_mass']:.3f}."
-      ),
-      table=sweep_figures.table(result, paper=True),
+    compare(
+      f"weaker_sink_without_pinned_bos_{mask}",
+      f"A model trained with the {mask} mask and a pinned BOS has a weaker "
+      "sink when it reads a text without BOS.",
+      WHERE,
+      f"{rate:.1f} to {bare_rate:.2f} % of heads",
+      bos["first_mass"] - text["first_mass"],
+      f"attention on the first token {mean(bos['first_mass'])} to "
+      f"{mean(text['first_mass'])}, uniform attention {trained.uniform:.3f}; "
+      f"heads with sink score above {trained.eps:g} "
+      f"{mean(100 * bos[trained.rate], '.1f')} to "
+      f"{mean(100 * text[trained.rate], '.1f')} %",
     ),
-    sweep_figures.training_section(result, drawn),
+    compare(
+      f"loss_without_pinned_bos_{mask}",
+      f"A model trained with the {mask} mask and a pinned BOS has a higher "
+      "loss when it reads a text without BOS.",
+      WHERE,
+      f"{loss} to {bare_loss} nats",
+      rise,
+      f"loss {mean(rise)} nats higher than {mean(bos['loss'])}",
+    ),
   ]
+
+
+PANELS = (
+  Panel("Paper: heads above 0.3, %", lambda row, numbers: row["paper"][0]),
+  RATE._replace(title="Ours: heads above {eps:g}, %"),
+  MASS,
+  LOSS,
+)
+
+
+def _rows(result: Result) -> bytes:
+  return sweep_figures.bars(
+    result,
+    PANELS,
+    label=lambda row: f"{row['variant']}: {FORMS[row['form']]}",
+    rows=result.numbers["rows"],
+  )
+
+
+EXPERIMENT = Sweep(
+  TITLE,
+  Config,
+  SCALES,
+  variants,
+  claims,
+  charts=[
+    Chart(
+      "rows.png",
+      _rows,
+      "The first word of a row is the mask: causal, or separate, which hides "
+      "other documents. The second word is where BOS was in training: none, "
+      "at the start of each document, or pinned at the start of every window. "
+      "Models are measured on the starts of held-out documents, with BOS in "
+      "front and without it; the loss is on the same tokens in both cases. "
+      "The paper's models have 120M parameters and were trained on 30B "
+      "tokens: compare signs, not magnitudes.",
+      sweep_figures.bar_caption,
+      functools.partial(sweep_figures.table, paper=True),
+    )
+  ],
+  curves=("first_mass", "sink_rate"),
+  paper=PAPER,
+).experiment()

@@ -1,4 +1,4 @@
-"""Attacks: gradients, norms and laws of the climb, and what is reported."""
+"""Attacks: gradients, norms, laws of the ascent, and what is reported."""
 
 import jax
 import jax.numpy as jnp
@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.applications.attack import claims as attack_claims
+from sinkjax.experiments.applications.attack import EXPERIMENT
 from sinkjax.experiments.applications.attack import experiment as module
+from sinkjax.experiments.applications.attack.config import NORMS, Config, Way
 from sinkjax.experiments.applications.attack.experiment import (
-  SITES,
-  Config,
   changed_rows,
-  run,
+  measure,
 )
-from sinkjax.experiments.harness import stats as uncertainty
+from sinkjax.experiments.applications.attack.results import contrast
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import format_ratio
+from sinkjax.experiments.shared.attack_sites import SITES, Clip, shift_shape
 from sinkjax.experiments.shared.perturb import (
-  Clip,
   Shift,
   ascend,
   effect,
@@ -47,11 +48,11 @@ def texts(subject):
 
 
 def shape_of(cfg, site):
-  width = (cfg.n_kv_heads, cfg.head_dim) if site in "kv" else (cfg.d_model,)
-  return (1 if site == "embed" else cfg.n_layers, *width)
+  layers = 1 if site == "embed" else cfg.n_layers
+  return (layers, *shift_shape(cfg, site))
 
 
-def climbed(f, params, row, site, at, shift):
+def loss_of(f, params, row, site, at, shift):
   g = intervene(f, {site: Shift(shift, at)})
   return nats(g, params, row[None], START)[0]
 
@@ -65,7 +66,7 @@ def test_gradient_is_that_of_finite_differences(subject, row, site):
     shape = shape_of(cfg, site)
     shift, way = (jnp.asarray(rng.normal(size=shape)) * 0.1 for _ in range(2))
     value = jax.jit(
-      lambda shift: climbed(f, params, jnp.asarray(row), site, 1, shift)
+      lambda shift: loss_of(f, params, jnp.asarray(row), site, 1, shift)
     )
     slope = float(jnp.sum(jax.grad(value)(shift) * way))
     h = 1e-4
@@ -164,7 +165,7 @@ def test_the_attack_beats_random_directions(subject, row, site, size):
   f = sinkjax.forward(subject.cfg)
   loss = jax.jit(
     jax.vmap(
-      lambda x, at: climbed(f, subject.params, row, site, at, x),
+      lambda x, at: loss_of(f, subject.params, row, site, at, x),
       in_axes=(0, None),
     )
   )
@@ -209,11 +210,9 @@ def test_effect_by_hand(subject, row):
 
 def test_changed_rows():
   ids = np.array([5, 6, 7])
-  assert changed_rows(ids, 0, [1], "put in").tolist() == [[1, 5, 6, 7]]
-  assert changed_rows(ids, 2, [1, 2], "swapped").tolist() == [
-    [5, 6, 1],
-    [5, 6, 2],
-  ]
+  assert changed_rows(ids, 0, [1], Way.INSERTED).tolist() == [[1, 5, 6, 7]]
+  rows = changed_rows(ids, 2, [1, 2], Way.SWAPPED).tolist()
+  assert rows == [[5, 6, 1], [5, 6, 2]]
 
 
 def test_radii_of_equal_norm():
@@ -225,7 +224,7 @@ def test_radii_of_equal_norm():
 
 def test_swapping_a_token_for_itself_is_no_change(subject, row):
   replace = module.replacer(subject.cfg, CONFIG)
-  rows = changed_rows(row, 3, [int(row[3]), 40], "swapped")
+  rows = changed_rows(row, 3, [int(row[3]), 40], Way.SWAPPED)
   found = replace(subject.params, jnp.asarray(row), jnp.asarray(rows))
   assert abs(float(found.kl[0])) < 1e-6 < float(found.kl[1])
   assert float(found.kept[0]) == 1
@@ -233,7 +232,7 @@ def test_swapping_a_token_for_itself_is_no_change(subject, row):
 
 def test_run(subject, texts):
   seen = []
-  found = run(
+  found = measure(
     subject, CONFIG, texts=texts, progress=lambda *at: seen.append(at)
   )
   assert seen[-1] == (30, 30) and found.numbers["texts"] == 3
@@ -242,41 +241,48 @@ def test_run(subject, texts):
   assert all(np.isfinite(x).all() for x in found.arrays.values())
   loss = found.arrays["gradient"][..., 1]
   assert np.all(loss[..., 2] >= loss[..., 1] - 1e-5)
-  assert len(found.claims) == 11
   assert len(found.tables["gradient.csv"][1]) == 4 * 2 * 3 * 4
   assert len(found.tables["swaps.csv"][1]) == 16
-  from sinkjax.experiments.applications.attack import figures as report
-
-  drawn = report.draw(found)
+  header, rows = found.tables["gradient.csv"]
+  row = dict(zip(header, rows[2 * 3 * 4 + 5], strict=True))
+  names = [row[x] for x in ("site", "norm", "kind", "position")]
+  assert names == ["k", "relative", "one step", "next"]
+  kl = found.arrays["gradient"][:, 1, 0, 1, 1, 0]
+  assert row["kl"] == pytest.approx(kl.mean())
+  stored = found.as_stored(CONFIG, "tiny")
+  claims = EXPERIMENT.claims(stored)
+  assert len({claim.id for claim in claims}) == len(claims) == 11
+  drawn = EXPERIMENT.draw(stored)
   assert all(len(x) > 5000 for x in drawn.values())
-  assert len(report.sections(found, drawn)) == 3
+  assert len(EXPERIMENT.sections(stored, drawn)) == 3
 
 
 def test_the_sink_is_compared_with_the_next_token():
   """KL twice as large on the sink in every text: 2 times, and a verdict."""
   kl = np.array([[2.0, 1.0, 4.0, 8.0], [0.2, 0.1, 0.4, 0.8]])
-  found = attack_claims.contrast(kl)
-  assert uncertainty.times(found["next"]) == "2 (2 to 2) times"
+  found = contrast(kl)
+  assert format_ratio(found["next"]) == "2 (2 to 2) times"
   assert found["last"].value == pytest.approx(np.log(0.25))
 
 
 def test_verdicts_go_by_the_next_token():
-  """Ten times on the sink: softer under attack, not sturdier when swapped."""
+  """Ten times the KL at the sink: attacks do more there, and so do swaps."""
   kl = np.exp(0.1 * np.random.default_rng(0).normal(size=(6, 4)))
   kl[:, 0] *= 10
-  made = attack_claims.contrast(kl)
-  replaced = dict.fromkeys(
-    ("swapped, mean", "swapped, worst", "put in, worst"), made
-  )
-  attacks = {f"{s}, {n}": made for s in module.SITES for n in module.NORMS}
-  found = attack_claims.claims(
-    module.SITES, attacks, replaced, np.ones((6, 4, 4)), candidates=16
-  )
+  names = ["swapped, mean", "swapped, worst", "put in, worst"]
+  names += [f"{site}, {norm}" for site in SITES for norm in NORMS]
+  numbers = {
+    "sink_over_others": dict.fromkeys(names, contrast(kl)),
+    "candidates": list(range(16)),
+    "texts": 6,
+  }
+  result = Result(numbers, {}, {"norms": np.ones((6, 4, 4))})
+  found = EXPERIMENT.claims(result.as_stored(Config()))
   assert [x.verdict for x in found] == ["disagrees"] * 2 + ["agrees"] * 9
 
 
 def test_short_texts_are_refused(subject, texts):
   with pytest.raises(ValueError, match="0 texts have 40 tokens"):
-    run(subject, Config(tokens=40), texts=texts)
+    measure(subject, Config(tokens=40), texts=texts)
   with pytest.raises(ValueError, match="at least 12, got 8"):
-    run(subject, Config(tokens=8), texts=texts)
+    measure(subject, Config(tokens=8), texts=texts)

@@ -5,13 +5,18 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.applications.pruning import claims as pruning_claims
-from sinkjax.experiments.applications.pruning import experiment as module
-from sinkjax.experiments.applications.pruning import figures as report
-from sinkjax.experiments.applications.pruning.claims import share_at
-from sinkjax.experiments.applications.pruning.experiment import Config, run
+from sinkjax.experiments.applications.pruning import EXPERIMENT
+from sinkjax.experiments.applications.pruning.claims import (
+  share_text,
+  skip_dormant,
+)
+from sinkjax.experiments.applications.pruning.config import Config
+from sinkjax.experiments.applications.pruning.experiment import measure, split
+from sinkjax.experiments.applications.pruning.results import share_at
 from sinkjax.experiments.harness import timing
+from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.shared.prompt_corpus import Text
+from sinkjax.inference.prune import lowest
 
 
 def test_shares_are_read_off_the_first_crossing():
@@ -32,7 +37,7 @@ def test_interleaved_rounds_call_each_once_a_round():
   for i in range(6):
     assert sorted(calls[3 * i : 3 * i + 3]) == ["a", "b", "c"]
   assert all((x > 0).all() and len(x) == 5 for x in found.values())
-  gain = timing.saved(np.array([1.0, 1.0, 3.0]), np.array([2.0, 2.0, 4.0]))
+  gain = timing.time_saved(np.array([1.0, 1.0, 3.0]), np.array([2.0, 2.0, 4.0]))
   assert gain.value == pytest.approx((0.5 + 0.5 + 0.25) / 3)
   with pytest.raises(ValueError, match="2 or more"):
     timing.interleaved(works, 1)
@@ -62,15 +67,17 @@ SMALL = Config(
 @pytest.fixture(scope="module")
 def ran(reader, texts):
   seen = []
-  done = run(reader, SMALL, texts=texts, progress=lambda *at: seen.append(at))
-  assert seen[-1][0] == seen[-1][1]
-  return done
+  done = measure(
+    reader, SMALL, texts=texts, progress=lambda *at: seen.append(at)
+  )
+  assert seen[-1][0] == seen[-1][1] == len(seen)
+  return done.as_stored(SMALL, "tiny")
 
 
 def test_losses_are_those_of_the_ablated_model(ran, reader, texts):
-  _, held = module._split(reader, SMALL, texts)
+  _, held = split(reader, SMALL, texts)
   order = ran.arrays["score, beside_sink"]
-  gone = module.lowest(order, round(0.5 * order.size))
+  gone = lowest(order, round(0.5 * order.size))
   f = sinkjax.forward(reader.cfg)
 
   def loss(f):
@@ -88,13 +95,9 @@ def test_losses_are_those_of_the_ablated_model(ran, reader, texts):
 
 
 def test_ranking_and_measuring_texts_differ(reader, texts):
-  ranking, held = module._split(reader, SMALL, texts)
+  ranking, held = split(reader, SMALL, texts)
   assert len(ranking) == len(held) == 7
   assert not {tuple(x) for x in ranking} & {tuple(x) for x in held}
-
-
-def models_have_losses(rows):
-  return all(row[6] is not None for row in rows if row[3] is not None)
 
 
 def test_run_and_page(ran):
@@ -102,27 +105,30 @@ def test_run_and_page(ran):
   assert (low >= high).all() and low.mean() > 0
   by_chance = ran.arrays["skipped, random queries"][0].mean()
   assert by_chance == pytest.approx(low.mean(), abs=0.05)
-  told = ran.arrays["skipped, foretold"][0].mean()
+  predicted = ran.arrays["skipped, foretold"][0].mean()
   alone = ran.arrays["skipped, random queries, sink alone"][0].mean()
-  assert alone == pytest.approx(told, abs=0.05)
-  assert models_have_losses(ran.tables["time.csv"][1])
-  models = {row[0]: row for row in ran.tables["time.csv"][1]}
-  assert models["1 group of 2"][1] == 0.5 and "5 groups of 5" not in models
-  assert len(ran.claims) == 7
-  drawn = report.draw(ran)
+  assert alone == pytest.approx(predicted, abs=0.05)
+  models = {row["model"]: row for row in ran.records("time.csv")}
+  for row in models.values():
+    assert (row["saved"] is None) == (row["loss_change"] is None)
+  assert models["1 group of 2"]["heads_left"] == 0.5
+  assert "5 groups of 5" not in models
+  claims = EXPERIMENT.claims(ran)
+  assert len({claim.id for claim in claims}) == len(claims) == 7
+  drawn = EXPERIMENT.draw(ran)
   assert set(drawn) == {"removal.png", "queries.png", "heads.png", "time.png"}
-  assert len(report.sections(ran, drawn)) == 4
+  assert len(EXPERIMENT.sections(ran, drawn)) == 4
 
 
 def test_refusals(reader, texts):
   with pytest.raises(ValueError, match="at least 8 are needed"):
-    run(reader, Config(), texts=texts)
+    measure(reader, Config(), texts=texts)
   with pytest.raises(ValueError, match="between 0 and 1"):
-    run(reader, Config(shares=(0.5, 0.2)), texts=texts)
+    measure(reader, Config(shares=(0.5, 0.2)), texts=texts)
   with pytest.raises(ValueError, match="unrolled must be some of shares"):
-    run(reader, Config(shares=(0.04, 0.14)), texts=texts)
+    measure(reader, Config(shares=(0.04, 0.14)), texts=texts)
   with pytest.raises(ValueError, match=r"shares=.*, got \(\)"):
-    run(reader, Config(unrolled=()), texts=texts)
+    measure(reader, Config(unrolled=()), texts=texts)
 
 
 @pytest.mark.parametrize(
@@ -131,18 +137,19 @@ def test_refusals(reader, texts):
 def test_the_rest_of_a_row_is_judged_by_the_limit(level, verdict):
   rng = np.random.default_rng(0)
   cost = level + 1e-4 * rng.normal(size=(1, 6))
-  by_skip = {
-    "sink's part kept": (np.full((1, 6), 0.2), cost),
-    "random queries": (np.full((1, 6), 0.2), cost + 0.3),
+  arrays = {
+    "skipped, sink's part kept": np.full((1, 6), 0.2),
+    "loss, sink's part kept": cost,
+    "loss, random queries": cost + 0.3,
   }
   at_one = {"sink's part kept": share_at([0.2], cost)}
-  config = module.Config(thresholds=(0.9,))
-  made = pruning_claims._queries(config, by_skip, at_one)
-  assert made.verdict == verdict
+  result = Result({"share_at_one_percent": at_one}, {}, arrays)
+  result = result.as_stored(Config(thresholds=(0.9,)))
+  assert skip_dormant(result).verdict == verdict
 
 
-def test_no_share_is_told_below_the_least_that_was_measured():
+def test_no_share_is_given_below_the_least_that_was_measured():
   one = share_at([0.04, 0.1], np.full((2, 5), 0.03))
   assert one["value"] < 0.04
-  assert pruning_claims._share_text(one, 0.04) == "less than 4 %"
-  assert pruning_claims._share_text(one).startswith("1.3 (")
+  assert share_text(one, 0.04) == "less than 4 %"
+  assert share_text(one).startswith("1.3 (")

@@ -8,33 +8,39 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.applications.attack.experiment import sizes
-from sinkjax.experiments.applications.robustness import claims as told
-from sinkjax.experiments.applications.robustness import defences
-from sinkjax.experiments.applications.robustness import experiment as robustness
+from sinkjax.experiments.applications.robustness import EXPERIMENT, defences
+from sinkjax.experiments.applications.robustness import experiment as module
+from sinkjax.experiments.applications.robustness.claims import verdict_of_both
+from sinkjax.experiments.applications.robustness.config import (
+  ALL,
+  SITES,
+  Condition,
+  Config,
+  Defence,
+)
 from sinkjax.experiments.applications.robustness.defences import (
-  DEFENCES,
-  FRONT,
-  NONE,
-  OTHER,
-  SAME,
   attacked,
   clip_at,
   donors,
   pins_of,
 )
 from sinkjax.experiments.applications.robustness.experiment import (
-  Config,
-  run,
-  taken_away,
+  conditions_of,
+  measure,
+  removal,
+)
+from sinkjax.experiments.applications.robustness.results import (
+  LOSS,
+  balance,
+  result_of,
 )
 from sinkjax.experiments.harness.stats import Mean
+from sinkjax.experiments.shared.attack_sites import shift_shape, token_norms
 from sinkjax.experiments.shared.perturb import (
   NOISE,
   SWAP,
   noise,
-  places,
-  rows_with,
+  perturbed_rows,
 )
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.transforms.capture import capture
@@ -75,7 +81,7 @@ def test_noise_has_the_norm_that_was_asked_for():
 
 def test_rows_change_what_they_say():
   ids, embed = np.arange(6), np.ones((6, 3))
-  rows = rows_with(
+  rows = perturbed_rows(
     ids,
     embed,
     {"a": [1], "b": [2, 3]},
@@ -103,9 +109,9 @@ def test_conditions_are_the_edits_that_they_name(subject, row):
   def stream(edits):
     return np.asarray(intervene(f, edits)(params, row[None]).trace["x"])
 
-  ways = zip(*robustness.ways_of(layers, 1), strict=True)
+  conditions = zip(*conditions_of(layers, 1), strict=True)
   kept, hidden, control, empty = (
-    stream(taken_away(layers, *way)) for way in ways
+    stream(removal(layers, *one)) for one in conditions
   )
   np.testing.assert_array_equal(kept, stream({}))
   for found, key in ((hidden, 0), (control, 1)):
@@ -120,16 +126,16 @@ def test_conditions_are_the_edits_that_they_name(subject, row):
   assert np.abs(empty - kept)[0].max() == 0 < np.abs(empty - kept)[1].max()
 
 
-def test_disturbances_by_hand(subject, row):
-  """A change, under a condition, beside the same condition without it."""
+def test_perturbations_by_hand(subject, row):
+  """A change under a condition, against the same condition without it."""
   f = sinkjax.forward(subject.cfg)
   shift = np.zeros((3, 16, subject.cfg.d_model), np.float32)
   shift[1, 5] = 0.3
   ids = np.stack([row, row, row])
   ids[2, 6] = 41
-  ways = robustness.ways_of(subject.cfg.n_layers, 1)
-  found, loss = robustness.disturber(subject.cfg, CONFIG)(
-    subject.params, ids, shift, ways
+  conditions = conditions_of(subject.cfg.n_layers, 1)
+  found, loss = module.perturber(subject.cfg, CONFIG)(
+    subject.params, ids, shift, conditions
   )
   assert found.shape == (4, 2, 4) and loss.shape == (4,)
   g = intervene(f, {"scores": knockout(0, from_layer=1)})
@@ -159,13 +165,13 @@ def test_the_first_token_s_pins_are_those_of_any_text(subject, row):
       np.testing.assert_allclose(pins[name].activations, trace[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("site", defences.SITES)
+@pytest.mark.parametrize("site", SITES)
 def test_pinning_undoes_an_attack_on_the_first_token_and_no_other(
   subject, row, site
 ):
   cfg, f = subject.cfg, stream_of(subject)
-  width = (cfg.n_kv_heads, cfg.head_dim) if site in "kv" else (cfg.d_model,)
-  shift = 2 * jnp.ones((1 if site == "embed" else cfg.n_layers, *width))
+  layers = 1 if site == "embed" else cfg.n_layers
+  shift = 2 * jnp.ones((layers, *shift_shape(cfg, site)))
   pins = pins_of(cfg)(subject.params, row[0])
 
   def stream(guard, at, size):
@@ -190,7 +196,7 @@ def test_limits_are_of_the_other_texts():
 
 def test_a_clip_at_a_norm_that_is_never_reached_is_no_change(subject, row):
   f, params = sinkjax.forward(subject.cfg), subject.params
-  size = sizes(f, params, row[None], ("embed", "resid_post"))
+  size = token_norms(f, params, row[None], ("embed", "resid_post"))
   plain = f(params, row[None]).logits
   for site, norms in size.items():
     norms = np.asarray(norms)
@@ -201,7 +207,7 @@ def test_a_clip_at_a_norm_that_is_never_reached_is_no_change(subject, row):
 
 def test_no_guard_is_no_change(subject, row):
   f, params = sinkjax.forward(subject.cfg), subject.params
-  guard = defences.unguarded(subject.cfg, len(row))
+  guard = defences.no_guard(subject.cfg, len(row))
   np.testing.assert_array_equal(
     intervene(f, guard)(params, row[None]).logits, f(params, row[None]).logits
   )
@@ -215,10 +221,10 @@ def test_donors_are_other_tokens():
 
 
 def test_the_front(subject):
-  assert defences.front_of(subject, None) == subject.tokenizer.bos_id
-  assert defences.front_of(subject, 7) == 7
+  assert defences.front_token(subject, None) == subject.tokenizer.bos_id
+  assert defences.front_token(subject, 7) == 7
   with pytest.raises(ValueError, match="below 64, got 64"):
-    defences.front_of(subject, 64)
+    defences.front_token(subject, 64)
 
 
 @pytest.fixture(scope="module")
@@ -228,43 +234,40 @@ def found(subject):
     Text("a", f"{i}", " ".join(rng.choice(words[:20], 18))) for i in range(3)
   ]
   seen = []
-  result = run(
+  result = measure(
     subject, CONFIG, texts=texts, progress=lambda *at: seen.append(at)
   )
   assert seen[-1] == (6, 6)
-  return result
+  return result.as_stored(CONFIG, "tiny")
 
 
 def test_run(found):
-  fought = found.arrays["defences"]
-  assert fought.shape == (3, 3, 8, 3, 4)
+  attacks = found.arrays["defences"]
+  assert attacks.shape == (3, 3, 8, 3, 4)
   assert found.arrays["noise middle"].shape == (3, 4, 2, 4)
   assert all(np.isfinite(x).all() for x in found.arrays.values())
-  d = {name: i for i, name in enumerate(DEFENCES)}
-  kl = fought[..., 0]
-  assert np.abs(kl[:, :, d[NONE], 0]).max() < 1e-6 < kl[:, :, d[NONE], 1].min()
-  for name in (SAME, OTHER):  # nothing gets through
-    np.testing.assert_allclose(
-      kl[:, :, d[name], 1], kl[:, :, d[name], 0], atol=1e-6
-    )
-    assert np.abs(kl[:, :, d[name], 2]).max() < 1e-6
-  assert np.abs(kl[:, :, d[SAME], 0]).max() < 1e-6
-  assert kl[:, :, d[OTHER], 0].min() > 1e-6
-  assert kl[:, :, d[FRONT], 2].min() > 1e-6
-  verdicts = {c.claim: c.verdict for c in found.claims}
+  kl = {
+    name: attacks[:, :, i, :, 0] for i, name in enumerate(Defence)
+  }  # [P, S, 3]
+  none = kl[Defence.NONE]
+  assert np.abs(none[..., 0]).max() < 1e-6 < none[..., 1].min()
+  for name in (Defence.OWN, Defence.OTHER):  # nothing gets through
+    np.testing.assert_allclose(kl[name][..., 1], kl[name][..., 0], atol=1e-6)
+    assert np.abs(kl[name][..., 2]).max() < 1e-6
+  assert np.abs(kl[Defence.OWN][..., 0]).max() < 1e-6
+  assert kl[Defence.OTHER][..., 0].min() > 1e-6
+  assert kl[Defence.FRONT][..., 2].min() > 1e-6
+  verdicts = {claim.id: claim.verdict for claim in EXPERIMENT.claims(found)}
   assert len(verdicts) == 15
-  pinned = [x for claim, x in verdicts.items() if "undo any attack" in claim]
-  assert pinned == ["agrees"]
+  assert verdicts["pinned_own"] == "agrees"
   assert len(found.tables["defences.csv"][1]) == 3 * 8 * 3
   assert len(found.tables["disturbed.csv"][1]) == 7 * 4
 
 
 def test_the_report_draws(found):
-  from sinkjax.experiments.applications.robustness import figures as report
-
-  drawn = report.draw(found)
+  drawn = EXPERIMENT.draw(found)
   assert all(len(x) > 5000 for x in drawn.values())
-  sections = report.sections(found, drawn)
+  sections = EXPERIMENT.sections(found, drawn)
   assert {section.figure for section in sections} == set(drawn.values())
 
 
@@ -274,37 +277,43 @@ def test_hidden_from_the_first_layer_on_the_sink_cannot_be_heard(subject):
   config = dataclasses.replace(CONFIG, from_layer=0)
   embeds = capture(sinkjax.forward(subject.cfg), {"x": ("embed", lambda x: x)})
   embed = np.asarray(embeds(subject.params, row[None]).trace["x"][0])
-  rows = robustness._rows(subject, config, row, embed, places(16), 0)
-  out, _ = robustness.disturber(subject.cfg, config)(
+  rows = module.rows_of_text(subject, config, row, embed, 0)
+  out, _ = module.perturber(subject.cfg, config)(
     subject.params,
     rows.ids,
     rows.shift.astype(np.float32),
-    robustness.ways_of(subject.cfg.n_layers, 0),
+    conditions_of(subject.cfg.n_layers, 0),
   )
   sink = [i for i, x in enumerate(rows.names) if x == (NOISE, "sink")]
   kl = np.asarray(out)[:, sink, 0]
   assert np.abs(kl[1]).max() < 1e-6 < kl[0].min()
 
 
+def made(effects, names):
+  """A stored result of these effects, where no defence does anything."""
+  about = {"texts": 6, "origins": [], "positions": {}, "front": 1}
+  parts = (effects, np.ones((6, 4)), np.ones((6, 3, 8, 3, 4)))
+  return result_of(CONFIG, about, names, *parts).as_stored(CONFIG)
+
+
 def test_verdicts_follow_the_numbers():
   """Four times the KL when hidden, in every text, or a fourth of it."""
   rng, names = np.random.default_rng(0), []
-  for place in ("sink", "next", "middle", "last", robustness.ALL):
+  for place in ("sink", "next", "middle", "last", ALL):
     names.append((NOISE, place))
   names += [(SWAP, "middle"), (SWAP, "last")]
   for factor, verdict in ((4.0, "agrees"), (0.25, "disagrees")):
-    noisy = np.exp(0.01 * rng.normal(size=(6, 4, len(names), 4)))
-    noisy[:, 1] *= factor
-    levels = told.levels(noisy, names)
-    base, fought = np.ones((6, 4)), np.ones((6, 3, 8, 3, 4))
-    said = told.claims(CONFIG, 6, levels, base, fought)
-    assert [c.verdict for c in said[:5]] == [verdict] * 5
-    assert said[6].verdict == verdict
-    noisy[:, told.CONDITIONS.index(told.EMPTY)] *= factor
-    said = told.claims(CONFIG, 6, told.levels(noisy, names), base, fought)
-    assert [c.verdict for c in said[5:7]] == [verdict, "undecided"]
-    ratio = told.ratios(levels)["noise on one token"]["kl"]["sink hidden"]
+    effects = np.exp(0.01 * rng.normal(size=(6, 4, len(names), 4)))
+    effects[:, 1] *= factor
+    result = made(effects, names)
+    claims = EXPERIMENT.claims(result)
+    assert [claim.verdict for claim in claims[:5]] == [verdict] * 5
+    assert claims[6].verdict == verdict
+    ratio = result.numbers["ratios"]["noise on one token"]["kl"]["sink hidden"]
     assert np.exp(ratio["value"]) == pytest.approx(factor, rel=0.05)
+    effects[:, list(Condition).index(Condition.EMPTY)] *= factor
+    claims = EXPERIMENT.claims(made(effects, names))
+    assert [claim.verdict for claim in claims[5:7]] == [verdict, "undecided"]
 
 
 def test_more_than_with_the_sink_alone_decides_nothing():
@@ -312,18 +321,18 @@ def test_more_than_with_the_sink_alone_decides_nothing():
     Mean(np.log(x), np.log(x) - 0.1, np.log(x) + 0.1, 6, 0.03)
     for x in (3, 0.8, 1.5)
   )
-  assert told._both(three, more) == "agrees"
-  assert told._both(three, less) == "undecided"
-  assert told._both(less, more) == "disagrees"
+  assert verdict_of_both(three, more) == "agrees"
+  assert verdict_of_both(three, less) == "undecided"
+  assert verdict_of_both(less, more) == "disagrees"
 
 
 def test_gain_and_cost_by_hand():
-  fought = np.zeros((4, 3, 8, 3, 4))
-  d = DEFENCES.index(FRONT)
-  fought[:, :, 0, 1, told.LOSS] = 1.0
-  fought[:, :, d, 0, told.LOSS] = 0.2
-  fought[:, :, d, 1, told.LOSS] = 0.5
-  found = told.balance(fought)[FRONT]
-  assert found["cost"]["value"] == pytest.approx(0.2)
-  assert found["gain"]["value"] == pytest.approx(0.5)
-  assert found["gain, k"]["value"] == pytest.approx(0.5)
+  attacks = np.zeros((4, 3, 8, 3, 4))
+  d = list(Defence).index(Defence.FRONT)
+  attacks[:, :, 0, 1, LOSS] = 1.0
+  attacks[:, :, d, 0, LOSS] = 0.2
+  attacks[:, :, d, 1, LOSS] = 0.5
+  found = balance(attacks)[Defence.FRONT]
+  assert found["cost"].value == pytest.approx(0.2)
+  assert found["gain"].value == pytest.approx(0.5)
+  assert found["gain, k"].value == pytest.approx(0.5)

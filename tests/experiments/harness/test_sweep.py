@@ -1,18 +1,17 @@
 """Sweeps of text models: runs as they are asked for, claims as they follow.
 
-Outcomes are made up here; `test_packing` and `test_model_family` train.
+Outcomes are made up here; `test_packing` and `test_noise_training` train.
 """
 
+import contextlib
 import dataclasses
-import importlib
 import zlib
 
 import numpy as np
 import pytest
 
-from sinkjax.experiments import TRAINING
-from sinkjax.experiments.harness import claims_page as reproduce
-from sinkjax.experiments.harness import sweep as text_sweep
+from sinkjax.experiments import BY_NAME
+from sinkjax.experiments.harness import runner, sweep
 from sinkjax.experiments.training import (
   attention_variants,
   context_length,
@@ -22,6 +21,7 @@ from sinkjax.experiments.training import (
   progressive_context,
   sink_regulariser,
 )
+from sinkjax.experiments.training.attention_variants.papers import EXPECT_WEAKER
 from sinkjax.report import html
 from sinkjax.train.probe import uniform_mass
 
@@ -34,7 +34,7 @@ SWEEPS = (
   progressive_context,
   sink_regulariser,
 )
-IDS = [module.NAME for module in SWEEPS]
+IDS = [module.__name__.rpartition(".")[2] for module in SWEEPS]
 PROBED = ("first_mass", "sink_rate_0.1", "value_ratio")
 
 
@@ -105,13 +105,17 @@ def made_up(config, variants, truth):
   ]
 
 
-def result_of(module, truth, **changes):
-  """The `Result` of a module on made-up outcomes."""
-  config = dataclasses.replace(module.Config(**module.SCALES["cpu"]), **changes)
+def config_of(module, **changes):
+  config = module.Config(**module.SCALES["cpu"])
   if module is model_family:
     config = dataclasses.replace(config, outside=())
-  runs = module.variants(config)
-  found = made_up(config, runs, truth)
+  return dataclasses.replace(config, **changes)
+
+
+@contextlib.contextmanager
+def outcomes(module, config, truth):
+  """Instead of training, runs have made-up outcomes."""
+  found = made_up(config, module.variants(config), truth)
 
   def run_jobs(jobs, folder, progress):
     assert [job.request["variant"] for job in jobs] == [
@@ -120,12 +124,29 @@ def result_of(module, truth, **changes):
     return found
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(text_sweep, "run_jobs", run_jobs)
-    return module.run(config, folder=None)
+    patch.setattr(sweep, "run_jobs", run_jobs)
+    yield
 
 
-def verdicts(result):
-  return [claim.verdict for claim in result.claims]
+def measured(module, truth, **changes):
+  """The `Result` of a module on made-up outcomes."""
+  config = config_of(module, **changes)
+  with outcomes(module, config, truth):
+    return module.EXPERIMENT.measure(config, folder=None)
+
+
+def claims_of(module, truth, **changes):
+  """{id: claim} on made-up outcomes."""
+  result = measured(module, truth, **changes)
+  stored = result.as_stored(config_of(module, **changes))
+  made = module.EXPERIMENT.claims(stored)
+  found = {claim.id: claim for claim in made}
+  assert len(found) == len(made)
+  return found
+
+
+def verdicts(module, truth, **changes):
+  return [c.verdict for c in claims_of(module, truth, **changes).values()]
 
 
 def as_the_papers_say(module, sign=1):
@@ -153,7 +174,7 @@ def as_the_papers_say(module, sign=1):
 
   def attention(name, form):
     values = {}
-    if name in attention_variants.LESS:
+    if name in EXPECT_WEAKER:
       values |= {"first_mass": 0.4 - lift, "loss": 2.98}
     if name in ("softpick", "element_gate"):
       values |= {"kurtosis": 9 - 10 * lift, "massive_ratio": 20 - 50 * lift}
@@ -177,7 +198,7 @@ def as_the_papers_say(module, sign=1):
       "seconds": 60.0 * (1 - lift),
     }
 
-  def decree(name, form):
+  def regularised(name, form):
     if name == "free":
       return {}
     target = float(name.split("_")[1])
@@ -190,51 +211,71 @@ def as_the_papers_say(module, sign=1):
   return dict(
     zip(
       IDS,
-      (context, packed, attention, knobs, family, progressive, decree),
+      (context, packed, attention, knobs, family, progressive, regularised),
       strict=True,
     )
-  )[module.NAME]
+  )[IDS[SWEEPS.index(module)]]
 
 
 @pytest.mark.parametrize("module", SWEEPS, ids=IDS)
 def test_verdicts_follow_the_numbers(module):
-  holds = result_of(module, as_the_papers_say(module))
-  against = result_of(module, as_the_papers_say(module, -1))
-  level = result_of(module, as_the_papers_say(module, 0))
-  assert holds.claims and set(verdicts(holds)) == {"agrees"}
-  assert set(verdicts(against)) == {"disagrees"}
-  assert "undecided" in verdicts(level)
-  alone = result_of(module, as_the_papers_say(module), seeds=(0,))
-  assert not alone.claims
+  holds = verdicts(module, as_the_papers_say(module))
+  assert holds and set(holds) == {"agrees"}
+  against = verdicts(module, as_the_papers_say(module, -1))
+  assert set(against) == {"disagrees"}
+  assert "undecided" in verdicts(module, as_the_papers_say(module, 0))
+  assert not verdicts(module, as_the_papers_say(module), seeds=(0,))
 
 
 @pytest.mark.parametrize("module", SWEEPS, ids=IDS)
-def test_everything_is_drawn_and_told(module, tmp_path):
-  """What `launch.reproduce` writes, whole; tables have a row for each seed."""
-  result = result_of(module, as_the_papers_say(module))
-  report = importlib.import_module(f"sinkjax.report.{TRAINING[module.NAME]}")
-  drawn = report.draw(result)
-  sections = report.sections(result, drawn)
-  assert {section.figure for section in sections} == set(drawn.values())
-  assert all(png.startswith(html.PNG_SIGNATURE) for png in drawn.values())
-  (tmp_path / module.NAME).mkdir()
-  reproduce.write(
-    tmp_path / module.NAME, result, drawn, sections, {"seconds": 1.0}
-  )
-  data = reproduce.read(tmp_path / module.NAME)
-  details = {"device": "none"}
-  page = reproduce.page(
-    tmp_path, [data], model=None, seconds=1.0, command="x", details=details
-  )
-  assert result.title in page
-  for claim in result.claims:
+def test_everything_is_written_drawn_and_reported(module, tmp_path):
+  """What the runner writes, read again; tables have a row for each seed."""
+  entry = BY_NAME[IDS[SWEEPS.index(module)]]
+  config, folder = config_of(module), tmp_path / entry.name
+  request = runner.Request(entry, config, {"scale": "cpu"})
+  with outcomes(module, config, as_the_papers_say(module)):
+    runner.run(folder, request, lambda: None, overwrite=False)
+  one = runner.measured(folder)
+  drawn = module.EXPERIMENT.draw(one.result)
+  for name, png in drawn.items():
+    assert png.startswith(html.PNG_SIGNATURE)
+    assert (folder / name).read_bytes() == png
+  assert {x.figure for x in one.sections()} == set(drawn.values())
+  runner.report(tmp_path, [one], command="x")
+  page = (tmp_path / "report.html").read_text()
+  assert module.EXPERIMENT.title in page
+  for claim in one.claims():
     assert claim.claim.split("'")[0] in page and "nan" not in claim.ours.split()
-  header, rows = result.tables["rows.csv"]
-  seeds = len(result.numbers["seeds"])
-  assert len(rows) == seeds * len(result.numbers["rows"])
+  numbers = one.result.numbers
+  header, rows = one.result.tables["rows.csv"]
+  seeds = len(numbers["seeds"])
+  assert len(rows) == seeds * len(numbers["rows"])
   assert {len(row) for row in rows} == {len(header)}
-  header, rows = result.tables["curves.csv"]
-  assert len(rows) == 3 * seeds * len(result.numbers["variants"])
+  header, rows = one.result.tables["curves.csv"]
+  assert len(rows) == 3 * seeds * len(numbers["variants"])
+
+
+def test_what_was_trained_is_read_back_from_the_files():
+  """Every number of the trained models, as far as files keep them."""
+  config = config_of(packing)
+  runs = packing.variants(config)
+  found = made_up(config, runs, as_the_papers_say(packing))
+  trained = sweep.Trained.collect(config, list(runs), found)
+  again = sweep.Trained.of(trained.as_result({}, {}, {}).as_stored(config))
+  assert again.seeds == trained.seeds and again.rate == trained.rate
+  assert again.uniform == pytest.approx(trained.uniform, rel=1e-6)
+  for key, scalars in trained.final.items():
+    assert set(again.final[key]) == set(scalars)
+    for name, values in scalars.items():  # files keep seven digits
+      np.testing.assert_allclose(again.final[key][name], values, rtol=1e-6)
+  for name, probes in again.probes.items():
+    assert set(probes) == {"step", "first_mass", "sink_rate_0.1"}
+    for key, values in probes.items():
+      np.testing.assert_array_equal(values, trained.probes[name][key])
+    np.testing.assert_array_equal(again.alpha[name], trained.alpha[name])
+    for key, values in again.losses[name].items():
+      np.testing.assert_array_equal(values, trained.losses[name][key])
+    np.testing.assert_allclose(again.seconds[name], trained.seconds[name])
 
 
 @pytest.mark.parametrize("module", SWEEPS, ids=IDS)
@@ -250,17 +291,17 @@ def test_every_scale_can_be_trained(module, scale):
   for run in runs.values():
     if run.batch % run.accumulate:
       pytest.fail("a batch that its parts do not divide")
-  lines = module.plan(config)
+  lines = module.EXPERIMENT.plan(config)
   assert f"{len(runs) * len(config.seeds)} runs" in lines[0]
   assert any("flop in all" in line for line in lines)
 
 
-def test_a_slope_is_told_as_it_is():
+def test_a_slope_is_what_it_is():
   """0.05 of attention a doubling, without noise to speak of."""
-  result = result_of(context_length, as_the_papers_say(context_length, 0.5))
-  slope = float(result.claims[0].ours.split()[0])
+  claims = claims_of(context_length, as_the_papers_say(context_length, 0.5))
+  slope = float(claims["longer_context_more_attention"].ours.split()[0])
   assert abs(slope - 0.05) < 0.003
-  own = float(result.claims[2].ours.split()[0])
+  own = float(claims["trend_at_own_length"].ours.split()[0])
   assert abs(own - 0.5) < 0.1
 
 
@@ -269,9 +310,11 @@ def test_depth_is_told_apart_from_width():
     layers, width = map(int, name.split("x"))
     return {"first_mass": 0.1 * layers - 0.1 * np.log2(width / 64)}
 
-  claims = {c.claim: c.verdict for c in result_of(model_family, deeper).claims}
-  assert claims["Deeper models of one width do (width 128)."] == "agrees"
-  assert claims["Wider models of one depth do (2 layers)."] == "disagrees"
+  claims = claims_of(model_family, deeper)
+  depth, width = claims["deeper_stronger_sinks"], claims["wider_stronger_sinks"]
+  assert depth.claim.startswith("At width 128,") and depth.verdict == "agrees"
+  assert width.claim.startswith("At 2 layers,")
+  assert width.verdict == "disagrees"
 
 
 def test_what_each_variant_of_attention_is():
@@ -293,7 +336,7 @@ def test_what_each_variant_of_attention_is():
   assert runs["registers"].text_vocab_size == base.text_vocab_size
 
 
-def test_less_of_a_sink_in_a_worse_model_decides_nothing():
+def test_a_weaker_sink_in_a_worse_model_decides_nothing():
   """It may have learnt too little to have one, as with little data."""
 
   def truth(name, form):
@@ -301,22 +344,19 @@ def test_less_of_a_sink_in_a_worse_model_decides_nothing():
     worse = {"loss": 4.0} if name == "sigmoid" else {}
     return values(name, form) | worse
 
-  claims = {c.claim: c for c in result_of(attention_variants, truth).claims}
-  changed = {name for name, c in claims.items() if c.verdict == "undecided"}
-  assert changed == {
-    "There is less of a sink with sigmoid.",
-    "Normalising the sigmoids brings the sink back.",
-  }
-  assert all("sigmoid is a worse model" in claims[name].why for name in changed)
+  claims = claims_of(attention_variants, truth)
+  changed = {id for id, c in claims.items() if c.verdict == "undecided"}
+  assert changed == {"less_sink_sigmoid", "normalised_sigmoid_stronger_sink"}
+  assert all("sigmoid is a worse model" in claims[id].why for id in changed)
 
 
-def test_what_is_left_of_the_sink_stands_beside_the_papers():
-  """Even attention is nothing left; of no sink nothing can be left."""
+def test_relative_sinks_stand_beside_the_papers():
+  """Uniform attention is 0 %; without a sink of softmax there is no share."""
 
   def truth(name, form):
     return {"first_mass": {"softpick": 0.07, "k_bias": 0.24}.get(name, 0.41)}
 
-  found = result_of(attention_variants, truth)
+  found = measured(attention_variants, truth)
   left = found.numbers["left"]
   for name, value in {"softmax": 100, "softpick": 0, "k_bias": 50}.items():
     assert np.mean(left[name]) == pytest.approx(value, abs=2), name
@@ -325,7 +365,7 @@ def test_what_is_left_of_the_sink_stands_beside_the_papers():
   assert by["head_gate"]["left_percent"] == pytest.approx(100 * 7.3 / 46.7)
   assert by["head_gate"]["ours_left_percent"] == np.mean(left["head_gate"])
   assert by["qk_norm"]["left_percent"] is None
-  none = result_of(attention_variants, lambda *_: {"first_mass": 0.05})
+  none = measured(attention_variants, lambda *_: {"first_mass": 0.05})
   assert none.numbers["left"] == {} and not none.tables["papers.csv"][1]
 
 

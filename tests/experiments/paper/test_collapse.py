@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.experiments.paper.collapse import EXPERIMENT
 from sinkjax.experiments.paper.collapse import experiment as module
 from sinkjax.experiments.paper.collapse.experiment import (
   Config,
+  Digits,
   indistinct,
+  measure,
   repeated,
-  run,
 )
 from sinkjax.metrics.collapse import collapse_measures
 
@@ -48,16 +50,16 @@ def config(text):
 
 @pytest.fixture(scope="module")
 def result(marked, config):
-  return run(marked, config)
+  return measure(marked, config).as_stored(config, "tiny")
 
 
 def test_repeated_digits_and_where_to_look(marked, config):
-  ids, places, counts = repeated(marked, config, commas=False)
+  ids, places, counts = repeated(marked, config, Digits.PLAIN)
   assert ids.shape == (10, 3 + 11)
   assert np.all(ids[4, 3:] == 44)
   assert places.tolist() == list(range(4, 14))
   assert counts.tolist() == list(range(2, 12))
-  ids, places, counts = repeated(marked, config, commas=True)
+  ids, places, counts = repeated(marked, config, Digits.COMMAS)
   shown = "".join("," if i == 50 else "7" for i in ids[7, 3:])
   assert shown == "777,777,777,77"
   assert np.all(ids[7, places] == 47) and np.all(ids[7, places - 1] == 47)
@@ -72,7 +74,7 @@ def test_indistinct_is_equality_after_rounding():
   assert indistinct(x, places, "float16").tolist() == [[True, False, True]]
   assert indistinct(x, places, "bfloat16").tolist() == [[True, True, True]]
   same = np.array([[True, False, True, True], [False] * 4, [True] * 4])
-  assert module._until(same, np.array([2, 3, 4, 5])) == [4, None, 2]
+  assert module._merged_from(same, np.array([2, 3, 4, 5])) == [4, None, 2]
 
 
 def test_gaps_are_of_a_sequence_and_the_same_once_more(marked, config, result):
@@ -80,7 +82,7 @@ def test_gaps_are_of_a_sequence_and_the_same_once_more(marked, config, result):
   edit = {"scores": sinkjax.knockout(0, from_layer=1)}
   f = sinkjax.forward(marked.cfg)
   watch = {"x": ("final", lambda x: x)}
-  ids = repeated(marked, config, commas=False)[0][:1]
+  ids = repeated(marked, config, Digits.PLAIN)[0][:1]
   for name, fn in (("gap", f), ("gap_hidden", sinkjax.intervene(f, edit))):
     h = sinkjax.capture(fn, watch)
     for n in (2, 11):
@@ -111,19 +113,33 @@ def test_measures_leave_out_the_first_token(result, marked, config):
   np.testing.assert_allclose(short, result.arrays["by_layer"][0, -1], rtol=1e-5)
 
 
+def test_claims_and_page(result):
+  claims = {claim.id: claim for claim in EXPERIMENT.claims(result)}
+  assert len(claims) == 5
+  mean = result.numbers["shrinks"]
+  shown = f"change {np.exp(mean['value']):.2f} ("
+  assert shown in claims["repetition_changes_less"].ours
+  drawn = EXPERIMENT.draw(result)
+  assert set(drawn) == {"layers.png", "lengths.png", "digits.png"}
+  table = EXPERIMENT.sections(result, drawn)[-1].table
+  assert len(table.rows) == 2 * 2 * 3
+
+
 def test_refusals(subject, marked, text):
   with pytest.raises(ValueError, match="lengths must be above 2"):
-    run(marked, Config(texts=text, tokens=14, lengths=(15,)))
+    measure(marked, Config(texts=text, tokens=14, lengths=(15,)))
   with pytest.raises(ValueError, match="repeats must exceed 3"):
-    run(marked, Config(texts=text, tokens=14, lengths=(5,), repeats=3))
+    measure(marked, Config(texts=text, tokens=14, lengths=(5,), repeats=3))
 
   mine = {"texts": text, "tokens": 14, "lengths": (5,)}
   other = Marks(subject.tokenizer)
   del other.marks["4"]
   with pytest.raises(ValueError, match="'4' is not a token of tiny"):
-    run(subject._replace(tokenizer=other), Config(**mine, prompt="the"))
+    measure(subject._replace(tokenizer=other), Config(**mine, prompt="the"))
   short = marked._replace(cfg=marked.cfg.replace(max_len=16))
-  ids, _, _ = repeated(short, Config(**mine, prompt="the old cat"), True)
+  ids, _, _ = repeated(
+    short, Config(**mine, prompt="the old cat"), Digits.COMMAS
+  )
   assert ids.shape[1] <= 16
   with pytest.raises(ValueError, match="no room for more than 3 digits"):
-    repeated(short, Config(**mine, prompt="the " * 12), True)
+    repeated(short, Config(**mine, prompt="the " * 12), Digits.COMMAS)

@@ -1,12 +1,14 @@
 """The benchmark experiment: conditions, what is compared, the page."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from sinkjax.experiments.paper.first_token import EXPERIMENT
 from sinkjax.experiments.paper.first_token import experiment as module
-from sinkjax.experiments.paper.first_token import figures as report
 from sinkjax.experiments.paper.first_token.benchmark_tasks import Item
-from sinkjax.experiments.paper.first_token.experiment import Config, run
+from sinkjax.experiments.paper.first_token.experiment import Config, measure
 
 CONFIG = Config(lengths=(220, 600), needles=8, from_layer=1)
 
@@ -18,7 +20,12 @@ def tasks(items):
 
 @pytest.fixture(scope="module")
 def result(reader, tasks):
-  return run(reader, CONFIG, items=tasks)
+  return measured(reader, CONFIG, tasks)
+
+
+def measured(subject, config, items):
+  """The result as its files hold it."""
+  return measure(subject, config, items=items).as_stored(config, "tiny")
 
 
 def test_conditions_are_what_they_say(reader, tasks, result, monkeypatch):
@@ -30,10 +37,10 @@ def test_conditions_are_what_they_say(reader, tasks, result, monkeypatch):
 
   monkeypatch.setattr(module, "grade", watched)
   short = Config(lengths=(), from_layer=1)
-  run(reader, short, items={"one": tasks["one"]})
+  measure(reader, short, items={"one": tasks["one"]})
   assert asked == [([1], []), ([], []), ([], [(0, 1)]), ([], [(1, 1)])]
   asked.clear()
-  run(reader._replace(prefix=[9]), short, items={"one": tasks["one"]})
+  measure(reader._replace(prefix=[9]), short, items={"one": tasks["one"]})
   assert asked == [
     ([1], []),
     ([], []),
@@ -71,7 +78,8 @@ def planted(reader, tasks, monkeypatch, shares, prefix=(1,)):
   monkeypatch.setattr(module, "grade", by_share)
   many = {"one": tasks["one"] * 40}
   config = Config(lengths=(), from_layer=1)
-  return run(reader._replace(prefix=list(prefix)), config, items=many).claims
+  subject = reader._replace(prefix=list(prefix))
+  return EXPERIMENT.claims(measured(subject, config, many))
 
 
 def test_verdicts(reader, tasks, monkeypatch):
@@ -104,16 +112,16 @@ def test_the_layer_is_found_where_none_is_given(reader, tasks, monkeypatch):
     seen.append(config.from_layer)
     return Config(**{**config.__dict__, "from_layer": 2})
 
-  monkeypatch.setattr(module, "with_layer", found)
-  got = run(reader, Config(lengths=(), needles=4), items=tasks)
+  monkeypatch.setattr(module, "resolve_from_layer", found)
+  got = measure(reader, Config(lengths=(), needles=4), items=tasks)
   assert seen == [None]
   assert got.numbers["from_layer"] == 2
 
 
 def test_the_page(result):
-  drawn = report.draw(result)
+  drawn = EXPERIMENT.draw(result)
   assert set(drawn) == {"tasks.png", "needles.png", "depth.png"}
-  sections = report.sections(result, drawn)
+  sections = EXPERIMENT.sections(result, drawn)
   assert "600" in sections[1].body
 
 
@@ -121,9 +129,21 @@ def test_items_beyond_the_context_are_left_out_and_counted(reader, tasks):
   words = " ".join(["word"] * reader.cfg.max_len)
   long = Item(words, (" a", " b"), (True, False))
   one = [*tasks["one"], long]
-  got = run(reader, Config(lengths=(), from_layer=1), items={"one": one})
+  got = measured(reader, Config(lengths=(), from_layer=1), {"one": one})
   assert got.numbers["items"] == {"one": len(tasks["one"])}
   assert got.numbers["items_too_long"] == {"one": 1}
-  assert "context: 1 more" in report.sections(got, report.draw(got))[0].body
+  first, *_ = EXPERIMENT.sections(got, EXPERIMENT.draw(got))
+  assert "context: 1 more" in first.body
   with pytest.raises(ValueError, match="items of one fit the model's context"):
-    run(reader, Config(lengths=()), items={"one": [one[0], long, long]})
+    measure(reader, Config(lengths=()), items={"one": [one[0], long, long]})
+
+
+def test_a_table_of_chance_stands_in_for_that_of_each_item(reader, tasks):
+  """As in files that were recorded before chance was kept by item."""
+  config = Config(lengths=(), from_layer=1)
+  new = measured(reader._replace(prefix=[1]), config, tasks)
+  arrays = {k: v for k, v in new.arrays.items() if "chance" not in k}
+  assert len(arrays) == len(new.arrays) - len(tasks)
+  old = dataclasses.replace(new, arrays=arrays)
+  assert EXPERIMENT.claims(old) == EXPERIMENT.claims(new)
+  assert EXPERIMENT.claims(old)[0].verdict != "cannot be tested"

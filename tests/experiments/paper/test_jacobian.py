@@ -6,24 +6,23 @@ import pytest
 
 import sinkjax
 from sinkjax.analysis.over_squashing import FORMS, over_squashing
-from sinkjax.experiments.paper import bound
-from sinkjax.experiments.paper import jacobian as jacobian_maps
+from sinkjax.experiments.paper import bound, jacobian
 
 EDIT = {"scores": sinkjax.knockout(0, from_layer=1)}
 
 
 @pytest.fixture(scope="module")
 def maps(subject, text):
-  config = jacobian_maps.Config(
+  config = jacobian.Config(
     texts=text, count=2, tokens=4, long_tokens=8, samples=16, from_layer=1
   )
-  return jacobian_maps.run(subject, config)
+  return jacobian.measure(subject, config).as_stored(config, "tiny")
 
 
 @pytest.fixture(scope="module")
 def bounds(subject, text):
   config = bound.Config(texts=text, count=2, tokens=4, from_layer=1)
-  return bound.run(subject, config)
+  return bound.measure(subject, config).as_stored(config, "tiny")
 
 
 def functions(subject):
@@ -43,7 +42,7 @@ def test_maps_are_the_transform_s(subject, text, maps):
     got = maps.arrays["norms"][1, i]
     np.testing.assert_allclose(got[-1], want, rtol=1e-4)
     share = 1 - np.trace(want**2) / (want**2).sum()
-    assert maps.numbers["total_mixing"][1, i] == pytest.approx(share, rel=1e-3)
+    assert maps.numbers["total_mixing"][1][i] == pytest.approx(share, rel=1e-3)
     ratio = want[-1, ::-1] / want[-1, -1]
     np.testing.assert_allclose(maps.arrays["distance"][1, i], ratio, rtol=1e-4)
 
@@ -59,11 +58,12 @@ def test_estimates_are_of_the_longer_text(subject, text, maps):
 
 
 def test_verdicts_follow_the_intervals(maps):
-  mixing = maps.numbers["total_mixing"]
+  mixing = np.array(maps.numbers["total_mixing"])
   log = np.log(mixing[:, 1] / mixing[:, 0])
   mean = maps.numbers["log_mixing"]
   assert mean["value"] == pytest.approx(log.mean(), rel=1e-5)
-  assert maps.claims[0].verdict == "undecided" or mean["low"] > 0
+  first, *_ = jacobian.claims(maps)
+  assert first.verdict == "undecided" or mean["low"] > 0
 
 
 def test_bounds_are_those_of_each_text(subject, text, bounds):
@@ -85,13 +85,24 @@ def test_bounds_are_those_of_each_text(subject, text, bounds):
   )
   got = bounds.numbers["rise_without_sink"]["paper"]["value"]
   assert got == pytest.approx(rise, rel=1e-4)
-  assert bounds.claims[0].verdict == "agrees"
+  assert bound.claims(bounds)[0].verdict == "agrees"
   assert bounds.numbers["pairs"] == 2 * 2 * 10
   header, rows = bounds.tables["bounds.csv"]
   assert len(rows) == 40 and all(len(row) == len(header) for row in rows)
 
 
+def test_the_pages(maps, bounds):
+  for module, result, names in (
+    (jacobian, maps, {"map.png", "layers.png", "distance.png"}),
+    (bound, bounds, {"bounds.png"}),
+  ):
+    drawn = module.draw(result)
+    assert set(drawn) == names
+    sections = module.sections(result, drawn)
+    assert "2 texts of 4 tokens" in sections[0].body
+
+
 def test_refusals(subject, text):
-  for module in (jacobian_maps, bound):
+  for module in (jacobian, bound):
     with pytest.raises(ValueError, match="count must be at least 2"):
-      module.run(subject, module.Config(texts=text, count=1))
+      module.measure(subject, module.Config(texts=text, count=1))

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.experiments.paper.massive import EXPERIMENT
 from sinkjax.experiments.paper.massive import experiment as module
 from sinkjax.experiments.paper.massive.experiment import (
   Config,
   SetFirst,
   find,
-  run,
+  measure,
 )
 
 
@@ -62,7 +63,8 @@ def test_run_on_a_model_with_massive_activations(subject, text, monkeypatch):
     return sinkjax.intervene(plain(cfg), {"mlp_out": grow})
 
   monkeypatch.setattr(module, "forward", forward)
-  found = run(subject, Config(texts=text, tokens=14, eps=0.15))
+  config = Config(texts=text, tokens=14, eps=0.15)
+  found = measure(subject, config).as_stored(config, "tiny")
   assert found.numbers["dimensions"] == [3]
   assert found.numbers["made"] == 1 and found.numbers["gone"] == 3
   assert found.arrays["by_mlp"][1, 0] == pytest.approx(50000, rel=0.01)
@@ -72,7 +74,11 @@ def test_run_on_a_model_with_massive_activations(subject, text, monkeypatch):
   small = abs(edits["set to their mean"]["loss_change"]["value"])
   large = abs(edits["set to zero"]["loss_change"]["value"])
   assert small < 0.1 * large
-  assert [c.verdict for c in found.claims][0] == "agrees"
+  first, *_ = EXPERIMENT.claims(found)
+  assert first.verdict == "agrees" and "dimensions 3, after" in first.ours
+  drawn = EXPERIMENT.draw(found)
+  assert set(drawn) == {"layers.png", "sinks.png"}
+  assert "2 texts of 14" in EXPERIMENT.sections(found, drawn)[0].body
   # the loss of the edited model, for itself
   made = found.numbers["made"]
   monkeypatch.undo()
@@ -90,8 +96,11 @@ def test_run_on_a_model_with_massive_activations(subject, text, monkeypatch):
 
 
 def test_a_model_without_them_says_so(subject, text):
-  found = run(subject, Config(texts=text, tokens=14))
+  config = Config(texts=text, tokens=14)
+  found = measure(subject, config).as_stored(config, "tiny")
   assert found.numbers["made"] is None
-  assert [c.verdict for c in found.claims] == ["disagrees", "cannot be tested"]
+  verdicts = [claim.verdict for claim in EXPERIMENT.claims(found)]
+  assert verdicts == ["disagrees"] + 3 * ["cannot be tested"]
+  assert EXPERIMENT.draw(found)
   for one in found.numbers["conditions"].values():
     assert one["loss_change"]["value"] == pytest.approx(0, abs=1e-6)

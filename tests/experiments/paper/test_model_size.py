@@ -9,7 +9,7 @@ import sinkjax
 from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.paper.model_size import EXPERIMENT, Config, measure
 from sinkjax.experiments.shared.sink_removal import texts_of
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_each_model_is_measured_for_itself(result):
   params, cfg, tokenizer = sinkjax.load("glassllm-pt")
   prefix = [tokenizer.bos_id] if tokenizer.add_bos else []
   subject = Subject("glassllm-pt", params, cfg, tokenizer, prefix)
-  ids = texts_of(subject, TEXTS, 46)
+  ids = texts_of(subject, SWAP_TEXTS, 46)
   watch = {"alpha": ("pattern", sinkjax.sink_score)}
   run_it = sinkjax.capture(sinkjax.forward(cfg), watch)
   alpha = np.asarray(run_it(params, ids).trace["alpha"])
@@ -46,6 +46,16 @@ def test_no_comparison_is_claimed(result):
   (claim,) = EXPERIMENT.claims(result.as_stored(Config(eps=(0.1, 0.2))))
   assert claim.verdict == "cannot be tested"
   assert "glassllm-en" in claim.ours and "glassllm-pt" in claim.ours
+
+
+def test_the_page(result):
+  stored = result.as_stored(Config(eps=(0.1, 0.2)))
+  drawn = EXPERIMENT.draw(stored)
+  (section,) = EXPERIMENT.sections(stored, drawn)
+  assert [row[0] for row in section.table.rows] == [
+    "glassllm-en",
+    "glassllm-pt",
+  ]
 
 
 def test_layer_by_layer_is_the_same(english, tmp_path):

@@ -67,5 +67,5 @@ def test_refusals(reader):
     def encode(self, text):
       return [ord(c) for c in text]
 
-  with pytest.raises(ValueError, match="tells 1 of the"):
+  with pytest.raises(ValueError, match="distinguishes 1 of the"):
     haystack(reader._replace(tokenizer=Letters()), [], 400, 6, seed=0)

@@ -4,22 +4,25 @@ import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.experiments.paper.perturbation import EXPERIMENT
 from sinkjax.experiments.paper.perturbation import experiment as module
 from sinkjax.experiments.paper.perturbation.experiment import (
+  Condition,
   Config,
-  pairs_of,
-  run,
+  measure,
 )
-from sinkjax.experiments.shared.swap_texts import TEXTS, parse_swaps
+from sinkjax.experiments.paper.perturbation.pairs import pairs_of
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS, parse_swaps
 
 
 @pytest.fixture(scope="module")
 def result(subject, text):
-  return run(subject, Config(texts=text, from_layer=1, batch=2))
+  config = Config(texts=text, from_layer=1, batch=2)
+  return measure(subject, config).as_stored(config, "tiny")
 
 
 def test_built_in_texts():
-  swaps = parse_swaps(TEXTS)
+  swaps = parse_swaps(SWAP_TEXTS)
   assert len(swaps) > 130 and len({s.text for s in swaps}) == 12
   assert ("greatest", "best") in [s.words for s in swaps]
   for swap in swaps:
@@ -66,19 +69,19 @@ def test_numbers_are_of_two_runs_each(subject, text, result):
 
 
 def test_hiding_changes_nothing_before_its_layer(subject, text):
-  found = run(subject, Config(texts=text, from_layer=2)).arrays["by_layer"]
+  found = measure(subject, Config(texts=text, from_layer=2)).arrays["by_layer"]
   np.testing.assert_allclose(found[1, :2], found[0, :2], rtol=1e-5)
   assert np.abs(found[1, 2] - found[0, 2]).max() > 1e-6
 
 
 def test_batches_change_nothing(subject, text, result):
-  again = run(subject, Config(texts=text, from_layer=1, batch=5))
+  again = measure(subject, Config(texts=text, from_layer=1, batch=5))
   for name, array in result.arrays.items():
     np.testing.assert_allclose(array, again.arrays[name], rtol=1e-4, atol=1e-6)
 
 
 def test_claims(result):
-  first, more, *_, bos = result.claims
+  first, more, *_, bos = EXPERIMENT.claims(result)
   assert first.verdict == "agrees" and "exactly 0 in 2 swaps" in first.ours
   found = result.numbers["contrasts"]["log_change_last_layer"]
   value = found["over_sink"]["sink hidden"]["value"]
@@ -91,7 +94,7 @@ def test_claims(result):
 def test_more_than_the_sink_and_more_than_the_control():
   """What hiding any token does is not the sink's doing."""
   groups = np.repeat(np.arange(6), 2)
-  names = [module.SINK, module.HIDDEN, module.CONTROL]
+  names = [Condition.SINK, Condition.HIDDEN, Condition.CONTROL]
   noise = 0.01 * np.random.default_rng(0).normal(size=(12, 3))
   for hidden, control, verdict in (
     (1.0, 0.0, "agrees"),
@@ -105,23 +108,33 @@ def test_more_than_the_sink_and_more_than_the_control():
     assert found.verdict() == verdict
 
 
+def test_the_page(result):
+  drawn = EXPERIMENT.draw(result)
+  assert set(drawn) == {"map.png", "swap.png", "layers.png", "swaps.png"}
+  sections = EXPERIMENT.sections(result, drawn)
+  assert "2 swaps of one word in 2 texts" in sections[0].body
+
+
 def test_without_bos(subject, text):
   """The text without its first token, run for itself."""
   with_bos = subject._replace(prefix=[1])
-  found = run(with_bos, Config(texts=text, from_layer=1))
+  config = Config(texts=text, from_layer=1)
+  found = measure(with_bos, config).as_stored(config, "tiny")
   assert found.numbers["conditions"][-1] == "without BOS"
-  plain = run(subject, Config(texts=text, from_layer=1))
+  plain = measure(subject, config)
   np.testing.assert_allclose(
     found.arrays["by_layer"][3], plain.arrays["by_layer"][0], rtol=1e-4
   )
-  assert found.claims[-1].verdict != "cannot be tested"
+  claims = EXPERIMENT.claims(found)
+  assert claims[-1].verdict != "cannot be tested"
+  assert "position 2 hidden instead" in claims[1].ours
 
 
 def test_refusals(subject, text, monkeypatch):
   with pytest.raises(ValueError, match="from_layer must be in"):
-    run(subject, Config(texts=text, from_layer=3))
+    measure(subject, Config(texts=text, from_layer=3))
   with pytest.raises(ValueError, match="keep the number of tokens"):
-    run(subject, Config(texts="the old {cat|dog} saw the bird"))
+    measure(subject, Config(texts="the old {cat|dog} saw the bird"))
   with pytest.raises(ValueError, match="places like"):
     parse_swaps("no places here")
   with pytest.raises(ValueError, match="places like"):
@@ -132,4 +145,4 @@ def test_refusals(subject, text, monkeypatch):
 
   monkeypatch.setattr(module, "gaps_of", leaky)
   with pytest.raises(ArithmeticError, match="not causal"):
-    run(subject, Config(texts=text))
+    measure(subject, Config(texts=text))

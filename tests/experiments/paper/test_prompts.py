@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from sinkjax.analysis.sink_profile import sink_profile
-from sinkjax.experiments.paper.prompts.experiment import Config, run
-from sinkjax.experiments.shared import prompt_corpus as prompt_sources
+from sinkjax.experiments.paper.prompts import EXPERIMENT
+from sinkjax.experiments.paper.prompts.experiment import Config, measure
+from sinkjax.experiments.shared import prompt_corpus
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
 
 CONFIG = Config(tokens=8, lengths=(4, 12), eps=(0.15, 0.3))
@@ -28,7 +29,7 @@ def texts(subject):
 
 @pytest.fixture(scope="module")
 def result(subject, texts):
-  return run(subject, CONFIG, texts=texts)
+  return measure(subject, CONFIG, texts=texts).as_stored(CONFIG, "tiny")
 
 
 def rates(subject, prompts, eps):
@@ -64,9 +65,9 @@ def test_conditions(subject, texts, result):
   }
   assert repeated.shape == (2, 8)
   with_prefix = subject._replace(prefix=[1])
-  again = run(with_prefix, CONFIG, texts=texts)
+  again = measure(with_prefix, CONFIG, texts=texts).as_stored(CONFIG, "tiny")
   assert "special token first" not in again.numbers["by_condition"]
-  assert again.claims[-1].verdict == "cannot be tested"
+  assert EXPERIMENT.claims(again)[-1].verdict == "cannot be tested"
 
 
 def test_lengths_are_of_the_same_texts(subject, texts, result):
@@ -85,6 +86,17 @@ def test_lengths_are_of_the_same_texts(subject, texts, result):
   )
 
 
+def test_claims_and_page(result):
+  claims = EXPERIMENT.claims(result)
+  assert len({claim.id for claim in claims}) == len(claims) == 5
+  rates = {d: one["0.15"] for d, one in result.numbers["by_domain"].items()}
+  least = min(rates, key=lambda domain: rates[domain]["value"])
+  assert f"lowest {100 * rates[least]['value']:.1f} (" in claims[0].ours
+  drawn = EXPERIMENT.draw(result)
+  assert set(drawn) == {"domains.png", "conditions.png", "lengths.png"}
+  assert len(EXPERIMENT.sections(result, drawn)) == 3
+
+
 def test_every_prompt_is_recorded_without_its_text(texts, result):
   header, rows = result.tables["prompts.csv"]
   assert len(rows) == 8 and header[:3] == ["domain", "origin", "sha256"]
@@ -95,7 +107,7 @@ def test_every_prompt_is_recorded_without_its_text(texts, result):
 
 def test_python_s_own_texts():
   """Those that need no network: source, and pages of HTML."""
-  found = prompt_sources._python()
+  found = prompt_corpus._python()
   code = [t for t in found if t.domain == "code"]
   pages = [t for t in found if t.domain == "HTML"]
   assert len(code) >= 35 and len(pages) >= 35
@@ -105,19 +117,19 @@ def test_python_s_own_texts():
 
 def test_too_few_texts(subject, texts):
   with pytest.raises(ValueError, match="two of one domain are needed"):
-    run(subject, CONFIG, texts=texts[-2:])
+    measure(subject, CONFIG, texts=texts[-2:])
 
 
 @pytest.mark.slow
 def test_gathered_texts():
-  texts = prompt_sources.gather(20)
+  texts = prompt_corpus.gather(20)
   domains = [text.domain for text in texts]
   assert len(set(domains)) >= 8 and len(texts) >= 170
-  assert texts == prompt_sources.gather(20)
+  assert texts == prompt_corpus.gather(20)
   assert max(map(domains.count, domains)) == 20
   chat = next(text for text in texts if text.domain == "chat").text
   lines = chat.split("\n")
-  assert len(lines) == prompt_sources.TURNS
+  assert len(lines) == prompt_corpus.TURNS
   assert {line[:3] for line in lines} == {"A: ", "B: "}
   assert len({text.origin for text in texts}) == len(texts)
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.paper.smoothing import Config, run
+from sinkjax.experiments.paper.smoothing import EXPERIMENT
+from sinkjax.experiments.paper.smoothing.experiment import Config, measure
 from sinkjax.experiments.shared.sink_removal import (
   KEYS,
   late_layer,
+  resolve_from_layer,
   sweep,
   texts_of,
-  with_layer,
 )
 
 
@@ -27,9 +28,9 @@ def config(text):
 @pytest.fixture(scope="module")
 def result(subject, config):
   steps = []
-  found = run(subject, config, progress=lambda *step: steps.append(step))
+  found = measure(subject, config, progress=lambda *step: steps.append(step))
   assert steps == [(i, 9) for i in range(1, 10)]
-  return found
+  return found.as_stored(config, "tiny")
 
 
 def by_hand(subject, config, ids, edits):
@@ -85,7 +86,7 @@ def test_mixing_is_of_the_exact_jacobian(subject, config, result):
     norms = sinkjax.jacobian_norms(fn, subject.params, ids, method="reference")
     squares = norms**2
     want = 1 - np.trace(squares) / squares.sum()
-    got = result.numbers["total_mixing"][1, i]
+    got = result.numbers["total_mixing"][1][i]
     assert got == pytest.approx(want, rel=1e-3)
 
 
@@ -103,10 +104,10 @@ def test_a_layer_is_found_where_none_is_given(subject, text):
   config = Layer(text, None)
   rows = texts_of(subject, text, 16)
   want = late_layer(sweep(subject, rows)[0], 0.3)
-  assert with_layer(subject, config).from_layer == want
-  assert with_layer(subject, Layer(text, 2)).from_layer == 2
+  assert resolve_from_layer(subject, config).from_layer == want
+  assert resolve_from_layer(subject, Layer(text, 2)).from_layer == 2
   with pytest.raises(ValueError, match="from_layer must be in"):
-    with_layer(subject, Layer(text, 3))
+    resolve_from_layer(subject, Layer(text, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +117,11 @@ class Layer:
 
 
 def test_claims_follow_the_intervals(result):
-  said = {claim.claim: claim for claim in result.claims}
-  assert len(said) == 6
-  for claim in result.claims:
+  claims = {claim.id: claim for claim in EXPERIMENT.claims(result)}
+  assert len(claims) == 6
+  for claim in claims.values():
     assert claim.verdict in ("agrees", "disagrees", "undecided")
-  one = said["A model that loses its sink late predicts worse."]
+  one = claims["loss_without_sink"]
   mean = result.numbers["loss_late"]
   expected = (
     "agrees"
@@ -131,10 +132,18 @@ def test_claims_follow_the_intervals(result):
   )
   assert one.verdict == expected
   assert f"{mean['value']:+.2f}" in one.ours
+  assert "the first word" in claims["entropy_without_first_token"].ours
+
+
+def test_the_page(result):
+  drawn = EXPERIMENT.draw(result)
+  assert set(drawn) == {"where.png", "cost.png", "evenness.png"}
+  sections = EXPERIMENT.sections(result, drawn)
+  assert "2 texts of 14 tokens" in sections[0].body
 
 
 def test_refusals(subject, text):
   with pytest.raises(ValueError, match="0 texts have 40 tokens"):
-    run(subject, Config(texts=text, tokens=40))
+    measure(subject, Config(texts=text, tokens=40))
   with pytest.raises(ValueError, match="late must be in"):
-    run(subject, Config(texts=text, tokens=14, late=3))
+    measure(subject, Config(texts=text, tokens=14, late=3))

@@ -8,11 +8,11 @@ import pytest
 import sinkjax
 from sinkjax.experiments.paper.noop_heads import triggers
 from sinkjax.experiments.paper.noop_heads.triggers import (
-  Seen,
+  Observed,
   auroc,
   find,
   fit,
-  look,
+  observe,
   parts,
   predict,
 )
@@ -38,7 +38,7 @@ def planted():
   mass = mass + 0.05 * rng.standard_normal(mass.shape)
   quiet = np.where(mass > 0.5, 1.0, 5.0)
   flat = np.zeros_like(mass, int)
-  return Seen(
+  return Observed(
     ids,
     mass,
     flat,
@@ -105,7 +105,7 @@ def test_auroc_is_the_share_of_pairs():
 def test_what_is_seen_is_the_model_s_own(subject):
   rng = np.random.default_rng(2)
   ids = rng.integers(64, size=(11, 9))  # more than one batch
-  seen = look(subject, ids)
+  seen = observe(subject, ids)
   watch = {name: (name, lambda x: x) for name in ("pattern", "z", "v")}
   out = sinkjax.capture(sinkjax.forward(subject.cfg), watch)(
     subject.params, jnp.asarray(ids)
@@ -113,7 +113,7 @@ def test_what_is_seen_is_the_model_s_own(subject):
   pattern = np.asarray(out["pattern"])
   np.testing.assert_allclose(seen.mass, pattern[..., 0], atol=1e-5)
   rest = np.where(np.arange(9) > 0, pattern, -1)
-  assert (seen.goes == rest.argmax(axis=-1)).mean() > 0.99  # float ties
+  assert (seen.target == rest.argmax(axis=-1)).mean() > 0.99  # float ties
   norms = jnp.linalg.norm(out["v"], axis=-1)
   np.testing.assert_allclose(seen.value, np.swapaxes(norms, 2, 3), rtol=1e-4)
   kernel = subject.params["blocks"]["attn"]["o"]["kernel"]

@@ -1,3 +1,5 @@
+"""Tests of the Bigram-Backcopy experiments, and of jobs that share them."""
+
 import dataclasses
 
 import jax
@@ -5,12 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sinkjax.data.synthetic import backcopy_task, sample_backcopy
+from sinkjax.data.synthetic import (
+  backcopy_optimum,
+  backcopy_task,
+  sample_backcopy,
+)
+from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.jobs import Job, run_jobs
 from sinkjax.experiments.shared import backcopy
-from sinkjax.experiments.shared.backcopy import measure, train
-from sinkjax.experiments.training import bigram_backcopy, residual_peak
-from sinkjax.experiments.training.bigram_backcopy import Config
+from sinkjax.experiments.shared.backcopy_training import (
+  model_of,
+  quantities,
+  train,
+)
+from sinkjax.experiments.training import residual_peak
+from sinkjax.experiments.training.bigram_backcopy import EXPERIMENT, Config
 from sinkjax.models.transformer import forward, init_params
 
 TEXT = "the cat sat on the mat; a dog ate the last of the oats. " * 4
@@ -35,14 +46,14 @@ def task():
 
 def test_excess_is_the_loss_above_the_entropy(task):
   """KL by position against cross-entropy minus entropy, by sampling."""
-  cfg = backcopy.model_of(SMALL, task, "softmax")
+  cfg = model_of(SMALL, task, "softmax")
   params = init_params(cfg, jax.random.key(0))
   tokens = sample_backcopy(task, jax.random.key(1), 4096, SMALL.length)
-  found = jax.jit(measure(cfg, task, tokens))(params)
+  found = jax.jit(quantities(cfg, task, tokens))(params)
   logits = forward(cfg)(params, tokens).logits
   logp = jax.nn.log_softmax(logits[:, :-1])
   nats = -jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
-  optimum = bigram_backcopy.backcopy_optimum(task, SMALL.length)
+  optimum = backcopy_optimum(task, SMALL.length)
   gap = np.asarray(nats.mean(axis=1)) - optimum.mean()
   error = gap.std() / np.sqrt(len(gap))
   assert abs(float(found["excess"]) - gap.mean()) < 4 * error
@@ -52,12 +63,12 @@ def test_excess_is_the_loss_above_the_entropy(task):
 def test_attention_is_counted_at_the_right_queries(task):
   """Without keys attention is even: 1 / (t + 1) at every query."""
   two = dataclasses.replace(SMALL, layers=2)
-  cfg = backcopy.model_of(two, task, "softmax")
+  cfg = model_of(two, task, "softmax")
   params = init_params(cfg, jax.random.key(0))
   k = params["blocks"]["attn"]["k"]
   params["blocks"]["attn"]["k"] = jax.tree.map(jnp.zeros_like, k)
   tokens = np.asarray(sample_backcopy(task, jax.random.key(1), 8, 24))
-  found = measure(cfg, task, tokens)(params)
+  found = quantities(cfg, task, tokens)(params)
   active = task.triggers[tokens]
   active[:, 0] = False
   dormant = ~active
@@ -76,27 +87,27 @@ def test_attention_is_counted_at_the_right_queries(task):
 def test_a_task_that_is_learned_and_kept(task, tmp_path, monkeypatch):
   """Runs are kept one by one; the claims follow from them."""
   monkeypatch.setattr(
-    bigram_backcopy, "gather", lambda names: type("D", (), {"texts": [TEXT]})
+    backcopy, "gather", lambda names: type("D", (), {"texts": [TEXT]})
   )
   seen = []
   config = SMALL.__class__(**{**SMALL.__dict__, "triggers": 2})
-  result = bigram_backcopy.run(
+  result = EXPERIMENT.measure(
     config, folder=tmp_path, progress=lambda done, total: seen.append(done)
   )
   assert seen == sorted(seen) and seen[-1] == 4 * config.steps
   excess = result.arrays["excess"]  # [models, seeds, times]
   assert excess.shape == (2, 2, 4)
   assert (excess[..., -1] < 0.5 * excess[..., 0]).all()
-  assert [claim.verdict for claim in result.claims]
+  assert [c.verdict for c in EXPERIMENT.claims(result.as_stored(config))]
   before = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*.json")}
-  again = bigram_backcopy.run(config, folder=tmp_path)
+  again = EXPERIMENT.measure(config, folder=tmp_path)
   assert before == {
     p.name: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*.json")
   }
   np.testing.assert_array_equal(again.arrays["excess"], excess)
   other = SMALL.__class__(**{**config.__dict__, "steps": 61})
   with pytest.raises(ValueError, match="another config"):
-    bigram_backcopy.run(other, folder=tmp_path)
+    EXPERIMENT.measure(other, folder=tmp_path)
 
 
 def test_the_claims_of_a_peak():
@@ -111,7 +122,14 @@ def test_the_claims_of_a_peak():
       "dormant_first": np.stack([0 * ends, 0.2 * ends], axis=-1),
       "value_ratio": np.stack([1 + 0 * ends, 0.1 * ends], axis=-1),
     }
-    found = residual_peak.claims(config, arrays, 0.06)
+    numbers = {
+      "models": list(config.normalizers),
+      "seeds": list(config.seeds),
+      "uniform_first": 0.06,
+    }
+    stored = Result(numbers, {}, arrays).as_stored(config)
+    found = residual_peak.EXPERIMENT.claims(stored)
+    assert len({claim.id for claim in found}) == len(found)
     return [claim.verdict for claim in found]
 
   assert verdicts(2.5, 1.0) == ["agrees"] * 4

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import slopes
 from sinkjax.experiments.training import packing
-from sinkjax.experiments.training.mixing import claims as mixing_claims
-from sinkjax.experiments.training.mixing import experiment as mixing
-from sinkjax.experiments.training.mixing import figures as report
-from sinkjax.experiments.training.mixing.claims import slopes
-from sinkjax.experiments.training.mixing.experiment import Config, measure
+from sinkjax.experiments.training.mixing import EXPERIMENT
+from sinkjax.experiments.training.mixing.claims import QUANTITIES
+from sinkjax.experiments.training.mixing.experiment import Config, measure_model
 from sinkjax.metrics.spread import total_mixing
 from sinkjax.models.transformer import forward, init_params
 from sinkjax.report import html
@@ -25,16 +24,12 @@ CONFIG = Config(of=("packing", "optimisation"), tokens=12, texts=3, swaps=2)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """Three tiny models with BOS and three without, trained for a few steps."""
-  texts = tmp_path_factory.mktemp("texts")
-  for i, text in enumerate(TEXTS.split("\n\n")):
-    if len(text) > 200:
-      (texts / f"{i}.txt").write_text(text)
+def folder(corpus, tmp_path_factory):
+  """Two tiny models with BOS and two without, trained for a few steps."""
   sweep = packing.Config(
     ways=("causal-pinned", "separate-none"),
     seeds=(0, 1),
-    corpus=(str(texts),),
+    corpus=corpus,
     layers=2,
     d_model=32,
     vocab_size=300,
@@ -46,13 +41,13 @@ def folder(tmp_path_factory):
     texts=16,
   )
   out = tmp_path_factory.mktemp("out")
-  packing.run(sweep, folder=out / "packing")
+  packing.EXPERIMENT.measure(sweep, folder=out / "packing")
   return out
 
 
 @pytest.mark.slow
-def test_trained_models_are_looked_at(folder):
-  result = mixing.run(CONFIG, folder=folder / "mixing")
+def test_trained_models_are_measured(folder):
+  result = EXPERIMENT.measure(CONFIG, folder=folder / "mixing")
   rows = {(r["variant"], r["form"]): r for r in result.numbers["rows"]}
   assert set(rows) == {
     ("causal-pinned", "bos"),
@@ -68,36 +63,37 @@ def test_trained_models_are_looked_at(folder):
       (folder / "packing" / "runs" / f"{row['variant']}-1.json").read_text()
     )
     assert row["loss"][1] == trained["final"][row["form"]]["loss"]
-  bounds = [c for c in result.claims if c.claim.startswith("The full bound")]
+  stored = result.as_stored(CONFIG)
+  bounds = [c for c in EXPERIMENT.claims(stored) if c.id == "full_bound_holds"]
   assert [claim.verdict for claim in bounds] == ["agrees"]
-  drawn = report.draw(result)
-  sections = report.sections(result, drawn)
+  drawn = EXPERIMENT.draw(stored)
+  sections = EXPERIMENT.sections(stored, drawn)
   assert {section.figure for section in sections} == set(drawn.values())
   assert all(png.startswith(html.PNG_SIGNATURE) for png in drawn.values())
   header, table = result.tables["models.csv"]
   assert len(table) == 6 and {len(row) for row in table} == {len(header)}
   kept = {p: p.stat().st_mtime_ns for p in folder.glob("mixing/runs/*.json")}
   assert len(kept) == 4
-  again = mixing.run(CONFIG, folder=folder / "mixing")
+  again = EXPERIMENT.measure(CONFIG, folder=folder / "mixing")
   assert again.numbers == result.numbers
   assert kept == {p: p.stat().st_mtime_ns for p in kept}
   one = json.loads(next(iter(kept)).read_text())
   assert one["request"]["run"]["packing"]["length"] == 32
   other = dataclasses.replace(CONFIG, tokens=10)
   with pytest.raises(ValueError, match="another config"):
-    mixing.run(other, folder=folder / "mixing")
+    EXPERIMENT.measure(other, folder=folder / "mixing")
 
 
 @pytest.mark.slow
-def test_looks_outlive_their_models(folder, tmp_path):
-  """What was seen of one model stays, and is seen again when it is asked."""
+def test_evaluations_outlive_their_models(folder, tmp_path):
+  """What was measured of a model stays when its folder is gone."""
   (tmp_path / "mixing").mkdir()
   shutil.copytree(folder / "mixing" / "runs", tmp_path / "mixing" / "runs")
-  gone = mixing.run(CONFIG, folder=tmp_path / "mixing")
-  there = mixing.run(CONFIG, folder=folder / "mixing")
+  gone = EXPERIMENT.measure(CONFIG, folder=tmp_path / "mixing")
+  there = EXPERIMENT.measure(CONFIG, folder=folder / "mixing")
   assert gone.numbers == there.numbers
   with pytest.raises(ValueError, match="run these experiments first"):
-    mixing.run(
+    EXPERIMENT.measure(
       dataclasses.replace(CONFIG, of=("optimisation",)),
       folder=tmp_path / "mixing",
     )
@@ -105,7 +101,7 @@ def test_looks_outlive_their_models(folder, tmp_path):
 
 def test_no_models_is_said(tmp_path):
   with pytest.raises(ValueError, match="run these experiments first"):
-    mixing.run(CONFIG, folder=tmp_path / "mixing")
+    EXPERIMENT.measure(CONFIG, folder=tmp_path / "mixing")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +118,7 @@ ROWS = np.arange(36).reshape(3, 12) * 7 % 60
 
 def test_the_numbers_are_of_the_reference_jacobian(model):
   cfg, params = model
-  found, norms = measure(CONFIG, cfg, params, ROWS, front=1)
+  found, norms = measure_model(CONFIG, cfg, params, ROWS, front=1)
   true = np.stack(
     [
       jacobian_norms(forward(cfg), params, jnp.asarray(row), method="reference")
@@ -141,7 +137,7 @@ def test_tokens_that_do_not_mix(model):
   params = jax.tree_util.tree_map_with_path(
     lambda path, x: 0 * x if "'o'" in jax.tree_util.keystr(path) else x, params
   )
-  found, norms = measure(CONFIG, cfg, params, ROWS, front=1)
+  found, norms = measure_model(CONFIG, cfg, params, ROWS, front=1)
   assert found["mixing"] == found["mixing_rest"] == found["spread"] == 0
   assert found["reach"] == found["reached"] == 0
   assert (np.diag(norms) > 0).all() and np.count_nonzero(norms) == 12
@@ -153,7 +149,7 @@ def test_where_the_bounds_do_not_reach(model):
   for change in ({"normalizer": "relu"}, {"gate": "head"}):
     other = cfg.replace(**change)
     params = init_params(other, jax.random.key(0))
-    found, _ = measure(
+    found, _ = measure_model(
       dataclasses.replace(CONFIG, swaps=1), other, params, ROWS[:2], front=1
     )
     assert found["bound_paper"] is found["violated"] is None
@@ -172,7 +168,7 @@ def test_a_slope_by_seed():
 
 
 def _row(variant, sink, share, loss, experiment="attention_variants"):
-  names = [name for name, *_ in mixing_claims.CLAIMS]
+  names = [quantity.key for quantity in QUANTITIES]
   jitter = np.array([-0.001, 0.0, 0.001])
   return {
     "experiment": experiment,
@@ -184,6 +180,15 @@ def _row(variant, sink, share, loss, experiment="attention_variants"):
     "violated": [None] * 3,
     **{name: list(share + jitter * sink) for name in names},
   }
+
+
+def claims_of(rows):
+  """{id: claim} of made-up rows."""
+  stored = Result({"rows": rows}, {}, {}).as_stored(CONFIG)
+  made = EXPERIMENT.claims(stored)
+  found = {claim.id: claim for claim in made}
+  assert len(found) == len(made)
+  return found
 
 
 @pytest.mark.parametrize(
@@ -200,11 +205,10 @@ def test_a_worse_model_decides_only_where_the_sink_was_set(
   """One without any mixing and without a sink tilts the slope of the others."""
   rows = [_row(f"v{i}", 0.2 + i / 50, 0.4 - i / 100, 3.0) for i in range(5)]
   rows = [{**row, "experiment": experiment} for row in rows]
-  agreed = {c.claim: c.verdict for c in mixing_claims.claims(rows)}
-  name = f"Models with less of a sink mix more ({experiment})."
-  assert agreed[name] == "agrees"
+  id = f"weaker_sinks_more_mixing_{experiment}"
+  assert claims_of(rows)[id].verdict == "agrees"
   rows.append(_row("dead", 0.01, 0.0, loss, experiment))
-  (claim,) = [c for c in mixing_claims.claims(rows) if c.claim == name]
+  claim = claims_of(rows)[id]
   assert claim.verdict == verdict
   sound = claim.ours.partition("; -0.5")[2]
   assert sound.endswith("without dead, worse models") == (
@@ -214,6 +218,6 @@ def test_a_worse_model_decides_only_where_the_sink_was_set(
 
 def test_too_few_sound_models_decide_nothing():
   rows = [_row("one", 0.2, 0.4, 3.0), _row("dead", 0.01, 0.0, 4.0)]
-  claims = mixing_claims.claims(rows)
+  claims = claims_of(rows).values()
   assert {c.verdict for c in claims} == {"undecided"}
   assert all("too few without dead" in c.ours for c in claims)

@@ -8,25 +8,21 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.shared.swap_texts import TEXTS
 from sinkjax.experiments.training import sink_regulariser
-from sinkjax.experiments.training.noise_training import (
-  experiment as noise_training,
-)
-from sinkjax.experiments.training.noise_training import figures as report
+from sinkjax.experiments.training.noise_training import EXPERIMENT
+from sinkjax.experiments.training.noise_training.claims import claims
 from sinkjax.experiments.training.noise_training.experiment import (
-  NAME,
+  OWN,
   REGULARISED,
   SCALES,
   Config,
-  claims,
   rows_of,
   variants,
 )
 from sinkjax.experiments.training.noise_training.robustness_score import (
   KINDS,
   Force,
-  sturdiness,
+  robustness_score,
 )
 from sinkjax.report import html
 
@@ -46,18 +42,8 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def test_models_are_trained_and_measured(corpus, tmp_path):
   """Two tiny models trained here; a third that another experiment shares."""
-  texts = tmp_path_factory.mktemp("texts")
-  for i, text in enumerate(TEXTS.split("\n\n")):
-    if len(text) > 200:
-      (texts / f"{i}.txt").write_text(text)
-  return tmp_path_factory.mktemp("out"), (str(texts),)
-
-
-def test_models_are_trained_and_looked_at(folder):
-  out, corpus = folder
   config = Config(
     **SMALL,
     corpus=corpus,
@@ -69,18 +55,18 @@ def test_models_are_trained_and_looked_at(folder):
     tokens=16,
   )
   seen = []
-  alone = noise_training.run(
-    config, folder=out / NAME, progress=lambda *at: seen.append(at)
+  alone = EXPERIMENT.measure(
+    config, folder=tmp_path / OWN, progress=lambda *at: seen.append(at)
   )
-  assert (4, 4) in seen and seen[-1] == (2, 2)  # steps, then looks
-  assert not alone.claims
+  assert (4, 4) in seen and seen[-1] == (2, 2)  # steps, then models
+  assert not EXPERIMENT.claims(alone.as_stored(config))
   assert [r["variant"] for r in alone.numbers["sturdiness"]] == [
     "plain",
     "adversarial_0.5",
   ]
   other = sink_regulariser.Config(**SMALL, corpus=corpus, targets=())
-  sink_regulariser.run(other, folder=out / REGULARISED)
-  result = noise_training.run(config, folder=out / NAME)
+  sink_regulariser.EXPERIMENT.measure(other, folder=tmp_path / REGULARISED)
+  result = EXPERIMENT.measure(config, folder=tmp_path / OWN)
   plain, noisy, free = result.numbers["sturdiness"]
   assert (free["experiment"], free["variant"]) == (REGULARISED, "free")
   numbers = [key for key in plain if key.endswith(("_kl", "_loss", "_spread"))]
@@ -89,8 +75,9 @@ def test_models_are_trained_and_looked_at(folder):
     assert free[key] == plain[key] != noisy[key]
   header, table = result.tables["sturdiness.csv"]
   assert len(table) == 3 and {len(row) for row in table} == {len(header)}
-  drawn = report.draw(result)
-  sections = report.sections(result, drawn)
+  stored = result.as_stored(config)
+  drawn = EXPERIMENT.draw(stored)
+  sections = EXPERIMENT.sections(stored, drawn)
   assert {section.figure for section in sections} == set(drawn.values())
   assert all(png.startswith(html.PNG_SIGNATURE) for png in drawn.values())
 
@@ -109,12 +96,12 @@ def test_what_the_numbers_are(model):
   """The swap by hand; attacks raise the loss; noise is the same by seed."""
   cfg, params = model
   force = FORCE._replace(draws=1)
-  found = sturdiness(cfg, params, ROWS, force)
+  found = robustness_score(cfg, params, ROWS, force)
   assert set(found) == {"first_mass", "loss"} | {
     f"{kind}_{what}" for kind in KINDS for what in ("kl", "loss", "spread")
   }
-  assert found == sturdiness(cfg, params, ROWS, force)
-  assert found != sturdiness(cfg, params, ROWS, force._replace(seed=1))
+  assert found == robustness_score(cfg, params, ROWS, force)
+  assert found != robustness_score(cfg, params, ROWS, force._replace(seed=1))
   assert found["attack_loss"] > 0 and found["attack_first_loss"] > 0
   rng = np.random.default_rng(0)
   rng.normal(size=(4, 16, cfg.d_model))  # the noise is drawn first
@@ -138,13 +125,13 @@ def test_tokens_that_do_not_mix_are_not_changed(model):
   params = jax.tree_util.tree_map_with_path(
     lambda path, x: 0 * x if "'o'" in jax.tree_util.keystr(path) else x, params
   )
-  found = sturdiness(cfg, params, ROWS, FORCE)
+  found = robustness_score(cfg, params, ROWS, FORCE)
   for kind in KINDS:
     assert found[f"{kind}_kl"] <= 1e-6 and found[f"{kind}_spread"] == 0
 
 
 def test_no_noise_is_no_change(model):
-  found = sturdiness(*model, ROWS, FORCE._replace(share=0.0))
+  found = robustness_score(*model, ROWS, FORCE._replace(share=0.0))
   for kind in ("noise", "attack", "attack_first"):
     assert found[f"{kind}_kl"] <= 1e-6 and found[f"{kind}_spread"] == 0
   assert found["swap_kl"] > 1e-4
@@ -163,7 +150,7 @@ def test_every_scale_can_be_trained(scale):
   assert len({str(run.to_dict()) for run in runs.values()}) == len(runs) > 1
   assert len({run.steps * run.batch for run in runs.values()}) == 1
   assert len(runs) * len(config.seeds) <= 9
-  assert REGULARISED in noise_training.plan(config)[-1]
+  assert REGULARISED in EXPERIMENT.plan(config)[-1]
 
 
 def test_a_share_that_cannot_be():
@@ -174,7 +161,7 @@ def test_a_share_that_cannot_be():
 def made_up(truth):
   """Rows in which `truth(variant)` sets logarithms of numbers."""
   rng = np.random.default_rng(0)
-  named = [(NAME, x) for x in ("plain", "noise_0.5", "adversarial_0.5")]
+  named = [(OWN, x) for x in ("plain", "noise_0.5", "adversarial_0.5")]
   named += [(REGULARISED, x) for x in ("free", "target_0", "target_0.6")]
   rows = []
   for experiment, variant in named:
@@ -221,24 +208,28 @@ def test_verdicts_follow_the_numbers(lift, verdict):
     return {}
 
   said = claims(made_up(truth))
-  assert len(said) == 3 + 3 + 4 + 3
+  assert len({c.id for c in said}) == len(said) == 3 + 3 + 4 + 3
   assert {c.verdict for c in said} == {verdict}
   assert all("nan" not in c.ours.split() for c in said)
 
 
-def test_a_worse_model_is_not_called_sturdier():
+def test_a_worse_model_is_not_called_more_robust():
   less = {"noise_kl": 0.1, "attack_kl": 0.1}
   for extra, verdict in (({}, "agrees"), ({"loss": 5.0}, "undecided")):
     said = claims(
       made_up(lambda x, e=extra: less | e if x.startswith("noise") else {})
     )
-    found = [c.verdict for c in said if "(noise" in c.claim]
+    robust = (
+      "more_robust_to_noise_noise_0_5",
+      "more_robust_to_attack_noise_0_5",
+    )
+    found = [c.verdict for c in said if c.id in robust]
     assert found == [verdict] * 2
 
 
 def test_claims_need_two_seeds_and_know_what_is_there():
   rows = made_up(lambda name: {})
-  assert len(claims([r for r in rows if r["experiment"] == NAME])) == 6
+  assert len(claims([r for r in rows if r["experiment"] == OWN])) == 6
   for row in rows:
     row["seeds"] = [0]
   assert claims(rows) == []
@@ -254,7 +245,7 @@ def test_rows_are_by_variant_and_seed():
     for experiment in (REGULARISED, "other")
   ]
   own, beside = rows_of(found, "other")
-  assert (own["experiment"], beside["experiment"]) == (NAME, REGULARISED)
+  assert (own["experiment"], beside["experiment"]) == (OWN, REGULARISED)
   assert own["seeds"] == [0, 1] and own["loss"] == [0.0, 1.0]
 
 

@@ -1,4 +1,4 @@
-"""Tests of sinkjax.experiments.training.packing and training_runs."""
+"""Tests of sinkjax.experiments.training.packing and harness.train_runs."""
 
 import dataclasses
 import json
@@ -11,26 +11,26 @@ import pytest
 import sinkjax
 from sinkjax.data.packing import Packing
 from sinkjax.data.prepare import prepare
-from sinkjax.experiments.harness import sweep as text_sweep
+from sinkjax.experiments.harness.sweep import Trained
 from sinkjax.experiments.harness.train_runs import ROOM, measure, text_jobs
-from sinkjax.experiments.shared.swap_texts import TEXTS
-from sinkjax.experiments.training import packing
-from sinkjax.experiments.training.packing import PAPER, WAYS, Config, variants
+from sinkjax.experiments.training.packing import (
+  EXPERIMENT,
+  PAPER,
+  WAYS,
+  Config,
+  variants,
+)
 from sinkjax.models.transformer import forward, init_params
 from sinkjax.train.probe import uniform_mass
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(corpus):
   """A sweep that takes seconds, on texts of the package's own."""
-  folder = tmp_path_factory.mktemp("texts")
-  for i, text in enumerate(TEXTS.split("\n\n")):
-    if len(text) > 200:
-      (folder / f"{i}.txt").write_text(text)
   return Config(
     ways=("causal-pinned", "separate-none"),
     seeds=(0, 1),
-    corpus=(str(folder),),
+    corpus=corpus,
     layers=2,
     d_model=32,
     vocab_size=300,
@@ -121,7 +121,7 @@ def test_no_text_is_long_enough(trained, data):
 
 def test_a_sweep_leaves_models_and_no_checkpoints(small, tmp_path):
   steps = []
-  result = packing.run(
+  result = EXPERIMENT.measure(
     small, folder=tmp_path, progress=lambda done, total: steps.append(done)
   )
   assert steps[-1] == 4 * small.steps
@@ -185,8 +185,8 @@ def test_verdicts(small, lift, verdicts):
     }
     for seed in config.seeds
   ]
-  sweep = text_sweep.collect(config, config.ways, found)
-  claims = packing.claims(sweep)
+  trained = Trained.collect(config, config.ways, found)
+  claims = EXPERIMENT.claims(trained.as_result({}, {}, {}).as_stored(config))
   assert len(claims) == 2 and {claim.verdict for claim in claims} == verdicts
 
 

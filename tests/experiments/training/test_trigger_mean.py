@@ -1,4 +1,4 @@
-"""Tests of sinkjax.experiments.training.trigger_mean.experiment."""
+"""Tests of the experiment `trigger_mean`."""
 
 import dataclasses
 
@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from sinkjax.data.synthetic import sample_trigger_mean
-from sinkjax.experiments.training.trigger_mean import experiment as trigger_mean
-from sinkjax.experiments.training.trigger_mean import figures as report
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.training.trigger_mean import EXPERIMENT
 from sinkjax.experiments.training.trigger_mean.experiment import (
   Config,
   answer,
-  measure,
   model_of,
+  quantities,
+  uniform_first,
 )
 from sinkjax.models.transformer import init_params
 from sinkjax.report import html
@@ -71,7 +72,7 @@ def test_what_solves_the_task_has_no_loss(model):
   """A softmax with all on the first token, ReLU with nothing anywhere."""
   cfg, params = by_hand(model)
   held = sample_trigger_mean(jax.random.key(1), 50, SMALL.length, SMALL.width)
-  found = jax.device_get(measure(cfg, held)(params))
+  found = jax.device_get(quantities(cfg, held)(params))
   assert found["loss"] < 1e-6
   sink = 1.0 if model == "softmax" else 0.0
   assert abs(found["rest_first"] - sink) < 1e-6
@@ -84,7 +85,7 @@ def test_losses_are_of_trigger_and_rest():
   cfg = model_of(SMALL, "softmax")
   params = jax.tree.map(jnp.zeros_like, init_params(cfg, jax.random.key(0)))
   held = sample_trigger_mean(jax.random.key(1), 50, SMALL.length, SMALL.width)
-  found = jax.device_get(measure(cfg, held)(params))
+  found = jax.device_get(quantities(cfg, held)(params))
   square = np.sum(np.asarray(held.targets) ** 2) / 50
   np.testing.assert_allclose(found["loss_trigger"], square, rtol=1e-5)
   assert found["loss_rest"] == 0 and found["loss"] == found["loss_trigger"]
@@ -102,18 +103,17 @@ def test_even_attention_by_the_triggers_places():
   rows[:, 0] = False
   rows[np.arange(len(places)), places] = False
   even = np.broadcast_to(1 / (1 + np.arange(SMALL.length)), rows.shape)
-  np.testing.assert_allclose(
-    trigger_mean.uniform_first(SMALL), even[rows].mean(), rtol=1e-9
-  )
+  np.testing.assert_allclose(uniform_first(SMALL), even[rows].mean(), rtol=1e-9)
 
 
 def test_a_sweep_by_one_call(tmp_path):
-  result = trigger_mean.run(SMALL, folder=tmp_path)
+  result = EXPERIMENT.measure(SMALL, folder=tmp_path)
   assert result.arrays["loss"].shape == (2, 2, 4)
   assert (result.arrays["loss"][..., -1] < result.arrays["loss"][..., 0]).all()
-  assert [claim.verdict for claim in result.claims]
-  drawn = report.draw(result)
-  sections = report.sections(result, drawn)
+  stored = result.as_stored(SMALL)
+  assert [claim.verdict for claim in EXPERIMENT.claims(stored)]
+  drawn = EXPERIMENT.draw(stored)
+  sections = EXPERIMENT.sections(stored, drawn)
   assert {section.figure for section in sections} == set(drawn.values())
   assert all(png.startswith(html.PNG_SIGNATURE) for png in drawn.values())
   header, rows = result.tables["history.csv"]
@@ -132,7 +132,13 @@ def test_verdicts_follow_the_numbers(lift):
   }
   arrays["rest_first"] = np.stack([sink[m] + noise for m in models])
   arrays["value_ratio"] = np.stack([1 - lift + noise] * 2)
-  claims = trigger_mean.claims(config, arrays, 0.1)
+  numbers = {
+    "models": list(models),
+    "seeds": list(config.seeds),
+    "uniform_first": 0.1,
+  }
+  claims = EXPERIMENT.claims(Result(numbers, {}, arrays).as_stored(config))
+  assert len({claim.id for claim in claims}) == len(claims)
   wanted = "agrees" if lift > 0 else "disagrees"
   assert [claim.verdict for claim in claims] == [wanted] * 3
 

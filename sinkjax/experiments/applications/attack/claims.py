@@ -1,106 +1,105 @@
-"""What an attack on the sink does, beside the same on other tokens."""
+"""The claims about attacks on the sink, each compared with the second token."""
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
+from sinkjax.experiments.applications.attack.config import NORMS, Way
+from sinkjax.experiments.harness.api import Claim, Result, direction
+from sinkjax.experiments.harness.stats import Mean, format_ratio
+from sinkjax.experiments.shared.attack_sites import SITES
 
-from sinkjax.experiments.harness.api import Claim, direction
-from sinkjax.experiments.harness.stats import (
-  Mean,
-  format_ratio,
-  logs,
-  mean_over,
-)
-from sinkjax.experiments.shared.perturb import places
-
-CRITICS = "2501.15269; 2510.17021"
-NORMS = ("relative", "absolute")
+PAPER, CRITICS = "2504.02732", "2501.15269; 2510.17021"
+VULNERABLE = "the sink is a vulnerability; numbers not comparable"
 
 
-def contrast(kl: np.ndarray) -> dict[str, Mean]:
-  """The sink's log KL minus each other position's, from [P, C]."""
-  log, texts = logs(kl), range(len(kl))
-  names = list(places(12))
-  return {
-    name: mean_over(log[:, 0] - log[:, i], texts)
-    for i, name in enumerate(names)
-    if i
-  }
-
-
-def claims(
-  sites: Mapping[str, str],
-  attacks: Mapping[str, dict[str, Mean]],
-  replaced: Mapping[str, dict[str, Mean]],
-  norms: np.ndarray,
-  *,
-  candidates: int,
-) -> list[Claim]:
-  """What is said of the sink's attacks, each beside the next token's.
-
-  Args:
-    sites: where gradients attack, each in words.
-    attacks: `contrast` by "SITE, NORM".
-    replaced: by "WAY, mean" or "WAY, worst".
-    norms: [P, S, C] of each position over its text's median.
-    candidates: tokens that were swapped and put in.
-  """
-  texts = len(norms)
-
-  def claim(text, source, paper, one, sign=1):
-    near, rest = one["next"], (one["middle"], one["last"])
-    low, high = sorted((sign * near.low, sign * near.high))
-    return Claim(
-      text,
-      source,
-      paper,
-      f"KL on the sink {format_ratio(near)} that on the token next to it; "
-      f"{format_ratio(rest[0])} the middle token's, "
-      f"{format_ratio(rest[1])} the last "
-      "attacked token's",
-      direction(low, high),
-      f"{texts} texts; the token next to the sink is as far from what is "
-      f"measured; sign-flip p = {near.p:.2g}",
-    )
-
-  swap = "swapped, mean"
-  found = [
-    claim(
-      "A swapped first token changes the output less than a swapped next "
-      "token.",
-      "2504.02732",
-      "sturdier, no number",
-      replaced[swap],
-      -1,
+def claims(result: Result) -> list[Claim]:
+  """Three about whole tokens, then one for each site and norm."""
+  contrasts = result.numbers["sink_over_others"]
+  count = len(result.numbers["candidates"])
+  swaps = [
+    _claim(
+      result,
+      "swap",
+      "Swapping the first token for random tokens changes the output less than "
+      "swapping the second token.",
+      (PAPER, "the sink makes models more robust; no number"),
+      contrasts[f"{Way.SWAPPED}, mean"],
+      less=True,
     ),
-    claim(
-      f"So does the worst of {candidates} swaps, by the loss.",
-      "2504.02732",
-      "no number",
-      replaced["swapped, worst"],
-      -1,
+    _claim(
+      result,
+      "swap_worst",
+      f"The most harmful of {count} swaps of the first token changes the "
+      "output less than the most harmful swap of the second token.",
+      (PAPER, "no number"),
+      contrasts[f"{Way.SWAPPED}, worst"],
+      less=True,
     ),
-    claim(
-      f"The worst by the loss of {candidates} tokens put in front of "
-      "the sink changes the output more than put in after it.",
-      CRITICS,
-      "soft spot; numbers not comparable",
-      replaced["put in, worst"],
+    _claim(
+      result,
+      "insertion_worst",
+      f"The most harmful of {count} tokens inserted before the sink changes "
+      "the output more than the most harmful one inserted after it.",
+      (CRITICS, VULNERABLE),
+      contrasts[f"{Way.INSERTED}, worst"],
     ),
   ]
-  for s, (site, words) in enumerate(sites.items()):
-    for norm in NORMS:
-      ratio = norms[:, s, 0].mean() / norms[:, s, 1].mean()
-      made = claim(
-        f"An attack at equal {norm} norm on the sink's {words} does more than "
-        "on the next token's.",
-        CRITICS,
-        "soft spot; numbers not comparable",
-        attacks[f"{site}, {norm}"],
-      )
-      why = f"{made.why}; the sink's norm is {ratio:.2g} times the next token's"
-      if site in ("k", "v"):
-        why += "; the token's own row reads what is changed, too"
-      found.append(dataclasses.replace(made, why=why))
-  return found
+  return swaps + [
+    _attack(result, site, norm) for site in SITES for norm in NORMS
+  ]
+
+
+def _attack(result: Result, site: str, norm: str) -> Claim:
+  """The sink attacked at one site, by the loss's gradient."""
+  norms = result.arrays["norms"]  # [P, S, C]
+  at = list(SITES).index(site)
+  ratio = norms[:, at, 0].mean() / norms[:, at, 1].mean()
+  made = _claim(
+    result,
+    f"attack_{site}_{norm}",
+    f"An attack of equal {norm} norm on the sink's {SITES[site]} changes the "
+    "output more than one on the second token's.",
+    (CRITICS, VULNERABLE),
+    result.numbers["sink_over_others"][f"{site}, {norm}"],
+  )
+  why = f"{made.why}; the sink's norm is {ratio:.2g} times the second token's"
+  if site in ("k", "v"):
+    why += "; the attacked token itself attends to what is changed as well"
+  return dataclasses.replace(made, why=why)
+
+
+def _claim(
+  result: Result,
+  id: str,
+  claim: str,
+  source: tuple[str, str],
+  contrast: Mapping[str, Mapping[str, Any]],
+  *,
+  less: bool = False,
+) -> Claim:
+  """A claim on the KL divergence from the sink over that from other tokens.
+
+  Args:
+    result: what was measured.
+    id: of the claim.
+    claim: its sentence.
+    source: where it comes from, and what is reported there.
+    contrast: the mean difference of log KL, sink less other, by position.
+    less: whether the sink's is claimed to be smaller, not larger.
+  """
+  one = {name: Mean.read(mean) for name, mean in contrast.items()}
+  near = one["next"].scaled(-1 if less else 1)
+  low, high = sorted((near.low, near.high))
+  return Claim(
+    id,
+    claim,
+    *source,
+    f"KL divergence from the sink is {format_ratio(one['next'])} that from the "
+    f"second token, {format_ratio(one['middle'])} that from the middle token "
+    f"and {format_ratio(one['last'])} that from the last attacked token",
+    direction(low, high),
+    f"95 % interval over {result.numbers['texts']} texts for the ratio to the "
+    "second token, which is as far from the measured tokens as the sink; "
+    f"sign-flip test p = {near.p:.2g}",
+  )

@@ -1,6 +1,22 @@
 """Figures and sections of the experiment `pruning`."""
 
-from sinkjax.experiments.harness.stats import student
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sinkjax.experiments.applications.pruning.config import (
+  OUTPUTS,
+  Ranking,
+  Skip,
+)
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.shared.interval_plots import (
+  band,
+  ends_in,
+  ends_over,
+  rows_of_bars,
+)
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -10,55 +26,45 @@ from sinkjax.report.figures import (
   color_bar,
   drawing,
   heat_map,
-  legend_above,
   png,
 )
 
-LOOKS = {
-  "beside_sink": ("read beside the sink", FIRST, "-"),
-  "beside_norm": ("the same as a norm", FIRST, ":"),
-  "off_sink": ("mass off the sink", FIRST, "--"),
-  "output": ("output over the residual", INK, "-"),
-  "output_norm": ("output norm", INK, ":"),
-  "dormant": ("dormant", REST, "-"),
-  "weights": ("weights", MUTED, "--"),
-  "random": ("random", MUTED, "-"),
+TITLE = "Dormant heads removed"
+RANKINGS = {
+  Ranking.NONSINK: ("read from non-sink tokens", FIRST, "-"),
+  Ranking.NONSINK_NORM: ("the same, not divided", FIRST, ":"),
+  Ranking.OFF_SINK: ("attention off the sink", FIRST, "--"),
+  Ranking.OUTPUT: ("output over the residual", INK, "-"),
+  Ranking.OUTPUT_NORM: ("output norm", INK, ":"),
+  Ranking.DORMANT: ("output norm for its layer", REST, "-"),
+  Ranking.WEIGHTS: ("norm of weights", MUTED, "--"),
+  Ranking.RANDOM: ("random", MUTED, "-"),
 }
 SKIPS = {
-  "sink's part kept": (FIRST, "-"),
-  "sink alone": (REST, "-"),
-  "foretold": (INK, "-"),
-  "random queries": (MUTED, "--"),
-  "random queries, sink alone": (MUTED, ":"),
+  Skip.SINK_TERM: ("sink's weight kept", FIRST, "-"),
+  Skip.SINK_VALUE: ("sink's weight set to 1", REST, "-"),
+  Skip.PREDICTED: ("predicted, set to 1", INK, "-"),
+  Skip.RANDOM: ("random, weight kept", MUTED, "--"),
+  Skip.RANDOM_VALUE: ("random, set to 1", MUTED, ":"),
 }
-
 UNITS = {
-  "beside_sink": "of its layer's values",
-  "output": "of the residual",
-  "dormant": "of its layer's mean",
+  Ranking.NONSINK: "over the layer's mean value norm",
+  Ranking.OUTPUT: "over the residual's norm",
+  Ranking.DORMANT: "over the layer's mean",
 }
 
 
-def draw(result) -> dict[str, bytes]:
+def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
   return {
     "removal.png": _removal(result.arrays),
     "queries.png": _queries(result.arrays),
     "heads.png": _heads(result.arrays),
-    "time.png": _time(result.tables["time.csv"][1]),
+    "time.png": _time(result),
   }
 
 
-def _line(ax, x, loss, label, color, style) -> None:
-  """Mean loss increase in per cent and its interval, over texts."""
-  mean, half = student(100 * loss)
-  ax.plot(100 * x, mean, color=color, ls=style, lw=1.8, label=label)
-  ax.fill_between(
-    100 * x, mean - half, mean + half, color=color, alpha=0.12, lw=0
-  )
-
-
-def _scale(ax) -> None:
+def _loss_axis(ax: Any) -> None:
   """Linear up to one per cent, then by decades."""
   ax.set_yscale("symlog", linthresh=1, linscale=1)
   ax.axhline(1, color=MUTED, ls=":", lw=1)
@@ -66,124 +72,124 @@ def _scale(ax) -> None:
   ax.grid(axis="y")
 
 
-def _removal(arrays) -> bytes:
+def _legend_beside(figure: Any, ax: Any) -> None:
+  figure.legend(
+    *ax.get_legend_handles_labels(),
+    loc="outside right upper",
+    frameon=False,
+    fontsize=8,
+  )
+
+
+def _removal(arrays: Mapping[str, np.ndarray]) -> bytes:
+  """Loss over the share of heads removed, by ranking."""
   with drawing(10, 3.8) as figure:
     axes = figure.subplots(1, 2, sharey=True)
-    for ax, how in zip(axes, ("zero", "mean"), strict=True):
-      for name, (label, color, style) in LOOKS.items():
-        loss = arrays[f"loss, {name}, {how}"]
-        _line(ax, arrays["shares"], loss, label, color, style)
-      _scale(ax)
-      ax.set(xlabel="heads removed, %", title=f"output set to {how}")
+    for ax, output in zip(axes, OUTPUTS, strict=True):
+      for name, (label, color, style) in RANKINGS.items():
+        ends = ends_over(100 * arrays[f"loss, {name}, {output}"])
+        look = {"color": color, "ls": style, "label": label, "lw": 1.8}
+        band(ax, 100 * arrays["shares"], ends, **look)
+      _loss_axis(ax)
+      ax.set(xlabel="heads removed, %", title=f"output set to {output}")
     axes[0].set_ylabel("loss increase, %")
-    figure.legend(
-      *axes[0].get_legend_handles_labels(),
-      loc="outside right upper",
-      frameon=False,
-      fontsize=8,
-    )
+    _legend_beside(figure, axes[0])
     return png(figure)
 
 
-def _queries(arrays) -> bytes:
-  with drawing(7, 3.8) as figure:
+def _queries(arrays: Mapping[str, np.ndarray]) -> bytes:
+  """Loss over the share of (head, query) pairs skipped."""
+  with drawing(7.6, 3.8) as figure:
     ax = figure.add_subplot()
-    for kind, (color, style) in SKIPS.items():
-      x = arrays[f"skipped, {kind}"].mean(axis=1)
-      _line(ax, x, arrays[f"loss, {kind}"], kind, color, style)
-      ax.plot(
-        100 * x,
-        100 * arrays[f"loss, {kind}"].mean(axis=1),
-        "o",
-        color=color,
-        ms=4,
-      )
-    _scale(ax)
+    for kind, (label, color, style) in SKIPS.items():
+      x = 100 * arrays[f"skipped, {kind}"].mean(axis=1)
+      ends = ends_over(100 * arrays[f"loss, {kind}"])
+      look = {"color": color, "ls": style, "label": label, "lw": 1.8}
+      band(ax, x, ends, marker="o", ms=4, **look)
+    _loss_axis(ax)
     ax.set(xlabel="(head, query) pairs skipped, %", ylabel="loss increase, %")
-    legend_above(ax, "")
+    _legend_beside(figure, ax)
     return png(figure)
 
 
-def _heads(arrays) -> bytes:
+def _heads(arrays: Mapping[str, np.ndarray]) -> bytes:
+  """Three scores of every head."""
   with drawing(9.6, 4.2) as figure:
     for ax, name in zip(figure.subplots(1, 3), UNITS, strict=True):
-      values = arrays[f"score, {name}"]
-      image = heat_map(ax, values, vmin=0)
-      ax.set(title=LOOKS[name][0], xlabel="head", ylabel="layer")
+      image = heat_map(ax, arrays[f"score, {name}"], vmin=0)
+      ax.set(title=RANKINGS[name][0], xlabel="head", ylabel="layer")
       color_bar(image, ax, UNITS[name])
     return png(figure)
 
 
-def _time(rows) -> bytes:
-  rows = [row for row in rows if row[3] is not None]
+def _time(result: Result) -> bytes:
+  """Time saved by every model with fewer heads."""
+  rows = [x for x in result.records("time.csv") if x["saved"] is not None]
+  labels = [f"{x['model']} ({100 * x['heads_left']:.0f} % left)" for x in rows]
+  ends = 100 * ends_in(rows, ("saved", "saved_low", "saved_high"))
   with drawing(7, 0.5 * len(rows) + 1.2) as figure:
     ax = figure.add_subplot()
-    for i, row in enumerate(rows):
-      value, low, high = (100 * x for x in row[3:6])
-      ax.errorbar(
-        value, i, xerr=[[value - low], [high - value]], fmt="o", color=FIRST
-      )
-    ax.set_yticks(
-      range(len(rows)), [f"{row[0]} ({row[1]:.0%} left)" for row in rows]
-    )
-    ax.axvline(0, color=MUTED, lw=1)
-    ax.set(xlabel="time saved, %", ylim=(len(rows) - 0.5, -0.5))
-    ax.grid(axis="x")
+    rows_of_bars(ax, labels, ends)
+    ax.set_xlabel("time saved, %")
     return png(figure)
 
 
-def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
   numbers = result.numbers
 
-  def table(name):
+  def table(name: str) -> html.Table:
     return html.Table(*result.tables[name])
 
   return [
     html.Section(
-      result.title,
+      TITLE,
       body=(
-        f"{numbers['texts_that_rank']} texts rank {numbers['heads']} heads, "
-        f"the loss is that of {numbers['texts']} others, of "
-        f"{numbers['tokens']} tokens. Whole model: "
+        f"{numbers['texts_that_rank']} texts rank the {numbers['heads']} "
+        f"heads; the loss is measured on {numbers['texts']} others of "
+        f"{numbers['tokens']} tokens. The whole model has "
         f"{numbers['loss']['value']:.3f} nats a token."
       ),
       figure=drawn["removal.png"],
       caption=(
-        "Those that do least are removed first. Bands: 95 % over texts. "
-        "Dotted line across: +1 %. By plain norms, layers with a small "
-        "residual stream come first, whatever they do."
+        "Loss increase with the lowest-ranked heads removed. Bands: 95 % "
+        "intervals over texts; dotted line: +1 %. Undivided norms rank layers "
+        "with a small residual stream lowest, whatever their heads do."
       ),
       table=table("removal.csv"),
     ),
     html.Section(
-      "Heads skipped where they rest",
+      "Heads skipped at dormant queries",
       body=(
-        "A head is skipped at queries that give the first token more than a "
-        "threshold; then the sink's part of its output is kept, or its "
-        "weight set to 1. Foretold: from the first key's score alone. At "
-        "random: as many as where the sink's part is kept, and as many as "
-        "foretold."
+        "A head is skipped at queries whose weight on the first token exceeds "
+        "a threshold: all other weights are set to zero, and the first token's "
+        "is kept or set to 1. Predicted: the first key's score alone decides. "
+        "Random: as many pairs as where the weight is kept, and as many as "
+        "predicted."
       ),
       figure=drawn["queries.png"],
-      caption="A dot for each threshold. Bands: 95 % over texts.",
+      caption=(
+        "Loss increase; a dot for each threshold. Bands: 95 % intervals over "
+        "texts."
+      ),
       table=table("queries.csv"),
     ),
     html.Section(
       "Time",
       body=(
-        "Forward passes of models really without these heads, in interleaved "
-        "rounds. A config has equal layers; unrolled, each layer is as small "
-        "as it can be, against the whole model unrolled."
+        "Forward passes of models built without these heads, in interleaved "
+        "rounds. Models of equal layers are compared with the whole model; "
+        "unrolled ones, whose layers are each as small as they can be, with "
+        "the whole model unrolled."
       ),
       figure=drawn["time.png"],
-      caption="95 % intervals over rounds.",
+      caption="Time saved, 95 % intervals over rounds.",
       table=table("time.csv"),
     ),
     html.Section(
-      "What each head does",
+      "How much each head does",
       figure=drawn["heads.png"],
-      caption="Light heads do little.",
+      caption="Three scores of every head; dormant heads are light.",
       table=table("heads.csv"),
     ),
   ]

@@ -1,13 +1,13 @@
-"""Attacks of a token against a model that is guarded.
+"""Attacks on the first token of a model that is defended.
 
-A guard is edits that come after the attack: the keys and values of position 0
-pinned to those computed before, or norms clipped. The attack climbs the loss
-of the guarded model itself, so that it knows of the defence.
+A defence is edits that follow the attack: the keys and values of position 0
+pinned to precomputed ones, or norms clipped. The attack maximises the loss of
+the defended model itself, so it knows of the defence.
 
 Sharp edges:
-  Position 0 sees only itself. Its keys and values are a function of its token
-  alone, the same in every text that begins with it; and they are all that
-  later tokens see of it. Pinned, they undo any attack at position 0.
+  Position 0 attends only to itself. Its keys and values are a function of its
+  token alone, the same in every text that begins with it, and all that later
+  tokens read of it. Pinned, they undo every attack at position 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,53 +18,46 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from sinkjax.config import ModelConfig
+from sinkjax.experiments.applications.robustness.config import (
+  CLIPS,
+  SITES,
+  Config,
+  Defence,
+)
 from sinkjax.experiments.harness.api import Subject
-from sinkjax.experiments.shared.perturb import (
+from sinkjax.experiments.shared.attack_sites import (
   Clip,
+  attacked_layers,
+  shift_shape,
+  token_norms,
+)
+from sinkjax.experiments.shared.perturb import (
   Seen,
   Shift,
   ascend,
   effect,
-  layers_of,
   look,
   nats,
-  sizes,
 )
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import chain, patch
 from sinkjax.transforms.intervene import intervene
 
-NONE, SAME, OTHER, FRONT = PINNED = (
-  "no defence",
-  "its own token's, pinned",
-  "another token's, pinned",
-  "a fixed token in front, pinned",
-)
-CLIPPED = {
-  "embeddings clipped at the median": ("embed", 0.5),
-  "embeddings clipped at the greatest": ("embed", 1.0),
-  "residual clipped at the median": ("resid_post", 0.5),
-  "residual clipped at the greatest": ("resid_post", 1.0),
-}
-"""The site, and the quantile of the norms in other texts."""
-
-DEFENCES = (*PINNED, *CLIPPED)
+Guard = dict[str, Any]
+"""The edits of a defence, by site."""
 
 
-SITES = ("embed", "k", "v")
-"""Where the first token is attacked."""
-
-
-def pins_of(cfg) -> Callable:
-  """`g(params, token)`: a guard, position 0's keys and values of that token.
+def pins_of(cfg: ModelConfig) -> Callable:
+  """`g(params, token)`: pins position 0's keys and values to that token's.
 
   They are computed from the token alone.
   """
   f = capture(forward(cfg), {x: (x, lambda value: value) for x in ("k", "v")})
 
   @jax.jit
-  def pins(params, token):
+  def pins(params: Any, token: Array) -> Guard:
     trace = f(params, jnp.reshape(token, (1, 1))).trace
     layers = jnp.arange(cfg.n_layers)
     return {
@@ -75,8 +68,8 @@ def pins_of(cfg) -> Callable:
   return pins
 
 
-def unguarded(cfg, length: int) -> dict[str, Any]:
-  """A guard that does nothing, of the structure of all others together.
+def no_guard(cfg: ModelConfig, length: int) -> Guard:
+  """A guard that changes nothing, of the structure of all others together.
 
   So one compiled attack serves every guard.
 
@@ -102,7 +95,7 @@ def clip_at(norms: Sequence[np.ndarray], own: int, share: float) -> Clip:
 
   Args:
     norms: of each text, [L or 1, T].
-    own: number of the text that is guarded, left out.
+    own: number of the text that is defended, left out.
     share: the quantile.
   """
   others = np.stack([x for i, x in enumerate(norms) if i != own])
@@ -113,15 +106,17 @@ def clip_at(norms: Sequence[np.ndarray], own: int, share: float) -> Clip:
   return Clip(jnp.asarray(limit, jnp.float32))
 
 
-def attacked(f: Callable, site: str, shift, at, guard) -> Callable:
+def attacked(
+  f: Callable, site: str, shift: Array, at: Any, guard: Guard
+) -> Callable:
   """The model with a shift of one token, and the guard after it.
 
   Args:
     f: the model.
     site: where the shift is added.
-    shift: [L, ...], of `perturbing.Shift`.
+    shift: [L, ...], of `perturb.Shift`.
     at: its position.
-    guard: {site: edit}.
+    guard: of the defence.
   """
   edits = dict(guard)
   mine = Shift(shift, at)
@@ -129,142 +124,188 @@ def attacked(f: Callable, site: str, shift, at, guard) -> Callable:
   return intervene(f, edits)
 
 
-def watcher(cfg, start: int) -> Callable:
+def clean_run(cfg: ModelConfig, start: int) -> Callable:
   """`g(params, ids [T], guard) -> Seen` without an attack, jitted."""
   f = forward(cfg)
 
   @jax.jit
-  def watch(params, ids, guard):
+  def run(params: Any, ids: Array, guard: Guard) -> Seen:
     return look(intervene(f, guard), params, ids[None], start)
 
-  return watch
+  return run
 
 
-def hitter(cfg, site: str, start: int, eps: float) -> Callable:
+def attack_effect(
+  cfg: ModelConfig, site: str, start: int, eps: float
+) -> Callable:
   """`g(params, ids [T], at, shift, guard, plain, own) -> [2, M]`, jitted.
 
-  What an attack does, beside the model without a guard and beside the guarded
-  one, `Seen` without attack; M as `perturbing.MEASURES`.
+  The effect of an attack against the model without a guard and against the
+  guarded one, both `Seen` without an attack; M as `perturb.MEASURES`.
   """
   f = forward(cfg)
 
   @jax.jit
-  def hit(params, ids, at, shift, guard, plain: Seen, own: Seen) -> Array:
+  def attack(
+    params: Any,
+    ids: Array,
+    at: Array,
+    shift: Array,
+    guard: Guard,
+    plain: Seen,
+    own: Seen,
+  ) -> Array:
     g = attacked(f, site, shift, at, guard)
     seen = look(g, params, ids[None], start)
     after = ids[None, start + 1 :]
     both = (effect(base, seen, after, eps=eps) for base in (plain, own))
     return jnp.stack([jnp.stack([x[0] for x in one]) for one in both])
 
-  return hit
+  return attack
 
 
-def climber(cfg, site: str, start: int, steps: int) -> Callable:
+def pgd(cfg: ModelConfig, site: str, start: int, steps: int) -> Callable:
   """`g(params, ids [T], at, radius [L], guard) -> shift [L, ...]`, jitted.
 
-  The best of the steps of `perturbing.ascend` on the guarded model's loss.
+  Projected gradient ascent, `perturb.ascend`, on the guarded model's loss; the
+  best of its steps.
   """
-  f, width = forward(cfg), (cfg.d_model,)
-  if site in ("k", "v"):
-    width = (cfg.n_kv_heads, cfg.head_dim)
+  f, shape = forward(cfg), shift_shape(cfg, site)
 
   @jax.jit
-  def climb(params, ids, at, radius, guard) -> Array:
-    def objective(shift):
+  def climb(
+    params: Any, ids: Array, at: Array, radius: Array, guard: Guard
+  ) -> Array:
+    def objective(shift: Array) -> Array:
       g = attacked(f, site, shift, at, guard)
       return nats(g, params, ids[None], start)[0]
 
-    shifts, values = ascend(objective, radius, width, steps=steps)
+    shifts, values = ascend(objective, radius, shape, steps=steps)
     return shifts[jnp.argmax(values)]
 
   return climb
 
 
-def difference(plain: Seen, own: Seen, after: Any, eps: float) -> np.ndarray:
-  """[M] what a guard itself changes, where nothing attacks."""
-  found = effect(plain, own, after, eps=eps)
-  return np.array([float(x[0]) for x in found])
-
-
-def duellist(subject: Subject, config: Any, ids: np.ndarray, size) -> Callable:
-  """`duel(number) -> [S, D, 3, M]`: a text's first token, every defence.
-
-  What the guard alone changes, what the attack and it do, both beside the
-  plain model, and what the attack does beside the guarded model.
+class Defended:
+  """Attacks on a text's first token, against every defence.
 
   Args:
     subject: the model.
-    config: with `tokens`, `share`, `steps`, `front` and `eps`, see
-      `robustness.Config`.
+    config: what is run.
     ids: [P, T] the texts.
-    size: of each text, {site: [L or 1, T]}, see `attack.sizes`.
+    sizes: of each text, {site: [L or 1, T]} norms, "resid_post" too.
 
   Raises:
-    ValueError: as `front_of` and `donors`.
+    ValueError: as `front_token` and `donors`.
   """
-  cfg, params = subject.cfg, subject.params
-  front = front_of(subject, config.front)
-  others = donors(ids, len(subject.prefix))
-  start, f, pins = config.tokens // 2, forward(cfg), pins_of(cfg)
-  watch = {n: watcher(cfg, n) for n in (start, start + 1)}
-  climb = {
-    (site, n): climber(cfg, site, n, config.steps)
-    for site in SITES
-    for n in watch
-  }
-  hit = {
-    (site, n): hitter(cfg, site, n, config.eps) for site in SITES for n in watch
-  }
-  measure = jax.jit(lambda params, row: sizes(f, params, row, SITES))
 
-  def against(name, guard, row, norms, plain, after, shifts):
-    """[S, 3, M] of one defence; `shifts` are the attacks, or become them."""
-    at = jnp.asarray(int(name == FRONT))
-    first = start + int(name == FRONT)
-    own, found = watch[first](params, row, guard), []
-    alone = difference(plain, own, after, config.eps)
+  def __init__(
+    self,
+    subject: Subject,
+    config: Config,
+    ids: np.ndarray,
+    sizes: Sequence[dict[str, np.ndarray]],
+  ):
+    self._params, self._cfg = subject.params, subject.cfg
+    self._config, self._ids, self._sizes = config, ids, sizes
+    self._front = front_token(subject, config.front)
+    self._others = donors(ids, len(subject.prefix))
+    self._pins, start = pins_of(subject.cfg), config.tokens // 2
+    # With a token in front, what is measured begins one position later.
+    self._start, starts = start, (start, start + 1)
+    self._run = {n: clean_run(subject.cfg, n) for n in starts}
+    self._pgd, self._attack = {}, {}
     for site in SITES:
-      if name not in (SAME, OTHER):  # no attack gets through these
-        radius = config.share * jnp.asarray(norms[site])[:, int(at)]
-        radius = radius * layers_of(cfg, site)
-        shifts[site] = climb[site, first](params, row, at, radius, guard)
-      both = hit[site, first](params, row, at, shifts[site], guard, plain, own)
+      for n in starts:
+        self._pgd[site, n] = pgd(subject.cfg, site, n, config.steps)
+        self._attack[site, n] = attack_effect(subject.cfg, site, n, config.eps)
+    f = forward(subject.cfg)
+    self._norms = jax.jit(
+      lambda params, row: token_norms(f, params, row, SITES)
+    )
+
+  def evaluate(self, number: int) -> np.ndarray:
+    """[S, D, 3, M] of one text.
+
+    What the defence alone changes, what attack and defence together change,
+    both against the plain model, and what the attack changes in the defended
+    model.
+    """
+    row, norms = jnp.asarray(self._ids[number]), self._sizes[number]
+    front = jnp.array([self._front], row.dtype)
+    ahead = jnp.concatenate([front, row])
+    guards = self._guards(number, row, ahead)
+    plain = self._run[self._start](self._params, row, guards[Defence.NONE])
+    found, shifts = [], {}
+    for defence in Defence:
+      of = (row, norms, shifts)
+      if defence == Defence.FRONT:
+        of = (ahead, self._norms(self._params, ahead[None]), {})
+      found.append(self.evaluate_defence(defence, guards[defence], *of, plain))
+    return np.stack(found, axis=1)
+
+  def _guards(
+    self, number: int, row: Array, ahead: Array
+  ) -> dict[Defence, Guard]:
+    free, longer = (no_guard(self._cfg, len(x)) for x in (row, ahead))
+    donor = jnp.asarray(self._others[number])
+    clips = {
+      name: free | {site: clip_at([x[site] for x in self._sizes], number, at)}
+      for name, (site, at) in CLIPS.items()
+    }
+    return clips | {
+      Defence.NONE: free,
+      Defence.OWN: free | self._pins(self._params, row[0]),
+      Defence.OTHER: free | self._pins(self._params, donor),
+      Defence.FRONT: longer
+      | self._pins(self._params, jnp.asarray(self._front)),
+    }
+
+  def evaluate_defence(
+    self,
+    defence: Defence,
+    guard: Guard,
+    row: Array,
+    norms: dict[str, Any],
+    shifts: dict[str, Array],
+    plain: Seen,
+  ) -> np.ndarray:
+    """[S, 3, M] of one defence.
+
+    Args:
+      defence: which.
+      guard: its edits.
+      row: the text, with the token in front where that is the defence.
+      norms: of its tokens.
+      shifts: the attacks by site, replaced here where a new one can be found.
+      plain: the run without attack and defence.
+    """
+    at = int(defence == Defence.FRONT)
+    start = self._start + at
+    after = row[None, start + 1 :]
+    own, found = self._run[start](self._params, row, guard), []
+    alone = effect(plain, own, after, eps=self._config.eps)
+    alone = np.array([float(x[0]) for x in alone])
+    for site in SITES:
+      # Pinning cuts every gradient, so the attack on the plain model is tried.
+      if defence not in (Defence.OWN, Defence.OTHER):
+        radius = self._config.share * jnp.asarray(norms[site])[:, at]
+        radius = radius * attacked_layers(self._cfg, site)
+        shifts[site] = self._pgd[site, start](
+          self._params, row, jnp.asarray(at), radius, guard
+        )
+      both = self._attack[site, start](
+        self._params, row, jnp.asarray(at), shifts[site], guard, plain, own
+      )
       found.append(np.concatenate([alone[None], np.asarray(both)]))
     return np.stack(found)
 
-  def duel(number: int) -> np.ndarray:
-    row, norms = jnp.asarray(ids[number]), size[number]
-    ahead = jnp.concatenate([jnp.array([front], row.dtype), row])
-    free, longer = (unguarded(cfg, len(x)) for x in (row, ahead))
-    guards = {
-      NONE: free,
-      SAME: free | pins(params, row[0]),
-      OTHER: free | pins(params, jnp.asarray(others[number])),
-      FRONT: longer | pins(params, jnp.asarray(front)),
-      **{
-        name: free | {x: clip_at([one[x] for one in size], number, share)}
-        for name, (x, share) in CLIPPED.items()
-      },
-    }
-    plain, after = watch[start](params, row, free), row[None, start + 1 :]
-    found, shifts = [], {}
-    for name in DEFENCES:
-      here = (row, norms)
-      if name == FRONT:
-        here = (ahead, measure(params, ahead[None]))
-      mine = {} if name == FRONT else shifts
-      guard = guards[name]
-      found.append(against(name, guard, *here, plain, after, mine))
-    return np.stack(found, axis=1)
 
-  return duel
-
-
-def front_of(subject: Subject, front: int | None) -> int:
+def front_token(subject: Subject, front: int | None) -> int:
   """The token that is put in front: BOS or a line end for `None`.
 
   Raises:
-    ValueError: for an id that there is not.
+    ValueError: for an id outside the vocabulary.
   """
   token = front
   if token is None:
@@ -279,14 +320,14 @@ def front_of(subject: Subject, front: int | None) -> int:
 
 
 def donors(ids: np.ndarray, skipped: int = 0) -> list[int]:
-  """For each text the first token of the next one, if that is another token.
+  """For each text the first token of another text that begins differently.
 
   Args:
     ids: [P, T].
     skipped: tokens that stand in front of every text.
 
   Raises:
-    ValueError: if there is no other.
+    ValueError: if there is none.
 
   >>> donors(np.array([[5, 1], [5, 2], [6, 3]]))
   [6, 6, 5]

@@ -1,71 +1,89 @@
 """Figures and sections of the experiment `robustness`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from sinkjax.experiments.applications.robustness import defences
-from sinkjax.experiments.applications.robustness import experiment as robustness
-from sinkjax.experiments.applications.robustness.claims import CONDITIONS
-from sinkjax.experiments.harness.stats import logs, mean_over
-from sinkjax.experiments.shared.perturb import MEASURES, NOISE, SWAP
+from sinkjax.experiments.applications.robustness.config import (
+  ALL,
+  SITES,
+  SWAPPED,
+  Condition,
+  Defence,
+)
+from sinkjax.experiments.applications.robustness.results import (
+  KL,
+  LOSS,
+  SPREAD,
+  effects_of,
+)
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import logs
+from sinkjax.experiments.shared.attack_sites import SITES as SITE_WORDS
+from sinkjax.experiments.shared.interval_plots import ends_over, error_bars
+from sinkjax.experiments.shared.perturb import NOISE, SWAP
 from sinkjax.report import html
 from sinkjax.report.figures import FIRST, INK, MUTED, REST, drawing, png
 
-COLORS = dict(zip(CONDITIONS, (REST, FIRST, MUTED, INK), strict=True))
-KL, LOSS, SPREAD = (MEASURES.index(x) for x in ("kl", "loss", "spread"))
-SITES = {"embed": "embedding", "k": "keys", "v": "values"}
+TITLE = "Noise with and without the sink, and defences of the sink"
+COLORS = {
+  Condition.SINK: REST,
+  Condition.HIDDEN: FIRST,
+  Condition.CONTROL: MUTED,
+  Condition.EMPTY: INK,
+}
+DEFENCES = {
+  Defence.NONE: "no defence",
+  Defence.OWN: "pinned: its own token's keys and values",
+  Defence.OTHER: "pinned: another token's keys and values",
+  Defence.FRONT: "a fixed token in front, pinned",
+  Defence.CLIP_EMBED_MEDIAN: "embeddings clipped at the median norm",
+  Defence.CLIP_EMBED_MAX: "embeddings clipped at the greatest norm",
+  Defence.CLIP_RESID_MEDIAN: "residual clipped at the median norm",
+  Defence.CLIP_RESID_MAX: "residual clipped at the greatest norm",
+}
 
 
-def draw(result) -> dict[str, bytes]:
+def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
   return {
-    "disturbed.png": _disturbed(result),
+    "disturbed.png": _perturbed(result),
     "defences.png": _defences(result.arrays["defences"]),
   }
 
 
-def _levels(result, name, m: int) -> np.ndarray:
-  """[P, C] mean over draws of the logarithms of a measure."""
-  return logs(result.arrays[" ".join(name)][..., m]).mean(axis=-1)
-
-
-def _dots(ax, at, levels, color: str, label: str) -> None:
-  """Geometric means of logs [P], a list of them, with 95 % intervals."""
-  found = [mean_over(level, range(len(level))) for level in levels]
-  ends = np.exp([x[:3] for x in found])
-  gaps = np.abs(ends[:, 1:] - ends[:, :1]).T
-  ax.errorbar(
-    ends[:, 0], at, xerr=gaps, fmt="o", ms=4, color=color, lw=1, label=label
-  )
-
-
-def _disturbed(result) -> bytes:
+def _perturbed(result: Result) -> bytes:
   """KL by place; then KL and relative change over those with the sink."""
   from matplotlib.ticker import LogLocator
 
-  places = list(result.numbers["positions"])
-  shown = [(NOISE, x) for x in (*places, robustness.ALL)]
-  shown += [(SWAP, x) for x in robustness.SWAPPED]
+  effects = effects_of(result)
+  shown = [(NOISE, x) for x in (*result.numbers["positions"], ALL)]
+  shown += [(SWAP, x) for x in SWAPPED]
   at = np.arange(len(shown))[::-1]
+  kl, spread = (
+    np.stack([logs(effects[x][..., m]).mean(axis=-1) for x in shown])
+    for m in (KL, SPREAD)
+  )  # [places, P, C]
+
+  def dots(ax: Any, c: int, values: np.ndarray, name: str) -> None:
+    ends, off = np.exp(ends_over(values)), 0.17 * (1.5 - c)
+    look = {"color": COLORS[name], "label": name, "lw": 1}
+    error_bars(ax, at + off, ends, across=True, **look)
+
   with drawing(11.2, 4.4) as figure:
     axes = figure.subplots(1, 3, sharey=True)
-    for c, (name, color) in enumerate(COLORS.items()):
-      off = at + 0.17 * (1.5 - c)
-      _dots(
-        axes[0], off, [_levels(result, x, KL)[:, c] for x in shown], color, name
-      )
-      for ax, m in ((axes[1], KL), (axes[2], SPREAD)):
-        if c:
-          both = [_levels(result, x, m) for x in shown]
-          _dots(ax, off, [x[:, c] - x[:, 0] for x in both], color, name)
-    for ax, title in zip(
-      axes,
-      (
-        "KL, nats a token",
-        "KL over that with the sink",
-        "relative change, over that with the sink",
-      ),
-      strict=True,
-    ):
+    for c, name in enumerate(COLORS):
+      dots(axes[0], c, kl[..., c], name)
+      if name != Condition.SINK:
+        dots(axes[1], c, kl[..., c] - kl[..., 0], name)
+        dots(axes[2], c, spread[..., c] - spread[..., 0], name)
+    titles = (
+      "KL divergence, nats a token",
+      "KL divergence, ratio to that with the sink",
+      "relative change, ratio to that with the sink",
+    )
+    for ax, title in zip(axes, titles, strict=True):
       ax.set(title=title, xscale="log")
       ax.grid(axis="x")
     for ax in axes[1:]:
@@ -83,38 +101,31 @@ def _disturbed(result) -> bytes:
     return png(figure)
 
 
-def _defences(fought: np.ndarray) -> bytes:
-  """The loss that each defence leaves, with and without attack."""
-  at = np.arange(len(defences.DEFENCES))[::-1]
+def _defences(attacks: np.ndarray) -> bytes:
+  """The loss under each defence, with and without attack."""
+  at = np.arange(len(DEFENCES))[::-1]
   with drawing(10.4, 3.9) as figure:
     axes = figure.subplots(1, len(SITES), sharey=True, sharex=True)
-    for s, (ax, words) in enumerate(zip(axes, SITES.values(), strict=True)):
+    for s, (ax, site) in enumerate(zip(axes, SITES, strict=True)):
       for k, (label, color) in enumerate(
         (("not attacked", REST), ("attacked", FIRST))
       ):
-        found = [
-          mean_over(fought[:, s, d, k, LOSS], range(len(fought)))
-          for d in range(len(at))
-        ]
-        value = np.array([x.value for x in found])
-        gap = np.array([[x.value - x.low, x.high - x.value] for x in found])
-        ax.errorbar(
-          value,
+        error_bars(
+          ax,
           at + 0.14 * (1 - 2 * k),
-          xerr=gap.T,
-          fmt="o",
-          ms=4,
+          ends_over(attacks[:, s, :, k, LOSS].T),
+          across=True,
           color=color,
-          lw=1,
           label=label,
+          lw=1,
         )
       ax.axvline(0, color=MUTED, lw=0.8, ls=":")
-      ax.set_title(f"the first token's {words}")
-      ax.set_yticks(at, defences.DEFENCES)
+      ax.set_title(f"the first token's {SITE_WORDS[site]}")
+      ax.set_yticks(at, DEFENCES.values())
       ax.grid(axis="x")
     axes[1].set_xlabel("change of the loss, nats a token")
     figure.legend(
-      *ax.get_legend_handles_labels(),
+      *axes[0].get_legend_handles_labels(),
       loc="outside upper left",
       ncols=2,
       frameon=False,
@@ -122,43 +133,49 @@ def _defences(fought: np.ndarray) -> bytes:
     return png(figure)
 
 
-def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
   numbers = result.numbers
   at = ", ".join(f"{k} ({v})" for k, v in numbers["positions"].items())
   return [
     html.Section(
-      result.title,
+      TITLE,
       body=(
-        f"{numbers['texts']} texts of {numbers['tokens']} tokens; places {at}; "
-        f"measured from position {numbers['measured_from']} on. Noise of "
-        f"{numbers['noise']:g} of a token's own embedding's norm, "
-        f"{numbers['draws']} random directions a place; all other tokens: all "
-        "of the first half but the first. Swaps for "
-        f"{numbers['candidates']} random tokens. Taken away from layer "
-        f"{numbers['from_layer']} on. Each condition is compared with itself "
-        "without the change, by the same changes."
+        f"{numbers['texts']} texts of {numbers['tokens']} tokens. Tokens at "
+        f"the positions {at} are perturbed; tokens from position "
+        f"{numbers['measured_from']} on are measured. Noise has "
+        f"{numbers['noise']:g} of the norm of a token's own embedding, in "
+        f'{numbers["draws"]} random directions for each place; "{ALL}" '
+        "means every token of the first half but the sink. A swapped token is "
+        f"replaced by {numbers['candidates']} random ones. The sink, or the "
+        "token next to it, is hidden from all queries, or the sink's value set "
+        f"to zero, from layer {numbers['from_layer']} on. Each condition is "
+        "compared with itself without the perturbation."
       ),
       figure=drawn["disturbed.png"],
       caption=(
-        "Geometric means over texts with 95 % intervals; the second and third "
-        "panel are of ratios within a text (log scales)."
+        "Geometric means over texts with 95 % intervals (log scales); the "
+        "second and third panels are of ratios within a text."
       ),
       table=html.Table(*result.tables["disturbed.csv"]),
     ),
     html.Section(
       "Defences",
       body=(
-        f"Attacks of {numbers['steps']} gradients, {numbers['share']:g} of the "
-        "norm of what is attacked, in each layer, made against the guarded "
-        "model. With a token in front the attacked one is the same, the text's "
-        "first; it stands at position 1 then. Pinned keys and values hide "
-        "whatever is done at position 0: what is left is what the pinning "
-        "costs. Clips are at the median or the greatest norm in the other "
-        "texts, by layer, first tokens and later ones apart."
+        f"Attacks of {numbers['steps']} gradient steps with "
+        f"{numbers['share']:g} of the norm of the attacked vector, in each "
+        "layer, found on the defended model. With a token in front the attack "
+        "is still on the text's first token, which is then at position 1. "
+        "Pinned keys and values hide every change at position 0, so what "
+        "remains is the cost of the pinning. Clips are at the median or the "
+        "greatest norm in the other texts, by layer, and apart for first "
+        "tokens and later ones."
       ),
       figure=drawn["defences.png"],
-      caption="Beside the plain model without attack; means and intervals.",
+      caption=(
+        "Change of the loss against the plain model without an attack; means "
+        "over texts and 95 % intervals."
+      ),
       table=html.Table(*result.tables["defences.csv"]),
     ),
   ]

@@ -1,9 +1,9 @@
 """Multiple-choice tasks of BIG-bench, and how a model is scored on them.
 
 The tasks come from the source archive of the package `bigbench`, which is
-read and never installed, and only for evaluation: nothing of it is in this
-repository. An item's endings are compared by log-likelihood a byte, the
-choices not listed in the question.
+read, never installed, and serves evaluation only: nothing of it is in this
+repository. An item's endings are compared by their log-likelihood a byte; the
+question does not list the choices.
 """
 
 import functools
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Subject
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.branches import (
@@ -60,7 +61,8 @@ TASKS = tuple(
 )
 
 ROW_TOKENS = 1024
-"""Tokens of one forward pass."""
+"""Tokens of one forward pass: their logits take 200 MB at a vocabulary of
+50,000."""
 
 STEP = 16
 """Rows are padded to a multiple of this, so that few lengths are compiled."""
@@ -70,8 +72,8 @@ class Item(NamedTuple):
   """A question.
 
   Attributes:
-    context: what stands before the endings.
-    endings: the choices, a space first.
+    context: the text before the endings.
+    endings: the choices, each with a space before it.
     right: which are right.
   """
 
@@ -123,14 +125,14 @@ def fetch_tasks(
   if unknown or not names:
     raise ValueError(f"tasks must be among {list(TASKS)}, got {list(names)}")
   first = fetch_package("BIG-bench tasks", BIGBENCH)
-  root, found = first, {}
+  root, chosen = first, {}
   for _ in pathlib.PurePosixPath(next(iter(BIGBENCH.files))).parts:
     root = root.parent
   for name in names:
     text = (root / _PATH.format(name)).read_text("utf-8")
     items = read_task(json.loads(text))
-    found[name] = random.Random(seed).sample(items, min(count, len(items)))
-  return found
+    chosen[name] = random.Random(seed).sample(items, min(count, len(items)))
+  return chosen
 
 
 def likelihoods(
@@ -157,7 +159,7 @@ def likelihoods(
   Cost: one forward pass of all rows; memory of `ROW_TOKENS` logits.
   """
   order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
-  found: list[Any] = [None] * len(rows)
+  likelihood: list[Any] = [None] * len(rows)
   at = 0
   while at < len(order):
     batch, width = [], 0
@@ -182,18 +184,27 @@ def likelihoods(
     )
     for i, number in enumerate(batch):
       branch = rows[number].branch
-      found[number] = np.array(
+      likelihood[number] = np.array(
         [
           nats[i, : len(branch)][branch == b + 1].sum()
           for b in range(branch.max())
         ]
       )
     progress(len(batch))
-  return found
+  return likelihood
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
-def _score(params, edits, tokens, positions, branch, parent, *, cfg):
+def _score(
+  params: Any,
+  edits: tuple[Any, ...],
+  tokens: jax.Array,
+  positions: jax.Array,
+  branch: jax.Array,
+  parent: jax.Array,
+  *,
+  cfg: ModelConfig,
+) -> jax.Array:
   """Nats of each token after its parent, [B, N]; compiles once for a shape."""
   apart = intervene(forward(cfg), {"scores": chain(separate(branch), *edits)})
   logits = apart(params, tokens, positions=positions).logits
@@ -244,7 +255,7 @@ def grade(
   """
   rows, right = [_row(subject, item, prefix) for item in items], []
   nats = likelihoods(subject, rows, edits, progress=progress)
-  for item, found in zip(items, nats, strict=True):
+  for item, of_endings in zip(items, nats, strict=True):
     sizes = [len(ending.strip().encode()) for ending in item.endings]
-    right.append(item.right[int(np.argmax(found / np.array(sizes)))])
+    right.append(item.right[int(np.argmax(of_endings / np.array(sizes)))])
   return np.array(right)

@@ -1,27 +1,14 @@
-"""What the first token is worth on benchmarks (section 5, table 3).
-
-Multiple-choice tasks and needles in a haystack, with BOS, without it, with the
-sink hidden from the layer on where that takes it away, and, as a control, with
-the next token hidden.
-"""
+"""Tasks and haystacks under every condition: what is run and measured."""
 
 import dataclasses
+import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.experiments.harness.api import (
-  AGREES,
-  DISAGREES,
-  UNDECIDED,
-  UNTESTED,
-  Claim,
-  Result,
-  Subject,
-  direction,
-)
+from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import Mean, mean_over
 from sinkjax.experiments.paper.first_token.benchmark_tasks import (
   TASKS,
@@ -31,19 +18,27 @@ from sinkjax.experiments.paper.first_token.benchmark_tasks import (
   grade,
 )
 from sinkjax.experiments.paper.first_token.needles import find_needles, haystack
-from sinkjax.experiments.shared.sink_removal import with_layer
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.shared.sink_removal import resolve_from_layer
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.transforms.edits import knockout
 
-NAME, TITLE = "first_token", "What the first token is worth on benchmarks"
-BOS, NO_BOS, AS_IS = "BOS first", "no BOS", "as it is"
-HIDDEN, CONTROL = "sink hidden", "next token hidden"
+
+class Condition(enum.StrEnum):
+  """How a model is run; the values are keys of recorded results."""
+
+  BOS = "BOS first"
+  NO_BOS = "no BOS"
+  AS_IS = "as it is"
+  HIDDEN = "sink hidden"
+  CONTROL = "next token hidden"
+
 
 ROW = 2048
-"""Texts of a length are as many as make this many tokens, one at least."""
+"""Texts of a length are as many as make this many tokens, one at least: short
+texts have more depths to average over."""
 
 ITEM = 64
-"""Tokens that an item counts for, in the progress."""
+"""Tokens that an item counts for, in the progress: about its length."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +50,7 @@ class Config:
     items: of each task.
     lengths: T of the haystacks; those beyond the model's context are left out.
     needles: questions to a haystack.
-    texts: on which the layer is found; see `swaps.parse_swaps`.
+    texts: on which the layer is found; see `swap_texts.parse_swaps`.
     from_layer: the first layer at which a token is hidden; `None` for the
       one that leaves the fewest sinks, see `sink_removal`.
     seed: of the choice of items and of the haystacks.
@@ -65,12 +60,12 @@ class Config:
   items: int = 300
   lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
   needles: int = 32
-  texts: str = TEXTS
+  texts: str = SWAP_TEXTS
   from_layer: int | None = None
   seed: int = 0
 
 
-def run(
+def measure(
   subject: Subject,
   config: Config,
   *,
@@ -93,50 +88,54 @@ def run(
   if items is None:
     items = fetch_tasks(config.tasks, config.items, config.seed)
   items, too_long = _fitting(subject, items)
-  config = with_layer(subject, config)
+  config = resolve_from_layer(subject, config)
   conditions = _conditions(subject, config.from_layer)
-  piles = {
+  seeds = {
     length: range(config.seed, config.seed + max(1, ROW // length))
     for length in config.lengths
     if length <= subject.cfg.max_len
   }
   total = len(conditions) * (
     ITEM * sum(map(len, items.values()))
-    + sum(length * len(seeds) for length, seeds in piles.items())
+    + sum(length * len(some) for length, some in seeds.items())
   )
   done = 0
 
-  def advance(more):
+  def advance(more: int) -> None:
     nonlocal done
     done += more
     progress(done, total)
 
-  right, found, depth = {}, {}, {}
+  arrays = {
+    f"chance {task}": np.array([item.chance() for item in members])
+    for task, members in items.items()
+  }
   for name, (prefix, edits) in conditions.items():
     for task, members in items.items():
-      right[task, name] = grade(
+      arrays[f"right {task}, {name}"] = grade(
         subject,
         members,
         prefix,
         edits,
         progress=lambda more: advance(ITEM * more),
       )
-    for length, seeds in piles.items():
-      piled = [
-        haystack(subject, prefix, length, config.needles, seed)
-        for seed in seeds
+    for length, some in seeds.items():
+      piles = [
+        haystack(subject, prefix, length, config.needles, seed) for seed in some
       ]
-      found[length, name] = find_needles(subject, piled, edits).ravel()
-      depth[length] = np.stack([one.depth for one in piled]).ravel()
-      advance(length * len(seeds))
-  result = _result(
-    subject, config, items, list(conditions), right, found, depth
+      arrays[f"found {length}, {name}"] = find_needles(
+        subject, piles, edits
+      ).ravel()
+      arrays[f"depth {length}"] = np.concatenate([one.depth for one in piles])
+      advance(length * len(some))
+  return _result(
+    subject, config, list(conditions), list(seeds), too_long, arrays
   )
-  result.numbers["items_too_long"] = too_long
-  return result
 
 
-def _fitting(subject: Subject, items):
+def _fitting(
+  subject: Subject, items: Mapping[str, Sequence[Item]]
+) -> tuple[dict[str, list[Item]], dict[str, int]]:
   """({task: items that fit}, {task: how many do not}).
 
   Raises:
@@ -156,187 +155,107 @@ def _fitting(subject: Subject, items):
   return kept, {task: len(items[task]) - len(kept[task]) for task in items}
 
 
-def _own(subject: Subject) -> str:
+def _own(subject: Subject) -> Condition:
   """The condition under which the model's texts are as its file says."""
   if not subject.prefix:
-    return NO_BOS
-  return BOS if subject.prefix == [subject.tokenizer.bos_id] else AS_IS
+    return Condition.NO_BOS
+  starts_with_bos = subject.prefix == [subject.tokenizer.bos_id]
+  return Condition.BOS if starts_with_bos else Condition.AS_IS
 
 
-def _conditions(subject: Subject, layer: int):
-  """{name: (ids put first, edits of the scores)}."""
+def _conditions(
+  subject: Subject, layer: int
+) -> dict[Condition, tuple[list[int], tuple[Any, ...]]]:
+  """(ids put first, edits of the scores) of each condition."""
   bos = subject.tokenizer.bos_id
-  found = {} if bos is None else {BOS: ([bos], ())}
-  found[NO_BOS] = ([], ())
-  if _own(subject) == AS_IS:
-    found[AS_IS] = (subject.prefix, ())
-  for name, key in ((HIDDEN, 0), (CONTROL, 1)):
+  runs: dict[Condition, tuple[list[int], tuple[Any, ...]]] = {}
+  if bos is not None:
+    runs[Condition.BOS] = ([bos], ())
+  runs[Condition.NO_BOS] = ([], ())
+  if _own(subject) is Condition.AS_IS:
+    runs[Condition.AS_IS] = (subject.prefix, ())
+  for name, key in ((Condition.HIDDEN, 0), (Condition.CONTROL, 1)):
+    # Arrays, so that one compiled program serves both.
     edit = knockout(jnp.asarray(key), from_layer=jnp.asarray(layer))
-    found[name] = (subject.prefix, (edit,))
-  return found
+    runs[name] = (subject.prefix, (edit,))
+  return runs
 
 
-def _over(values) -> Mean:
+def over_items(values: np.ndarray) -> Mean:
+  """The mean over items, or over needles, each a group of its own."""
   return mean_over(np.asarray(values, float), range(len(values)))
 
 
-def _result(subject, config, items, conditions, right, found, depth) -> Result:
-  own = _own(subject)
-  chance = {
-    task: np.array([item.chance() for item in members])
-    for task, members in items.items()
-  }
-  lengths = list(depth)
-  by_task = {
-    (task, name): _over(right[task, name])
-    for task in items
-    for name in conditions
-  }
-  by_length = {
-    (length, name): _over(found[length, name])
-    for length in lengths
-    for name in conditions
-  }
-  pooled = {
-    name: np.concatenate([right[task, name] for task in items]).astype(float)
-    for name in conditions
-  }
-  needles = {
-    name: np.concatenate([found[length, name] for length in lengths]).astype(
-      float
-    )
-    for name in conditions
-    if lengths
-  }
+def _result(
+  subject: Subject,
+  config: Config,
+  conditions: Sequence[Condition],
+  lengths: Sequence[int],
+  too_long: Mapping[str, int],
+  arrays: Mapping[str, np.ndarray],
+) -> Result:
+  """Of arrays "chance TASK", "right TASK, CONDITION", "found LENGTH, ..."."""
+  tasks = list(too_long)
+  chance = {task: arrays[f"chance {task}"] for task in tasks}
   guess = np.concatenate(list(chance.values()))
-  numbers = {
-    "items": {task: len(members) for task, members in items.items()},
-    "from_layer": config.from_layer,
-    "needles": config.needles,
-    "own": own,
-    "lengths": lengths,
-    "seed": config.seed,
-    "left_out": [n for n in config.lengths if n not in lengths],
-    "chance": float(guess.mean()),
-    "chance_of_a_needle": 1 / config.needles,
-    "tasks": {name: _over(values)._asdict() for name, values in pooled.items()},
-    "tasks_above_chance": {
-      name: _over(values - guess)._asdict() for name, values in pooled.items()
-    },
-    "found": {
-      name: _over(values)._asdict() for name, values in needles.items()
-    },
-  }
+  right, found = (
+    {
+      name: np.concatenate([arrays[f"{what} {part}, {name}"] for part in parts])
+      for name in conditions
+      if parts
+    }
+    for what, parts in (("right", tasks), ("found", lengths))
+  )
   return Result(
-    name=NAME,
-    title=TITLE,
-    claims=_claims(subject, own, pooled, guess, needles, config),
-    numbers=numbers,
+    numbers={
+      "items": {task: len(chance[task]) for task in tasks},
+      "items_too_long": too_long,
+      "from_layer": config.from_layer,
+      "needles": config.needles,
+      "own": _own(subject),
+      "lengths": lengths,
+      "seed": config.seed,
+      "left_out": [n for n in config.lengths if n not in lengths],
+      "chance": float(guess.mean()),
+      "chance_of_a_needle": 1 / config.needles,
+      "tasks": {name: over_items(values) for name, values in right.items()},
+      "tasks_above_chance": {
+        name: over_items(values - guess) for name, values in right.items()
+      },
+      "found": {name: over_items(values) for name, values in found.items()},
+    },
     tables={
-      "tasks.csv": (
-        ["task", "condition", "items", "accuracy", "low", "high", "chance"],
-        [
-          [task, name, len(items[task]), *mean[:3], float(chance[task].mean())]
-          for (task, name), mean in by_task.items()
-        ],
+      "tasks.csv": _table(
+        ["task", "condition", "items", "accuracy"],
+        {
+          (task, name): (arrays[f"right {task}, {name}"], chance[task].mean())
+          for task in tasks
+          for name in conditions
+        },
       ),
-      "needles.csv": (
-        ["tokens", "condition", "needles", "found", "low", "high", "chance"],
-        [
-          [length, name, mean.groups, *mean[:3], 1 / config.needles]
-          for (length, name), mean in by_length.items()
-        ],
+      "needles.csv": _table(
+        ["tokens", "condition", "needles", "found"],
+        {
+          (length, name): (
+            arrays[f"found {length}, {name}"],
+            1 / config.needles,
+          )
+          for length in lengths
+          for name in conditions
+        },
       ),
     },
-    arrays={
-      **{
-        f"right {task}, {name}": values
-        for (task, name), values in right.items()
-      },
-      **{
-        f"found {length}, {name}": values
-        for (length, name), values in found.items()
-      },
-      **{f"depth {length}": values for length, values in depth.items()},
-    },
+    arrays=dict(arrays),
   )
 
 
-def _percent(values, form: str = ".1f") -> str:
-  return _over(100 * values).text(form, " %")
-
-
-def _claims(subject, own, pooled, guess, needles, config) -> list[Claim]:
-  where, hidden = "section 5, table 3", f"hidden from layer {config.from_layer}"
-  said = "; ".join(
-    f"{name} {_percent(pooled[name])}"
-    for name in (BOS, NO_BOS)
-    if name in pooled
-  )
-  # Above zero where less than half of what is above chance is left.
-  left = (pooled[own] - guess) / 2 - (pooled[NO_BOS] - guess)
-  mean = _over(left)
-  claims = [
-    Claim(
-      "Without the BOS that training put first, accuracy falls to chance.",
-      where,
-      "HellaSwag 80.61 to 27.35 %, ARC-Easy 80.77 to 28.49 (Gemma 7B)",
-      f"{said}; chance {100 * guess.mean():.1f} %",
-      direction(mean.low, mean.high) if subject.has_bos() else UNTESTED,
-      "agrees if less than half of what is above chance is left"
-      if subject.has_bos()
-      else "by its file this model's texts do not start with BOS",
-    ),
-    _late_claim(
-      "With the sink taken away late, accuracy falls.",
-      where,
-      "no number",
-      own,
-      pooled,
-      hidden,
-      f"{len(guess)} items",
-    ),
+def _table(
+  names: Sequence[str],
+  answers: Mapping[tuple[Any, Condition], tuple[np.ndarray, float]],
+) -> tuple[list[str], list[list[Any]]]:
+  """Shares of right answers with their intervals and chance."""
+  rows = [
+    [*key, len(right), *over_items(right)[:3], float(chance)]
+    for key, (right, chance) in answers.items()
   ]
-  if not needles:
-    return [
-      *claims,
-      Claim(
-        "Without the sink, nothing is found in a long text.",
-        where,
-        "RULER, 4096 tokens: 82.57 to 0.00 % without BOS (Gemma 7B)",
-        "not measured",
-        UNTESTED,
-        "the model's context is too short",
-      ),
-    ]
-  return [
-    *claims,
-    _late_claim(
-      "With the sink taken away late, less is found in a long text.",
-      where,
-      "RULER, 4096 tokens: 82.57 to 0.00 % without BOS (Gemma 7B)",
-      own,
-      needles,
-      hidden,
-      f"chance {100 / config.needles:.1f} %",
-    ),
-  ]
-
-
-def _late_claim(claim, where, paper, own, values, hidden, note) -> Claim:
-  """A claim that hiding the sink costs more than hiding its neighbour."""
-  more = _over(values[CONTROL] - values[HIDDEN])
-  verdict = direction(more.low, more.high)
-  lost = _over(values[own] - values[HIDDEN])
-  if verdict == AGREES and lost.low <= 0:
-    verdict = DISAGREES if lost.high < 0 else UNDECIDED
-  return Claim(
-    claim,
-    where,
-    paper,
-    f"{_percent(values[own])} to {_percent(values[HIDDEN])} with position 0 "
-    f"{hidden}; with position 1 {_percent(values[CONTROL])}",
-    verdict,
-    f"{note}; agrees if both falls, from the model as it is and from the "
-    "control, are above 0",
-  )
+  return [*names, "low", "high", "chance"], rows

@@ -1,7 +1,13 @@
 """Figures and sections of the experiment `first_token`."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.paper.first_token.experiment import Condition
+from sinkjax.experiments.shared.layer_plots import add_points
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -14,162 +20,154 @@ from sinkjax.report.figures import (
   png,
 )
 
+TITLE = "What the first token is worth on benchmarks"
 LOOKS = {
-  "BOS first": (INK, "s"),
-  "no BOS": (REST, "o"),
-  "as it is": (REST, "o"),
-  "sink hidden": (FIRST, "D"),
-  "next token hidden": (MUTED, "v"),
+  Condition.BOS: (INK, "s"),
+  Condition.NO_BOS: (REST, "o"),
+  Condition.AS_IS: (REST, "o"),
+  Condition.HIDDEN: (FIRST, "D"),
+  Condition.CONTROL: (MUTED, "v"),
 }
-"""Colour and marker of each condition."""
+"""Colour and marker of each condition; a model has one of the blue ones."""
 
 DEPTHS = 8
-"""Bins of the picture by depth."""
+"""Bins of the picture by depth: four needles in each."""
 
 
-def draw(result) -> dict[str, bytes]:
+def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
-  drawn = {"tasks.png": _tasks(result.tables["tasks.csv"][1])}
+  names = [name for name in LOOKS if name in result.numbers["tasks"]]
+  drawn = {"tasks.png": _tasks(result.records("tasks.csv"), names)}
   if result.numbers["lengths"]:
-    drawn["needles.png"] = _needles(result.tables["needles.csv"][1])
-    drawn["depth.png"] = _depth(result)
+    drawn["needles.png"] = _needles(result.records("needles.csv"), names)
+    drawn["depth.png"] = _depth(result, names)
   return drawn
 
 
-def _names(rows, column):
-  return list(dict.fromkeys(row[column] for row in rows))
-
-
-def _errors(rows):
-  value, low, high = 100 * np.array([row[3:6] for row in rows], float).T
-  return value, np.maximum([value - low, high - value], 0)
-
-
-def _tasks(rows) -> bytes:
-  tasks, conditions = _names(rows, 0), _names(rows, 1)
-  with drawing(7.4, 0.62 * len(tasks) + 1.5) as figure:
+def _tasks(
+  rows: Sequence[Mapping[str, Any]], names: Sequence[Condition]
+) -> bytes:
+  """A row for each task, a point for each condition, chance beside them."""
+  chance = {row["task"]: 100 * row["chance"] for row in rows}
+  at = np.arange(len(chance))
+  with drawing(7.4, 0.62 * len(chance) + 1.5) as figure:
     ax = figure.add_subplot()
-    for i, name in enumerate(conditions):
+    for i, name in enumerate(names):
       color, marker = LOOKS[name]
-      some = [row for row in rows if row[1] == name]
-      value, error = _errors(some)
-      y = np.arange(len(tasks)) + 0.17 * (i - (len(conditions) - 1) / 2)
-      ax.errorbar(
-        value,
-        y,
-        fmt=marker,
-        color=color,
-        ms=4.5,
-        lw=1.3,
-        xerr=error,
-        label=name,
-      )
-    chance = [100 * next(r[6] for r in rows if r[0] == task) for task in tasks]
-    for at, level in enumerate(chance):
-      ax.plot([level, level], [at - 0.4, at + 0.4], color=MUTED, ls=":", lw=1.5)
-    labels = [task.replace("/", "\n") for task in tasks]
-    ax.set_yticks(range(len(tasks)), labels, parse_math=False)
-    ax.set(xlim=(0, 102), ylim=(len(tasks) - 0.5, -0.5), xlabel="%")
-    ax.grid(axis="x")
-    legend_above(ax, "items right, 95 %; dotted: chance")
+      ends = [
+        [row["accuracy"], row["low"], row["high"]]
+        for row in rows
+        if row["condition"] == name
+      ]
+      y = at + 0.17 * (i - (len(names) - 1) / 2)
+      add_points(ax, y, ends, color=color, marker=marker, label=name)
+    for row, level in enumerate(chance.values()):
+      ends = [row - 0.4, row + 0.4]
+      ax.plot([level, level], ends, color=MUTED, ls=":", lw=1.5)
+    labels = [task.replace("/", "\n") for task in chance]
+    ax.set_yticks(at, labels, parse_math=False)
+    ax.set(xlim=(0, 102), ylim=(len(chance) - 0.5, -0.5), xlabel="accuracy, %")
+    legend_above(ax, "95 % intervals over items; dotted: chance")
     return png(figure)
 
 
-def _needles(rows) -> bytes:
-  sizes = _names(rows, 0)
+def _needles(
+  rows: Sequence[Mapping[str, Any]], names: Sequence[Condition]
+) -> bytes:
+  """Needles found by the length of the text."""
+  sizes = list(dict.fromkeys(row["tokens"] for row in rows))
   with drawing(6.2, 3.4) as figure:
     ax = figure.add_subplot()
-    for name in _names(rows, 1):
+    for name in names:
       color, marker = LOOKS[name]
-      value, error = _errors([row for row in rows if row[1] == name])
-      ax.errorbar(
-        sizes,
-        value,
-        yerr=error,
-        fmt=f"{marker}-",
-        color=color,
-        ms=4.5,
-        lw=1.6,
-        label=name,
-      )
-    ax.axhline(100 * rows[0][6], color=MUTED, ls=":", lw=1.5)
+      ends = [
+        [row["found"], row["low"], row["high"]]
+        for row in rows
+        if row["condition"] == name
+      ]
+      look = {"color": color, "marker": f"{marker}-", "label": name}
+      add_points(ax, np.array(sizes), ends, upright=True, **look)
+    ax.axhline(100 * rows[0]["chance"], color=MUTED, ls=":", lw=1.5)
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
     ax.minorticks_off()
-    ax.set(xlabel="tokens", ylabel="%", ylim=(0, 102))
-    ax.grid(axis="y")
-    legend_above(ax, "needles found, 95 %; dotted: chance")
+    ax.set(xlabel="tokens", ylabel="needles found, %", ylim=(0, 102))
+    legend_above(ax, "95 % intervals over needles; dotted: chance")
     return png(figure)
 
 
-def _depth(result) -> bytes:
-  sizes = result.numbers["lengths"]
-  names = _names(result.tables["needles.csv"][1], 1)
+def _depth(result: Result, names: Sequence[Condition]) -> bytes:
+  """Needles found by length and by where in the text they are."""
+  sizes, arrays = result.numbers["lengths"], result.arrays
   with drawing(2.3 * len(names) + 0.6, 2.9) as figure:
     axes = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
     for ax, name in zip(axes, names, strict=True):
       shares = np.full((DEPTHS, len(sizes)), np.nan)
       for j, size in enumerate(sizes):
-        found = result.arrays[f"found {size}, {name}"]
-        depth = result.arrays[f"depth {size}"]
+        depth = arrays[f"depth {size}"]
         bins = np.clip((DEPTHS * depth).astype(int), 0, DEPTHS - 1)
         for i in np.unique(bins):
-          shares[i, j] = 100 * found[bins == i].mean()
+          found = arrays[f"found {size}, {name}"][bins == i]
+          shares[i, j] = 100 * found.mean()
       image = heat_map(
         ax, shares, vmin=0, vmax=100, extent=(-0.5, len(sizes) - 0.5, 100, 0)
       )
       ax.set_xticks(range(len(sizes)), [f"{n / 1024:.2g}k" for n in sizes])
       ax.set(xlabel="tokens", title=name)
     axes[0].set_ylabel("depth, %")
-    figure.colorbar(image, ax=list(axes), label="found, %")
+    figure.colorbar(image, ax=list(axes), label="needles found, %")
     return png(figure)
 
 
-def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
   numbers = result.numbers
-
-  def table(name):
-    header, rows = result.tables[name]
-    return html.Table(header, rows, whole=True)
-
-  count = sum(numbers["items"].values())
-  too_long = sum(numbers["items_too_long"].values())
-  found = [
+  made = [
     html.Section(
-      result.title,
-      body=(
-        f"{count} items of {len(numbers['items'])} multiple-choice tasks of "
-        "BIG-bench, no example before them and the choices not listed; the "
-        "ending of the greatest log-likelihood a byte is the answer. This "
-        f"model's own texts: {numbers['own']}. Hidden: from layer "
-        f"{numbers['from_layer']} on."
-        + (f" Too long for its context: {too_long} more." if too_long else "")
-      ),
+      TITLE,
+      body=_about(numbers),
       figure=drawn["tasks.png"],
-      caption="By task.",
-      table=table("tasks.csv"),
+      caption="Accuracy by task.",
+      table=html.Table(*result.tables["tasks.csv"], whole=True),
     )
   ]
-  if "needles.png" in drawn:
+  if numbers["lengths"]:
     left_out = ", ".join(map(str, numbers["left_out"]))
-    found += [
+    made += [
       html.Section(
         "Needles in a haystack",
         body=(
           f"{numbers['needles']} sentences like “The password of Lisbon is "
-          "copper.” in a long text, each asked for at its end. The answer is "
-          "the likeliest of the text's passwords."
-          + (f" Beyond the model's context: {left_out}." if left_out else "")
+          "copper.” stand in a long text, and each is asked for at its end. "
+          "The answer is the most probable of the text's passwords."
+          + (
+            f" Longer than the model's context: {left_out}." if left_out else ""
+          )
         ),
         figure=drawn["needles.png"],
-        caption="By length of the text.",
-        table=table("needles.csv"),
+        caption="Needles found by the length of the text.",
+        table=html.Table(*result.tables["needles.csv"], whole=True),
       ),
       html.Section(
-        "By depth",
+        "Needles by depth",
         figure=drawn["depth.png"],
-        caption="Where in the text the sentence stood; 0 is its start.",
+        caption="Where in the text the sentence stands; 0 is its start.",
       ),
     ]
-  return found
+  return made
+
+
+def _about(numbers: Mapping[str, Any]) -> str:
+  # Files recorded before lack it; every item fitted the model's context.
+  too_long = sum(numbers.get("items_too_long", {}).values())
+  about = (
+    f"{sum(numbers['items'].values())} items of {len(numbers['items'])} "
+    "multiple-choice tasks of BIG-bench, without examples before them and "
+    "without the choices listed; the answer is the ending of the greatest "
+    "log-likelihood a byte. By its file, the model's own texts have the "
+    f"condition “{numbers['own']}”. A token is hidden from layer "
+    f"{numbers['from_layer']} on."
+  )
+  if too_long:
+    about += f" Too long for the model's context: {too_long} more items."
+  return about

@@ -1,20 +1,21 @@
 """Needles in a haystack: single sentences to be found again in a long text.
 
-The haystack is made of the sentences of `swaps.TEXTS`, over and over in
-another order. Between them stand sentences "The password of Lisbon is copper."
-Each is asked for at the end, in a branch of its own: the answer is the
-password of greatest probability among all that the text has.
+The haystack is made of the sentences of `swap_texts.SWAP_TEXTS`, repeated in
+another order each time. Between them stand sentences such as "The password of
+Lisbon is copper." Each is asked for at the end, in a branch of its own: the
+answer is the most probable of all the passwords in the text.
 """
 
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Subject
-from sinkjax.experiments.shared.swap_texts import TEXTS, parse_swaps
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS, parse_swaps
 from sinkjax.models.layerwise import as_layers
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.branches import (
@@ -122,14 +123,15 @@ WORDS = (
 
 FILLER = tuple(
   line.strip(".") + "."
-  for text in {x.text: x.before for x in parse_swaps(TEXTS)}.values()
+  for text in {x.text: x.before for x in parse_swaps(SWAP_TEXTS)}.values()
   for line in text.split(". ")
 )
 BEFORE = 4
-"""Sentences before the first needle: of these the text is cut to its length."""
+"""Sentences before the first needle: the text is cut to its length in these,
+so that no needle is lost."""
 
 LONGEST = 40
-"""Tokens of a sentence, at most: the text grows by so many at a time."""
+"""Tokens of a sentence, at most: a text that lacks so many needs one more."""
 
 
 class Haystack(NamedTuple):
@@ -162,19 +164,22 @@ def _question(place: str) -> str:
   return f"\n{sentence(place, '').split(' .')[0]}"
 
 
-def _answers(subject: Subject, rng: random.Random, count: int):
-  """`count` words whose first tokens differ, and these tokens."""
-  found: dict[int, str] = {}
+def _answers(
+  subject: Subject, rng: random.Random, count: int
+) -> tuple[list[int], list[str]]:
+  """The different first tokens of `count` words, and the words."""
+  by_token: dict[int, str] = {}
   encode, stem = subject.tokenizer.encode, _question(PLACES[0])
   for word in rng.sample(WORDS, len(WORDS)):
-    _, (rest,) = split_endings(encode, stem, [f" {word}"])
-    found.setdefault(rest[0], word)
-  if len(found) < count:
+    _, (ending,) = split_endings(encode, stem, [f" {word}"])
+    by_token.setdefault(ending[0], word)
+  if len(by_token) < count:
     raise ValueError(
-      f"this tokenizer tells {len(found)} of the {len(WORDS)} passwords by "
-      f"their first token; needles must be at most that, got {count}"
+      f"this tokenizer distinguishes {len(by_token)} of the {len(WORDS)} "
+      "passwords by their first token; needles must be at most that, got "
+      f"{count}"
     )
-  return list(found)[:count], list(found.values())[:count]
+  return list(by_token)[:count], list(by_token.values())[:count]
 
 
 def haystack(
@@ -255,7 +260,7 @@ def find_needles(
   asked = jnp.asarray(np.stack([h.asked for h in haystacks]))
   fn = intervene(forward(cfg), {"scores": chain(separate(branch), *edits)})
 
-  def at_questions(x):
+  def at_questions(x: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, asked[:, :, None], axis=1)
 
   run = stream_statistics(

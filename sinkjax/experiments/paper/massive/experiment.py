@@ -1,38 +1,35 @@
-"""Massive activations: which layers make them, and what hangs on them.
-
-Sun et al. (2024, arXiv 2402.17762): a few dimensions of the first token's
-residual stream are thousands of times the median. Set to zero, the model
-breaks; set to their mean, it does not. Here also: does the sink need them?
-"""
+"""Massive activations found, and changed: what is run and measured."""
 
 import dataclasses
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.experiments.harness.api import (
-  AGREES,
-  DISAGREES,
-  UNTESTED,
-  Claim,
-  Result,
-  Subject,
-  direction,
-)
-from sinkjax.experiments.harness.stats import mean_over
-from sinkjax.experiments.shared.sink_removal import texts_of
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.harness.api import Result, Subject
+from sinkjax.experiments.harness.stats import Mean, mean_over
+from sinkjax.experiments.shared.sink_removal import loss_from, texts_of
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.metrics.sinks import sink_score
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
 
-NAME, TITLE = "massive", "Massive activations and the sink"
 SIZE, RATIO = 100.0, 1000.0
-"""The paper's criterion: greater than both, the second times the median."""
+"""The criterion of arXiv 2402.17762: an activation is massive if it exceeds the
+first number, and so many times the median."""
+
+
+class Edit(enum.StrEnum):
+  """What is done to position 0; the values are keys of recorded results."""
+
+  NONE = "as it is"
+  ZERO = "set to zero"
+  MEAN = "set to their mean"
+  OTHERS = "next largest set to zero"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +37,12 @@ class Config:
   """What is run.
 
   Attributes:
-    texts: as `swaps.parse_swaps` takes them; the swaps are not used.
+    texts: as `swap_texts.parse_swaps` takes them; the swaps are not used.
     tokens: T of each text.
     eps: a head has a sink where its score exceeds this.
   """
 
-  texts: str = TEXTS
+  texts: str = SWAP_TEXTS
   tokens: int = 46
   eps: float = 0.3
 
@@ -58,21 +55,21 @@ class SetFirst:
   Attributes:
     chosen: [D] bool.
     values: [D].
-    layer: where; another layer's number than there is does nothing.
+    layer: the layer after which they are set.
   """
 
   chosen: Any
   values: Any
   layer: Any
 
-  def __call__(self, value, layer):
+  def __call__(self, value: jax.Array, layer: Any) -> jax.Array:
     """The residual stream [B, T, D] with its first token changed."""
     new = jnp.where(self.chosen, self.values, value[:, 0])
     new = jnp.where(layer == self.layer, new, value[:, 0])
     return value.at[:, 0].set(new.astype(value.dtype))
 
 
-def run(
+def measure(
   subject: Subject,
   config: Config,
   *,
@@ -83,28 +80,28 @@ def run(
   Args:
     subject: the model; its weights in memory.
     config: what is run.
-    progress: called with (steps done, steps in all).
+    progress: called with (forward passes done, in all).
 
   Raises:
     ValueError: for texts that are too short or too few.
 
-  Cost: six forward passes a text.
+  Cost: five forward passes a text.
   """
   tokens = jnp.asarray(texts_of(subject, config.texts, config.tokens))
-  f, steps = forward(subject.cfg), 6
-  seen = _look(f, subject.params, tokens)
+  f, steps = forward(subject.cfg), 1 + len(Edit)
+  seen = _observe(f, subject.params, tokens)
   progress(1, steps)
-  found = find(seen["resid_post"])
-  conditions = _conditions(found, seen["resid_post"])
+  massive = find(seen["resid_post"])
   after = {}
-  for i, (name, edit) in enumerate(conditions.items()):
+  for i, (name, edit) in enumerate(_edits(massive, seen["resid_post"]).items()):
     after[name] = _after(f, edit, subject.params, tokens)
     progress(i + 2, steps)
-  progress(steps, steps)
-  return _result(config, seen, found, after)
+  return _result(config, seen, massive, after)
 
 
-def _look(f, params, tokens) -> dict[str, np.ndarray]:
+def _observe(
+  f: Callable, params: Any, tokens: jax.Array
+) -> dict[str, np.ndarray]:
   """Residual streams [L, B, T, D] and what is added to the first token."""
   watch = {
     "resid_post": ("resid_post", lambda x: x),
@@ -115,24 +112,18 @@ def _look(f, params, tokens) -> dict[str, np.ndarray]:
   return {name: np.asarray(value) for name, value in out.trace.items()}
 
 
-@jax.jit
-def _nll(logits, tokens):
-  picked = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
-  taken = jnp.take_along_axis(picked, tokens[:, 1:, None], -1)[..., 0]
-  return -jnp.mean(taken, axis=-1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Massive:
-  """What was found.
+  """The massive activations of a model.
 
   Attributes:
     dimensions: those massive at position 0 in the layer where most are, in
       more than half of the texts.
-    made: the first layer after which the largest is massive.
-    gone: the first layer after `made` after which it no longer is; the number
-      of layers if that never happens.
-    largest: [L, B] |x| of the largest at each layer.
+    made: the first layer after which any is massive in more than half of the
+      texts; `None` if there is none.
+    gone: the first layer after `made` after which none is; the number of
+      layers if that never happens.
+    largest: [L, B] |x| of the largest at position 0.
     elsewhere: [L, B] the largest at any other position.
     ratio: [L, B] `largest` over the median |x| of the layer.
   """
@@ -171,94 +162,101 @@ def find(resid: np.ndarray) -> Massive:
   )
 
 
-def _conditions(found: Massive, resid: np.ndarray) -> dict[str, SetFirst]:
+def _edits(massive: Massive, resid: np.ndarray) -> dict[Edit, SetFirst]:
   """Edits of the residual stream after the layer that makes them."""
   width = resid.shape[-1]
-  nothing = np.zeros(width, bool)
-  chosen = nothing.copy()
-  chosen[found.dimensions] = True
-  made = 0 if found.made is None else found.made
+  chosen, other = np.zeros(width, bool), np.zeros(width, bool)
+  chosen[massive.dimensions] = True
+  made = 0 if massive.made is None else massive.made
   mean = resid[made, :, 0].mean(axis=0)
-  other = nothing.copy()  # as many of the next largest dimensions
   order = np.argsort(-np.abs(mean) * ~chosen)
-  other[order[: len(found.dimensions)]] = True
+  other[order[: len(massive.dimensions)]] = True
   zero = np.zeros(width, resid.dtype)
-
-  def edit(chosen, values):
-    return SetFirst(jnp.asarray(chosen), jnp.asarray(values), jnp.asarray(made))
-
+  changes = {
+    Edit.NONE: (np.zeros(width, bool), zero),
+    Edit.ZERO: (chosen, zero),
+    Edit.MEAN: (chosen, mean),
+    Edit.OTHERS: (other, zero),  # as many of the next largest: a control
+  }
   return {
-    "as it is": edit(nothing, zero),
-    "set to zero": edit(chosen, zero),
-    "set to their mean": edit(chosen, mean),
-    "next largest set to zero": edit(other, zero),
+    name: SetFirst(*map(jnp.asarray, (which, values, made)))
+    for name, (which, values) in changes.items()
   }
 
 
-@jax.jit
-def _sinks(pattern):
-  return sink_score(pattern)
+# Compiled once each, while the edited forward pass runs layer by layer.
+_sink_scores = jax.jit(sink_score)
+_loss = jax.jit(loss_from, static_argnames="start")
 
 
-def _after(f, edit, params, tokens):
+def _after(
+  f: Callable, edit: SetFirst, params: Any, tokens: jax.Array
+) -> tuple[np.ndarray, np.ndarray]:
   """(sink scores [L, B, H], loss [B]) of an edited model."""
   g = capture(
-    intervene(f, {"resid_post": edit}), {"alpha": ("pattern", _sinks)}
+    intervene(f, {"resid_post": edit}), {"alpha": ("pattern", _sink_scores)}
   )
   out = g(params, tokens)
-  return np.asarray(out.trace["alpha"]), np.asarray(_nll(out.logits, tokens))
+  loss = _loss(out.logits, tokens, start=1)
+  return np.asarray(out.trace["alpha"]), np.asarray(loss)
 
 
-def _result(config: Config, seen, found: Massive, after) -> Result:
-  texts = list(range(found.largest.shape[1]))
-  plain, plain_loss = after["as it is"]
-  rates, numbers = {}, {}
-  for name, (alpha, loss) in after.items():
-    rates[name] = (alpha > config.eps).mean(axis=(0, 2))
-    numbers[name] = {
-      "sink_rate": mean_over(rates[name], texts)._asdict(),
-      "sink_rate_change": mean_over(
-        rates[name] - rates["as it is"], texts
-      )._asdict(),
-      "sink_rate_over_half": mean_over(
-        rates[name] - rates["as it is"] / 2, texts
-      )._asdict(),
-      "loss": mean_over(loss, texts)._asdict(),
-      "loss_change": mean_over(loss - plain_loss, texts)._asdict(),
+def _result(
+  config: Config,
+  seen: Mapping[str, np.ndarray],
+  massive: Massive,
+  after: Mapping[Edit, tuple[np.ndarray, np.ndarray]],
+) -> Result:
+  texts = range(massive.largest.shape[1])
+  rates = {
+    name: (alpha > config.eps).mean(axis=(0, 2))
+    for name, (alpha, _) in after.items()
+  }
+  plain, (_, plain_loss) = rates[Edit.NONE], after[Edit.NONE]
+  conditions = {
+    name: {
+      what: mean_over(values, texts)
+      for what, values in {
+        "sink_rate": rates[name],
+        "sink_rate_change": rates[name] - plain,
+        "sink_rate_over_half": rates[name] - plain / 2,
+        "loss": loss,
+        "loss_change": loss - plain_loss,
+      }.items()
     }
+    for name, (_, loss) in after.items()
+  }
   added = {
-    name: np.abs(seen[name][:, :, found.dimensions]).mean(axis=1)
+    name: np.abs(seen[name][:, :, massive.dimensions]).mean(axis=1)
     for name in ("attn_out", "mlp_out")
   }  # [L, dimensions]
-  header = ["layer", "largest", "elsewhere", "over_median"]
+  by_layer = {
+    "largest": massive.largest,
+    "elsewhere": massive.elsewhere,
+    "over_median": massive.ratio,
+  }
   rows = [
-    [
-      layer,
-      *(
-        float(x[layer].mean())
-        for x in (found.largest, found.elsewhere, found.ratio)
-      ),
-    ]
-    for layer in range(len(found.largest))
+    [layer, *(float(x[layer].mean()) for x in by_layer.values())]
+    for layer in range(len(massive.largest))
   ]
   return Result(
-    name=NAME,
-    title=TITLE,
-    claims=_claims(found, numbers),
     numbers={
       "texts": len(texts),
       "tokens": config.tokens,
       "eps": config.eps,
-      "dimensions": found.dimensions,
-      "made": found.made,
-      "gone": found.gone,
-      "conditions": numbers,
+      "dimensions": massive.dimensions,
+      "made": massive.made,
+      "gone": massive.gone,
+      "conditions": conditions,
     },
-    tables={"layers.csv": (header, rows), "edits.csv": _edit_table(numbers)},
+    tables={
+      "layers.csv": (["layer", *by_layer], rows),
+      "edits.csv": _edit_table(conditions),
+    },
     arrays={
-      "largest": found.largest,
-      "elsewhere": found.elsewhere,
-      "ratio": found.ratio,
+      "largest": massive.largest,
+      "elsewhere": massive.elsewhere,
+      "ratio": massive.ratio,
       "by_attention": added["attn_out"],
       "by_mlp": added["mlp_out"],
       "sink_rate_by_layer": np.stack(
@@ -268,94 +266,14 @@ def _result(config: Config, seen, found: Massive, after) -> Result:
   )
 
 
-def _edit_table(numbers):
+def _edit_table(
+  conditions: Mapping[Edit, Mapping[str, Mean]],
+) -> tuple[list[str], list[list[Any]]]:
   header = ["edit"]
   for what in ("sink_rate", "loss"):
     header += [what, f"{what}_low", f"{what}_high"]
   rows = [
-    [
-      name,
-      *(
-        one[what][end]
-        for what in ("sink_rate", "loss")
-        for end in ("value", "low", "high")
-      ),
-    ]
-    for name, one in numbers.items()
+    [name, *means["sink_rate"][:3], *means["loss"][:3]]
+    for name, means in conditions.items()
   ]
   return header, rows
-
-
-def _claims(found: Massive, numbers):
-  criterion = f"|x| above {SIZE:g} and {RATIO:g} times the median"
-  where = "2402.17762"
-  if found.made is None:
-    return [
-      Claim(
-        "A few dimensions of the first token are massive.",
-        where,
-        "dimensions 1415 and 2533 (Llama 2 7B)",
-        f"none: {criterion}",
-        DISAGREES,
-        f"largest {found.largest.max():.0f}",
-      ),
-      Claim(
-        "The model needs them.",
-        where,
-        "perplexity 5.47 to infinity",
-        "not measured",
-        UNTESTED,
-        "this model has none",
-      ),
-    ]
-
-  def text(name, what, form=".2f", scale=1.0, unit=""):
-    one = {k: scale * numbers[name][what][k] for k in ("value", "low", "high")}
-    return (
-      f"{one['value']:{form}} ({one['low']:{form}} to "
-      f"{one['high']:{form}}){unit}"
-    )
-
-  zero, mean = "set to zero", "set to their mean"
-  loss, same = numbers[zero]["loss_change"], numbers[mean]["loss_change"]
-  left = numbers[zero]["sink_rate_over_half"]
-  layers = f"after layers {found.made} to {found.gone - 1}"
-  return [
-    Claim(
-      "A few dimensions of the first token are massive in the middle layers.",
-      where,
-      "dimensions 1415 and 2533, layers 2 to 30 (Llama 2 7B)",
-      f"dimensions {', '.join(map(str, found.dimensions))}, {layers}; up to "
-      f"{found.largest.max():,.0f}, {found.ratio.max():,.0f} times the median",
-      AGREES,
-      criterion,
-    ),
-    Claim(
-      "Set to zero where they are made, the model breaks.",
-      where,
-      "perplexity 5.47 to infinity (Llama 2 7B)",
-      f"loss {text(zero, 'loss_change', '+.2f', unit=' nats')}",
-      direction(loss["low"], loss["high"]),
-      "95 % interval over texts",
-    ),
-    Claim(
-      "Set to their mean, it does not.",
-      where,
-      "perplexity 5.47 to 5.47 (Llama 2 7B)",
-      f"loss {text(mean, 'loss_change', '+.4f', unit=' nats')}",
-      AGREES if abs(same["value"]) < 0.05 * abs(loss["value"]) else DISAGREES,
-      "agrees below 5 % of what setting them to zero does",
-    ),
-    Claim(
-      "Without them there is no sink.",
-      where,
-      "attention no longer goes there",
-      f"sink rate {text('as it is', 'sink_rate', '.1f', 100, ' %')} to "
-      f"{text(zero, 'sink_rate', '.1f', 100, ' %')}; with as many others set "
-      "to zero "
-      f"{text('next largest set to zero', 'sink_rate', '.1f', 100, ' %')}",
-      direction(-left["high"], -left["low"]),
-      "agrees below half of the rate as it is; layers up to the one that makes "
-      "them keep their sinks",
-    ),
-  ]

@@ -1,7 +1,12 @@
 """Figures and sections of the experiment `massive`."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.paper.massive.experiment import RATIO, SIZE, Edit
+from sinkjax.experiments.shared.layer_plots import Line, add_lines, layer_figure
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -13,89 +18,82 @@ from sinkjax.report.figures import (
   png,
 )
 
-COLORS = (REST, FIRST, INK, MUTED)
+TITLE = "Massive activations and the sink"
+STYLES = {
+  Edit.NONE: (REST, "-"),
+  Edit.ZERO: (FIRST, "-"),
+  Edit.MEAN: (INK, "--"),  # it covers the first
+  Edit.OTHERS: (MUTED, "-"),
+}
+"""Colour and style of each edit, in the order of the recorded arrays."""
 
 
-def draw(result) -> dict[str, bytes]:
+def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
+  rates = dict(zip(Edit, result.arrays["sink_rate_by_layer"], strict=True))
+  lines = {
+    name: Line(100 * rates[name], color, style=style)
+    for name, (color, style) in STYLES.items()
+  }
   return {
     "layers.png": _layers(result.arrays),
-    "sinks.png": _sinks(
-      result.arrays["sink_rate_by_layer"], list(result.numbers["conditions"])
+    "sinks.png": layer_figure(
+      lines, "by layer and edit", "heads with a sink, %", high=102
     ),
   }
 
 
-def _layers(arrays) -> bytes:
-  series = {
-    "largest at position 0": (arrays["largest"], FIRST),
-    "largest elsewhere": (arrays["elsewhere"], REST),
-  }
+def _spread(values: np.ndarray, color: str) -> Line:
+  """Of [L, P]: the mean over texts, and from the least to the greatest."""
+  band = np.stack([values.min(axis=1), values.max(axis=1)])
+  return Line(values.mean(axis=1), color, band)
+
+
+def _layers(arrays: Mapping[str, np.ndarray]) -> bytes:
+  """The largest activations, and what adds to them."""
   with drawing(8, 3.4) as figure:
     left, right = figure.subplots(1, 2)
-    for label, (values, color) in series.items():
-      left.plot(values.mean(axis=1), color=color, lw=2, label=label)
-      left.fill_between(
-        range(len(values)),
-        values.min(axis=1),
-        values.max(axis=1),
-        color=color,
-        alpha=0.18,
-        lw=0,
-      )
+    sizes = {
+      "position 0": _spread(arrays["largest"], FIRST),
+      "other positions": _spread(arrays["elsewhere"], REST),
+    }
+    add_lines(left, sizes)
     left.set_yscale("log")
-    legend_above(left, "|x| after each layer (log scale)")
-    for name, label, color in (
-      ("by_mlp", "MLP", FIRST),
-      ("by_attention", "attention", REST),
-    ):
-      values = arrays[name]
-      total = values.sum(axis=1) if values.shape[1] else np.zeros(len(values))
-      right.plot(total, color=color, lw=2, label=label)
-    legend_above(right, "|added| to those dimensions of position 0")
-    for ax in (left, right):
-      ax.set_xlabel("layer")
-      ax.grid(axis="y")
+    legend_above(left, "largest |x| after each layer (log scale)")
+    added = {
+      "MLP": Line(arrays["by_mlp"].sum(axis=1), FIRST),
+      "attention": Line(arrays["by_attention"].sum(axis=1), REST),
+    }
+    add_lines(right, added)
+    legend_above(right, "|update| of the massive dimensions")
     return png(figure)
 
 
-def _sinks(rates: np.ndarray, names) -> bytes:
-  with drawing(6.4, 3.4) as figure:
-    ax = figure.add_subplot()
-    for values, name, color in zip(rates, names, COLORS, strict=True):
-      look = {"ls": "--"} if name == "set to their mean" else {}
-      ax.plot(100 * values, color=color, label=name, lw=1.8, **look)
-    ax.set(xlabel="layer", ylabel="%", ylim=(0, 102))
-    ax.grid(axis="y")
-    legend_above(ax, "heads with a sink, by layer")
-    return png(figure)
-
-
-def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
   numbers = result.numbers
-  header, rows = result.tables["edits.csv"]
   return [
     html.Section(
-      result.title,
+      TITLE,
       body=(
-        f"{numbers['texts']} texts of {numbers['tokens']} tokens. Massive: "
-        "above 100, and above 1000 times the layer's median, at position 0, "
-        "in more than half of the texts."
+        f"{numbers['texts']} texts of {numbers['tokens']} tokens. An "
+        f"activation is massive if it is above {SIZE:g}, and above {RATIO:g} "
+        "times the layer's median, at position 0, in more than half of the "
+        "texts."
       ),
       figure=drawn["layers.png"],
       caption=(
-        "Left: mean over texts, bands from least to most. Right: what MLP and "
-        "attention add to the massive dimensions."
+        "Left: mean over texts, bands from the least to the greatest. Right: "
+        "what MLP and attention add to the massive dimensions of position 0."
       ),
     ),
     html.Section(
-      "Which edit takes the sink away",
+      "Which edit removes the sink",
       figure=drawn["sinks.png"],
       caption=(
-        "The massive dimensions of position 0, set once, after the layer that "
-        "makes them; and as many of the next largest as a control."
+        "The massive dimensions of position 0 are set once, after the layer "
+        "that makes them; as a control, as many of the next largest are."
       ),
-      table=html.Table(header, rows),
+      table=html.Table(*result.tables["edits.csv"]),
     ),
   ]

@@ -1,8 +1,12 @@
 """Figures and sections of the experiment `noop_heads`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from sinkjax.experiments.paper.noop_heads.experiment import BROADCAST, NOP
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.paper.noop_heads.kinds import BROADCAST, NOOP
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -14,18 +18,27 @@ from sinkjax.report.figures import (
   token_labels,
 )
 
+TITLE = "Heads that act on a trigger and are otherwise dormant"
 
-def draw(result) -> dict[str, bytes]:
+
+def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
-  drawn = {}
-  for i, one in enumerate(result.numbers["drawn"]):
-    pattern, value = (result.arrays[f"{x} {i}"] for x in ("pattern", "value"))
-    drawn[f"head-{one['layer']}-{one['head']}.png"] = _head(one, pattern, value)
-  drawn["kinds.png"] = _kinds(result.arrays)
+  arrays = result.arrays
+  drawn = {
+    _file(one): _head(one, arrays[f"pattern {i}"], arrays[f"value {i}"])
+    for i, one in enumerate(result.numbers["drawn"])
+  }
+  drawn["kinds.png"] = _kinds(arrays)
   return drawn
 
 
-def _head(one, pattern: np.ndarray, value: np.ndarray) -> bytes:
+def _file(one: Mapping[str, Any]) -> str:
+  return f"head-{one['layer']}-{one['head']}.png"
+
+
+def _head(
+  one: Mapping[str, Any], pattern: np.ndarray, value: np.ndarray
+) -> bytes:
   """Attention beside the norms of the values, as the paper draws its head."""
   labels = token_labels(one["tokens"])
   with drawing(8.4, 3.9) as figure:
@@ -45,8 +58,8 @@ def _head(one, pattern: np.ndarray, value: np.ndarray) -> bytes:
     return png(figure)
 
 
-def _kinds(arrays) -> bytes:
-  """Every head: the sink's value against the rank of what the head writes."""
+def _kinds(arrays: Mapping[str, np.ndarray]) -> bytes:
+  """Every head: the sink's value against the rank of the head's output."""
   ratio, share = arrays["value_ratio"].ravel(), arrays["sink"].ravel()
   rank = arrays["stable_rank"].ravel()
   with drawing(6.4, 3.6) as figure:
@@ -63,11 +76,11 @@ def _kinds(arrays) -> bytes:
       edgecolors=MUTED,
       linewidths=0.3,
     )
-    for at in (NOP, BROADCAST):
+    for at in (NOOP, BROADCAST):
       ax.axvline(at, color=MUTED, ls=":", lw=1.2)
     ax.set(
       xlabel="norm of the first value over the mean of the others",
-      ylabel="stable rank of what the head writes",
+      ylabel="stable rank of the head's output",
       xlim=(0, None),
       title="heads; left of the lines no-op, right of them broadcast",
     )
@@ -75,60 +88,65 @@ def _kinds(arrays) -> bytes:
     return png(figure)
 
 
-def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
-  numbers = result.numbers
-  header, rows = result.tables["heads.csv"]
-  conditions = numbers["conditions"]
-  low, high = conditions["resting"]
-  found = [
-    html.Section(
-      result.title,
-      body=(
-        f"{numbers['texts']} texts of {numbers['tokens']} tokens. A query "
-        "rests where more than half of its attention is on the first token. "
-        f"Shown are heads of which {low:.0%} to {high:.0%} of the queries "
-        f"rest, which then write at most {conditions['output']:g} of the norm "
-        "that they write when they act, and whose mass on the first token is "
-        "foretold by a trigger: by this token, the one before it, or the "
-        "position. Half of the texts give the means, a quarter chooses the "
-        "heads and the trigger "
-        f"(AUROC at least {conditions['auroc']:g}), a quarter is kept back "
-        "and gives every number here."
-      ),
-      table=html.Table(header, rows),
-    )
-  ]
-  for one in numbers["drawn"]:
-    name = f"{one['layer']}.{one['head']}"
-    listed = html.Table(
-      ["token or position", "mass foretold", "seen"],
-      [
-        [word["value"], word["mass"], word["times"]]
-        for word in numbers["words"][name]
-      ],
-    )
-    texts = dict(zip([f"{r[0]}.{r[1]}" for r in rows], rows, strict=True))
-    found.append(
-      html.Section(
-        f"Layer {one['layer']}, head {one['head']}: by {one['trigger']}",
-        body=f"Most by {texts[name][3]}.",
-        figure=drawn[f"head-{one['layer']}-{one['head']}.png"],
-        caption=(
-          "A text of our own. Left: rows are queries; the first column is the "
-          f"first token, the others start at position {one['start']}. Right: "
-          "the values that it reads."
-        ),
-        table=listed,
-      )
-    )
-  kinds = result.tables["kinds.csv"]
-  found.append(
+  most = {
+    (row["layer"], row["head"]): row["set_off_by"]
+    for row in result.records("heads.csv")
+  }
+  return [
+    _search(result),
+    *(
+      _example(result, one, most[one["layer"], one["head"]], drawn[_file(one)])
+      for one in result.numbers["drawn"]
+    ),
     html.Section(
       "No-op and broadcast sinks",
       figure=drawn["kinds.png"],
       caption="Means over texts; dark heads have a sink in every text.",
-      table=html.Table(*kinds),
-    )
+      table=html.Table(*result.tables["kinds.csv"]),
+    ),
+  ]
+
+
+def _search(result: Result) -> html.Section:
+  numbers, conditions = result.numbers, result.numbers["conditions"]
+  low, high = conditions["resting"]
+  return html.Section(
+    TITLE,
+    body=(
+      f"{numbers['texts']} texts of {numbers['tokens']} tokens. A head is "
+      "dormant at a query that gives more than half of its attention to the "
+      "first token, and active at the others. Listed are heads that are "
+      f"dormant at {100 * low:g} to {100 * high:g} % of the queries, whose "
+      f"output while dormant has at most {conditions['output']:g} of the norm "
+      "that it has when active, and whose mass on the first token is "
+      "predicted by a trigger: by this token, by the previous one, or by the "
+      "position. Half of the texts give the predictions, a quarter chooses "
+      "the heads and their triggers "
+      f"(AUROC at least {conditions['auroc']:g}), and a quarter is held out "
+      "and gives the numbers in the table, but for auroc_choosing."
+    ),
+    table=html.Table(*result.tables["heads.csv"]),
   )
-  return found
+
+
+def _example(
+  result: Result, one: Mapping[str, Any], most: str, figure: bytes
+) -> html.Section:
+  """A head on a stretch of text, with what activates it."""
+  words = result.numbers["words"][f"{one['layer']}.{one['head']}"]
+  return html.Section(
+    f"Layer {one['layer']}, head {one['head']}: by {one['trigger']}",
+    body=f"Activated most by {most}.",
+    figure=figure,
+    caption=(
+      "A text written for this project. Left: rows are queries; the first "
+      "column is the first token, the others start at position "
+      f"{one['start']}. Right: the norms of the values of these keys."
+    ),
+    table=html.Table(
+      ["token or position", "predicted mass", "times seen"],
+      [[word["value"], word["mass"], word["times"]] for word in words],
+    ),
+  )

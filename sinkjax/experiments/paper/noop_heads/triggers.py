@@ -1,13 +1,14 @@
-"""What sets a head off: the search behind the experiment `noop_heads`.
+"""What activates a head: the search behind the experiment `noop_heads`.
 
-A query rests where more than half of its attention is on the first token, and
-acts elsewhere. From some texts each head's mass on the first token is
-predicted by the query's token, by the token before it, or by its position;
-other texts choose the head and which of the three it is; and texts that took
-no part in that say how good the prediction is.
+A head is dormant at a query that gives more than half of its attention to the
+first token, and active at the others. On some texts, each head's mass on the
+first token is predicted from the query's token, from the token before it, or
+from its position; other texts choose the heads and which of the three it is;
+and held-out texts measure how good the prediction is.
 """
 
-from collections.abc import Callable
+import enum
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,56 +20,71 @@ from sinkjax.metrics.norms import token_norms
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
 
-TRIGGERS = ("this token", "previous token", "position")
-"""What may tell whether a head acts, in the order of ties."""
 
-RESTS = 0.5
-"""A query rests where its mass on the first token exceeds this."""
+class Trigger(enum.StrEnum):
+  """What may predict whether a head is active, in the order of ties.
+
+  The values are keys of recorded results and cells of their tables.
+  """
+
+  THIS = "this token"
+  PREVIOUS = "previous token"
+  POSITION = "position"
+
+
+DORMANT = 0.5
+"""A head is dormant at a query whose mass on the first token exceeds this: all
+other tokens together get less."""
 
 SHRINK = 4.0
-"""A token's mean counts as if this many queries had the head's own mean."""
+"""A token's mean counts as if this many queries had the head's own mean, so
+that a token seen once or twice hardly predicts anything."""
+
+LISTED = 10
+"""Values of a trigger that are kept, those of the least mass."""
 
 BATCH = 8
-"""Texts in one forward pass."""
+"""Texts in one forward pass, which keeps what all heads read at once: 53 MB
+of SmolLM2-135M."""
 
 
-class Seen(NamedTuple):
-  """What every query of every head did. P texts.
+class Observed(NamedTuple):
+  """What every head did at every query. P texts.
 
   Attributes:
     ids: [P, T].
     mass: [L, P, H, T] attention on position 0.
-    goes: [L, P, H, T] the key that gets most of the rest.
-    output: [L, P, H, T] norm of what the head writes to the residual.
+    target: [L, P, H, T] the key other than 0 that gets the most attention.
+    output: [L, P, H, T] norm of what the head writes to the residual stream.
     value: [L, P, N, T] norm of each token's value.
     stable_rank: [L, P, H] of the head's outputs, T x D.
   """
 
   ids: np.ndarray
   mass: np.ndarray
-  goes: np.ndarray
+  target: np.ndarray
   output: np.ndarray
   value: np.ndarray
   stable_rank: np.ndarray
 
 
-def look(
+def observe(
   subject: Subject,
   ids: np.ndarray,
   progress: Callable[[int, int], Any] = lambda done, total: None,
-) -> Seen:
-  """Runs the model on texts [P, T] and keeps what `Seen` names."""
+) -> Observed:
+  """Runs the model on texts [P, T] and keeps what `Observed` names."""
   kernels = subject.params["blocks"]["attn"]["o"]["kernel"]  # [L, H, K, D]
   # z W has the norms and singular values of z R', where W' = Q R.
   small = jnp.linalg.qr(jnp.swapaxes(kernels, -1, -2), mode="r")
 
   @jax.jit
-  def step(params, small, tokens):
+  def step(params: Any, small: jax.Array, tokens: jax.Array):
     out = capture(
       forward(subject.cfg),
       {
         "mass": ("pattern", lambda p: p[..., 0]),
-        "goes": ("pattern", lambda p: jnp.argmax(p[..., 1:], axis=-1) + 1),
+        "target": ("pattern", lambda p: jnp.argmax(p[..., 1:], axis=-1) + 1),
         "z": ("z", lambda z: z),
         "value": ("v", lambda v: jnp.swapaxes(token_norms(v), 1, 2)),
       },
@@ -81,17 +97,17 @@ def look(
     rank = energy / jnp.maximum(top, jnp.finfo(top.dtype).tiny)
     return {**out, "output": norms, "stable_rank": rank}
 
-  found = []
+  batches = []
   for start in range(0, len(ids), BATCH):
     some = jnp.asarray(ids[start : start + BATCH])
     out = step(subject.params, small, some)
-    found.append({name: np.asarray(x) for name, x in out.items()})
+    batches.append({name: np.asarray(x) for name, x in out.items()})
     progress(min(start + BATCH, len(ids)), len(ids))
   whole = {
-    name: np.concatenate([one[name] for one in found], axis=1)
-    for name in found[0]
+    name: np.concatenate([one[name] for one in batches], axis=1)
+    for name in batches[0]
   }
-  return Seen(ids=ids, **whole)
+  return Observed(ids=ids, **whole)
 
 
 class Head(NamedTuple):
@@ -100,18 +116,19 @@ class Head(NamedTuple):
   Attributes:
     layer: its layer.
     head: its number there.
-    trigger: of `TRIGGERS`.
-    words: what sets it off most: (token or position, predicted mass, times
+    trigger: what predicts best whether it is active.
+    words: what activates it most: (token or position, predicted mass, times
       seen in the texts that fit).
     chosen_by: AUROC on the texts that choose.
-    auroc: the same on the texts kept back.
+    auroc: the same on the held-out texts.
     explained: share of the mass's variance explained there.
-    by_text: AUROC of each text kept back; NaN where all or none rest.
+    by_text: AUROC of each held-out text; NaN where the head is dormant at all
+      queries or at none.
   """
 
   layer: int
   head: int
-  trigger: str
+  trigger: Trigger
   words: list[tuple[int, float, int]]
   chosen_by: float
   auroc: float
@@ -120,7 +137,7 @@ class Head(NamedTuple):
 
 
 def parts(count: int) -> tuple[slice, slice, slice]:
-  """The texts that fit, that choose, and that are kept back: half, a quarter
+  """The texts that fit, that choose, and that are held out: half, a quarter
   and a quarter."""
   return (
     slice(0, count // 2),
@@ -130,7 +147,7 @@ def parts(count: int) -> tuple[slice, slice, slice]:
 
 
 def features(ids: np.ndarray) -> np.ndarray:
-  """[3, P, T] the possible triggers of each query, as `TRIGGERS`.
+  """[3, P, T] the possible triggers of each query, as `Trigger` has them.
 
   The token before position 0 is -1; no query from there is used.
   """
@@ -157,7 +174,9 @@ def fit(
   return {int(v): (float(m), int(n)) for v, m, n in pairs}, overall
 
 
-def predict(table, overall: float, feature: np.ndarray) -> np.ndarray:
+def predict(
+  table: Mapping[int, tuple[float, int]], overall: float, feature: np.ndarray
+) -> np.ndarray:
   """The mass that a fitted table expects at each query."""
   values, inverse = np.unique(feature, return_inverse=True)
   means = [table.get(int(v), (overall, 0))[0] for v in values]
@@ -165,7 +184,7 @@ def predict(table, overall: float, feature: np.ndarray) -> np.ndarray:
 
 
 def auroc(low: np.ndarray, is_low: np.ndarray) -> float:
-  """How often an acting query is told from a resting one by `low`.
+  """How often `low` ranks an active query below a dormant one.
 
   The chance that a query with `is_low` has the smaller number than one
   without, ties for half; NaN where there is no such pair.
@@ -186,59 +205,77 @@ def auroc(low: np.ndarray, is_low: np.ndarray) -> float:
 
 
 def find(
-  seen: Seen, *, resting: tuple[float, float], output: float, least: float
+  observed: Observed,
+  *,
+  resting: tuple[float, float],
+  output: float,
+  least: float,
 ) -> list[Head]:
   """The heads that meet every condition on the texts that fit and choose.
 
   Args:
-    seen: of `look`.
-    resting: least and greatest share of queries that rest.
-    output: greatest ratio of the output's norm at rest to that when acting.
+    observed: of `observe`.
+    resting: least and greatest share of queries at which a head is dormant.
+    output: greatest ratio of the output's norm while dormant to that when
+      active.
     least: least AUROC on the texts that choose.
 
   Returns:
     Best first, by AUROC on the texts that choose.
   """
-  fitting, choosing, kept = parts(len(seen.ids))
-  known = features(seen.ids)[:, :, 1:]
-  mass, written = seen.mass[..., 1:], seen.output[..., 1:]
-  found = []
-  for layer in range(mass.shape[0]):
-    for head in range(mass.shape[2]):
-      m, out = mass[layer, :, head], written[layer, :, head]
-      first = slice(0, choosing.stop)
-      rests = m[first] > RESTS
-      share = rests.mean()
-      if not resting[0] <= share <= resting[1]:
-        continue
-      quiet, loud = out[first][rests].mean(), out[first][~rests].mean()
-      if quiet > output * loud:
-        continue
-      tables = [fit(f[fitting], m[fitting]) for f in known]
+  _, choosing, _ = parts(len(observed.ids))
+  known = features(observed.ids)[:, :, 1:]
+  before = slice(0, choosing.stop)
+  layers, _, per_layer, _ = observed.mass.shape
+  heads = []
+  for layer, number in np.ndindex(layers, per_layer):
+    mass = observed.mass[layer, :, number, 1:]
+    written = observed.output[layer, before, number, 1:]
+    dormant = mass[before] > DORMANT
+    if not resting[0] <= dormant.mean() <= resting[1]:
+      continue
+    if written[dormant].mean() > output * written[~dormant].mean():
+      continue
+    head = _fitted(known, mass, layer, number, least)
+    if head is not None:
+      heads.append(head)
+  return sorted(heads, key=lambda head: -head.chosen_by)
 
-      def told(i, part, m=m, tables=tables):
-        return predict(*tables[i], known[i][part]), m[part] <= RESTS
 
-      scores = [auroc(*told(i, choosing)) for i in range(len(TRIGGERS))]
-      best = int(np.nanargmax([*scores, 0.0]))
-      if best == len(scores) or scores[best] < least:
-        continue
-      expected, acts = told(best, kept)
-      table = tables[best][0]
-      words = sorted(
-        ((v, mean, n) for v, (mean, n) in table.items()), key=lambda x: x[1]
-      )[:10]
-      spread = ((m[kept] - m[kept].mean()) ** 2).sum()
-      found.append(
-        Head(
-          layer,
-          head,
-          TRIGGERS[best],
-          words,
-          scores[best],
-          auroc(expected, acts),
-          1 - float(((m[kept] - expected) ** 2).sum() / spread),
-          np.array([auroc(*pair) for pair in zip(expected, acts, strict=True)]),
-        )
-      )
-  return sorted(found, key=lambda one: -one.chosen_by)
+def _fitted(
+  known: np.ndarray, mass: np.ndarray, layer: int, number: int, least: float
+) -> Head | None:
+  """A head with its best trigger; `None` where no trigger is good enough.
+
+  Args:
+    known: [3, P, T] of `features`.
+    mass: [P, T] of the head.
+    layer: its layer.
+    number: its number there.
+    least: least AUROC on the texts that choose.
+  """
+  fitting, choosing, held_out = parts(len(mass))
+  tables = [fit(feature[fitting], mass[fitting]) for feature in known]
+
+  def predicted(i: int, part: slice) -> tuple[np.ndarray, np.ndarray]:
+    return predict(*tables[i], known[i][part]), mass[part] <= DORMANT
+
+  scores = [auroc(*predicted(i, choosing)) for i in range(len(tables))]
+  best = int(np.nanargmax([*scores, 0.0]))  # NaN, or 0, is no trigger
+  if best == len(scores) or scores[best] < least:
+    return None
+  expected, active = predicted(best, held_out)
+  words = [(value, mean, n) for value, (mean, n) in tables[best][0].items()]
+  actual = mass[held_out]
+  spread = ((actual - actual.mean()) ** 2).sum()
+  by_text = [auroc(*pair) for pair in zip(expected, active, strict=True)]
+  return Head(
+    layer,
+    number,
+    tuple(Trigger)[best],
+    sorted(words, key=lambda word: word[1])[:LISTED],
+    scores[best],
+    auroc(expected, active),
+    1 - float(((actual - expected) ** 2).sum() / spread),
+    np.array(by_text),
+  )

@@ -1,14 +1,9 @@
-"""Does less sink mean more mixing? Trained models under the paper's theory.
-
-The other experiments leave their trained models; here each is looked at with
-the exact Jacobian, the over-squashing bounds, collapse and perturbation
-spread. One table, in which training and theory meet.
-"""
+"""What is measured of every trained model, and what that comes to."""
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,43 +11,45 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.analysis.over_squashing import paths
+from sinkjax.config import ModelConfig
 from sinkjax.data.prepare import prepare
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.jobs import Job, run_jobs
-from sinkjax.experiments.harness.train_runs import forms, headed, starts
-from sinkjax.experiments.harness.trained_models import look_jobs
-from sinkjax.experiments.training.mixing.claims import claims
+from sinkjax.experiments.harness.train_runs import (
+  document_starts,
+  forms,
+  prepend,
+)
+from sinkjax.experiments.harness.trained_models import eval_jobs
 from sinkjax.metrics import bounds, spread
 from sinkjax.metrics.collapse import collapse_measures
 from sinkjax.metrics.sinks import attention_share, sink_score
-from sinkjax.models.transformer import forward
-from sinkjax.train import checkpoint
+from sinkjax.models.transformer import Params, forward
 from sinkjax.train.run_config import TrainConfig
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.jacobian import jacobian_norms
 from sinkjax.transforms.layer_gains import layer_gains
-
-NAME, TITLE = "mixing", "Does less sink mean more mixing?"
+from sinkjax.weights import orbax_io
 
 OF = ("context_length", "packing", "attention_variants", "sink_regulariser")
-"""The experiments whose models are looked at."""
+"""The experiments whose models are measured."""
 
 FORMS = ("paper", "frozen", "full")
-"""Of the bounds, those that must hold; the last one is of the whole model, the
-others are of one whose attention is held."""
+"""Bounds that must hold, see `analysis.over_squashing`: the last one for the
+whole model, the others for one whose attention is held."""
 
-LOOKS = 2
-"""Steps of a model's progress bar: one for each way of reading it."""
+EVAL_STEPS = 2
+"""Steps of a model's progress bar: one for each form of its texts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """What is looked at.
+  """What is measured.
 
   Attributes:
     of: experiments beside this one, in the same folder, whose models are
       taken; those that are not there are left out.
-    tokens: T of a text, what stands in front of it counted.
+    tokens: T of a text, with what stands in front of it.
     texts: starts of held-out documents.
     swaps: tokens of each text that are replaced, one at a time, spread evenly
       over its first half.
@@ -80,32 +77,33 @@ experiments' scale."""
 
 
 def plan(config: Config) -> list[str]:
-  """What will be looked at, in words."""
+  """What will be measured, for --dry_run."""
   return [
-    f"the trained models of {', '.join(config.of)} in the same folder, run "
-    f"first: exact Jacobians of {config.texts} texts of {config.tokens} tokens"
+    f"the trained models of {', '.join(config.of)} in the same folder, which "
+    f"are run first: exact Jacobians of {config.texts} texts of "
+    f"{config.tokens} tokens"
   ]
 
 
 def jobs(config: Config, folder: pathlib.Path) -> list[Job]:
-  """A look at every trained model, and those at models that are gone.
+  """A job for every trained model, and for every evaluation that is kept.
 
   Raises:
     ValueError: if there is none.
   """
   request = dataclasses.asdict(config)
   del request["of"]
-  return look_jobs(
+  return eval_jobs(
     config.of,
     folder,
     beside=folder.parent,
     request=request,
-    steps=LOOKS,
-    look=functools.partial(look, config),
+    steps=EVAL_STEPS,
+    evaluate=functools.partial(evaluate, config),
   )
 
 
-def look(
+def evaluate(
   config: Config,
   run: TrainConfig,
   trained: Mapping[str, Any],
@@ -116,41 +114,57 @@ def look(
 
   Returns:
     {"final": {form: scalars}, "maps": {form: [T, T] mean norms}}; forms as in
-    `training_runs.measure`, whose `loss` is among the scalars.
+    `train_runs.measure`, whose `loss` is among the scalars.
   """
   data = prepare(
     run.corpus, vocab_size=run.text_vocab_size, held_out=run.held_out
   )
-  params, cfg = checkpoint.load(model)
+  params, cfg = orbax_io.load(model)
+  # Jacobians and small changes need full precision.
   cfg = cfg.replace(attention="einsum", dtype="float32", precision="highest")
-  texts = starts(data, config.tokens, config.texts)
+  texts = document_starts(data, config.tokens, config.texts)
   final, maps = {}, {}
   for done, (form, front) in enumerate(forms(run, data).items(), 1):
-    rows = headed(texts, front)
-    found, norms = measure(config, cfg, params, rows, front=len(front))
+    rows = prepend(texts, front)
+    found, norms = measure_model(config, cfg, params, rows, front=len(front))
     final[form] = {**found, "loss": trained["final"][form]["loss"]}
     maps[form] = norms.tolist()
     advance(done)
   return {"final": final, "maps": maps}
 
 
-def measure(
-  config: Config, cfg, params, rows: np.ndarray, *, front: int
+def measure_model(
+  config: Config,
+  cfg: ModelConfig,
+  params: Params,
+  rows: np.ndarray,
+  *,
+  front: int,
 ) -> tuple[dict[str, float | None], np.ndarray]:
-  """Means over texts [P, T], whose first `front` tokens are no text.
+  """Means over texts [P, T].
+
+  Args:
+    config: what is measured.
+    cfg: the model.
+    params: its parameters.
+    rows: the texts, with what stands in front.
+    front: how many tokens that is.
 
   Returns:
-    Scalars, and [T, T] the mean of the exact norms from embed to resid_post:
-    `first_mass`, attention on token 0, see `sink_score`; `mixing`, the share
-    of the squared Jacobian that is between tokens, and `mixing_rest` with
-    token 0 left out as source and target; `reach`, the effective reach among
-    those; of the first text each valid bound's mean log10 `bound_FORM`, over
-    pairs of different tokens but 0, `loose`, the decades of the full one
-    above the exact spectral norm, and `violated`, how many pairs exceed it
-    (`None` where the bounds do not cover the model); `cosine`, `residual`,
-    `rank`, `gap` of the last layer, see `collapse_measures`; `spread`, the
-    relative change of later tokens at the last layer after a swap, and
-    `reached`, the share of them above the threshold.
+    Scalars, and [T, T] the mean of the exact norms of the Jacobian from embed
+    to resid_post. The scalars are
+    `first_mass`, attention on token 0, see `sink_score`;
+    `mixing`, the share of the squared Jacobian between different tokens, and
+    `mixing_rest`, the same without token 0 as source or target;
+    `reach`, the effective reach without token 0;
+    `bound_FORM`, for each bound that must hold, the mean log10 over pairs of
+    different tokens without token 0, on the first text; `loose`, the decades
+    of the full bound above the exact spectral norm; `violated`, how many pairs
+    exceed it (all `None` where the bounds do not cover the model);
+    `cosine`, `residual`, `rank`, `gap` of the last layer, see
+    `collapse_measures`;
+    `spread`, the relative change of later tokens at the last layer after a
+    swap, and `reached`, the share of them above the threshold.
   """
   fn, texts = forward(cfg), jnp.asarray(rows)
   found: dict[str, float | None] = dict(_passes(cfg, params, rows))
@@ -164,12 +178,14 @@ def measure(
   return found, squares.mean(axis=0)
 
 
-def _mean(x) -> float:
+def _mean(x: Any) -> float:
   return float(np.mean(np.asarray(x, np.float64)))
 
 
-def _passes(cfg, params, rows) -> dict[str, float]:
-  """Sinks and collapse."""
+def _passes(
+  cfg: ModelConfig, params: Params, rows: np.ndarray
+) -> dict[str, float]:
+  """The sink, and rank collapse at the last layer."""
   watched = capture(
     forward(cfg),
     {
@@ -186,11 +202,13 @@ def _passes(cfg, params, rows) -> dict[str, float]:
   }
 
 
-def _bounds(fn, params, tokens, budget) -> dict[str, float | None]:
-  """The bounds on one text, the full one beside what it must dominate."""
+def _bounds(
+  fn: Callable, params: Params, tokens: jax.Array, budget: int | None
+) -> dict[str, float | None]:
+  """The bounds on one text, and the full one against the exact norms."""
   try:
     gains = layer_gains(fn, params, tokens)
-  except ValueError:  # neither a softmax nor free of gates
+  except ValueError:  # attention without a softmax, or with gates
     names = [f"bound_{form}" for form in FORMS] + ["loose", "violated"]
     return dict.fromkeys(names)
   logs, _ = paths(gains)
@@ -200,6 +218,7 @@ def _bounds(fn, params, tokens, budget) -> dict[str, float | None]:
   seen = np.tri(len(tokens), k=-1, dtype=bool)
   seen[:, 0] = False
   decades = {form: logs[form][seen] / np.log(10) for form in FORMS}
+  # A norm that underflowed to 0 has no logarithm.
   above = decades["full"] - np.log10(np.maximum(true[seen], 1e-30))
   over = bounds.violations(jnp.asarray(logs["full"]), jnp.asarray(true))
   return {
@@ -209,11 +228,13 @@ def _bounds(fn, params, tokens, budget) -> dict[str, float | None]:
   }
 
 
-def _swapped(config, cfg, params, rows, front: int) -> dict[str, float]:
+def _swapped(
+  config: Config, cfg: ModelConfig, params: Params, rows: np.ndarray, front: int
+) -> dict[str, float]:
   """What a replaced token changes in the tokens after it, at the last layer.
 
-  It is replaced by the first other token that comes after it in the text,
-  from the start again where there is none.
+  It is replaced by the first different token that follows it in the text,
+  which starts over at its end.
   """
   length = rows.shape[1]
   watched = jax.jit(capture(forward(cfg), {"x": ("resid_post", lambda x: x)}))
@@ -228,7 +249,7 @@ def _swapped(config, cfg, params, rows, front: int) -> dict[str, float]:
     after = watched(params, jnp.asarray(changed)).trace["x"][-1]
     gap = np.asarray(spread.spread(before, after, relative=True), np.float64)
     if gap[:, :at].any():
-      raise ArithmeticError("a change is seen before its place")
+      raise ArithmeticError("a replaced token changed a token before it")
     later = gap[:, at + 1 :]
     changes.append(later.mean(axis=1))
     reached.append((later > config.threshold).mean(axis=1))
@@ -238,73 +259,64 @@ def _swapped(config, cfg, params, rows, front: int) -> dict[str, float]:
   }
 
 
-def run(
+def measure(
   config: Config,
   *,
-  folder: Any,
+  folder: pathlib.Path,
   progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Result:
-  """Looks at what is left of the models, and says what came of it.
+  """Measures the models that are not measured yet, and collects all.
 
   Args:
-    config: what is looked at.
-    folder: where looks are kept; the experiments stand beside it.
-    progress: called with (looks done, looks in all).
+    config: what is measured.
+    folder: where evaluations are kept; the experiments' folders are beside it.
+    progress: called with (steps done, steps in all).
 
   Raises:
-    ValueError: as `jobs.run_jobs` and `jobs`.
+    ValueError: as `run_jobs` and `jobs`.
 
-  Cost: an exact map a text and a way of reading, and one with the bounds.
+  Cost: for each form, an exact map a text, and one more with the bounds.
   """
-  found = run_jobs(
-    jobs(config, pathlib.Path(folder)), folder, progress=progress
-  )
+  folder = pathlib.Path(folder)
+  found = run_jobs(jobs(config, folder), folder, progress=progress)
   return result_of(config, found)
 
 
-def result_of(config: Config, found: list[dict[str, Any]]) -> Result:
-  """The `Result` of all looks."""
-  rows: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+def result_of(config: Config, found: Sequence[Mapping[str, Any]]) -> Result:
+  """The `Result` of all evaluations."""
+  groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
   for one in found:
     of = one["request"]
     for form in one["final"]:
-      rows.setdefault((of["experiment"], of["variant"], form), []).append(one)
+      key = of["experiment"], of["variant"], form
+      groups.setdefault(key, []).append(one)
   names = list(next(iter(found[0]["final"].values())))
-  table = [
-    [
-      *key,
-      one["request"]["run"]["seed"],
-      *(one["final"][key[2]][name] for name in names),
-    ]
-    for key, some in rows.items()
-    for one in some
-  ]
-  shown = [
+  rows = [
     {
-      "experiment": key[0],
-      "variant": key[1],
-      "form": key[2],
+      "experiment": experiment,
+      "variant": variant,
+      "form": form,
       "seeds": [one["request"]["run"]["seed"] for one in some],
-      **{name: [one["final"][key[2]][name] for one in some] for name in names},
+      **{name: [one["final"][form][name] for one in some] for name in names},
     }
-    for key, some in rows.items()
+    for (experiment, variant, form), some in groups.items()
   ]
-  maps = {
-    "map_" + "-".join(key): np.mean([one["maps"][key[2]] for one in some], 0)
-    for key, some in rows.items()
-  }
+  first = ("experiment", "variant", "form")
+  table = [
+    [*(row[key] for key in first), seed, *(row[name][i] for name in names)]
+    for row in rows
+    for i, seed in enumerate(row["seeds"])
+  ]
   return Result(
-    name=NAME,
-    title=TITLE,
-    claims=claims(shown),
     numbers={
-      "rows": shown,
+      "rows": rows,
       "tokens": config.tokens,
       "texts": config.texts,
       "threshold": config.threshold,
     },
-    tables={
-      "models.csv": (["experiment", "variant", "form", "seed", *names], table)
+    tables={"models.csv": ([*first, "seed", *names], table)},
+    arrays={
+      "map_" + "-".join(key): np.mean([one["maps"][key[2]] for one in some], 0)
+      for key, some in groups.items()
     },
-    arrays=maps,
   )

@@ -1,12 +1,12 @@
-"""How sturdy a trained model is, in one number for each kind of change.
+"""How robust a trained model is, in one number for each kind of change.
 
-The same changes for every model: noise of equal norm on the embeddings, a
+Every model meets the same changes: noise of equal norm on the embeddings, a
 random token in another's place, and an attack along the gradient on the first
-token and on one in the middle. What is measured are the later tokens.
+token and on one in the middle. The tokens after them are measured.
 
 Sharp edges:
   A model that predicts badly predicts nearly the same whatever it reads, and
-  looks sturdy: compare models of equal loss, or the relative change of the
+  seems robust: compare models of equal loss, or the relative change of the
   residual stream beside the divergence.
 """
 
@@ -30,7 +30,7 @@ from sinkjax.experiments.shared.perturb import (
   places,
 )
 from sinkjax.metrics.sinks import attention_share, sink_score
-from sinkjax.models.transformer import forward
+from sinkjax.models.transformer import Params, forward
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import add
 from sinkjax.transforms.intervene import intervene
@@ -55,15 +55,21 @@ class Force(NamedTuple):
   seed: int
 
 
-def sturdiness(
-  cfg: ModelConfig, params, rows: np.ndarray, force: Force
+def robustness_score(
+  cfg: ModelConfig, params: Params, rows: np.ndarray, force: Force
 ) -> dict[str, float]:
-  """Means over texts [P, T], of which the second half is measured.
+  """Means over texts [P, T], whose first half is changed.
+
+  Args:
+    cfg: the model.
+    params: its parameters.
+    rows: the texts; their second half is measured.
+    force: of the changes.
 
   Returns:
     `first_mass`, attention on the first token, see `metrics.sinks.sink_score`;
     `loss` of the measured tokens; and KIND_kl, a geometric mean, KIND_loss and
-    KIND_spread for each of `KINDS`, see `perturbing.Effect`.
+    KIND_spread for each of `KINDS`, see `perturb.Effect`.
 
   Cost: 2 (draws + steps) + 6 forward passes of all texts, a gradient counted
     as two.
@@ -96,8 +102,8 @@ def sturdiness(
   return {"first_mass": float(mass), "loss": float(loss), **_means(found)}
 
 
-def _at_place(shift, place: int, length: int) -> np.ndarray:
-  """[P, T, D] zeros but for [P, D] at one token."""
+def _at_place(shift: np.ndarray, place: int, length: int) -> np.ndarray:
+  """[P, T, D] zeros, with [P, D] at one token."""
   wide = np.zeros((len(shift), length, shift.shape[-1]), np.float32)
   wide[:, place] = shift
   return wide
@@ -106,6 +112,7 @@ def _at_place(shift, place: int, length: int) -> np.ndarray:
 def _means(found: dict[str, Sequence[Effect]]) -> dict[str, float]:
   numbers = {}
   for name, effects in found.items():
+    # Rounding makes some divergences 0 or less.
     kl = np.maximum(np.stack([x.kl for x in effects]), 1e-9)
     numbers[f"{name}_kl"] = float(np.exp(np.log(kl).mean()))
     numbers[f"{name}_loss"] = float(np.mean([x.loss for x in effects]))

@@ -1,49 +1,58 @@
-"""A task that a softmax cannot do without a sink (arXiv 2603.11487).
-
-At a trigger the output is the mean of the tokens before, at any other token
-nothing. Weights that must sum to one can add up to nothing only on a value
-that is nothing: that of the first token. Weights that need not can be zero.
-One attention layer is all there is; its output is the answer.
-"""
+"""One attention layer that learns to write a mean at a trigger."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 from sinkjax.config import ModelConfig
-from sinkjax.data.synthetic import sample_trigger_mean
-from sinkjax.experiments.harness.api import Claim, Result, direction
+from sinkjax.data.synthetic import TriggerMean, sample_trigger_mean
+from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.history import histories
-from sinkjax.experiments.harness.jobs import Job, run_jobs
-from sinkjax.experiments.harness.stats import mean_over
+from sinkjax.experiments.harness.jobs import Advance, Job, run_jobs
 from sinkjax.metrics.norms import value_norm_ratio
 from sinkjax.metrics.sinks import attention_share
-from sinkjax.models.transformer import forward, init_params
+from sinkjax.models.transformer import Params, forward, init_params
 from sinkjax.train.optimizer import OptimizerConfig, make_optimizer
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import replace
 from sinkjax.transforms.intervene import intervene
 
-NAME, TITLE = "trigger_mean", "A task that a softmax cannot do without a sink"
-SOURCE = "arXiv 2603.11487"
+HELD_OUT_KEY = 2**31
+"""Seed of the held-out rows, beyond every seed of a run."""
 
-MODELS: dict[str, dict[str, Any]] = {
-  "softmax": {},
-  "normalized_sigmoid": {"normalizer": "normalized_sigmoid"},
-  "sink_logit": {"sink_logit": True},
-  "head_gate": {"gate": "head"},
-  "relu": {"normalizer": "relu"},
-  "sigmoid": {"normalizer": "sigmoid"},
+
+class Model(NamedTuple):
+  """One kind of attention.
+
+  Attributes:
+    words: it in a sentence.
+    fields: of `ModelConfig` in which it differs from a plain layer.
+  """
+
+  words: str
+  fields: Mapping[str, Any]
+
+
+MODELS = {
+  "softmax": Model("softmax attention", {}),
+  "normalized_sigmoid": Model(
+    "normalised sigmoid attention", {"normalizer": "normalized_sigmoid"}
+  ),
+  "sink_logit": Model("a learned sink logit", {"sink_logit": True}),
+  "head_gate": Model("a gated head", {"gate": "head"}),
+  "relu": Model("ReLU attention", {"normalizer": "relu"}),
+  "sigmoid": Model("sigmoid attention", {"normalizer": "sigmoid"}),
 }
-"""What each model has otherwise than a plain layer."""
 
 FORCED = ("softmax", "normalized_sigmoid")
-"""Those whose weights sum to one and are not gated."""
+"""Models whose weights sum to one and are not gated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Config:
   """What is trained; every model with every seed.
 
   Attributes:
-    models: names of `MODELS`; softmax is what the others are compared with.
+    models: names of `MODELS`; the others are compared with softmax.
     seeds: of parameters and data.
     length: T, the first token among them.
     width: D, two of them marks.
@@ -60,7 +69,7 @@ class Config:
     peak: the learning rate, after `warmup` steps.
     warmup: steps.
     every: steps between two measurements.
-    held_out: rows that are measured on, the same for all runs.
+    held_out: rows on which models are measured, the same for all runs.
   """
 
   models: tuple[str, ...] = tuple(MODELS)
@@ -78,29 +87,25 @@ class Config:
     for name in self.models:
       if name not in MODELS:
         raise ValueError(
-          f"{NAME} has no model {name!r}; it has {', '.join(MODELS)}"
+          f"trigger_mean has no model {name!r}; it has {', '.join(MODELS)}"
         )
 
+
+_LARGE = {
+  "length": 64,
+  "width": 64,
+  "batch": 1024,
+  "steps": 10_000,
+  "every": 200,
+}
 
 SCALES: dict[str, dict[str, Any]] = {
   "demo": {"seeds": (0,), "steps": 600},
   "cpu": {},
-  "gpu": {
-    "length": 64,
-    "width": 64,
-    "batch": 1024,
-    "steps": 10_000,
-    "every": 200,
-  },
-  "paper": {
-    "length": 64,
-    "width": 64,
-    "batch": 1024,
-    "steps": 10_000,
-    "every": 200,
-  },
+  "gpu": _LARGE,
+  "paper": _LARGE,
 }
-"""Fields of `Config` by --scale; the paper's own sizes are not known to us."""
+"""Fields of `Config` by --scale; we do not know the paper's own sizes."""
 
 
 def jobs(config: Config) -> list[Job]:
@@ -110,7 +115,7 @@ def jobs(config: Config) -> list[Job]:
     del request[name]
 
   def job(model: str, seed: int) -> Job:
-    def work(folder, device, advance):
+    def work(folder: pathlib.Path, device: jax.Device, advance: Advance):
       return train(config, model, seed, advance=advance)
 
     what = {"model": model, "seed": seed}
@@ -120,7 +125,7 @@ def jobs(config: Config) -> list[Job]:
 
 
 def plan(config: Config) -> list[str]:
-  """What will be trained, in words."""
+  """What will be trained, for --dry_run."""
   runs = len(config.models) * len(config.seeds)
   rows = config.steps * config.batch
   return [
@@ -131,7 +136,7 @@ def plan(config: Config) -> list[str]:
 
 
 def model_of(config: Config, model: str) -> ModelConfig:
-  """One layer of one head that knows no positions; the MLP is not read."""
+  """One layer of one head without positions; the MLP's output is not used."""
   width = config.width
   return ModelConfig(
     vocab_size=1,
@@ -145,18 +150,24 @@ def model_of(config: Config, model: str) -> ModelConfig:
     positions="none",
     qkv_bias=True,
     scan_layers=False,
-    **MODELS[model],
+    **MODELS[model].fields,
   )
 
 
-def answer(cfg: ModelConfig, observers: dict[str, Any] | None = None):
+def answer(
+  cfg: ModelConfig, observers: Mapping[str, Any] | None = None
+) -> Callable[[Params, Array], dict[str, Any]]:
   """`f(params, inputs [B, T, D]) -> trace`: "answer" [1, B, T, D], and others.
 
-  The inputs are put in the embedding's place.
+  The inputs replace the embeddings.
+
+  Args:
+    cfg: the model.
+    observers: what else is traced, see `capture`.
   """
   watch = {"answer": ("attn_out", lambda x: x), **(observers or {})}
 
-  def f(params, inputs):
+  def f(params: Params, inputs: Array) -> dict[str, Any]:
     fn = intervene(forward(cfg), {"embed": replace(inputs)})
     tokens = jnp.zeros(inputs.shape[:2], jnp.int32)
     return capture(fn, watch)(params, tokens).trace
@@ -173,9 +184,15 @@ def train(
 ) -> dict[str, Any]:
   """One run.
 
+  Args:
+    config: of the sweep.
+    model: a name of `MODELS`.
+    seed: of parameters and data.
+    advance: called with the steps done.
+
   Returns:
-    {"history": a row of `measure` for each measurement; "trigger": where it
-    is in a held-out row, "map": the attention on that row as shares}.
+    {"history": a row of `quantities` for each measurement; "trigger": its
+    position in a held-out row, "map": the attention on that row as shares}.
   """
   cfg = model_of(config, model)
   optimizer = make_optimizer(
@@ -203,14 +220,14 @@ def train(
     return optax.apply_updates(params, updates), state
 
   held = sample_trigger_mean(
-    jax.random.key(2**31), config.held_out, config.length, config.width
+    jax.random.key(HELD_OUT_KEY), config.held_out, config.length, config.width
   )
-  look = jax.jit(measure(cfg, held))
-  history = [{"step": 0, **jax.device_get(look(params))}]
+  measured = jax.jit(quantities(cfg, held))
+  history = [{"step": 0, **jax.device_get(measured(params))}]
   for number in range(1, config.steps + 1):
     params, state = step(params, state, number)
     if number % config.every == 0 or number == config.steps:
-      history.append({"step": number, **jax.device_get(look(params))})
+      history.append({"step": number, **jax.device_get(measured(params))})
       advance(number)
   shares = answer(
     cfg, {"map": ("pattern", lambda p: attention_share(p)[0, 0])}
@@ -222,28 +239,30 @@ def train(
   }
 
 
-def measure(cfg: ModelConfig, held) -> Callable:
+def quantities(
+  cfg: ModelConfig, held: TriggerMean
+) -> Callable[[Params], dict[str, Array]]:
   """`f(params) -> {name: scalar}` on rows of the task.
 
   Losses are sums of squares: of the whole row (`loss`), at the trigger
-  (`loss_trigger`), and at all others (`loss_rest`), which is the square of
-  what is written where nothing should be. `rest_first` is the attention on
-  the first token of queries that are neither it nor the trigger, as a share
-  of what they give in all, `rest_sum` that sum, and `trigger_first` the
-  trigger's share. `value_ratio` is the first value's norm over the others'.
+  (`loss_trigger`), and at all other tokens (`loss_rest`), where it is the
+  square of the output. A query is dormant if it is neither the first token nor
+  the trigger: `rest_first` is the attention of dormant queries on the first
+  token as a share of their total, `rest_sum` that total, and `trigger_first`
+  the trigger's share. `value_ratio` is the first value's norm over the others'.
   """
   trigger = held.trigger
-  rest = (~trigger).at[:, 0].set(False)
+  dormant = (~trigger).at[:, 0].set(False)
 
-  def over(rows, where):
+  def over(rows: Array, where: Array) -> Array:
     return jnp.sum(jnp.where(where, rows, 0)) / jnp.sum(where)
 
-  def shares(pattern):
+  def shares(pattern: Array) -> dict[str, Array]:
     first = attention_share(pattern)[:, 0, :, 0]
     return {
-      "rest_first": over(first, rest),
+      "rest_first": over(first, dormant),
       "trigger_first": over(first, trigger),
-      "rest_sum": over(jnp.sum(pattern[:, 0], axis=-1), rest),
+      "rest_sum": over(jnp.sum(pattern[:, 0], axis=-1), dormant),
     }
 
   f = answer(
@@ -254,7 +273,7 @@ def measure(cfg: ModelConfig, held) -> Callable:
     },
   )
 
-  def look(params):
+  def measured(params: Params) -> dict[str, Array]:
     trace = f(params, held.inputs)
     squares = jnp.sum((trace["answer"][0] - held.targets) ** 2, axis=-1)
     at = jnp.where(trigger, squares, 0)
@@ -266,13 +285,13 @@ def measure(cfg: ModelConfig, held) -> Callable:
     }
     return found | {name: x[0] for name, x in trace["shares"].items()}
 
-  return look
+  return measured
 
 
 def uniform_first(config: Config) -> float:
-  """`rest_first` of attention that is even, by the trigger's places.
+  """`rest_first` of uniform attention, over the trigger's positions.
 
-  The trigger is equally often at every place from 2 on.
+  The trigger is equally often at every position from 2 on.
   """
   share = 1 / (1 + np.arange(config.length))
   weight = np.ones(config.length)
@@ -281,114 +300,39 @@ def uniform_first(config: Config) -> float:
   return float((share * weight).sum() / weight.sum())
 
 
-def run(
+def measure(
   config: Config,
   *,
-  folder: Any,
+  folder: pathlib.Path,
   progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Result:
-  """Trains what is left of the sweep, and says what came of it.
+  """Trains the runs that are missing and collects what all came to.
 
   Args:
-    config: the sweep.
+    config: of the sweep.
     folder: where runs are kept.
     progress: called with (steps done, steps in all).
 
   Raises:
-    ValueError: as `jobs.run_jobs`.
+    ValueError: as `run_jobs`.
 
-  Cost: 15 ms a step of the cpu scale on two cores.
+  Cost: 15 ms a step of the cpu scale on two CPU cores.
   """
   found = run_jobs(jobs(config), folder, progress=progress)
-  names, steps, arrays, table = histories(
-    found, ("model", "seed"), len(config.seeds)
-  )
-  uniform = uniform_first(config)
+  measured = histories(found, ("model", "seed"), len(config.seeds))
   return Result(
-    name=NAME,
-    title=TITLE,
-    claims=claims(config, arrays, uniform),
     numbers={
       "models": list(config.models),
       "seeds": list(config.seeds),
-      "steps": steps,
-      "uniform_first": uniform,
+      "steps": measured.steps,
+      "uniform_first": uniform_first(config),
       "trigger": found[0]["trigger"],
-      "last": {
-        model: {name: arrays[name][i, :, -1] for name in names}
-        for i, model in enumerate(config.models)
-      },
+      "last": measured.last(config.models),
     },
-    tables={"history.csv": table},
+    tables={"history.csv": measured.table},
     arrays={
-      **arrays,
-      "steps": np.array(steps),
+      **measured.arrays,
+      "steps": np.array(measured.steps),
       "maps": np.array([one["map"] for one in found[:: len(config.seeds)]]),
     },
   )
-
-
-def claims(config: Config, arrays, uniform: float) -> list[Claim]:
-  """The two theorems, and what else frees a model of its sink."""
-  if "softmax" not in config.models or len(config.seeds) < 2:
-    return []
-
-  def last(name, model):
-    return arrays[name][config.models.index(model), :, -1]
-
-  def told(name, model, form=".3f"):
-    return mean_over(last(name, model), config.seeds).text(form)
-
-  def claim(text, paper, values, ours):
-    off = mean_over(np.asarray(values), config.seeds)
-    return Claim(
-      text,
-      SOURCE,
-      paper,
-      ours,
-      direction(off.low, off.high),
-      f"95 % interval over {len(config.seeds)} seeds",
-    )
-
-  found = []
-  for model in FORCED:
-    if model not in config.models:
-      continue
-    words = model.replace("_", " ")
-    found.append(
-      claim(
-        f"Where weights sum to one ({words}), queries with nothing to do give "
-        "nearly all of theirs to the first token.",
-        "a theorem: at least 1 - eps of them"
-        if model == "softmax"
-        else "not tried",
-        last("rest_first", model) - 0.9,
-        f"{told('rest_first', model)} of their attention, against 0.9; even "
-        f"attention gives {uniform:.3f}; loss {told('loss', model, '.1e')}",
-      )
-    )
-    found.append(
-      claim(
-        f"Its value drains away ({words}).",
-        "what is read of it must be 0",
-        1 - last("value_ratio", model),
-        f"{told('value_ratio', model)} of the others' norm; what is written "
-        f"where nothing should be: {told('loss_rest', model, '.1e')}",
-      )
-    )
-  for model in config.models:
-    if model in FORCED:
-      continue
-    words = model.replace("_", " ")
-    found.append(
-      claim(
-        f"With {words} attention no sink forms.",
-        "a theorem: loss 0 without one" if model == "relu" else "not tried",
-        0.5 - last("rest_first", model),
-        f"{told('rest_first', model)} of their attention, against 0.5, of "
-        f"rows that sum to {told('rest_sum', model)}; loss "
-        f"{told('loss', model, '.1e')} against "
-        f"{told('loss', 'softmax', '.1e')} with softmax",
-      )
-    )
-  return found

@@ -1,31 +1,36 @@
-"""Figures and sections of the experiment `trigger_mean`."""
+"""The figures of `trigger_mean`, and its part of the report."""
+
+from collections.abc import Mapping
 
 import numpy as np
 
-from sinkjax.experiments.harness import history as histories
+from sinkjax.experiments.harness import history
+from sinkjax.experiments.harness.api import Result
 from sinkjax.report import html
 from sinkjax.report.figures import FIRST, color_bar, drawing, heat_map, png
 
+TITLE = "A task that softmax cannot solve without a sink"
 
-def draw(result) -> dict[str, bytes]:
+
+def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
   return {"schedule.png": _schedule(result), "maps.png": _maps(result)}
 
 
-def _schedule(result) -> bytes:
+def _schedule(result: Result) -> bytes:
   """The four quantities of the task through training."""
   panels = {
-    "rest_first": "queries with nothing to do: attention on the first token",
-    "rest_sum": "and what they give in all",
-    "loss": "loss, sum of squares of a row",
-    "value_ratio": "the first value's norm over the others'",
+    "rest_first": "Dormant queries: attention on the first token",
+    "rest_sum": "Dormant queries: sum of their weights",
+    "loss": "Loss, sum of squares of a row",
+    "value_ratio": "First value's norm over the others'",
   }
-  return histories.schedule(
+  return history.schedule(
     result,
     panels,
     rows=2,
     height=6.2,
-    even="rest_first",
+    uniform="rest_first",
     scales={
       "loss": {"value": "symlog", "linthresh": 1e-4},
       "rest_sum": {"value": "symlog", "linthresh": 1e-2},
@@ -33,7 +38,7 @@ def _schedule(result) -> bytes:
   )
 
 
-def _maps(result) -> bytes:
+def _maps(result: Result) -> bytes:
   """Attention of the first seed's models on one row; the trigger is marked."""
   numbers, maps = result.numbers, result.arrays["maps"]
   trigger, length = numbers["trigger"], maps.shape[-1]
@@ -57,24 +62,25 @@ def _maps(result) -> bytes:
     return png(figure)
 
 
-def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
   return [
     html.Section(
-      result.title,
+      TITLE,
       body=(
-        "Each row has a first token, tokens that point anywhere, and a "
-        "trigger. One attention layer without positions must write the mean "
-        "of the tokens before the trigger at the trigger, and nothing at any "
-        "other token. Attention is the share of what a query gives in all; "
-        "where that sum is 0, as with ReLU, the share says nothing."
+        "Each row has a first token, tokens with random vectors, and a "
+        "trigger. One attention layer without positions must write the mean of "
+        "the tokens before the trigger at the trigger, and zero at any other "
+        "token, whose queries are dormant. Attention is the share of the "
+        "query's total; where that total is 0, as with ReLU, the share says "
+        "nothing."
       ),
       figure=drawn["schedule.png"],
-      caption=histories.caption(result),
-      table=histories.ends(result),
+      caption=history.caption(result),
+      table=history.final_table(result),
     ),
     html.Section(
-      "Who looks where",
+      "Attention after training",
       body="Queries are rows, the trigger's in colour.",
       figure=drawn["maps.png"],
       caption="Attention of the first seed's models on a held-out row.",

@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from sinkjax.weights import rawfile
+from sinkjax.weights.formats import rawfile
 
 MAX_HEADER = 64 << 20
 MAX_STRING = 1 << 20

@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from sinkjax.weights import tiles
+from sinkjax.weights.formats import tiles
 
 
 @functools.cache

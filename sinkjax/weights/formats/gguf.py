@@ -19,7 +19,7 @@ from typing import Any
 
 from gguf import GGMLQuantizationType
 
-from sinkjax.weights import gguf_dequant, gguf_header, rawfile, tiles
+from sinkjax.weights.formats import gguf_dequant, gguf_header, rawfile, tiles
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import ml_dtypes
 import numpy as np
 
-from sinkjax.weights import rawfile
+from sinkjax.weights.formats import rawfile
 
 MAX_HEADER = 16 << 20
 _MAX_SIGNS = {b"{": 1 << 16, b"[": 1 << 17, b",": 1 << 19}

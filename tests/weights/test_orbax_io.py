@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.train import checkpoint
+from sinkjax.weights import orbax_io
 from sinkjax.weights.validate import WeightsError
 
 
@@ -17,7 +17,7 @@ def saved(tmp_path_factory):
   cfg = sinkjax.TINY
   params = sinkjax.init_params(cfg, jax.random.key(3))
   path = tmp_path_factory.mktemp("orbax") / "model"
-  checkpoint.save(path, params, cfg)
+  orbax_io.save(path, params, cfg)
   return path, params, cfg
 
 
@@ -78,9 +78,9 @@ def test_missing_params_folder(copy):
   ],
 )
 def test_manifest_is_checked(copy, change, message):
-  manifest = json.loads((copy / checkpoint.MANIFEST).read_text())
+  manifest = json.loads((copy / orbax_io.MANIFEST).read_text())
   change(manifest)
-  (copy / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+  (copy / orbax_io.MANIFEST).write_text(json.dumps(manifest))
   with pytest.raises(WeightsError, match=message):
     sinkjax.load(copy)
 
@@ -88,7 +88,7 @@ def test_manifest_is_checked(copy, change, message):
 def test_refuses_a_full_folder_and_foreign_params(saved, tmp_path):
   path, params, cfg = saved
   with pytest.raises(ValueError, match="not an empty folder"):
-    checkpoint.save(path, params, cfg)
+    orbax_io.save(path, params, cfg)
   with pytest.raises(WeightsError, match="the config asks for"):
-    checkpoint.save(tmp_path / "x", params, cfg.replace(d_ff=49))
+    orbax_io.save(tmp_path / "x", params, cfg.replace(d_ff=49))
   assert not (tmp_path / "x").exists()

@@ -18,7 +18,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sinkjax.weights import gguf_dequant, rawfile, safetensors_header, tiles
+from sinkjax.weights.formats import (
+  gguf_dequant,
+  rawfile,
+  safetensors_header,
+  tiles,
+)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from sinkjax.weights import rawfile
+from sinkjax.weights.formats import rawfile
 
 # Elements a tile: 1 MB of float32, which measured best (2 cores, 1 MB L2).
 TILE = 1 << 18
