@@ -9,6 +9,7 @@ import pathlib
 import pkgutil
 
 import sinkjax
+from sinkjax.metrics import registry
 from sitegen import docstrings
 
 PACKAGES = {
@@ -66,6 +67,14 @@ def _top() -> str:
   return page
 
 
+def _metric_table() -> str:
+  return (
+    "# Table of metrics\n\nWhat reports of a model and the probe during "
+    "training show, from one table in `sinkjax.metrics.table`.\n\n"
+    f"{registry.markdown()}"
+  )
+
+
 def write(folder: pathlib.Path) -> None:
   """Writes one page a package and the page of `sinkjax` itself.
 
@@ -79,7 +88,7 @@ def write(folder: pathlib.Path) -> None:
   for package, summary in PACKAGES.items():
     short = package.removeprefix("sinkjax.")
     pages[short] = _page(short, _modules(package), summary)
-  toc = "\n".join(f"   {name}" for name in pages)
+  toc = "\n".join(f"   {name}" for name in [*pages, "metric-table"])
   index = _heading("API reference", "=") + (
     "The public modules, a page a package. Axes are named alike everywhere: B "
     "batch, T query position, S key or source position, L layer, H head, G "
@@ -88,7 +97,8 @@ def write(folder: pathlib.Path) -> None:
     f".. toctree::\n   :maxdepth: 1\n\n{toc}\n"
   )
   folder.mkdir(exist_ok=True)
-  for path in folder.glob("*.rst"):
+  for path in folder.glob("*.*"):
     path.unlink()
+  (folder / "metric-table.md").write_text(_metric_table(), "utf-8")
   for name, text in {**pages, "index": index}.items():
     (folder / f"{name}.rst").write_text(text, "utf-8")

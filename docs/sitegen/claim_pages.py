@@ -23,6 +23,7 @@ WINGS = {
 
 SCOREBOARD = (
   ("massive", "smollm2-135m", "sink_needs_massive"),
+  ("pruning", "smollm2-135m", "remove_14_percent"),
   ("noop_heads", "smollm2-135m", "two_kinds_of_sinks"),
   ("collapse", "smollm2-135m", "digits_merge_in_bfloat16"),
   ("noise_training", "cpu scale", "no_sink_changed_more_by_attack_first"),

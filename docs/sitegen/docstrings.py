@@ -19,16 +19,17 @@ _ARRAY = re.compile(r"\b\w+(\.\w+)*\.Array\b")
 def inline(text: str) -> str:
   """Running text: code as literals, all else as it is read.
 
-  >>> inline("a `b*c` of |x| > *B")
-  'a ``b*c`` of \\\\|x\\\\| > \\\\*B'
+  >>> inline("the `k`th of |x| > *B")
+  'the ``k``\\\\ th of \\\\|x\\\\| > \\\\*B'
   """
   parts = _CODE.split(text)
-  for at in range(len(parts)):
-    if at % 2:
-      parts[at] = f"``{parts[at]}``"
-    else:
-      parts[at] = _MARKS.sub(lambda m: "\\" + m[0], parts[at])
-      parts[at] = _LETTER.sub(r"\1\\", parts[at])
+  for at in range(0, len(parts), 2):
+    parts[at] = _MARKS.sub(lambda m: "\\" + m[0], parts[at])
+    parts[at] = _LETTER.sub(r"\1\\", parts[at])
+  for at in range(1, len(parts), 2):
+    # A literal ends at a space; an escaped one is not seen.
+    glued = re.match(r"\w", parts[at + 1])
+    parts[at] = f"``{parts[at]}``" + ("\\ " if glued else "")
   return "".join(parts)
 
 

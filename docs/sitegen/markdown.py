@@ -40,8 +40,11 @@ def from_docstring(docstring: str) -> str:
   for paragraph in inspect.cleandoc(docstring).split("\n\n"):
     if paragraph.startswith(" "):
       out.append(f"```text\n{textwrap.dedent(paragraph)}\n```")
-    else:
+    elif paragraph.startswith("- "):
       out.append(text(paragraph))
+    else:
+      # A line may not begin with what Markdown takes for a list.
+      out.append(text(" ".join(paragraph.split())))
   return "\n\n".join(out) + "\n"
 
 
