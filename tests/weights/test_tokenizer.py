@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from sinkjax.weights.formats import gguf
+from sinkjax.weights.pre_tokenizers import PRE_TOKENIZERS
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_files import (
   tokenizer_from_folder,
   tokenizer_from_glassllm,
 )
-from sinkjax.weights.tokenizer_gguf import PRE_TOKENIZERS, tokenizer_from_gguf
+from sinkjax.weights.tokenizer_gguf import tokenizer_from_gguf
 from sinkjax.weights.validate import WeightsError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "tokenizer"
