@@ -49,7 +49,9 @@ def main() -> None:
     model = registry.load(MODEL.value)
     bar.update()
     bar.set_description("writing")
-    _save(out, model)
+    registry.save(
+      out, *model, form="huggingface" if TO.value == "hf" else "orbax"
+    )
     bar.update()
     bar.set_description("reading back")
     _compare(model, registry.load(out))
@@ -71,15 +73,6 @@ def _plan(found: tuple[Any, Any, int] | None, out: pathlib.Path) -> None:
     f"{12 * parameters / 1e9:.1f} GB, time about "
     f"{5 + parameters / 1e8:.0f} s"
   )
-
-
-def _save(out: pathlib.Path, model: "Model") -> None:
-  """Writes the model in the format of --to."""
-  if TO.value == "hf":
-    from sinkjax.weights import huggingface as form
-  else:
-    from sinkjax.weights import orbax_io as form
-  form.save(out, model.params, model.cfg, model.tokenizer)
 
 
 def _compare(model: "Model", again: "Model") -> None:

@@ -53,8 +53,7 @@ from sinkjax.transforms.jacobian import (
 )
 from sinkjax.transforms.statistics import Statistic
 from sinkjax.transforms.streaming import stream_statistics
-from sinkjax.weights.offload import open_layers
-from sinkjax.weights.registry import Model, load
+from sinkjax.weights import Model, load, open_layers, save
 
 __version__ = "0.1.0"
 
@@ -87,6 +86,7 @@ __all__ = [
   "patch",
   "power_norms",
   "replace",
+  "save",
   "scale",
   "singular_values",
   "sink_rate",

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, param_shapes
@@ -93,7 +94,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def aligned_empty(shape: Shape, dtype=np.float32) -> np.ndarray:
+def aligned_empty(shape: Shape, dtype: DTypeLike = np.float32) -> np.ndarray:
   """An uninitialised array that JAX on the CPU can adopt without a copy."""
   size = math.prod(shape) * np.dtype(dtype).itemsize
   raw = np.empty(size + _ALIGNMENT, np.uint8)
@@ -225,11 +226,14 @@ def disassemble(
     values = np.ascontiguousarray(flat[leaf.path], np.float32)
     for i, slot in enumerate(values if leaf.per_layer else [values]):
       name = leaf.name.format(i=i)
-      if name not in tensors:
-        shape = leaf.layout.stored_shape(slot.shape)
-        tensors[name] = np.empty(shape, np.float32)
-        unwritten[name] = tensors[name].size
-      leaf.write(slot, tensors[name])
+      shape = leaf.layout.stored_shape(slot.shape)
+      tensor = tensors.setdefault(name, np.empty(shape, np.float32))
+      if tensor.shape != shape:
+        raise WeightsError(
+          f"tensor {name!r} would need both shape {tensor.shape} and {shape}"
+        )
+      unwritten.setdefault(name, tensor.size)
+      leaf.write(slot, tensor)
       unwritten[name] -= slot.size
   for name, missing in unwritten.items():
     if missing:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
@@ -14,6 +17,7 @@ from sinkjax.weights.formats.gguf import (
   read_rows,
   read_tensor,
 )
+from sinkjax.weights.layout import Shape
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_gguf import tokenizer_from_gguf
 from sinkjax.weights.validate import WeightsError, check_tokenizer
@@ -54,13 +58,15 @@ class _GGUFSource:
   def __init__(self, file: GGUFFile):
     self.file, self.where = file, str(file.path)
 
-  def shapes(self):
+  def shapes(self) -> Mapping[str, Shape]:
     return {name: t.shape for name, t in self.file.tensors.items()}
 
-  def read(self, name, out=None):
+  def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
     return read_tensor(self.file, name, out=out)
 
-  def read_rows(self, name, rows, out=None):
+  def read_rows(
+    self, name: str, rows: Sequence[int], out: np.ndarray | None = None
+  ) -> np.ndarray:
     return read_rows(self.file, name, rows, out=out)
 
 

@@ -8,17 +8,19 @@ import json
 import os
 import pathlib
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights.assemble import assemble
-from sinkjax.weights.layout import Kernel, Layout, Leaf
+from sinkjax.weights.layout import Kernel, Layout, Leaf, Shape
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_files import tokenizer_from_glassllm
 from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
 
+# Unpacked: the package has 3 MB, and a zip of a few KB can hold any size.
 _MAX_BYTES = 64 << 20
 _FIELDS = {
   "vocab_size": "vocab_size",
@@ -47,13 +49,13 @@ LEAVES = [
 
 
 class _NpzSource:
-  def __init__(self, arrays, where):
+  def __init__(self, arrays: dict[str, np.ndarray], where: str):
     self.arrays, self.where = arrays, where
 
-  def shapes(self):
+  def shapes(self) -> Mapping[str, Shape]:
     return {name: array.shape for name, array in self.arrays.items()}
 
-  def read(self, name, out=None):
+  def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
     array = self.arrays[name].astype(np.float32)
     if not np.all(np.isfinite(array)):
       raise WeightsError(f"{self.where}: tensor {name!r} is not finite")

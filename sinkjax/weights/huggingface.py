@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from sinkjax.weights.assemble import Unread, assemble, disassemble
 from sinkjax.weights.folders import check_new, new_folder, read_json
 from sinkjax.weights.formats import safetensors_io
 from sinkjax.weights.hf_config import config_from_hf, config_to_hf
-from sinkjax.weights.layout import Leaf
+from sinkjax.weights.layout import Leaf, Shape
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError
 
@@ -52,13 +52,15 @@ class _FolderSource:
         full = optional_prefix + full
       self._names[full] = name
 
-  def shapes(self):
+  def shapes(self) -> Mapping[str, Shape]:
     return {n: self.folder.tensors[t].shape for n, t in self._names.items()}
 
-  def read(self, name, out=None):
+  def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
     return self.folder.read(self._names[name], out=out)
 
-  def read_rows(self, name, rows, out=None):
+  def read_rows(
+    self, name: str, rows: Sequence[int], out: np.ndarray | None = None
+  ) -> np.ndarray:
     return self.folder.read_rows(self._names[name], rows, out=out)
 
 

@@ -51,6 +51,7 @@ from sinkjax.weights.validate import WeightsError, check_tokenizer
 _FLOAT = 4  # bytes
 # A layer of fewer is read by one thread: each keeps 10 MB or so of scratch.
 _ELEMENTS_A_WORKER = 1 << 25
+# Computing with one layer takes less; who holds one for longer means to.
 _PATIENCE_S = 60.0
 
 
@@ -271,7 +272,9 @@ class Offloaded:
   def _leaf(self, path: str):
     return next(leaf for leaf in self._unread.leaves if leaf.path == path)
 
-  def _rows(self, path: str, what: str, ids, size: int) -> jax.Array:
+  def _rows(
+    self, path: str, what: str, ids: Int[Array, "..."], size: int
+  ) -> jax.Array:
     ids = np.asarray(ids)
     if not np.issubdtype(ids.dtype, np.integer):
       raise ValueError(f"{what}s must be integers, got {ids.dtype}")

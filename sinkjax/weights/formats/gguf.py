@@ -15,8 +15,10 @@ interleaved RoPE; tensors come out here as stored. Split GGUF files
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from gguf import GGMLQuantizationType
 
 from sinkjax.weights.formats import gguf_dequant, gguf_header, rawfile, tiles
@@ -99,7 +101,9 @@ def open_gguf(path: str | os.PathLike) -> GGUFFile:
   return GGUFFile(os.fspath(path), version, metadata, tensors)
 
 
-def read_tensor(file: GGUFFile, name: str, out=None):
+def read_tensor(
+  file: GGUFFile, name: str, out: np.ndarray | None = None
+) -> np.ndarray:
   """Reads one tensor as float32.
 
   Args:
@@ -120,7 +124,9 @@ def read_tensor(file: GGUFFile, name: str, out=None):
   return tiles.read(_stored(file, name), out)
 
 
-def read_rows(file: GGUFFile, name: str, rows, out=None):
+def read_rows(
+  file: GGUFFile, name: str, rows: Sequence[int], out: np.ndarray | None = None
+) -> np.ndarray:
   """Reads some rows of a matrix as float32, and no other bytes.
 
   Args:

@@ -21,17 +21,25 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from sinkjax.weights.formats import rawfile
 
+# Vocabularies fill a header: 262,144 tokens with scores, types and as many
+# merges are about 15 MB, half a million strings.
 MAX_HEADER = 64 << 20
-MAX_STRING = 1 << 20
-MAX_KEY = 65_535
-MAX_NAME = 1024
-MAX_PAIRS = 1 << 16
-MAX_TENSORS = 1 << 16
 MAX_STRINGS = 1 << 21
 MAX_NUMBERS = 1 << 24
+# The longest strings are chat templates, tens of KB.
+MAX_STRING = 1 << 20
+# The specification's own limit; of names it allows 64 bytes.
+MAX_KEY = 65_535
+MAX_NAME = 1024
+# A model has some 50 pairs and 10 tensors a layer, of experts a few more.
+MAX_PAIRS = 1 << 16
+MAX_TENSORS = 1 << 16
+# No key of llama.cpp nests arrays; those that do become lists in lists.
 MAX_NESTED = 1 << 14
 MAX_DEPTH = 3
+# Files have 32, and the gguf package would follow one of 2**31.
 MAX_ALIGNMENT = 1 << 20
+# Bytes: the header of a vocabulary of 49,152 tokens comes in one read.
 _FIRST_READ = 2 << 20
 
 _NUMBERS = {
@@ -226,7 +234,15 @@ class Reader:
       return self.text(what)
     return self.number(type_, what)
 
-  def _expect(self, key, type_, known, prefix, others) -> None:
+  def _expect(
+    self,
+    key: str,
+    type_: GGUFValueType,
+    known: dict[str, tuple[GGUFValueType, ...]],
+    prefix: str,
+    others: dict[str, tuple[GGUFValueType, ...]],
+  ) -> None:
+    """Refuses a known key of another type, or an array for a value."""
     if key in others:
       wanted = "a single value" if prefix else "an array"
       self.fail(

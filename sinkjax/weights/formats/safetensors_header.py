@@ -20,8 +20,12 @@ import numpy as np
 
 from sinkjax.weights.formats import rawfile
 
+# About 100 bytes a tensor: 160,000 of them, where large models have thousands.
 MAX_HEADER = 16 << 20
+# An object, two lists and at most eight commas a tensor, for 65,536 of them:
+# counted before parsing, which takes time and memory for each.
 _MAX_SIGNS = {b"{": 1 << 16, b"[": 1 << 17, b",": 1 << 19}
+# Convolutions have four; a length of 2**48 is 280 TB at a byte an element.
 MAX_DIMS = 4
 MAX_LENGTH = 1 << 48
 DTYPES = {

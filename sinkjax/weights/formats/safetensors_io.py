@@ -27,7 +27,8 @@ from sinkjax.weights.formats import (
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MAX_INDEX = 16 << 20
+# As the header of one file; shards are a few GB each, so models have hundreds.
+MAX_INDEX = safetensors_header.MAX_HEADER
 MAX_SHARDS = 4096
 _TO_FLOAT32 = {
   "F32": tiles.Codec(1, 4, values=gguf_dequant.float32_values),
@@ -118,7 +119,9 @@ class SafetensorsFolder:
   def read_raw(self, name: str) -> np.ndarray:
     """Reads one tensor in its stored dtype (BF16 and F8 via ml_dtypes).
 
-    Values are returned as stored: only float ones are checked to be finite.
+    For what `read` refuses: the packed blocks and scales of a quantised file,
+    which are no weights until somebody has put them together. Values are
+    returned as stored; float ones are checked to be finite.
 
     Raises:
       WeightsError: as `read`, but for the dtype.

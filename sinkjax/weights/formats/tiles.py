@@ -210,7 +210,9 @@ def _merged(out: np.ndarray, axis: int) -> np.ndarray | None:
   )
 
 
-def _merge(shape, strides) -> tuple[int, int] | None:
+def _merge(
+  shape: tuple[int, ...], strides: tuple[int, ...]
+) -> tuple[int, int] | None:
   """Length and stride of the one axis that these axes amount to."""
   axes = [(n, s) for n, s in zip(shape, strides, strict=True) if n != 1]
   if not axes:
@@ -221,7 +223,9 @@ def _merge(shape, strides) -> tuple[int, int] | None:
   return math.prod(n for n, _ in axes), axes[-1][1]
 
 
-def _decode_or_refuse(stored: Stored, raw, row: int, tile) -> None:
+def _decode_or_refuse(
+  stored: Stored, raw: np.ndarray, row: int, tile: np.ndarray
+) -> None:
   if not _decode(raw, row, tile, stored.codec):
     rawfile.refuse(
       stored.path,

@@ -560,7 +560,7 @@ def write_ids(rows: dict[str, list[list[int]]]) -> None:
 
 
 def main(smollm2: str, glassllm: str) -> None:
-  from sinkjax.weights.tokenizer_gguf import PRE_TOKENIZERS
+  from sinkjax.weights.pre_tokenizers import PRE_TOKENIZERS
 
   texts = strings()
   write_gzip("strings.json.gz", texts)
