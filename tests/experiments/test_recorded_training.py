@@ -11,7 +11,6 @@ import pytest
 
 from sinkjax.experiments import named
 from sinkjax.experiments.harness import runner, train_runs
-from sinkjax.train import checkpoint
 
 RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
 FOLDERS = sorted(
@@ -87,8 +86,10 @@ def test_an_interrupted_command_goes_on_with_recorded_runs(
   folder, tmp_path, monkeypatch
 ):
   """All numbers are those recorded, and no run is made again."""
+  training = "sinkjax.experiments.training"
   monkeypatch.setattr(train_runs, "train_and_measure", None)
-  monkeypatch.setattr(checkpoint, "load", None)
+  for name in ("noise_training", "mixing"):
+    monkeypatch.setattr(f"{training}.{name}.experiment.forms", None)
   recorded, again = runner.measured(folder), tmp_path / folder.name
   shutil.copytree(folder, again)
   config, experiment = recorded.result.config, recorded.entry.load()
