@@ -1,32 +1,35 @@
 """Streaming: which tokens count, what is compared, a run on a tiny model."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.applications.streaming import experiment as module
-from sinkjax.experiments.applications.streaming import figures as report
-from sinkjax.experiments.applications.streaming.claims import claims
+from sinkjax.experiments.applications.streaming import EXPERIMENT
 from sinkjax.experiments.applications.streaming.config import (
-  DENSE,
-  RECOMPUTE,
-  Found,
-  Run,
-  Times,
-  compare,
+  Config,
   fresh,
-  mean_from,
-  plan_of,
+  runs_of,
   sample,
+  starts,
 )
-from sinkjax.experiments.applications.streaming.experiment import Config, run
+from sinkjax.experiments.applications.streaming.experiment import measure
+from sinkjax.experiments.applications.streaming.losses import (
+  Losses,
+  Streams,
+  compare,
+  mean_from,
+)
+from sinkjax.experiments.applications.streaming.results import Times, result_of
 from sinkjax.experiments.harness.api import (
   AGREES,
   DISAGREES,
   UNDECIDED,
   UNTESTED,
 )
+from sinkjax.experiments.harness.stats import Mean, pooled
 from sinkjax.inference import kv_policy
 from sinkjax.inference.scoring import stream_nats
 from sinkjax.models.cache import split_layers
@@ -64,10 +67,10 @@ def short(reader):
 @pytest.fixture(scope="module")
 def ran(short, text):
   seen = []
-  done = run(short, SMALL, text=text, progress=lambda *at: seen.append(at))
+  done = measure(short, SMALL, text=text, progress=lambda *at: seen.append(at))
   assert seen[-1][0] == seen[-1][1]
   assert all(a[0] < b[0] for a, b in zip(seen, seen[1:], strict=False))
-  return done
+  return done.as_stored(SMALL, "tiny")
 
 
 def stream(subject, ids, sinks, total):
@@ -140,36 +143,63 @@ def test_losses_by_cache(ran, short, text):
 
 
 def test_run_and_page(ran):
-  assert len(ran.claims) == 8
-  untested = [i for i, x in enumerate(ran.claims) if x.verdict == UNTESTED]
-  assert untested == [1, 6], "this model needs no first tokens"
+  claims = {claim.id: claim for claim in EXPERIMENT.claims(ran)}
+  assert len(claims) == 8
+  untested = [id for id, claim in claims.items() if claim.verdict == UNTESTED]
+  assert untested == ["four_suffice", "newlines"], "it needs no first tokens"
   assert ran.numbers["context"] == 64
-  assert "(everything, after 70)" in ran.claims[3].ours
-  assert "on all 46 after 64 " in ran.claims[3].ours
-  position = ran.tables["positions.csv"][1]
-  dense = [row for row in position if row[0] == DENSE]
-  assert max(row[2] for row in dense) == 110
-  assert sum(row[3] for row in dense) == 46
-  assert sum(row[3] for row in position if row[0] == "window alone") == 66
+  assert "with every token kept, after 70 " in claims["past_context"].ours
+  assert "on all 46 after 64 " in claims["past_context"].ours
+  position = ran.records("positions.csv")
+  dense = [row for row in position if row["curve"] == "dense"]
+  assert max(row["to"] for row in dense) == 110
+  assert sum(row["tokens"] for row in dense) == 46
+  alone = [row for row in position if row["curve"] == "window alone"]
+  assert sum(row["tokens"] for row in alone) == 66
   times = ran.tables["time.csv"][1]
   assert [row[0] for row in times] == [12, 16, 24]
   # keys and values of 4 + (total - 4) tokens, 3 layers, 2 heads of 8
   assert [row[6] for row in times] == [
     2 * 4 * 3 * 2 * 8 * total for total in (12, 16, 24)
   ]
-  drawn = report.draw(ran)
+  drawn = EXPERIMENT.draw(ran)
   assert set(drawn) == {"positions.png", "sinks.png", "time.png", "starts.png"}
-  assert len(report.sections(ran, drawn)) == 5
+  assert len(EXPERIMENT.sections(ran, drawn)) == 5
+
+
+def test_pairs_come_again_from_their_blocks(ran):
+  """The arrays hold every block, so an interval can be made anew."""
+  assert len(ran.numbers["pairs"]) == 8
+  for name, pair in ran.numbers["pairs"].items():
+    tokens, first, second = ran.arrays[f"pair, {name}"].T
+    assert tokens.sum() == pair["tokens"]
+    assert tokens @ first / tokens.sum() == pytest.approx(pair["first"])
+    each = np.repeat(first - second, tokens.astype(int))
+    blocks = np.repeat(np.arange(len(tokens)), tokens.astype(int))
+    again = pooled(each, blocks)
+    assert again == pytest.approx(Mean(**pair["gap"]), rel=1e-4, abs=1e-6)
+
+
+def test_files_without_pairs_have_most_claims_in_their_tables(ran):
+  numbers = {k: v for k, v in ran.numbers.items() if k != "pairs"}
+  old = EXPERIMENT.claims(dataclasses.replace(ran, numbers=numbers))
+  new = EXPERIMENT.claims(ran)
+  for one, other in zip(old, new, strict=True):
+    if one.id in ("past_context", "as_recomputed"):
+      assert one.verdict == UNTESTED and "run it again" in one.why
+    else:
+      assert (one.ours, one.verdict) == (other.ours, other.verdict), one.id
 
 
 def test_compare_by_hand():
   config = Config(block=10)
-  a = Found(np.arange(1, 41), np.arange(1.0, 41))
-  b = Found(np.array([8, 12, 19, 20, 21, 40, 90]), np.zeros(7))
+  a = Losses(np.arange(1, 41), np.arange(1.0, 41))
+  b = Losses(np.array([8, 12, 19, 20, 21, 40, 90]), np.zeros(7))
   pair = compare(a, b, config, 8)  # 11 to 20 is a block, 21 to 40 are two
   assert pair.gap.groups == 3 and pair.tokens == 5
   assert pair.first == pytest.approx((12 + 19 + 20 + 21 + 40) / 5)
   assert pair.second == 0 and pair.gap.value == pytest.approx(pair.first)
+  assert pair.blocks.tolist() == [[3, 17, 0], [1, 21, 0], [1, 40, 0]]
   assert compare(a, b, config, 21) is None
   assert compare(a, b, config, 8, 21).tokens == 4
   mean = mean_from(a, config, 5, 20)
@@ -185,33 +215,33 @@ def test_one_recomputed_token_in_each_part():
 
 
 def made(**gaps):
-  """Losses that differ as told, with a little noise a block."""
+  """Verdicts on losses that differ so much, with a little noise a block."""
   config = Config(tokens=4000, dense=3500, fewer=2500, recomputed=40)
   rng, at = np.random.default_rng(0), np.arange(1, 4001)
   level = 3 + rng.normal(0, 0.5, 8).repeat(500)
 
   def found(name, at=at):
     noise = rng.normal(0, 1e-3, 8).repeat(500)
-    return Found(at, (level + gaps.get(name, 0.0) + noise)[at - 1])
+    return Losses(at, (level + gaps.get(name, 0.0) + noise)[at - 1])
 
-  found_of = {one: found(f"s{one.sinks}") for one in plan_of(config)}
-  long = {s: found_of[Run(s, 256, 4000)] for s in config.sinks}
-  found_of[Run(4, 256, 2500, "\n")] = found("newline", at[:2500])
-  found_of[fresh(config)] = found("fresh", at[1500:])
-  found_of[DENSE] = found("dense", at[:3500])
-  found_of[DENSE].nats[1500:] += gaps.get("late", 0.0)
-  found_of[RECOMPUTE] = found("anew", at[300::100])
+  runs = {one: found(f"s{one.sinks}") for one in runs_of(config)}
+  runs[starts(config)["\n"]] = found("newline", at[:2500])
+  runs[fresh(config)] = found("fresh", at[1500:])
+  dense = found("dense", at[:3500])
+  dense.nats[1500:] += gaps.get("late", 0.0)
+  streams = Streams(runs, dense, found("anew", at[300::100]))
   cached = gaps.get("cached", np.ones((2, 3)))
   anew = np.array([[5, 6, 7], [9, 11, 10.0]])
   times = Times([128, 256], cached, anew, [1, 2], [(1, 1)] * 2)
-  made = claims(config, found_of, long, times, 1000)
-  return [claim.verdict for claim in made]
+  about = {"text": "", "context": 1000, "prefix": []}
+  result = result_of(config, about, streams, times).as_stored(config)
+  return [claim.verdict for claim in EXPERIMENT.claims(result)]
 
 
 def test_verdicts():
-  """Explodes, four, one, dense, recompute, stable, newlines, time."""
-  as_told = {"s0": 5.0, "s1": 0.2, "dense": 4.0, "newline": 0.03}
-  assert made(**as_told) == [AGREES] * 8
+  """Window, four, one, dense, recompute, stable, newlines, time."""
+  as_claimed = {"s0": 5.0, "s1": 0.2, "dense": 4.0, "newline": 0.03}
+  assert made(**as_claimed) == [AGREES] * 8
   assert made() == [
     DISAGREES,
     UNTESTED,
@@ -246,6 +276,6 @@ def test_refusals(short, text):
     ("recomputed must be from 2", {"recomputed": 115}),
     ("the text has .* tokens, 1001 are needed", {"tokens": 1000}),
   ):
-    config = module.Config(**{**vars(SMALL), **changed})
+    config = dataclasses.replace(SMALL, **changed)
     with pytest.raises(ValueError, match=message):
-      run(short, config, text=text)
+      measure(short, config, text=text)

@@ -1,18 +1,29 @@
-"""What the experiment `streaming` runs, and how its losses are compared."""
+"""What the experiment `streaming` runs, and the names in its files."""
 
 import dataclasses
+import enum
 from typing import NamedTuple
 
 import numpy as np
 
-from sinkjax.experiments.harness.api import Subject
-from sinkjax.experiments.harness.stats import Mean, pooled
-
-DENSE, RECOMPUTE, FRESH = "dense", "recompute", "fresh"
 NEEDED = (0, 1, 4, 8)
 """Counts of first tokens that the claims are about."""
+
 KEPT = 4
-"""First tokens kept, where nothing else is said."""
+"""First tokens kept where nothing else is said, as in StreamingLLM."""
+
+END = 4
+"""Blocks at the end of what is dense that decide: failing may take a while."""
+
+
+class Curve(enum.StrEnum):
+  """Ways to see the text, as the recorded tables name them."""
+
+  WINDOW = "window alone"
+  ONE = "1 first and window"
+  KEPT = f"{KEPT} first and window"
+  DENSE = "dense"
+  RECOMPUTE = "recompute"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +73,41 @@ class Config:
   steps: int = 4
   seed: int = 0
 
+  def check(self, prefix: int) -> None:
+    """Refuses a config that leaves out what the claims are about.
+
+    Args:
+      prefix: tokens put before every text.
+
+    Raises:
+      ValueError: naming the field.
+    """
+    if set(NEEDED) - set(self.sinks):
+      raise ValueError(
+        f"sinks must have {list(NEEDED)}, which the claims are about, got "
+        f"{self.sinks}"
+      )
+    widest, least = max(self.total, *self.totals), max(self.sinks)
+    if min(self.total, *self.totals) <= least + prefix:
+      raise ValueError(
+        f"total and totals must be greater than the {least} first tokens and "
+        f"the prefix, got {self.total} and {self.totals}"
+      )
+    least, most = widest + 2 * self.block, self.tokens - self.total
+    if not least <= self.fewer <= most:
+      raise ValueError(
+        f"fewer must be at most tokens - total={most} and leave two blocks of "
+        f"{self.block} after {widest}, got {self.fewer}"
+      )
+    if not 1 < self.dense <= self.tokens:
+      raise ValueError(
+        f"dense must be in [2, tokens={self.tokens}], got {self.dense}"
+      )
+    if not 2 <= self.recomputed <= self.tokens - self.total:
+      raise ValueError(
+        f"recomputed must be from 2 to tokens - total, got {self.recomputed}"
+      )
+
 
 class Run(NamedTuple):
   """One stream.
@@ -81,45 +127,19 @@ class Run(NamedTuple):
   begin: int = 0
 
 
-class Found(NamedTuple):
-  """Losses.
-
-  Attributes:
-    at: [n] tokens of the text before each.
-    nats: [n].
-  """
-
-  at: np.ndarray
-  nats: np.ndarray
-
-
-class Times(NamedTuple):
-  """Of a token, with `KEPT` first tokens in the cache.
-
-  Attributes:
-    totals: [W] of the caches.
-    cached: [W, R] seconds.
-    anew: [W, R] seconds of recomputing.
-    kept: [W] bytes of the cache.
-    working: [W, 2] bytes that each needs while it computes, beside the
-      parameters, -1 where the backend does not tell.
-  """
-
-  totals: list[int]
-  cached: np.ndarray
-  anew: np.ndarray
-  kept: list[int]
-  working: list[tuple[int, int]]
-
-
-def plan_of(config: Config) -> list[Run]:
+def runs_of(config: Config) -> list[Run]:
+  """Every stream."""
   fewer, total = config.fewer, config.total
   long = [Run(s, total, config.tokens) for s in config.sinks]
   other = [
     Run(s, wide, fewer) for wide in config.totals for s in config.fewer_sinks
   ]
-  starts = [Run(KEPT, total, fewer, start) for start in config.starts]
-  return [*long, *other, *starts, fresh(config)]
+  return [*long, *other, *starts(config).values(), fresh(config)]
+
+
+def starts(config: Config) -> dict[str, Run]:
+  """The streams with other first tokens, by the string that gives these."""
+  return {x: Run(KEPT, config.total, config.fewer, x) for x in config.starts}
 
 
 def fresh(config: Config) -> Run:
@@ -129,33 +149,9 @@ def fresh(config: Config) -> Run:
   )
 
 
-def check(subject: Subject, config: Config) -> None:
-  missing = set(NEEDED) - set(config.sinks)
-  if missing:
-    raise ValueError(
-      f"sinks must have {list(NEEDED)}, which the claims are about, got "
-      f"{config.sinks}"
-    )
-  widest, least = max(config.total, *config.totals), max(config.sinks)
-  if min(config.total, *config.totals) <= least + len(subject.prefix):
-    raise ValueError(
-      f"total and totals must be greater than the {least} first tokens and "
-      f"the prefix, got {config.total} and {config.totals}"
-    )
-  least, most = widest + 2 * config.block, config.tokens - config.total
-  if not least <= config.fewer <= most:
-    raise ValueError(
-      f"fewer must be at most tokens - total={most} and leave two blocks of "
-      f"{config.block} after {widest}, got {config.fewer}"
-    )
-  if not 1 < config.dense <= config.tokens:
-    raise ValueError(
-      f"dense must be in [2, tokens={config.tokens}], got {config.dense}"
-    )
-  if not 2 <= config.recomputed <= config.tokens - config.total:
-    raise ValueError(
-      f"recomputed must be from 2 to tokens - total, got {config.recomputed}"
-    )
+def dense_end(config: Config, context: int) -> int:
+  """The position after which everything kept is judged past the context."""
+  return max(context, config.dense - END * config.block)
 
 
 def sample(config: Config) -> np.ndarray:
@@ -164,50 +160,3 @@ def sample(config: Config) -> np.ndarray:
   edges = np.floor(edges).astype(int)
   rng = np.random.default_rng(config.seed)
   return rng.integers(edges[:-1], edges[1:]) + 1
-
-
-def numbered(nats, tokens: int, begin: int) -> Found:
-  """Losses of the text alone, without what was put before it."""
-  at = begin + 1 + np.arange(tokens)
-  return Found(at, nats[-tokens:].astype(np.float64))
-
-
-class Pair(NamedTuple):
-  """Two ways to see the same tokens.
-
-  Attributes:
-    gap: nats of the first less those of the second, over blocks.
-    first: mean nats of the first.
-    second: of the second.
-    tokens: how many.
-  """
-
-  gap: Mean
-  first: float
-  second: float
-  tokens: int
-
-
-def mean_from(found: Found, config: Config, low: int, high: int) -> Mean:
-  """Mean loss of the tokens with more than `low` and at most `high` before."""
-  mine = (found.at > low) & (found.at <= high)
-  return pooled(found.nats[mine], (found.at[mine] - 1) // config.block)
-
-
-def compare(
-  a: Found, b: Found, config: Config, low: int, high: int | None = None
-) -> Pair | None:
-  """The difference at the tokens of both with more than `low` before them.
-
-  At most `high`, if it is given. Neighbouring tokens depend on each other and
-  blocks of text hardly do: Student's t over blocks, each with the weight of
-  its tokens. `None` for fewer than two blocks.
-  """
-  at, i, j = np.intersect1d(a.at, b.at, assume_unique=True, return_indices=True)
-  mine = (at > low) & (at <= (at[-1] if high is None else high))
-  first, second = a.nats[i][mine], b.nats[j][mine]
-  groups = (at[mine] - 1) // config.block
-  if len(set(groups.tolist())) < 2:
-    return None
-  gap = pooled(first - second, groups)
-  return Pair(gap, first.mean(), second.mean(), int(mine.sum()))

@@ -1,10 +1,4 @@
-"""A long text through caches with and without its first tokens.
-
-One text, the addresses of one speaker in order, goes through caches that keep
-its first tokens and a window, the window alone, or everything, past the context
-that the model was trained on; and, at a sample of its tokens, through a forward
-pass on the window anew. Loss by position, time, memory.
-"""
+"""Streams a long text through caches, and times a token."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,29 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.data.corpus import speeches
-from sinkjax.experiments.applications.streaming.claims import claims
 from sinkjax.experiments.applications.streaming.config import (
-  DENSE,
   KEPT,
-  RECOMPUTE,
   Config,
-  Found,
   Run,
-  Times,
-  check,
-  numbered,
-  plan_of,
+  runs_of,
   sample,
 )
-from sinkjax.experiments.applications.streaming.tables import (
-  curves,
-  near_context,
-  table_of_sinks,
-  table_of_starts,
-  table_of_time,
+from sinkjax.experiments.applications.streaming.losses import (
+  Losses,
+  Streams,
+  numbered,
 )
+from sinkjax.experiments.applications.streaming.results import Times, result_of
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.timing import interleaved
+from sinkjax.experiments.shared.steps import Steps
 from sinkjax.inference import kv_policy
 from sinkjax.inference.scoring import (
   dense_nats,
@@ -46,10 +33,8 @@ from sinkjax.inference.scoring import (
 )
 from sinkjax.models.cache import advance, init_cache, split_layers
 
-NAME, TITLE = "streaming", "A long text at constant memory"
 
-
-def run(
+def measure(
   subject: Subject,
   config: Config,
   *,
@@ -73,46 +58,31 @@ def run(
     the others, `dense` at a full cache, `recomputed` times `total` anew; of
     memory the parameters twice.
   """
-  plan = plan_of(config)
-  check(subject, config)
-  ids = _ids(subject, config, text)
-  params = split_layers(subject.params)
-  total = sum(len(_before(subject, x)) + x.tokens for x in plan)
+  runs = runs_of(config)
+  config.check(len(subject.prefix))
+  ids, params = _ids(subject, config, text), split_layers(subject.params)
+  total = sum(len(_before(subject, x)) + x.tokens for x in runs)
   total += len(subject.prefix) + config.dense
-  total, done = total + config.recomputed * config.total + 1, 0
-
-  def step(tokens):
-    nonlocal done
-    done += tokens
-    progress(done, total)
-
-  found = {x: _stream(subject, config, params, ids, x, step) for x in plan}
-  nats = dense_nats(
-    subject.cfg,
-    params,
-    [*subject.prefix, *ids[: config.dense + 1]],
-    room=config.room,
-    chunk=config.chunk,
-    progress=step,
-  )
-  found[DENSE] = numbered(nats, config.dense, 0)
-  at = sample(config)
-  found[RECOMPUTE] = Found(
-    at,
-    recompute_nats(
-      subject.cfg,
-      subject.params,
-      ids,
-      at=at,
-      total=config.total,
-      prefix=subject.prefix,
-      batch=config.batch,
-      progress=step,
-    ),
+  step = Steps(progress, total + config.recomputed * config.total + 1)
+  streams = Streams(
+    {x: _stream(subject, config, params, ids, x, step) for x in runs},
+    _dense(subject, config, params, ids, step),
+    _recomputed(subject, config, ids, step),
   )
   times = _times(subject, config, params, ids)
-  step(1)
-  return _result(subject, config, text, found, times)
+  step()
+  source = "given"
+  if text is None:
+    source = (
+      f"addresses on the state of the union by {config.speaker}, from "
+      f"{config.years[0]} on"
+    )
+  about = {
+    "text": source,
+    "context": subject.cfg.max_len,
+    "prefix": list(subject.prefix),
+  }
+  return result_of(config, about, streams, times)
 
 
 def _ids(subject: Subject, config: Config, text: str | None) -> np.ndarray:
@@ -142,7 +112,14 @@ def _before(subject: Subject, one: Run) -> list[int]:
   return before
 
 
-def _stream(subject, config, params, ids, one: Run, step) -> Found:
+def _stream(
+  subject: Subject,
+  config: Config,
+  params: Any,
+  ids: np.ndarray,
+  one: Run,
+  step: Steps,
+) -> Losses:
   policy = kv_policy.sinks(one.sinks, one.total - one.sinks, chunk=config.chunk)
   text = ids[one.begin : one.begin + one.tokens + 1]
   nats = stream_nats(
@@ -155,7 +132,40 @@ def _stream(subject, config, params, ids, one: Run, step) -> Found:
   return numbered(nats, one.tokens, one.begin)
 
 
-def _times(subject: Subject, config: Config, params, ids) -> Times:
+def _dense(
+  subject: Subject, config: Config, params: Any, ids: np.ndarray, step: Steps
+) -> Losses:
+  nats = dense_nats(
+    subject.cfg,
+    params,
+    [*subject.prefix, *ids[: config.dense + 1]],
+    room=config.room,
+    chunk=config.chunk,
+    progress=step,
+  )
+  return numbered(nats, config.dense, 0)
+
+
+def _recomputed(
+  subject: Subject, config: Config, ids: np.ndarray, step: Steps
+) -> Losses:
+  at = sample(config)
+  nats = recompute_nats(
+    subject.cfg,
+    subject.params,
+    ids,
+    at=at,
+    total=config.total,
+    prefix=subject.prefix,
+    batch=config.batch,
+    progress=step,
+  )
+  return Losses(at, nats)
+
+
+def _times(
+  subject: Subject, config: Config, params: Any, ids: np.ndarray
+) -> Times:
   """Seconds and bytes of one token more, by the size of the cache."""
   cfg, works, kept, working = subject.cfg, {}, [], []
   totals = sorted({config.total, *config.totals})
@@ -182,10 +192,12 @@ def _times(subject: Subject, config: Config, params, ids) -> Times:
   )
 
 
-def _stepper(step, params, token, state, config: Config):
+def _stepper(
+  step: Callable, params: Any, token: jax.Array, state: list, config: Config
+) -> Callable[[], jax.Array]:
   """`steps` tokens more; the cache goes on from call to call."""
 
-  def work():
+  def work() -> jax.Array:
     for _ in range(config.steps):
       logits, state[0] = step(params, token, state[0])
     return logits
@@ -193,71 +205,6 @@ def _stepper(step, params, token, state, config: Config):
   return work
 
 
-def _working(compiled) -> int:
+def _working(compiled: Any) -> int:
   size = getattr(compiled.memory_analysis(), "temp_size_in_bytes", None)
   return -1 if size is None else int(size)
-
-
-def _result(subject, config, text, found, times) -> Result:
-  long = {s: found[Run(s, config.total, config.tokens)] for s in config.sinks}
-  source = (
-    "given"
-    if text is not None
-    else (
-      f"addresses on the state of the union by {config.speaker}, from "
-      f"{config.years[0]} on"
-    )
-  )
-  context = subject.cfg.max_len
-  numbers = {
-    "text": source,
-    "tokens": config.tokens,
-    "total": config.total,
-    "fewer": config.fewer,
-    "dense": config.dense,
-    "context": context,
-    "recomputed": config.recomputed,
-    "block": config.block,
-    "chunk": config.chunk,
-    "sinks": list(config.sinks),
-    "kept": KEPT,
-    "prefix": list(subject.prefix),
-    "totals": times.totals,
-    "seconds": {
-      "cached": np.median(times.cached, axis=1).tolist(),
-      "anew": np.median(times.anew, axis=1).tolist(),
-    },
-    "bytes": {
-      "cached": times.kept,
-      "dense": times.kept[0] // times.totals[0] * config.dense,
-      "working": [list(pair) for pair in times.working],
-    },
-  }
-  size = config.block
-  blocks = {
-    f"block_loss, {s} first": np.array(
-      [one.nats[i : i + size].mean() for i in range(0, len(one.nats), size)]
-    )
-    for s, one in long.items()
-  }
-  return Result(
-    name=NAME,
-    title=TITLE,
-    claims=claims(config, found, long, times, context - len(subject.prefix)),
-    numbers=numbers,
-    tables={
-      "positions.csv": curves(config, long, found),
-      "context.csv": near_context(config, long, found, context),
-      "sinks.csv": table_of_sinks(config, found),
-      "starts.csv": table_of_starts(config, found, long[KEPT]),
-      "time.csv": table_of_time(times),
-    },
-    arrays={
-      **blocks,
-      "dense": found[DENSE].nats.astype(np.float32),
-      "recompute": found[RECOMPUTE].nats,
-      "recomputed_at": found[RECOMPUTE].at,
-      "seconds_cached": times.cached,
-      "seconds_anew": times.anew,
-    },
-  )

@@ -1,7 +1,17 @@
 """Figures and sections of the experiment `streaming`."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
+from sinkjax.experiments.applications.streaming.config import Curve
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.shared.interval_plots import (
+  ends_in,
+  error_bars,
+  rows_of_bars,
+)
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -14,109 +24,89 @@ from sinkjax.report.figures import (
   png,
 )
 
+TITLE = "A long text at constant memory"
 COLORS = (REST, FIRST, INK, MUTED)
-KEPT, RECOMPUTE = "4 first and window", "recompute"
 LOOKS = {
-  "window alone": (MUTED, "-"),
-  "1 first and window": (REST, "--"),
-  KEPT: (FIRST, "-"),
-  "dense": (INK, "-"),
+  Curve.WINDOW: (MUTED, "-"),
+  Curve.ONE: (REST, "--"),
+  Curve.KEPT: (FIRST, "-"),
+  Curve.DENSE: (INK, "-"),
 }
 
+Rows = Sequence[Mapping[str, Any]]
 
-def draw(result) -> dict[str, bytes]:
+
+def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
-  numbers, tables = result.numbers, result.tables
   return {
-    "positions.png": _positions(
-      numbers, tables["positions.csv"][1], tables["context.csv"]
-    ),
-    "sinks.png": _sinks(numbers, tables["sinks.csv"][1]),
-    "time.png": _time(tables["time.csv"][1]),
-    "starts.png": _starts(tables["starts.csv"][1]),
+    "positions.png": _positions(result),
+    "sinks.png": _sinks(result.numbers, result.records("sinks.csv")),
+    "time.png": _time(result.records("time.csv")),
+    "starts.png": _starts(result.records("starts.csv")),
   }
 
 
-def _positions(numbers, rows, near) -> bytes:
+def _middle(rows: Rows) -> np.ndarray:
+  """The middle of bins on a logarithmic axis."""
+  return np.sqrt([row["from"] * row["to"] for row in rows])
+
+
+def _positions(result: Result) -> bytes:
   """Loss over position, and around the end of the context."""
-  header, bins = near
+  numbers, rows = result.numbers, result.records("positions.csv")
+  near = result.records("context.csv")
   with drawing(10.4, 3.8) as figure:
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     for name, (color, style) in LOOKS.items():
-      x, y = _curve(rows, name)
+      mine = [row for row in rows if row["curve"] == name]
       look = {"color": color, "ls": style, "lw": 1.6}
-      left.plot(x, y, label=name, **look)
-      if name in header and bins:
-        at, kept = header.index(name), header.index(KEPT)
-        middle = [(row[0] + row[1]) / 2 for row in bins]
-        right.plot(middle, [row[at] - row[kept] for row in bins], **look)
-    _anew(left, [row for row in rows if row[0] == RECOMPUTE])
+      left.plot(_middle(mine), [x["loss"] for x in mine], label=name, **look)
+      if near and name in near[0]:
+        at = [(row["from"] + row["to"]) / 2 for row in near]
+        right.plot(at, [row[name] - row[Curve.KEPT] for row in near], **look)
+    anew = [row for row in rows if row["curve"] == Curve.RECOMPUTE]
+    if anew:
+      ends = ends_in(anew, ("loss", "low", "high"))
+      look = {"color": REST, "label": Curve.RECOMPUTE}
+      error_bars(left, _middle(anew), ends, **look)
     left.set_xscale("log")
     left.axvline(numbers["total"], color=MUTED, ls=":", lw=1)
     for ax in (left, right):
       ax.axvline(numbers["context"], color=INK, ls=":", lw=1)
       ax.set_xlabel("position, tokens")
+      ax.xaxis.set_major_formatter("{x:,.0f}")
       ax.grid(axis="y")
-    if bins:
-      right.set(xlim=(bins[0][0], bins[-1][1]))
-    right.set_title(f"above {KEPT}, nats a token", pad=21)
-    for axis in (left.xaxis, right.xaxis):
-      axis.set_major_formatter("{x:,.0f}")
+    if near:
+      right.set_xlim(near[0]["from"], near[-1]["to"])
+    right.set_title(f"above {Curve.KEPT}, nats a token", pad=21)
     legend_above(left, "loss, nats a token")
     return png(figure)
 
 
-def _curve(rows, name):
-  mine = [row for row in rows if row[0] == name]
-  return [np.sqrt(row[1] * row[2]) for row in mine], [row[4] for row in mine]
-
-
-def _anew(ax, rows) -> None:
-  """Recomputed tokens, with intervals."""
-  if not rows:
-    return
-  x = [np.sqrt(row[1] * row[2]) for row in rows]
-  value, low, high = np.array([row[4:7] for row in rows], float).T
-  ax.errorbar(
-    x,
-    value,
-    yerr=[value - low, high - value],
-    fmt="o",
-    color=REST,
-    ms=4,
-    lw=1.2,
-    label=RECOMPUTE,
-  )
-
-
-def _sinks(numbers, rows) -> bytes:
+def _sinks(numbers: Mapping[str, Any], rows: Rows) -> bytes:
   """Loss over first tokens kept, a line for each size of cache."""
-  shared = [row for row in rows if row[4] == _fewer(rows)]
-  totals = sorted({row[0] for row in shared if row[0] is not None})
-  counts = sorted({row[1] for row in shared if row[1] is not None})
+  fewer = min(row["to"] for row in rows if row["total"] is not None)
+  shared = [row for row in rows if row["to"] == fewer]  # that every cache saw
+  totals = sorted({x["total"] for x in shared if x["total"] is not None})
+  counts = sorted({x["first"] for x in shared if x["first"] is not None})
   with drawing(9.2, 3.8) as figure:
     left, right = figure.subplots(1, 2)
     for i, total in enumerate(totals):
-      mine = [row for row in shared if row[0] == total]
+      mine = [row for row in shared if row["total"] == total]
       look = {"color": COLORS[i % len(COLORS)], "ms": 4, "lw": 1.4}
-      x = np.array([counts.index(row[1]) for row in mine], float)
-      left.plot(
-        x, [row[5] for row in mine], "o-", label=f"{total} kept", **look
-      )
-      some = [row for row in mine if row[1] and row[9] is not None]
+      x = [counts.index(row["first"]) for row in mine]
+      loss = [row["loss"] for row in mine]
+      left.plot(x, loss, "o-", label=f"{total} tokens", **look)
+      some = [x for x in mine if x["first"] and x["above_kept"] is not None]
       if some:
-        x = np.array([counts.index(row[1]) for row in some], float)
-        value, low, high = 1000 * np.array([row[9:12] for row in some], float).T
-        right.errorbar(
-          x + 0.08 * (i - (len(totals) - 1) / 2),
-          value,
-          fmt="o",
-          yerr=[value - low, high - value],
-          **look,
-        )
-    dense = [row for row in shared if row[0] is None]
+        x = np.array([counts.index(row["first"]) for row in some], float)
+        x += 0.08 * (i - (len(totals) - 1) / 2)  # side by side
+        ends = ends_in(some, ("above_kept", "above_low", "above_high"))
+        error_bars(right, x, 1000 * ends, **look)
+    dense = [row for row in shared if row["total"] is None]
     if dense:
-      left.axhline(dense[0][5], color=INK, ls=":", lw=1, label="dense")
+      look = {"color": INK, "ls": ":", "lw": 1}
+      left.axhline(dense[0]["loss"], label=Curve.DENSE, **look)
     right.axhline(0, color=MUTED, lw=0.8)
     right.set_title(f"above {numbers['kept']} kept, millinats", pad=21)
     for ax in (left, right):
@@ -128,107 +118,86 @@ def _sinks(numbers, rows) -> bytes:
     return png(figure)
 
 
-def _fewer(rows) -> int:
-  """The end of the stretch that every cache saw."""
-  return min(row[4] for row in rows if row[0] is not None)
-
-
-def _time(rows) -> bytes:
-  """Seconds a token, cached and anew, with their ratio."""
-  totals, cached, anew = (np.array([row[i] for row in rows]) for i in range(3))
+def _time(rows: Rows) -> bytes:
+  """Seconds a token, cached and recomputed, with their ratio."""
+  totals = [row["total"] for row in rows]
+  seconds = [
+    ([1000 * row[name] for row in rows], color, label)
+    for name, color, label in (
+      ("recompute_seconds", REST, "window recomputed"),
+      ("cached_seconds", FIRST, "first tokens and window kept"),
+    )
+  ]
   with drawing(8.6, 3.4) as figure:
     left, right = figure.subplots(1, 2)
-    for y, color, label in (
-      (anew, REST, "window computed anew"),
-      (cached, FIRST, "first tokens and window kept"),
-    ):
-      left.plot(totals, 1000 * y, "o-", color=color, ms=4, lw=1.6, label=label)
-    limits(left, 1000 * np.concatenate([cached, anew]), log=True)
+    for y, color, label in seconds:
+      left.plot(totals, y, "o-", color=color, ms=4, lw=1.6, label=label)
+    limits(left, np.concatenate([y for y, _, _ in seconds]), log=True)
     legend_above(left, "milliseconds a token")
-    value, low, high = np.array([row[3:6] for row in rows], float).T
-    right.errorbar(
-      totals,
-      value,
-      yerr=[value - low, high - value],
-      fmt="o-",
-      color=INK,
-      ms=4,
-      lw=1.6,
-    )
+    ends = ends_in(rows, ("ratio", "ratio_low", "ratio_high"))
+    error_bars(right, totals, ends, fmt="o-", color=INK, lw=1.6)
     right.set_ylim(bottom=0)
-    right.set_title("times as long anew", pad=21)
+    right.set_title("time recomputed over time from the cache", pad=21)
     for ax in (left, right):
       ax.set_xscale("log", base=2)
-      ax.set_xticks(totals, [str(n) for n in totals])
+      ax.set_xticks(totals, map(str, totals))
       ax.minorticks_off()
       ax.set_xlabel("tokens kept")
       ax.grid(axis="y")
     return png(figure)
 
 
-def _starts(rows) -> bytes:
+def _starts(rows: Rows) -> bytes:
   """What other first tokens cost, with intervals over blocks."""
   with drawing(7, 0.5 * len(rows) + 1.1) as figure:
     ax = figure.add_subplot()
-    value, low, high = np.array([row[5:8] for row in rows], float).T
-    ax.errorbar(
-      value,
-      range(len(rows)),
-      xerr=[value - low, high - value],
-      fmt="o",
-      color=FIRST,
-    )
-    ax.set_yticks(range(len(rows)), [row[0] for row in rows])
-    ax.axvline(0, color=MUTED, lw=1)
-    ax.set(ylim=(len(rows) - 0.5, -0.5))
+    labels = [row["first tokens"] for row in rows]
+    rows_of_bars(ax, labels, ends_in(rows, ("difference", "low", "high")))
     ax.set_xlabel("loss above that with the text's own first tokens, nats")
-    ax.grid(axis="x")
     return png(figure)
 
 
-def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
+def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
   numbers = result.numbers
-  bytes_of = numbers["bytes"]
 
-  def table(name):
+  def table(name: str) -> html.Table:
     return html.Table(*result.tables[name])
 
-  at = numbers["totals"].index(numbers["total"])
   return [
     html.Section(
-      result.title,
+      TITLE,
       body=(
         f"The text: {numbers['text']}, the first {numbers['tokens']:,} tokens. "
-        "Caches "
-        f"keep {numbers['total']} tokens in all, the first ones among them; "
-        f"positions are those in the cache. Dense keeps everything, for "
-        f"{numbers['dense']:,} tokens, at the text's positions. Recompute is a "
+        f"Caches keep {numbers['total']} tokens in all, the first ones among "
+        "them; positions are those in the cache. dense keeps everything, for "
+        f"{numbers['dense']:,} tokens, at the text's positions. recompute is a "
         f"forward pass on the {numbers['total']} tokens before each of "
-        f"{numbers['recomputed']}."
+        f"{numbers['recomputed']} sampled tokens."
       ),
       figure=drawn["positions.png"],
       caption=(
-        "Means in bins of position; right, differences around the end of the "
-        "context, where the text's own ups and downs cancel. Dotted: the size "
-        "of the cache, and the context of training. Recompute: the mean of "
-        "first tokens and window in a bin, plus the difference at the "
-        "recomputed tokens, 95 %."
+        "Left: mean loss in bins of position. Right: differences around the "
+        "end of the context, where the text's own variation cancels. Dotted: "
+        "the size of the cache, and the context of training. recompute: the "
+        "mean of first tokens and window in a bin, plus the difference at the "
+        "recomputed tokens with its 95 % interval."
       ),
       table=table("positions.csv"),
     ),
     html.Section(
       "First tokens kept",
       body=(
-        "The size of a cache is the same whatever it keeps. The figure shows "
-        "the tokens that all caches saw, after the size of the largest; the "
-        "table has all. The row without a size is dense."
+        "The size of a cache includes the first tokens that it keeps. The "
+        "figure is of the tokens that all caches saw, after the size of the "
+        "largest; the table has all. The row without a size is dense."
       ),
       figure=drawn["sinks.png"],
       caption=(
-        "Right: the difference at the same tokens, without 0, and its 95 % "
-        f"interval over blocks of {numbers['block']} tokens. The table's "
-        "intervals of the loss hold the differences between stretches of text."
+        "Left: loss. Right: the difference at the same tokens, without the "
+        "window alone, with its 95 % interval over blocks of "
+        f"{numbers['block']} tokens. The table's intervals of the loss include "
+        "the differences between stretches of text."
       ),
       table=table("sinks.csv"),
     ),
@@ -236,29 +205,35 @@ def sections(result, drawn: dict[str, bytes]) -> list[html.Section]:
       "Other first tokens",
       body=(
         f"{numbers['kept']} tokens put before the text and kept; and the end "
-        "of the text as if it began there, against the stream that came all "
-        "the way."
+        "of the text as if it began there, against the stream of the whole "
+        "text."
       ),
       figure=drawn["starts.png"],
       caption="95 % intervals of differences, over blocks.",
       table=table("starts.csv"),
     ),
-    html.Section(
-      "Time and memory",
-      body=(
-        "One token more, in interleaved rounds: one step with the cache, or "
-        "a forward pass on as many tokens as the cache holds. With "
-        f"{numbers['total']} tokens the cache has "
-        f"{bytes_of['cached'][at] / 1e6:.3g} MB, whatever the length of the "
-        f"text, fed one token at a time; with everything kept "
-        f"{numbers['dense']:,} tokens take {bytes_of['dense'] / 1e6:.3g} MB."
-      ),
-      figure=drawn["time.png"],
-      caption=(
-        "Medians of the seconds; 95 % intervals of the ratio over rounds. "
-        "Working bytes are what the compiled step needs beside its arguments."
-      ),
-      table=table("time.csv"),
-    ),
+    _time_section(result, drawn),
     html.Section("Around the end of the context", table=table("context.csv")),
   ]
+
+
+def _time_section(result: Result, drawn: Mapping[str, bytes]) -> html.Section:
+  numbers, size = result.numbers, result.numbers["bytes"]
+  cached = size["cached"][numbers["totals"].index(numbers["total"])]
+  return html.Section(
+    "Time and memory",
+    body=(
+      "One token more, in interleaved rounds: one step with the cache, or a "
+      "forward pass on as many tokens as the cache holds. With "
+      f"{numbers['total']} tokens the cache takes {cached / 1e6:.3g} MB, "
+      "whatever the length of the text, fed one token at a time; with "
+      f"everything kept, {numbers['dense']:,} tokens take "
+      f"{size['dense'] / 1e6:.3g} MB."
+    ),
+    figure=drawn["time.png"],
+    caption=(
+      "Medians of the times; 95 % intervals of the ratio over rounds. Working "
+      "bytes are what the compiled step needs beside its arguments."
+    ),
+    table=html.Table(*result.tables["time.csv"]),
+  )
