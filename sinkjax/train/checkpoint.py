@@ -21,7 +21,7 @@ class RunCheckpoints:
 
   Each step holds the state's arrays (Orbax) and `about`, a JSON value, with
   the SHA-256 of every array, so that a flipped bit, a cut file or an empty
-  folder is found; the step before it is used then, and that is said.
+  folder is found; then the step before it is used, with a warning.
 
   Args:
     folder: made if need be.
@@ -61,7 +61,7 @@ class RunCheckpoints:
       step: its number; one that is there already is left as it is.
       state: a pytree of arrays.
       about: whatever JSON holds.
-      loss: by which the best step is told, if it is known.
+      loss: decides which step is best, where it is known.
 
     Raises:
       OSError: if an earlier step could not be written; the ones before it

@@ -15,7 +15,7 @@ These are the face of this package, with `Model`, which `load` returns, and
     layout, assemble  where a parameter lies in a file; whole trees by it
     formats/          bytes to checked headers to float32 tensors
     packages          files out of Python packages, fetched once
-    folders, validate what all of them share
+    folders, memory, validate, post_processor: what these share
 """
 
 from sinkjax.weights.offload import open_layers

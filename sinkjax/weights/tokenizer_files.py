@@ -9,7 +9,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from sinkjax.weights.folders import read_optional_json
-from sinkjax.weights.tokenizer import NAMES, Tokenizer, build, template_bos
+from sinkjax.weights.post_processor import template_bos
+from sinkjax.weights.tokenizer import NAMES, Tokenizer, build
 from sinkjax.weights.validate import WeightsError, first_line
 
 

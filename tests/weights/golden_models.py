@@ -11,6 +11,8 @@ turned kernels. None of this is taken from the code under test.
 import json
 import math
 import pathlib
+import threading
+import time
 
 import gguf
 import numpy as np
@@ -162,3 +164,13 @@ def write_sharded(folder, dtype=None):
   (folder / "model.safetensors.index.json").write_text(text)
   (folder / "config.json").write_bytes((source / "config.json").read_bytes())
   return tensors
+
+
+def reading_ahead():
+  """Threads that read ahead; those told to end get a moment."""
+  for _ in range(100):
+    found = [t for t in threading.enumerate() if "sinkjax" in t.name]
+    if not found:
+      break
+    time.sleep(0.01)
+  return found
