@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from sinkjax.metrics.table import METRICS
+
 DPI = 130
 FIRST, REST = "#c8501e", "#1f6fad"  # vermilion and blue: for every eye
 INK, MUTED, RULE = "#22272e", "#69727d", "#d9dde2"
@@ -193,7 +195,7 @@ def sink_map(alpha: np.ndarray, eps: float, token: str = "") -> bytes:
     ax.set(xlim=(-0.5, heads - 0.5), ylim=(layers - 0.5, -0.5))
     ax.set_title(f"dot: head over {eps:g}", fontsize=8.5)
     named = f", '{token_labels([token])[0]}'" if token else ""
-    bar = color_bar(image, ax, f"mean attention on the first token{named}")
+    bar = color_bar(image, ax, f"mean {METRICS['alpha'].label}{named}")
     bar.ax.axhline(eps, color=FIRST, linewidth=1.2)
     return png(figure)
 
@@ -293,8 +295,8 @@ def entropy_by_layer(entropy: np.ndarray, entropy_share: np.ndarray) -> bytes:
   shares = finite("entropy_share", entropy_share, 2)
   with drawing(8, 3.3) as figure:
     left, right = figure.subplots(1, 2)
-    head_dots(left, "attention entropy, nats", values)
-    head_dots(right, "attention entropy, share of its maximum", shares)
+    head_dots(left, METRICS["entropy"].title, values)
+    head_dots(right, METRICS["entropy_share"].title, shares)
     right.set_ylim(0, 1.02)
     return png(figure)
 

@@ -6,7 +6,7 @@ statistics, z. Memory is O(block T) for the attention and O(T D) for the rest.
 Layers come one by one through `sinkjax.models.layerwise`, so their weights
 may stay on disk.
 
-What is gathered from the rows is said by `sinkjax.transforms.rows`.
+What is gathered from the rows is said by `sinkjax.metrics.rows`.
 """
 
 import functools
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sinkjax.config import ModelConfig
+from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
 from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block
 from sinkjax.models.layerwise import apply_final_norm, as_layers, embed
@@ -26,7 +27,6 @@ from sinkjax.models.positions import rotary_tables
 from sinkjax.models.transformer import check_ids, check_tokens, like_tokens
 from sinkjax.taps import Tapper, Taps, Trace
 from sinkjax.transforms.edits import rows_of
-from sinkjax.transforms.rows import Dense, RowStatistic
 
 ROW_SITES = ("scores", "pattern")
 """Sites that exist only a block of rows at a time."""
@@ -116,7 +116,7 @@ def stream_statistics(
   a tap stands at "mlp_in" or "mlp_act".
 
   >>> import jax, sinkjax
-  >>> from sinkjax.transforms import rows
+  >>> from sinkjax.metrics import rows
   >>> cfg = sinkjax.TINY
   >>> params = sinkjax.init_params(cfg, jax.random.key(0))
   >>> f = sinkjax.forward(cfg)
@@ -274,8 +274,9 @@ def _attention(cfg, mix, q, k, v, layer, taps, statistics, block):
       plain &= cfg.attn_bias not in ("k", "kv")
       if plain and "pattern" not in edits:
         logs = _log_softmax(scores, mask)
+      seen = RowBlock(pattern, start, values, logs)
       states = tuple(
-        s.update(state, pattern, start=start, values=values, logs=logs)
+        s.update(state, seen)
         for state, (_, s) in zip(states, statistics, strict=True)
       )
       return jax.lax.dynamic_update_slice_in_dim(z, new, start, 1), states

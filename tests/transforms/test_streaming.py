@@ -10,11 +10,11 @@ from jax.extend import core
 
 import sinkjax
 from sinkjax.analysis.sink_profile import token_nll
-from sinkjax.metrics import sinks
+from sinkjax.metrics import rows, sinks
+from sinkjax.metrics.rows import dense
 from sinkjax.models.attention import causal_mask
 from sinkjax.models.layerwise import InMemory
-from sinkjax.transforms import rows, streaming
-from sinkjax.transforms.rows import dense
+from sinkjax.transforms import streaming
 from sinkjax.transforms.streaming import stream_statistics
 
 VARIANTS = {
