@@ -20,20 +20,32 @@ INK, MUTED, RULE = "#22272e", "#69727d", "#d9dde2"
 SCALE = ("#eef2f7", "#c3d9ea", "#7fb2d6", "#3a82bb", "#15548f", "#0a2a52")
 LABELLED = 32  # attention maps up to this T show their tokens
 
-# fmt: off
 STYLE = {
-  "font.family": "DejaVu Sans", "font.size": 9, "text.usetex": False,
-  "text.color": INK, "axes.titlesize": 9.5, "axes.titlelocation": "left",
-  "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.7,
-  "axes.spines.top": False, "axes.spines.right": False,
-  "axes.axisbelow": True, "figure.facecolor": "white",
-  "grid.color": RULE, "grid.linewidth": 0.6,
-  **{f"{axis}tick.{name}": value for axis in "xy" for name, value in (
-    ("labelsize", 8), ("color", MUTED), ("labelcolor", INK),
-    ("major.size", 3), ("major.width", 0.7),
-  )},
+  "font.family": "DejaVu Sans",
+  "font.size": 9,
+  "text.usetex": False,
+  "text.parse_math": False,  # a token may be "$x$", and is shown as it is
+  "text.color": INK,
+  "axes.titlesize": 9.5,
+  "axes.titlelocation": "left",
+  "axes.labelcolor": INK,
+  "axes.edgecolor": MUTED,
+  "axes.linewidth": 0.7,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.axisbelow": True,
+  "figure.facecolor": "white",
+  "grid.color": RULE,
+  "grid.linewidth": 0.6,
 }
-# fmt: on
+TICKS = {
+  "labelsize": 8,
+  "color": MUTED,
+  "labelcolor": INK,
+  "major.size": 3,
+  "major.width": 0.7,
+}
+STYLE |= {f"{axis}tick.{name}": v for axis in "xy" for name, v in TICKS.items()}
 
 
 @contextmanager
@@ -51,9 +63,32 @@ def drawing(width: float, height: float) -> Iterator[Any]:
 
 def png(figure: Any) -> bytes:
   """Draws a figure of `drawing`; the same arrays give the same bytes."""
+  for ax in figure.axes:
+    for axis in (ax.xaxis, ax.yaxis):
+      _plain_log_ticks(axis)
   out = io.BytesIO()
   figure.canvas.print_png(out, metadata={"Software": None})
   return out.getvalue()
+
+
+def _plain_log_ticks(axis: Any) -> None:
+  """Plain numbers: matplotlib writes powers of ten as mathematics."""
+  from matplotlib import ticker
+
+  def plain(original: ticker.Formatter) -> ticker.Formatter:
+    class Plain(ticker.Formatter):
+      def set_locs(self, locs: Any) -> None:
+        original.set_locs(locs)
+
+      def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if original(x, pos) else ""
+
+    return Plain()
+
+  if isinstance(axis.get_major_formatter(), ticker.LogFormatterMathtext):
+    axis.set_major_formatter(plain(axis.get_major_formatter()))
+  if isinstance(axis.get_minor_formatter(), ticker.LogFormatterMathtext):
+    axis.set_minor_formatter(plain(axis.get_minor_formatter()))
 
 
 def ticks(count: int, most: int = 10) -> list[int]:
@@ -261,7 +296,7 @@ def attention_maps(
       ax.set_axis_off()
     for i, ax in enumerate(axes.flat[:count]):
       image = heat_map(ax, patterns[i], **look)
-      ax.set_title(titles[i], parse_math=False)
+      ax.set_title(titles[i])
       token_axis(ax.xaxis, names, end, i + columns >= count)
       token_axis(ax.yaxis, names, end, i % columns == 0)
     fig.supxlabel("attends to (key)", fontsize=9)
@@ -280,7 +315,7 @@ def token_axis(axis: Any, names: Any, end: float, outer: bool) -> None:
   else:
     names = names if outer else []
     turn = 90 if axis.axis_name == "x" else 0
-    look = {"rotation": turn, "fontsize": 6.5, "parse_math": False}
+    look = {"rotation": turn, "fontsize": 6.5}
     axis.set_ticks(range(len(names)), names, **look)
 
 

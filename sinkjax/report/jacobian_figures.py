@@ -108,7 +108,7 @@ def norm_maps(
       zip(axes, maps.items(), strict=True)
     ):
       image = _square(ax, values, tokens, i == 0, norm=LogNorm(low, high))
-      ax.set_title(title, parse_math=False)
+      ax.set_title(title)
     _log_bar(image, list(axes), label, low, high)
     return png(figure)
 

@@ -107,7 +107,7 @@ def draw(maps: Mapping[str, Any], tokens: Sequence[str]) -> bytes:
       ax.set_xlim(-0.6, size - 0.4)
       ax.grid(axis="y")
       ax.set_xlabel("changed token (source)")
-      ax.set_title(title, parse_math=False)
+      ax.set_title(title)
     figure.legend(
       *axes[0].get_legend_handles_labels(),
       loc="outside upper left",
