@@ -40,6 +40,7 @@ setuptools.setup(
     "pypi-simple",
     "pyyaml",
     "safetensors",
+    "scipy",
     "tensorboardX",
     "tokenizers",
     "tqdm",

@@ -10,6 +10,8 @@ import dataclasses
 import math
 from typing import Any
 
+from sinkjax.models.normalizers import NORMALIZERS
+
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 POSITIONS = ("rope", "learned", "none")
@@ -17,16 +19,6 @@ ROPE_SCALINGS = ("linear", "llama3", "factors")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
 ATTENTIONS = ("einsum", "fused")
-NORMALIZERS = (
-  "softmax",
-  "softmax1",
-  "clipped_softmax",
-  "sigmoid",
-  "normalized_sigmoid",
-  "elu1",
-  "relu",
-  "softpick",
-)
 ATTN_BIASES = ("none", "k", "kv", "v")
 GATES = ("none", "head", "element", "value")
 REMATS = ("none", "full", "dots")

@@ -35,7 +35,14 @@ Trace = dict[str, Any]
 
 
 class Site(NamedTuple):
-  """A place in the model: its axes and what the value is."""
+  """A place in the model.
+
+  Attributes:
+    axes: of the value there.
+    meaning: what the value is.
+    stacked: whether it is met in every layer, so that what an observer
+      returns is stacked to [L, ...]; otherwise once.
+  """
 
   axes: str
   meaning: str
@@ -61,6 +68,16 @@ SITES: dict[str, Site] = {
   "final": Site("B T D", "after the final norm, before the logits", False),
 }
 """Every site, in the order in which a forward pass meets them."""
+
+
+def markdown() -> str:
+  """The table of sites as markdown, for the docs."""
+  rows = [("Site", "Axes", "What stands there", "In every layer")]
+  rows.append(("---",) * len(rows[0]))
+  for name, site in SITES.items():
+    layered = "yes" if site.stacked else "once"
+    rows.append((f"`{name}`", site.axes, site.meaning, layered))
+  return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _check_site(site: str) -> None:

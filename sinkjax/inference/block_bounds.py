@@ -33,8 +33,8 @@ from jaxtyping import Array, Bool, Float
 from sinkjax.inference import key_codes
 from sinkjax.inference.key_codes import Codec
 from sinkjax.inference.sparse_sink import exact_products, score_tops
+from sinkjax.models.normalizers import MASKED
 
-OFF = -1e30
 PARTS = 8
 
 
@@ -80,10 +80,12 @@ def _logs(q, k, scale: float, block: int) -> Float[Array, "T C"]:
     at, key = jnp.arange(a * block, b * block), jnp.arange(b * block)
     scores = scale * k[: b * block] @ q[a * block : b * block].T
     seen = (key[:, None] <= at[None]) & (key[:, None] > 0)
-    scores = jnp.where(seen, scores, OFF).reshape(b, block, len(at))
+    scores = jnp.where(seen, scores, MASKED).reshape(b, block, len(at))
     top = jnp.max(scores, axis=1)
     logs = top + jnp.log(jnp.sum(jnp.exp(scores - top[:, None]), axis=1))
-    parts.append(jnp.pad(logs, ((0, count - b), (0, 0)), constant_values=OFF))
+    parts.append(
+      jnp.pad(logs, ((0, count - b), (0, 0)), constant_values=MASKED)
+    )
   return jnp.concatenate(parts, axis=1).T
 
 
@@ -166,7 +168,7 @@ def summary_span(
   middle, off = scale * q @ center.T, _margin(q, center, scale)
   ball = middle + scale * jnp.outer(key_codes.sight(q, codec), far) + off
   logs = jnp.log(jnp.maximum(count[:, 0], 1).astype(q.dtype))
-  logs = jnp.where(count[:, 0] > 0, logs, OFF)[None]
+  logs = jnp.where(count[:, 0] > 0, logs, MASKED)[None]
   # the mean of the scores is off by no more than its own rounding, and c's
   wide = jnp.max(jnp.linalg.norm(blocks, axis=-1), axis=1)
   off = off + _margin(q, wide[:, None], scale)
@@ -225,9 +227,9 @@ def near_weight(
   scores -= scale * unit * sizes * jnp.linalg.norm(keys, axis=-1)[:, None]
   at = jnp.arange(len(q)).reshape(count, block, 1)
   seen = (place[:, None] <= at) & (place[:, None] > 0)
-  scores = jnp.where(seen, scores, OFF).reshape(len(q), many)
+  scores = jnp.where(seen, scores, MASKED).reshape(len(q), many)
   first = scale * q @ k[:1].T - _margin(q, k[:1], scale)
-  first = first if sink else jnp.full_like(first, OFF)
+  first = first if sink else jnp.full_like(first, MASKED)
   return jax.nn.logsumexp(jnp.concatenate([first, scores], axis=1), axis=1)
 
 
@@ -253,7 +255,7 @@ def choose_blocks(
   count = span.low.shape[1]
   free = jnp.tri(count, k=-window - 1, dtype=bool)  # [queries, keys]
   rows = jnp.repeat(free, block, axis=0)
-  rest = jax.nn.logsumexp(jnp.where(rows, span.low, OFF), axis=1)
+  rest = jax.nn.logsumexp(jnp.where(rows, span.low, MASKED), axis=1)
   total = jnp.logaddexp(near, rest)
   logs = jnp.minimum(span.high - total[:, None], 80.0)
   weight = jnp.where(rows, jnp.exp(logs), 0).reshape(count, block, count)

@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sinkjax.models.layerwise import Params
-
-OFF = -1e30
+from sinkjax.models.normalizers import MASKED
 
 
 class HeadScores(NamedTuple):
@@ -109,7 +108,7 @@ def _level(scores: Float[Array, "B H T S"]) -> Float[Array, "B H"]:
   t = jnp.arange(scores.shape[2])[:, None]
   s = jnp.arange(scores.shape[3])[None]
   seen = ((s > 0) & (s <= t))[None, None]
-  total = jax.nn.logsumexp(jnp.where(seen, scores, OFF), axis=-1)[:, :, 1:]
+  total = jax.nn.logsumexp(jnp.where(seen, scores, MASKED), axis=-1)[:, :, 1:]
   return jnp.mean(total - jnp.log(t[1:, 0])[None, None], axis=-1)
 
 

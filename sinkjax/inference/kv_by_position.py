@@ -15,8 +15,7 @@ from sinkjax.inference.kv_places import (
   rotary,
   rotate_at,
 )
-from sinkjax.models.attention import Context
-from sinkjax.models.blocks import Block
+from sinkjax.models.attention import Attention, Context
 from sinkjax.models.cache import CHUNK, Cache
 from sinkjax.taps import NO_TAPS, Tapper
 
@@ -149,19 +148,19 @@ class ByPosition:
     far = rotate_at(cfg, layer, q, places.far)
     near = rotate_at(cfg, layer, q, places.near)
     if q.shape[1] == 1:  # both are the same
-      scores = apply(Block.score, far, read)
+      scores = apply(Attention.score, far, read)
     else:
-      first = apply(Block.score, far, read[:, : self.first])
-      scores = apply(Block.score, near, read[:, self.first :])
+      first = apply(Attention.score, far, read[:, : self.first])
+      scores = apply(Attention.score, near, read[:, self.first :])
       scores = jnp.concatenate([first, scores], axis=-1)
     mask = places.local if is_local(cfg, layer) else places.mask
     z = apply(
-      Block.weigh,
+      Attention.attend,
       scores,
       jnp.swapaxes(values, 1, 2),
       mask,
       Tapper(NO_TAPS, layer),
-      apply(Block.rest, far),
+      apply(Attention.sink_logits, far),
     )
     return z, (keys, values)
 

@@ -15,7 +15,7 @@ from sinkjax.inference.kv_places import (
   rotary,
   rotate_at,
 )
-from sinkjax.models.blocks import Block
+from sinkjax.models.attention import Attention
 from sinkjax.models.cache import CHUNK
 from sinkjax.taps import Tapper, Taps
 
@@ -147,12 +147,12 @@ class ByScore:
     mask = jnp.repeat(mask, cfg.group_size, axis=1)[:, :, None]
     tap = Tapper(Taps(observers={"pattern": ("pattern", lambda x: x)}), layer)
     z = apply(
-      Block.weigh,
-      apply(Block.score, q, jnp.swapaxes(keys, 1, 2)),
+      Attention.attend,
+      apply(Attention.score, q, jnp.swapaxes(keys, 1, 2)),
       jnp.swapaxes(kept.values, 1, 2),
       mask,
       tap,
-      apply(Block.rest, q),
+      apply(Attention.sink_logits, q),
     )
     return z[:, 0], tap.trace()["pattern"][:, :, 0]
 

@@ -4,25 +4,18 @@
 first key, as a kernel that is to save the others would.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sinkjax.models.normalizers import MASKED
 from sinkjax.taps import Layer
-
-OFF = -1e30
-
-
-def _register(cls):
-  cls = dataclasses.dataclass(frozen=True)(cls)
-  names = [field.name for field in dataclasses.fields(cls)]
-  return jax.tree_util.register_dataclass(cls, names, [])
+from sinkjax.transforms.edits import pytree_dataclass
 
 
-@_register
+@pytree_dataclass
 class SkipResting:
   """Queries that rest read the first value alone. For the site "pattern".
 
@@ -71,7 +64,7 @@ class SkipResting:
     return jnp.where(rests, only, pattern)
 
 
-@_register
+@pytree_dataclass
 class SkipForetold:
   """As `SkipResting` of weight 1, foretold without the other scores.
 
@@ -101,7 +94,7 @@ class SkipForetold:
     """The same for query rows from `start` on."""
     rests = self.rests(scores[..., 0], layer, start)[..., None]
     other = jnp.arange(scores.shape[-1])[None, None, None] > 0
-    return jnp.where(rests & other, jnp.asarray(OFF, scores.dtype), scores)
+    return jnp.where(rests & other, jnp.asarray(MASKED, scores.dtype), scores)
 
   def rests(
     self, first: Float[Array, "B H T"], layer: Layer, start: Any = 0

@@ -21,14 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sinkjax.inference.block_bounds import (
-  OFF,
-  choose_blocks,
-  near_weight,
-  span_of,
-)
+from sinkjax.inference.block_bounds import choose_blocks, near_weight, span_of
 from sinkjax.inference.key_codes import Codec
 from sinkjax.inference.sparse_sink import exact_products
+from sinkjax.models.normalizers import MASKED
 
 
 class SparseBlocks(NamedTuple):
@@ -96,7 +92,7 @@ def attend_blocks(
     at = rows * block + jnp.arange(block)[:, None]
     seen = real[None] & (place[None] <= at)
     first = scale * queries[head, rows] @ keys[own, 0, :1].T
-    scores = jnp.concatenate([first, jnp.where(seen, scores, OFF)], axis=1)
+    scores = jnp.concatenate([first, jnp.where(seen, scores, MASKED)], axis=1)
     weights = jax.nn.softmax(scores, axis=-1)
     mixed = weights[:, 1:] @ values[own, index].reshape(-1, width)
     return mixed + weights[:, :1] * values[own, 0, :1]

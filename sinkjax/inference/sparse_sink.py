@@ -36,7 +36,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-OFF = -1e30
+from sinkjax.models.normalizers import MASKED
+
 ROUNDING = 4.0
 """The margin: so many units of rounding for each of K products."""
 
@@ -110,8 +111,8 @@ def score_tops(
   center = jnp.sum(jnp.where(inside, blocks, 0), axis=3) / count
   gap = jnp.where(inside, blocks - center[:, :, :, None], 0)
   radius = jnp.sqrt(jnp.max(jnp.sum(gap * gap, axis=-1), axis=-1))
-  high = jnp.max(jnp.where(inside, blocks, OFF), axis=3)
-  low = jnp.min(jnp.where(inside, blocks, -OFF), axis=3)
+  high = jnp.max(jnp.where(inside, blocks, MASKED), axis=3)
+  low = jnp.min(jnp.where(inside, blocks, -MASKED), axis=3)
   alone = ~jnp.any(inside, axis=3)
   high, low = jnp.where(alone, 0, high), jnp.where(alone, 0, low)
   size = jnp.sqrt(jnp.sum(q * q, axis=-1))[..., None]
@@ -155,7 +156,7 @@ def rest_bound(
   at, start = jnp.arange(length)[:, None], jnp.arange(0, length, key_block)
   seen = jnp.clip(at - start[None] + 1, 0, key_block)
   seen = seen - (start == 0)[None]
-  logs = jnp.where(seen > 0, jnp.log(jnp.maximum(seen, 1)), OFF)
+  logs = jnp.where(seen > 0, jnp.log(jnp.maximum(seen, 1)), MASKED)
   logs = top + logs[None, None].astype(q.dtype)
   total = jax.nn.logsumexp(logs, axis=-1)
   bound = jax.nn.sigmoid(total - first) * (1 + unit)
@@ -170,7 +171,7 @@ def rest_mass(
   keys = _by_head(k, q.shape[2])
   scores = scale * jnp.einsum("bthk,bhsk->bhts", q, keys)
   mask = jnp.tri(q.shape[1], dtype=bool).at[:, 0].set(False)[None, None]
-  total = jax.nn.logsumexp(jnp.where(mask, scores, OFF), axis=-1)
+  total = jax.nn.logsumexp(jnp.where(mask, scores, MASKED), axis=-1)
   return jax.nn.sigmoid(total - scores[..., 0]).at[:, :, 0].set(0)
 
 
@@ -226,7 +227,9 @@ def sparse_sink_attention(
     scores = scale * queries[head, block] @ keys[head].T
     at = block * query_block + jnp.arange(query_block)[:, None]
     seen = jnp.arange(length)[None] <= at
-    return jax.nn.softmax(jnp.where(seen, scores, OFF), axis=-1) @ values[head]
+    return (
+      jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1) @ values[head]
+    )
 
   def alone(head, block):
     return jnp.broadcast_to(values[head, :1], (query_block, width))

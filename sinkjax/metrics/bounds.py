@@ -20,8 +20,8 @@ Any global constant that is at least as large serves too. H counts from
 `pattern`; positions and layers count from 0.
 
 Sources: Barbero et al. (2025, arXiv 2504.02732), theorem 3.2; Barbero et al.
-(2024, arXiv 2406.04267), theorem 5.1 and proposition 5.2. What the softmax
-adds is our derivation.
+(2024, arXiv 2406.04267), theorem 5.1. What the softmax adds is our
+derivation.
 """
 
 import math
@@ -328,41 +328,6 @@ def violations(
   """
   held = _log(norms) <= log_bound + math.log1p(tolerance)
   return jnp.sum(~held, axis=(-2, -1))
-
-
-def smoothing_limit(
-  pattern: Float[Array, "T S"], *, depth: int
-) -> Float[Array, "T S"]:
-  """What `depth` layers of one attention matrix with a half skip do.
-
-      ((A + I) / 2)^depth
-
-  Proposition 5.2 of Barbero et al. (2406.04267): if every row but the first
-  attends to two tokens or more, the limit is ones in column 0, and the output
-  depends on the first token only. O(T^3 log depth).
-
-  Args:
-    pattern: A, causal, with rows that sum to one.
-    depth: number of layers, at least 0.
-
-  Returns:
-    The power, rows summing to one.
-
-  Raises:
-    ValueError: for a pattern that is not square, or a negative depth.
-
-  >>> import jax.numpy as jnp
-  >>> smoothing_limit(jnp.array([[1.0, 0.0], [1.0, 0.0]]), depth=2).tolist()
-  [[1.0, 0.0], [0.75, 0.25]]
-  """
-  queries, keys = pattern.shape
-  if queries != keys or depth < 0:
-    raise ValueError(
-      f"pattern must be square and depth at least 0, got {pattern.shape} "
-      f"and {depth}"
-    )
-  step = (pattern + jnp.eye(queries, dtype=pattern.dtype)) / 2
-  return jnp.linalg.matrix_power(step, depth)
 
 
 def _log(x):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sinkjax.metrics.precision import wide
+from sinkjax.metrics.precision import root, wide
 
 
 def token_norms(x: Float[Array, "*B D"]) -> Float[Array, "*B"]:
@@ -21,7 +21,7 @@ def token_norms(x: Float[Array, "*B D"]) -> Float[Array, "*B"]:
   [5.0]
   """
   x = wide(x)
-  return jnp.sqrt(jnp.sum(x * x, axis=-1))
+  return root(jnp.sum(x * x, axis=-1))
 
 
 def first_and_rest(
@@ -127,6 +127,7 @@ def massive_activation(
   at = jnp.argmax(size, axis=1)
   top = jnp.take_along_axis(size, at[:, None], 1)[:, 0]
   value = jnp.take_along_axis(flat, at[:, None], 1)[:, 0]
+  # A median of 0 makes the ratio huge, not infinite.
   ratio = top / jnp.maximum(median(size), 1e-30)
   is_massive = (top > least) & (ratio >= least_ratio)
   return Massive(value, at // width, at % width, ratio, is_massive)

@@ -1,6 +1,6 @@
 """The model a few tokens at a time, on top of what a cache keeps.
 
-`advance` walks through the very methods of `Block` that `forward` runs, in
+`advance` walks through the very methods that `forward` runs, in
 the einsum form whatever `cfg.attention` says. What of the past is kept, and
 at which positions it is seen, is a `Policy`'s, see
 `sinkjax.inference.kv_policy`: it alone touches keys and values. All shapes
@@ -15,17 +15,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context
+from sinkjax.models.attention import Attention, Context
 from sinkjax.models.blocks import Block
-from sinkjax.models.layerwise import apply_final_norm, as_layers, embed
+from sinkjax.models.layerwise import (
+  apply_final_norm,
+  as_layers,
+  embed,
+  methods_of,
+)
 from sinkjax.models.transformer import logits_of
 from sinkjax.taps import NO_TAPS, Tapper
 
 CHUNK = 64
 """Tokens that a cache takes at once, if nothing else is said."""
 LOGITS = ("all", "last", "none")
-UNTURNED = Context(None, None, None, None)
-"""A context in which `turn` normalises and does not rotate."""
+NOT_ROTATED = Context(None, None, None, None)
+"""A context in which `norm_and_rotate_qk` normalises and does not rotate."""
 
 
 class Cache(NamedTuple):
@@ -67,7 +72,7 @@ class Policy(Protocol):
   ) -> tuple[Array, Any]:
     """(z [B, T, H, K], the layer's cache with the new tokens in it).
 
-    `apply(method, *args)` runs a method of the layer's `Block`; `qkv` are
+    `apply(method, *args)` runs a method of the layer's `Attention`; `qkv` are
     normalised where the model does so, and not yet rotated.
     """
     ...
@@ -146,8 +151,8 @@ def advance(cfg: ModelConfig, policy: Policy, *, logits: str = "all"):
       count = jnp.full(batch, length, jnp.int32)
     with jax.default_matmul_precision(cfg.precision):
       x, layers = _walk(cfg, policy, params, tokens, cache, count)
-      found = _logits(cfg, params, x, count, logits)
-    return found, Cache(layers, cache.length + count)
+      out = _logits(cfg, params, x, count, logits)
+    return out, Cache(layers, cache.length + count)
 
   return step
 
@@ -176,15 +181,14 @@ def _pick(blocks, i: int):
 def _block(cfg, policy, params, pre, layer, kept, shared):
   """One layer: `Block.__call__` with the policy between qkv and z."""
 
-  def apply(method, *args):
-    return Block(cfg).apply({"params": params}, *args, method=method)
-
+  block = methods_of(Block(cfg), params)
+  attention = methods_of(Attention(cfg), params["attn"])
   tap = Tapper(NO_TAPS, layer)
-  q, k, v = apply(Block.linear, apply(Block.read, pre, tap))
-  q, k = apply(Block.turn, q, k, UNTURNED, layer)
-  z, kept = policy.attend(apply, cfg, (q, k, v), layer, kept, shared)
-  mid = apply(Block.attend, pre, z, tap)
-  return apply(Block.transform, pre, mid, tap), kept
+  q, k, v = attention(Attention.project_qkv, block(Block.read, pre, tap))
+  q, k = attention(Attention.norm_and_rotate_qk, q, k, NOT_ROTATED, layer)
+  z, kept = policy.attend(attention, cfg, (q, k, v), layer, kept, shared)
+  mid = block(Block.add_attention, pre, z, tap)
+  return block(Block.transform, pre, mid, tap), kept
 
 
 def _logits(cfg, params, x, count, which: str) -> Float[Array, "B T V"]:

@@ -5,8 +5,9 @@ the last axis. It accumulates in float32 at least, gives exact zeros where the
 mask is False, and never a NaN, however large the scores. A row's weights
 depend on its allowed keys alone, so a prefix gives what it gives by itself.
 
-`NORMALIZERS` has them by name. Those of which rows do not sum to one have no
-sink in the sense of a share; `sinkjax.metrics.sinks` names the proxy.
+`NORMALIZERS` has them by name: a new one is a function and an entry there.
+This module imports nothing of ours, so that `sinkjax.config` can check a name
+against the table without a circle of imports.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 MASKED = -1e30
-"""Finite stand-in for a masked score: `-inf` turns gradients into NaN."""
+"""The score of a key that must not be seen.
+
+Finite, because `-inf - -inf` is NaN in a row with no other key, and its
+gradient is NaN wherever it stands. In float32 exp(-1e30 - s) is exactly 0 for
+every score that a model can have, and bfloat16 has the same range.
+"""
 
 
 def softmax(

@@ -1,6 +1,5 @@
 """Next-token loss over packed windows."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from sinkjax.models.normalizers import UNNORMALIZED
 from sinkjax.taps import Layer
 from sinkjax.transforms.branches import separate
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.edits import add
+from sinkjax.transforms.edits import add, pytree_dataclass
 from sinkjax.transforms.intervene import intervene
 
 
@@ -78,8 +77,7 @@ class Noise(NamedTuple):
     return jax.random.fold_in(jax.random.key(self.seed), step)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Along:
   """Adds a share of each token's norm along a direction; zeros add nothing.
 

@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sinkjax.models.normalizers import MASKED
 from sinkjax.taps import Layer
 
-OFF = -1e30  # finite: an infinite score has no gradient
 
-
-def _edit(cls):
+def pytree_dataclass(cls: type) -> type:
   """A frozen dataclass that is a pytree, every field a leaf."""
   cls = dataclasses.dataclass(frozen=True)(cls)
   names = [field.name for field in dataclasses.fields(cls)]
@@ -54,7 +53,7 @@ def _rows(edit, operand, value, layer):
   return edit(value, layer)
 
 
-@_edit
+@pytree_dataclass
 class Scale:
   """`value * factor`; `factor=1` is the identity."""
 
@@ -71,7 +70,7 @@ class Scale:
     return _rows(self, self.factor, value, layer)
 
 
-@_edit
+@pytree_dataclass
 class Add:
   """`value + shift`, the shift broadcast; `shift=0` is the identity."""
 
@@ -88,7 +87,7 @@ class Add:
     return _rows(self, self.shift, value, layer)
 
 
-@_edit
+@pytree_dataclass
 class Replace:
   """A fixed value, broadcast to the site's shape."""
 
@@ -105,7 +104,7 @@ class Replace:
     return _rows(self, self.value, value, layer)
 
 
-@_edit
+@pytree_dataclass
 class Hold:
   """The value itself with derivative zero: a constant to what follows."""
 
@@ -120,7 +119,7 @@ class Hold:
     return self(value, layer)
 
 
-@_edit
+@pytree_dataclass
 class Patch:
   """Activations of another run, as an identity observer returned them.
 
@@ -146,7 +145,7 @@ class Patch:
     return _select(self.layers, layer, new, value)
 
 
-@_edit
+@pytree_dataclass
 class Knockout:
   """Hides one key position from all later queries, from a layer on.
 
@@ -179,10 +178,10 @@ class Knockout:
     hidden = hidden[None, None]
     if self.heads is not None:
       hidden = hidden & jnp.asarray(self.heads, bool)[None, :, None, None]
-    return jnp.where(hidden, jnp.asarray(OFF, scores.dtype), scores)
+    return jnp.where(hidden, jnp.asarray(MASKED, scores.dtype), scores)
 
 
-@_edit
+@pytree_dataclass
 class AblateHeads:
   """Replaces some heads' output by zero, or by a given mean. For site "z".
 
@@ -205,7 +204,7 @@ class AblateHeads:
     return jnp.where(hit, mean, z)
 
 
-@_edit
+@pytree_dataclass
 class Chain:
   """Edits of one site, applied in order."""
 

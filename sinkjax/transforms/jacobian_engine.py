@@ -110,7 +110,7 @@ class Engine:
       x = run_layer(cfg, params, x, layer, self.ctx, self.edits)
     self.entering[stop] = x
     self._kept: dict[int, Fold | None] = {}
-    self._split = _spread_over(devices)
+    self._shard_columns = _spread_over(devices)
 
   def run(
     self,
@@ -152,7 +152,7 @@ class Engine:
     for block in blocks:
       stop = block.start + plan.directions
       directions = probes(block.sources, block.start, stop)
-      d_x = self._split(
+      d_x = self._shard_columns(
         _place(directions, _rows(block), window=self.length - block.first)
       )
       for layer, segment in self.steps:

@@ -162,7 +162,7 @@ def _tail(run: LayerSteps, x):
   """[T, D, D] of what leaves by what enters, and by what is written."""
   length, width = x.shape[1:]
   pre = run.enter(x)
-  written = run.write(pre, run.mix(*run.qkv(pre)))
+  written = run.project_out(pre, run.mix(*run.qkv(pre)))
 
   def tail(x, written):
     pre = run.enter(x)
@@ -185,7 +185,7 @@ def _writing(run: LayerSteps):
   """
   cfg = run.cfg
   shape = (1, 1, cfg.n_heads, cfg.head_dim)
-  write = functools.partial(run.write, None)
+  write = functools.partial(run.project_out, None)
   _, push = jax.linearize(write, jnp.zeros(shape, cfg.dtype))
   many = cfg.n_heads * cfg.head_dim
   units = jnp.eye(many, dtype=cfg.dtype).reshape(*shape, many)

@@ -162,18 +162,18 @@ def _fold_attention(run: LayerSteps, pre, units):
   """
   cfg, (length, width) = run.cfg, pre.shape[1:]
   normed = run.read(pre)
-  raw = run.linear(normed)
-  (q, k, v), push = jax.linearize(run.turned, *raw)
+  raw = run.project_qkv(normed)
+  (q, k, v), push = jax.linearize(run.norm_and_rotate_qk, *raw)
   if cfg.gate == "value":  # not linear: another matrix at each token
-    columns = columns_of(jax.linearize(run.linear, normed)[1])(units)
+    columns = columns_of(jax.linearize(run.project_qkv, normed)[1])(units)
   else:
-    kernels = _kernel(run.linear, (width,), pre.dtype)
+    kernels = _kernel(run.project_qkv, (width,), pre.dtype)
     columns = [_everywhere(c, x) for c, x in zip(kernels, raw, strict=True)]
   by_q, by_k, by_v = columns_of(push)(*columns)
 
   z, push_q = jax.linearize(lambda q: run.mix(q, k, v), q)
   z_rows = jax.lax.map(push_q, jnp.moveaxis(by_q, -1, 0), batch_size=64)
-  write = functools.partial(run.write, pre)
+  write = functools.partial(run.project_out, pre)
   attn_out, push_write = jax.linearize(write, z)
   written = jnp.moveaxis(jax.vmap(push_write)(z_rows), 0, -1)
   parts = [part.reshape(1, length, -1, width) for part in (written, by_k, by_v)]
@@ -183,7 +183,7 @@ def _fold_attention(run: LayerSteps, pre, units):
 
   heads = (cfg.n_heads, cfg.head_dim)
   if cfg.gate in ("head", "element"):  # likewise, and open by what is read
-    _, push_gate = jax.linearize(lambda pre: run.write(pre, z), pre)
+    _, push_gate = jax.linearize(lambda pre: run.project_out(pre, z), pre)
     own = own + columns_of(push_gate)(units)
     many = math.prod(heads)
     unit_z = jnp.eye(many, dtype=z.dtype).reshape(*heads, many)
@@ -223,8 +223,8 @@ def _fold_mixing(run: LayerSteps, q, k, v):
   """Queries, and what the heads mix by scores and by values."""
   cfg, length = run.cfg, q.shape[1]
   scores = run.score(q, k)
-  rest = run.rest(q)
-  _, push = jax.linearize(lambda s, v: run.weigh(s, v, rest), scores, v)
+  sinks = run.sink_logits(q)
+  _, push = jax.linearize(lambda s, v: run.attend(s, v, sinks), scores, v)
   no_scores, no_v = jnp.zeros_like(scores), jnp.zeros_like(v)
   columns = jnp.arange(length)
   by_score_Sx1xTxHxK = jax.lax.map(
@@ -264,7 +264,7 @@ def _fold_tail(run: LayerSteps, pre, mid, by_mid, by_pre):
   else:
     by_out = _product(_fold_mlp(run, read), by_pre[0])[None]
     by_out = _widen(by_out, by_mid)
-  _, push = jax.linearize(run.finish, mid, run.transform(read))
+  _, push = jax.linearize(run.finish, mid, run.mlp_output(read))
   return columns_of(push)(by_mid, by_out)
 
 
@@ -274,7 +274,7 @@ def _fold_mlp(run: LayerSteps, read):
   With an edit inside, one output at a time for all tokens, and more work.
   """
   if {"mlp_in", "mlp_act"} & set(run.edits):
-    _, pull = jax.vjp(run.transform, read)
+    _, pull = jax.vjp(run.mlp_output, read)
     units = jnp.eye(read.shape[-1], dtype=read.dtype)
 
     def row(unit):
@@ -286,7 +286,7 @@ def _fold_mlp(run: LayerSteps, read):
 
   def one(x_D):
     normed, pull = jax.vjp(run.mlp_read, x_D[None, None])
-    _, push = jax.linearize(run.activate, *run.mlp_linear(normed))
+    _, push = jax.linearize(run.mlp_activate, *run.mlp_linear(normed))
     out_DxD = columns_of(push)(*kernels)[0, 0]
     rows = jax.vmap(lambda row: pull(row[None, None])[0])(out_DxD)
     return rows[:, 0, 0]

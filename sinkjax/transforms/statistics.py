@@ -253,48 +253,6 @@ def bootstrap(
   return Statistic(init, update, finalize)
 
 
-def histogram(edges: Any) -> Statistic:
-  """How many numbers fall between consecutive edges, all elements pooled.
-
-  Bin k is [edges[k], edges[k + 1]), the last one closed, as numpy has it.
-
-  Args:
-    edges: [K + 1] numbers in ascending order.
-
-  Returns:
-    A statistic of [P, ...] batches; its result is a dict of `counts` [K], and
-    of `below`, `above` and `nan` [], the numbers that no bin took.
-
-  Raises:
-    ValueError: for edges that are not two or more ascending numbers.
-
-  >>> h = histogram([0.0, 1.0, 2.0])
-  >>> run(h, [np.array([[0.5, 1.0], [2.0, 9.0]])])["counts"].tolist()
-  [1.0, 2.0]
-  """
-  edges = np.asarray(edges, np.float64)
-  if edges.ndim != 1 or len(edges) < 2 or not np.all(np.diff(edges) > 0):
-    raise ValueError(
-      f"edges must be two or more ascending numbers, got {edges.tolist()}"
-    )
-  bins = len(edges) - 1
-
-  def update(state, value, *, weights=None, index=None):
-    value, weights = _examples(value, weights, np.shape(value)[1:])
-    limits = jnp.asarray(edges, value.dtype)
-    slot = jnp.searchsorted(limits, value, side="right")
-    slot = jnp.where(value == limits[-1], bins, slot)
-    slot = jnp.where(jnp.isnan(value), bins + 2, slot)
-    return state.at[slot].add(jnp.broadcast_to(weights, value.shape))
-
-  def finalize(state):
-    below, above, nan = state[0], state[bins + 1], state[bins + 2]
-    counts = state[1 : bins + 1]
-    return {"counts": counts, "below": below, "above": above, "nan": nan}
-
-  return Statistic(lambda: jnp.zeros(bins + 3), update, finalize)
-
-
 def _examples(value, weights, shape):
   """Values as floats and weights [P, 1, ...] to go with them."""
   value = jnp.asarray(value)

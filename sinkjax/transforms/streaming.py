@@ -21,7 +21,12 @@ from sinkjax.config import ModelConfig
 from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
 from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block
-from sinkjax.models.layerwise import apply_final_norm, as_layers, embed
+from sinkjax.models.layerwise import (
+  apply_final_norm,
+  as_layers,
+  embed,
+  methods_of,
+)
 from sinkjax.models.normalizers import MASKED
 from sinkjax.models.positions import rotary_tables
 from sinkjax.models.transformer import check_ids, check_tokens, like_tokens
@@ -227,14 +232,12 @@ def _layer(params, x, layer, ctx, edits, *, kind, cfg, statistics, block):
   taps = _join(edits, kind)
   tap = Tapper(taps, layer)
 
-  def apply(method, *args):
-    return Block(cfg).apply({"params": params}, *args, method=method)
-
+  apply = methods_of(Block(cfg), params)
   pre = tap("resid_pre", x)
   q, k, v = apply(Block.qkv, pre, layer, ctx, tap)
   mix = functools.partial(apply, Block.mix)
   z, trace = _attention(cfg, mix, q, k, v, layer, taps, statistics, block)
-  mid = apply(Block.attend, pre, tap("z", z), tap)
+  mid = apply(Block.add_attention, pre, tap("z", z), tap)
 
   def mlp(x):
     return apply(Block.mlp_output, x, tap)

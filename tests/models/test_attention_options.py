@@ -92,7 +92,7 @@ def attention(cfg):
     pre = x[None].astype(cfg.dtype)
     q, k, v = apply(Block.qkv, pre, jnp.asarray(0), ctx, tap)
     z = apply(Block.mix, q, k, v, ctx.mask, tap)
-    return apply(Block.write, pre, z, tap)[0]
+    return apply(Block.project_out, pre, z, tap)[0]
 
   return run
 
