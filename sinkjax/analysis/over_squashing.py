@@ -79,10 +79,10 @@ class OverSquashing:
 
   def violations(self, form: str) -> int:
     """How many pairs exceed a bound, by more than 1e-4 of it."""
-    found = bounds.violations(
+    exceeding = bounds.violations(
       jnp.asarray(self.log_bounds[form]), jnp.asarray(self.truth(form))
     )
-    return int(found)
+    return int(exceeding)
 
 
 def paths(gains: Gains) -> tuple[dict[str, np.ndarray], dict[str, float]]:

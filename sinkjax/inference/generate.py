@@ -104,10 +104,10 @@ def _stream(cfg, params, prompt, policy, how, max_tokens, seed, stop, cache):
   token, cache = step(params, rest, count, cache, key)
   one, given = jnp.ones(1, jnp.int32), 0
   while True:
-    found = int(token[0, 0])
-    if found in stop:
+    new = int(token[0, 0])
+    if new in stop:
       return
-    yield found
+    yield new
     given += 1
     if given == max_tokens:
       return

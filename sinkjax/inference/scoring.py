@@ -111,12 +111,12 @@ def stream_nats(
     raise ValueError(
       f"{len(ids) - 1} tokens do not fit a full cache of {policy.limit}"
     )
-  score, cache, found = _scorer(cfg, policy), init_cache(cfg, policy), []
+  score, cache, losses = _scorer(cfg, policy), init_cache(cfg, policy), []
   for tokens, targets, count in _chunks(ids, policy.chunk):
     nats, cache = score(params, tokens, targets, np.array([count]), cache)
-    found.append(np.asarray(nats)[0, :count])
+    losses.append(np.asarray(nats)[0, :count])
     progress(count)
-  return np.concatenate(found)
+  return np.concatenate(losses)
 
 
 def dense_nats(
@@ -150,7 +150,7 @@ def dense_nats(
     raise ValueError(
       f"room must be a multiple of the chunk {chunk}, got {room}"
     )
-  policy, fed, found = kv_policy.full(room, chunk=chunk), 0, []
+  policy, fed, losses = kv_policy.full(room, chunk=chunk), 0, []
   cache = init_cache(cfg, policy)
   for tokens, targets, count in _chunks(ids, chunk):
     if fed + count > policy.capacity:
@@ -159,10 +159,10 @@ def dense_nats(
       cache = more_room(cache, policy.capacity)
     score = _scorer(cfg, policy)
     nats, cache = score(params, tokens, targets, np.array([count]), cache)
-    found.append(np.asarray(nats)[0, :count])
+    losses.append(np.asarray(nats)[0, :count])
     fed += count
     progress(count)
-  return np.concatenate(found)
+  return np.concatenate(losses)
 
 
 def recompute_nats(
@@ -210,13 +210,13 @@ def recompute_nats(
       f"greater than the prefix of {len(prefix)}; got {at.tolist()[:4]} ... "
       f"and {total}"
     )
-  f, found = last_logits(cfg), []
+  f, losses = last_logits(cfg), []
   rows = np.array([[*prefix, *ids[t - span : t]] for t in at], np.int32)
   for start in range(0, len(at), batch):
     here = at[start : start + batch]
     part = np.resize(rows[start : start + batch], (batch, total))
     targets = np.resize(ids[here], batch)
     nats = nats_of(f(params, part), jnp.asarray(targets))
-    found.append(np.asarray(nats)[: len(here)])
+    losses.append(np.asarray(nats)[: len(here)])
     progress(len(here) * total)
-  return np.concatenate(found)
+  return np.concatenate(losses)

@@ -161,12 +161,12 @@ def _backward(scale, window, kept, d_out):
 
 def _add_up(parts, spans):
   """[X, T, K] from what every block gives for its keys, [X, b - first, K]."""
-  found = []
+  columns = []
   for low, high in [(a, b) for _, a, b in spans]:
     total = 0.0
     for part, (first, _, last) in zip(parts, spans, strict=True):
       if first < high and low < last:
         piece = part[:, max(low, first) - first : high - first]
         total += jnp.pad(piece, ((0, 0), (max(0, first - low), 0), (0, 0)))
-    found.append(total)
-  return jnp.concatenate(found, axis=1)
+    columns.append(total)
+  return jnp.concatenate(columns, axis=1)

@@ -42,11 +42,13 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
   ([0.5, 1.0, 2.0, 5.0, 10.0, 20.0], [1e-06, 0.01, 100.0, 1000000.0])
   """
   powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-  found = [float(f"{d}e{p}") for p in powers for d in (1, 2, 5)]
-  found = [value for value in found if low <= value <= high]
-  if len(found) > most:
-    found = [float(f"1e{p}") for p in powers if low <= float(f"1e{p}") <= high]
-  return found[:: max(1, -(-len(found) // most))]
+  ticks_at = [float(f"{d}e{p}") for p in powers for d in (1, 2, 5)]
+  ticks_at = [value for value in ticks_at if low <= value <= high]
+  if len(ticks_at) > most:
+    ticks_at = [
+      float(f"1e{p}") for p in powers if low <= float(f"1e{p}") <= high
+    ]
+  return ticks_at[:: max(1, -(-len(ticks_at) // most))]
 
 
 def _names(tokens: Sequence[str]) -> list[str] | None:
@@ -170,9 +172,9 @@ def by_distance(
       (right, "mean over tokens (log scale)", mean),
     )
     for ax, title, series in panels:
-      found = _coloured(series)
+      lines = _coloured(series)
       bands(
-        ax, title, {k: (v[:, None], c) for k, (v, c) in found.items()}, log=True
+        ax, title, {k: (v[:, None], c) for k, (v, c) in lines.items()}, log=True
       )
       ax.set_xlabel("tokens back")
       _few_log_ticks(ax)
@@ -233,11 +235,11 @@ def loss_by_token(
   names, size = _names(tokens), len(tokens)
   with drawing(8, 3.6 if names else 3.2) as figure:
     ax = figure.add_subplot()
-    found = _coloured(series)
-    everything = np.concatenate([values for values, _ in found.values()])
+    lines = _coloured(series)
+    everything = np.concatenate([values for values, _ in lines.values()])
     limits(ax, everything, log=True)
-    for at, (label, (values, color)) in enumerate(found.items()):
-      x = np.arange(size) + (at - (len(found) - 1) / 2) * 0.3
+    for at, (label, (values, color)) in enumerate(lines.items()):
+      x = np.arange(size) + (at - (len(lines) - 1) / 2) * 0.3
       kept = np.where(values > 0, values, np.nan)
       style = {"s": 26 if size <= LABELLED else 9, "lw": 0, "zorder": 3}
       ax.scatter(x, kept, c=color, label=label, **style)

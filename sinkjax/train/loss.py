@@ -144,51 +144,62 @@ def loss_of(
   Raises:
     ValueError: for a target outside [0, 1], a negative weight or share.
   """
+  _check(sink, noise)
+
+  def score(pattern: Float[Array, "B H T S"]) -> Float[Array, "H"]:
+    if fn.cfg.normalizer in UNNORMALIZED:
+      pattern = attention_share(pattern)
+    return jnp.mean(sink_score(pattern), axis=0)
+
+  def loss(
+    params: Any, batch: Mapping[str, Array], key: Array | None = None
+  ) -> Loss:
+    run = fn
+    if separated:
+      run = intervene(run, {"scores": separate(batch["segments"])})
+    if noise is not None:
+      run = _disturbed(run, params, batch, noise, key)
+    if sink is not None:
+      run = capture(run, {"sink_target": ("pattern", score)})
+    out = run(params, batch["tokens"], positions=batch["positions"])
+    nats = next_token_nats(out.logits, batch["tokens"], batch["weights"])
+    if sink is None:
+      return nats
+    off = out.trace["sink_target"].astype(nats.nats.dtype) - sink.mass
+    penalty = sink.weight * jnp.mean(jnp.square(off))
+    return nats._replace(penalty=penalty * nats.targets)
+
+  return loss
+
+
+def _check(sink: SinkTarget | None, noise: Noise | None) -> None:
   if sink is not None and not (0 <= sink.mass <= 1 and sink.weight >= 0):
     raise ValueError(
       f"a sink's mass must be in [0, 1] and its weight not negative, got "
       f"{sink.mass} and {sink.weight}"
     )
-
   if noise is not None and not noise.share >= 0:
     raise ValueError(f"noise must not be negative, got {noise.share}")
 
-  def score(pattern):
-    if fn.cfg.normalizer in UNNORMALIZED:
-      pattern = attention_share(pattern)
-    return jnp.mean(sink_score(pattern), axis=0)
 
-  def disturbed(run, params, batch, key):
-    """The model with noise in it."""
-    shape = (*batch["tokens"].shape, fn.cfg.d_model)
-    way = jnp.zeros(shape)
-    if not noise.adversarial:
-      way = jax.random.normal(key, shape)
-    else:
+def _disturbed(
+  fn: Callable,
+  params: Any,
+  batch: Mapping[str, Array],
+  noise: Noise,
+  key: Array | None,
+) -> Callable:
+  """The model with noise in its embeddings."""
+  shape = (*batch["tokens"].shape, fn.cfg.d_model)
+  if not noise.adversarial:
+    way = jax.random.normal(key, shape)
+  else:
 
-      def nats(shift):
-        g = intervene(run, {"embed": add(shift)})
-        out = g(params, batch["tokens"], positions=batch["positions"])
-        found = next_token_nats(out.logits, batch["tokens"], batch["weights"])
-        return found.nats
+    def nats(shift: Float[Array, "B T D"]) -> Float[Array, ""]:
+      g = intervene(fn, {"embed": add(shift)})
+      out = g(params, batch["tokens"], positions=batch["positions"])
+      loss = next_token_nats(out.logits, batch["tokens"], batch["weights"])
+      return loss.nats
 
-      way = jax.lax.stop_gradient(jax.grad(nats)(way))
-    return intervene(run, {"embed": Along(way, noise.share)})
-
-  def loss(params, batch: Mapping[str, Array], key=None) -> Loss:
-    run = fn
-    if separated:
-      run = intervene(run, {"scores": separate(batch["segments"])})
-    if noise is not None:
-      run = disturbed(run, params, batch, key)
-    if sink is not None:
-      run = capture(run, {"sink_target": ("pattern", score)})
-    out = run(params, batch["tokens"], positions=batch["positions"])
-    found = next_token_nats(out.logits, batch["tokens"], batch["weights"])
-    if sink is None:
-      return found
-    off = out.trace["sink_target"].astype(found.nats.dtype) - sink.mass
-    penalty = sink.weight * jnp.mean(jnp.square(off))
-    return found._replace(penalty=penalty * found.targets)
-
-  return loss
+    way = jax.lax.stop_gradient(jax.grad(nats)(jnp.zeros(shape)))
+  return intervene(fn, {"embed": Along(way, noise.share)})

@@ -83,11 +83,11 @@ def _imported(name: str) -> Callable:
 
 
 def _plugged(plugged, trace) -> dict[str, Array]:
-  found = {}
+  results = {}
   for name, (observers, statistic) in plugged.items():
     value = {key: jnp.moveaxis(trace[key], 1, 0) for key in observers}
     result = statistic.finalize(statistic.update(statistic.init(), value))
     for path, leaf in jax.tree_util.tree_flatten_with_path(result)[0]:
       key = jax.tree_util.keystr(path, simple=True, separator=".")
-      found[f"{name.partition(':')[2]}.{key}"] = leaf
-  return found
+      results[f"{name.partition(':')[2]}.{key}"] = leaf
+  return results

@@ -259,16 +259,16 @@ def source_columns(length: int, columns: Sequence[int] | None) -> list[int]:
   """
   if columns is None:
     return list(range(length))
-  found = [int(c) for c in np.atleast_1d(np.asarray(columns))]
-  if not found:
+  chosen = [int(c) for c in np.atleast_1d(np.asarray(columns))]
+  if not chosen:
     raise ValueError("no tokens were chosen")
-  for column in found:
+  for column in chosen:
     if not -length <= column < length:
       raise ValueError(f"token {column} is outside a text of {length} tokens")
-  found = [column % length for column in found]
-  if len(set(found)) != len(found):
+  chosen = [column % length for column in chosen]
+  if len(set(chosen)) != len(chosen):
     raise ValueError(f"a token is named twice: {list(columns)}")
-  return found
+  return chosen
 
 
 def block_count(columns: Sequence[int], many: int, plan: Plan) -> int:

@@ -99,7 +99,7 @@ def layer_gains(
   tokens = one_text(tokens)
   layers, edits = as_layers(cfg, params), dict(edits)
   ctx, positions = context_of(cfg, tokens[None])
-  x, found = enter(layers, tokens[None], positions, edits), []
+  x, gains = enter(layers, tokens[None], positions, edits), []
   for index in range(cfg.n_layers):
     block, layer = layers.layer(index), jnp.asarray(index)
     args = (cfg, block, x, layer, ctx, edits)
@@ -109,11 +109,11 @@ def layer_gains(
         f"layer {index} has no gains: an edit lets tokens mix elsewhere than "
         f"in the attention's weighted sum (relative error {fold.error:.1e})"
       )
-    found.append(_gains(*args, fold))
+    gains.append(_gains(*args, fold))
     x = run_layer(*args)
     jax.block_until_ready(x)
     progress(index + 1, cfg.n_layers)
-  return jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *found)
+  return jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *gains)
 
 
 def top_singular(matrices: Float[Array, "*N I J"]) -> Float[Array, "*N"]:
