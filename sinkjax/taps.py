@@ -25,7 +25,7 @@ Sharp edges:
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -155,7 +155,7 @@ class Taps:
       {**self.edits, **other.edits}, {**self.observers, **other.observers}
     )
 
-  def tree_flatten(self):
+  def tree_flatten(self) -> tuple[list[Any], tuple]:
     """Edits and reducers that are pytrees are children, the rest static."""
     items = [("edit", site, edit) for site, edit in self.edits.items()]
     items += [(sites, name, f) for name, (sites, f) in self.observers.items()]
@@ -167,7 +167,7 @@ class Taps:
     return children, tuple(static)
 
   @classmethod
-  def tree_unflatten(cls, static, children):
+  def tree_unflatten(cls, static: tuple, children: Iterable[Any]) -> "Taps":
     """Rebuilds without validation: leaves may be any JAX placeholder."""
     children, edits, observers = iter(children), {}, {}
     for kind, name, fn in static:

@@ -78,7 +78,7 @@ class OverSquashing:
     return (self.log_bounds[form] - log) / math.log(10)
 
   def violations(self, form: str) -> int:
-    """How many pairs exceed a bound, by more than 1e-4 of it."""
+    """How many pairs exceed a bound by more than rounding, 1e-4 of it."""
     exceeding = bounds.violations(
       jnp.asarray(self.log_bounds[form]), jnp.asarray(self.truth(form))
     )
@@ -172,7 +172,7 @@ def over_squashing(
     norms = jacobian_norms(fn, params, ids, **spectral)
   frozen = frozen or Columns.none(len(tokens))
 
-  def add(which, some):
+  def add(which: list[int], some: np.ndarray) -> None:
     frozen.add(which, some)
     finished()
 

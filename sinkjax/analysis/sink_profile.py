@@ -1,8 +1,9 @@
 """The sink profile of a model on some text: what `launch/analyze.py` reports.
 
-One forward pass a prompt; every statistic is reduced inside the layers, so no
-[L, H, T, T] array exists unless T is small enough to draw. Weights on disk are
-read one layer at a time, and then no [T, T] array exists either.
+It measures every metric that `sinkjax.metrics.table` shows in `summary.json`,
+in one forward pass a prompt. Each is reduced inside the layers, so no
+[L, H, T, T] array exists. Weights on disk are read one layer at a time, and
+then no [T, T] array exists either.
 """
 
 import dataclasses
@@ -25,13 +26,20 @@ from sinkjax.transforms.capture import capture
 from sinkjax.transforms.streaming import stream_statistics
 
 DRAWN = 128
-"""Attention maps are drawn with at most this many rows and columns."""
+"""Attention maps are drawn with at most this many rows and columns.
+
+That is about the number of pixels that a map has in the figure.
+"""
 
 MAPS = "maps"
 """Observer of the attention maps; no metric has this name."""
 
 BATCH_TOKENS = 1024
-"""Tokens of one forward pass, unless a single prompt is longer."""
+"""Tokens of one forward pass, unless a single prompt is longer.
+
+Products of that many tokens run at a CPU's full rate, and the attention of a
+batch stays small.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +98,17 @@ def coarse_map(size: int = DRAWN) -> rows.RowStatistic:
   keys, so that rows still sum to one and a sink looks as strong as it is.
   """
 
-  def folded(x, cell):
+  def folded(x: jax.Array, cell: int) -> jax.Array:
     """The last axis summed over blocks."""
     rest = -x.shape[-1] % cell
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rest)]) if rest else x
     return x.reshape(*x.shape[:-1], -1, cell).sum(axis=-1)
 
-  def init(batch, heads, length):
+  def init(batch: int, heads: int, length: int) -> rows.State:
     cells = -(-length // -(-length // size))
     return jnp.zeros((1, heads, cells, cells)), jnp.zeros(length)
 
-  def update(state, block):
+  def update(state: rows.State, block: rows.RowBlock) -> rows.State:
     mass, seen = state  # [1, H, t, t] and how often each query came, [T]
     cell = -(-seen.shape[0] // size)
     at = block.queries() // cell
@@ -111,7 +119,7 @@ def coarse_map(size: int = DRAWN) -> rows.RowStatistic:
     seen = jax.lax.dynamic_update_slice(seen, ones, (block.start,))
     return mass.at[..., : keys.shape[3]].add(new), seen
 
-  def finalize(state, length):
+  def finalize(state: rows.State, length: int) -> jax.Array:
     mass, seen = state
     return mass / folded(seen, -(-length // size))[None, None, :, None]
 
@@ -147,13 +155,13 @@ def measure(cfg: ModelConfig, *, streamed: bool = False) -> Callable:
   if streamed:
     stream = stream_statistics(watched, {})
 
-    def statistics(params, tokens):
+    def statistics(params: Any, tokens: Any) -> dict[str, Any]:
       out = stream(params, tokens)
       return {**out.trace, "nll": out.nll}
 
     return statistics
 
-  def statistics(params, tokens):
+  def statistics(params: Any, tokens: Any) -> dict[str, Any]:
     out = watched(params, tokens)
     return {**out.trace, "nll": token_nll(out.logits, tokens)}
 
@@ -162,6 +170,8 @@ def measure(cfg: ModelConfig, *, streamed: bool = False) -> Callable:
 
 def streamed_bytes(cfg: ModelConfig, length: int) -> int:
   """About how much one text needs beside the weights, where it is streamed."""
+  # Six arrays like the residual stream and four like q, k, v and z live in a
+  # layer; four blocks of rows: scores, pattern, logarithms and a product.
   piece = min(length, streaming.CHUNK)
   widest = max(4 * cfg.d_ff, 2 * min(cfg.vocab_size, UNEMBED_COLUMNS))
   tokens = length * (6 * cfg.d_model + 4 * cfg.n_heads * cfg.head_dim)

@@ -1,6 +1,7 @@
 """Caches that keep the first tokens and the last, see `kv_policy`."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -124,7 +125,7 @@ class ByPosition:
       local,
     )
 
-  def _held(self, n):
+  def _held(self, n: Array) -> Array:
     """[B, P] which token of the text each slot holds, below 0 for none."""
     last = n[:, None] - 1
     turn = jnp.arange(self.ring, dtype=jnp.int32)[None]
@@ -133,7 +134,15 @@ class ByPosition:
     head = jnp.arange(self.first, dtype=jnp.int32)[None]
     return jnp.concatenate([jnp.where(head <= last, head, -1), held], axis=1)
 
-  def attend(self, apply, cfg, qkv, layer, kept, places):
+  def attend(
+    self,
+    apply: Callable,
+    cfg: ModelConfig,
+    qkv: tuple[Array, Array, Array],
+    layer: int,
+    kept: tuple[Array, Array],
+    places: _Places,
+  ) -> tuple[Array, tuple[Array, Array]]:
     """See `cache.Policy`."""
     q, k, v = qkv
     if not self.evicts:
@@ -172,14 +181,14 @@ def more_room(cache: Cache, capacity: int) -> Cache:
   likes to pay for from its first token on.
   """
 
-  def widen(x):
+  def widen(x: Array) -> Array:
     more = capacity - x.shape[2]
     return jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0)))
 
   return Cache(jax.tree.map(widen, cache.layers), cache.length)
 
 
-def _set(old, new, slot):
+def _set(old: Array, new: Array, slot: Array) -> Array:
   """`old` [B, N, P, K] with `new` [B, T, N, K] at slots [B, T]."""
   rows = jnp.arange(old.shape[0])[:, None]
   return old.at[rows, :, slot].set(new.astype(old.dtype), mode="drop")

@@ -8,19 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.inference import kv_policy
 from sinkjax.inference.kv_by_position import more_room
-from sinkjax.models.cache import CHUNK, Policy, advance, init_cache
+from sinkjax.models.cache import CHUNK, Cache, Policy, advance, init_cache
 from sinkjax.models.transformer import check_ids, forward, logits_of
 from sinkjax.transforms.capture import capture
 
 Progress = Callable[[int], Any]
 
 
-def nats_of(logits: Float[Array, "... V"], targets) -> Float[Array, "..."]:
+def nats_of(
+  logits: Float[Array, "... V"], targets: Int[Array, "..."]
+) -> Float[Array, "..."]:
   """`log sum exp logits - logits[target]`, in float32."""
   logits = logits.astype(jnp.float32)
   logits = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -29,11 +31,17 @@ def nats_of(logits: Float[Array, "... V"], targets) -> Float[Array, "..."]:
 
 
 @functools.lru_cache(maxsize=8)
-def _scorer(cfg: ModelConfig, policy: Policy):
+def _scorer(cfg: ModelConfig, policy: Policy) -> Callable:
   """`score(params, tokens, targets, count, cache) -> (nats [1, T], cache)`."""
   walk = advance(cfg, policy)
 
-  def score(params, tokens, targets, count, cache):
+  def score(
+    params: dict[str, Any],
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    count: Int[Array, "B"],
+    cache: Cache,
+  ) -> tuple[Array, Cache]:
     logits, cache = walk(params, tokens, cache, count=count)
     return nats_of(logits, targets), cache
 
@@ -41,7 +49,7 @@ def _scorer(cfg: ModelConfig, policy: Policy):
 
 
 @functools.lru_cache(maxsize=8)
-def last_logits(cfg: ModelConfig):
+def last_logits(cfg: ModelConfig) -> Callable:
   """`f(params, tokens [B, T]) -> [B, V]`: a forward pass, its last row.
 
   With fused attention where the model can have it: what else could be as fast.
@@ -50,7 +58,9 @@ def last_logits(cfg: ModelConfig):
     cfg = cfg.replace(attention="fused")
   walk = capture(forward(cfg), {"last": ("final", lambda x: x[:, -1:])})
 
-  def f(params, tokens):
+  def f(
+    params: dict[str, Any], tokens: Int[Array, "B T"]
+  ) -> Float[Array, "B V"]:
     x = walk(params, tokens).trace["last"]
     table = params["embed" if cfg.tie_embeddings else "unembed"]
     with jax.default_matmul_precision(cfg.precision):

@@ -204,15 +204,15 @@ def collapse_bound(
   return CONSTANTS[constant] * rank_residual(x)
 
 
-def _centred(x):
+def _centred(x: Float[Array, "..."]) -> Array:
   return x - jnp.mean(x, axis=-2, keepdims=True)
 
 
-def _frobenius(x):
+def _frobenius(x: Float[Array, "..."]) -> Array:
   return root(jnp.sum(x * x, axis=(-2, -1)))
 
 
-def _norm(x, order):
+def _norm(x: Float[Array, "..."], order: int | float) -> Array:
   """The 1-, 2- or inf-norm over the last axis."""
   if order not in ORDERS:
     raise ValueError(f"order must be one of {list(ORDERS)}, got {order!r}")
@@ -223,15 +223,15 @@ def _norm(x, order):
   return jnp.max(jnp.abs(x), axis=-1)
 
 
-def _singular_values(x):
+def _singular_values(x: Float[Array, "..."]) -> Array:
   return jnp.linalg.svd(wide(x), compute_uv=False)
 
 
-def _shares(x):
+def _shares(x: Float[Array, "..."]) -> Array:
   return divide(x, jnp.sum(x, axis=-1, keepdims=True))
 
 
-def _entropy(p):
+def _entropy(p: Float[Array, "..."]) -> Array:
   return -jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), axis=-1)
 
 

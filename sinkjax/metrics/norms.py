@@ -110,8 +110,8 @@ def massive_activation(
 
   Args:
     hidden: residual stream after one layer.
-    least: the absolute threshold.
-    least_ratio: the threshold relative to the median.
+    least: the absolute threshold, Sun et al.'s by default.
+    least_ratio: the threshold relative to the median, likewise.
 
   Returns:
     One `Massive` with an entry for each row.

@@ -12,7 +12,7 @@ and figure 2. All other definitions here are ours.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.metrics.precision import divide, root, wide
 
@@ -252,24 +252,29 @@ def effective_reach(norms: Float[Array, "*B T S"]) -> Float[Array, "*B T"]:
   return divide(moment, jnp.sum(squares, axis=-1))
 
 
-def _norm(x):
+def _norm(x: Float[Array, "..."]) -> Array:
   return root(jnp.sum(x * x, axis=-1))
 
 
-def _length(norms):
+def _length(norms: Float[Array, "*B T S"]) -> int:
   length, keys = norms.shape[-2:]
   if length != keys:
     raise ValueError(f"norms must be [..., T, T], got {norms.shape}")
   return length
 
 
-def _distance(norms):
+def _distance(norms: Float[Array, "*B T S"]) -> Int[Array, "*B T S"]:
   """t - s for every entry."""
   token = jnp.arange(_length(norms))
   return jnp.broadcast_to(token[:, None] - token[None, :], norms.shape)
 
 
-def _squares(norms, seen, *, axis):
+def _squares(
+  norms: Float[Array, "*B T S"],
+  seen: Bool[Array, "*B T S"],
+  *,
+  axis: int | tuple[int, ...],
+) -> tuple[Array, Array]:
   """(scale, squares of norms / scale): squares of large norms overflow."""
   norms = jnp.where(seen, norms, 0)
   scale = jnp.max(norms, axis=axis, keepdims=True)

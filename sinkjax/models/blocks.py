@@ -121,8 +121,8 @@ class Block(nn.Module):
     return attn.attend(attn.score(q, k), v, mask, tap, attn.sink_logits(q))
 
   def project_out(
-    self, pre: Residual | None, z: Float[Array, "B T H K"], tap: Tapper
-  ) -> Residual:
+    self, pre: Residual | None, z: Float[Array, "#B #T H K"], tap: Tapper
+  ) -> Float[Array, "#B #T D"]:
     """z -> the attention's raw output; `resid_pre` is read by gates alone."""
     gated = self.cfg.gate in ("head", "element")
     return self.attn.project_out(z, self.read(pre, tap) if gated else None)

@@ -26,8 +26,14 @@ from sinkjax.models.layerwise import (
 from sinkjax.models.transformer import logits_of
 from sinkjax.taps import NO_TAPS, Tapper
 
+Params = dict[str, Any]
+
 CHUNK = 64
-"""Tokens that a cache takes at once, if nothing else is said."""
+"""Tokens that a cache takes at once, if nothing else is said.
+
+A prompt is read at the rate of matrix products, and the slots beyond the
+capacity that a chunk needs stay few.
+"""
 LOGITS = ("all", "last", "none")
 NOT_ROTATED = Context(None, None, None, None)
 """A context in which `norm_and_rotate_qk` normalises and does not rotate."""
@@ -68,7 +74,13 @@ class Policy(Protocol):
     ...
 
   def attend(
-    self, apply: Callable, cfg: ModelConfig, qkv, layer: int, kept, shared
+    self,
+    apply: Callable,
+    cfg: ModelConfig,
+    qkv: tuple[Array, Array, Array],
+    layer: int,
+    kept: Any,
+    shared: Any,
   ) -> tuple[Array, Any]:
     """(z [B, T, H, K], the layer's cache with the new tokens in it).
 
@@ -103,7 +115,9 @@ def init_cache(cfg: ModelConfig, policy: Policy, batch: int = 1) -> Cache:
   return Cache(layers, jnp.zeros(batch, jnp.int32))
 
 
-def advance(cfg: ModelConfig, policy: Policy, *, logits: str = "all"):
+def advance(
+  cfg: ModelConfig, policy: Policy, *, logits: str = "all"
+) -> Callable:
   """The model as a function of new tokens and a cache.
 
   Args:
@@ -140,7 +154,13 @@ def advance(cfg: ModelConfig, policy: Policy, *, logits: str = "all"):
   if logits not in LOGITS:
     raise ValueError(f"logits must be one of {list(LOGITS)}, got {logits!r}")
 
-  def step(params, tokens, cache, *, count=None):
+  def step(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    cache: Cache,
+    *,
+    count: Int[Array, "B"] | None = None,
+  ) -> tuple[Array, Cache]:
     batch, length = tokens.shape
     if length > policy.chunk:
       raise ValueError(
@@ -157,7 +177,14 @@ def advance(cfg: ModelConfig, policy: Policy, *, logits: str = "all"):
   return step
 
 
-def _walk(cfg, policy, params, tokens, cache, count):
+def _walk(
+  cfg: ModelConfig,
+  policy: Policy,
+  params: Params,
+  tokens: Int[Array, "B T"],
+  cache: Cache,
+  count: Int[Array, "B"],
+) -> tuple[Array, tuple]:
   """(what the final norm returns, every layer's cache)."""
   steps = jnp.arange(tokens.shape[1])[None]
   at = cache.length[:, None] + steps
@@ -171,14 +198,22 @@ def _walk(cfg, policy, params, tokens, cache, count):
   return apply_final_norm(cfg, params["final_norm"], x), tuple(layers)
 
 
-def _pick(blocks, i: int):
+def _pick(blocks: Any, i: int) -> Params:
   """One layer's parameters."""
   if isinstance(blocks, tuple):
     return blocks[i]
   return jax.tree.map(lambda x: x[i], blocks)
 
 
-def _block(cfg, policy, params, pre, layer, kept, shared):
+def _block(
+  cfg: ModelConfig,
+  policy: Policy,
+  params: Params,
+  pre: Float[Array, "B T D"],
+  layer: int,
+  kept: Any,
+  shared: Any,
+) -> tuple[Array, Any]:
   """One layer: `Block.__call__` with the policy between qkv and z."""
 
   block = methods_of(Block(cfg), params)
@@ -191,7 +226,13 @@ def _block(cfg, policy, params, pre, layer, kept, shared):
   return block(Block.transform, pre, mid, tap), kept
 
 
-def _logits(cfg, params, x, count, which: str) -> Float[Array, "B T V"]:
+def _logits(
+  cfg: ModelConfig,
+  params: Params,
+  x: Float[Array, "B T D"],
+  count: Int[Array, "B"],
+  which: str,
+) -> Float[Array, "B T V"]:
   if which == "none":
     return jnp.zeros((x.shape[0], 0, cfg.vocab_size), x.dtype)
   if which == "last":

@@ -21,7 +21,11 @@ from sinkjax.taps import Layer, Taps, Trace
 Params = dict[str, Any]
 
 UNEMBED_COLUMNS = 4096
-"""Vocabulary entries that one piece of the unembedding holds."""
+"""Vocabulary entries that one piece of the unembedding holds.
+
+A piece is then as large as a layer's MLP, or smaller, in models of the usual
+shapes: it does not set the peak of memory.
+"""
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ DPI = 130
 FIRST, REST = "#c8501e", "#1f6fad"  # vermilion and blue: for every eye
 INK, MUTED, RULE = "#22272e", "#69727d", "#d9dde2"
 SCALE = ("#eef2f7", "#c3d9ea", "#7fb2d6", "#3a82bb", "#15548f", "#0a2a52")
-LABELLED = 32  # attention maps up to this T show their tokens
+LABELLED = 32  # beyond this many tokens their labels would overlap
 
 STYLE = {
   "font.family": "DejaVu Sans",
@@ -220,10 +220,11 @@ def sink_map(alpha: np.ndarray, eps: float, token: str = "") -> bytes:
     ax.set(xticks=ticks(heads, 16), yticks=rows, xlabel="head", ylabel="layer")
     ax.tick_params(length=0)
     cell = 72 * min((width - 1.5) / heads, (height - 0.6) / layers)
-    if cell > 5:  # white gaps between cells, where there is room
+    if cell > 5:  # points: white gaps between cells, where there is room
       ax.hlines(np.arange(1, layers) - 0.5, -0.5, heads - 0.5, "white", lw=0.8)
       ax.vlines(np.arange(1, heads) - 0.5, -0.5, layers - 0.5, "white", lw=0.8)
     row, column = np.nonzero(alpha > eps)
+    # White on the dark half of the scale, ink on the light one.
     color = np.where(alpha[row, column] > 0.45, "#ffffff", INK)
     size = float(np.clip(cell * 0.22, 1.2, 3.2))
     ax.scatter(column, row, s=size**2, c=color, alpha=0.9, linewidths=0)

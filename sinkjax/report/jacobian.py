@@ -25,7 +25,8 @@ SOMETIMES = (
 """Files that only some commands write."""
 
 ROWS = 1024
-"""The page's table has no more pairs than this: the largest ones."""
+"""Pairs in the page's table, the largest ones: more would make the page slow
+to sort."""
 
 
 def draw(

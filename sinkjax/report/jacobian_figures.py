@@ -1,6 +1,6 @@
 """The figures of a sensitivity report: arrays in, PNG bytes out.
 
-A series is `{label: values}`: what is as it is first, then what was edited.
+A series is `{label: values}`: the model as it is first, then the edited one.
 Axes: T tokens, L layers.
 """
 
@@ -30,7 +30,10 @@ from sinkjax.report.figures import (
 )
 
 SPAN = 1e8
-"""A colour scale covers no more than this ratio."""
+"""A colour scale covers no more than this ratio.
+
+Below it the derivatives of a float32 model are rounding.
+"""
 
 DIVERGING = ("#0a2a52", "#3a82bb", "#f4f4f2", "#d9764d", "#7a2a0c")
 
@@ -60,7 +63,9 @@ def _side(tokens: Sequence[str], least: float, most: float) -> float:
   return float(np.clip(each * len(tokens), least, most))
 
 
-def _square(ax: Any, values: np.ndarray, tokens, outer: bool, **look) -> Any:
+def _square(
+  ax: Any, values: np.ndarray, tokens: Sequence[str], outer: bool, **look
+) -> Any:
   """A map of tokens by tokens: NaN blank, zeros grey."""
   from matplotlib.colors import ListedColormap
 
@@ -73,9 +78,9 @@ def _square(ax: Any, values: np.ndarray, tokens, outer: bool, **look) -> Any:
   names = _names(tokens)
   token_axis(ax.xaxis, names, size - 0.5, True)
   token_axis(ax.yaxis, names, size - 0.5, outer)
-  ax.set_xlabel("changed token (source)")
+  ax.set_xlabel("source token")
   if outer:
-    ax.set_ylabel("token that feels it (target)")
+    ax.set_ylabel("target token")
   return image
 
 
@@ -134,6 +139,7 @@ def ratio_map(ratio: np.ndarray, tokens: Sequence[str], label: str) -> bytes:
   ratio = finite("ratio", ratio, 2)
   known = ratio[ratio > 0]
   wide = np.exp(np.abs(np.log(known)).max()) if known.size else 1.0
+  # Beyond a factor of 1000 the colours of ordinary changes would be one shade.
   wide = float(np.clip(wide, 2.0, 1e3))
   side = _side(tokens, 2.9, 6.0)
   with drawing(side + 1.9, side + 0.9) as figure:
@@ -181,6 +187,7 @@ def by_distance(
     for label, (values, color) in _coloured(last).items():
       error = errors.get(label)
       if error is not None:
+        # A logarithmic axis has no place for what is not positive.
         x, low = np.arange(len(values)), np.maximum(values - error, 1e-30)
         left.fill_between(x, low, values + error, color=color, alpha=0.2, lw=0)
     left.set_ylabel("norm of d target / d source")

@@ -106,7 +106,7 @@ def draw(maps: Mapping[str, OverSquashing], tokens: Sequence[str]) -> bytes:
       token_axis(ax.xaxis, names, size - 0.5, True)
       ax.set_xlim(-0.6, size - 0.4)
       ax.grid(axis="y")
-      ax.set_xlabel("changed token (source)")
+      ax.set_xlabel("source token")
       ax.set_title(title)
     figure.legend(
       *axes[0].get_legend_handles_labels(),
@@ -138,13 +138,15 @@ def section(maps: Mapping[str, OverSquashing], figure: bytes) -> html.Section:
       )
   bounds = next(iter(maps.values()))
   return html.Section(
-    "How much the bounds allow",
+    "Over-squashing bounds",
     body=(
-      "Each bound multiplies gains along all causal paths. Paper and frozen "
-      "are about the Jacobian with the attention pattern held, full about the "
-      "model's own. The table counts decades (powers of ten) between bound "
-      "and truth over all pairs, and pairs that exceed their bound; naive "
-      "leaves the residual stream out of its constant and need not hold."
+      "Each bound multiplies gains along all causal paths. The forms paper "
+      "and frozen bound the Jacobian with the attention pattern held "
+      "constant, the form full bounds that of the model itself. The table "
+      "shows how many decades (powers of ten) the bound lies above the exact "
+      "norm, over all pairs of tokens, and how many pairs exceed their bound. "
+      "The form naive leaves the residual stream out of its constant and need "
+      "not hold."
     ),
     figure=figure,
     caption=(

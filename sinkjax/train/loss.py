@@ -36,7 +36,7 @@ class Loss(NamedTuple):
 
 
 class SinkTarget(NamedTuple):
-  """A wish for how much attention the first token gets.
+  """A regulariser that draws the sink score of every head to a target.
 
       weight * mean over layers, heads of (alpha - mass)^2
 
@@ -46,7 +46,7 @@ class SinkTarget(NamedTuple):
 
   Attributes:
     mass: what every head's alpha is drawn to, in [0, 1].
-    weight: nats a target at a distance of 1.
+    weight: nats for each target token at a distance of 1.
   """
 
   mass: float
@@ -54,7 +54,7 @@ class SinkTarget(NamedTuple):
 
 
 class Noise(NamedTuple):
-  """A disturbance of every token's embedding, anew at each step.
+  """Noise on every token's embedding, drawn anew at each step.
 
       |noise_t| = share |embed_t|
 
@@ -93,7 +93,8 @@ class Along:
     """The disturbed value."""
     way = jnp.asarray(self.way, value.dtype)
     most = jnp.max(jnp.abs(way), axis=-1, keepdims=True)
-    way = way / jnp.where(most > 0, most, 1)  # small squares vanish
+    # Gradients are small, and their squares would underflow to 0.
+    way = way / jnp.where(most > 0, most, 1)
     size = jnp.sum(value * value, axis=-1, keepdims=True)
     own = jnp.sum(way * way, axis=-1, keepdims=True)
     size = jnp.sqrt(size / jnp.where(own > 0, own, 1))

@@ -1,10 +1,12 @@
-"""What a training run watches: sinks and their company, on fixed texts.
+"""The metrics of a training run, measured on fixed texts while it goes.
 
 One forward pass, reduced inside the layers: as cheap as an evaluation step.
+What is measured is said by `sinkjax.metrics.table`.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,11 @@ from sinkjax.metrics.sinks import uniform_mass as uniform_mass
 from sinkjax.models.normalizers import UNNORMALIZED
 from sinkjax.models.transformer import Params, forward
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.statistics import Statistic
 
 EPS = (0.1, 0.3, 0.5, 0.8)
-"""Thresholds of the sink rate."""
+"""Thresholds of the sink rate: those of the papers, 0.3 and 0.8, and two more
+that show a sink while it forms."""
 
 
 def make_probe(
@@ -34,8 +38,8 @@ def make_probe(
     eps: thresholds of the sink rate.
     statistics: what else to measure: "package.module:function" of functions
       `f(cfg) -> (observers, statistic)`. The observers are `capture`'s; the
-      `Statistic` is updated with their trace, {name: [B, L, ...]}, and what
-      it comes to is told as "function.key".
+      `Statistic` is updated with their trace, {name: [B, L, ...]}, and its
+      results are recorded as "function.key".
 
   Raises:
     ValueError: for a statistic that cannot be imported, or an observer of a
@@ -45,8 +49,8 @@ def make_probe(
     Every metric that `sinkjax.metrics.table` shows in the probe, under the
     keys it has there: scalars over rows, layers and heads, with one
     `sink_rate_EPS` for each threshold, and `alpha` [L, H], the sink score by
-    head. Compare `first_mass` with `uniform_mass`. And what the statistics
-    come to.
+    head. Compare `first_mass` with `uniform_mass`. The results of
+    `statistics` come after them.
 
     Where a normaliser's rows do not sum to one, metrics of shares are computed
     from `metrics.sinks.attention_share`.
@@ -63,7 +67,7 @@ def make_probe(
   watched = capture(forward(cfg), observers)
 
   @jax.jit
-  def probe(params, tokens):
+  def probe(params: Params, tokens: Int[Array, "B T"]) -> dict[str, Array]:
     trace = watched(params, tokens).trace
     record = registry.probe_record(trace, eps=eps)
     return {**record, **_plugged(plugged, trace)}
@@ -82,7 +86,9 @@ def _imported(name: str) -> Callable:
     ) from None
 
 
-def _plugged(plugged, trace) -> dict[str, Array]:
+def _plugged(
+  plugged: Mapping[str, tuple[Mapping, Statistic]], trace: Mapping[str, Any]
+) -> dict[str, Array]:
   results = {}
   for name, (observers, statistic) in plugged.items():
     value = {key: jnp.moveaxis(trace[key], 1, 0) for key in observers}

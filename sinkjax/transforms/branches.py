@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from sinkjax.config import ModelConfig
@@ -125,14 +126,16 @@ class Separate:
     """The same as a mask: for kernels that never show their scores."""
     return self._visible(length, length, 0)
 
-  def _visible(self, queries, keys, start):
+  def _visible(
+    self, queries: int, keys: int, start: Any
+  ) -> Bool[Array, "B 1 T S"]:
     branch = jnp.asarray(self.branch)
     own = jax.lax.dynamic_slice_in_dim(branch, start, queries, 1)[:, :, None]
     seen = branch[:, None, :keys]
     return ((seen == 0) | (seen == own))[:, None]
 
 
-def separate(branch) -> Separate:
+def separate(branch: ArrayLike) -> Separate:
   """Keeps the branches of a row apart, together with its `positions`.
 
   Args:

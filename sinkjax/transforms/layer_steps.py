@@ -5,7 +5,7 @@ from here, so that what they differentiate is what the model computes.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -110,7 +110,7 @@ class LayerSteps:
   def mix(self, q: Array, k: Array, v: Array) -> Array:
     return self._block(Block.mix, q, k, v, self.mask, self.tap)
 
-  def project_out(self, pre: Residual | None, z: Array) -> Residual:
+  def project_out(self, pre: Residual | None, z: Array) -> Array:
     return self._block(Block.project_out, pre, z, self.tap)
 
   def join(self, pre: Residual, attn_out: Residual) -> Residual:
@@ -140,13 +140,13 @@ class LayerSteps:
     read = pre if self.cfg.parallel_residual else mid
     return self.finish(mid, self.mlp_output(read))
 
-  def split(self, x, segment: Segment):
+  def split(self, x: Array, segment: Segment) -> tuple[Callable, Array]:
     """(f, value at its start): the segment is f, [1, T, D] to [1, T, D]."""
     pre = self.enter(x)
     if segment.start == MID:
       return (lambda mid: self.tail(pre, mid)), self.middle(pre)
 
-    def after(pre):
+    def after(pre: Array) -> Array:
       if segment.stop == PRE:
         return pre
       mid = self.middle(pre)
@@ -157,12 +157,19 @@ class LayerSteps:
     return (lambda x: after(self.enter(x))), x
 
 
-def columns_of(push):
+def columns_of(push: Callable) -> Callable:
   """A linear map on each of [..., M] columns."""
   return jax.vmap(push, in_axes=-1, out_axes=-1)
 
 
-def _local(fn, edits, sites, first, primals, tangents):
+def _local(
+  fn: Callable,
+  edits: Edits,
+  sites: tuple[str, ...],
+  first: int,
+  primals: tuple[Array, ...],
+  tangents: tuple[Array, ...],
+) -> Array:
   """A token-local function's tangents; all tokens are run if one is edited.
 
   An edit may count tokens, so it must see the whole row.
@@ -180,7 +187,17 @@ def _local(fn, edits, sites, first, primals, tangents):
 @functools.partial(
   jax.jit, static_argnames=("cfg", "segment"), donate_argnames="d_x"
 )
-def push_directly(cfg, params, x, layer, ctx, edits, d_x, *, segment=WHOLE):
+def push_directly(
+  cfg: ModelConfig,
+  params: Params,
+  x: Array,
+  layer: Layer,
+  ctx: Context,
+  edits: Edits,
+  d_x: Array,
+  *,
+  segment: Segment = WHOLE,
+) -> Array:
   """Tangents through one layer by its own linearisation, [T, D, X].
 
   As `push_folded`, on all tokens and assuming nothing of the edits.
@@ -193,10 +210,18 @@ def push_directly(cfg, params, x, layer, ctx, edits, d_x, *, segment=WHOLE):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "first"))
-def push_final(cfg, params, x, edits, d_x, *, first):
+def push_final(
+  cfg: ModelConfig,
+  params: Params,
+  x: Array,
+  edits: Edits,
+  d_x: Array,
+  *,
+  first: int,
+) -> Array:
   """Tangents through the final norm and the edit at "final", [W, D, X]."""
 
-  def fn(x):
+  def fn(x: Array) -> Array:
     tap = Tapper(Taps(edits), cfg.n_layers - 1)
     return tap("final", apply_final_norm(cfg, params, x))
 
@@ -204,7 +229,14 @@ def push_final(cfg, params, x, edits, d_x, *, first):
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def run_layer(cfg, params, x, layer, ctx, edits):
+def run_layer(
+  cfg: ModelConfig,
+  params: Params,
+  x: Array,
+  layer: Layer,
+  ctx: Context,
+  edits: Edits,
+) -> Array:
   """The layer itself, [1, T, D] to [1, T, D]."""
   with jax.default_matmul_precision(cfg.precision):
     return apply_block(cfg, params, x, layer, ctx, Taps(edits))[0]

@@ -160,7 +160,7 @@ def residual_map(
   run = functools.partial(_run_blocks, cfg, params["blocks"], ctx)
 
   def y(shift: Residual) -> Residual:
-    mine = _with_shift(edits, source, shift)
+    mine = with_shift(edits, source, shift)
     if source.site == "embed":
       x = enter(layers, tokens, positions, mine)
     else:
@@ -208,7 +208,7 @@ def _run_blocks(
   return jax.lax.scan(body, x, (some, jnp.arange(first, stop)))[0]
 
 
-def _with_shift(
+def with_shift(
   edits: Mapping[str, Any], point: Point, shift: Residual
 ) -> dict[str, Any]:
   """The edits, with `shift` added at a point after its own edit."""
