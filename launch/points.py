@@ -61,9 +61,9 @@ def parse_edit(text: str) -> Knockout | None:
   """
   if text == "none":
     return None
-  found = re.fullmatch(r"knockout:(\d+)(?:@(\d+))?", text)
-  if found is None:
+  match = re.fullmatch(r"knockout:(\d+)(?:@(\d+))?", text)
+  if match is None:
     raise ValueError(
       f"--edit={text}: expected none or knockout:KEY@LAYER, as knockout:0@2"
     )
-  return Knockout(int(found[1]), int(found[2] or 0))
+  return Knockout(int(match[1]), int(match[2] or 0))

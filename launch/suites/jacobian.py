@@ -91,7 +91,7 @@ def _column(
   import jax
   import jax.numpy as jnp
 
-  from sinkjax.transforms.jacobian import reference_block
+  from sinkjax.transforms.jacobian_reference import reference_block
   from sinkjax.transforms.residual import parse_pair, residual_map
 
   width = f.cfg.d_model

@@ -33,7 +33,7 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   import jax.numpy as jnp
 
   import sinkjax
-  from sinkjax.transforms import rows
+  from sinkjax.metrics import rows
   from sinkjax.transforms.jacobian_plan import matmul_rate
 
   params, cfg, tokenizer = sinkjax.load("smollm2-135m")

@@ -10,18 +10,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from sinkjax.analysis.sink_profile import token_nll
 from sinkjax.config import ModelConfig
-from sinkjax.models.layerwise import apply_block, apply_final_norm, as_layers
-from sinkjax.taps import Tapper, Taps
-from sinkjax.transforms.edits import add, chain
+from sinkjax.models.attention import Context
+from sinkjax.models.layerwise import (
+  Layers,
+  Params,
+  apply_block,
+  apply_final_norm,
+  as_layers,
+)
+from sinkjax.taps import Layer, Tapper, Taps
 from sinkjax.transforms.residual import (
   Point,
   context_of,
   enter,
   parse_point,
   taken_apart,
+  with_shift,
 )
 
 
@@ -115,17 +123,19 @@ def loss_gradient(
   return float(loss), np.asarray(gradient[0])
 
 
-def _shifted(edits, shift, point: Point) -> Taps:
-  """The edits, and a shift after that of the point's own site."""
-  inside = point.site not in ("embed", "final")
-  mine = add(shift, layers=point.layer) if inside else add(shift)
-  own = edits.get(point.site)
-  return Taps({**edits, point.site: chain(own, mine) if own else mine})
-
-
-def _run(params, x, shift, layer, ctx, taps, cfg: ModelConfig, point: Point):
+def _run(
+  params: Params,
+  x: Array,
+  shift: Array,
+  layer: Layer,
+  ctx: Context,
+  taps: Taps,
+  cfg: ModelConfig,
+  point: Point,
+) -> Array:
+  """A layer with the shift in it, if it is that of the point."""
   with jax.default_matmul_precision(cfg.precision):
-    taps = _shifted(taps.edits, shift, point)
+    taps = Taps(with_shift(taps.edits, point, shift))
     return apply_block(cfg, params, x, layer, ctx, taps)[0]
 
 
@@ -133,7 +143,18 @@ _block = jax.jit(_run, static_argnames=("cfg", "point"))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "point"))
-def _pull(params, x, shift, layer, d_y, *, ctx, taps, cfg, point):
+def _pull(
+  params: Params,
+  x: Array,
+  shift: Array,
+  layer: Layer,
+  d_y: Array,
+  *,
+  ctx: Context,
+  taps: Taps,
+  cfg: ModelConfig,
+  point: Point,
+) -> tuple[Array, Array]:
   """A gradient through one layer: with respect to its input, and the shift."""
   _, pull = jax.vjp(
     lambda x, shift: _run(params, x, shift, layer, ctx, taps, cfg, point),
@@ -144,23 +165,34 @@ def _pull(params, x, shift, layer, d_y, *, ctx, taps, cfg, point):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "point"))
-def _ending(norm, x, shift, d_final=None, *, taps, cfg, point):
+def _ending(
+  norm: Params,
+  x: Array,
+  shift: Array,
+  d_final: Array | None = None,
+  *,
+  taps: Taps,
+  cfg: ModelConfig,
+  point: Point,
+) -> Array | tuple[Array, Array]:
   """The last norm and its site; the gradient through them, if given one."""
 
-  def final(x, shift):
-    edits = taps.edits
+  def final(x: Array, shift: Array) -> Array:
+    edits = dict(taps.edits)
     with jax.default_matmul_precision(cfg.precision):
       x = apply_final_norm(cfg, norm, x)
       if point.site == "final":
-        edits = _shifted(edits, shift, point).edits
-      return Tapper(Taps(dict(edits)), cfg.n_layers - 1)("final", x)
+        edits = with_shift(edits, point, shift)
+      return Tapper(Taps(edits), cfg.n_layers - 1)("final", x)
 
   if d_final is None:
     return final(x, shift)
   return jax.vjp(final, x, shift)[1](d_final)
 
 
-def _head(cfg: ModelConfig, layers, final, tokens):
+def _head(
+  cfg: ModelConfig, layers: Layers, final: Array, tokens: Array
+) -> tuple[Array, Array]:
   """The loss and its gradient at "final", some of the vocabulary at a time."""
   loss, d_logits = _loss(
     [_logits(final, kernel, cfg=cfg) for kernel in layers.unembedding()], tokens
@@ -172,7 +204,7 @@ def _head(cfg: ModelConfig, layers, final, tokens):
 
 
 @jax.jit
-def _loss(pieces, tokens):
+def _loss(pieces: list[Array], tokens: Array) -> tuple[Array, list[Array]]:
   """The loss, and its gradient with respect to every piece of the logits."""
   return jax.value_and_grad(
     lambda pieces: token_nll(jnp.concatenate(pieces, -1), tokens)[0]
@@ -180,7 +212,7 @@ def _loss(pieces, tokens):
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _logits(x, kernel, *, cfg):
+def _logits(x: Array, kernel: Array, *, cfg: ModelConfig) -> Array:
   with jax.default_matmul_precision(cfg.precision):
     logits = jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype))
     if cfg.logit_softcap is not None:
@@ -189,6 +221,14 @@ def _logits(x, kernel, *, cfg):
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _pull_logits(x, kernel, d_logits, total, *, cfg):
+def _pull_logits(
+  x: Array,
+  kernel: Array,
+  d_logits: Array,
+  total: Array | None,
+  *,
+  cfg: ModelConfig,
+) -> Array:
+  """`total` and the gradient of x through one piece of the logits."""
   _, pull = jax.vjp(lambda x: _logits(x, kernel, cfg=cfg), x)
   return pull(d_logits)[0] + (0 if total is None else total)

@@ -78,11 +78,11 @@ class OverSquashing:
     return (self.log_bounds[form] - log) / math.log(10)
 
   def violations(self, form: str) -> int:
-    """How many pairs exceed a bound, by more than 1e-4 of it."""
-    found = bounds.violations(
+    """How many pairs exceed a bound by more than rounding, 1e-4 of it."""
+    exceeding = bounds.violations(
       jnp.asarray(self.log_bounds[form]), jnp.asarray(self.truth(form))
     )
-    return int(found)
+    return int(exceeding)
 
 
 def paths(gains: Gains) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -172,7 +172,7 @@ def over_squashing(
     norms = jacobian_norms(fn, params, ids, **spectral)
   frozen = frozen or Columns.none(len(tokens))
 
-  def add(which, some):
+  def add(which: list[int], some: np.ndarray) -> None:
     frozen.add(which, some)
     finished()
 

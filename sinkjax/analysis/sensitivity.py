@@ -15,7 +15,8 @@ import numpy as np
 from sinkjax.analysis.loss_sensitivity import loss_gradient, loss_sensitivity
 from sinkjax.config import ModelConfig
 from sinkjax.metrics import spread
-from sinkjax.transforms.jacobian import NORMS, jacobian_norms
+from sinkjax.transforms.block_norms import NORMS
+from sinkjax.transforms.jacobian import jacobian_norms
 from sinkjax.transforms.jacobian_plan import (
   EFFICIENCY,
   Costs,
@@ -25,6 +26,9 @@ from sinkjax.transforms.jacobian_plan import (
 from sinkjax.transforms.residual import parse_pair
 
 METHODS = ("exact", "reference", "hutchinson")
+
+AS_IT_IS = "as it is"
+"""What the map of the model without an edit is called in figures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,8 +258,8 @@ class Sensitivity:
 
   def maps(self) -> dict[str, SensitivityMap]:
     """One or two maps, by what they are of."""
-    found = {"as it is": self.plain}
-    return found if self.edited is None else {**found, self.edit: self.edited}
+    plain = {AS_IT_IS: self.plain}
+    return plain if self.edited is None else {**plain, self.edit: self.edited}
 
   def bounds(self) -> dict[str, Any]:
     """The bounds of each map that has them, by what they are of."""
@@ -270,7 +274,7 @@ class Sensitivity:
     return np.where(plain > 0, edited / np.where(plain > 0, plain, 1), np.nan)
 
 
-def _float(norms):
+def _float(norms: np.ndarray) -> jax.Array:
   return jnp.asarray(norms, jnp.float32)
 
 
@@ -310,49 +314,14 @@ def sensitivity_map(
     )
   ids = jnp.asarray(tokens, jnp.int32)
   loss, gradient = loss_gradient(fn, params, ids, source=config.source)
-  points = {"source": config.source, "target": config.target}
   stderr, checked, seen = None, 0, {}
   if config.method == "hutchinson":
-    from sinkjax.transforms.estimators import estimate_norms
-
-    found = estimate_norms(
-      fn,
-      params,
-      ids,
-      samples=config.samples,
-      key=jax.random.key(config.seed),
-      budget_bytes=config.budget_bytes,
-      progress=progress,
-      **points,
-    )
-    values, stderr = np.asarray(found.norms), np.asarray(found.stderr)
+    values, stderr = _estimated(fn, params, ids, config, progress)
   else:
     layers = len(crossed) if config.per_layer else None
     columns = columns or Columns.none(len(tokens), layers)
-
-    def add(which, some):
-      columns.add(which, some)
-      finished()
-
     missing = columns.missing()
-    if missing:
-      columns.add(
-        missing,
-        jacobian_norms(
-          fn,
-          params,
-          ids,
-          norm=config.norm,
-          method=config.method,
-          cols=missing,
-          per_layer=config.per_layer,
-          budget_bytes=config.budget_bytes,
-          finished=add,
-          progress=progress,
-          report=seen.update,
-          **points,
-        ),
-      )
+    seen = _fill(fn, params, ids, config, columns, finished, progress)
     values, checked = columns.values, len(missing) if "check" in seen else 0
   return SensitivityMap(
     norms=values[-1] if config.per_layer else values,
@@ -364,6 +333,67 @@ def sensitivity_map(
     check=seen.get("check"),
     checked=checked,
   )
+
+
+def _estimated(
+  fn: Callable,
+  params: Any,
+  ids: jax.Array,
+  config: SensitivityConfig,
+  progress: Callable[[int, int], Any],
+) -> tuple[np.ndarray, np.ndarray]:
+  """[T, T] estimated norms and their standard errors."""
+  from sinkjax.transforms.estimators import estimate_norms
+
+  estimate = estimate_norms(
+    fn,
+    params,
+    ids,
+    source=config.source,
+    target=config.target,
+    samples=config.samples,
+    key=jax.random.key(config.seed),
+    budget_bytes=config.budget_bytes,
+    progress=progress,
+  )
+  return np.asarray(estimate.norms), np.asarray(estimate.stderr)
+
+
+def _fill(
+  fn: Callable,
+  params: Any,
+  ids: jax.Array,
+  config: SensitivityConfig,
+  columns: Columns,
+  finished: Callable[[], Any],
+  progress: Callable[[int, int], Any],
+) -> dict[str, Any]:
+  """Computes the missing columns; what `jacobian_norms` reports of them."""
+  missing, seen = columns.missing(), {}
+  if not missing:
+    return seen
+
+  def add(which: list[int], some: np.ndarray) -> None:
+    columns.add(which, some)
+    finished()
+
+  values = jacobian_norms(
+    fn,
+    params,
+    ids,
+    source=config.source,
+    target=config.target,
+    norm=config.norm,
+    method=config.method,
+    cols=missing,
+    per_layer=config.per_layer,
+    budget_bytes=config.budget_bytes,
+    finished=add,
+    progress=progress,
+    report=seen.update,
+  )
+  columns.add(missing, values)
+  return seen
 
 
 __all__ = [

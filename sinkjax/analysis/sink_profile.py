@@ -1,11 +1,13 @@
 """The sink profile of a model on some text: what `launch/analyze.py` reports.
 
-One forward pass a prompt; every statistic is reduced inside the layers, so no
-[L, H, T, T] array exists unless T is small enough to draw. Weights on disk are
-read one layer at a time, and then no [T, T] array exists either.
+It measures every metric that `sinkjax.metrics.table` shows in `summary.json`,
+in one forward pass a prompt. Each is reduced inside the layers, so no
+[L, H, T, T] array exists. Weights on disk are read one layer at a time, and
+then no [T, T] array exists either.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,60 +16,60 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.config import ModelConfig
-from sinkjax.metrics.norms import (
-  first_and_rest,
-  massive_activation,
-  median,
-  token_norms,
-)
-from sinkjax.metrics.sinks import sink_rate
+from sinkjax.metrics import registry, rows
+from sinkjax.metrics.sinks import sink_rate, sink_rate_stderr
 from sinkjax.models.layerwise import UNEMBED_COLUMNS, Layers
+from sinkjax.models.normalizers import UNNORMALIZED
 from sinkjax.models.transformer import Params, forward
-from sinkjax.transforms import rows, streaming
+from sinkjax.transforms import streaming
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.streaming import stream_statistics
 
 DRAWN = 128
-"""Attention maps are drawn with at most this many rows and columns."""
+"""Attention maps are drawn with at most this many rows and columns.
+
+That is about the number of pixels that a map has in the figure.
+"""
+
+MAPS = "maps"
+"""Observer of the attention maps; no metric has this name."""
 
 BATCH_TOKENS = 1024
-"""Tokens of one forward pass, unless a single prompt is longer."""
+"""Tokens of one forward pass, unless a single prompt is longer.
+
+Products of that many tokens run at a CPU's full rate, and the attention of a
+batch stays small.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class SinkProfile:
-  """Statistics of every prompt. P prompts, L layers, H heads, N KV heads.
+  """What was measured on every prompt.
+
+  Axes: P prompts, L layers, H heads, N KV heads.
 
   Attributes:
     prompts: token ids of each prompt.
-    alpha: [P, L, H] sink score of the first token.
-    entropy: [P, L, H] mean row entropy, nats.
-    entropy_share: [P, L, H] the same over its maximum log(i + 1).
-    value_norm_first: [P, L, N] norm of the first token's value.
-    value_norm_rest: [P, L, N] mean norm of the others.
-    key_norm_first: [P, L, N] likewise for keys.
-    key_norm_rest: [P, L, N] likewise for keys.
-    hidden_norm_first: [P, L] norm of the first token after the layer.
-    hidden_norm_median: [P, L] median norm over all tokens.
-    massive: [P, L] arrays value, position, dimension, ratio, is_massive.
-    nll: [P] nats a token, the first token not predicted.
+    values: of every metric that `summary.json` shows, by its name in
+      `sinkjax.metrics.table`: [P, *axes], the axes as the table has them.
+    nll: [P] nats a token; the first token is not predicted.
     maps: [L, H, t, t] attention of the first prompt between blocks of
       tokens; t = T where T is small.
   """
 
   prompts: list[list[int]]
-  alpha: np.ndarray
-  entropy: np.ndarray
-  entropy_share: np.ndarray
-  value_norm_first: np.ndarray
-  value_norm_rest: np.ndarray
-  key_norm_first: np.ndarray
-  key_norm_rest: np.ndarray
-  hidden_norm_first: np.ndarray
-  hidden_norm_median: np.ndarray
-  massive: dict[str, np.ndarray]
+  values: dict[str, Any]
   nll: np.ndarray
   maps: np.ndarray
+
+  @property
+  def alpha(self) -> np.ndarray:
+    """[P, L, H] the sink score of every head."""
+    return self.values["alpha"]
+
+  def mean(self, name: str) -> np.ndarray:
+    """A metric's mean over prompts."""
+    return self.values[name].mean(axis=0)
 
   def sink_rate(self, eps: float, order: str = "threshold_first") -> float:
     """Share of heads whose score exceeds `eps`; see `metrics.sinks`."""
@@ -75,26 +77,16 @@ class SinkProfile:
 
   def sink_rate_stderr(self, eps: float) -> float | None:
     """Standard error of the rate over prompts; `None` for one prompt."""
-    if len(self.alpha) < 2:
-      return None
-    rates = (self.alpha > eps).mean(axis=(1, 2))
-    return float(rates.std(ddof=1) / np.sqrt(len(rates)))
+    return sink_rate_stderr(self.alpha, eps=eps)
 
   def first_token(self) -> int | None:
     """The token at position 0 of every prompt, `None` if they differ."""
     firsts = {prompt[0] for prompt in self.prompts}
     return firsts.pop() if len(firsts) == 1 else None
 
-  def largest_activation(self) -> dict[str, Any]:
-    """Where the largest activation of all prompts and layers stands."""
-    size = np.abs(self.massive["value"])
-    prompt, layer = np.unravel_index(int(np.argmax(size)), size.shape)
-    found = {k: v[prompt, layer].item() for k, v in self.massive.items()}
-    return {"prompt": int(prompt), "layer": int(layer), **found}
-
   def ranked_heads(self) -> list[tuple[int, int]]:
     """(layer, head) by mean sink score, strongest first."""
-    mean = self.alpha.mean(axis=0)
+    mean = self.mean("alpha")
     order = np.argsort(-mean, axis=None, kind="stable")
     return [tuple(map(int, np.unravel_index(i, mean.shape))) for i in order]
 
@@ -106,53 +98,42 @@ def coarse_map(size: int = DRAWN) -> rows.RowStatistic:
   keys, so that rows still sum to one and a sink looks as strong as it is.
   """
 
-  def folded(x, cell):
+  def folded(x: jax.Array, cell: int) -> jax.Array:
     """The last axis summed over blocks."""
     rest = -x.shape[-1] % cell
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rest)]) if rest else x
     return x.reshape(*x.shape[:-1], -1, cell).sum(axis=-1)
 
-  def init(batch, heads, length):
+  def init(batch: int, heads: int, length: int) -> rows.State:
     cells = -(-length // -(-length // size))
     return jnp.zeros((1, heads, cells, cells)), jnp.zeros(length)
 
-  def update(state, pattern, *, start, values=None, logs=None):
+  def update(state: rows.State, block: rows.RowBlock) -> rows.State:
     mass, seen = state  # [1, H, t, t] and how often each query came, [T]
     cell = -(-seen.shape[0] // size)
-    at = (start + jnp.arange(pattern.shape[2])) // cell
+    at = block.queries() // cell
     member = at[None] == jnp.arange(mass.shape[2])[:, None]
-    keys = folded(pattern[:1], cell)
+    keys = folded(block.rows[:1], cell)
     new = jnp.einsum("ct,bhtd->bhcd", member.astype(keys.dtype), keys)
-    ones = jnp.ones(pattern.shape[2])
-    seen = jax.lax.dynamic_update_slice(seen, ones, (start,))
+    ones = jnp.ones(block.rows.shape[2])
+    seen = jax.lax.dynamic_update_slice(seen, ones, (block.start,))
     return mass.at[..., : keys.shape[3]].add(new), seen
 
-  def finalize(state, length):
+  def finalize(state: rows.State, length: int) -> jax.Array:
     mass, seen = state
     return mass / folded(seen, -(-length // size))[None, None, :, None]
 
   return rows.RowStatistic(init, update, finalize)
 
 
-def _observers() -> dict[str, tuple[str, Callable]]:
-  statistics = {
-    "alpha": rows.sink_score(),
-    "entropy": rows.attention_entropy(),
-    "entropy_share": rows.attention_entropy(normalize=True),
-    "maps": coarse_map(),
-  }
-  return {
-    **{name: ("pattern", rows.dense(x)) for name, x in statistics.items()},
-    "value": ("v", lambda v: first_and_rest(token_norms(v))),
-    "key": ("k", lambda k: first_and_rest(token_norms(k))),
-    "hidden": ("resid_post", _hidden),
-    "massive": ("resid_post", lambda x: massive_activation(x)._asdict()),
-  }
-
-
-def _hidden(x):
-  norms = token_norms(x)
-  return norms[:, 0], median(norms)
+def _observers(cfg: ModelConfig, streamed: bool) -> dict[str, Any]:
+  """The metrics of `summary.json`, and the map that is drawn."""
+  metrics = registry.observers(
+    registry.shown_in("summary"),
+    share=cfg.normalizer in UNNORMALIZED,
+    streamed=streamed,
+  )
+  return {**metrics, MAPS: ("pattern", rows.dense(coarse_map()))}
 
 
 def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -170,17 +151,17 @@ def measure(cfg: ModelConfig, *, streamed: bool = False) -> Callable:
     streamed: layer by layer, each a block of rows at a time, from a parameter
       tree or `Layers`; else in one jitted pass.
   """
-  watched = capture(forward(cfg), _observers())
+  watched = capture(forward(cfg), _observers(cfg, streamed))
   if streamed:
     stream = stream_statistics(watched, {})
 
-    def statistics(params, tokens):
+    def statistics(params: Any, tokens: Any) -> dict[str, Any]:
       out = stream(params, tokens)
       return {**out.trace, "nll": out.nll}
 
     return statistics
 
-  def statistics(params, tokens):
+  def statistics(params: Any, tokens: Any) -> dict[str, Any]:
     out = watched(params, tokens)
     return {**out.trace, "nll": token_nll(out.logits, tokens)}
 
@@ -189,6 +170,8 @@ def measure(cfg: ModelConfig, *, streamed: bool = False) -> Callable:
 
 def streamed_bytes(cfg: ModelConfig, length: int) -> int:
   """About how much one text needs beside the weights, where it is streamed."""
+  # Six arrays like the residual stream and four like q, k, v and z live in a
+  # layer; four blocks of rows: scores, pattern, logarithms and a product.
   piece = min(length, streaming.CHUNK)
   widest = max(4 * cfg.d_ff, 2 * min(cfg.vocab_size, UNEMBED_COLUMNS))
   tokens = length * (6 * cfg.d_model + 4 * cfg.n_heads * cfg.head_dim)
@@ -202,11 +185,11 @@ def batches(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
   by_length: dict[int, list[int]] = {}
   for i, prompt in enumerate(prompts):
     by_length.setdefault(len(prompt), []).append(i)
-  found = []
+  parts = []
   for length, members in by_length.items():
     size = max(1, BATCH_TOKENS // length)
-    found += [members[i : i + size] for i in range(0, len(members), size)]
-  return sorted(found, key=lambda batch: batch[0])
+    parts += [members[i : i + size] for i in range(0, len(members), size)]
+  return sorted(parts, key=lambda batch: batch[0])
 
 
 def sink_profile(
@@ -244,21 +227,26 @@ def sink_profile(
         f"prompt {i} has a token outside the vocabulary of {cfg.vocab_size}"
       )
   run = measure(cfg, streamed=isinstance(params, Layers))
-  found, maps = [None] * len(prompts), None
+  measured, maps = [{}] * len(prompts), None
   for batch in batches(prompts):
     tokens = jnp.asarray([prompts[i] for i in batch], jnp.int32)
     out = jax.tree.map(np.asarray, run(params, tokens))
-    first_maps, nll = out.pop("maps"), out.pop("nll")
-    maps = first_maps[:, 0] if batch[0] == 0 else maps
+    if batch[0] == 0:
+      maps = out[MAPS][:, 0]
     for row, i in enumerate(batch):
-      found[i] = jax.tree.map(lambda x, row=row: x[:, row], out)
-      found[i]["nll"] = nll[row]
+      measured[i] = _of_row(out, row)
     progress(len(batch))
-  stacked = jax.tree.map(lambda *xs: np.stack(xs), *found)
-  pairs = {"value": "value_norm", "key": "key_norm", "hidden": "hidden_norm"}
-  fields = {}
-  for name, stem in pairs.items():
-    first, other = stacked.pop(name)
-    fields[f"{stem}_first"] = first
-    fields[f"{stem}_{'median' if name == 'hidden' else 'rest'}"] = other
-  return SinkProfile([list(p) for p in prompts], **stacked, **fields, maps=maps)
+  values = jax.tree.map(lambda *xs: np.stack(xs), *measured)
+  nll = values.pop("nll")
+  return SinkProfile([list(p) for p in prompts], values, nll, maps)
+
+
+def _of_row(out: dict[str, Any], row: int) -> dict[str, Any]:
+  """What was measured on one row of a batch: [*axes] of every metric."""
+  values = {"nll": out["nll"][row]}
+  for metric in registry.shown_in("summary"):
+    name = metric.measured.name
+    if name in out:
+      pick = functools.partial(np.take, indices=row, axis=metric.text_axis)
+      values[name] = jax.tree.map(pick, out[name])
+  return values

@@ -80,7 +80,7 @@ def random_eviction(
   return ByScore("random", capacity, _half(capacity, recent), chunk, seed)
 
 
-def _half(capacity, recent):
+def _half(capacity: int, recent: int | None) -> int:
   return max(1, capacity // 2) if recent is None else recent
 
 

@@ -6,7 +6,6 @@ predicts it from the score of the first key alone, as a kernel must that is to
 save the other scores.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -15,10 +14,10 @@ from jaxtyping import Array, Bool, Float
 
 from sinkjax.models.normalizers import MASKED
 from sinkjax.taps import Layer
+from sinkjax.transforms.edits import pytree_dataclass
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class SkipDormant:
   """Dormant queries read the first value alone. For the site "pattern".
 
@@ -67,8 +66,7 @@ class SkipDormant:
     return jnp.where(dormant, only, pattern)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class SkipPredicted:
   """As `SkipDormant` of weight 1, predicted without the other scores.
 

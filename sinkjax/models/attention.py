@@ -6,6 +6,7 @@ derivatives and refuse forward mode; training may use them, see `fused`.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -85,7 +86,9 @@ def mask_of(cfg: ModelConfig, ctx: Context, layer: Layer) -> Array:
   return jnp.where(local, ctx.local_mask, ctx.mask)
 
 
-def rotary_of(cfg: ModelConfig, ctx: Context, layer: Layer):
+def rotary_of(
+  cfg: ModelConfig, ctx: Context, layer: Layer
+) -> tuple[Array | None, Array | None]:
   """This layer's cosines and sines, [B, T, R] each, or `None` twice."""
   if ctx.cos is None:
     return None, None
@@ -115,10 +118,8 @@ def products(
   batch, length, heads, group, _ = q.shape
   if not _one_by_one(batch, length, heads):
     return jnp.einsum("btngk,bsnk->bngts", q, k)
-  found = [
-    q[b, 0, n] @ k[b, :, n].T for b in range(batch) for n in range(heads)
-  ]
-  return jnp.stack(found).reshape(batch, heads, group, 1, -1)
+  each = [q[b, 0, n] @ k[b, :, n].T for b in range(batch) for n in range(heads)]
+  return jnp.stack(each).reshape(batch, heads, group, 1, -1)
 
 
 def mixture(
@@ -128,10 +129,10 @@ def mixture(
   batch, heads, group, length, _ = pattern.shape
   if not _one_by_one(batch, length, heads):
     return jnp.einsum("bngts,bsnk->btngk", pattern, v)
-  found = [
+  each = [
     pattern[b, n, :, 0] @ v[b, :, n] for b in range(batch) for n in range(heads)
   ]
-  return jnp.stack(found).reshape(batch, 1, heads, group, -1)
+  return jnp.stack(each).reshape(batch, 1, heads, group, -1)
 
 
 def _one_by_one(batch: int, length: int, heads: int) -> bool:
@@ -139,6 +140,7 @@ def _one_by_one(batch: int, length: int, heads: int) -> bool:
 
   For a single query XLA's batched product on a CPU is four times as slow.
   """
+  # Each product is compiled: beyond 64 of them the program gets too large.
   few = length == 1 and batch * heads <= 64
   return few and jax.default_backend() == "cpu"
 
@@ -157,7 +159,7 @@ class HeadNorm(nn.Module):
     return (normed * scale).astype(x.dtype)
 
 
-def random_kernel(fan_in: int, std: float | None):
+def random_kernel(fan_in: int, std: float | None) -> Callable:
   """The initialiser of a matrix, see `ModelConfig.init_std`."""
   if std is None:
     return nn.initializers.truncated_normal(fan_in**-0.5)
@@ -198,10 +200,10 @@ class Projection(nn.Module):
 class Attention(nn.Module):
   """Grouped-query attention, step by step. Heads H, KV heads N, H = N G.
 
-  `linear`, `turn` and `write` act on each token alone; only `score` and
-  `weigh` move information between tokens, and there the queries may be a
-  block of rows: T and S are independent. Analyses that treat the steps apart
-  call them apart.
+  `project_qkv`, `norm_and_rotate_qk` and `project_out` act on each token
+  alone. Only `score` and `attend` move information between tokens, and there
+  the queries may be a block of rows: T and S are independent. Analyses that
+  treat the steps apart call them apart.
   """
 
   cfg: ModelConfig
@@ -209,7 +211,7 @@ class Attention(nn.Module):
   def setup(self):
     cfg = self.cfg
 
-    def project(heads):
+    def project(heads: int) -> Projection:
       outer = (heads, cfg.head_dim)
       return Projection((cfg.d_model,), outer, cfg.qkv_bias, cfg.init_std)
 
@@ -236,7 +238,7 @@ class Attention(nn.Module):
     mixed = (cfg.n_heads, cfg.head_dim)
     self.o = Projection(mixed, (cfg.d_model,), cfg.out_bias, cfg.init_std)
 
-  def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
+  def project_qkv(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
     """Queries [B, T, H, K], keys and values [B, T, N, K], as projected.
 
     Where there is a gate on values, they come gated.
@@ -246,8 +248,12 @@ class Attention(nn.Module):
       v = v * jax.nn.sigmoid(self.gate(x))
     return q, k, v
 
-  def turn(
-    self, q: Array, k: Array, ctx: Context, layer: Layer
+  def norm_and_rotate_qk(
+    self,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S N K"],
+    ctx: Context,
+    layer: Layer,
   ) -> tuple[Array, Array]:
     """Queries and keys normalised and rotated, where the model does so."""
     cfg = self.cfg
@@ -268,12 +274,13 @@ class Attention(nn.Module):
     scores = products(q_BxTxNxGxK, k)
     return scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
 
-  def rest(
+  def sink_logits(
     self, q: Float[Array, "B T H K"]
   ) -> Float[Array, "*#B H #T 1"] | None:
-    """The logit of what stands in for a token, or `None` for nothing.
+    """The learned logit that takes weight away from tokens, or `None`.
 
-    A key of `attn_bias` meets the query as if it were at position 0.
+    It is that of `sink_logit`, or the product of the query with the key of
+    `attn_bias`, which meets every query as if it stood at position 0.
     """
     cfg = self.cfg
     if self.sinks is not None:
@@ -284,25 +291,30 @@ class Attention(nn.Module):
     logits = jnp.einsum("bthk,hk->bht", q, key) * cfg.score_scale
     return logits[..., None]
 
-  def weigh(
+  def attend(
     self,
     scores: Float[Array, "B H T S"],
     v: Float[Array, "B S N K"],
     mask: Bool[Array, "#B #H T S"],
     tap: Tapper,
-    rest: Float[Array, "#B H #T 1"] | None = None,
+    sink_logits: Float[Array, "#B H #T 1"] | None = None,
   ) -> Float[Array, "B T H K"]:
-    """The pattern that the scores give, and the values that it mixes.
+    """The values mixed by the pattern that the scores give.
 
-    `rest` is a logit that takes weight away, of `self.rest`.
+    Args:
+      scores: of `score`.
+      v: values.
+      mask: True where a key may be seen.
+      tap: of this layer.
+      sink_logits: of `sink_logits`.
     """
     cfg, (batch, _, length, _) = self.cfg, scores.shape
     if cfg.attn_softcap is not None:
       scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
     scores_BxHxTxS = tap("scores", scores)
     normalize = normalizers.NORMALIZERS[cfg.normalizer]
-    if rest is not None:
-      normalize = functools.partial(normalizers.softmax, sinks=rest)
+    if sink_logits is not None:
+      normalize = functools.partial(normalizers.softmax, sinks=sink_logits)
     pattern = normalize(scores_BxHxTxS, mask)
     pattern_BxHxTxS = tap("pattern", pattern)
     grouped = (cfg.n_kv_heads, cfg.group_size)
@@ -313,7 +325,7 @@ class Attention(nn.Module):
       value = jnp.repeat(self.v_bias, cfg.group_size, axis=0)
       value = align(value, z).astype(z.dtype)
       if cfg.attn_bias == "kv":
-        left = normalizers.leftover(scores_BxHxTxS, mask, rest)
+        left = normalizers.leftover(scores_BxHxTxS, mask, sink_logits)
         value = jnp.swapaxes(left, 1, 2) * value
       z = z + value
     return tap("z", z)
@@ -327,7 +339,7 @@ class Attention(nn.Module):
     layer: Layer,
     tap: Tapper,
   ) -> Float[Array, "B T H K"]:
-    """`score` and `weigh` in one kernel, where no tap stands between."""
+    """`score` and `attend` in one kernel, where no tap stands between."""
     cfg, mask, window = self.cfg, None, None
     if any(cfg.local_layers) and all(cfg.local_layers):
       window = cfg.window
@@ -343,12 +355,12 @@ class Attention(nn.Module):
     )
     return tap("z", z)
 
-  def write(
+  def project_out(
     self, z: Float[Array, "B T H K"], x: Float[Array, "B T D"] | None = None
   ) -> Float[Array, "B T D"]:
     """What the heads' outputs add to the residual.
 
-    Where there is a gate on them, it opens by `x`, what the attention reads.
+    A gate on them opens by `x`, what the attention reads.
     """
     if self.cfg.gate in ("head", "element"):
       z = z * jax.nn.sigmoid(self.gate(x))

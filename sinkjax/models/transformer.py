@@ -1,10 +1,12 @@
 """The decoder, and `forward`, the pure function that everything else uses."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
@@ -76,7 +78,9 @@ class Transformer(nn.Module):
     return Output(logits_of(cfg, x, table), trace)
 
 
-def logits_of(cfg: ModelConfig, x, table) -> Float[Array, "B T V"]:
+def logits_of(
+  cfg: ModelConfig, x: Float[Array, "B T D"], table: Array
+) -> Float[Array, "B T V"]:
   """The logits of what the final norm returns.
 
   Args:
@@ -95,7 +99,9 @@ def logits_of(cfg: ModelConfig, x, table) -> Float[Array, "B T V"]:
   return logits
 
 
-def _default_positions(tokens, valid):
+def _default_positions(
+  tokens: Int[Array, "B T"], valid: Bool[Array, "B T"] | None
+) -> Int[Array, "B T"]:
   """0, 1, 2, ... over the tokens that are no padding."""
   if valid is None:
     return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -121,7 +127,7 @@ def param_shapes(cfg: ModelConfig) -> Params:
   return jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
 
 
-def forward(cfg: ModelConfig):
+def forward(cfg: ModelConfig) -> Callable:
   """The model as a pure function.
 
   Args:
@@ -152,7 +158,14 @@ def forward(cfg: ModelConfig):
     raise TypeError(f"cfg must be a ModelConfig, got {type(cfg).__name__}")
   model = Transformer(cfg)
 
-  def f(params, tokens, *, taps=None, positions=None, valid=None) -> Output:
+  def f(
+    params: Params,
+    tokens: ArrayLike,
+    *,
+    taps: Taps | None = None,
+    positions: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+  ) -> Output:
     tokens = check_tokens(cfg, tokens)
     positions = like_tokens("positions", positions, tokens)
     check_ids("position", positions, cfg.max_len, "the model's context")
@@ -165,7 +178,7 @@ def forward(cfg: ModelConfig):
   return f
 
 
-def check_tokens(cfg: ModelConfig, tokens) -> Array:
+def check_tokens(cfg: ModelConfig, tokens: ArrayLike) -> Array:
   """[B, T] ids from [B, T] or [T].
 
   Raises:
@@ -187,7 +200,7 @@ def check_tokens(cfg: ModelConfig, tokens) -> Array:
   return tokens
 
 
-def check_ids(name: str, ids, size: int, what: str) -> None:
+def check_ids(name: str, ids: Any, size: int, what: str) -> None:
   """Indexing clamps silently: concrete ids must be inside the table.
 
   Args:
@@ -208,7 +221,9 @@ def check_ids(name: str, ids, size: int, what: str) -> None:
     )
 
 
-def like_tokens(name: str, value, tokens) -> Array | None:
+def like_tokens(
+  name: str, value: ArrayLike | None, tokens: Int[Array, "B T"]
+) -> Array | None:
   """An argument that goes with the tokens as [B, T]; `None` stays.
 
   Raises:

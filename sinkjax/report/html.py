@@ -237,7 +237,7 @@ def render_report(
 
   Raises:
     ValueError: for a figure that is no PNG.
-    TypeError: for a value that has no text form, see `files.plain`.
+    TypeError: for a value that has no text form, see `artifacts.plain`.
   """
   html = _template().render(
     title=title,

@@ -10,9 +10,9 @@ import pytest
 import sinkjax
 from sinkjax.analysis import sink_profile as module
 from sinkjax.analysis.sink_profile import coarse_map, sink_profile
+from sinkjax.metrics.rows import dense
 from sinkjax.models.layerwise import InMemory
 from sinkjax.transforms import streaming
-from sinkjax.transforms.rows import dense
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8], [5, 5, 5, 5, 5, 6, 7, 8]]
 
@@ -34,20 +34,24 @@ def test_matches_the_metrics_one_by_one(profile, tiny):
       profile.alpha[p], pattern[..., 0].mean(-1), rtol=1e-5
     )
     norms = np.linalg.norm(np.asarray(v), axis=-1)
-    np.testing.assert_allclose(profile.value_norm_first[p], norms[:, 0], 1e-5)
     np.testing.assert_allclose(
-      profile.value_norm_rest[p], norms[:, 1:].mean(1), rtol=1e-5
+      profile.values["value_norm_first"][p], norms[:, 0], 1e-5
+    )
+    np.testing.assert_allclose(
+      profile.values["value_norm_rest"][p], norms[:, 1:].mean(1), rtol=1e-5
     )
     hidden = np.linalg.norm(np.asarray(out.trace["resid_post"][:, 0]), axis=-1)
     np.testing.assert_allclose(
-      profile.hidden_norm_median[p], np.median(hidden, axis=1), rtol=1e-5
+      profile.values["hidden_norm_median"][p],
+      np.median(hidden, axis=1),
+      rtol=1e-5,
     )
     log_p = np.asarray(jax.nn.log_softmax(out.logits[0]))
     nll = -np.mean([log_p[i, t] for i, t in enumerate(prompt[1:])])
     np.testing.assert_allclose(profile.nll[p], nll, rtol=1e-5)
     largest = np.abs(np.asarray(out.trace["resid_post"])).max(axis=(1, 2, 3))
     np.testing.assert_allclose(
-      np.abs(profile.massive["value"][p]), largest, rtol=1e-5
+      np.abs(profile.values["massive"]["value"][p]), largest, rtol=1e-5
     )
 
 

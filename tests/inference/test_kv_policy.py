@@ -115,7 +115,9 @@ def _rest_of(cfg, block, pre, z):
     return Block(cfg).apply({"params": block}, *args, method=method)
 
   tap = Tapper(NO_TAPS, 0)
-  return apply(Block.transform, pre, apply(Block.attend, pre, z, tap), tap)
+  return apply(
+    Block.transform, pre, apply(Block.add_attention, pre, z, tap), tap
+  )
 
 
 @pytest.mark.parametrize("name", quick(NAMES, "gpt2", "gemma3", "pythia"))

@@ -228,7 +228,7 @@ def test_stopped_goes_on(done):
   assert "partial.npz is damaged, or another command" in stderr
   status, stdout, stderr = results["resumed"]
   assert status == 0, stderr
-  assert "Going on: 2 of 6 columns" in stdout
+  assert "Continuing: 2 of 6 columns" in stdout
   assert not (out / "stopped" / resume.NAME).exists()
   arrays, data = load(out / "stopped")
   want, _ = load(out / "full")
@@ -264,7 +264,7 @@ def test_bounds_stand_beside_the_truth(done):
   assert "kept 3 of 6 columns" in results["bounds stopped"][2]
   status, stdout, stderr = results["bounds"]
   assert status == 0, stderr
-  assert "Going on: 3 of 6 columns" in stdout
+  assert "Continuing: 3 of 6 columns" in stdout
   assert "bound: full" in stdout and "decades above" in stdout
   arrays, data = load(out / "bounds")
   assert (

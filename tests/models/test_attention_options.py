@@ -7,10 +7,10 @@ import pytest
 from quick import quick
 
 import sinkjax
+from sinkjax.metrics import rows
 from sinkjax.models.attention import make_context
 from sinkjax.models.blocks import Block
 from sinkjax.taps import Tapper, Taps
-from sinkjax.transforms import rows
 from sinkjax.transforms.layer_gains import layer_gains
 from sinkjax.transforms.streaming import stream_statistics
 
@@ -92,7 +92,7 @@ def attention(cfg):
     pre = x[None].astype(cfg.dtype)
     q, k, v = apply(Block.qkv, pre, jnp.asarray(0), ctx, tap)
     z = apply(Block.mix, q, k, v, ctx.mask, tap)
-    return apply(Block.write, pre, z, tap)[0]
+    return apply(Block.project_out, pre, z, tap)[0]
 
   return run
 

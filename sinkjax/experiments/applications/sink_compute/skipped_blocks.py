@@ -128,7 +128,7 @@ def _layer(
   k, v = (jnp.repeat(jnp.swapaxes(y[0], 0, 1), group, axis=0) for y in (k, v))
   codec = jax.tree.map(lambda y: jnp.repeat(y, group, axis=0), codec)
   z, seen = jax.lax.map(lambda args: head(*args), (q, k, v, codec))
-  mid = apply(Block.attend, x, jnp.swapaxes(z, 0, 1)[None], tap)
+  mid = apply(Block.add_attention, x, jnp.swapaxes(z, 0, 1)[None], tap)
   return apply(Block.transform, x, mid, tap), seen
 
 
