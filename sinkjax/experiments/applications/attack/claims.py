@@ -58,7 +58,7 @@ def _attack(result: Result, site: str, norm: str) -> Claim:
   made = _claim(
     result,
     f"attack_{site}_{norm}",
-    f"An attack of equal {norm} norm on the sink's {SITES[site]} changes the "
+    f"At equal {norm} norm, an attack on the sink's {SITES[site]} changes the "
     "output more than one on the second token's.",
     (CRITICS, VULNERABLE),
     result.numbers["sink_over_others"][f"{site}, {norm}"],
@@ -89,15 +89,18 @@ def _claim(
     less: whether the sink's is claimed to be smaller, not larger.
   """
   one = {name: Mean.read(mean) for name, mean in contrast.items()}
+  # The second token decides: it is as far from the measured tokens, and like
+  # the sink it has hardly anything before it.
   near = one["next"].scaled(-1 if less else 1)
   low, high = sorted((near.low, near.high))
   return Claim(
     id,
     claim,
     *source,
-    f"KL divergence from the sink is {format_ratio(one['next'])} that from the "
-    f"second token, {format_ratio(one['middle'])} that from the middle token "
-    f"and {format_ratio(one['last'])} that from the last attacked token",
+    f"changing the sink causes {format_ratio(one['next'])} the KL divergence "
+    f"that changing the second token does, {format_ratio(one['middle'])} that "
+    f"of the middle token and {format_ratio(one['last'])} that of the last "
+    "attacked token",
     direction(low, high),
     f"95 % interval over {result.numbers['texts']} texts for the ratio to the "
     "second token, which is as far from the measured tokens as the sink; "

@@ -36,7 +36,7 @@ RANKINGS = {
   Ranking.OFF_SINK: ("attention off the sink", FIRST, "--"),
   Ranking.OUTPUT: ("output over the residual", INK, "-"),
   Ranking.OUTPUT_NORM: ("output norm", INK, ":"),
-  Ranking.DORMANT: ("output norm for its layer", REST, "-"),
+  Ranking.DORMANT: ("output norm over layer mean", REST, "-"),
   Ranking.WEIGHTS: ("norm of weights", MUTED, "--"),
   Ranking.RANDOM: ("random", MUTED, "-"),
 }
@@ -66,6 +66,7 @@ def draw(result: Result) -> dict[str, bytes]:
 
 def _loss_axis(ax: Any) -> None:
   """Linear up to one per cent, then by decades."""
+  # The curves cross zero at few heads and span two decades at many.
   ax.set_yscale("symlog", linthresh=1, linscale=1)
   ax.axhline(1, color=MUTED, ls=":", lw=1)
   ax.yaxis.set_major_formatter("{x:g}")

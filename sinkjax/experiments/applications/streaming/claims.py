@@ -55,6 +55,7 @@ def claims(result: Result) -> list[Claim]:
   four = f"with {KEPT} first tokens and a window of {total - KEPT}"
   pairs = pairs_of(result)
   alone = pairs.get("window_alone")
+  # A model that needs no first tokens cannot show that four of them do.
   needed = alone is None or alone.gap.low > 0
   said = [
     _window_alone(pairs, total, four),
@@ -131,6 +132,7 @@ def _pair(
   ends: list[float],
 ) -> Compared:
   """Of a table's row, whose tokens have more than `from` before them."""
+  # As `losses.compare` counts them, the first and the last cut off.
   blocks = (row["to"] - 1) // block - row["from"] // block + 1
   gap = Mean(*ends, blocks, np.nan)
   return Compared(gap, first, second, row["to"] - row["from"])
@@ -251,7 +253,7 @@ def _past_context(
     f"{BOOK} 5641 against 5.40 (4 + 1020)",
     pairs,
     "dense_end",
-    (f"with every token kept, after {low}", four),
+    (f"with every token kept, after {low} tokens,", four),
     FAILS,
     less=False,
   )
@@ -315,9 +317,10 @@ def _faster(result: Result) -> Claim:
   ratios = result.arrays["seconds_anew"] / result.arrays["seconds_cached"]
   totals = result.numbers["totals"]
   each = ", ".join(
-    f"{mean_of(one).text('.3g')} times at {total}"
+    f"{mean_of(one).text('.3g')} with {total}"
     for total, one in zip(totals, ratios, strict=True)
   )
+  # Ratios within a round: what slows the machine slows both.
   least, grows = mean_of(ratios.min(axis=0)), mean_of(ratios[-1] - ratios[0])
   verdicts = {direction(least.low - 1, least.high - 1)}
   if len(totals) > 1:
@@ -333,7 +336,7 @@ def _faster(result: Result) -> Claim:
     "the gain grows with the size of the cache.",
     XIAO,
     "up to 22.2 times (7B and 13B on one GPU, up to 4096 kept)",
-    f"recomputing takes longer by tokens kept: {each}",
+    f"recomputing takes this many times as long, by tokens kept: {each}",
     verdict,
     "agrees if every ratio is above 1 and that of the largest cache above that "
     "of the smallest; 95 % intervals over interleaved rounds on this machine's "
