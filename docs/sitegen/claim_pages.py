@@ -23,13 +23,14 @@ WINGS = {
 
 SCOREBOARD = (
   ("massive", "smollm2-135m", "sink_needs_massive"),
+  ("streaming", "smollm2-135m", "window_alone"),
   ("pruning", "smollm2-135m", "remove_14_percent"),
   ("noop_heads", "smollm2-135m", "two_kinds_of_sinks"),
-  ("collapse", "smollm2-135m", "digits_merge_in_bfloat16"),
   ("noise_training", "cpu scale", "no_sink_changed_more_by_attack_first"),
   ("perturbation", "smollm2-135m", "spread_last_layer"),
   ("jacobian", "smollm2-135m", "exact_mixing"),
   ("first_token", "smollm2-135m", "needles_without_sink"),
+  ("robustness", "smollm2-135m", "without_sink_noise_one"),
   ("attack", "smollm2-135m", "attack_v_relative"),
   ("packing", "gpu scale", "weaker_sink_without_pinned_bos_causal"),
   ("attention_variants", "gpu scale", "less_sink_softpick"),
