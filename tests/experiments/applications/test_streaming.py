@@ -148,7 +148,7 @@ def test_run_and_page(ran):
   untested = [id for id, claim in claims.items() if claim.verdict == UNTESTED]
   assert untested == ["four_suffice", "newlines"], "it needs no first tokens"
   assert ran.numbers["context"] == 64
-  assert "with every token kept, after 70 " in claims["past_context"].ours
+  assert "with every token kept, after 70 tokens" in claims["past_context"].ours
   assert "on all 46 after 64 " in claims["past_context"].ours
   position = ran.records("positions.csv")
   dense = [row for row in position if row["curve"] == "dense"]

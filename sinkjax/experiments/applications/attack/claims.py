@@ -58,7 +58,7 @@ def _attack(result: Result, site: str, norm: str) -> Claim:
   made = _claim(
     result,
     f"attack_{site}_{norm}",
-    f"An attack of equal {norm} norm on the sink's {SITES[site]} changes the "
+    f"At equal {norm} norm, an attack on the sink's {SITES[site]} changes the "
     "output more than one on the second token's.",
     (CRITICS, VULNERABLE),
     result.numbers["sink_over_others"][f"{site}, {norm}"],
@@ -95,9 +95,10 @@ def _claim(
     id,
     claim,
     *source,
-    f"KL divergence from the sink is {format_ratio(one['next'])} that from the "
-    f"second token, {format_ratio(one['middle'])} that from the middle token "
-    f"and {format_ratio(one['last'])} that from the last attacked token",
+    f"changing the sink causes {format_ratio(one['next'])} the KL divergence "
+    f"that changing the second token does, {format_ratio(one['middle'])} that "
+    f"of the middle token and {format_ratio(one['last'])} that of the last "
+    "attacked token",
     direction(low, high),
     f"95 % interval over {result.numbers['texts']} texts for the ratio to the "
     "second token, which is as far from the measured tokens as the sink; "

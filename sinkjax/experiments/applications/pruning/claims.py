@@ -80,13 +80,13 @@ def _accuracy(result: Result, share: float, allowed: float) -> Claim:
   loss = _percent(_loss(result, Ranking.DORMANT, at))
   return Claim(
     *head,
-    f"with the {100 * share:.0f} % of heads of the least output norm for their "
-    f"layer set to zero, correct next tokens change by {_percent(right)} and "
-    f"the loss by {loss}",
+    f"with the {100 * share:.0f} % of heads of the least output norm relative "
+    "to their layer set to zero, the number of correct next tokens changes by "
+    f"{_percent(right)} and the loss by {loss}",
     direction(right.low + allowed, right.high + allowed),
-    f"agrees if correct next tokens fall by less than {100 * allowed:.1f} % of "
-    "themselves; our reading of the criterion, which there picks heads anew "
-    "for each input; next tokens in place of benchmarks",
+    "agrees if the number of correct next tokens falls by less than "
+    f"{100 * allowed:.1f} %; our reading of the criterion, which there picks "
+    "heads anew for each input; next tokens in place of benchmarks",
   )
 
 

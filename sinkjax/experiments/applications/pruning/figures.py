@@ -36,7 +36,7 @@ RANKINGS = {
   Ranking.OFF_SINK: ("attention off the sink", FIRST, "--"),
   Ranking.OUTPUT: ("output over the residual", INK, "-"),
   Ranking.OUTPUT_NORM: ("output norm", INK, ":"),
-  Ranking.DORMANT: ("output norm for its layer", REST, "-"),
+  Ranking.DORMANT: ("output norm over layer mean", REST, "-"),
   Ranking.WEIGHTS: ("norm of weights", MUTED, "--"),
   Ranking.RANDOM: ("random", MUTED, "-"),
 }

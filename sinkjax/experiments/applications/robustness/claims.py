@@ -100,9 +100,9 @@ def _without_sink(
     PAPER,
     "the sink makes models more robust; no number",
     f"{MEASURE[measure]} {format_ratio(more)} as large with position 0 hidden "
-    f"from layer {result.numbers['from_layer']} on, and {format_ratio(beyond)} "
-    "as large as with position 1 hidden instead; it raises the loss by "
-    f"{nats.text('+.3f')} nats more",
+    f"from layer {result.numbers['from_layer']} on as with the sink, and "
+    f"{format_ratio(beyond)} as large as with position 1 hidden instead; the "
+    f"change of the loss is larger by {nats.text('+.3f')} nats",
     verdict_of_both(more, beyond),
     f"agrees if both ratios are above 1; 95 % intervals over "
     f"{result.numbers['texts']} texts, sign-flip tests p = {more.p:.2g} and "
@@ -256,12 +256,13 @@ def _defence(result: Result, defence: Defence) -> Claim:
     f"{SITE_WORDS[site]} {one[f'gain, {site}'].text('+.3f')}" for site in SITES
   )
   ours = (
-    f"lowers the loss under attack by {gain.text('.3f')} nats ({sites}) of "
-    f"{_damage(result).value:+.3f}, and changes it by {cost.text('+.3f')} nats "
-    "without an attack"
+    f"lowers the loss under attack by {gain.text('.3f')} nats, of "
+    f"{_damage(result).value:+.3f} that attacks add ({sites}); changes the "
+    f"loss without an attack by {cost.text('+.3f')} nats"
   )
   if defence != Defence.OTHER:  # nothing gets through a pin: no ratio
-    ours += f"; KL divergence of the attack {format_ratio(one['kl'])} as large"
+    ratio = format_ratio(one["kl"])
+    ours += f"; KL divergence of the attack {ratio} as large as without it"
   why = (
     f"95 % interval over {result.numbers['texts']} texts, mean of the three "
     f"sites, of attacks that know the defence; sign-flip test p = {gain.p:.2g}"

@@ -88,7 +88,8 @@ def _dormant_rows(result: Result, by_text: ByText) -> Claim:
   )
   return Claim(
     "dormant_rows",
-    "Whole blocks of dormant queries hold at least a tenth of the attention.",
+    "At least a tenth of the attention can be skipped because whole blocks of "
+    "queries are dormant.",
     SECTION,
     "no number",
     f"{_percent(known)} of the attention by the pattern, {_percent(bound)} by "
@@ -104,8 +105,8 @@ def _summaries(result: Result, by_text: ByText) -> Claim:
   oracle = _percent(_at(result, by_text, ORACLE))
   return Claim(
     "summaries",
-    "Summaries of blocks of keys suffice to prove that blocks carry little "
-    "weight.",
+    "Summaries of blocks of keys suffice to prove that some of them carry "
+    "little weight.",
     "ours, after Quest 2406.10774",
     "no number",
     f"{_percent(summary)} of blocks can be skipped; with the pattern known, by "
@@ -209,12 +210,12 @@ def _loss(result: Result) -> Claim:
   )
   return Claim(
     "loss",
-    "Skipping attention that provably carries little weight costs less than "
-    "1 % of the loss.",
+    "Skipping attention that provably carries little weight raises the loss by "
+    "less than 1 %.",
     "ours",
     "no number",
-    f"with queries that may lose {config.at:g} in every layer and head, {way}, "
-    f"the loss changes by {_percent(mean, '+.2f')}"
+    f"if queries may lose {config.at:g} of their weight in every layer and "
+    f"head, {way}, the loss changes by {_percent(mean, '+.2f')}"
     + (f"; {others}" if others else ""),
     direction(WITHIN - mean.high, WITHIN - mean.low),
     f"{config.length} tokens; 95 % interval over texts; all queries of a block "

@@ -251,7 +251,7 @@ def _past_context(
     f"{BOOK} 5641 against 5.40 (4 + 1020)",
     pairs,
     "dense_end",
-    (f"with every token kept, after {low}", four),
+    (f"with every token kept, after {low} tokens,", four),
     FAILS,
     less=False,
   )
@@ -315,7 +315,7 @@ def _faster(result: Result) -> Claim:
   ratios = result.arrays["seconds_anew"] / result.arrays["seconds_cached"]
   totals = result.numbers["totals"]
   each = ", ".join(
-    f"{mean_of(one).text('.3g')} times at {total}"
+    f"{mean_of(one).text('.3g')} with {total}"
     for total, one in zip(totals, ratios, strict=True)
   )
   least, grows = mean_of(ratios.min(axis=0)), mean_of(ratios[-1] - ratios[0])
@@ -333,7 +333,7 @@ def _faster(result: Result) -> Claim:
     "the gain grows with the size of the cache.",
     XIAO,
     "up to 22.2 times (7B and 13B on one GPU, up to 4096 kept)",
-    f"recomputing takes longer by tokens kept: {each}",
+    f"recomputing takes this many times as long, by tokens kept: {each}",
     verdict,
     "agrees if every ratio is above 1 and that of the largest cache above that "
     "of the smallest; 95 % intervals over interleaved rounds on this machine's "
