@@ -38,6 +38,9 @@ SCOREBOARD = (
 """(experiment, subject, claim) of the README's findings, those that disagree
 with their source first."""
 
+SHORT = 125
+"""Characters of an effect that stay in one look at a cell or a line."""
+
 INTRODUCTION = """\
 # Claims
 
@@ -50,16 +53,23 @@ what the source reports, and the figures are on the experiment's page.
 
 
 def effect(claim: Claim) -> str:
-  """What was measured, without what is said after its first clause.
+  """What was measured: the first clause, and the next ones that fit `SHORT`.
 
   A semicolon in brackets ends no clause.
   """
-  depth = 0
-  for at, char in enumerate(claim.ours):
+  clauses, depth = [""], 0
+  for char in claim.ours:
     depth += (char == "(") - (char == ")")
     if char == ";" and depth == 0:
-      return claim.ours[:at]
-  return claim.ours
+      clauses.append("")
+    else:
+      clauses[-1] += char
+  text = clauses[0]
+  for clause in clauses[1:]:
+    if len(text) + len(clause) >= SHORT:
+      break
+    text += f";{clause}"
+  return text
 
 
 def link(name: str, claim: str = "") -> str:
