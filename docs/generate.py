@@ -18,7 +18,8 @@ import sys
 
 DOCS = pathlib.Path(__file__).parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(DOCS))
+# The code beside this file, whatever else is installed.
+sys.path[:0] = [str(DOCS), str(ROOT)]
 
 from sitegen import (  # noqa: E402
   claim_pages,

@@ -23,19 +23,23 @@ WINGS = {
 
 SCOREBOARD = (
   ("massive", "smollm2-135m", "sink_needs_massive"),
+  ("streaming", "smollm2-135m", "window_alone"),
   ("pruning", "smollm2-135m", "remove_14_percent"),
   ("noop_heads", "smollm2-135m", "two_kinds_of_sinks"),
-  ("collapse", "smollm2-135m", "digits_merge_in_bfloat16"),
   ("noise_training", "cpu scale", "no_sink_changed_more_by_attack_first"),
   ("perturbation", "smollm2-135m", "spread_last_layer"),
   ("jacobian", "smollm2-135m", "exact_mixing"),
   ("first_token", "smollm2-135m", "needles_without_sink"),
+  ("robustness", "smollm2-135m", "without_sink_noise_one"),
   ("attack", "smollm2-135m", "attack_v_relative"),
   ("packing", "gpu scale", "weaker_sink_without_pinned_bos_causal"),
   ("attention_variants", "gpu scale", "less_sink_softpick"),
 )
 """(experiment, subject, claim) of the README's findings, those that disagree
 with their source first."""
+
+SHORT = 125
+"""Characters of an effect that stay in one look at a cell or a line."""
 
 INTRODUCTION = """\
 # Claims
@@ -49,16 +53,23 @@ what the source reports, and the figures are on the experiment's page.
 
 
 def effect(claim: Claim) -> str:
-  """What was measured, without what is said after its first clause.
+  """What was measured: the first clause, and the next ones that fit `SHORT`.
 
   A semicolon in brackets ends no clause.
   """
-  depth = 0
-  for at, char in enumerate(claim.ours):
+  clauses, depth = [""], 0
+  for char in claim.ours:
     depth += (char == "(") - (char == ")")
     if char == ";" and depth == 0:
-      return claim.ours[:at]
-  return claim.ours
+      clauses.append("")
+    else:
+      clauses[-1] += char
+  text = clauses[0]
+  for clause in clauses[1:]:
+    if len(text) + len(clause) >= SHORT:
+      break
+    text += f";{clause}"
+  return text
 
 
 def link(name: str, claim: str = "") -> str:

@@ -50,12 +50,14 @@ def test_a_claim_that_is_not_recorded_is_an_error(monkeypatch):
     claim_pages.scoreboard([])
 
 
-def test_an_effect_is_the_first_clause():
+def test_an_effect_is_the_first_clauses():
   def effect(ours):
     return claim_pages.effect(type("Claim", (), {"ours": ours}))
 
-  assert effect("1 (0 to 2) nats; 3 more") == "1 (0 to 2) nats"
-  assert effect("1 (0; 2) nats") == "1 (0; 2) nats"
+  long = "x" * claim_pages.SHORT
+  assert effect("1 % before; 2 % after") == "1 % before; 2 % after"
+  assert effect(f"1 (0 to 2) nats; {long}; 3") == "1 (0 to 2) nats"
+  assert effect(f"1 (0; {long}) nats; 3") == f"1 (0; {long}) nats"
 
 
 def test_counts_in_words():
