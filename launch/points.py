@@ -21,7 +21,9 @@ def parse_point(flag: str, text: str) -> str | tuple[str, int]:
   if not at:
     return site
   if re.fullmatch(r"-?\d+", layer) is None:
-    raise ValueError(f"--{flag}={text}: {layer!r} is no layer; as resid_mid@3")
+    raise ValueError(
+      f"--{flag}={text}: {layer!r} is no layer; write it as resid_mid@3"
+    )
   return site, int(layer)
 
 
@@ -64,6 +66,6 @@ def parse_edit(text: str) -> Knockout | None:
   match = re.fullmatch(r"knockout:(\d+)(?:@(\d+))?", text)
   if match is None:
     raise ValueError(
-      f"--edit={text}: expected none or knockout:KEY@LAYER, as knockout:0@2"
+      f"--edit={text}: expected none or knockout:KEY@LAYER, as in knockout:0@2"
     )
   return Knockout(int(match[1]), int(match[2] or 0))

@@ -146,13 +146,13 @@ class ModelConfig:
     logit_softcap: the same on logits, or `None`.
     normalizer: how scores become a pattern, see `models.normalizers`.
     sink_logit: each head has a learned logit that takes weight and has no
-      value: rows of attention sum to less than one.
-    attn_bias: learned per key head, in place of a token: "k", a key that takes
-      weight and has no value; "kv", with a value; "v", a value that is added
-      to what the head mixes.
-    gate: sigmoids of what the attention reads, on what heads mix: "head", one
-      a head; "element", one for each of its dimensions; "value", on the
-      values before they are mixed.
+      value, so that rows of attention sum to less than one.
+    attn_bias: a learned key or value of each KV head that belongs to no
+      token: "k", a key that takes weight and has no value; "kv", a key with a
+      value; "v", a value that is added to the head's output.
+    gate: sigmoid gates computed from what the attention reads: "head", one on
+      the output of each head; "element", one on each of its dimensions;
+      "value", on the values before they are mixed.
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
     init_std: standard deviation of every random matrix in `init_params`, as
@@ -168,8 +168,8 @@ class ModelConfig:
       (longer compilation, the same parameters and results).
     attention: "einsum", or "fused" kernels in layers of which no tap sees
       scores or pattern, see `models.fused`; they have no forward mode.
-    remat: what a backward pass keeps of a layer: "none" of it is computed
-      again; "full": all of it is, from its input; "dots": all but products
+    remat: what a backward pass computes again instead of keeping it: "none",
+      nothing; "full", a whole layer, from its input; "dots", all but products
       with parameters.
   """
 

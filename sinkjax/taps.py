@@ -222,8 +222,11 @@ class Tapper:
       self._seen[site] = value
     return value
 
-  def blind(self) -> bool:
-    """Whether no tap needs scores or pattern, but to hide keys."""
+  def needs_no_scores(self) -> bool:
+    """Whether scores and pattern need not exist.
+
+    They need not where no tap stands there, or only one that hides keys.
+    """
     edits = self._taps.edits
     edit = edits.get("scores")
     return (
@@ -237,7 +240,7 @@ class Tapper:
     return bool(set(sites) & (self._wanted | set(self._taps.edits)))
 
   def visible(self, length: int) -> jax.Array | None:
-    """[B, 1, T, S] what an edit that only hides keys leaves, or `None`."""
+    """[B, 1, T, S] mask of an edit that only hides keys, or `None`."""
     edit = self._taps.edits.get("scores")
     return None if edit is None else edit.visible(length)
 

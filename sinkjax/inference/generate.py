@@ -64,10 +64,10 @@ def generate(
     prompt: token ids, at least one; of any length that the policy takes.
     policy: what is kept of the past.
     how: how tokens are drawn.
-    max_tokens: after so many it ends; `None` for never.
+    max_tokens: how many tokens at most; `None` for no limit.
     seed: of the draws. The draw of a token depends on the seed and on its
       position alone.
-    stop: tokens that end it; they are not given out.
+    stop: tokens that end the text; they are not yielded.
 
   Yields:
     Token ids.

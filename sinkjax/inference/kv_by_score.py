@@ -1,4 +1,4 @@
-"""Caches that keep the tokens of the highest score, see `kv_policy`."""
+"""Caches that keep the tokens with the highest scores, see `kv_policy`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -39,14 +39,15 @@ class _Kept(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ByScore:
-  """Those of the highest score: see `heavy_hitters`, `random_eviction`.
+  """Keeps the highest scores: see `heavy_hitters`, `random_eviction`.
 
   Attributes:
     kind: "heavy" or "random".
     capacity: C, tokens that a query sees at most, itself included.
-    recent: of these the last ones, which stay whatever their score.
+    recent: how many of these are the last ones, which stay whatever their
+      score.
     chunk: most tokens at a time.
-    seed: of the lot.
+    seed: of the random scores.
   """
 
   kind: str
@@ -114,7 +115,7 @@ class ByScore:
   def _take(
     self, kept: _Kept, layer: int, k: Array, v: Array, t: Array, real: Array
   ) -> _Kept:
-    """The new token in an empty slot, or in that of the one that goes.
+    """The new token in an empty slot, or in that of the token it replaces.
 
     k and v are [B, N, K], t and real [B].
     """

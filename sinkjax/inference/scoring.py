@@ -1,4 +1,4 @@
-"""The loss of every token of a long text, under what a cache keeps."""
+"""The loss of every token of a long text, given what a cache keeps of it."""
 
 import contextlib
 import functools
@@ -52,7 +52,7 @@ def _scorer(cfg: ModelConfig, policy: Policy) -> Callable:
 def last_logits(cfg: ModelConfig) -> Callable:
   """`f(params, tokens [B, T]) -> [B, V]`: a forward pass, its last row.
 
-  With fused attention where the model can have it: what else could be as fast.
+  With fused attention where the model allows it: the fastest pass there is.
   """
   with contextlib.suppress(ValueError):  # of a model that cannot have it
     cfg = cfg.replace(attention="fused")

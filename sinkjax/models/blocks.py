@@ -167,7 +167,7 @@ class Block(nn.Module):
     pre = tap("resid_pre", x)
     q, k, v = self.qkv(pre, layer, ctx, tap)
     # A tap at scores or pattern needs the einsum path, where they exist.
-    if self.cfg.attention == "fused" and tap.blind():
+    if self.cfg.attention == "fused" and tap.needs_no_scores():
       z = self.attn.fused(q, k, v, ctx, layer, tap)
     else:
       z = self.mix(q, k, v, mask_of(self.cfg, ctx, layer), tap)

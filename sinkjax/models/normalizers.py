@@ -40,7 +40,7 @@ def softmax(
   Args:
     scores: [..., T, S].
     mask: True where key s may be seen from t; every row needs one True.
-    sinks: a logit that takes weight away, or `None` for none.
+    sinks: a logit that takes weight and has no key, or `None`.
 
   Returns:
     Weights that sum to one over the last axis, or to less with a sink, in the
@@ -75,7 +75,7 @@ def leftover(
 def softmax1(
   scores: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]
 ) -> Float[Array, "*B T S"]:
-  """`exp(s_j) / (1 + sum_k exp(s_k))`: a row may give its weight to nothing.
+  """`exp(s_j) / (1 + sum_k exp(s_k))`: a row may sum to less than one.
 
   Miller (2023), Kaul et al. (2024, arXiv 2410.17174); `softmax` with a sink
   logit of 0. Arguments as there.
@@ -179,8 +179,8 @@ NORMALIZERS: dict[str, Callable] = {
 """Every normaliser by the name that `ModelConfig.normalizer` has for it."""
 
 UNNORMALIZED = ("sigmoid", "elu1", "relu")
-"""Those whose rows sum to anything: no share but by a proxy, see
-`metrics.sinks.attention_share`."""
+"""Those whose rows may sum to more than one: metrics of shares are computed
+from `metrics.sinks.attention_share` there."""
 
 
 def _wide(

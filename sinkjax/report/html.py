@@ -135,6 +135,15 @@ def _table(table: Table) -> dict[str, Any]:
   }
 
 
+def percent(value: float) -> str:
+  """A share as text.
+
+  >>> percent(0.1234)
+  '12.3 %'
+  """
+  return f"{100 * value:.1f} %"
+
+
 def _aligned(column: Sequence[float | None]) -> list[str]:
   """Floats with as many decimals as give the largest 4 digits."""
   # Decimals of the largest: columns line up, and no digit is invented.

@@ -73,16 +73,12 @@ def draw(
   return drawn
 
 
-def _percent(value: float) -> str:
-  return f"{100 * value:.1f} %"
-
-
 def _cards(result: Sensitivity, data: dict[str, Any]) -> list[html.Number]:
   size, plain, edited = len(result.ids), result.plain, result.edited
   cards = [
     html.Number(
       "total mixing",
-      _percent(plain.mixing()),
+      html.percent(plain.mixing()),
       "share of the squared norms that is between different tokens",
     ),
     html.Number(
@@ -95,7 +91,7 @@ def _cards(result: Sensitivity, data: dict[str, Any]) -> list[html.Number]:
   if edited is not None:
     cards += [
       html.Number(
-        "total mixing, edited", _percent(edited.mixing()), result.edit
+        "total mixing, edited", html.percent(edited.mixing()), result.edit
       ),
       html.Number(
         "effective reach, edited",
@@ -122,7 +118,7 @@ def _trust(result: Sensitivity) -> html.Number:
   if result.config.method == "hutchinson":
     return html.Number(
       "largest standard error",
-      _percent(max(one.stderr_relative() for one in maps)),
+      html.percent(max(one.stderr_relative() for one in maps)),
       f"of an entry, relative to it; {result.config.samples} samples a token",
     )
   if result.config.method == "reference":

@@ -102,10 +102,6 @@ def draw(
   return drawn
 
 
-def _percent(value: float) -> str:
-  return f"{100 * value:.1f} %"
-
-
 def _numbers(data: dict[str, Any]) -> list[html.Number]:
   cards = []
   for name, rate in data["sink_rate"].items():
@@ -113,7 +109,9 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
     note = f"heads with alpha > {name}"
     if error is not None:
       note += f"; standard error {100 * error:.1f}"
-    cards.append(html.Number(f"sink rate, eps {name}", _percent(rate), note))
+    cards.append(
+      html.Number(f"sink rate, eps {name}", html.percent(rate), note)
+    )
   ratio = data["value_norm_first"].mean() / data["value_norm_rest"].mean()
   hidden = data["hidden_norm_first"] / data["hidden_norm_median"]
   peak = int(np.argmax(hidden))
@@ -123,8 +121,8 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
   return cards + [
     html.Number(
       "attention on the first token",
-      _percent(data["first_token_mass"]),
-      f"mean over heads; uniform attention would give {_percent(uniform)}",
+      html.percent(data["first_token_mass"]),
+      f"mean over heads; uniform attention would give {html.percent(uniform)}",
     ),
     html.Number(
       "value norm, first / rest",
@@ -180,7 +178,7 @@ def _sections(
       figure=drawn["entropy.png"],
       caption=(
         "Entropy of the rows of attention by layer; each dot is one head. The "
-        f"mean over heads is {_percent(share)} of the entropy of uniform "
+        f"mean over heads is {html.percent(share)} of the entropy of uniform "
         "attention."
       ),
     ),
