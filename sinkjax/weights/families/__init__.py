@@ -7,9 +7,17 @@ Every module of this folder is imported here, but those that begin with "_",
 which are what families share: `_config` (config.json), `_tensors` (names and
 layouts), `_gguf` (metadata and names of llama.cpp), `_family` (the table).
 
-To add a family, write its file here and a golden model under tests/golden, as
-CONTRIBUTING.md says. All else finds both by themselves. A family that is not
-ours can `register` itself from anywhere before it is loaded.
+To add a family:
+
+1. Write its file here; `llama.py` and `gpt2.py` are a plain and a full example.
+2. Make a golden model: `tests/golden/families/NAME/config.json`, small and with
+   every option of the family switched on, then
+   `python tests/golden/make_golden.py NAME`.
+3. Run `python tests/golden/parity_table.py`, then the tests of `tests/weights`.
+
+Readers, writers, tests and the parity page find both by themselves: no other
+file names a family, and a test holds that. A family that is not ours can
+`register` itself from anywhere, before a model of it is loaded.
 """
 
 import importlib
