@@ -27,7 +27,7 @@ from sinkjax.experiments.harness.api import (
 )
 from sinkjax.experiments.harness.stats import Mean
 from sinkjax.experiments.shared import sink_rates
-from sinkjax.experiments.shared.layer_plots import add_points
+from sinkjax.experiments.shared.interval_plots import error_bars
 from sinkjax.experiments.shared.sink_rates import SinkRateConfig
 from sinkjax.report import html
 from sinkjax.report.figures import REST, drawing, png
@@ -143,7 +143,8 @@ def draw(result: Result) -> dict[str, bytes]:
     y = np.arange(len(models))
     for ax, eps in zip(axes, thresholds, strict=True):
       ends = [Mean.read(model["rates"][str(eps)])[:3] for model in models]
-      add_points(ax, y, ends, color=REST)
+      error_bars(ax, y, 100 * np.array(ends).T, across=True, color=REST)
+      ax.grid(axis="x")
       ax.set(xlim=(-3, 103), xlabel="heads, %")
       ax.set_title(f"sink score above {eps:g}")
     names = [f"{m['model']}, {m['all_heads']} heads" for m in models]

@@ -1,5 +1,5 @@
-"""Figures that several experiments draw: lines by layer, lines of single
-texts with their mean, and points with intervals.
+"""Figures that several experiments draw: lines by layer, and lines of single
+texts with their mean.
 
 Axes: C conditions, L layers, P texts.
 """
@@ -93,35 +93,3 @@ def add_texts(
   ax.plot(x, np.transpose(values), color=color, lw=0.6, alpha=0.35)
   ax.plot(x, mean, color=color, lw=2, label=label, ls=style)
   ax.grid(True, axis="y")
-
-
-def add_points(
-  ax: Any,
-  at: np.ndarray,
-  ends: Sequence[Sequence[float]],
-  *,
-  color: str,
-  marker: str = "o",
-  label: str | None = None,
-  upright: bool = False,
-) -> None:
-  """Draws shares as points with intervals, in percent.
-
-  Args:
-    ax: axes.
-    at: [N] rows, or columns where the intervals stand upright.
-    ends: [N, 3] mean, lower and upper end of each.
-    color: of the points.
-    marker: of the points, and "-" behind it for a line through them.
-    label: for the legend.
-    upright: whether percent are on y.
-  """
-  value, low, high = 100 * np.asarray(ends, float).T
-  # Rounding may put an end on the wrong side of the mean by a last digit.
-  errors = np.maximum([value - low, high - value], 0)
-  look = {"fmt": marker, "color": color, "ms": 4.5, "lw": 1.4, "label": label}
-  if upright:
-    ax.errorbar(at, value, yerr=errors, **look)
-  else:
-    ax.errorbar(value, at, xerr=errors, **look)
-  ax.grid(True, axis="y" if upright else "x")

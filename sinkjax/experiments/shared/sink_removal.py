@@ -170,6 +170,3 @@ def resolve_from_layer(subject: Subject, config: Any) -> Any:
       f"from_layer must be in [0, {layers}), got {config.from_layer}"
     )
   return config
-
-
-with_layer = resolve_from_layer  # the former name, until its last user moves

@@ -7,7 +7,7 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.paper.first_token.experiment import Condition
-from sinkjax.experiments.shared.layer_plots import add_points
+from sinkjax.experiments.shared.interval_plots import ends_in, error_bars
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -44,6 +44,14 @@ def draw(result: Result) -> dict[str, bytes]:
   return drawn
 
 
+def _percent(
+  rows: Sequence[Mapping[str, Any]], name: Condition, column: str
+) -> np.ndarray:
+  """[3, n] shares and their ends of one condition, in percent."""
+  some = [row for row in rows if row["condition"] == name]
+  return 100 * ends_in(some, (column, "low", "high"))
+
+
 def _tasks(
   rows: Sequence[Mapping[str, Any]], names: Sequence[Condition]
 ) -> bytes:
@@ -54,19 +62,16 @@ def _tasks(
     ax = figure.add_subplot()
     for i, name in enumerate(names):
       color, marker = LOOKS[name]
-      ends = [
-        [row["accuracy"], row["low"], row["high"]]
-        for row in rows
-        if row["condition"] == name
-      ]
       y = at + 0.17 * (i - (len(names) - 1) / 2)
-      add_points(ax, y, ends, color=color, marker=marker, label=name)
+      ends = _percent(rows, name, "accuracy")
+      look = {"color": color, "fmt": marker, "label": name}
+      error_bars(ax, y, ends, across=True, **look)
     for row, level in enumerate(chance.values()):
-      ends = [row - 0.4, row + 0.4]
-      ax.plot([level, level], ends, color=MUTED, ls=":", lw=1.5)
+      ax.vlines(level, row - 0.4, row + 0.4, color=MUTED, ls=":", lw=1.5)
     labels = [task.replace("/", "\n") for task in chance]
     ax.set_yticks(at, labels, parse_math=False)
     ax.set(xlim=(0, 102), ylim=(len(chance) - 0.5, -0.5), xlabel="accuracy, %")
+    ax.grid(axis="x")
     legend_above(ax, "95 % intervals over items; dotted: chance")
     return png(figure)
 
@@ -80,18 +85,14 @@ def _needles(
     ax = figure.add_subplot()
     for name in names:
       color, marker = LOOKS[name]
-      ends = [
-        [row["found"], row["low"], row["high"]]
-        for row in rows
-        if row["condition"] == name
-      ]
-      look = {"color": color, "marker": f"{marker}-", "label": name}
-      add_points(ax, np.array(sizes), ends, upright=True, **look)
+      look = {"color": color, "fmt": f"{marker}-", "label": name}
+      error_bars(ax, sizes, _percent(rows, name, "found"), **look)
     ax.axhline(100 * rows[0]["chance"], color=MUTED, ls=":", lw=1.5)
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
     ax.minorticks_off()
     ax.set(xlabel="tokens", ylabel="needles found, %", ylim=(0, 102))
+    ax.grid(axis="y")
     legend_above(ax, "95 % intervals over needles; dotted: chance")
     return png(figure)
 

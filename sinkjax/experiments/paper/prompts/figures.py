@@ -7,7 +7,7 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.stats import Mean
-from sinkjax.experiments.shared.layer_plots import add_points
+from sinkjax.experiments.shared.interval_plots import band, error_bars
 from sinkjax.report import html
 from sinkjax.report.figures import FIRST, INK, REST, drawing, legend_above, png
 
@@ -30,11 +30,15 @@ def draw(result: Result) -> dict[str, bytes]:
 
 def _by_threshold(
   means: Mapping[str, Mapping[str, Any]],
-) -> list[tuple[str, str, list[Mean]]]:
-  """(threshold, colour, means of each name), as they are drawn."""
+) -> list[tuple[str, str, np.ndarray]]:
+  """(label, colour, [3, n] means and their ends in percent) by threshold."""
   thresholds = list(next(iter(means.values())))
   return [
-    (eps, color, [Mean.read(one[eps]) for one in means.values()])
+    (
+      f"eps {eps}",
+      color,
+      100 * np.array([Mean.read(one[eps])[:3] for one in means.values()]).T,
+    )
     for eps, color in zip(thresholds, COLORS, strict=False)
   ]
 
@@ -44,12 +48,13 @@ def _rows(means: Mapping[str, Any]) -> bytes:
   y = np.arange(len(means))
   with drawing(7, 0.36 * len(means) + 1.5) as figure:
     ax = figure.add_subplot()
-    for i, (eps, color, row) in enumerate(_by_threshold(means)):
-      ends = [mean[:3] for mean in row]
-      add_points(ax, y + 0.16 * (i - 1), ends, color=color, label=f"eps {eps}")
+    for i, (label, color, ends) in enumerate(_by_threshold(means)):
+      at = y + 0.16 * (i - 1)
+      error_bars(ax, at, ends, across=True, color=color, label=label)
     ax.set_yticks(y, list(means), parse_math=False)
     ax.set(xlim=(-2, 102), xlabel="heads with a sink, %")
     ax.set_ylim(len(means) - 0.5, -0.5)
+    ax.grid(axis="x")
     legend_above(ax, "sink rate; 95 % intervals over prompts")
     return png(figure)
 
@@ -59,10 +64,8 @@ def _lengths(means: Mapping[str, Any]) -> bytes:
   sizes = [int(name.removeprefix("T=")) for name in means]
   with drawing(5.6, 3.3) as figure:
     ax = figure.add_subplot()
-    for eps, color, row in _by_threshold(means):
-      value, low, high = 100 * np.array([mean[:3] for mean in row]).T
-      ax.plot(sizes, value, "o-", color=color, lw=1.8, ms=4, label=f"eps {eps}")
-      ax.fill_between(sizes, low, high, color=color, alpha=0.18, lw=0)
+    for label, color, ends in _by_threshold(means):
+      band(ax, sizes, ends, color=color, label=label, marker="o", ms=4)
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [str(size) for size in sizes])
     ax.set(xlabel="tokens", ylabel="heads with a sink, %", ylim=(0, 102))
