@@ -46,6 +46,7 @@ setuptools.setup(
     "numpy",
     "optax",
     "orbax-checkpoint",
+    "pillow",
     "pypi-simple",
     "pyyaml",
     "safetensors",

@@ -166,6 +166,8 @@ def _memory(
 ) -> tuple[int, int]:
   """(bytes of weights, bytes beside them) at the peak, for one text."""
   if not OFFLOAD.value:
+    # About six arrays like the scores live at once in a layer: scores, pattern
+    # and what the metrics make of them.
     scores = 4 * cfg.n_heads * length**2
     activations = 4 * length * (cfg.vocab_size + 4 * cfg.d_ff)
     return 4 * parameters, 6 * scores + activations + OVERHEAD
@@ -267,6 +269,7 @@ def _warnings(data: dict[str, Any]) -> list[str]:
       f"Prompts begin with {len(firsts)} different tokens; the one named is "
       "the first prompt's."
     )
+  # Gu et al. measure 64 tokens, and rates fall with length.
   if max(lengths) < 64:
     notes.append(
       f"Fewer than 64 tokens ({max(lengths)}): published rates use 64."

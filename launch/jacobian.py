@@ -37,7 +37,8 @@ from sinkjax import artifacts, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
   from launch.jacobian_run import Job
-  from sinkjax.analysis.sensitivity import Sensitivity, SensitivityConfig
+  from sinkjax.analysis.sensitivity import Sensitivity
+  from sinkjax.analysis.sensitivity_config import SensitivityConfig
 
 MODEL = flags.DEFINE_string(
   "model", "smollm2-135m", "Name or path of the model."
@@ -152,7 +153,7 @@ def _request(text: str) -> dict[str, Any]:
 
 
 def _config() -> "SensitivityConfig":
-  from sinkjax.analysis.sensitivity import SensitivityConfig
+  from sinkjax.analysis.sensitivity_config import SensitivityConfig
 
   budget = BUDGET_GB.value
   wanted = ("spectral", "exact", "embed", "resid_post")

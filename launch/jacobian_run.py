@@ -15,11 +15,10 @@ from sinkjax.analysis.sensitivity import (
   AS_IT_IS,
   Columns,
   Sensitivity,
-  SensitivityConfig,
   SensitivityMap,
   sensitivity_map,
-  work,
 )
+from sinkjax.analysis.sensitivity_config import SensitivityConfig, work
 from sinkjax.config import ModelConfig
 from sinkjax.transforms.jacobian_plan import default_budget, matmul_rate
 from sinkjax.weights import registry

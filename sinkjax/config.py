@@ -59,7 +59,7 @@ OPTIONAL = (
 """Fields that are positive numbers or `None`."""
 
 # Beyond these a file is damaged: no model has a thousand layers, and 2^27 is
-# a thousand times the largest vocabulary.
+# hundreds of times the largest vocabulary.
 MAX_LAYERS = 4096
 MAX_SIZE = 1 << 27
 
@@ -331,6 +331,7 @@ class ModelConfig:
       scaling = dict(values["rope_scaling"])
       scaling["factors"] = tuple(scaling.get("factors", ()))
       values["rope_scaling"] = RopeScaling(**scaling)
+    # JSON has lists, a hashable config needs tuples.
     values["local_layers"] = tuple(values.get("local_layers", ()))
     return cls(**values)
 
@@ -341,6 +342,7 @@ def _one_of(name: str, value: Any, valid: Collection[str]) -> None:
 
 
 def _positive(name: str, value: Any) -> None:
+  # True is an int in Python, and no size or scale.
   number = isinstance(value, (int, float)) and not isinstance(value, bool)
   if not (number and math.isfinite(value) and value > 0):
     raise ValueError(f"{name} must be a positive number, got {value!r}")

@@ -161,6 +161,7 @@ class Taps:
     items += [(sites, name, f) for name, (sites, f) in self.observers.items()]
     children, static = [], []
     for kind, name, fn in items:
+      # A plain function is one leaf, and static: arrays in it are constants.
       dynamic = not jax.tree_util.all_leaves([fn])
       children += [fn] if dynamic else []
       static.append((kind, name, None if dynamic else fn))
@@ -215,6 +216,7 @@ class Tapper:
           f"the edit at {site!r} returned shape {jax.numpy.shape(edited)}, "
           f"expected {value.shape} ({SITES[site].axes})"
         )
+      # An edit in float32 must not change what the rest of the model is in.
       value = jax.numpy.asarray(edited, value.dtype)
     if site in self._wanted:
       self._seen[site] = value

@@ -104,7 +104,7 @@ def loss_gradient(
     _pull, ctx=ctx, taps=Taps(dict(edits)), cfg=cfg, point=point
   )
   for layer in range(cfg.n_layers):
-    entering.append(x)
+    entering.append(x)  # all that the way back keeps of the way forward
     x = jax.block_until_ready(block(layers.layer(layer), x, shift, layer))
   norm = layers.final_norm()
   ending = functools.partial(
@@ -119,6 +119,7 @@ def loss_gradient(
     d_x, d_shift = jax.block_until_ready(
       pull(layers.layer(layer), entering.pop(), shift, layer, d_x)
     )
+  # The shift of "embed" is the stream itself: no layer adds it.
   gradient = d_x if point.site == "embed" else d_shift
   return float(loss), np.asarray(gradient[0])
 

@@ -6,149 +6,24 @@ can be read off it; `launch/jacobian.py` shows one or, with an edit, two.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.analysis.loss_sensitivity import loss_gradient, loss_sensitivity
-from sinkjax.config import ModelConfig
+from sinkjax.analysis.loss_sensitivity import loss_gradient
+from sinkjax.analysis.sensitivity_config import SensitivityConfig
 from sinkjax.metrics import spread
-from sinkjax.transforms.block_norms import NORMS
 from sinkjax.transforms.jacobian import jacobian_norms
-from sinkjax.transforms.jacobian_plan import (
-  EFFICIENCY,
-  Costs,
-  default_budget,
-  make_plan,
-)
-from sinkjax.transforms.residual import parse_pair
-
-METHODS = ("exact", "reference", "hutchinson")
 
 AS_IT_IS = "as it is"
 """What the map of the model without an edit is called in figures."""
 
 
-@dataclasses.dataclass(frozen=True)
-class SensitivityConfig:
-  """What to compute. See `sinkjax.transforms.jacobian.jacobian_norms`.
-
-  Attributes:
-    source: where a token is changed; a residual site or (site, layer).
-    target: where the change is seen.
-    norm: "fro", "spectral" or "max".
-    method: "exact", "reference" or "hutchinson".
-    per_layer: also the map after every layer.
-    samples: random directions a token, for "hutchinson".
-    seed: of these directions.
-    budget_bytes: memory beside the weights; `None` for a quarter of what is
-      free. The result does not depend on it.
-  """
-
-  source: Any = "embed"
-  target: Any = "resid_post"
-  norm: str = "fro"
-  method: str = "exact"
-  per_layer: bool = False
-  samples: int = 64
-  seed: int = 0
-  budget_bytes: int | None = None
-
-  def __post_init__(self):
-    for name, valid in (("norm", NORMS), ("method", METHODS)):
-      value = getattr(self, name)
-      if value not in valid:
-        raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}")
-    if self.samples < 2:
-      raise ValueError(f"samples must be at least 2, got {self.samples}")
-    if self.budget_bytes is not None and self.budget_bytes <= 0:
-      raise ValueError(
-        f"the memory budget must be positive, got {self.budget_bytes} bytes"
-      )
-    if self.method == "hutchinson" and self.norm != "fro":
-      raise ValueError(
-        f"hutchinson estimates the norm fro only, got {self.norm!r}; "
-        "the methods exact and reference know all norms"
-      )
-    if self.per_layer and self.method != "exact":
-      raise ValueError(
-        f"maps after every layer need the method exact, got {self.method!r}"
-      )
-
-  def crossed(self, cfg: ModelConfig) -> list[int]:
-    """The layers between source and target.
-
-    Raises:
-      ValueError: for a site or layer that the model does not have, a target
-        before the source, or `per_layer` with nothing to show.
-    """
-    n = cfg.n_layers
-    a, b = parse_pair(cfg, self.source, self.target)
-    first = {"resid_post": a.layer + 1, "final": n, "embed": 0}
-    last = {"final": n - 1, "embed": -1}.get(b.site, b.layer)
-    layers = list(range(first.get(a.site, a.layer), last + 1))
-    layers = [] if a == b else layers
-    if self.per_layer and (b.site != "resid_post" or not layers):
-      raise ValueError(
-        "maps after every layer need a target at resid_post and a layer "
-        f"before it, got {a.site}@{a.layer} to {b.site}@{b.layer}"
-      )
-    return layers
-
-
-class Work(NamedTuple):
-  """What a map costs.
-
-  Attributes:
-    bytes: memory beside the weights.
-    flops: floating-point operations.
-  """
-
-  bytes: int
-  flops: float
-
-  def seconds(self, rate: float) -> float:
-    """How long it takes at `rate` flop/s of large matrix products."""
-    return self.flops / (rate * EFFICIENCY)
-
-
-def work(
-  cfg: ModelConfig,
-  config: SensitivityConfig,
-  length: int,
-  columns: Sequence[int] | None = None,
-) -> Work:
-  """What a map, or some columns of it, will cost; without computing it.
-
-  Args:
-    cfg: the model.
-    config: what is computed.
-    length: T.
-    columns: source tokens, all by default.
-
-  Raises:
-    ValueError: as `SensitivityConfig.crossed`, or for a budget too small.
-  """
-  layers = len(config.crossed(cfg))
-  columns = list(range(length)) if columns is None else list(columns)
-  budget = config.budget_bytes or default_budget()
-  if config.method != "reference":
-    many = cfg.d_model if config.method == "exact" else config.samples
-    plan = make_plan(
-      cfg, length, columns=columns, many=many, layers=layers, budget=budget
-    )
-    return Work(plan.bytes, plan.flops)
-  costs = Costs(cfg, length, layers)
-  held = min(budget, cfg.d_model * costs.column(False))
-  flops = len(columns) * cfg.d_model * layers
-  return Work(held, flops * costs.push_flops(False, length))
-
-
 @dataclasses.dataclass
 class Columns:
-  """The columns of a map found so far, so that it can be gone on with.
+  """The columns of a map that are known so far, so that it can be continued.
 
   Attributes:
     values: [T, T], or [L, T, T] after every layer.
@@ -187,8 +62,8 @@ class SensitivityMap:
     loss: mean next-token loss, nats.
     loss_norms: [T] sensitivity of that loss to each token at the source.
     check: relative error of the engine's check, `None` where there is none.
-    checked: how many columns that is about; others, found by an earlier run,
-      passed then.
+    checked: how many columns that is about; the others were computed, and
+      passed their check, in an earlier run.
     bounds: an `OverSquashing` of the same text where asked for, else `None`.
   """
 
@@ -275,6 +150,7 @@ class Sensitivity:
 
 
 def _float(norms: np.ndarray) -> jax.Array:
+  """As float32: norms are kept in float64, which JAX has only on request."""
   return jnp.asarray(norms, jnp.float32)
 
 
@@ -295,7 +171,7 @@ def sensitivity_map(
     params: its parameters, or weights read layer by layer.
     tokens: one text [T], of at least two tokens.
     config: what to compute.
-    columns: what an earlier run found; filled as columns are completed, and
+    columns: what an earlier run computed. Filled as columns are completed;
       those it has are not computed again. Not used by "hutchinson".
     finished: called when `columns` has more.
     progress: called with (steps done, steps in all).
@@ -377,6 +253,7 @@ def _fill(
     columns.add(which, some)
     finished()
 
+  # Columns handed to `add` are there already; the result has them all.
   values = jacobian_norms(
     fn,
     params,
@@ -394,15 +271,3 @@ def _fill(
   )
   columns.add(missing, values)
   return seen
-
-
-__all__ = [
-  "Columns",
-  "Sensitivity",
-  "SensitivityConfig",
-  "SensitivityMap",
-  "Work",
-  "loss_sensitivity",
-  "sensitivity_map",
-  "work",
-]

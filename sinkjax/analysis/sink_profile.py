@@ -21,7 +21,7 @@ from sinkjax.metrics.sinks import sink_rate, sink_rate_stderr
 from sinkjax.models.layerwise import UNEMBED_COLUMNS, Layers
 from sinkjax.models.normalizers import UNNORMALIZED
 from sinkjax.models.transformer import Params, forward
-from sinkjax.transforms import streaming
+from sinkjax.transforms import chunks, streaming
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.streaming import stream_statistics
 
@@ -172,7 +172,7 @@ def streamed_bytes(cfg: ModelConfig, length: int) -> int:
   """About how much one text needs beside the weights, where it is streamed."""
   # Six arrays like the residual stream and four like q, k, v and z live in a
   # layer; four blocks of rows: scores, pattern, logarithms and a product.
-  piece = min(length, streaming.CHUNK)
+  piece = min(length, chunks.CHUNK)
   widest = max(4 * cfg.d_ff, 2 * min(cfg.vocab_size, UNEMBED_COLUMNS))
   tokens = length * (6 * cfg.d_model + 4 * cfg.n_heads * cfg.head_dim)
   rows = 4 * streaming.default_block(cfg, 1, length) * cfg.n_heads * length

@@ -85,6 +85,7 @@ def _logs(
   In `PARTS` parts of the queries, each with the keys up to its last; keys
   come first, since sums over the last axis are slow on a CPU.
   """
+  # Scores of the masked future are half of all; parts leave most of them out.
   count, parts = len(q) // block, []
   edges = sorted({count * i // PARTS for i in range(PARTS + 1)})
   for a, b in zip(edges, edges[1:], strict=False):
@@ -169,6 +170,7 @@ def summary_span(
   Cost: O(3 T^2 K / block).
   """
   heads = (q[None, :, None], k[None, :, None])
+  # The two balls and the box are tight for different keys.
   top = score_tops(*heads, scale=scale, key_block=block)[0, 0]
   blocks = k.reshape(-1, block, k.shape[-1])
   inside = (jnp.arange(len(k)) > 0).reshape(-1, block, 1)
@@ -287,6 +289,7 @@ def choose_blocks(
   ordered = jnp.take_along_axis(free, order, axis=1)
   goes = (jnp.max(lost, axis=1) < tolerance) & ordered
   many = goes.sum(axis=1)
+  # A running sum of weights grows, so those that fit are the first ones.
   stays = jnp.arange(count)[None] >= many[:, None]
   kept = jnp.put_along_axis(stays, order, stays, axis=1, inplace=False)
   kept &= jnp.tri(count, dtype=bool)

@@ -31,6 +31,7 @@ def _step(cfg: ModelConfig, policy: Policy, how: Sampling) -> Callable:
     key: jax.Array,
   ) -> tuple[jax.Array, Cache]:
     logits, cache = walk(params, tokens, cache, count=count)
+    # By position, so that a draw does not depend on how a prompt was cut.
     now = jax.random.fold_in(key, cache.length[0])
     return draw(logits[:, 0], now, how)[:, None], cache
 

@@ -88,6 +88,7 @@ def _reads(
   """[B, H] of mass off the sink, read off it, read in all, norm of values."""
   size = jnp.sqrt(jnp.sum(v * v, axis=-1))
   size = jnp.repeat(size, pattern.shape[1] // v.shape[2], axis=2)
+  # Position 0 can only attend to itself, whatever the head does.
   rows = pattern[:, :, 1:]
   read = rows * jnp.swapaxes(size, 1, 2)[:, :, None]
   nonsink = jnp.mean(jnp.sum(read[..., 1:], axis=-1), axis=-1)
@@ -139,9 +140,11 @@ def scores_of(params: Params, seen: Seen) -> HeadScores:
       f"seen has heads [L, H, K] = {seen.mean.shape}, the parameters have "
       f"{out.shape[:3]}"
     )
+  # ||z U||^2 = z U U^T z^T, so second moments of z suffice: [K, K], not [D].
   gram = np.einsum("lhkd,lhjd->lhkj", out, out)
   written = np.sqrt(np.einsum("lhkj,lhkj->lh", gram, seen.second))
   norm = np.sqrt(np.einsum("lhkk->lh", seen.second))
+  # Over the layer, not the head: a head of small values does little.
   size = seen.size.mean(axis=1, keepdims=True)
   resid = np.sqrt(seen.square)[:, None]
   return HeadScores(

@@ -95,12 +95,14 @@ def fit_codec(
   parts = []
   for n in range(each):
     basis = _balanced(_moment(q[:, n].reshape(-1, width)), _moment(gap[:, n]))
+    # Rounded before it is inverted: the inverse is of the basis that is used.
     basis = basis.astype(np.float32).astype(np.float64)
     inverse = np.linalg.inv(basis).astype(np.float32).astype(np.float64)
     defect = np.linalg.norm(inverse @ basis - np.eye(width))
     # Below 1 the Neumann series bounds the true inverse; 0.5 leaves room.
     if not defect < 0.5:
       raise ValueError(f"KV head {n}: the basis cannot be inverted")
+    # Without the first key, which is read exactly and lies far outside.
     seen = k[:, 1:, n].reshape(-1, width) @ inverse.T
     low, high = seen.min(axis=0), seen.max(axis=0)
     room = WIDER * (high - low)

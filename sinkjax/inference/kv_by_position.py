@@ -113,6 +113,7 @@ class ByPosition:
       local = (mask & (distance < cfg.window))[:, None]
     slot = self.first + (t - self.first) % self.ring
     slot = jnp.where(t < self.first, t, slot)
+    # A slot beyond the last is dropped: padding leaves no trace.
     slot = jnp.where(real, slot, s.shape[1])
     if not self.evicts:
       slot = jnp.where(t < self.capacity, slot, s.shape[1])
@@ -156,7 +157,7 @@ class ByPosition:
       read = rotate_at(cfg, layer, read, places.keys)
     far = rotate_at(cfg, layer, q, places.far)
     near = rotate_at(cfg, layer, q, places.near)
-    if q.shape[1] == 1:  # both are the same
+    if q.shape[1] == 1:  # a single query is at the end for both kinds of key
       scores = apply(Attention.score, far, read)
     else:
       first = apply(Attention.score, far, read[:, : self.first])

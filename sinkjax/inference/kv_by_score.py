@@ -121,6 +121,7 @@ class ByScore:
     full = (t >= self.capacity)[:, None, None]
     may_go = full & (kept.rank <= self.capacity - self.recent)
     may_go |= ~full & (kept.rank < 0)
+    # What must stay is at infinity, so the lowest score is that of what may go.
     slot = jnp.argmin(jnp.where(may_go, kept.score, jnp.inf), axis=-1)[
       ..., None
     ]

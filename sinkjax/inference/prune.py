@@ -96,6 +96,7 @@ def remove_heads(
     )
   o = {**attn["o"]}
   mask = jnp.asarray(live, o["kernel"].dtype)
+  # Heads that only fill a group must write nothing.
   o["kernel"] = o["kernel"] * mask[..., None, None]
   out_bias = cfg.out_bias
   if mean is not None:
@@ -115,6 +116,7 @@ def _places(
   cfg: ModelConfig, removed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(KV heads [L, N'], query heads [L, H'], which of these are kept)."""
+  # The same counts in all layers: the layer with the most decides.
   kept = ~removed.reshape(cfg.n_layers, cfg.n_kv_heads, cfg.group_size)
   some = kept.any(axis=-1)
   wide = max(1, int(some.sum(axis=-1).max()))
@@ -249,6 +251,7 @@ def structured(
   by_group = np.asarray(scores, float).reshape(
     cfg.n_layers, cfg.n_kv_heads, cfg.group_size
   )
+  # Ranks from two sorts: ties are broken by order, so counts are exact.
   rank = np.argsort(np.argsort(-by_group, axis=2), axis=2)
   best = rank < each
   total = np.where(best, by_group, 0).sum(axis=2)

@@ -84,6 +84,7 @@ def quantize(
   [[[0.0, 1.0, 3.0], [5.0, 5.0, 5.0]]]
   """
   _check(x, bits, per, symmetric, group, limits)
+  # A step of half precision would round a second time.
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   counts = jnp.ones(x.shape[1], bool) if keep is None else ~jnp.asarray(keep)
   counts = jnp.broadcast_to(counts.reshape(1, -1, *[1] * (x.ndim - 2)), x.shape)
@@ -144,6 +145,7 @@ def _grid(
     span, most = high - low, 2.0 ** jnp.asarray(bits) - 1
   most = most.astype(dtype)
   step = span / most
+  # Equal numbers have a range of 0; any step returns them unchanged.
   return low, jnp.where(step > 0, step, 1), most
 
 

@@ -73,6 +73,7 @@ def _round_kernel(kernel: Array, bits: Any, inner: int) -> Array:
   axes = tuple(range(1, 1 + inner))
   span = jnp.max(jnp.abs(kernel), axis=axes, keepdims=True)
   most = (2.0 ** (jnp.asarray(bits) - 1) - 1).astype(kernel.dtype)
+  # A channel of zeros stays zero whatever the step.
   step = jnp.where(span > 0, span / most, 1)
   return jnp.round(kernel / step) * step
 

@@ -54,7 +54,7 @@ def last_logits(cfg: ModelConfig) -> Callable:
 
   With fused attention where the model can have it: what else could be as fast.
   """
-  with contextlib.suppress(ValueError):
+  with contextlib.suppress(ValueError):  # of a model that cannot have it
     cfg = cfg.replace(attention="fused")
   walk = capture(forward(cfg), {"last": ("final", lambda x: x[:, -1:])})
 
@@ -224,6 +224,7 @@ def recompute_nats(
   rows = np.array([[*prefix, *ids[t - span : t]] for t in at], np.int32)
   for start in range(0, len(at), batch):
     here = at[start : start + batch]
+    # The last batch is filled by repetition: one shape, one compilation.
     part = np.resize(rows[start : start + batch], (batch, total))
     targets = np.resize(ids[here], batch)
     nats = nats_of(f(params, part), jnp.asarray(targets))

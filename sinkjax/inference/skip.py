@@ -60,6 +60,7 @@ class SkipDormant:
     place = start + jnp.arange(pattern.shape[2])[None, None, :, None]
     dormant = dormant & (place > 0)
     weight = jnp.asarray(self.weight, pattern.dtype)
+    # NaN, not None: a leaf that is traced can switch without recompiling.
     left = jnp.where(jnp.isnan(weight), first, weight)
     keys = jnp.arange(pattern.shape[-1])[None, None, None]
     only = jnp.where(keys == 0, left, 0)
@@ -105,5 +106,7 @@ class SkipPredicted:
     """Which queries are skipped, from their scores with the first key."""
     t = start + jnp.arange(first.shape[-1])[None, None]
     level = jnp.asarray(self.level)[layer][None, :, None]
+    # Position 0 sees no other key; it is excluded below, its log only must be
+    # finite.
     odds = first - level - jnp.log(jnp.maximum(t, 1).astype(first.dtype))
     return (jax.nn.sigmoid(odds) > self.threshold) & (t > 0)

@@ -82,6 +82,7 @@ def attend_blocks(
 
   queries, keys, values = apart(q), apart(k), apart(v)
   kept = kept.reshape(-1, count, count)
+  # Kept blocks first, in their own order: a slice of the order gathers them.
   order = jnp.argsort(~kept, axis=-1, stable=True)
   many = kept.sum(axis=-1)
   sizes = _sizes(count)
@@ -102,6 +103,7 @@ def attend_blocks(
     mixed = weights[:, 1:] @ values[own, index].reshape(-1, width)
     return mixed + weights[:, :1] * values[own, 0, :1]
 
+  # A program for each size, and a loop below: under vmap all would run.
   branches = [functools.partial(read, size) for size in sizes]
 
   def one(at: Array) -> Array:
@@ -169,6 +171,7 @@ def sparse_block_attention(
   kept, mass = jax.lax.map(one, (per_head, keys, codec))
   kept = kept.reshape(batch, heads, *kept.shape[1:])
   z = attend_blocks(q, k, v, kept, scale=scale)
+  # A mean of values is at most as long as the longest that the query sees.
   far = jax.lax.cummax(jnp.linalg.norm(v, axis=-1), axis=1)  # [B, T, N]
   far = jnp.repeat(jnp.swapaxes(far, 1, 2), group, axis=1)
   return SparseBlocks(z, kept, 2 * mass.reshape(far.shape) * far)

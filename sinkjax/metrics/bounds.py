@@ -57,6 +57,7 @@ def path_counts(length: int, depth: int) -> np.ndarray:
     raise ValueError(
       f"length and depth must be at least 1, got {length} and {depth}"
     )
+  # Python integers: the counts pass 2^63 at some dozens of tokens and layers.
   step = np.tril(np.ones((length, length), int)).astype(object)
   return np.linalg.matrix_power(step, depth)
 
@@ -356,6 +357,7 @@ def _log_sum(logs: Float[Array, "N S"]) -> Float[Array, "S"]:
 
 def _renormalise(logs: Float[Array, "..."]) -> tuple[Array, Array]:
   """(logs less their maximum, the maximum), which is 0 if there is none."""
+  # A shift cancels in the sum, and so does its gradient.
   top = jax.lax.stop_gradient(jnp.max(logs))
   top = jnp.where(jnp.isfinite(top), top, 0)
   return logs - top, top

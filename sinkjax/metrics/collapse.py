@@ -87,7 +87,7 @@ def stable_rank(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
   1.5
   """
   s = _singular_values(x)
-  ratio = divide(s, s[..., :1])
+  ratio = divide(s, s[..., :1])  # squares of large values would overflow
   return jnp.sum(ratio * ratio, axis=-1)
 
 
@@ -137,6 +137,7 @@ def mean_cosine(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
   length = x.shape[-2]
   if length == 1:
     return jnp.full(x.shape[:-2], jnp.nan, x.dtype)
+  # sum over pairs of u_s . u_t = |sum u|^2 - sum |u|^2
   unit = divide(x, _norm(x, 2)[..., None])
   total = jnp.sum(unit, axis=-2)
   pairs = jnp.sum(total * total, axis=-1) - jnp.sum(unit * unit, axis=(-2, -1))

@@ -180,7 +180,7 @@ def kurtosis(hidden: Float[Array, "B T D"]) -> Float[Array, "B"]:
   hidden = wide(hidden)
   off = hidden - jnp.mean(hidden, axis=(1, 2), keepdims=True)
   top = jnp.max(jnp.abs(off), axis=(1, 2), keepdims=True)
-  off = off / jnp.where(top > 0, top, 1)  # fourth powers of what may be huge
+  off = off / jnp.where(top > 0, top, 1)  # fourth powers would overflow
   second = jnp.mean(off**2, axis=(1, 2))
   fourth = jnp.mean(off**4, axis=(1, 2))
   return fourth / jnp.where(second > 0, second, 1) ** 2

@@ -50,6 +50,7 @@ def spread(
   if not relative:
     return gap
   size = _norm(a)
+  # gap + inf, not inf: a NaN in the gap stays one.
   undefined = jnp.where(gap == 0, jnp.zeros_like(gap), gap + jnp.inf)
   return jnp.where(size == 0, undefined, divide(gap, size))
 

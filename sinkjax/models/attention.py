@@ -58,6 +58,7 @@ def causal_mask(
     mask &= t - s < window
   mask = mask[None, None]
   if valid is not None:
+    # Padding sees itself: a row with no key at all would be NaN.
     mask = (mask & valid[:, None, None, :]) | (s == t)[None, None]
   return mask
 
@@ -82,6 +83,7 @@ def mask_of(cfg: ModelConfig, ctx: Context, layer: Layer) -> Array:
   """[B or 1, 1, T, S] this layer's mask: local or global."""
   if not any(cfg.local_layers):
     return ctx.mask
+  # `layer` is traced under scan, so both masks exist and one is chosen.
   local = jnp.asarray(cfg.local_layers)[layer]
   return jnp.where(local, ctx.local_mask, ctx.mask)
 
@@ -102,6 +104,7 @@ def rms_normalize(x: Array, eps: float) -> Array:
   """`x / sqrt(mean(x^2) + eps)` over the last axis, in float32 at least."""
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   wide = x.astype(dtype)
+  # The mean of squares in half precision would lose small entries.
   square = jnp.mean(wide * wide, axis=-1, keepdims=True)
   return wide * jax.lax.rsqrt(square + eps)
 
@@ -152,6 +155,7 @@ class HeadNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T N K"]) -> Float[Array, "B T N K"]:
+    # Fresh norms multiply by one, also where an offset is added to the scale.
     init = nn.initializers.constant(1.0 - self.cfg.norm_offset)
     scale = self.param("scale", init, (x.shape[-1],))
     normed = rms_normalize(x, self.cfg.norm_eps)
@@ -222,6 +226,7 @@ class Attention(nn.Module):
     self.sinks = None
     if cfg.sink_logit:
       self.sinks = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,))
+    # 0.02 as for embeddings, whose place these learned keys and values take.
     small, each = nn.initializers.normal(0.02), (cfg.n_kv_heads, cfg.head_dim)
     if cfg.attn_bias in ("k", "kv"):
       self.k_bias = self.param("k_bias", small, each)
@@ -313,6 +318,7 @@ class Attention(nn.Module):
       scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
     scores_BxHxTxS = tap("scores", scores)
     normalize = normalizers.NORMALIZERS[cfg.normalizer]
+    # `ModelConfig` allows sink logits with a softmax only.
     if sink_logits is not None:
       normalize = functools.partial(normalizers.softmax, sinks=sink_logits)
     pattern = normalize(scores_BxHxTxS, mask)
@@ -322,6 +328,7 @@ class Attention(nn.Module):
     z = mixture(pattern, v)
     z = z.reshape(batch, length, cfg.n_heads, cfg.head_dim)
     if cfg.attn_bias in ("kv", "v"):
+      # "v" adds its value whole; "kv" weighs it by what its key took.
       value = jnp.repeat(self.v_bias, cfg.group_size, axis=0)
       value = align(value, z).astype(z.dtype)
       if cfg.attn_bias == "kv":
@@ -340,6 +347,8 @@ class Attention(nn.Module):
     tap: Tapper,
   ) -> Float[Array, "B T H K"]:
     """`score` and `attend` in one kernel, where no tap stands between."""
+    # A mask is built only where it must be: kernels know causality and, if
+    # every layer has it, the window.
     cfg, mask, window = self.cfg, None, None
     if any(cfg.local_layers) and all(cfg.local_layers):
       window = cfg.window

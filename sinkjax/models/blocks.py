@@ -124,6 +124,7 @@ class Block(nn.Module):
     self, pre: Residual | None, z: Float[Array, "#B #T H K"], tap: Tapper
   ) -> Float[Array, "#B #T D"]:
     """z -> the attention's raw output; `resid_pre` is read by gates alone."""
+    # Read again rather than kept: with no gate `pre` need not be given.
     gated = self.cfg.gate in ("head", "element")
     return self.attn.project_out(z, self.read(pre, tap) if gated else None)
 
@@ -165,6 +166,7 @@ class Block(nn.Module):
     tap = Tapper(taps, layer)
     pre = tap("resid_pre", x)
     q, k, v = self.qkv(pre, layer, ctx, tap)
+    # A tap at scores or pattern needs the einsum path, where they exist.
     if self.cfg.attention == "fused" and tap.blind():
       z = self.attn.fused(q, k, v, ctx, layer, tap)
     else:

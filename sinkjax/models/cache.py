@@ -100,7 +100,7 @@ def split_layers(params: dict[str, Any]) -> dict[str, Any]:
   blocks = params["blocks"]
   if isinstance(blocks, tuple):
     return params
-  count = len(jax.tree.leaves(blocks)[0])
+  count = len(jax.tree.leaves(blocks)[0])  # the layer axis of any leaf
   return {**params, "blocks": tuple(_pick(blocks, i) for i in range(count))}
 
 
@@ -191,6 +191,7 @@ def _walk(
   x = embed(as_layers(cfg, params), tokens, at)
   shared = policy.prepare(cfg, cache.length, steps < count[:, None])
   layers = []
+  # Unrolled, so that each layer's parameters and cache are read where they lie.
   for i in range(cfg.n_layers):
     layer = _pick(params["blocks"], i)
     x, kept = _block(cfg, policy, layer, x, i, cache.layers[i], shared)
@@ -227,15 +228,12 @@ def _block(
 
 
 def _logits(
-  cfg: ModelConfig,
-  params: Params,
-  x: Float[Array, "B T D"],
-  count: Int[Array, "B"],
-  which: str,
+  cfg: ModelConfig, params: Params, x: Array, count: Int[Array, "B"], which: str
 ) -> Float[Array, "B T V"]:
   if which == "none":
     return jnp.zeros((x.shape[0], 0, cfg.vocab_size), x.dtype)
   if which == "last":
+    # Row by row: rows of a batch may have different numbers of real tokens.
     at = jnp.maximum(count - 1, 0)[:, None, None]
     x = jnp.take_along_axis(x, at, axis=1)
   table = params["embed" if cfg.tie_embeddings else "unembed"]

@@ -64,6 +64,7 @@ def _attend(scale: float, window: int | None) -> Callable:
 
 def _spans(length: int, window: int | None) -> list[tuple[int, int, int]]:
   """(first key, first row, row after the last) of every block."""
+  # Blocks of unequal size where BLOCKS does not divide the length.
   count = min(BLOCKS, max(1, length // ROWS))
   edges = [length * i // count for i in range(count + 1)]
   return [
@@ -146,6 +147,7 @@ def _backward(
   batch, heads, group, length, width = q.shape
   d_z = _heads_first(d_out, heads)
   wide = jnp.promote_types(q.dtype, jnp.float32)
+  # rowsum(P dP) = rowsum(dZ Z): no second pass over the pattern is needed.
   along = jnp.sum((d_z * z).astype(wide), axis=-1, keepdims=True)
   d_q, d_k, d_v, d_sinks = [], [], [], 0.0
   spans = _spans(length, window)
@@ -168,7 +170,7 @@ def _backward(
   ]
   d_mask = None
   if mask is not None:
-    d_mask = np.zeros(mask.shape, jax.dtypes.float0)
+    d_mask = np.zeros(mask.shape, jax.dtypes.float0)  # booleans have no slope
   if sinks is not None:
     d_sinks = d_sinks.astype(sinks.dtype)
   return (

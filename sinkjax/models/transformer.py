@@ -48,6 +48,7 @@ class Transformer(nn.Module):
     small = nn.initializers.normal(cfg.init_std or 0.02)
     table = self.param("embed", small, (cfg.vocab_size, cfg.d_model))
     x = table[tokens].astype(cfg.dtype)
+    # In the compute dtype, as the weights were trained: Gemma rounds its scale.
     x = x * jnp.asarray(cfg.embed_scale, x.dtype)
     if cfg.positions == "learned":
       shape = (cfg.max_len, cfg.d_model)
@@ -59,6 +60,7 @@ class Transformer(nn.Module):
     if cfg.remat != "none":
       kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
       policy = kept if cfg.remat == "dots" else None
+      # Within a scan no common subexpression can undo it, see jax.checkpoint.
       block = nn.remat(Block, policy=policy, prevent_cse=not cfg.scan_layers)
     scan = nn.scan(
       block,
@@ -88,7 +90,7 @@ def logits_of(
     x: [B, T, D].
     table: the parameter "embed" [V, D] where it is tied, else "unembed" [D, V].
   """
-  rows = x.reshape(-1, cfg.d_model)
+  rows = x.reshape(-1, cfg.d_model)  # one product of two matrices: fast on CPU
   if cfg.tie_embeddings:
     logits = jnp.einsum("rd,vd->rv", rows, table.astype(x.dtype))
   else:

@@ -173,6 +173,7 @@ def limits(ax: Any, values: np.ndarray, log: bool = False) -> None:
   if not log:
     ax.set_ylim(0, high * 1.06)
     return
+  # A decade at least: matplotlib labels few ticks, or none, of less.
   wider = 1.25 * max(1.0, np.sqrt(10 * low / high))
   ax.set_yscale("log")
   ax.set_ylim(low / wider, high * wider)

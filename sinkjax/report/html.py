@@ -137,6 +137,7 @@ def _table(table: Table) -> dict[str, Any]:
 
 def _aligned(column: Sequence[float | None]) -> list[str]:
   """Floats with as many decimals as give the largest 4 digits."""
+  # Decimals of the largest: columns line up, and no digit is invented.
   largest = max(abs(cell) for cell in column if cell is not None)
   if not 1e-2 <= largest < 1e7:
     return [show(cell) for cell in column]

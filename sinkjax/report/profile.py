@@ -49,6 +49,7 @@ def head_rows(profile: SinkProfile) -> tuple[list[str], list[list[Any]]]:
   for metric in registry.shown_in("summary"):
     if metric.by_head and metric.axes in ("L H", "L N"):
       mean = profile.mean(metric.name)
+      # A KV head's value stands in the rows of all its query heads.
       columns[metric.name] = np.repeat(mean, heads // mean.shape[1], axis=1)
   header = ["layer", "head", *columns, "first_token_id"]
   first = profile.first_token()
@@ -77,7 +78,7 @@ def draw(
   """
   alpha = profile.mean("alpha")
   ranked = profile.ranked_heads()
-  many = min(4, len(ranked) // 2) or 1
+  many = min(4, len(ranked) // 2) or 1  # two rows of at most four maps
   first = tokens[0] if profile.first_token() is not None else ""
   chosen = ranked[:many] + ranked[-many:]
   makers = {

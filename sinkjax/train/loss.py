@@ -166,6 +166,7 @@ def loss_of(
     nats = next_token_nats(out.logits, batch["tokens"], batch["weights"])
     if sink is None:
       return nats
+    # Times the targets, as nats are sums over them: parts of a batch add up.
     off = out.trace["sink_target"].astype(nats.nats.dtype) - sink.mass
     penalty = sink.weight * jnp.mean(jnp.square(off))
     return nats._replace(penalty=penalty * nats.targets)
@@ -192,7 +193,7 @@ def _disturbed(
 ) -> Callable:
   """The model with noise in its embeddings."""
   shape = (*batch["tokens"].shape, fn.cfg.d_model)
-  if not noise.adversarial:
+  if not noise.adversarial:  # only the direction counts, `Along` scales it
     way = jax.random.normal(key, shape)
   else:
 

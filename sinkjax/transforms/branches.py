@@ -86,6 +86,7 @@ def split_endings(
   """
   wholes = [encode(context + ending) for ending in endings]
   shared = 0
+  # Up to the shortest: a context may end inside the first token of an ending.
   for column in zip(encode(context), *wholes, strict=False):
     if len(set(column)) > 1:
       break

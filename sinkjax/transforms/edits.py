@@ -38,7 +38,7 @@ def _applies(layers: Any, layer: Layer) -> Array | bool:
 
 
 def _select(layers: Any, layer: Layer, edited: Array, value: Array) -> Array:
-  if layers is None:
+  if layers is None:  # no select: an edit of all layers costs nothing extra
     return edited
   return jnp.where(_applies(layers, layer), edited, value)
 
@@ -175,6 +175,7 @@ class Knockout:
     """The same for query rows from `start` on."""
     queries, keys = scores.shape[-2:]
     t, s = start + jnp.arange(queries)[:, None], jnp.arange(keys)[None]
+    # t != s: the key sees itself, so that no row is left without a key.
     hidden = (s == self.key) & (t != s) & (layer >= self.from_layer)
     hidden = hidden[None, None]
     if self.heads is not None:
@@ -321,6 +322,7 @@ def ablate_heads(heads: Any, *, mean: Any = None) -> AblateHeads:
   Raises:
     ValueError: for concrete `heads` that are not [L, H].
   """
+  # A JAX array is not checked: it may have an axis that vmap takes away.
   if isinstance(heads, (list, np.ndarray)) and np.ndim(heads) != 2:
     raise ValueError(f"heads must be [L, H] bool, got {np.shape(heads)}")
   return AblateHeads(heads, mean)

@@ -147,6 +147,7 @@ def _estimate(squares: Float[np.ndarray, "R C P"]) -> Estimate:
   samples = squares.shape[-1]
   norms = np.sqrt(squares.mean(axis=-1))
   error = squares.std(axis=-1, ddof=1) / np.sqrt(samples)
+  # Delta method: d sqrt(m) = dm / (2 sqrt(m)); an exact zero has no error.
   stderr = error / (2 * np.where(norms > 0, norms, 1))
   return Estimate(norms, stderr, samples)
 
@@ -172,6 +173,7 @@ def _squares(tangents: Float[Array, "W D S M"]) -> Float[Array, "W S M"]:
 
 def _chunk(cfg: ModelConfig, length: int, layers: int, budget: int) -> int:
   """How many vectors go forward and back together within the budget."""
+  # Twice a push: the backward pass keeps what the forward pass computed.
   column = 2 * Costs(cfg, length, layers).column(folded=False)
   return max(1, int(budget // column))
 
@@ -372,6 +374,7 @@ def _iterate(
       norm = jnp.linalg.norm(w)
       return jnp.where(norm > 0, w / jnp.where(norm > 0, norm, 1), v)
 
+    # The last iteration is left for the value and its residual.
     v = jax.lax.fori_loop(0, iterations - 1, step, v)
     w = back_and_forth(v)
     square = jnp.vdot(v, w)

@@ -222,6 +222,7 @@ def _exact_norms(
     devices=len(devices or [0]),
   )
   report({"plan": plan})
+  # None is the target; per layer the target is the last of them.
   places = [layer for layer, _ in engine.steps] if per_layer else [None]
   maps = {place: NormMap(norm, engine.length, many) for place in places}
 

@@ -115,6 +115,8 @@ class Engine:
     self.length = tokens.shape[1]
     self.ctx, positions = context_of(cfg, tokens, positions)
     x = enter(layers, tokens, positions, self.edits)
+    # [1, T, D] before each layer: small beside the tangents, and every block
+    # of them needs it.
     self.entering: dict[int, Array] = {}
     last = self.steps[-1][0] if self.steps else -1
     stop = cfg.n_layers if self.final else last
@@ -182,7 +184,7 @@ class Engine:
       tangents = _by_source(d_x, plan)
       consume(block, None, tangents)
       check.add(block, directions, tangents)
-      if stop < many:
+      if stop < many:  # a source is complete with its last directions only
         continue
       pending += block.sources[: block.real]
       if block is blocks[-1] or time.monotonic() - since > CHECK_EVERY:
@@ -199,6 +201,7 @@ class Engine:
     fold = self._fold(plan, layer, segment, args) if plan.folded else None
     if fold is not None:
       return push_folded(self.cfg, fold, d_x, first=first)
+    # The layer itself acts on all tokens; tokens before `first` are constant.
     full = jnp.pad(d_x, [(first, 0), (0, 0), (0, 0)])
     return push_directly(*args, full, segment=segment)[first:]
 
@@ -211,6 +214,7 @@ class Engine:
     fold = fold_layer(*args, segment=segment)
     if not float(fold.error) < _FOLDED[self.cfg.dtype]:
       fold = None
+    # That a layer cannot be folded is remembered even where nothing is kept.
     if fold is None or len(self._kept) < plan.kept:
       self._kept[layer] = fold
     return fold

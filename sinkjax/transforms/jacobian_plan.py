@@ -146,6 +146,8 @@ def make_plan(
   """
   costs = Costs(cfg, length, layers)
   best, least = None, math.inf
+  # A smaller window wastes fewer pushes on tokens before the source, and has
+  # one more starting point to compile.
   for window in sorted({-(-length // n) for n in WINDOWS}):
     for plan in _candidates(costs, columns, many, window, budget, devices):
       starts = len({column // window for column in columns})
@@ -236,6 +238,7 @@ def blocks_of(columns: Sequence[int], many: int, plan: Plan) -> Iterator[Block]:
   for first, members in groups.items():
     for at in range(0, len(members), plan.sources):
       part = members[at : at + plan.sources]
+      # Blocks of one shape compile once: the last is filled with copies.
       full = part + [part[-1]] * (plan.sources - len(part))
       for start in range(0, many, plan.directions):
         yield Block(first, tuple(full), len(part), start)

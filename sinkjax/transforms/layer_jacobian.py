@@ -107,6 +107,7 @@ def _each_token(
 @jax.jit
 def token_errors(got: ArrayLike, want: ArrayLike) -> Array:
   """How far [T, D] is from what it should be, relative, at each token."""
+  # At each token, so that a small row is not hidden by a large one.
   scale = jnp.linalg.norm(want, axis=-1)
   gap = jnp.linalg.norm(got - want, axis=-1)
   return gap / jnp.where(scale > 0, scale, 1)
@@ -348,6 +349,7 @@ def push_folded(
 def _apply(fold: Fold, d_x: Array, first: int) -> Array:
   if fold.keys is None:
     return _each_token(jnp.dot, [fold.out], first, d_x)
+  # Keys and values once for each source token, whatever the queries do.
   moved = _each_token(jnp.dot, [fold.keys], first, d_x)
   kv, _, _, head_dim = fold.queries.shape
   window, _, many = d_x.shape

@@ -165,6 +165,7 @@ def residual_map(
       x = enter(layers, tokens, positions, mine)
     else:
       x = enter(layers, tokens, positions, edits)
+      # Constants to every derivative, so that none goes through them.
       x = jax.lax.stop_gradient(run(x, edits, 0, source.layer))
     if target.site == "embed":
       return x

@@ -251,9 +251,10 @@ def bootstrap(
     if index is None:
       raise ValueError("bootstrap needs index, the first example's number")
     value, weights = _examples(value, weights, shape)
-    value = jnp.where(weights > 0, value, 0)
+    value = jnp.where(weights > 0, value, 0)  # 0 times NaN would be NaN
     number = index + jnp.arange(value.shape[0])
     draws_PxR = jax.vmap(lambda i: _poisson(key, i, replicates))(number)
+    # Examples left out count 0 times in every replicate.
     draws_PxR = draws_PxR * weights.reshape(-1, 1)
     sums = jnp.einsum("pr,p...->r...", draws_PxR, value, precision="highest")
     new = {

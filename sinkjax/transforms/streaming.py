@@ -23,7 +23,6 @@ from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
 from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block
 from sinkjax.models.layerwise import (
-  Layers,
   Params,
   apply_final_norm,
   as_layers,
@@ -34,6 +33,7 @@ from sinkjax.models.normalizers import MASKED
 from sinkjax.models.positions import rotary_tables
 from sinkjax.models.transformer import check_ids, check_tokens, like_tokens
 from sinkjax.taps import Layer, Tapper, Taps, Trace
+from sinkjax.transforms.chunks import in_chunks, streamed_nll
 from sinkjax.transforms.edits import rows_of
 
 Statistics = tuple[tuple[str, RowStatistic], ...]
@@ -51,13 +51,6 @@ many would save another 1/24.
 BLOCK_BYTES = {"cpu": 1 << 23}
 """Size of a block of scores by backend, which sets the default number of rows:
 on a CPU it should fit the cache, elsewhere fill the device."""
-
-CHUNK = 1024
-"""Tokens that the MLP or the unembedding sees at a time.
-
-Products of that many rows run at the full rate, and the [T, F] and [T, V]
-arrays of a long text never exist.
-"""
 
 
 def rows_mask(
@@ -229,6 +222,7 @@ def _run(
       statistics=statistics,
       block=min(block, length),
     )
+    # Without waiting, layers would be read faster than they are used.
     jax.block_until_ready(x)
     del params  # before the next is asked for: two at a time, where offloaded
     traces.append(trace)
@@ -236,7 +230,9 @@ def _run(
   last = Tapper(taps, cfg.n_layers - 1)
   x = last("final", apply_final_norm(cfg, layers.final_norm(), x))
   trace = {**outside, **trace, **last.trace()}
-  return StreamOutput(trace, _nll(cfg, layers, x, tokens) if nll else None)
+  return StreamOutput(
+    trace, streamed_nll(cfg, layers, x, tokens) if nll else None
+  )
 
 
 def _split(taps: Taps) -> tuple[list, tuple]:
@@ -285,7 +281,7 @@ def _layer(
 
   read = pre if cfg.parallel_residual else mid
   whole = tap.meets("mlp_in", "mlp_act")  # who looks there sees every token
-  out = mlp(read) if whole else _in_chunks(mlp, read)
+  out = mlp(read) if whole else in_chunks(mlp, read)
   return apply(Block.finish, mid, out, tap), {**trace, **tap.trace()}
 
 
@@ -313,30 +309,17 @@ def _attention(
     def body(
       i: Array,
       carry: tuple,
-      first: Layer = first,
+      first: int = first,
       rows: int = rows,
       keys: int = keys,
     ) -> tuple:
       z, states = carry
       start = first + i * rows
-      at_rows = {
-        site: lambda x, n, edit=edit: edit(x, n, start)
-        for site, edit in edits.items()
-      }
-      seen = {site: (site, lambda x: x) for site in ROW_SITES}
-      tap = Tapper(Taps(at_rows, seen), layer)
-      some = jax.lax.dynamic_slice_in_dim(q, start, rows, 1)
-      values, mask = v[:, :keys], rows_mask(cfg, start, rows, keys, layer)
-      new = mix(some, k[:, :keys], values, mask, tap)
-      scores, pattern = (tap.trace()[site] for site in ROW_SITES)
-      logs = None
-      plain = cfg.normalizer == "softmax" and not cfg.sink_logit
-      plain &= cfg.attn_bias not in ("k", "kv")
-      if plain and "pattern" not in edits:
-        logs = _log_softmax(scores, mask)
-      seen = RowBlock(pattern, start, values, logs)
+      new, block = _mix_rows(
+        cfg, mix, (q, k, v), layer, edits, start, rows, keys
+      )
       states = tuple(
-        s.update(state, seen)
+        s.update(state, block)
         for state, (_, s) in zip(states, statistics, strict=True)
       )
       return jax.lax.dynamic_update_slice_in_dim(z, new, start, 1), states
@@ -347,6 +330,36 @@ def _attention(
     name: s.finalize(state, length)
     for state, (name, s) in zip(states, statistics, strict=True)
   }
+
+
+def _mix_rows(
+  cfg: ModelConfig,
+  mix: Callable,
+  qkv: tuple[Array, Array, Array],
+  layer: Layer,
+  edits: Mapping[str, Callable],
+  start: Array | int,
+  rows: int,
+  keys: int,
+) -> tuple[Float[Array, "B T H K"], RowBlock]:
+  """z of some rows, and what statistics see of them."""
+  q, k, v = qkv
+  at_rows = {
+    site: lambda x, n, edit=edit: edit(x, n, start)
+    for site, edit in edits.items()
+  }
+  seen = {site: (site, lambda x: x) for site in ROW_SITES}
+  tap = Tapper(Taps(at_rows, seen), layer)
+  some = jax.lax.dynamic_slice_in_dim(q, start, rows, 1)
+  values, mask = v[:, :keys], rows_mask(cfg, start, rows, keys, layer)
+  z = mix(some, k[:, :keys], values, mask, tap)
+  scores, pattern = (tap.trace()[site] for site in ROW_SITES)
+  # The scores give the logarithms of the weights only where the weights are
+  # the softmax of the scores and of nothing else.
+  plain = cfg.normalizer == "softmax" and not cfg.sink_logit
+  plain &= cfg.attn_bias not in ("k", "kv") and "pattern" not in edits
+  logs = _log_softmax(scores, mask) if plain else None
+  return z, RowBlock(pattern, start, values, logs)
 
 
 def _log_softmax(scores: Array, mask: Array) -> Array:
@@ -374,78 +387,3 @@ def _pieces(
     for a, b in zip([0, *ends], ends, strict=False)
   ]
   return pieces + ([(whole * block, 1, rest, length)] if rest else [])
-
-
-def _in_chunks(fn: Callable, x: Any) -> Any:
-  """`fn` of [B, T, ...] leaves, `CHUNK` tokens at a time."""
-  length = jax.tree.leaves(x)[0].shape[1]
-  count, rest = divmod(length, CHUNK)
-  if not count or length == CHUNK:
-    return fn(x)
-
-  def split(x: Array) -> Array:
-    parts = x[:, : count * CHUNK].reshape(
-      x.shape[0], count, CHUNK, *x.shape[2:]
-    )
-    return jnp.moveaxis(parts, 1, 0)
-
-  def join(parts: Array) -> Array:
-    x = jnp.moveaxis(parts, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-  done = jax.tree.map(join, jax.lax.map(fn, jax.tree.map(split, x)))
-  if not rest:
-    return done
-  last = fn(jax.tree.map(lambda x: x[:, count * CHUNK :], x))
-  return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), done, last)
-
-
-def _nll(
-  cfg: ModelConfig,
-  layers: Layers,
-  x: Float[Array, "B T D"],
-  tokens: Int[Array, "B T"],
-) -> Float[Array, "B"]:
-  """Mean negative log-likelihood, some logits at a time."""
-  if x.shape[1] == 1:
-    return jnp.full(x.shape[:1], jnp.nan)
-  x, targets, first = x[:, :-1], tokens[:, 1:], 0
-  wide = jnp.zeros(targets.shape, jnp.promote_types(x.dtype, jnp.float32))
-  state = (wide - jnp.inf, wide, wide)
-  for kernel in layers.unembedding():
-    state = _add_logits(state, x, targets, kernel, first, cfg=cfg)
-    first += kernel.shape[1]
-    jax.block_until_ready(state)
-    del kernel  # before the next is read
-  top, total, picked = state
-  return jnp.mean(top + jnp.log(total) - picked, axis=-1)
-
-
-@functools.partial(jax.jit, static_argnames="cfg")
-def _add_logits(
-  state: tuple[Array, Array, Array],
-  x: Float[Array, "B T D"],
-  targets: Array,
-  kernel: Array,
-  first: Layer,
-  *,
-  cfg: ModelConfig,
-) -> tuple[Array, Array, Array]:
-  """The online log-sum-exp with some more columns of the logits."""
-
-  def add(args: tuple) -> tuple[Array, Array, Array]:
-    (top, total, picked), x, targets = args
-    logits = jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype))
-    if cfg.logit_softcap is not None:
-      logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
-    logits = logits.astype(top.dtype)
-    new = jnp.maximum(top, jnp.max(logits, axis=-1))
-    more = jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)
-    total = total * jnp.exp(top - new) + more
-    at = targets - first
-    here = (at >= 0) & (at < logits.shape[-1])
-    at = jnp.clip(at, 0, logits.shape[-1] - 1)[..., None]
-    value = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
-    return new, total, jnp.where(here, value, picked)
-
-  return _in_chunks(add, (state, x, targets))

@@ -7,15 +7,9 @@ import pytest
 
 import sinkjax
 from sinkjax.analysis import sensitivity as module
-from sinkjax.analysis.loss_sensitivity import loss_gradient
-from sinkjax.analysis.sensitivity import (
-  Columns,
-  Sensitivity,
-  SensitivityConfig,
-  loss_sensitivity,
-  sensitivity_map,
-  work,
-)
+from sinkjax.analysis.loss_sensitivity import loss_gradient, loss_sensitivity
+from sinkjax.analysis.sensitivity import Columns, Sensitivity, sensitivity_map
+from sinkjax.analysis.sensitivity_config import SensitivityConfig, work
 from sinkjax.analysis.sink_profile import token_nll
 from sinkjax.metrics import spread
 from sinkjax.models.layerwise import InMemory

@@ -8,11 +8,8 @@ import numpy as np
 import pytest
 
 from sinkjax.analysis.over_squashing import FORMS, OverSquashing
-from sinkjax.analysis.sensitivity import (
-  Sensitivity,
-  SensitivityConfig,
-  SensitivityMap,
-)
+from sinkjax.analysis.sensitivity import Sensitivity, SensitivityMap
+from sinkjax.analysis.sensitivity_config import SensitivityConfig
 from sinkjax.report import figures as base
 from sinkjax.report import jacobian as report
 from sinkjax.report import jacobian_figures as figures

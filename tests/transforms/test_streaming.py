@@ -15,7 +15,7 @@ from sinkjax.metrics import rows, sinks
 from sinkjax.metrics.rows import dense
 from sinkjax.models.attention import causal_mask
 from sinkjax.models.layerwise import InMemory
-from sinkjax.transforms import streaming
+from sinkjax.transforms import chunks, streaming
 from sinkjax.transforms.streaming import stream_statistics
 
 VARIANTS = {
@@ -152,7 +152,7 @@ def test_tokens_and_vocabulary_in_pieces(tiny, tokens, monkeypatch):
   cfg = cfg.replace(norm_eps=2e-5)  # a config that nothing compiled
   f = sinkjax.forward(cfg)
   want = token_nll(f(params, tokens).logits, tokens)
-  monkeypatch.setattr(streaming, "CHUNK", 5)
+  monkeypatch.setattr(chunks, "CHUNK", 5)
   monkeypatch.setattr(layerwise, "UNEMBED_COLUMNS", 24)
   got = stream_statistics(f, {})(params, tokens).nll
   np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -7,7 +7,7 @@ from streamed import SOME, STATISTICS, observers, same
 
 import sinkjax
 from sinkjax.analysis.sink_profile import token_nll
-from sinkjax.transforms import streaming
+from sinkjax.transforms import chunks
 from sinkjax.transforms.streaming import stream_statistics
 
 EDITS = {
@@ -89,7 +89,7 @@ def test_observers_outside_the_rows_and_dense_ones(tiny, tokens):
 def test_a_tap_in_the_mlp_sees_every_token(tiny, tokens, monkeypatch, site):
   """Though the MLP takes a long text in chunks."""
   params, cfg = tiny
-  monkeypatch.setattr(streaming, "CHUNK", 5)
+  monkeypatch.setattr(chunks, "CHUNK", 5)
 
   def turned(x, layer):
     return x[:, ::-1] - x.mean(axis=1, keepdims=True)

@@ -29,6 +29,7 @@ def attacked_layers(cfg: ModelConfig, site: str) -> np.ndarray:
   if site == "embed":
     return np.ones(1, bool)
   if site == "resid_post":
+    # One layer alone: a shift in every layer would compound.
     return np.arange(cfg.n_layers) == cfg.n_layers // 2
   return np.ones(cfg.n_layers, bool)
 
@@ -80,6 +81,8 @@ class Clip:
     limit = jnp.asarray(self.limit, value.dtype)[layer]
     limit = limit.reshape(1, -1, *[1] * (value.ndim - 2))
     axes = tuple(range(2, value.ndim))
+    # Squares, and a root only where it is needed: the norm of zero has no
+    # derivative.
     square = jnp.sum(value * value, axis=axes, keepdims=True)
     over = square > limit * limit
     factor = limit * jax.lax.rsqrt(jnp.where(over, square, 1))

@@ -106,9 +106,11 @@ def ascend(
 
   def step(shift: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
     value, gradient = slope(shift)
+    # Unit vectors: the norm of a gradient says nothing of how far to go.
     new = onto(unit(shift) + unit(gradient), radius)
     return new, (new, value)
 
+  # From no shift, so that the first step is the plain gradient attack.
   start = jnp.zeros((len(radius), *shape), radius.dtype)
   last, (shifts, values) = jax.lax.scan(step, start, None, length=steps)
   return shifts, jnp.append(values[1:], objective(last))
@@ -151,6 +153,7 @@ def look(f: Callable, params: Any, tokens: Array, start: int) -> Seen:
     "mass": ("pattern", lambda p: jnp.mean(p[:, :, start:, 0], axis=-1)),
   }
   out = capture(f, watch)(params, tokens)
+  # Divergences of 1e-6 are lost in half precision.
   wide = jnp.promote_types(out.logits.dtype, jnp.float32)
   logs = jax.nn.log_softmax(out.logits[:, start:-1].astype(wide))
   return Seen(logs, out.trace["last"][-1], out.trace["mass"])
@@ -225,6 +228,7 @@ def text_rows(
     if len(ids) >= tokens:
       seen[text.domain] = seen.get(text.domain, 0) + 1
       found.append((seen[text.domain], ids[:tokens], text.origin))
+  # The first of every domain, then the second: few texts are of many domains.
   found = sorted(found, key=lambda x: x[0])[:count]
   if len(found) < 2:
     raise ValueError(
@@ -244,6 +248,7 @@ def places(tokens: int) -> dict[str, int]:
   """
   if tokens < 12:
     raise ValueError(f"tokens must be at least 12, got {tokens}")
+  # All perturbed positions come before all measured ones.
   half = tokens // 2
   return {"sink": 0, "next": 1, "middle": half // 2, "last": half - 1}
 
@@ -283,6 +288,7 @@ def noise(
   """
   direction = rng.normal(size=embed.shape)
   direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+  # Relative to each token's own embedding, whose norms differ.
   size = np.zeros((len(embed), 1))
   size[list(spots), 0] = share * np.linalg.norm(embed[list(spots)], axis=1)
   return direction * size
@@ -320,6 +326,8 @@ def perturbed_rows(
       names.append((NOISE, name))
   for name, at in swapped.items():
     for candidate in candidates:
+      # Noise and swaps are rows of one batch: a swap adds nothing, noise swaps
+      # nothing.
       row = ids.copy()
       row[at] = candidate
       rows.append(row)

@@ -40,5 +40,6 @@ def batches(
   [(0, 4, (4, 3)), (4, 1, (4, 3))]
   """
   for start in range(0, len(ids), batch):
+    # np.resize repeats the rows, so the filling is text like any other.
     part = ids[start : start + batch]
     yield start, len(part), np.resize(part, (batch, ids.shape[1]))

@@ -89,6 +89,8 @@ def _claim(
     less: whether the sink's is claimed to be smaller, not larger.
   """
   one = {name: Mean.read(mean) for name, mean in contrast.items()}
+  # The second token decides: it is as far from the measured tokens, and like
+  # the sink it has hardly anything before it.
   near = one["next"].scaled(-1 if less else 1)
   low, high = sorted((near.low, near.high))
   return Claim(

@@ -49,6 +49,7 @@ def radii(
   """
   own = size[:, list(at)].T
   same = np.broadcast_to(np.median(size, axis=1), own.shape)
+  # Layers that are not attacked get a radius of zero, so shapes stay.
   return share * np.stack([own, same]) * chosen
 
 
@@ -76,7 +77,9 @@ def attacker(cfg: ModelConfig, site: str, config: Config) -> Callable:
       return nats(edited(shift), params, tokens, start)[0]
 
     shifts, values = ascend(objective, radius, shape, steps=config.steps)
+    # The control: what a shift of this norm does without knowing the loss.
     noise = jax.random.normal(key, shifts.shape[1:], shifts.dtype)
+    # The best step, not the last: the loss is not convex, and may fall.
     tried = jnp.stack(
       [onto(noise, radius), shifts[0], shifts[jnp.argmax(values)]]
     )
@@ -87,6 +90,7 @@ def attacker(cfg: ModelConfig, site: str, config: Config) -> Callable:
       found = effect(clean, seen, after, eps=config.eps)
       return jax.tree.map(lambda x: x[0], found)
 
+    # A map, not vmap: the logits of one run at a time are enough memory.
     return jax.lax.map(measure, tried), tried
 
   @jax.jit
@@ -94,6 +98,7 @@ def attacker(cfg: ModelConfig, site: str, config: Config) -> Callable:
     params: Any, ids: Array, at: Array, radius: Array, keys: Array
   ) -> tuple[Effect, Array]:
     tokens = ids[None]
+    # Once for all positions, which are compared with the same clean run.
     clean = look(f, params, tokens, start)
     each = jax.vmap(one, in_axes=(None, None, None, 0, 0, 0))
     return each(params, tokens, clean, at, radius, keys)
@@ -110,6 +115,7 @@ def replacer(cfg: ModelConfig, config: Config) -> Callable:
 
   @jax.jit
   def replace(params: Any, ids: Array, rows: Array) -> Effect:
+    # Inserted tokens move the measured ones, which must stay the same ones.
     more = rows.shape[1] - len(ids)
     clean = look(f, params, ids[None], start)
     seen = look(f, params, rows, start + more)
@@ -157,9 +163,11 @@ def measure(
   ids, origins = text_rows(
     subject, texts, config.texts, config.tokens, config.seed
   )
+  # The same tokens in every text and place, so that places are comparable.
   candidates = np.random.default_rng(config.seed).choice(
     subject.cfg.vocab_size, config.candidates, replace=False
   )
+  # One compilation for each site; texts and radii are its arguments.
   attackers = {site: attacker(subject.cfg, site, config) for site in SITES}
   replace = replacer(subject.cfg, config)
   sizes, step = norms_of_texts(subject, ids), Steps(progress, 10 * len(ids))
@@ -201,6 +209,7 @@ def _norms(
   """[S, C] norm of each position over the text's median, mean of layers."""
   found = []
   for site in SITES:
+    # Layers differ in scale by orders of magnitude: ratios first, then means.
     ratio = size[site] / np.median(size[site], axis=1, keepdims=True)
     ratio = ratio[attacked_layers(cfg, site)][:, list(at.values())]
     found.append(ratio.mean(axis=0))
@@ -218,6 +227,7 @@ def _gradients(
 ) -> Iterator[np.ndarray]:
   """[C, 3, measures] of one text, for every site and norm."""
   where = jnp.asarray(list(at.values()))
+  # Noise of its own for each text and place, the same at every site.
   keys = jax.random.split(
     jax.random.fold_in(jax.random.key(config.seed), number), len(at)
   )

@@ -70,6 +70,7 @@ def _gradient(values: np.ndarray, names: list[str]) -> bytes:
       for column, site in enumerate(SITES):
         ax = axes[row, column]
         for k, (kind, color) in enumerate(COLORS.items()):
+          # A divergence that rounding made 0 is drawn at the floor of `logs`.
           kl = values[:, column, row, :, k, KL]
           ax.plot(x, np.exp(logs(kl)).T, color=color, lw=0.5, alpha=0.3)
           label = LABELS[kind] if ax is axes[0, 0] else None
@@ -93,6 +94,8 @@ def _swaps(swaps: np.ndarray, names: list[str]) -> bytes:
     axes = figure.subplots(1, 2, sharey=True)
     for ax, way, values in zip(axes, Way, swaps.swapaxes(0, 1), strict=True):
       kl = values[..., KL]
+      # Sideways, so that dots do not hide each other; a seed keeps the file the
+      # same.
       shift = rng.uniform(-0.16, 0.16, kl.shape)
       at = np.broadcast_to(x[None, :, None], kl.shape) + shift
       look = {"s": 5, "lw": 0, "alpha": 0.4, "color": REST}

@@ -27,6 +27,7 @@ def contrast(kl: np.ndarray) -> dict[str, Mean]:
 
 def worst_of(swaps: np.ndarray) -> np.ndarray:
   """The candidate that raises the loss most, from [..., candidates, M]."""
+  # As an attacker would choose, who knows the loss; KL is only reported.
   worst = swaps[..., MEASURES.index("loss")].argmax(axis=-1)
   picked = np.take_along_axis(swaps, worst[..., None, None], axis=-2)
   return picked[..., 0, :]
@@ -53,6 +54,7 @@ def result_of(
     gradient[..., list(Kind).index(kind), kl]
     for kind in (Kind.ONE_STEP, Kind.SEVERAL_STEPS)
   )
+  # Divergences spread over decades, so means are of logarithms.
   mean, worst = (np.exp(logs(swaps[..., kl]).mean(axis=-1)), worst_of(swaps))
   contrasts = {
     f"{site}, {norm}": contrast(best[:, s, n])

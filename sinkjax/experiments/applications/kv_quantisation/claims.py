@@ -102,6 +102,7 @@ def _keep_sink(
 ) -> Claim:
   """Keeping the first token helps, and more than keeping the control does."""
   sink = loss[Kept.SINK]
+  # Any token in full precision helps a little: it must help more.
   gain, more = (
     mean_of(loss[kept] - sink) for kept in (Kept.NOTHING, Kept.CONTROL)
   )
@@ -124,6 +125,7 @@ def _keep_sink(
 
 def _most_of_loss(bits: int, loss: Losses) -> Claim:
   none, sink = loss[Kept.NOTHING], loss[Kept.SINK]
+  # Linear in each text, so an interval over texts is that of a mean.
   half = mean_of(none - sink - none / 2)
   return Claim(
     "most_of_loss",

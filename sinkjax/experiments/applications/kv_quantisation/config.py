@@ -51,12 +51,16 @@ class Config:
 
   count: int = 6
   tokens: int = 128
+  # Kept apart: ranges must not be those of the texts that are measured.
   calibrating: int = 8
   bits: tuple[int, ...] = (8, 4, 3, 2)
+  # As in KIVI (2402.02750).
   group: int = 32
   widths: tuple[tuple[int, int], ...] = ((8, 8), (4, 8), (4, 4))
+  # The neighbour: nearly as early as the first token, but no sink.
   control: int = 1
   layer_texts: int = 16
+  # 4 bits cost little whatever is kept, 2 bits cost whole nats.
   claim_bits: int = 3
   batch: int = 8
   seed: int = 0

@@ -63,6 +63,7 @@ def measure(
   """
   config.check()
   calibrating, held = split(subject, config, texts)
+  # Single layers and sites take many settings, so fewer texts.
   some = held[: config.layer_texts]
   limits = _calibrate(subject, config, calibrating)
   kv = kv_settings(subject, config)
@@ -73,6 +74,7 @@ def measure(
   step = Steps(progress, total + single * _count(some, config))
   cost_of = meter(subject, config, step)
   whole, found = cost_of(held, {**kv, **linear})
+  # Single layers are looked at where keeping the token matters most.
   telling = _most_telling({key: found[key] for key in kv})
   layers = layer_settings(subject, config, *telling)
   measured = Measured(
@@ -120,6 +122,7 @@ def _calibrate(subject: Subject, config: Config, ids: np.ndarray) -> Limits:
     return capture(f, range_observers(keep))(params, ids).trace
 
   found = {}
+  # The kept token does not count in the range, so ranges depend on it.
   for kept, keep in positions_of(config).items():
     parts = [
       look(subject.params, jnp.asarray(part), jnp.asarray(keep))
@@ -137,6 +140,7 @@ def _most_telling(found: Mapping[Kv, Cost]) -> tuple[Layout, int]:
     none, sink = (
       found[key._replace(kept=kept)].loss for kept in (Kept.NOTHING, Kept.SINK)
     )
+    # In nats, not as a share: a share of a small loss is mostly noise.
     gains[key.layout, key.bits] = float(np.mean(none - sink))
   return max(gains, key=gains.get)
 
@@ -148,6 +152,7 @@ def meter(subject: Subject, config: Config, step: Steps) -> Callable:
   gain by being kept themselves. Compiled once for each kind of edit; the whole
   model's logits are computed once for each batch.
   """
+  # The prediction made at a kept token would be better for it alone.
   f, after = forward(subject.cfg), config.control + 1
 
   def nll(logs: Array, ids: Array) -> Array:
@@ -178,6 +183,7 @@ def meter(subject: Subject, config: Config, step: Steps) -> Callable:
       for key, (params, edits) in settings.items():
         out = each(params, jnp.asarray(rows), logs, edits)
         ours, kl = (np.asarray(x, np.float64)[:count] for x in out)
+        # Paired by text: the spread of the texts' own losses cancels.
         parts[key].append((ours - wholes[-1], kl))
         step()
     return np.concatenate(wholes), {

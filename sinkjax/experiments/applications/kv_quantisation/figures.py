@@ -54,6 +54,7 @@ def draw(result: Result) -> dict[str, bytes]:
 
 def _loss_axis(ax: Any, linear: float) -> None:
   """Linear up to a number, then by decades."""
+  # 8 bits cost about nothing, of either sign, and 2 bits several nats.
   ax.set_yscale("symlog", linthresh=linear, linscale=0.6)
   ax.yaxis.set_major_formatter("{x:g}")
   ax.axhline(0, color=MUTED, lw=0.8)
@@ -105,6 +106,7 @@ def _bars(rows: list[dict[str, Any]]) -> bytes:
     return row["weight_bits"], row["activation_bits"], row["ranges"]
 
   groups = list(dict.fromkeys(map(group, rows)))
+  # The most precise first, as the eye reads from the top.
   groups.sort(key=lambda x: (-x[0], -x[1]))
   with drawing(7.4, 0.44 * len(groups) + 1.3) as figure:
     ax = figure.add_subplot()

@@ -64,6 +64,7 @@ def share_recovered(nothing: np.ndarray, kept: np.ndarray) -> float | None:
   >>> share_recovered(np.array([1.0, 1.5, 2.0]), np.array([0.5, 0.5, 0.5]))
   0.6666666666666666
   """
+  # A ratio whose denominator may be zero has no use.
   lost = mean_of(nothing)
   return None if lost.low <= 0 else float(np.mean(nothing - kept) / lost.value)
 
@@ -128,6 +129,7 @@ def _arrays(config: Config, measured: Measured) -> dict[str, np.ndarray]:
   found = {"whole": measured.whole}
   shape = (len(Layout), len(config.bits), len(Kept), -1)
   for what in Cost._fields:
+    # Dicts keep the order of the settings, which is that of the axes.
     kv, layers = (
       [getattr(x, what) for x in some.values()]
       for some in (measured.kv, measured.layers)

@@ -84,6 +84,7 @@ def kv_edits(
   layers: np.ndarray,
 ) -> dict[str, Any]:
   """Edits that round keys and values."""
+  # Arrays, not numbers: one compiled model serves all bits, tokens, layers.
   bits = jnp.asarray(bits, jnp.float32)
   where = {"keep": jnp.asarray(keep), "layers": jnp.asarray(layers)}
   if layout in (Layout.TOKEN, Layout.TENSOR):
@@ -91,6 +92,7 @@ def kv_edits(
   value = Quantize(bits, **where, per="token")
   group = config.group if layout == Layout.CHANNEL else None
   key = Quantize(bits, **where, per="channel", group=group)
+  # Without rotation, keys before it are the keys themselves.
   if layout == Layout.UNROTATED and subject.cfg.positions == "rope":
     key = before_rotation(subject.cfg, key, np.arange(config.tokens))
   return {"k": key, "v": value}
@@ -117,6 +119,7 @@ def _input_edits(
     ranges=ranges,
     keep=jnp.asarray(keep),
     layers=layers,
+    # Dynamic ranges are of the text at hand, and take no limits.
     limits=limits if ranges == STATIC else None,
   )
 
@@ -126,6 +129,7 @@ def linear_settings(
 ) -> dict[Linear, Setting]:
   """Weights alone, then every range, pair of widths and kept token."""
   layers = jnp.arange(subject.cfg.n_layers)
+  # Rounded once for each width, not for each setting that uses it.
   rounded = {
     bits: jax.jit(quantize_weights)(subject.params, float(bits))
     for bits in sorted({weights for weights, _ in config.widths})
@@ -162,6 +166,7 @@ def site_settings(
 ) -> dict[Site, Setting]:
   """Activations at single sites, with nothing and with the sink kept."""
   layers = jnp.arange(subject.cfg.n_layers)
+  # The other sites round in no layer: one structure of edits, one program.
   none, keep = jnp.full_like(layers, NOWHERE), positions_of(config)
   found = {}
   for site in INPUTS:

@@ -105,6 +105,7 @@ def _better_than(result: Result, other: Ranking) -> Claim:
     ),
   }[other]
   shares = list(result.config.shares)
+  # Few heads removed cost nothing in any order: compare where it matters.
   at = shares.index(MORE) if MORE in shares else len(shares) - 1
   own, theirs = (_loss(result, x, at) for x in (Ranking.NONSINK, other))
   gap = mean_of(theirs - own)

@@ -80,6 +80,8 @@ def measure(
     (rankings and seeds) twice, and five for each threshold.
   """
   config.check()
+  # Ranked on other texts: the loss of a choice made on the same would be too
+  # low.
   ranking, held = split(subject, config, texts)
   seen = _look(subject, ranking, config.batch)
   scores = scores_of(subject.params, seen)
@@ -92,12 +94,14 @@ def measure(
   quality = Meter(subject, held, config.batch, step)
   mean = jnp.asarray(seen.mean, jnp.float32)
   heads = jnp.zeros(scores.output.shape, bool)
+  # Through the same edit with no head chosen: one program, one rounding.
   plain = quality({"z": AblateHeads(heads, 0 * mean)})
   removed = {}
   for name, order in orders.items():
     for share in config.shares:
       chosen = jnp.asarray(lowest(order, round(share * order.size)))
       for output in OUTPUTS:
+        # A head that adds a constant costs nothing if the constant stays.
         value = mean if output == "mean" else 0 * mean
         edits = {"z": AblateHeads(chosen, value)}
         removed[name, share, output] = quality(edits)
@@ -131,6 +135,7 @@ def _look(subject: Subject, ids: np.ndarray, batch: int) -> Seen:
   f = jax.jit(capture(forward(subject.cfg), observers()))
   parts = [
     jax.tree.map(np.asarray, f(subject.params, jnp.asarray(part)).trace)
+    # Even parts, at most two shapes: means weigh every text the same.
     for part in np.array_split(ids, -(-len(ids) // batch))
   ]
   return seen_of(jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts))
@@ -178,6 +183,7 @@ class Meter:
       params: Any, ids: Array, edits: dict[str, Any]
     ) -> tuple[Array, Array, Array]:
       g = intervene(f, edits)
+      # Observing the pattern costs a forward pass's memory: only where asked.
       if set(edits) & {"scores", "pattern"}:
         g = capture(g, {"cut": ("pattern", _cut)})
       out = g(params, ids)
@@ -202,6 +208,7 @@ class Meter:
     for start, count, rows in batches(self._ids, self._batch):
       mine = of_batch(edits, start, self._batch)
       out = self._each(self._params, jnp.asarray(rows), mine)
+      # The filling of the last batch is dropped here.
       parts.append([np.asarray(x, np.float64)[:count] for x in out])
     self._step()
     return Quality(*map(np.concatenate, zip(*parts, strict=True)))
@@ -228,6 +235,7 @@ def _skip(
     Skip.PREDICTED: quality({"scores": SkipPredicted(at, level)}),
   }
   shape = (cfg.n_layers, len(held), cfg.n_heads, held.shape[1])
+  # One draw for all thresholds: a larger share contains the smaller.
   drawn = np.random.default_rng(config.seed).random(shape)
 
   def at_random(like: Skip, weight: float) -> Quality:
@@ -236,6 +244,7 @@ def _skip(
 
     def rows(edits: dict[str, Any], start: int, batch: int) -> dict[str, Any]:
       mine = chosen[:, start : start + batch]
+      # Up to the one shape of a batch; padded texts are dropped later.
       mine = np.pad(mine, [(0, 0), (0, batch - mine.shape[1]), (0, 0), (0, 0)])
       edit = edits["pattern"]
       return {"pattern": dataclasses.replace(edit, chosen=jnp.asarray(mine))}
@@ -261,6 +270,7 @@ def _times(
 ) -> Timed:
   """Seconds of smaller models, and the loss of those with equal layers."""
   params, cfg = subject.params, subject.cfg
+  # Time does not depend on what the text says.
   ids = np.random.default_rng(config.seed).integers(
     cfg.vocab_size, size=(1, config.timed)
   )
@@ -278,6 +288,8 @@ def _times(
     left[name] = its.n_heads / cfg.n_heads
     zero = jnp.zeros((*removed.shape, cfg.head_dim))
     losses[name] = quality({"z": AblateHeads(jnp.asarray(removed), zero)})
+  # Layers of unequal size cannot be scanned: compared with the whole model
+  # unrolled as well, which alone changes the time.
   for share in (0.0, *config.unrolled):
     count = round(share * scores.output.size)
     removed = lowest(scores.nonsink_update, count)

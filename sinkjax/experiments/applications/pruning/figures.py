@@ -66,6 +66,7 @@ def draw(result: Result) -> dict[str, bytes]:
 
 def _loss_axis(ax: Any) -> None:
   """Linear up to one per cent, then by decades."""
+  # The curves cross zero at few heads and span two decades at many.
   ax.set_yscale("symlog", linthresh=1, linscale=1)
   ax.axhline(1, color=MUTED, ls=":", lw=1)
   ax.yaxis.set_major_formatter("{x:g}")

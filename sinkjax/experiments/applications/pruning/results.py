@@ -103,6 +103,7 @@ def share_at(
   """
   x = np.concatenate([[0.0], shares])
   y = np.concatenate([np.zeros((1, loss.shape[1])), loss])
+  # The same draws for every curve: differences between curves are theirs.
   rng = np.random.default_rng(0)
   draws = rng.integers(loss.shape[1], size=(SAMPLES, loss.shape[1]))
   found = [_crossing(x, y[:, draw].mean(axis=1), limit) for draw in draws]
@@ -120,6 +121,7 @@ def _crossing(x: np.ndarray, y: np.ndarray, limit: float) -> float:
   if not over.size:
     return float(x[-1])
   i = int(over[0])
+  # y[i] is above the limit and y[i - 1] is not, so this is in [0, 1).
   part = (limit - y[i - 1]) / (y[i] - y[i - 1])
   return float(x[i - 1] + part * (x[i] - x[i - 1]))
 
@@ -131,6 +133,7 @@ def _loss_change(quality: Quality, plain: Quality) -> np.ndarray:
 
 def _right_change(quality: Quality, plain: Quality) -> np.ndarray:
   """[P] change of the share of correct tokens, relative if there are any."""
+  # A random model in a test may predict no token at all.
   return (quality.right - plain.right) / (plain.right.mean() or 1.0)
 
 
@@ -171,11 +174,13 @@ def result_of(
     for (name, output), curve in curves.items()
   }
   for kind, (share, loss) in skips.items():
+    # The highest threshold skips the least: shares increase backwards.
     at_one[kind] = share_at(share.mean(axis=1)[::-1], loss[::-1])
   seconds, left, losses = measured.timed
   saved = _saved(seconds)
   small = {x: _loss_change(one, measured.plain) for x, one in losses.items()}
   for share in config.unrolled:
+    # The same heads were removed by an edit already: no new passes.
     ranked = curves[Ranking.NONSINK, "zero"].loss
     small[without(share)] = ranked[config.shares.index(share)]
   return Result(
@@ -204,6 +209,7 @@ def _saved(seconds: Mapping[str, np.ndarray]) -> dict[str, Mean]:
   found = {}
   for name, one in seconds.items():
     if name not in (WHOLE, UNROLLED):
+      # Unrolling alone changes the time, so like is compared with like.
       base = UNROLLED if "unrolled" in name else WHOLE
       found[name] = time_saved(one, seconds[base])
   return found

@@ -90,6 +90,7 @@ def _without_sink(
   """A perturbation with the sink hidden, with the next token hidden, or not."""
   level, loss = found[change], result.arrays["loss"]
   hidden, control = Condition.HIDDEN, Condition.CONTROL
+  # Hiding any token may make a model fragile, so both are asked.
   more = between(level[measure], hidden, Condition.SINK)
   beyond = between(level[measure], hidden, control)
   nats = between(level["loss"], hidden, Condition.SINK)
@@ -123,6 +124,7 @@ def _empty_sink(result: Result, found: Mapping[str, Levels]) -> list[Claim]:
   level = found[Change.NOISE_ONE]["kl"]
   empty = between(level, Condition.EMPTY, Condition.SINK)
   gap = between(level, Condition.HIDDEN, Condition.EMPTY)
+  # Zeroing the value is no pure removal, which the reader should know.
   note = (
     "the first row also loses its own value, so later keys of the sink change"
   )

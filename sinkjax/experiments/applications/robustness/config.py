@@ -86,11 +86,14 @@ class Config:
     seed: of texts, noise and candidates.
   """
 
+  # About two of every domain: effects of noise are small, and need more texts.
   count: int = 24
   tokens: int = 64
   noise: float = 0.5
+  # Their mean is the number of a text: draws are no units of an interval.
   draws: int = 3
   candidates: int = 3
+  # As in `attack`, so that the attacks are the same.
   share: float = 0.2
   steps: int = 4
   front: int | None = None

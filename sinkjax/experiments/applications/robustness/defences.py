@@ -58,6 +58,7 @@ def pins_of(cfg: ModelConfig) -> Callable:
 
   @jax.jit
   def pins(params: Any, token: Array) -> Guard:
+    # No text is needed: position 0 attends to nothing else.
     trace = f(params, jnp.reshape(token, (1, 1))).trace
     layers = jnp.arange(cfg.n_layers)
     return {
@@ -77,6 +78,7 @@ def no_guard(cfg: ModelConfig, length: int) -> Guard:
     cfg: the model.
     length: T.
   """
+  # A layer that no model has: the edit never applies.
   none = jnp.full(cfg.n_layers, -1)
   zero = jnp.zeros((cfg.n_layers, 1, 1, cfg.n_kv_heads, cfg.head_dim))
   far = np.finfo(np.float32).max ** 0.5 / 2  # its square is finite
@@ -98,6 +100,7 @@ def clip_at(norms: Sequence[np.ndarray], own: int, share: float) -> Clip:
     own: number of the text that is defended, left out.
     share: the quantile.
   """
+  # A defender does not know the norms of the text under attack.
   others = np.stack([x for i, x in enumerate(norms) if i != own])
   first = np.quantile(others[:, :, 0], share, axis=0)
   later = np.quantile(others[:, :, 1:], share, axis=(0, 2))
@@ -120,6 +123,7 @@ def attacked(
   """
   edits = dict(guard)
   mine = Shift(shift, at)
+  # The shift first: a defence acts on what it is given.
   edits[site] = chain(mine, edits[site]) if site in edits else mine
   return intervene(f, edits)
 
@@ -232,6 +236,7 @@ class Defended:
     model.
     """
     row, norms = jnp.asarray(self._ids[number]), self._sizes[number]
+    # The token that is put in front, whose keys and values are known.
     front = jnp.array([self._front], row.dtype)
     ahead = jnp.concatenate([front, row])
     guards = self._guards(number, row, ahead)
@@ -249,6 +254,7 @@ class Defended:
   ) -> dict[Defence, Guard]:
     free, longer = (no_guard(self._cfg, len(x)) for x in (row, ahead))
     donor = jnp.asarray(self._others[number])
+    # Limits are made of the other texts, so every text has its own.
     clips = {
       name: free | {site: clip_at([x[site] for x in self._sizes], number, at)}
       for name, (site, at) in CLIPS.items()
@@ -289,6 +295,7 @@ class Defended:
     for site in SITES:
       # Pinning cuts every gradient, so the attack on the plain model is tried.
       if defence not in (Defence.OWN, Defence.OTHER):
+        # Relative to the attacked token's own norm, as for the plain model.
         radius = self._config.share * jnp.asarray(norms[site])[:, at]
         radius = radius * attacked_layers(self._cfg, site)
         shifts[site] = self._pgd[site, start](

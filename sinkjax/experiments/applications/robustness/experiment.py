@@ -42,6 +42,7 @@ from sinkjax.transforms.intervene import intervene
 
 def conditions_of(layers: int, from_layer: int) -> tuple[Array, Array, Array]:
   """(hidden key [C], hidden from [C], value zero from [C]) by `Condition`."""
+  # No layer has this number, so nothing is hidden and nothing is zeroed.
   never = layers
   return (
     jnp.array([0, 0, 1, 0]),
@@ -61,6 +62,7 @@ def removal(layers: int, key: Any, hidden: Any, empty: Any) -> dict[str, Any]:
   """
   at = jnp.arange(layers)
   zero = jnp.zeros((layers, 1, 1, 1, 1))
+  # Every condition has both edits, so one compiled function serves all.
   value = patch(zero, positions=0, layers=jnp.where(at >= empty, at, -1))
   return {"scores": knockout(key, from_layer=hidden), "v": value}
 
@@ -82,12 +84,14 @@ def perturber(cfg: ModelConfig, config: Config) -> Callable:
     def under(condition: tuple[Array, ...]) -> tuple[Array, Array]:
       edits = removal(cfg.n_layers, *condition) | {"embed": add(shift)}
       seen = look(intervene(f, edits), params, ids, start)
+      # Row 0 is the text itself: what a condition costs is no perturbation.
       clean = Seen(seen.logs[:1], seen.last[:1], seen.mass[:, :1])
       rest = Seen(seen.logs[1:], seen.last[1:], seen.mass[:, 1:])
       found = effect(clean, rest, after, eps=config.eps)
       taken = jnp.take_along_axis(clean.logs, after[..., None], -1)
       return jnp.stack(found, axis=-1), -jnp.mean(taken)
 
+    # A map, not vmap: a batch of logits for one condition at a time.
     return jax.lax.map(under, conditions)
 
   return perturb
@@ -170,11 +174,13 @@ def rows_of_text(
     embed: [T, D] its embeddings.
     number: of the text, for its own noise and candidates.
   """
+  # Seeded by text, so that more texts do not change the earlier ones.
   rng, at = np.random.default_rng([config.seed, number]), places(config.tokens)
   candidates = rng.choice(
     subject.cfg.vocab_size, config.candidates, replace=False
   )
   spots = {name: [where] for name, where in at.items()}
+  # Not the sink: noise on it has a place of its own.
   spots[ALL] = list(range(1, config.tokens // 2))
   return perturbed_rows(
     row,

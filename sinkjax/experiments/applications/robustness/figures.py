@@ -67,6 +67,7 @@ def _perturbed(result: Result) -> bytes:
   )  # [places, P, C]
 
   def dots(ax: Any, c: int, values: np.ndarray, name: str) -> None:
+    # Conditions of a place lie side by side; intervals are of logarithms.
     ends, off = np.exp(ends_over(values)), 0.17 * (1.5 - c)
     look = {"color": COLORS[name], "label": name, "lw": 1}
     error_bars(ax, at + off, ends, across=True, **look)

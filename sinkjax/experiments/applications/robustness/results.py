@@ -92,6 +92,7 @@ def balance(attacks: np.ndarray) -> dict[str, dict[str, Any]]:
     that in the plain one; and `left`, the greatest KL of the attacked and
     defended model against the plain one without an attack.
   """
+  # Every text is its own control: differences are taken within a text.
   order, found = list(Defence), {}
   none = attacks[:, :, order.index(Defence.NONE)]
   for d, defence in enumerate(order):
@@ -99,6 +100,7 @@ def balance(attacks: np.ndarray) -> dict[str, dict[str, Any]]:
     gain = none[:, :, 1, LOSS] - mine[:, :, 1, LOSS]
     ratio = logs(mine[:, :, 2, KL]) - logs(none[:, :, 2, KL])
     found[defence] = {
+      # Without an attack all sites are the same run: the first is as good.
       "cost": mean_of(mine[:, 0, 0, LOSS]),
       "gain": mean_of(gain.mean(axis=1)),
       "kl": mean_of(ratio.mean(axis=1)),

@@ -83,6 +83,7 @@ def _at(result: Result, by_text: ByText, way: str) -> np.ndarray:
 
 
 def _dormant_rows(result: Result, by_text: ByText) -> Claim:
+  # Judged by the pattern, the most that any bound could reach.
   known, bound = (
     mean_of(_at(result, by_text, x)) for x in (ROWS_KNOWN, ROWS_BOUND)
   )
@@ -159,6 +160,7 @@ def _sink_helps_proof(result: Result, by_text: ByText) -> Claim:
     f"{result.config.at:g}; same queries and keys, the first key taken out of "
     "the softmax; parts of what the same rule skips with the pattern known"
   )
+  # 0 / 0 where nothing can be skipped in a text: then there is no test.
   with np.errstate(invalid="ignore", divide="ignore"):
     parts = np.stack([proven / own, proven_none / own_none])
   if not np.isfinite(parts).all():

@@ -59,6 +59,7 @@ def measure(
   Cost: `shares_of` of each text, and twice as many passes at `length` as
     there are tolerances.
   """
+  # Before anything is measured: a bound of softmax holds for nothing else.
   check_model(subject.cfg)
   config.check(subject.cfg.max_len)
   fitting, held = rows_of(subject, config, texts)
@@ -95,6 +96,7 @@ def rows_of(
     texts = corpus.gather((config.corpus,)).texts
   most = max(*config.lengths, *config.timed)
   need, found = config.fitting + max(config.counts), []
+  # At random: neighbours in the corpus are of one author and year.
   for i in np.random.default_rng(config.seed).permutation(len(texts)):
     row = subject.tokenizer.encode(texts[i][: CHARACTERS * most])
     row = [*subject.prefix, *row][:most]
@@ -108,6 +110,7 @@ def rows_of(
     )
   found = np.array(found)
   longest = max(config.lengths)
+  # The rows that are measured are not among those that codes are fitted on.
   return found[: config.fitting, :longest], found[config.fitting :]
 
 
@@ -131,6 +134,7 @@ def _skip(
     skipped: costs by (way, tolerance), added to.
     step: called after each.
   """
+  # All scores are the best that a bound can do; codes are what is proposed.
   for bits in (None, config.best):
     for at in config.tolerances:
       out, what = blocks.skip(subject, ids, codecs, config, at, bits)
@@ -174,5 +178,6 @@ def _layers_timed(
   """(the layer in which most can be skipped, that of the median share)."""
   at = config.tolerances.index(config.at)
   shares = np.mean([one.shares[SCORES][..., at] for one in seen], axis=(0, 2))
+  # The best case for skipping, and a typical one.
   order = np.argsort(shares)
   return int(order[-1]), int(order[len(order) // 2])

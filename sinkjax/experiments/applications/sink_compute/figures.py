@@ -125,12 +125,14 @@ def _slack(result: Result) -> bytes:
       ax.plot(*zip(*curve, strict=True), marker=".", **look)
       points = [(x["nats_off"], 100 * x[column]) for x in measured]
       ax.plot(*zip(*points, strict=True), "D", color=color, ms=5)
+    # Taken before the labels are drawn, which would widen the axis.
     top = ax.get_ylim()[1]
     for row in measured:
       ax.axvline(row["nats_off"], color=MUTED, ls=":", lw=1)
       look = {"fontsize": 8, "color": MUTED, "rotation": 90}
       at = row["nats_off"], top
       ax.text(*at, f" {row['way']}", va="top", ha="right", **look)
+    # All scores are off by 0 and summaries by more than ten nats.
     ax.set_xscale("symlog", linthresh=0.1, linscale=0.5)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel("upper bound above the logarithm of a block's weight, nats")

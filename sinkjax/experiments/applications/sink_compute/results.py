@@ -59,6 +59,7 @@ class Measured(NamedTuple):
 def loss_change(costs: Sequence[Cost]) -> np.ndarray:
   """[P] loss increase over the mean loss of the whole model."""
   change = np.array([cost.loss - cost.whole for cost in costs])
+  # Over the mean, not each text's own loss: easy texts weigh no more.
   return change / np.mean([cost.whole for cost in costs])
 
 
@@ -93,6 +94,7 @@ def result_of(config: Config, measured: Measured) -> Result:
     name: np.stack([one.slack[name] for one in some]) for name in some[0].slack
   }  # [P, L, H]
   by_text = shares_by_text(config, share, ways)
+  # One breach anywhere would refute the bound, so no mean is taken.
   worst = (cost.what.worst.max() for each in skipped.values() for cost in each)
   first = next(iter(skipped.values()))
   return Result(
@@ -165,6 +167,7 @@ def _slack_table(
 ) -> Table:
   """How far off a way is, and what share it still skips."""
   off = {name: ends_of(x.mean(axis=(1, 2))) for name, x in slack.items()}
+  # Assumed, not measured: known exactly, without an interval.
   off |= {slack_name(x): [x, None, None] for x in config.slacks}
   header = ["way", "nats_off", "nats_low", "nats_high"]
   for at in config.tolerances:

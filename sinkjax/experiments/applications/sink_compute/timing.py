@@ -53,6 +53,7 @@ def times_of(
   scale, codec = subject.cfg.score_scale, codecs[layer]
   q, k, v = (jnp.asarray(inputs[x][layer, :, :length]) for x in "qkv")
   how = {"scale": scale, "block": config.block, "window": config.window}
+  # Outside of what is timed: "known" is what a perfect oracle would save.
   kept = _kept(q, k, config.at, **how)
   every = jnp.broadcast_to(jnp.tri(kept.shape[-1], dtype=bool), kept.shape)
   over = jax.jit(functools.partial(attend_blocks, scale=scale))
@@ -69,6 +70,7 @@ def times_of(
   }
   count = kept.shape[-1]
   pairs = kept.shape[1] * count * (count + 1) / 2
+  # Shares are of the blocks below the diagonal; the future costs nothing.
   skipped = dict.fromkeys(works, 0.0)
   for name, some in (
     (KNOWN, kept),

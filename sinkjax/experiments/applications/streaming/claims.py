@@ -55,6 +55,7 @@ def claims(result: Result) -> list[Claim]:
   four = f"with {KEPT} first tokens and a window of {total - KEPT}"
   pairs = pairs_of(result)
   alone = pairs.get("window_alone")
+  # A model that needs no first tokens cannot show that four of them do.
   needed = alone is None or alone.gap.low > 0
   said = [
     _window_alone(pairs, total, four),
@@ -131,6 +132,7 @@ def _pair(
   ends: list[float],
 ) -> Compared:
   """Of a table's row, whose tokens have more than `from` before them."""
+  # As `losses.compare` counts them, the first and the last cut off.
   blocks = (row["to"] - 1) // block - row["from"] // block + 1
   gap = Mean(*ends, blocks, np.nan)
   return Compared(gap, first, second, row["to"] - row["from"])
@@ -318,6 +320,7 @@ def _faster(result: Result) -> Claim:
     f"{mean_of(one).text('.3g')} with {total}"
     for total, one in zip(totals, ratios, strict=True)
   )
+  # Ratios within a round: what slows the machine slows both.
   least, grows = mean_of(ratios.min(axis=0)), mean_of(ratios[-1] - ratios[0])
   verdicts = {direction(least.low - 1, least.high - 1)}
   if len(totals) > 1:

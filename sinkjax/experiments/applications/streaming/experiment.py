@@ -108,6 +108,7 @@ def _before(subject: Subject, one: Run) -> list[int]:
   before = list(subject.prefix)
   if one.start:
     token = subject.tokenizer.encode(one.start)[0]
+    # As many as are kept, so that nothing of the text itself is.
     before += [token] * (KEPT - len(before))
   return before
 
@@ -170,15 +171,18 @@ def _times(
   cfg, works, kept, working = subject.cfg, {}, [], []
   totals = sorted({config.total, *config.totals})
   for total in totals:
+    # Token by token, as text is generated.
     policy = kv_policy.sinks(KEPT, total - KEPT, chunk=1)
     state = [init_cache(cfg, policy)]
     kept.append(sum(x.nbytes for x in jax.tree.leaves(state[0].layers)))
+    # The old cache is given up, or every token would copy it.
     step = jax.jit(advance(cfg, policy, logits="last"), donate_argnums=2)
     token = jnp.asarray(ids[None, :1], jnp.int32)
     step = step.lower(params, token, state[0]).compile()
     rows = jnp.asarray(ids[None, :total], jnp.int32)
     anew = last_logits(cfg).lower(subject.params, rows).compile()
     working.append((_working(step), _working(anew)))
+    # Several tokens in one measurement: a single one is too short to time.
     works[f"cached {total}"] = _stepper(step, params, token, state, config)
     works[f"anew {total}"] = lambda f=anew, rows=rows: f(subject.params, rows)
   seconds = interleaved(works, config.rounds, seed=config.seed)

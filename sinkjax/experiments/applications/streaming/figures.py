@@ -100,7 +100,8 @@ def _sinks(numbers: Mapping[str, Any], rows: Rows) -> bytes:
       some = [x for x in mine if x["first"] and x["above_kept"] is not None]
       if some:
         x = np.array([counts.index(row["first"]) for row in some], float)
-        x += 0.08 * (i - (len(totals) - 1) / 2)  # side by side
+        # Categories on x: 1, 2, 4, 8 would crowd the left of a linear axis.
+        x += 0.08 * (i - (len(totals) - 1) / 2)
         ends = ends_in(some, ("above_kept", "above_low", "above_high"))
         error_bars(right, x, 1000 * ends, **look)
     dense = [row for row in shared if row["total"] is None]

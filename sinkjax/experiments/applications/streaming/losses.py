@@ -48,6 +48,7 @@ class Streams(NamedTuple):
 def numbered(nats: np.ndarray, tokens: int, begin: int) -> Losses:
   """Losses of the text alone, without what was put before it."""
   at = begin + 1 + np.arange(tokens)
+  # float64: sums over 100,000 tokens lose digits in float32.
   return Losses(at, nats[-tokens:].astype(np.float64))
 
 
@@ -87,6 +88,7 @@ def compare(
   at, i, j = np.intersect1d(a.at, b.at, assume_unique=True, return_indices=True)
   mine = (at > low) & (at <= (at[-1] if high is None else high))
   first, second = a.nats[i][mine], b.nats[j][mine]
+  # The tokens that have 1 to `block` before them are the first block.
   groups = (at[mine] - 1) // config.block
   names, sizes = np.unique(groups, return_counts=True)
   if len(names) < 2:
@@ -116,6 +118,7 @@ def pairs_of(
   def against(sinks: int) -> Losses:
     return streams.whole(config, sinks)
 
+  # The first `total` tokens after its start see less than a full cache.
   late = fresh(config)
   found = {
     "window_alone": compare(against(0), own, config, total),

@@ -99,6 +99,8 @@ def _arrays(
     found[f"block_loss, {sinks} first"] = np.array(
       [nats[i : i + size].mean() for i in range(0, len(nats), size)]
     )
+  # Every unit of an interval is kept: blocks, not tokens, of which there are
+  # too many to store.
   for name, pair in pairs.items():
     if pair is not None:
       found[f"pair, {name}"] = pair.blocks
@@ -118,6 +120,7 @@ def _table_of_time(times: Times) -> tuple[list[str], list[list[Any]]]:
   header += ["cache_bytes", "cached_working_bytes", "recompute_working_bytes"]
   rows = []
   for i, total in enumerate(times.totals):
+    # Medians: a round that the machine disturbs counts once.
     seconds = (float(np.median(x[i])) for x in (times.cached, times.anew))
     ratio = mean_of(times.anew[i] / times.cached[i])[:3]
     rows.append([total, *seconds, *ratio, times.kept[i], *times.working[i]])

@@ -52,6 +52,7 @@ def curves(config: Config, streams: Streams) -> Table:
     (Curve.DENSE, streams.dense),
   ):
     for low, high in zip(edges[:-1], edges[1:], strict=True):
+      # The bin in which a shorter stream ends is cut there.
       high = min(high, one.at[-1])
       mine = one.nats[(one.at > low) & (one.at <= high)]
       if len(mine):
@@ -75,6 +76,7 @@ def _recomputed(
       continue
     there = stream.nats[np.searchsorted(stream.at, anew.at[mine])]
     gap = mean_of(anew.nats[mine] - there)
+    # The mean of a bin from thousands of tokens, the difference from a few.
     base = stream.nats[(stream.at > low) & (stream.at <= high)].mean()
     ends = (float(base + x) for x in gap[:3])
     rows.append([Curve.RECOMPUTE, int(low), int(high), count, *ends])
@@ -124,6 +126,7 @@ def table_of_sinks(config: Config, streams: Streams) -> Table:
       if one.tokens > config.fewer:
         row(place, found, config.total, one.tokens, kept)
   common = min(config.fewer, config.dense)
+  # Two blocks, at least, for an interval.
   if common >= widest + 2 * config.block:
     row([None] * 3, streams.dense, widest, common)
   header = ["total", "first", "window", "from", "to"]
