@@ -33,7 +33,7 @@ myst_heading_anchors = 3
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 60
 napoleon_google_docstring = True
@@ -42,6 +42,9 @@ napoleon_use_rtype = False
 # Fields of named tuples are members, too: described once, in the class.
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
+
+# Two hyphens are a flag, not a dash.
+smartquotes = False
 
 html_theme = "furo"
 html_title = "sinkjax"

@@ -78,7 +78,7 @@ def test_links_lead_somewhere(name):
   # Sphinx writes the API pages when it builds the site.
   made = ROOT / "docs" / "api"
   for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text(name)):
-    path = folder / target
+    path = (folder / target).resolve()
     if not target.startswith("http") and made not in path.parents:
       assert path.exists(), target
 

@@ -18,7 +18,7 @@ NAME = "growing_text"
 def blocks():
   text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
   section = text.split("## Recipe: an experiment")[1].split("\n## ")[0]
-  return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+  return re.findall(r"```(?:python|text)\n(.*?)```", section, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
