@@ -131,6 +131,8 @@ class Experiment:
     scales: fields of the config by --scale, for an experiment that trains;
       `None` for one on a given model.
     plan: lines that --dry_run prints of a config, or `None` for nothing.
+    condense: the result without the parts of its arrays that no claim and no
+      figure reads, for the compact form; `None` where everything is read.
   """
 
   title: str
@@ -141,6 +143,7 @@ class Experiment:
   sections: Callable[[Result, Mapping[str, bytes]], list[Section]]
   scales: Mapping[str, Mapping[str, Any]] | None = None
   plan: Callable[[Any], list[str]] | None = None
+  condense: Callable[[Result], Result] | None = None
 
   def configured(self, scale: str, given: Mapping[str, Any]) -> Any:
     """The config at a scale, with the fields that are given.

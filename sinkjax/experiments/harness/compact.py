@@ -40,8 +40,9 @@ BITS = (None, 24, 16, 12, 10, 8)
 8 bits an error is at most 0.2 %, less than a figure shows."""
 
 MATRIX = 256
-"""Numbers from which a matrix in a run counts as large: per-head values of the
-models that we train are fewer, maps over pairs of tokens are more."""
+"""Numbers from which an array, or a matrix in a run, counts as large: per-head
+values of the models that we train are fewer, and so are timings, whose last
+digits claims quote; maps over pairs of tokens are more."""
 
 
 class _Shown(Mapping[str, bytes]):
@@ -81,6 +82,8 @@ def compact(
   # Before claims had names, a result held its part of the report, too.
   about = {k: v for k, v in about.items() if k not in ("page", "complete")}
   claims = experiment.claims(result)
+  if experiment.condense is not None:
+    result = experiment.condense(result)
   about |= {"title": experiment.title, "claims": claims, "complete": True}
   artifacts.write_json(folder / "result.json", about)
   room = BYTES - (folder / "result.json").stat().st_size
@@ -151,7 +154,7 @@ def _shortened(result: Result, bits: int | None) -> Result:
 
 def _rounded(array: np.ndarray, bits: int | None) -> np.ndarray:
   """Floats of that many significant bits, as float32 where it holds them."""
-  if bits is None or array.dtype.kind != "f":
+  if bits is None or array.dtype.kind != "f" or array.size < MATRIX:
     return array
   fraction, exponent = np.frexp(array.astype(np.float64))
   wide = np.ldexp(np.round(np.ldexp(fraction, bits)), exponent - bits)

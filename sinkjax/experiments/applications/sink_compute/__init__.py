@@ -24,6 +24,9 @@ from sinkjax.experiments.applications.sink_compute.figures import (
   draw,
   sections,
 )
+from sinkjax.experiments.applications.sink_compute.results import condense
 from sinkjax.experiments.harness.api import Experiment
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE, Config, measure, claims, draw, sections, condense=condense
+)

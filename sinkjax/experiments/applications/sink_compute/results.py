@@ -81,6 +81,25 @@ def shares_by_text(
   }
 
 
+def condense(result: Result) -> Result:
+  """The result without the shares of single heads that nothing reads.
+
+  Claims take means over layers and heads, and the figures by layer and head are
+  of one tolerance at one length; everywhere else a head's share becomes that
+  mean. The shapes of arrays stay.
+  """
+  numbers, arrays = result.numbers, dict(result.arrays)
+  for length in result.config.lengths:
+    share = arrays[f"share, {length}"]  # [P, way, L, H, E]
+    means = np.broadcast_to(share.mean(axis=(2, 3), keepdims=True), share.shape)
+    kept = means.copy()
+    if length == numbers["length"]:
+      drawn = numbers["tolerances"].index(numbers["at"])
+      kept[..., drawn] = share[..., drawn]
+    arrays[f"share, {length}"] = kept
+  return dataclasses.replace(result, arrays=arrays)
+
+
 def result_of(config: Config, measured: Measured) -> Result:
   """Numbers, tables and arrays."""
   seen, skipped = measured.seen, measured.skipped
