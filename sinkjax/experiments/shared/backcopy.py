@@ -45,6 +45,8 @@ def task_of(config: BackcopyConfig) -> Backcopy:
 def jobs(config: BackcopyConfig, task: Backcopy) -> list[Job]:
   """Every run of the sweep: all seeds of a normaliser in a row."""
   request = dataclasses.asdict(config)
+  # A request holds all that decides one outcome. The lists of the sweep do not,
+  # and with them in it a new seed would make every kept run stale.
   del request["normalizers"], request["seeds"]
 
   def job(normalizer: str, seed: int) -> Job:
@@ -102,6 +104,7 @@ def measure(
       "steps": measured.steps,
       "optimum": float(backcopy_optimum(task, config.length).mean()),
       "uniform_first": uniform_first(config, task),
+      # Id 0 is BOS, so the ids of characters start at 1.
       "tokens": [
         "BOS" if i == 0 else task.characters[i - 1] for i in found[0]["tokens"]
       ],
@@ -112,6 +115,7 @@ def measure(
     arrays={
       **measured.arrays,
       "steps": np.array(measured.steps),
+      # All seeds of a normaliser stand in a row: this is the first of each.
       "maps": np.array([one["map"] for one in found[:: len(config.seeds)]]),
     },
   )
@@ -179,6 +183,7 @@ def dormant_claim(result: Result) -> Claim:
 
 def value_claim(result: Result) -> Claim:
   """That the value of BOS is small in softmax models."""
+  # `compare` asks what is above zero, so a ratio below 1 is turned around.
   missing = 1 - through_training(result, "value_ratio")[:, -1]
   return compare(
     "bos_value_is_small",

@@ -124,6 +124,8 @@ def train(
     ),
     config.steps,
   )
+  # Batches have a key of their own, so that all normalisers of a seed are
+  # trained on the same rows.
   start, data = jax.random.split(jax.random.key(seed))
   state = init_state(cfg, optimizer, start)
   step = make_step(cfg, optimizer, separated=False)
@@ -137,6 +139,7 @@ def train(
     tokens = sample_backcopy(task, key, config.batch, config.length)
     batch = {"tokens": tokens, "positions": positions, "weights": weights}
     state, _ = step(state, batch)
+    # The last step is always measured: the claims are about it.
     if number % config.every == 0 or number == config.steps:
       found = jax.device_get(measured(state.params))
       history.append({"step": number, **found})
@@ -170,6 +173,8 @@ def quantities(
   tokens = jnp.asarray(tokens)
   active = jnp.asarray(task.triggers)[tokens].at[:, 0].set(False)
   dormant = (~active).at[:, 0].set(False)
+  # Position 0 has nothing before it. It may point to itself, since it is
+  # neither active nor dormant and no mean includes it.
   before = jnp.maximum(jnp.arange(tokens.shape[1]) - 1, 0)
   # p(next | the past): the row of a token, or the token before a trigger.
   table = jnp.asarray(task.bigram, jnp.float32)[tokens]
@@ -198,6 +203,7 @@ def quantities(
   def measure(params: Params) -> dict[str, Array]:
     logits, trace = watched(params, tokens)
     logp = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
+    # A bigram that never occurs has p log p = 0, where a plain product is NaN.
     kl = jnp.sum(jax.scipy.special.xlogy(true, true) - true * logp, axis=-1)
     here, attention = active[:, :-1], trace["shares"]
     return {
@@ -226,6 +232,7 @@ def _sink_logit(scores: Array, dormant: Array) -> Array:
   seen = jnp.arange(row.shape[-1])
   others = (seen[None] <= seen[:, None]) & (seen[None] > 0)
   total = jnp.sum(jnp.where(others[None], row, 0), axis=-1)
+  # Query 0 sees no other key and would divide by zero.
   above = row[:, :, 0] - total / jnp.maximum(seen, 1)[None]
   return _mean_where(above, dormant)
 

@@ -66,6 +66,7 @@ def band(
 def rows_of_bars(ax: Any, labels: Sequence[str], ends: np.ndarray) -> None:
   """A labelled row for each interval, the first on top, and a line at 0."""
   error_bars(ax, range(len(labels)), ends, across=True, color=FIRST, ms=5)
+  # A label may hold dollar signs, which would be read as a formula.
   ax.set_yticks(range(len(labels)), labels, parse_math=False)
   ax.set_ylim(len(labels) - 0.5, -0.5)
   ax.axvline(0, color=MUTED, lw=1)

@@ -54,6 +54,8 @@ def paired(
     ValueError: for texts that are too short or too few, or a layer that the
       model does not have.
   """
+  # An interval over texts needs two, and it is better to say so before the
+  # exact Jacobians are computed than after.
   if config.count < 2:
     raise ValueError(f"count must be at least 2, got {config.count}")
   config = resolve_from_layer(subject, config)

@@ -219,6 +219,7 @@ def _speeches() -> list[Text]:
   texts = []
   for name, content in _files("speeches", SPEECHES):
     parts = [p for p in content.split("\n\n") if p.strip()]
+    # At most five texts of a speech, so that long ones do not outweigh others.
     for at in range(4, min(len(parts) - 4, 24), 4):
       text = "\n\n".join(parts[at : at + 4])
       texts.append(Text("speeches", f"{name}, paragraph {at + 1}", text))
@@ -248,9 +249,12 @@ def _python() -> list[Text]:
   page = pydoc.HTMLDoc()
   for name in MODULES:
     path = library / (name.replace(".", "/") + ".py")
+    # A module that is a package has its source in __init__.py.
     if not path.exists():
       path = library / name.replace(".", "/") / "__init__.py"
     source = path.read_text("utf-8", errors="replace")
+    # A module begins with a docstring and imports. A definition from its second
+    # third on is code.
     starts = [
       source.find(f"\n{word} ", len(source) // 3) + 1
       for word in ("def", "class")

@@ -58,6 +58,8 @@ def measure(subject: Subject, config: SinkRateConfig) -> dict[str, Any]:
   profile = sink_profile(subject.params, subject.cfg, ids.tolist())
   texts = list(range(len(ids)))
   cfg = subject.cfg
+  # Weights that are read layer by layer are no tree whose leaves could be
+  # counted, so the number comes from the headers of the file.
   _, _, parameters = registry.peek(subject.name) or (None, None, None)
   return {
     "model": subject.name,

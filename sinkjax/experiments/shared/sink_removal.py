@@ -91,6 +91,8 @@ def observe(pattern: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def loss_from(logits: jax.Array, tokens: jax.Array, start: int) -> jax.Array:
   """Mean loss of the tokens from `start` on, [B]."""
+  # In bfloat16 a loss has fewer than three digits, and changes that are
+  # reported may be smaller than that.
   logs = jax.nn.log_softmax(logits[:, start - 1 : -1].astype(jnp.float32))
   taken = jnp.take_along_axis(logs, tokens[:, start:, None], -1)
   return -jnp.mean(taken[..., 0], axis=-1)
@@ -115,6 +117,8 @@ def sweep(
   """
   f, tokens, passes = forward(subject.cfg), jnp.asarray(ids), []
 
+  # The layer is an argument, not a constant, so that one compiled program
+  # serves every layer.
   @jax.jit
   def hidden_from(
     params: Any, tokens: jax.Array, layer: jax.Array
@@ -123,6 +127,8 @@ def sweep(
     out = watched(params, tokens)
     return (*out.trace["seen"], loss_from(out.logits, tokens, KEYS))
 
+  # From layer L on means nowhere: the unchanged model is measured by the same
+  # program as the others.
   for layer in range(subject.cfg.n_layers + 1):
     out = hidden_from(subject.params, tokens, jnp.asarray(layer))
     passes.append(jax.tree.map(np.asarray, out))
@@ -143,7 +149,9 @@ def late_layer(scores: np.ndarray, eps: float) -> int:
     scores: of `sweep`.
     eps: a head has a sink where its score exceeds this.
   """
+  # Summed over positions, since a hidden sink may move to a later one.
   anywhere = rates(scores, eps).sum(axis=-1).mean(axis=-1)
+  # The last entry hides nothing, so it is no layer to choose.
   return int(np.argmin(anywhere[:-1]))
 
 
@@ -162,6 +170,7 @@ def resolve_from_layer(subject: Subject, config: Any) -> Any:
   layers = subject.cfg.n_layers
   if config.from_layer is None:
     rows = _rows(subject, config.texts)[:TEXTS]
+    # Texts are cut, not padded: padding would be queries of the sink score.
     shortest = min(map(len, rows))
     scores, _, _ = sweep(subject, np.array([row[:shortest] for row in rows]))
     return dataclasses.replace(config, from_layer=late_layer(scores, EPS))
