@@ -82,6 +82,7 @@ def _stacked(
 ) -> np.ndarray:
   """[P, 2, ...] of something of each map."""
   values = np.stack([of(one) for one in maps])
+  # `maps` goes text by text, with both conditions of a text together.
   return values.reshape(-1, len(Condition), *values.shape[1:])
 
 
@@ -92,6 +93,8 @@ def _rise(log: np.ndarray) -> Mean:
   token 0, where it is hidden from the first layer on.
   """
   both = np.tri(log.shape[-1], dtype=bool) & np.isfinite(log).all(axis=1)
+  # The difference of two infinite logarithms is NaN, and a single NaN would
+  # spoil the sum.
   gap = np.subtract(
     log[:, 1], log[:, 0], where=both, out=np.zeros_like(log[:, 0])
   )
@@ -123,6 +126,8 @@ def _result(config: Config, maps: Sequence[OverSquashing]) -> Result:
         name: sum(x.violations(name) for x in maps) for name in FORMS
       },
       "median_decades": {
+        # Only with the sink: a hidden token may have a norm of 0, which lies
+        # infinitely many decades below any bound.
         name: mean_over(np.median(d[:, 0][:, seen], axis=1), texts)
         for name, d in decades.items()
       },
@@ -163,6 +168,8 @@ def _table(
 def claims(result: Result) -> list[Claim]:
   """The theorem holds, and the sink lowers what it allows."""
   numbers = result.numbers
+  # The naive form leaves out the residual stream and need not hold, so its
+  # violations do not count against the theorem.
   violations = sum(numbers["violations"][name] for name in VALID)
   margins = "; ".join(
     f"{name} {Mean.read(numbers['median_decades'][name]).text('.1f')}"
@@ -181,6 +188,8 @@ def claims(result: Result) -> list[Claim]:
       paper="a theorem",
       ours=f"{violations} of {numbers['pairs']} pairs exceed a bound; decades "
       f"of the median bound above the exact norm: {margins}",
+      # A theorem has no interval: a single violation beyond rounding refutes
+      # it.
       verdict=DISAGREES if violations else AGREES,
       why="the constants are measured on the weights; C absorbs the residual "
       "stream",

@@ -87,6 +87,8 @@ def _claim(
 
 
 def _text_claim(numbers: Mapping[str, Any]) -> Claim:
+  # The verdict is on the cosine, which measures what the claim says; the rank
+  # is reported beside it.
   cosine, rank = (
     Mean.read(numbers["change_without_sink"][name])
     for name in ("mean cosine", "effective rank")
@@ -110,6 +112,8 @@ def _rounding_claim(numbers: Mapping[str, Any]) -> Claim:
     dtype: numbers["indistinct_from"][
       series_name(Condition.SINK, Digits.PLAIN, dtype)
     ]
+    # float16 has three bits more than bfloat16 and shows what precision does;
+    # the claim, like the paper, is about bfloat16 alone.
     for dtype in ("bfloat16", "float16")
   }
   soon = any(n is not None and n <= SOON for n in merged["bfloat16"])

@@ -92,8 +92,12 @@ def repeated(subject: Subject, config: Config, kind: Digits) -> Repeated:
   if missing:
     raise ValueError(f"{missing[0]!r} is not a token of {subject.name}")
   start = subject.prefix + tokenizer.encode(config.prompt)
+  # With commas, `group` digits take group + 1 tokens. Both kinds of rows have
+  # as many digits as fit then, so that their tails can be compared.
   room = (subject.cfg.max_len - len(start)) * config.group
   repeats = min(config.repeats, room // (config.group + 1))
+  # With no more digits than these there is no comma, and the two kinds of rows
+  # would be the same.
   if repeats <= config.group:
     raise ValueError(
       f"a context of {subject.cfg.max_len} tokens has no room for more than "
@@ -104,6 +108,8 @@ def repeated(subject: Subject, config: Config, kind: Digits) -> Repeated:
     row, places, counts = list(start), [], []
     for i in range(repeats):
       comma = kind is Digits.COMMAS and i % config.group == 0
+      # A digit after a comma does not follow the same digit: it is not
+      # compared.
       if i and comma:
         row.append(single[","])
       elif i:
@@ -116,6 +122,8 @@ def repeated(subject: Subject, config: Config, kind: Digits) -> Repeated:
 
 def indistinct(x: np.ndarray, places: np.ndarray, dtype: str) -> np.ndarray:
   """[B, N] whether a vector [B, T, D] equals the one before, when rounded."""
+  # float32 holds every number of the shorter formats exactly, so the way back
+  # changes nothing.
   rounded = np.asarray(jnp.asarray(x).astype(dtype).astype(jnp.float32))
   return (rounded[:, places] == rounded[:, places - 1]).all(axis=-1)
 
@@ -155,6 +163,7 @@ def measure(
 
   Cost: two forward passes a text, four of ten rows of digits.
   """
+  # Position 0 is left out of the measures, and likeness needs two tokens more.
   if not all(2 < n <= config.tokens for n in config.lengths):
     raise ValueError(
       f"lengths must be above 2 and at most {config.tokens}: {config.lengths}"
@@ -184,6 +193,8 @@ def _measure_one(
   digits: Mapping[Digits, Repeated],
 ) -> Measured:
   streams = np.asarray(_watched(fn, "resid_post")(params, texts))
+  # The model is causal: the first tokens of a text have the vectors that they
+  # would have without the rest, so that no further pass is needed.
   by_length = [
     np.asarray(_measures(jnp.asarray(streams[-1][:, :n]))) for n in lengths
   ]
@@ -191,6 +202,8 @@ def _measure_one(
   for kind, (ids, places, _) in digits.items():
     final = np.asarray(_watched(fn, "final")(params, jnp.asarray(ids)))
     gaps[kind] = np.abs(final[:, places] - final[:, places - 1]).max(axis=-1)
+    # Only the vectors are rounded, after a run in float32: that two of them
+    # merge is then due to the vectors, not to rounding inside the model.
     same[kind] = {dtype: indistinct(final, places, dtype) for dtype in DTYPES}
   by_layer = np.asarray(_measures(jnp.asarray(streams)))
   return Measured(by_layer, np.stack(by_length), gaps, same)
@@ -209,6 +222,8 @@ def _merged_from(same: np.ndarray, counts: np.ndarray) -> list[int | None]:
   """For each digit, the first count from which on vectors stay indistinct."""
   merged = []
   for row in same:
+    # The last place at which vectors differ decides, since an early pair may
+    # agree by chance.
     apart = np.flatnonzero(~row)
     first = 0 if not apart.size else int(apart[-1]) + 1
     merged.append(int(counts[first]) if first < len(counts) else None)
@@ -222,7 +237,10 @@ def _log_ratios(
   plain = measured[Condition.SINK].gaps[Digits.PLAIN]
   commas = measured[Condition.SINK].gaps[Digits.COMMAS]
   hidden = measured[Condition.HIDDEN].gaps[Digits.PLAIN]
+  # A tenth of a few repetitions would be none.
   tail = max(1, plain.shape[1] // TAIL)
+  # In logarithms twice as much and half as much are equally far from equal, so
+  # digits can be averaged.
   early = np.log(plain[:, :tail].mean(axis=1))
   late, late_commas, late_hidden = (
     np.log(gap[:, -tail:].mean(axis=1)) for gap in (plain, commas, hidden)

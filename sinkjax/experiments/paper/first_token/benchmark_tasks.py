@@ -94,6 +94,7 @@ def read_task(task: dict[str, Any]) -> list[Item]:
   Item(context='Q: 1 + 1 =\\nA:', endings=(' 2', ' 3'), right=(True, False))
   """
   head = task.get("task_prefix", "")
+  # These are the defaults of BIG-bench for a task that names no prefix.
   before = task.get("example_input_prefix", "\nQ: ")
   after = task.get("example_output_prefix", "\nA: ")
   items = []
@@ -102,6 +103,7 @@ def read_task(task: dict[str, Any]) -> list[Item]:
     context = f"{head}{before}{example['input'].strip()}{after}".strip()
     endings = tuple(f" {choice.strip()}" for choice in choices)
     right = tuple(score > 0 for score in choices.values())
+    # Where all choices are right, or none is, any answer scores the same.
     if any(right) and not all(right):
       items.append(Item(context, endings, right))
   return items
@@ -126,11 +128,15 @@ def fetch_tasks(
     raise ValueError(f"tasks must be among {list(TASKS)}, got {list(names)}")
   first = fetch_package("BIG-bench tasks", BIGBENCH)
   root, chosen = first, {}
+  # The path is that of the first file, so the archive is as many folders up as
+  # this file has parts.
   for _ in pathlib.PurePosixPath(next(iter(BIGBENCH.files))).parts:
     root = root.parent
   for name in names:
     text = (root / _PATH.format(name)).read_text("utf-8")
     items = read_task(json.loads(text))
+    # Each task starts from the seed, so its items do not depend on which other
+    # tasks are asked for.
     chosen[name] = random.Random(seed).sample(items, min(count, len(items)))
   return chosen
 
@@ -158,6 +164,8 @@ def likelihoods(
 
   Cost: one forward pass of all rows; memory of `ROW_TOKENS` logits.
   """
+  # Rows of similar length share a batch, which keeps padding short; and the
+  # last row of a batch is the longest, which sets the width.
   order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
   likelihood: list[Any] = [None] * len(rows)
   at = 0
@@ -209,6 +217,8 @@ def _score(
   apart = intervene(forward(cfg), {"scores": chain(separate(branch), *edits)})
   logits = apart(params, tokens, positions=positions).logits
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  # Only the logits of the tokens are normalised: log_softmax would make another
+  # array of the size of all logits.
   total = jax.nn.logsumexp(logits, axis=-1)
   rows = jnp.arange(len(tokens))[:, None]
   return logits[rows, parent, tokens] - total[rows, parent]
@@ -219,7 +229,10 @@ def fitting(
 ) -> list[Item]:
   """Those of the items that the model's context and window hold."""
   cfg = subject.cfg
+  # A sliding window counts the tokens of the row, so all endings of an item
+  # have to fit it together.
   room = min(cfg.max_len, cfg.window) if any(cfg.local_layers) else cfg.max_len
+  # Rows are padded to a multiple of this before they are run.
   room -= room % STEP
   return [
     item for item in items if len(_row(subject, item, prefix).tokens) <= room
@@ -256,6 +269,8 @@ def grade(
   rows, right = [_row(subject, item, prefix) for item in items], []
   nats = likelihoods(subject, rows, edits, progress=progress)
   for item, of_endings in zip(items, nats, strict=True):
+    # Each byte adds to a negative sum, so without this short endings would win;
+    # and bytes, unlike tokens, are the same for all models.
     sizes = [len(ending.strip().encode()) for ending in item.endings]
     right.append(item.right[int(np.argmax(of_endings / np.array(sizes)))])
   return np.array(right)

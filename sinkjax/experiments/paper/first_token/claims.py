@@ -57,6 +57,7 @@ def claims(result: Result) -> list[Claim]:
 
 def _answers(result: Result, what: str, parts: list[str | int]) -> Answers:
   """Of all tasks, or of all lengths, by condition; none without any part."""
+  # Shares as numbers: NumPy does not subtract booleans.
   return {
     Condition(name): np.concatenate(
       [result.arrays[f"{what} {part}, {name}"] for part in parts]
@@ -152,6 +153,8 @@ def _sink(
 
 def _falls(own: np.ndarray, hidden: np.ndarray, control: np.ndarray) -> str:
   """The verdict on two falls, of which that from the control comes first."""
+  # To hide any token costs something: what counts is what hiding the sink costs
+  # beyond that.
   verdict = direction(*_interval(control - hidden))
   low, high = _interval(own - hidden)
   if verdict == AGREES and low <= 0:

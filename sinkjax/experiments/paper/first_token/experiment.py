@@ -134,6 +134,8 @@ def _answers(
     advance(ITEM * more)
 
   arrays = {
+    # Items differ in how many choices they have and how many are right, so
+    # chance is kept for each.
     f"chance {task}": np.array([item.chance() for item in members])
     for task, members in items.items()
   }
@@ -143,6 +145,8 @@ def _answers(
         subject, members, prefix, edits, progress=graded
       )
     for length, some in seeds.items():
+      # A haystack has its length with the prefix, so each condition needs its
+      # own; the seed gives all of them the same needles.
       piles = [
         haystack(subject, prefix, length, config.needles, seed) for seed in some
       ]
@@ -162,11 +166,14 @@ def _fitting(
     ValueError: for a task of which fewer than two fit.
   """
   bos = [] if subject.tokenizer.bos_id is None else [subject.tokenizer.bos_id]
+  # Conditions are compared item by item, so an item has to fit under the one
+  # with the longest prefix.
   longest = max(subject.prefix, bos, key=len)
   kept = {
     task: fitting(subject, members, longest) for task, members in items.items()
   }
   for task, members in kept.items():
+    # An interval over items needs two.
     if len(members) < 2:
       raise ValueError(
         f"fewer than two items of {task} fit the model's context of "

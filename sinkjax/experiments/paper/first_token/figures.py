@@ -88,6 +88,7 @@ def _needles(
       look = {"color": color, "fmt": f"{marker}-", "label": name}
       error_bars(ax, sizes, _percent(rows, name, "found"), **look)
     ax.axhline(100 * rows[0]["chance"], color=MUTED, ls=":", lw=1.5)
+    # Each length is twice the one before.
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
     ax.minorticks_off()
@@ -103,9 +104,12 @@ def _depth(result: Result, names: Sequence[Condition]) -> bytes:
   with drawing(2.3 * len(names) + 0.6, 2.9) as figure:
     axes = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
     for ax, name in zip(axes, names, strict=True):
+      # A bin without needles stays NaN and is left blank; 0 would say that none
+      # of its needles was found.
       shares = np.full((DEPTHS, len(sizes)), np.nan)
       for j, size in enumerate(sizes):
         depth = arrays[f"depth {size}"]
+        # A depth of 1 belongs to the last bin, not to one of its own.
         bins = np.clip((DEPTHS * depth).astype(int), 0, DEPTHS - 1)
         for i in np.unique(bins):
           found = arrays[f"found {size}, {name}"][bins == i]

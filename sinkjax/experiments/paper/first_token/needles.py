@@ -123,6 +123,7 @@ WORDS = (
 
 FILLER = tuple(
   line.strip(".") + "."
+  # All swaps of a text have the same original; the dictionary keeps one.
   for text in {x.text: x.before for x in parse_swaps(SWAP_TEXTS)}.values()
   for line in text.split(". ")
 )
@@ -171,7 +172,10 @@ def _answers(
   by_token: dict[int, str] = {}
   encode, stem = subject.tokenizer.encode, _question(PLACES[0])
   for word in rng.sample(WORDS, len(WORDS)):
+    # A word is encoded after a question: its first token depends on the space.
     _, (ending,) = split_endings(encode, stem, [f" {word}"])
+    # Only the first token of an answer is scored, so a second password with the
+    # same one could not be told from the first.
     by_token.setdefault(ending[0], word)
   if len(by_token) < count:
     raise ValueError(
@@ -205,9 +209,13 @@ def haystack(
   hidden = [sentence(*pair) for pair in zip(places, words, strict=True)]
   questions = [_question(place) for place in places]
   _, endings = split_endings(encode, hidden[-1], questions)
+  # An estimate: a tokenizer may join the start of a question with the end of
+  # the text, and the text is not there yet. `cut` below is exact.
   wanted = tokens - len(prefix) - sum(map(len, endings))
   count, text = BEFORE, _lines(hidden, BEFORE, seed)
   while len(encode(text)) < wanted:
+    # No more sentences than are surely missing: what is too much is cut off at
+    # the start, and must not reach the first needle.
     count += max(1, (wanted - len(encode(text))) // LONGEST)
     text = _lines(hidden, count, seed)
   context, endings = split_endings(encode, text, questions)
@@ -226,10 +234,13 @@ def haystack(
 
 def _lines(hidden: Sequence[str], count: int, seed: int) -> str:
   """`count` sentences of filler with the needles between them."""
+  # The seed starts again at every call, so that a longer text begins with the
+  # same sentences as a shorter one.
   rng, lines = random.Random(seed), []
   while len(lines) < count:
     lines += rng.sample(FILLER, len(FILLER))
   lines = lines[:count]
+  # From the back: an insertion then moves no place that is still to come.
   for i in reversed(range(len(hidden))):
     lines.insert(BEFORE + i * (count - BEFORE) // len(hidden), hidden[i])
   return " ".join(lines)
@@ -263,6 +274,8 @@ def find_needles(
   def at_questions(x: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, asked[:, :, None], axis=1)
 
+  # Logits of every token of a long text would be the largest array of all, so
+  # only the last tokens of the questions get theirs.
   run = stream_statistics(
     capture(fn, {"asked": ("final", at_questions)}), {}, nll=False
   )
