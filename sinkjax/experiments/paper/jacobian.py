@@ -82,6 +82,8 @@ def measure(
   budget = {"budget_bytes": config.budget_bytes}
   exact, estimated, inside = [], [], []
   for text, row in enumerate(ids):
+    # Other probes for each text, but the same under both conditions, so that
+    # their difference does not come from the probes.
     key = jax.random.fold_in(jax.random.key(0), text)
     guess = {"samples": config.samples, "key": key, **budget}
     short, long = jnp.asarray(row[: config.tokens]), jnp.asarray(row)
@@ -133,6 +135,8 @@ def _result(
   last = exact[:, :, -1]
   reach = _reach(last)
   means = {
+    # As a logarithm a ratio and its inverse are equally far from no change,
+    # which the sign-flip test takes for granted.
     "log_mixing": np.log(mixing[:, 1] / mixing[:, 0]),
     "log_mixing_long": np.log(long[:, 1] / long[:, 0]),
     "reach": reach[:, 1] - reach[:, 0],
@@ -243,6 +247,8 @@ def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
   arrays = result.arrays
   norms = arrays["norms"][:, :, -1]
+  # Entries above the diagonal are 0 and have no logarithm: they count as 1 for
+  # the mean and become 0 again.
   mean = np.exp(np.log(np.where(norms > 0, norms, 1)).mean(axis=0))
   mean = np.where(norms[0] > 0, mean, 0)
   positions = [str(t) for t in range(mean.shape[-1])]

@@ -114,9 +114,11 @@ def _result(config: Config, rows: Sequence[Mapping[str, Any]]) -> Result:
 
 def claims(result: Result) -> list[Claim]:
   """One claim, at the last threshold; these models do not test it."""
+  # The numbers of the paper are for eps 0.8, the last of the defaults.
   eps = result.numbers["eps"][-1]
   shown = []
   for row in result.numbers["models"]:
+    # JSON has only strings as keys, so thresholds are read back as text.
     rate = Mean.read(row["rates"][str(eps)]).scaled(100)
     shown.append(
       f"{row['model']} ({row['all_heads']} heads) {rate.text('.1f', ' %')}"
@@ -139,6 +141,8 @@ def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
   models, thresholds = result.numbers["models"], result.numbers["eps"]
   with drawing(7, 0.5 * len(models) + 1.6) as figure:
+    # Without `squeeze=False`, a single threshold would give an axis and not an
+    # array of them.
     axes = figure.subplots(1, len(thresholds), sharey=True, squeeze=False)[0]
     y = np.arange(len(models))
     for ax, eps in zip(axes, thresholds, strict=True):
@@ -177,6 +181,8 @@ def plan(config: Config) -> list[str]:
   for name in config.models:
     try:
       lines.append(f"other model  {name}: {_needs(name)}")
+    # A dry run lists what it can: one model that cannot be read must not hide
+    # what the others need.
     except ValueError as error:
       lines.append(f"other model  {name}: cannot be looked at: {error}")
   return lines
@@ -184,6 +190,7 @@ def plan(config: Config) -> list[str]:
 
 def _needs(name: str) -> str:
   """The memory that a model's weights take, whole or layer by layer."""
+  # Only a model of the registry can be absent: for others that is an error.
   found = registry.peek(name)
   if found is None:
     return f"{registry.REGISTRY[name].megabytes:.0f} MB would be fetched"

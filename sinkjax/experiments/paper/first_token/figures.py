@@ -88,7 +88,6 @@ def _needles(
       look = {"color": color, "fmt": f"{marker}-", "label": name}
       error_bars(ax, sizes, _percent(rows, name, "found"), **look)
     ax.axhline(100 * rows[0]["chance"], color=MUTED, ls=":", lw=1.5)
-    # Each length is twice the one before.
     ax.set_xscale("log", base=2)
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
     ax.minorticks_off()

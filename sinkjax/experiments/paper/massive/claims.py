@@ -125,6 +125,7 @@ def _sinks(numbers: Mapping[str, Any]) -> Claim:
     "no number; the first token no longer attracts attention",
     f"sink rate {plain} unchanged; {zeroed} with massive activations set to "
     f"zero; {other} with as many other dimensions set to zero",
+    # `direction` agrees above zero, and here the claim holds below it.
     direction(-left.high, -left.low),
     "agrees if less than half of the sink rate is left; layers up to the one "
     "that makes massive activations keep their sinks",

@@ -167,8 +167,12 @@ def _edits(massive: Massive, resid: np.ndarray) -> dict[Edit, SetFirst]:
   width = resid.shape[-1]
   chosen, other = np.zeros(width, bool), np.zeros(width, bool)
   chosen[massive.dimensions] = True
+  # A model without massive activations runs every edit on no dimension at all;
+  # its claims are then untested.
   made = 0 if massive.made is None else massive.made
   mean = resid[made, :, 0].mean(axis=0)
+  # Massive dimensions count as 0 here and come last, so that the control holds
+  # none of them.
   order = np.argsort(-np.abs(mean) * ~chosen)
   other[order[: len(massive.dimensions)]] = True
   zero = np.zeros(width, resid.dtype)

@@ -58,6 +58,8 @@ def _layers(arrays: Mapping[str, np.ndarray]) -> bytes:
       "other positions": _spread(arrays["elsewhere"], REST),
     }
     add_lines(left, sizes)
+    # A massive activation is a thousand times the median or more: on a linear
+    # axis the others would lie at zero.
     left.set_yscale("log")
     legend_above(left, "largest |x| after each layer (log scale)")
     added = {

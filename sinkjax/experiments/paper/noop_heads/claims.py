@@ -88,6 +88,7 @@ def _value(
   ours, verdict = "no such head", UNTESTED
   if mean is not None:
     ours = f"{mean.text('.2f')} times the mean norm of the other tokens' values"
+    # A negative sign exchanges the ends of the interval.
     verdict = direction(*sorted(sign * (x - 1) for x in (mean.low, mean.high)))
   return Claim(
     id=id,

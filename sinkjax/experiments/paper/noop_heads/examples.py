@@ -45,6 +45,7 @@ def example(subject: Subject, texts: str, head: Head) -> dict[str, Any]:
   active = pattern[:, :, 0] <= DORMANT
   width = min(WIDTH, ids.shape[1] - 1)
   text, start = max(
+    # Position 0 is always drawn, so a stretch starts after it.
     itertools.product(range(len(ids)), range(1, ids.shape[1] - width + 1)),
     key=lambda at: _both(active[at[0], at[1] : at[1] + width]),
   )
@@ -59,4 +60,5 @@ def example(subject: Subject, texts: str, head: Head) -> dict[str, Any]:
 
 def _both(active: np.ndarray) -> int:
   """Pairs of a query at which the head is active and one at which it is not."""
+  # The product is greatest where both occur equally often.
   return int(active.sum() * (~active).sum())

@@ -106,6 +106,8 @@ def measure(
       f"{len(ids)} texts have {config.tokens} tokens; at least {FEWEST} are "
       "needed"
     )
+  # Texts come domain by domain: in that order, those that fit, choose and test
+  # would be of different domains.
   order = np.random.default_rng(config.seed).permutation(len(ids))
   observed = observe(subject, np.array(ids)[order], progress)
   heads = find(
@@ -127,6 +129,8 @@ def _over_heads(by_head: Sequence[np.ndarray]) -> Mean | None:
   """The mean of [P] arrays over heads, then its interval over texts."""
   if not by_head:
     return None
+  # Heads are averaged first, since heads of one model are not independent of
+  # each other, as texts are.
   stacked = np.stack(by_head)
   known = np.isfinite(stacked)
   total, count = np.where(known, stacked, 0).sum(axis=0), known.sum(axis=0)
@@ -175,6 +179,7 @@ def _result(
       "by_trigger": {
         name: sum(head.trigger is name for head in heads) for name in Trigger
       },
+      # JSON has only strings as keys.
       "words": {f"{head.layer}.{head.head}": _words(head) for head in best},
       "drawn": [
         {name: getattr(head, name) for name in NAMED}

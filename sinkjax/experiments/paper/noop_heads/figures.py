@@ -43,9 +43,12 @@ def _head(
   labels = token_labels(one["tokens"])
   with drawing(8.4, 3.9) as figure:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    # The column of position 0 stands in front of the stretch, so the key of the
+    # query itself is one column further right than the diagonal.
     shown = np.where(np.tri(*pattern.shape, 1, dtype=bool), pattern, np.nan)
     image = heat_map(left, shown, vmin=0, vmax=1)
     left.axvline(0.5, color=FIRST, lw=1)
+    # A token may hold dollar signs, which would be read as a formula.
     left.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
     left.set_yticks(range(len(labels) - 1), labels[1:], parse_math=False)
     left.set(title=f"attention of layer {one['layer']}, head {one['head']}")
@@ -64,6 +67,7 @@ def _kinds(arrays: Mapping[str, np.ndarray]) -> bytes:
   rank = arrays["stable_rank"].ravel()
   with drawing(6.4, 3.6) as figure:
     ax = figure.add_subplot()
+    # Dots that are drawn last lie on top: heads with a sink in most texts.
     order = np.argsort(share)
     image = ax.scatter(
       ratio[order],

@@ -47,6 +47,7 @@ def describe(observed: Observed, head: Head, group: int) -> dict[str, Any]:
   """
   _, _, held_out = parts(len(observed.ids))
   layer, number = head.layer, head.head
+  # The query at position 0 sees only itself and has nothing to choose.
   mass = observed.mass[layer, held_out, number, 1:]
   active = mass <= DORMANT
   target = observed.target[layer, held_out, number, 1:]
@@ -91,9 +92,11 @@ def kinds(observed: Observed, eps: float, group: int) -> dict[str, np.ndarray]:
   """
   first = observed.value[..., 0]
   others = observed.value[..., 1:].mean(axis=-1)
+  # The heads of a group read the same values, so they share one ratio.
   ratio = np.repeat(first / others, group, axis=2)
   sink = observed.mass.mean(axis=-1) > eps
   count = sink.sum(axis=(0, 2)).astype(float)
+  # A share of no sinks is unknown, not 0; and NaN divides without a warning.
   count[count == 0] = np.nan
   return {
     "ratio": ratio,

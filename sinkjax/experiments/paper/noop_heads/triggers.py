@@ -94,8 +94,11 @@ def observe(
     written = jnp.einsum("lbthk,lhjk->lbhtj", out.pop("z"), small)
     norms = token_norms(written)
     energy = jnp.sum(norms**2, axis=-1)
+    # Squared singular values are eigenvalues of the K x K products of columns,
+    # which are cheaper than a decomposition of T x D.
     gram = jnp.einsum("lbhti,lbhtj->lbhij", written, written)
     top = jnp.linalg.eigvalsh(gram)[..., -1]
+    # The lower limit gives a head that writes nothing rank 0 in place of NaN.
     rank = energy / jnp.maximum(top, jnp.finfo(top.dtype).tiny)
     return {**out, "output": norms, "stable_rank": rank}
 
@@ -200,6 +203,7 @@ def auroc(low: np.ndarray, is_low: np.ndarray) -> float:
   negative = is_low.size - positive
   if not positive or not negative:
     return float("nan")
+  # By the Mann-Whitney statistic: ranks need no array of all pairs.
   ranks = stats.rankdata(-low.ravel())
   total = ranks[is_low.ravel()].sum()
   pairs = positive * negative
@@ -227,6 +231,8 @@ def find(
   """
   _, choosing, _ = parts(len(observed.ids))
   known = features(observed.ids)[:, :, 1:]
+  # Held-out texts must not decide which heads count, or what is measured on
+  # them would be too good.
   before = slice(0, choosing.stop)
   layers, _, per_layer, _ = observed.mass.shape
   heads = []

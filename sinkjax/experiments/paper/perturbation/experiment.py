@@ -76,6 +76,7 @@ def gaps_of(conditions: Mapping[Condition, Callable]) -> Callable:
         watched(params, t[:, cut:]).trace["x"] for t in (ids, changed)
       )
       gap = spread(before, after, relative=True)
+      # Padded in front, so that a place means the same token in all conditions.
       stacked.append(jnp.pad(gap, [(0, 0), (0, 0), (cut, 0)]))
     return jnp.stack(stacked)
 
@@ -137,14 +138,19 @@ def _all_gaps(
   gaps = []
   for start in range(0, len(pairs), batch):
     part = pairs[start : start + batch]
+    # The last batch is filled up, so that one shape is compiled.
     full = part + [part[-1]] * (batch - len(part))
     ids, changed = (
+      # Any token may fill up a row: the model is causal, so what comes after a
+      # text changes nothing in it.
       jnp.asarray([row + [0] * (length - len(row)) for row in rows])
       for rows in ([p.ids for p in full], [p.changed for p in full])
     )
     out = np.asarray(gaps_of_batch(subject.params, ids, changed))
     for row, pair in enumerate(part):
       gap = out[:, :, row, : len(pair.ids)]
+      # Exactly zero: equal tokens go through the same program in both runs, so
+      # even rounding is the same.
       if gap[..., : pair.first].any():
         raise ArithmeticError(
           f"tokens before the swapped {pair.words} differ: the model is not "
@@ -192,6 +198,7 @@ def _aligned(pairs: Sequence[Pair], gaps: Sequence[np.ndarray]) -> np.ndarray:
     at = slice(start, start + part.shape[-1])
     total[..., at] += part
     count[at] += 1
+  # A place that no text reaches would divide by zero.
   return total / np.maximum(count, 1)
 
 
@@ -202,11 +209,14 @@ def _result(
   pairs: Sequence[Pair],
   gaps: Sequence[np.ndarray],
 ) -> Result:
+  # Swaps in one text are not independent, so intervals are over texts.
   groups = [pair.text for pair in pairs]
   change = _after(pairs, gaps, lambda gap: gap.mean(axis=-1))
   reached = _after(
     pairs, gaps, lambda gap: (gap > config.threshold).mean(axis=-1)
   )
+  # In logarithms a difference is a ratio, which does not depend on how much the
+  # word itself changes its text.
   last = np.log(change[:, :, -1])
   sink, hidden, control = (
     names.index(name)

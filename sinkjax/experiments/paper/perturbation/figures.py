@@ -108,6 +108,7 @@ def _maps(aligned: np.ndarray, names: Sequence[str]) -> bytes:
 
 def _swaps(arrays: Mapping[str, np.ndarray]) -> bytes:
   """Every swap a dot, beside the others of its text."""
+  # A fixed seed, so that the same result gives the same picture.
   text, rng = arrays["text"], np.random.default_rng(0)
   series = (
     (Condition.HIDDEN, arrays["log_ratio"], -0.15),

@@ -41,6 +41,7 @@ def pairs_of(subject: Subject, texts: str) -> tuple[list[Pair], int]:
       subject.prefix + subject.tokenizer.encode(text)
       for text in (swap.before, swap.after)
     )
+    # The lengths may differ here: such a swap is dropped below.
     differ = [
       i for i, (a, b) in enumerate(zip(ids, changed, strict=False)) if a != b
     ]

@@ -73,6 +73,7 @@ def _texts(numbers: Mapping[str, Any]) -> str:
 def _domains(numbers: Mapping[str, Any]) -> Claim:
   eps = _key(numbers)
   rates = {name: one[eps] for name, one in numbers["by_domain"].items()}
+  # The claim is about every domain, so the lowest one decides.
   least = min(rates, key=lambda name: rates[name]["value"])
   most = max(rates, key=lambda name: rates[name]["value"])
   natural = _percent(numbers["by_condition"][Condition.NATURAL][eps])
@@ -140,6 +141,8 @@ def _special(numbers: Mapping[str, Any]) -> Claim:
       f"sink rate {_percent(rate)} with the special token first, a change of "
       f"{change.scaled(100).text('+.1f', ' percentage points')}"
     )
+    # The whole interval has to lie within the margin: a wide one around zero
+    # does not show that rates are equal.
     within = max(abs(change.low), abs(change.high)) < MARGIN
     verdict = AGREES if within else DISAGREES
     why = f"equivalence margin: {100 * MARGIN:g} percentage points"

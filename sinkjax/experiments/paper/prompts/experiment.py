@@ -85,6 +85,7 @@ def measure(
   kept = [i for i, ids in enumerate(encoded) if len(ids) >= config.tokens]
   texts, encoded = [texts[i] for i in kept], [encoded[i] for i in kept]
   domains = [text.domain for text in texts]
+  # The interval of a domain needs two of its texts.
   if len(texts) < 2 or max(map(domains.count, set(domains))) < 2:
     raise ValueError(
       f"{len(texts)} texts have {config.tokens} tokens; two of one domain are "
@@ -128,7 +129,10 @@ def _conditions(
   size, rng = config.tokens, np.random.default_rng(config.seed)
   prompts = {Condition.NATURAL: [ids[:size] for ids in encoded]}
   special = subject.tokenizer.bos_id
+  # With a prefix, natural text has its first token from training already.
   if special is not None and not subject.prefix:
+    # One token less of the text: the sink rate depends on the length, which has
+    # to be the same in all conditions.
     prompts[Condition.SPECIAL] = [
       [special, *ids[: size - 1]] for ids in encoded
     ]
@@ -280,6 +284,7 @@ def _prompt_table(
     [
       text.domain,
       text.origin,
+      # 64 bits are enough to tell these texts apart.
       hashlib.sha256(text.text.encode()).hexdigest()[:16],
       *(float(rates[name][e][i]) for name in conditions for e in config.eps),
     ]

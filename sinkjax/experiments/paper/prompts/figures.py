@@ -39,6 +39,7 @@ def _by_threshold(
       color,
       100 * np.array([Mean.read(one[eps])[:3] for one in means.values()]).T,
     )
+    # There are as many colours as default thresholds: more are not drawn.
     for eps, color in zip(thresholds, COLORS, strict=False)
   ]
 

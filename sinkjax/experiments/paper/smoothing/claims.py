@@ -97,6 +97,7 @@ def _late_claims(result: Result) -> list[Claim]:
       why=f"tokens from position {KEYS} on",
     ),
   ]
+  # A single text has no interval, and then there is no such number.
   if "log_mixing_late" in numbers:
     mixing = Mean.read(numbers["log_mixing_late"])
     made.append(

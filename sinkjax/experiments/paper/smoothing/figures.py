@@ -51,6 +51,7 @@ def _where(percent: np.ndarray, late: int) -> bytes:
     shown = ticks(len(percent) - 1)
     names = [*map(str, shown), "never"]
     ax.set_xticks([*shown, len(percent) - 1], names)
+    # Between two cells: from this layer on the position is hidden.
     ax.axvline(late - 0.5, color=FIRST, lw=1.5)
     ax.set(xlabel="position 0 hidden from this layer on", ylabel="position")
     ax.set_title("share of heads with a sink at each position")
@@ -66,6 +67,7 @@ def _cost(arrays: Mapping[str, np.ndarray], late: int) -> bytes:
   )
   with drawing(8, 3.3) as figure:
     for ax, (name, title) in zip(figure.subplots(1, 2), panels, strict=True):
+      # The last entry hides nothing and has no layer on the axis.
       *hidden, never = arrays[name]
       x, mean = np.arange(len(hidden)), np.mean(hidden, axis=1)
       add_texts(
