@@ -74,6 +74,7 @@ def loss_sensitivity(
   _, gradient = loss_gradient(
     fn, params, tokens, source=source, positions=positions
   )
+  # In float32 the squares of small gradients would underflow.
   return np.sqrt(np.sum(gradient.astype(np.float64) ** 2, axis=-1))
 
 
@@ -105,6 +106,7 @@ def loss_gradient(
   )
   for layer in range(cfg.n_layers):
     entering.append(x)  # all that the way back keeps of the way forward
+    # Without waiting, layers would be read faster than they are used.
     x = jax.block_until_ready(block(layers.layer(layer), x, shift, layer))
   norm = layers.final_norm()
   ending = functools.partial(
@@ -112,6 +114,8 @@ def loss_gradient(
   )
   loss, d_final = _head(cfg, layers, ending(norm, x, shift), tokens)
   d_x, d_shift = ending(norm, x, shift, d_final)
+  # Nothing below the point's layer depends on the shift, so the way back ends
+  # there.
   first = 0 if point.site == "embed" else point.layer
   for layer in reversed(range(first, cfg.n_layers)):
     if point.site == "final":
@@ -140,6 +144,7 @@ def _run(
     return apply_block(cfg, params, x, layer, ctx, taps)[0]
 
 
+# The number of the layer is traced, so that all layers share one program.
 _block = jax.jit(_run, static_argnames=("cfg", "point"))
 
 

@@ -74,6 +74,8 @@ class OverSquashing:
   def decades(self, form: str) -> np.ndarray:
     """[T, T] log10 of bound over truth, NaN above the diagonal."""
     truth = self.truth(form)
+    # A norm of zero has no logarithm. NaN keeps it out of the least, the median
+    # and the most decades.
     log = np.log(np.where(truth > 0, truth, np.nan))
     return (self.log_bounds[form] - log) / math.log(10)
 
@@ -126,6 +128,8 @@ def _paths(gains: Gains):
 def hold_pattern(fn: Callable) -> Callable:
   """`fn` with attention that is a constant to derivatives, edits kept."""
   cfg, edits = taken_apart(fn)
+  # An edit of the pattern comes first, because the pattern to hold is the one
+  # that the edited model uses.
   held = chain(edits["pattern"], hold()) if "pattern" in edits else hold()
   return intervene(forward(cfg), {**edits, "pattern": held})
 

@@ -99,6 +99,7 @@ class SensitivityMap:
     """The largest standard error of an entry, over that entry."""
     if self.stderr is None:
       return None
+    # Entries of zero, such as those above the diagonal, have no relative error.
     seen = self.norms > 0
     return float(np.max(self.stderr[seen] / self.norms[seen], initial=0))
 
@@ -189,6 +190,8 @@ def sensitivity_map(
       "can read them layer by layer"
     )
   ids = jnp.asarray(tokens, jnp.int32)
+  # A continued run computes this again: its three passes are little beside the
+  # columns of a map.
   loss, gradient = loss_gradient(fn, params, ids, source=config.source)
   stderr, checked, seen = None, 0, {}
   if config.method == "hutchinson":

@@ -47,12 +47,15 @@ class SensitivityConfig:
       value = getattr(self, name)
       if value not in valid:
         raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}")
+    # A standard error needs two samples.
     if self.samples < 2:
       raise ValueError(f"samples must be at least 2, got {self.samples}")
     if self.budget_bytes is not None and self.budget_bytes <= 0:
       raise ValueError(
         f"the memory budget must be positive, got {self.budget_bytes} bytes"
       )
+    # The mean square of J v over random v is the squared Frobenius norm; other
+    # norms are no such mean.
     if self.method == "hutchinson" and self.norm != "fro":
       raise ValueError(
         f"hutchinson estimates the norm fro only, got {self.norm!r}; "
@@ -72,6 +75,7 @@ class SensitivityConfig:
     """
     n = cfg.n_layers
     a, b = parse_pair(cfg, self.source, self.target)
+    # The site resid_post comes after its layer, which is then not crossed.
     first = {"resid_post": a.layer + 1, "final": n, "embed": 0}
     last = {"final": n - 1, "embed": -1}.get(b.site, b.layer)
     layers = list(range(first.get(a.site, a.layer), last + 1))

@@ -87,6 +87,7 @@ class SinkProfile:
   def ranked_heads(self) -> list[tuple[int, int]]:
     """(layer, head) by mean sink score, strongest first."""
     mean = self.mean("alpha")
+    # A stable sort gives heads of equal score the same order on every machine.
     order = np.argsort(-mean, axis=None, kind="stable")
     return [tuple(map(int, np.unravel_index(i, mean.shape))) for i in order]
 
@@ -100,6 +101,7 @@ def coarse_map(size: int = DRAWN) -> rows.RowStatistic:
 
   def folded(x: jax.Array, cell: int) -> jax.Array:
     """The last axis summed over blocks."""
+    # The last block may be shorter; zeros add nothing to its sum.
     rest = -x.shape[-1] % cell
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rest)]) if rest else x
     return x.reshape(*x.shape[:-1], -1, cell).sum(axis=-1)
@@ -121,6 +123,8 @@ def coarse_map(size: int = DRAWN) -> rows.RowStatistic:
 
   def finalize(state: rows.State, length: int) -> jax.Array:
     mass, seen = state
+    # Each block is divided by the queries it really has: the last may have
+    # fewer.
     return mass / folded(seen, -(-length // size))[None, None, :, None]
 
   return rows.RowStatistic(init, update, finalize)
@@ -138,6 +142,7 @@ def _observers(cfg: ModelConfig, streamed: bool) -> dict[str, Any]:
 
 def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
   """Mean negative log-likelihood of tokens 1..T-1, [B], nats; NaN for T = 1."""
+  # A log-sum-exp in bfloat16 would keep fewer than three digits.
   logits = logits[:, :-1].astype(jnp.promote_types(logits.dtype, jnp.float32))
   picked = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
   return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked, axis=-1)
@@ -231,6 +236,8 @@ def sink_profile(
   for batch in batches(prompts):
     tokens = jnp.asarray([prompts[i] for i in batch], jnp.int32)
     out = jax.tree.map(np.asarray, run(params, tokens))
+    # Only the first text of a batch has a map, and prompt 0 is the first of its
+    # own.
     if batch[0] == 0:
       maps = out[MAPS][:, 0]
     for row, i in enumerate(batch):

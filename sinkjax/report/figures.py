@@ -55,6 +55,7 @@ def drawing(width: float, height: float) -> Iterator[Any]:
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
+  # The style ends with the block, so that a caller's own settings stay.
   with matplotlib.rc_context(STYLE):
     figure = Figure((width, height), DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -67,6 +68,7 @@ def png(figure: Any) -> bytes:
     for axis in (ax.xaxis, ax.yaxis):
       _plain_log_ticks(axis)
   out = io.BytesIO()
+  # The default metadata names matplotlib's version, which would change bytes.
   figure.canvas.print_png(out, metadata={"Software": None})
   return out.getvalue()
 
@@ -111,6 +113,7 @@ def token_labels(tokens: Sequence[str], most: int = 11) -> list[str]:
   for token in tokens:
     text = (token.strip(" ") or "␣").translate(marks)
     text = text if len(text) <= most else text[: most - 1] + "…"
+    # Matplotlib warns of every glyph that its font does not have.
     labels.append("".join(c if ord(c) in glyphs else "\ufffd" for c in text))
   return labels
 
@@ -148,6 +151,7 @@ def line_band(ax: Any, values: np.ndarray, *, color: str, label: str) -> None:
   if values.shape[1] > 1:
     low, high = values.min(axis=1), values.max(axis=1)
     ax.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+  # Markers of more layers would touch each other.
   marker = "o" if len(x) <= 16 else ""
   mean = values.mean(axis=1)
   ax.plot(x, mean, color=color, label=label, lw=1.8, marker=marker, ms=4)
@@ -171,6 +175,7 @@ def limits(ax: Any, values: np.ndarray, log: bool = False) -> None:
   known = values[values > 0]
   low, high = (known.min(), known.max()) if known.size else (1.0, 1.0)
   if not log:
+    # Room above, or the highest marker would be cut in half.
     ax.set_ylim(0, high * 1.06)
     return
   # A decade at least: matplotlib labels few ticks, or none, of less.
@@ -291,6 +296,7 @@ def attention_maps(
   names = token_labels(tokens) if len(tokens) == size <= LABELLED else None
   side = max(1.9, 0.105 * size) if names else 1.9
   end = size * max(1, -(-len(tokens) // size)) - 0.5
+  # Most weights are small, and on a linear scale only the sink would show.
   look = {"norm": PowerNorm(0.5, 0, 1), "extent": (-0.5, end, end, -0.5)}
   with drawing(columns * side + 1.5, rows * (side + 0.3) + 0.5) as fig:
     axes = fig.subplots(rows, columns, squeeze=False)
@@ -334,6 +340,7 @@ def entropy_by_layer(entropy: np.ndarray, entropy_share: np.ndarray) -> bytes:
     left, right = figure.subplots(1, 2)
     head_dots(left, METRICS["entropy"].title, values)
     head_dots(right, METRICS["entropy_share"].title, shares)
+    # A share of 1 would lie on the frame.
     right.set_ylim(0, 1.02)
     return png(figure)
 

@@ -89,6 +89,7 @@ def show(value: Any) -> str:
   value = plain(value)
   if value is None:
     return "–"
+  # A bool is also an int in Python, so it is asked for first.
   if isinstance(value, bool):
     return "yes" if value else "no"
   if isinstance(value, int):
@@ -102,6 +103,7 @@ def show(value: Any) -> str:
 
 def _show_float(value: float) -> str:
   size = abs(value)
+  # Outside this range, an exponent is shorter than plain notation.
   if size and not 1e-4 <= size < 1e7:
     return f"{value:.3e}"
   if size >= 1000:
@@ -152,6 +154,7 @@ def _aligned(column: Sequence[float | None]) -> list[str]:
     return [show(cell) for cell in column]
   places = max(0, 3 - math.floor(math.log10(largest)))
   return [
+    # With "z" a small negative number that rounds to 0 has no sign.
     show(cell) if cell is None else _signed(f"{cell:z,.{places}f}")
     for cell in column
   ]
@@ -167,6 +170,7 @@ def _sort_key(value: Any) -> int | float | None:
 
 def _picture(png: bytes) -> dict[str, Any]:
   """Data and pixel size of a PNG, the size so that the page does not jump."""
+  # The first chunk of a PNG, IHDR, has width and height in bytes 16 to 23.
   if png[:8] != PNG_SIGNATURE or len(png) < 24:
     raise ValueError("a section's figure must be PNG bytes")
   width, height = struct.unpack(">II", png[16:24])
@@ -208,6 +212,7 @@ def _template() -> Any:
 
   environment = jinja2.Environment(
     autoescape=True,
+    # By default a misspelt name would leave a gap in the page.
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -258,4 +263,5 @@ def render_report(
     command=command,
     groups=_groups(details),
   )
+  # HTML allows no control characters, and UTF-8 has no half surrogates.
   return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", html)

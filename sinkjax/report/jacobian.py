@@ -123,6 +123,7 @@ def _trust(result: Sensitivity) -> html.Number:
     )
   if result.config.method == "reference":
     return html.Number("self check", "none", "the reference is the definition")
+  # A continued run with no column left to compute has no check of its own.
   checks = [one.check for one in maps if one.check is not None]
   here, size = sum(one.checked for one in maps), len(maps) * len(result.ids)
   which = (
@@ -240,6 +241,7 @@ def _pairs(result: Sensitivity, tokens: Sequence[str]) -> html.Section:
   header, rows = tables(result, tokens)["norms.csv"]
   note = "Click a column's title to sort. "
   if len(rows) > ROWS:
+    # Four cells name the pair; the next is the norm of the model as it is.
     rows = sorted(rows, key=lambda row: -row[4])[:ROWS]
     note += f"These are the {ROWS} largest; norms.csv has all."
   else:
@@ -308,6 +310,7 @@ def write(
   for name, png in drawn.items():
     artifacts.write_bytes(folder / name, png)
   artifacts.write_text(folder / "report.html", page)
+  # This file tells readers that all others are there.
   artifacts.write_json(
     folder / "summary.json", {"schema": SCHEMA, **data, "complete": True}
   )

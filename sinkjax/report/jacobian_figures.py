@@ -45,6 +45,7 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
   ([0.5, 1.0, 2.0, 5.0, 10.0, 20.0], [1e-06, 0.01, 100.0, 1000000.0])
   """
   powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+  # Text gives the nearest float, which products of powers of ten need not.
   ticks_at = [float(f"{d}e{p}") for p in powers for d in (1, 2, 5)]
   ticks_at = [value for value in ticks_at if low <= value <= high]
   if len(ticks_at) > most:
@@ -73,6 +74,8 @@ def _square(
   zero = values == 0
   image = heat_map(ax, np.where(zero, np.nan, values), **look)
   if zero.any():
+    # A logarithmic scale has no colour for zero, so zeros are an image of their
+    # own.
     grey = ListedColormap([RULE])
     ax.imshow(np.where(zero, 1.0, np.nan), cmap=grey, aspect="auto")
   names = _names(tokens)
@@ -107,6 +110,7 @@ def norm_maps(
   low, high = (known.min(), known.max()) if known.size else (0.5, 2.0)
   low = max(low, high / SPAN)
   if high < 1.5 * low:
+    # On a scale that narrow, rounding would show as contrast.
     low, high = low / 2, high * 2
   side = _side(tokens, 2.9, 6.0 if len(maps) == 1 else 5.0)
   with drawing(len(maps) * side + 1.9, side + 1.1) as figure:
@@ -155,6 +159,7 @@ def _coloured(series: Mapping[str, np.ndarray]) -> dict[str, Any]:
   colors = (REST, FIRST)
   return {
     label: (np.asarray(values, np.float64), color)
+    # One series leaves a colour over.
     for (label, values), color in zip(series.items(), colors, strict=False)
   }
 
@@ -246,10 +251,12 @@ def loss_by_token(
     everything = np.concatenate([values for values, _ in lines.values()])
     limits(ax, everything, log=True)
     for at, (label, (values, color)) in enumerate(lines.items()):
+      # Side by side, as one series would hide the other.
       x = np.arange(size) + (at - (len(lines) - 1) / 2) * 0.3
       kept = np.where(values > 0, values, np.nan)
       style = {"s": 26 if size <= LABELLED else 9, "lw": 0, "zorder": 3}
       ax.scatter(x, kept, c=color, label=label, **style)
+      # A logarithmic axis has no zero to start from.
       ax.vlines(x, ax.get_ylim()[0], kept, color, lw=1.2, alpha=0.45)
     token_axis(ax.xaxis, names, size - 0.5, True)
     ax.set(xlim=(-0.8, size - 0.2), ylabel="nats a unit")

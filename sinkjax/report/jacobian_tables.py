@@ -70,6 +70,7 @@ def tables(
 ) -> dict[str, tuple[list[str], list[list[Any]]]]:
   """(header, rows) of every CSV, by file name; one beside each figure."""
   maps, size = result.maps(), len(tokens)
+  # Without an edit there is one map, and the second suffix is left over.
   suffixes = dict(zip(maps, ("", "_edited"), strict=False))
   pairs = {f"norm{suffixes[k]}": one.norms for k, one in maps.items()}
   for label, one in maps.items():
@@ -81,6 +82,7 @@ def tables(
   rows = [
     [t, s, tokens[t], tokens[s], *(float(m[t, s]) for m in pairs.values())]
     for t in range(size)
+    # A causal model's later tokens have no effect: only zeros are left out.
     for s in range(t + 1)
   ]
   by_distance = {"distance": range(size)}

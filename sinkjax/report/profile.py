@@ -79,8 +79,10 @@ def draw(
   alpha = profile.mean("alpha")
   ranked = profile.ranked_heads()
   many = min(4, len(ranked) // 2) or 1  # two rows of at most four maps
+  # Where prompts start differently, no one token can be named.
   first = tokens[0] if profile.first_token() is not None else ""
   chosen = ranked[:many] + ranked[-many:]
+  # Functions, so that each figure is drawn between two calls of `step`.
   makers = {
     "sink_map.png": lambda: figures.sink_map(alpha, eps, first),
     "norms.png": lambda: figures.norms_by_layer(
@@ -231,6 +233,7 @@ def _metrics(profile: SinkProfile) -> html.Table:
     value = profile.values.get(metric.name)
     if not isinstance(value, np.ndarray) or not metric.axes.startswith("L"):
       continue
+    # Behind the layers a metric has heads, KV heads or nothing.
     layers = value.mean(axis=0).reshape(value.shape[1], -1).mean(axis=1)
     low, high = int(np.argmin(layers)), int(np.argmax(layers))
     rows.append(

@@ -91,6 +91,7 @@ def write(
   for name, table in _tables(by_kind).items():
     artifacts.write_csv(folder / name, *table)
   last = {kind: rows[-1] for kind, rows in by_kind.items()}
+  # The median is not moved by the records in which the step was compiled.
   speed = float(np.median([r["tokens_per_second"] for r in by_kind["train"]]))
   data = {
     **numbers,
@@ -180,6 +181,7 @@ def _sinks(probe: Sequence[Record]) -> bytes:
     for eps, color in zip(EPS, COLORS, strict=True):
       steps, rates = _xy(probe, f"sink_rate_{eps}")
       left.plot(steps, 100 * rates, color=color, lw=1.8, label=f"eps {eps}")
+    # Rates of 0 and 100 % would lie on the frame.
     left.set(xlabel="step", ylabel="% of heads", ylim=(-2, 102))
     legend_above(left, METRICS["sink_rate"].label)
     right.plot(*_xy(probe, "first_mass"), color=FIRST, lw=1.8, label="measured")
@@ -198,6 +200,7 @@ def _formation(probe: Sequence[Record]) -> bytes:
   steps, (count, layers, heads) = [row["step"] for row in probe], alpha.shape
   with drawing(7, float(np.clip(1.2 + 0.1 * layers * heads, 2.6, 8))) as figure:
     ax = figure.add_subplot()
+    # Smoothing would mix neighbouring heads, which are unrelated.
     image = heat_map(
       ax, alpha.reshape(count, -1).T, vmin=0, vmax=1, interpolation="nearest"
     )
@@ -207,6 +210,7 @@ def _formation(probe: Sequence[Record]) -> bytes:
       np.arange(layers) * heads + (heads - 1) / 2,
       [str(n) for n in range(layers)],
     )
+    # More than seven numbers of steps would overlap.
     at = np.unique(np.linspace(0, count - 1, min(count, 7)).round().astype(int))
     ax.set_xticks(at, [f"{steps[i]:,}" for i in at])
     ax.set(xlabel="step", ylabel="layer")

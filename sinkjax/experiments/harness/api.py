@@ -108,6 +108,7 @@ class Result:
       config: that was run.
       model: the name of the model, if one was given.
     """
+    # Claims made right after measuring then equal those made from files.
     numbers = artifacts.plain(self.numbers)
     return dataclasses.replace(
       self, numbers=numbers, config=config, model=model

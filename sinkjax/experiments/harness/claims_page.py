@@ -35,6 +35,7 @@ def markdown(claims: Sequence[tuple[str, Claim]]) -> str:
     "| --- | --- | --- | --- | --- |",
   ]
   for _, claim in claims:
+    # A bar would end the cell, and a line break would end the row.
     cells = [" ".join(x.replace("|", "\\|").split()) for x in _cells(claim)]
     lines.append(f"| {' | '.join(cells[:-1])} |")
   return "\n".join(lines) + "\n"

@@ -116,6 +116,7 @@ def compact(
       **({} if packed else tables),
       artifacts.ARCHIVE: archive(bits, packed),
     }
+    # The file result.json counts, too, and has its place already.
     if len(left) < FILES and sum(map(len, left.values())) <= room:
       _replace(folder, left)
       return
@@ -140,6 +141,7 @@ def small_figure(png: bytes) -> bytes:
   while True:
     for colours in (256, 128, 64, 32):
       out = io.BytesIO()
+      # Dithering scatters pixels, which PNG compresses badly.
       few = image.quantize(colours, dither=Image.Dither.NONE)
       few.save(out, "png", optimize=True)
       if len(out.getvalue()) <= FIGURE_BYTES:
@@ -157,7 +159,10 @@ def _rounded(array: np.ndarray, bits: int | None) -> np.ndarray:
   if bits is None or array.dtype.kind != "f" or array.size < MATRIX:
     return array
   fraction, exponent = np.frexp(array.astype(np.float64))
+  # Rounding in binary leaves the dropped bits zero, and zeros compress well.
   wide = np.ldexp(np.round(np.ldexp(fraction, bits)), exponent - bits)
+  # What is beyond the range of float32 becomes infinite or zero here, fails the
+  # comparison below, and stays in float64.
   with np.errstate(over="ignore", under="ignore"):
     narrow = wide.astype(np.float32)
   return narrow if np.array_equal(narrow, wide, equal_nan=True) else wide
@@ -175,6 +180,7 @@ def _runs(folder: pathlib.Path, bits: int | None) -> dict[str, bytes]:
   found = {}
   for path in _run_files(folder):
     outcome = json.loads(artifacts.read_bytes(path))
+    # Runs have seven digits already, which is what 24 bits hold.
     if bits is not None and bits < 24:
       outcome = _shorter(outcome, math.ceil(bits * math.log10(2)))
     text = json.dumps(outcome, ensure_ascii=False, separators=(",", ":"))
@@ -211,6 +217,7 @@ def _replace(folder: pathlib.Path, left: Mapping[str, bytes]) -> None:
   for path in old:
     if path.name not in left:
       path.unlink()
+  # A folder comes before the one that holds it: only empty ones can go.
   for at in sorted(runs, reverse=True):
     for empty in (at, at.parent):
       with contextlib.suppress(OSError):  # it holds models, or is gone

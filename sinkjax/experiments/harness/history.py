@@ -95,10 +95,13 @@ def schedule(
       if name in scales:
         ax.set_yscale(**scales[name])
         if scales[name]["value"] == "symlog":
+          # A symmetric logarithm also shows negative values, which none of
+          # these quantities has.
           ax.set_ylim(bottom=0)
       ax.set_title(title)
       ax.set_xlabel("step")
       ax.grid(axis="y")
+    # All panels have the same lines, so the labels of the last one are enough.
     legend(figure, ax, columns=6)
     return png(figure)
 

@@ -75,6 +75,7 @@ def run_jobs(
   while left:
     free = list(devices)
 
+    # The default binds the list of this round, which a closure would not.
     def one(job: Job, free: list[jax.Device] = free) -> None:
       device = free.pop()  # there are as many threads as devices
       try:
@@ -84,6 +85,7 @@ def run_jobs(
 
     with _workers(len(devices)) as pool:
       for future in [pool.submit(one, job) for job in left]:
+        # An error of a run would otherwise stay hidden in its future.
         future.result()
     left = [job for job in left if runs.outcome(job) is None]
     if left:  # other processes work on these
@@ -100,6 +102,7 @@ class _Runs:
     folder.mkdir(parents=True, exist_ok=True)
     self._folder, self._total, self._progress = folder, total, progress
     self._done: dict[str, int] = {}
+    # Every device has a thread of its own, and all report to one progress bar.
     self._guard = threading.Lock()
 
   def _advance(self, job: Job, steps: int) -> None:
@@ -124,6 +127,7 @@ class _Runs:
     """Runs a job, unless another process does or did so."""
     folder = self._folder / job.name
     with _lock(self._folder / f"{job.name}.lock") as mine:
+      # Another process may have finished the run since the caller looked.
       if not mine or self.outcome(job) is not None:
         return
       start = time.monotonic()
@@ -182,6 +186,8 @@ def _lock(path: pathlib.Path) -> Iterator[bool]:
   """Whether this process holds the run while the block lasts."""
   with open(path, "w") as stream:
     try:
+      # The kernel releases this lock when a process dies, so that no run stays
+      # locked after a crash.
       fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
       yield False

@@ -115,6 +115,7 @@ def _recorded(folder: pathlib.Path, about: dict[str, Any]) -> Recorded:
   entry, request = BY_NAME[about["name"]], about["request"]
   experiment = entry.load()
   scale = request.get("scale", "demo")
+  # Fields that are newer than the file get the defaults of its scale.
   config = experiment.configured(scale, request["config"])
   npz = artifacts.read_bytes(folder / "arrays.npz")
   with np.load(io.BytesIO(npz)) as stored:
@@ -186,6 +187,8 @@ def run(
   with artifacts.folder(folder):
     old = None if overwrite else _stored(folder / "result.json")
     if old is None or old["request"] != request.plain():
+      # A sweep goes on from the runs of a compact folder, which are in its
+      # archive.
       artifacts.unpack(folder)
       start = time.monotonic()
       with artifacts.bar(request.entry.name) as progress:
@@ -195,6 +198,8 @@ def run(
           )
         else:
           if overwrite:
+            # Kept outcomes would be taken for the new ones. Evaluations of
+            # trained models are in a folder of their own, one level below.
             for runs in (folder / "runs", *folder.glob("*/runs")):
               shutil.rmtree(runs, ignore_errors=True)
           found = experiment.measure(

@@ -14,6 +14,8 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import AGREES, UNDECIDED, Claim, direction
 
+# 2^16 are 65,536 assignments, fewer than the 100,000 that are drawn for more
+# groups.
 EXACT = 16
 """Up to this many groups every assignment of signs is tried."""
 
@@ -143,6 +145,8 @@ def pooled(values: Sequence[float], groups: Sequence[Any]) -> Mean:
   value = float(sums.sum() / sizes.sum())
   error = np.sqrt(count / (count - 1) * np.sum((sums - value * sizes) ** 2))
   half = float(stats.t.ppf(0.975, count - 1) * error / sizes.sum())
+  # Sums, not means, are flipped: they weigh each group by its size, as the
+  # pooled mean does.
   return Mean(value, value - half, value + half, count, sign_flip(sums))
 
 
@@ -171,20 +175,26 @@ def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:
     signs = 1 - 2 * (every >> place & 1)
   else:
     signs = _signs(len(means), seed)
+  # The same numbers added in another order differ by rounding. Without a margin
+  # an assignment that equals the observed one might not be counted.
   sums = np.abs(signs.astype(float) @ means)
   return float(np.mean(sums >= np.abs(means.sum()) * (1 - 1e-12)))
 
 
+# Many tests of one page are over equally many groups and share these signs,
+# which are kept in one byte each.
 @functools.lru_cache(maxsize=4)
 def _signs(count: int, seed: int) -> np.ndarray:
   """[100000, count] signs at random, after those that are observed."""
   drawn = np.random.default_rng(seed).integers(2, size=(99_999, count))
+  # The observed signs are one of the assignments, so p is never 0.
   ones = np.ones((1, count), np.int8)
   return np.concatenate([ones, (2 * drawn - 1).astype(np.int8)])
 
 
 def logs(kl: np.ndarray) -> np.ndarray:
   """Logarithms of divergences, those that rounding made 0 or less raised."""
+  # 1e-9 nats is far below what float32 log-probabilities resolve, about 1e-7.
   return np.log(np.maximum(kl, 1e-9))
 
 
@@ -241,6 +251,7 @@ def unless_worse(
     cost: how much worse the model's loss is, in nats, one a seed.
     why: what else a worse model explains.
   """
+  # A cost whose interval contains zero does not show that the model is worse.
   if claim.verdict != AGREES or mean_of(cost).low <= 0:
     return claim
   return dataclasses.replace(
@@ -265,6 +276,7 @@ def slopes(rows, name: str) -> np.ndarray:
   rows = [row for row in rows if None not in row[name]]
   if len(rows) < 2:
     return np.zeros(0)
+  # With other variants for each seed, slopes could not be compared.
   seeds = functools.reduce(np.intersect1d, [row["seeds"] for row in rows])
   found = []
   for seed in seeds:
@@ -274,6 +286,7 @@ def slopes(rows, name: str) -> np.ndarray:
       for key in ("first_mass", name)
     )
     off = x - x.mean()
+    # Variants with equal sinks have no slope.
     if off @ off > 0:
       found.append(off @ y / (off @ off))
   return np.array(found)

@@ -113,6 +113,7 @@ class Trained(NamedTuple):
         rate: arrays[f"sink_rate_{name}"],
       }
       losses[name] = {"step": np.zeros(0, int)}
+      # A run that was never evaluated has no losses in its files.
       if f"loss_{name}" in arrays:
         losses[name] = {
           "step": arrays[f"loss_steps_{name}"],
@@ -234,6 +235,7 @@ def slope_by_doubling(
   [0.5]
   """
   off = np.log2(np.asarray(sizes, float))
+  # Centred sizes make the slope independent of the intercept.
   off = off - off.mean()
   return values @ off / (off @ off)
 

@@ -165,6 +165,7 @@ def _model_fields(
   """Fields of `ModelConfig`: `own` before what follows from the config."""
   width = own.get("d_model", config.d_model)
   size = own.get("head_dim", config.head_dim)
+  # A model narrower than one head still needs a head.
   heads = max(width // size, 1)
   # Fused kernels know softmax alone, and no learned key.
   plain = own.get("normalizer", "softmax") == "softmax"
@@ -183,6 +184,7 @@ def _model_fields(
     "attention": "fused" if fused else "einsum",
     "scan_layers": False,
     "dtype": config.dtype,
+    # By default, a GPU may compute float32 products with fewer digits.
     "precision": "highest" if config.dtype == "float32" else "default",
     **own,
   }

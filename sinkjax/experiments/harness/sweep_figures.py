@@ -53,6 +53,8 @@ class Panel(NamedTuple):
     )
     if found is None:
       return None
+    # A number that does not depend on the seed becomes an array of one, so that
+    # bars and tables treat all numbers alike.
     return self.factor * np.atleast_1d(np.asarray(found, float))
 
 
@@ -127,6 +129,7 @@ def bars(
   numbers = result.numbers
   rows = list(as_trained(numbers).values()) if rows is None else rows
   colors = [FIRST if row["form"] == "bos" else REST for row in rows]
+  # Bars are counted from below, and the first row belongs on top.
   at = np.arange(len(rows))[::-1]
   with drawing(3.4 + 2.1 * len(panels), 0.36 * len(rows) + 1.2) as figure:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -154,6 +157,7 @@ def _seed_ticks(ax: Any, y: float, seeds: np.ndarray) -> None:
     ax.annotate(
       "–", (0, y), (3, 0), textcoords="offset points", va="center", color=MUTED
     )
+  # The tick of a single seed would only cover the end of its bar.
   elif seeds.size > 1:
     ax.plot(seeds, np.full(seeds.size, y), "|", color=INK, ms=7)
 
@@ -182,6 +186,7 @@ def curves(
     for ax, name in zip(panels, names, strict=True):
       for i, variant in enumerate(variants):
         steps = arrays[f"{'loss_' if name == 'loss' else ''}steps_{variant}"]
+        # Variants beyond the number of colours are told apart by the dashes.
         style = ("-", "--", ":")[i // len(COLORS) % 3]
         _band(ax, steps, arrays[f"{name}_{variant}"], variant, i, style)
       if name == "first_mass":
@@ -219,6 +224,7 @@ def legend(figure: Any, ax: Any, *, columns: int) -> None:
   """The labels of one panel, above all panels."""
   figure.legend(
     *ax.get_legend_handles_labels(),
+    # With "outside", the constrained layout makes room for the legend.
     loc="outside upper left",
     ncols=columns,
     frameon=False,

@@ -37,6 +37,7 @@ def interleaved(
   for i in range(rounds):
     for name in rng.permutation(names):
       start = time.perf_counter()
+      # JAX returns before the result is there, so the clock has to wait for it.
       jax.block_until_ready(works[name]())
       found[name][i] = time.perf_counter() - start
   return found

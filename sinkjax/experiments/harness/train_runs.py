@@ -70,6 +70,7 @@ def made_before(
     What `train_and_measure` gave, or `None` where no experiment has the run.
   """
   request = artifacts.plain(config.to_dict())
+  # `folder` is OUT/EXPERIMENT/runs/NAME, so this is OUT.
   for path in sorted(folder.parents[2].glob("*/runs/*.json")):
     found = json.loads(path.read_text("utf-8"))
     model = path.with_suffix("") / "model"
@@ -100,6 +101,7 @@ def train_and_measure(
     config.corpus, vocab_size=config.text_vocab_size, held_out=config.held_out
   )
   mesh = sharding.make_mesh(sharding.MeshConfig(), [device])
+  # Checkpoints serve only to go on after an interruption.
   saved = checkpoint.RunCheckpoints(folder / "checkpoints", keep=1)
   records, state = [], None
   for record, records, state in loop.run(  # noqa: B007
@@ -125,6 +127,7 @@ def train_and_measure(
   shutil.rmtree(folder / "model", ignore_errors=True)
   data.tokenizer.add_bos = config.packing.bos != "none"
   orbax_io.save(folder / "model", params, cfg, data.tokenizer)
+  # Last of all: an interruption before this line goes on from a checkpoint.
   shutil.rmtree(folder / "checkpoints")
   return outcome
 
@@ -143,6 +146,7 @@ def _training_seconds(
       for row in records
       if row["kind"] == "train" and stage.start < row["step"] <= stage.end
     ]
+    # The median is not moved by the few records in which the step was compiled.
     total += stage.steps * tokens / float(np.median(rates))
   return total
 
@@ -213,8 +217,11 @@ def _loss(
   """Mean loss of texts behind a prefix, from their second token on, in nats."""
   nats = targets = 0.0
   for rows in _batches(texts[:, : texts.shape[1] - ROOM]):
+    # Padding makes room for the prefix; else `prepend` would cut off targets.
     rows = prepend(np.pad(rows, ((0, 0), (0, len(prefix)))), prefix)
     weights = np.ones(rows.shape, bool)
+    # The first token of a text is a target only behind a prefix. It is never
+    # counted, so that both forms have the same targets.
     weights[:, : 1 + len(prefix)] = False
     loss = next_token_nats(run(params, rows).logits, rows, weights)
     nats, targets = nats + float(loss.nats), targets + float(loss.targets)
@@ -239,6 +246,8 @@ def document_starts(data: Prepared, length: int, most: int) -> np.ndarray:
       f"no held-out document has {length} tokens; set held_out or the length"
     )
   if chosen.size > BATCH:
+    # A smaller last batch would compile a second program, and would weigh as
+    # much as a full one in a mean over batches.
     chosen = chosen[: chosen.size // BATCH * BATCH]
   at = held.starts[chosen][:, None] + np.arange(length)
   return held.tokens[at].astype(np.int32)

@@ -57,6 +57,7 @@ def eval_jobs(
 
   found, kept = {}, complete(folder)
   for experiment in of:
+    # A kept evaluation is read and not made again, so it needs no model.
     for name, one in kept.items():
       what = {k: one["request"][k] for k in ("experiment", "variant", "run")}
       if what["experiment"] == experiment:
@@ -69,6 +70,7 @@ def eval_jobs(
       }
       model = beside / experiment / "runs" / run / "model"
       name = f"{experiment}-{run}"
+      # Results that come from git hold the outcomes of runs without models.
       if orbax_io.is_checkpoint(model):
         found[name] = job(name, what, one, model)
   if not found:

@@ -103,6 +103,7 @@ def draw(result: Result) -> dict[str, bytes]:
 def _phases(result: Result) -> bytes:
   """Attention of the trained models on one row; triggers are marked."""
   numbers, maps = result.numbers, result.arrays["maps"]
+  # A space or a line break would be an empty label.
   labels = [
     "BOS" if t == "BOS" else (t.strip() or "␣") for t in numbers["tokens"]
   ]
@@ -111,6 +112,7 @@ def _phases(result: Result) -> bytes:
   with drawing(3.6 * len(models) + 0.6, 4.2) as figure:
     axes = figure.subplots(1, len(models), squeeze=False)[0]
     for i, ax in enumerate(axes):
+      # What a query cannot see is blank, unlike a token that gets no attention.
       seen = np.tri(len(labels), dtype=bool)
       image = heat_map(ax, np.where(seen, maps[i], np.nan), vmin=0, vmax=1)
       ax.set_xticks(range(len(labels)), labels, fontsize=5.5)

@@ -83,6 +83,7 @@ def variants(config: Config) -> dict[str, TrainConfig]:
       config,
       packing={"length": length},
       batch=tokens // length,
+      # A step of few long windows may have fewer windows than parts.
       accumulate=min(config.accumulate, tokens // length),
     )
     for length in config.contexts
@@ -92,6 +93,7 @@ def variants(config: Config) -> dict[str, TrainConfig]:
 def claims(trained: Trained, result: Result) -> list[Claim]:
   """Slopes over log2 of the context, one for the models of each seed."""
   contexts = result.config.contexts
+  # A slope needs two contexts.
   if len(contexts) < 2:
     return []
 
@@ -103,7 +105,11 @@ def claims(trained: Trained, result: Result) -> list[Claim]:
   def ends(values: np.ndarray, form: str = ".3f") -> str:
     return f"{values[:, 0].mean():{form}} to {values[:, -1].mean():{form}}"
 
+  # These are on the same texts for all models: the loss on longer texts is
+  # lower for whatever model, as later tokens have more to go by.
   mass, rate, loss = map(final, ("first_mass", trained.rate, "near_loss"))
+  # Uniform attention falls with the length of a text, so attention on texts of
+  # different length is compared as a multiple of it.
   own = final("own_first_mass") / final("own_uniform_mass")
   by_mass, by_rate, by_own, by_loss = (
     slope_by_doubling(values, contexts)
@@ -171,6 +177,7 @@ def _by_context(result: Result) -> bytes:
     seed_points(mass, contexts, of("first_mass"), color=FIRST, label=near)
     seed_points(mass, contexts, of("own_first_mass"), color=REST, label=own)
     mass.axhline(numbers["uniform_mass"], color=FIRST, lw=0.9, ls=":")
+    # Uniform attention is the same for every seed.
     uniform = of("own_uniform_mass")[:, 0]
     mass.plot(contexts, uniform, color=REST, lw=0.9, ls=":")
     mass.set_title("Attention on the first token")
@@ -184,6 +191,7 @@ def _by_context(result: Result) -> bytes:
     loss.set_title("Held-out loss, nats")
     for ax in (mass, rate, loss):
       ax.set_xscale("log", base=2)
+      # Only the panel of rates has points of the paper's contexts.
       ticks = sorted({*contexts, *(PAPER if ax is rate else ())})
       ax.set_xticks(ticks, [str(length) for length in ticks])
       ax.minorticks_off()

@@ -104,6 +104,7 @@ def variants(config: Config) -> dict[str, TrainConfig]:
 
 def parameters(run: TrainConfig) -> int:
   """How many there are outside the embedding."""
+  # The embedding grows with the vocabulary and the width, not with the depth.
   shapes = {k: v for k, v in param_shapes(run.model).items() if k != "embed"}
   return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
 
@@ -140,6 +141,8 @@ def claims(trained: Trained, result: Result) -> list[Claim]:
   """Slopes over log2 of parameters, depth and width, one for each seed."""
   sizes = result.numbers["sizes"]
   claim = functools.partial(_claim, trained)
+  # Depth is compared at one width and width at one depth, so that neither can
+  # stand for the other.
   width, same_width = _largest_group(sizes, "width")
   depth, same_depth = _largest_group(sizes, "layers")
   found = [
@@ -189,6 +192,7 @@ def _claim(
   key: str,
 ) -> Claim | None:
   """That attention on the first token grows with `key`, if that differs."""
+  # Without two different sizes there is no slope.
   if len({size[key] for size in sizes}) < 2:
     return None
   sizes = sorted(sizes, key=lambda size: size[key])
@@ -222,6 +226,7 @@ def _sizes(result: Result) -> bytes:
   numbers = result.numbers
   with drawing(14.2, 3.8) as figure:
     *axes, theirs = figure.subplots(1, 4)
+    # Both panels show a share of heads in percent.
     theirs.sharey(axes[1])
     theirs.plot(list(PAPER), list(PAPER.values()), "o--", color=MUTED, ms=5)
     theirs.set_title("Paper: Llama 3.1, heads above 0.8, %")
@@ -230,17 +235,22 @@ def _sizes(result: Result) -> bytes:
     axes[1].sharex(axes[0])
     for ax in figure.axes:
       ax.set_xscale("log")
+      # Over less than a decade, Matplotlib also labels minor ticks, which
+      # overlap.
       ax.xaxis.set_minor_formatter("")
+      # Names beside the outermost points need room.
       ax.margins(x=0.15)
       ax.set_xlabel("parameters")
       ax.grid(axis="y")
     for ax, (panel, key) in zip(axes, SHOWN, strict=True):
       _ours(ax, numbers, panel)
+      # The loss of other models is on other tokens, so it is not drawn.
       if key is not None:
         _others(ax, numbers["outside"], key, panel.factor)
       if panel.uniform:
         ax.axhline(numbers["uniform_mass"], color=MUTED, lw=0.9, ls=":")
       ax.set_title(panel.heading(numbers))
+    # One legend is enough: the marks mean the same in every panel.
     figure.axes[0].legend(frameon=False, fontsize=8, loc="upper left")
     return png(figure)
 
@@ -264,6 +274,7 @@ def _others(
   """A square for each model of others."""
   for i, row in enumerate(models):
     x, y = row["parameters"], factor * row[key]
+    # Without its number of parameters a model has no place on this axis.
     if x is None:
       continue
     label = "" if i else "others', not comparable"

@@ -123,6 +123,7 @@ def settings(config: Config) -> list[Setting]:
     Knob.BATCH: 1.0,
     Knob.DATA: 1.0,
   }
+  # The base run is a point of every knob's curve.
   found = [Setting(BASE, knob, value) for knob, value in base.items()]
   for knob, prefix, values in (
     (Knob.RATE, "rate", config.peaks),
@@ -163,10 +164,12 @@ def _batch_run(config: Config, factor: float) -> TrainConfig:
     )
 
   def steps(count: float) -> int:
+    # A factor far above the interval would round it to zero.
     return max(round(count / factor), 1)
 
   return text_run(
     config,
+    # The rate then rises over the same number of tokens.
     optimizer={"warmup": round(config.warmup / factor)},
     batch=int(batch),
     steps=round(config.steps / factor),
@@ -185,6 +188,8 @@ def claims(trained: Trained, result: Result) -> list[Claim]:
     )
     for knob in Knob
   }
+  # The claim is about lower rates: those above the base's peak are drawn, but
+  # not tested.
   rates = [one for one in by_knob[Knob.RATE] if one[0] <= config.peak]
   decays, shares = dict(by_knob[Knob.DECAY]), by_knob[Knob.DATA]
   found = []
@@ -246,6 +251,8 @@ def _claim(
     text,
     "Gu et al., section 4",
     paper,
+    # The cpu scale has four heads, and a share of four heads moves in steps of
+    # a quarter, which the mean attention does not.
     a["first_mass"] - b["first_mass"],
     f"attention on the first token {mean(a['first_mass'])} ({more}) and "
     f"{mean(b['first_mass'])} ({less}), loss {np.mean(a['loss']):.3f} and "
@@ -258,9 +265,11 @@ def _knobs(result: Result) -> bytes:
   numbers = result.numbers
   rows = sweep_figures.as_trained(numbers)
   points = {
+    # Files hold the knob as text, which equals the member of a StrEnum.
     knob: sorted((s[2], s[0]) for s in numbers["settings"] if s[1] == knob)
     for knob in Knob
   }
+  # A figure needs a column even where no knob has two values.
   used = [knob for knob in Knob if len(points[knob]) > 1] or [Knob.RATE]
   with drawing(2.9 * len(used) + 0.8, 7.2) as figure:
     axes = figure.subplots(3, len(used), sharey="row", squeeze=False)
@@ -285,6 +294,8 @@ def _ours(
 ) -> None:
   """A knob's values in order, equally spaced; the base run is marked."""
   at = np.arange(len(points))
+  # Equal spaces: a weight decay of 0 has no place on a logarithmic axis, and
+  # learning rates would crowd at one end of a linear one.
   ax.plot(at, [x.mean() for x in values], "o-", color=color, ms=4)
   for i, seeds in enumerate(values):
     ax.plot(np.full(seeds.size, i), seeds, "_", color=INK, ms=7)
@@ -300,6 +311,7 @@ def _theirs(ax: Any, points: Sequence[tuple[float, float]]) -> None:
   ax.plot(at, [rate for _, rate in points], "o--", color=MUTED, ms=4)
   ax.set_xticks(at, [f"{value:g}" for value, _ in points])
   ax.grid(axis="y")
+  # Gu et al. have no table of the amount of data.
   if not points:
     ax.text(
       0.5, 0.5, "no table", color=MUTED, ha="center", transform=ax.transAxes

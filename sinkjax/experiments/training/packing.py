@@ -133,6 +133,7 @@ def claims(trained: Trained, result: Result) -> list[Claim]:
         f"attention on the first token {mean(none['first_mass'])}, uniform "
         f"attention {trained.uniform:.3f}; heads with a sink "
         f"{mean(100 * none[trained.rate], '.1f')} %",
+        # Attention on the first token is never 0: without a sink it is uniform.
         against=trained.uniform,
       )
     )
@@ -144,6 +145,7 @@ def _without_bos(trained: Trained, mask: str) -> list[Claim]:
   way = f"{mask}-pinned"
   bos, text = trained.final[way, "bos"], trained.final[way, "text"]
   (rate, loss), (bare_rate, bare_loss) = PAPER[way, "bos"], PAPER[way, "text"]
+  # Both forms have the same targets, so the losses can be subtracted.
   rise = text["loss"] - bos["loss"]
   return [
     compare(
@@ -184,6 +186,8 @@ def _rows(result: Result) -> bytes:
     result,
     PANELS,
     label=lambda row: f"{row['variant']}: {FORMS[row['form']]}",
+    # By default there is one bar for each variant, as it was trained; here the
+    # question is what happens in the other form.
     rows=result.numbers["rows"],
   )
 

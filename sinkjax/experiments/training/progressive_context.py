@@ -81,6 +81,8 @@ def variants(config: Config) -> dict[str, TrainConfig]:
       f"to 1, got {shares}"
     )
   tokens, last = config.batch * config.length, contexts[-1]
+  # The ends of stages are rounded, not their lengths, so that stages always add
+  # up to all steps.
   ends = np.round(np.cumsum(shares) * config.steps).astype(int)
   steps = np.diff(ends, prepend=0)
   stages = tuple(
@@ -95,6 +97,7 @@ def variants(config: Config) -> dict[str, TrainConfig]:
   if config.short:
     runs["short"] = text_run(
       config,
+      # The config is that of the other models, which differ in training alone.
       model={"max_len": max(last, SHORTEST)},
       packing={"length": contexts[0]},
       batch=tokens // contexts[0],
@@ -105,6 +108,8 @@ def variants(config: Config) -> dict[str, TrainConfig]:
 def claims(trained: Trained, result: Result) -> list[Claim]:
   """Growing windows against fixed ones, seed by seed."""
   fixed, growing = map(trained.as_trained, ("fixed", "growing"))
+  # The mean over a run is lower, the later sinks form, and needs no threshold
+  # of what a sink is.
   early, late = (
     trained.probes[name]["first_mass"].mean(axis=1)
     for name in ("growing", "fixed")
@@ -117,6 +122,7 @@ def claims(trained: Trained, result: Result) -> list[Claim]:
       "windows of the final length.",
       SOURCE,
       "up to 3.7 % better on benchmarks; no figure for the loss",
+      # Both have windows of the last length in the end, and so the same texts.
       fixed["loss"] - growing["loss"],
       f"loss {mean(fixed['loss'])} (fixed) and {mean(growing['loss'])} "
       f"(growing) on texts of {result.config.contexts[-1]} tokens",

@@ -49,10 +49,13 @@ SCALES: dict[str, dict[str, Any]] = {
 
 def claims(result: Result) -> list[Claim]:
   """The residual of BOS with softmax, its sink and value, and other models."""
+  # One seed has no interval, and softmax is what others are compared with.
   if not backcopy.is_tested(result):
     return []
   peak = backcopy.through_training(result, "residual_peak")
   models = backcopy.models_in_words(result)
+  # Each run is compared with its own start, so that differences between the
+  # initial parameters of seeds cancel.
   growth = peak[:, -1] - peak[:, 0]
   found = [
     compare(
@@ -72,6 +75,7 @@ def claims(result: Result) -> list[Claim]:
     other = backcopy.through_training(result, "residual_peak", normalizer)[
       :, -1
     ]
+    # Pairs of one seed see the same data, which takes that variation out.
     less = peak[:, -1] - other
     found.append(
       compare(

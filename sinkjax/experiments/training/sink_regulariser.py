@@ -66,6 +66,8 @@ def variants(config: Config) -> dict[str, TrainConfig]:
   """
   if not all(0 <= target <= 1 for target in config.targets):
     raise ValueError(f"targets must be in [0, 1], got {config.targets}")
+  # This is the base run of other sweeps of the same scale, whose model is then
+  # taken over instead of trained again.
   runs = {"free": text_run(config)}
   for target in config.targets:
     runs[_name(target)] = text_run(
@@ -98,12 +100,16 @@ def claims(trained: Trained, result: Result) -> list[Claim]:
       "A term in the loss sets how much attention the first token gets.",
       SOURCE,
       "not tried",
+      # The two ends are furthest apart, so seeds hide their difference least.
       found[high]["first_mass"] - found[low]["first_mass"],
       f"attention on the first token by target {by_target('first_mass')}; "
       f"{mean(free['first_mass'])} without a target",
     ),
     *(
+      # This loss is without the term, which would otherwise count as a cost.
       _cost(target, found[target]["loss"], free["loss"], low)
+      # With a single target, the lowest is the highest, and a claim must not
+      # appear twice.
       for target in dict.fromkeys((low, high))
     ),
     compare(
@@ -124,6 +130,7 @@ def _cost(
 ) -> Claim:
   """That a target makes the loss [S] higher."""
   return compare(
+    # Names of claims are words of letters, digits and underscores.
     f"{_name(target).replace('.', '_')}_raises_loss",
     f"Training every head towards {target:g} attention on the first token "
     "raises the loss.",

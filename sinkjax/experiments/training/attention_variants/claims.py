@@ -120,4 +120,5 @@ def _claim(
     f"but {less} is a worse model, and worse models have weaker sinks and "
     "smaller activations"
   )
+  # The cost is that of the model with less of the quantity, pair by pair.
   return unless_worse(made, b["loss"] - a["loss"], why)

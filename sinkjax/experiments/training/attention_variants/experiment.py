@@ -121,6 +121,8 @@ def relative_sinks(trained: Trained) -> dict[str, list[float]]:
     return {}
   plain = trained.as_trained("softmax")
   uniform = plain["uniform_mass"].mean()
+  # The mean over seeds, because the sink of a single seed may be so close to
+  # zero that a quotient by it means nothing.
   above = plain["first_mass"].mean() - uniform
   if above <= 0:
     return {}

@@ -41,6 +41,8 @@ def _ours(row: Row, numbers: Mapping[str, Any]) -> list[float] | None:
 
 
 def _is_as_trained(row: Row, numbers: Mapping[str, Any]) -> bool:
+  # Papers report models in the form in which they were trained, so other rows
+  # have no counterpart.
   return row is sweep_figures.as_trained(numbers)[row["variant"]]
 
 

@@ -92,6 +92,7 @@ def tables(trained: Trained) -> dict[str, Table]:
   rows = []
   for name, ours in relative_sinks(trained).items():
     paper = PAPER.get(name)
+    # Variants that no paper measured keep their row, with empty cells.
     theirs = [*paper, paper.left] if paper else [None] * 5
     rows.append([name, *theirs, float(np.mean(ours))])
   return {"papers.csv": (header, rows)}

@@ -82,6 +82,7 @@ def as_trained(rows: Sequence[Row]) -> list[Row]:
   """For each variant the row that reads texts as in training: its first."""
   kept: dict[tuple[str, str], Row] = {}
   for row in rows:
+    # Two experiments may have variants of one name.
     kept.setdefault((row["experiment"], row["variant"]), row)
   return list(kept.values())
 
@@ -93,6 +94,7 @@ def claims(result: Result) -> list[Claim]:
   for experiment in dict.fromkeys(row["experiment"] for row in rows):
     some = [row for row in rows if row["experiment"] == experiment]
     for quantity in QUANTITIES:
+      # An interval needs two seeds.
       if len(slopes(some, quantity.key)) > 1:
         found.append(_slope_claim(some, quantity, experiment))
   return found + _bound_claim(rows)
@@ -103,6 +105,7 @@ def _slope_claim(
 ) -> Claim:
   """That a quantity falls or grows with the sink, as the theory has it."""
   values = slopes(rows, quantity.key)
+  # Bounds are missing for models without a softmax or with gates.
   known = [row for row in rows if None not in row[quantity.key]]
   masses = [float(np.mean(row["first_mass"])) for row in known]
   verdict, without_worse, why = _decided(known, quantity)
@@ -128,6 +131,8 @@ def _decided(rows: Sequence[Row], quantity: Quantity) -> tuple[str, str, str]:
   """
   losses = [float(np.mean(row["loss"])) for row in rows]
   verdict = decided(quantity.sign * slopes(rows, quantity.key))
+  # Here a worse model is an effect of its sink, not another cause, so no model
+  # is left out.
   if rows[0]["experiment"] == SET:
     cost = f"{max(losses) - min(losses):.2f}"
     return verdict, "", f"the sink was set, at a cost of up to {cost} nats"
@@ -143,6 +148,7 @@ def _decided(rows: Sequence[Row], quantity: Quantity) -> tuple[str, str, str]:
   values = slopes(sound, quantity.key)
   if len(values) < 2:
     return UNDECIDED, f"; too few without {names}, worse models", why
+  # A slope that only worse models make says nothing of sinks.
   if decided(quantity.sign * values) != verdict:
     verdict = UNDECIDED
   return verdict, f"; {mean(values, '+.3f')} without {names}, worse models", why
@@ -165,6 +171,7 @@ def _bound_claim(rows: Sequence[Row]) -> list[Claim]:
       ours=f"{over:.0f} pairs of tokens exceed it, in {len(covered)} of "
       f"{len(rows)} variants; on average it is {loose:.1f} decades above the "
       "exact norm",
+      # A theorem is refuted by one pair, so no interval decides here.
       verdict=DISAGREES if over else AGREES,
       why="one text, every pair and seed",
     )

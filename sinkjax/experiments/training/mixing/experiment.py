@@ -92,6 +92,8 @@ def jobs(config: Config, folder: pathlib.Path) -> list[Job]:
     ValueError: if there is none.
   """
   request = dataclasses.asdict(config)
+  # Which other experiments are taken does not change what one model gives, so a
+  # longer list keeps the evaluations that are there.
   del request["of"]
   return eval_jobs(
     config.of,
@@ -170,6 +172,8 @@ def measure_model(
   found: dict[str, float | None] = dict(_passes(cfg, params, rows))
   squares = jacobian_norms(fn, params, texts, budget_bytes=config.budget_bytes)
   found["mixing"] = _mean(spread.total_mixing(jnp.asarray(squares)))
+  # What comes from token 0 is the effect of the sink itself, and would hide how
+  # the other tokens mix.
   rest = jnp.asarray(squares[:, 1:, 1:])
   found["mixing_rest"] = _mean(spread.total_mixing(rest))
   found["reach"] = _mean(spread.effective_reach(rest))
@@ -215,6 +219,8 @@ def _bounds(
   true = jacobian_norms(
     fn, params, tokens, norm="spectral", budget_bytes=budget
   )
+  # These are the pairs that `mixing_rest` is about: the diagonal is mostly the
+  # residual stream, and column 0 the sink.
   seen = np.tri(len(tokens), k=-1, dtype=bool)
   seen[:, 0] = False
   decades = {form: logs[form][seen] / np.log(10) for form in FORMS}
@@ -237,8 +243,11 @@ def _swapped(
   which starts over at its end.
   """
   length = rows.shape[1]
+  # Jitted once, outside the loop: all swaps have texts of one shape.
   watched = jax.jit(capture(forward(cfg), {"x": ("resid_post", lambda x: x)}))
   before = watched(params, jnp.asarray(rows)).trace["x"][-1]
+  # The first token of the text stays, because it is the sink where nothing
+  # stands in front. The second half is left for the change to spread.
   places = np.linspace(front + 1, length // 2, config.swaps).round().astype(int)
   changes, reached = [], []
   for at in places:
@@ -248,6 +257,8 @@ def _swapped(
       new[at] = following[np.argmax(following != row[at])]
     after = watched(params, jnp.asarray(changed)).trace["x"][-1]
     gap = np.asarray(spread.spread(before, after, relative=True), np.float64)
+    # A causal model computes earlier tokens from the same numbers in the same
+    # order, so any difference is an error of ours.
     if gap[:, :at].any():
       raise ArithmeticError("a replaced token changed a token before it")
     later = gap[:, at + 1 :]

@@ -67,6 +67,7 @@ def _points(result: Result) -> bytes:
       ax.set_xlabel("attention on the first token")
       ax.grid()
     for name, color in colors.items():
+      # An empty line makes one entry for an experiment instead of one a point.
       ax.plot([], [], "o", color=color, label=name.replace("_", " "))
     legend(figure, ax, columns=4)
     return png(figure)
@@ -106,9 +107,12 @@ def _maps(result: Result) -> bytes:
     axes = figure.subplots(rows, 4, squeeze=False)
     for ax in axes.flat[len(shown) :]:
       ax.set_visible(False)
+    # The last row of the grid may have more axes than there are maps.
     for ax, row in zip(axes.flat, shown, strict=False):
       name = "-".join((row["experiment"], row["variant"], row["form"]))
       norms = result.arrays[f"map_{name}"]
+      # Norms of different models have different scales; over its diagonal, each
+      # row has a unit of its own that all models share.
       own = norms / np.diag(norms)[:, None]
       seen = np.tri(len(own), dtype=bool)
       image = heat_map(ax, np.where(seen, own, np.nan), vmin=0, vmax=0.5)
@@ -117,6 +121,7 @@ def _maps(result: Result) -> bytes:
         f"{np.mean(row['first_mass']):.3f}",
         fontsize=8,
       )
+    # All maps have the same limits, so one bar is valid for all.
     color_bar(image, axes, "norm over the token's own")
     return png(figure)
 

@@ -39,6 +39,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
   """Of variants with two seeds or more each, as `rows_of` gives them."""
   own = {r["variant"]: r for r in rows if r["experiment"] == OWN}
   set_ = {r["variant"]: r for r in rows if r["experiment"] == REGULARISED}
+  # An interval needs two seeds.
   if any(len(row["seeds"]) < 2 for row in rows):
     return []
   return [*_trained_under_noise(own), *_without_sink(set_), *_by_sink(set_)]
@@ -50,6 +51,8 @@ def _in_id(variant: str) -> str:
 
 def _gap(one: Row, other: Row, key: str, *, log: bool = False) -> np.ndarray:
   """[S] one variant's number minus another's, by seeds that both have."""
+  # Divergences of different models differ by factors, so they are compared as
+  # ratios.
   f = np.log if log else np.asarray
   seeds = [seed for seed in one["seeds"] if seed in other["seeds"]]
   return np.array(
@@ -198,6 +201,7 @@ def _by_sink(rows: Mapping[str, Row]) -> list[Claim]:
     for row in rows.values()
   ]
   worst = max(every, key=lambda row: np.mean(row["loss"]))
+  # A slope over sinks may come from the loss, which the reader then can judge.
   above = np.mean(worst["loss"]) - np.mean(rows["free"]["loss"])
   found = []
   for id, name, text, sign, source in SLOPES:
@@ -209,6 +213,8 @@ def _by_sink(rows: Mapping[str, Row]) -> list[Claim]:
       text,
       source,
       "not tried",
+      # `compare` tests for values above zero, so a slope that should fall is
+      # turned around.
       sign * values,
       f"logarithm {mean(values, '+.2f')} for each unit of attention on the "
       f"first token, over {len(every)} variants",

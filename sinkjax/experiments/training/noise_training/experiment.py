@@ -104,6 +104,8 @@ def robustness_rows(
     folder: of the experiment; others are beside it.
     progress: called with (models done, models in all).
   """
+  # One seed for all: every model meets the same changes, whatever seed it was
+  # trained with.
   force = Force(config.share, config.draws, config.gradients, 0)
   request = {**force._asdict(), "tests": config.tests, "tokens": config.tokens}
 
@@ -144,6 +146,7 @@ def evaluate_model(
     bos_id=None,
     eos_id=None,
   )
+  # The first form is the one of training.
   front = next(iter(forms(run, data).values()))
   rows = prepend(document_starts(data, config.tokens, config.tests), front)
   return robustness_score(cfg, params, rows, force)
@@ -161,6 +164,7 @@ def rows_of(
   rows: dict[tuple[str, str], dict[str, Any]] = {}
   for one in sorted(found, key=lambda x: x["request"]["run"]["seed"]):
     of = one["request"]
+    # The folder may have another name, which recorded rows must not depend on.
     name = OWN if of["experiment"] == own else of["experiment"]
     row = rows.setdefault(
       (name, of["variant"]),

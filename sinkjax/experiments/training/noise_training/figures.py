@@ -43,9 +43,12 @@ def _points(result: Result) -> bytes:
 
 def _point(ax: Any, row: Mapping[str, Any], name: str) -> None:
   """A variant's seeds, small, and their geometric mean, large."""
+  # At equal scale the variants "plain" and "free" are one run, so names of the
+  # two experiments go on different sides of a point.
   color, up = (FIRST, -9) if row["experiment"] == OWN else (REST, 4)
   x, y = np.array(row["first_mass"]), np.array(row[name])
   ax.plot(x, y, "o", color=color, ms=3, alpha=0.5, mew=0)
+  # On a logarithmic axis an arithmetic mean would lie near the largest seed.
   x, y = x.mean(), np.exp(np.log(y).mean())
   ax.plot(x, y, "o", color=color, ms=6)
   ax.annotate(

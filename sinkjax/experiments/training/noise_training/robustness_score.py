@@ -77,6 +77,8 @@ def robustness_score(
   half, rng = rows.shape[1] // 2, np.random.default_rng(force.seed)
   run, climb = _runner(cfg, half), _climber(cfg, half, force.steps)
   tokens, at = jnp.asarray(rows), places(rows.shape[1])
+  # With zeros the clean pass runs the same program as the changed ones, and
+  # rounds as they do.
   still = np.zeros((*rows.shape, cfg.d_model), np.float32)
   mass, embeds = _observer(cfg)(params, tokens)
   clean, after = run(params, tokens, still), tokens[:, half + 1 :]
@@ -88,6 +90,8 @@ def robustness_score(
     found[name].append(effect(clean, changed, after, eps=0.0))
 
   for _ in range(force.draws):
+    # Noise on the first token would be noise on the sink, which has an attack
+    # of its own.
     spots = range(1, half)
     ways = [noise(x, spots, force.share, rng) for x in embeds]
     measure("noise", tokens, np.stack(ways).astype(np.float32))

@@ -61,6 +61,7 @@ def _value_is_small(result: Result, model: str) -> Claim:
     "the first token has a smaller norm than those of other tokens.",
     SOURCE,
     "what is read of it must be 0",
+    # `compare` tests for values above zero, so a small ratio is turned around.
     1 - ratio,
     f"{mean(ratio)} times the others' norm; squared output of dormant queries "
     f"{_loss(result, model, 'loss_rest')}",

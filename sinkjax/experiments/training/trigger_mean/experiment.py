@@ -111,6 +111,8 @@ SCALES: dict[str, dict[str, Any]] = {
 def jobs(config: Config) -> list[Job]:
   """Every run of the sweep."""
   request = dataclasses.asdict(config)
+  # A run does not depend on which others are asked for, so that a longer list
+  # keeps those that are there.
   for name in ("models", "seeds"):
     del request[name]
 
@@ -139,6 +141,8 @@ def model_of(config: Config, model: str) -> ModelConfig:
   """One layer of one head without positions; the MLP's output is not used."""
   width = config.width
   return ModelConfig(
+    # The inputs replace the embeddings, so there is one token, and the MLP is
+    # as narrow as a layer allows.
     vocab_size=1,
     d_model=width,
     n_layers=1,
@@ -226,6 +230,7 @@ def train(
   history = [{"step": 0, **jax.device_get(measured(params))}]
   for number in range(1, config.steps + 1):
     params, state = step(params, state, number)
+    # Claims are about the last step, which is measured whatever the interval.
     if number % config.every == 0 or number == config.steps:
       history.append({"step": number, **jax.device_get(measured(params))})
       advance(number)
@@ -252,6 +257,7 @@ def quantities(
   the trigger's share. `value_ratio` is the first value's norm over the others'.
   """
   trigger = held.trigger
+  # The first query can attend to nothing but itself, so it shows nothing.
   dormant = (~trigger).at[:, 0].set(False)
 
   def over(rows: Array, where: Array) -> Array:
@@ -296,6 +302,7 @@ def uniform_first(config: Config) -> float:
   share = 1 / (1 + np.arange(config.length))
   weight = np.ones(config.length)
   weight[0] = 0
+  # A position counts as often as it is not the trigger.
   weight[2:] -= 1 / (config.length - 2)
   return float((share * weight).sum() / weight.sum())
 

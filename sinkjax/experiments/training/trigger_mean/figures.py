@@ -32,6 +32,7 @@ def _schedule(result: Result) -> bytes:
     height=6.2,
     uniform="rest_first",
     scales={
+      # Both can be exactly 0, as with ReLU, which a logarithm cannot show.
       "loss": {"value": "symlog", "linthresh": 1e-4},
       "rest_sum": {"value": "symlog", "linthresh": 1e-2},
     },
@@ -58,6 +59,7 @@ def _maps(result: Result) -> bytes:
       ax.set_yticks(range(length), labels, fontsize=5.5)
       ax.get_yticklabels()[trigger].set_color(FIRST)
       ax.set_title(model.replace("_", " "))
+    # All maps have the same limits, so one bar is valid for all.
     color_bar(image, axes, "share of the query's attention")
     return png(figure)
 
