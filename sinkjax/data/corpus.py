@@ -149,6 +149,9 @@ def gather(names: Sequence[str], *, column: str = "text") -> Documents:
       source = {"path": name, "licence": "the user's own"}
     digest = hashlib.sha256()
     for text in found:
+      # The zero byte marks where a document ends, so that the same text cut
+      # into other documents has another digest. JSON can spell half a surrogate
+      # pair, which strict UTF-8 would not encode.
       digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     sources.append(
       {
@@ -168,6 +171,7 @@ def gather(names: Sequence[str], *, column: str = "text") -> Documents:
 def _own_texts(path: pathlib.Path, column: str) -> list[str]:
   """The documents of a user's file or folder."""
   if path.is_dir():
+    # A file system lists its files in any order, and the ids follow it.
     files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
     if not files:
       raise ValueError(f"{path} has no {', '.join(SUFFIXES)} files")
@@ -180,6 +184,8 @@ def _own_texts(path: pathlib.Path, column: str) -> list[str]:
   if path.suffix == ".jsonl":
     return [
       _field(path, i + 1, line, column)
+      # Not `splitlines`: a JSON string may hold U+2028 and other characters at
+      # which that would cut a line.
       for i, line in enumerate(_read(path).split("\n"))
       if line.strip()
     ]
@@ -250,10 +256,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
     special_tokens=[BOS, EOS, PAD],
+    # Bytes that the text lacks need ids, too, or other texts could not be
+    # spelled.
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )
   backend.train_from_iterator(texts, trainer)
+  # The trainer gives the special tokens the first ids, in the order above.
   return Tokenizer(backend, bos_id=0, eos_id=1, pad_id=2)
 
 

@@ -133,6 +133,8 @@ def _new_paragraphs(documents: list[str], seen: set[bytes]) -> Iterator[str]:
   for text in documents:
     kept, size = [], 0
     for paragraph in _PARAGRAPH.split(text):
+      # Digests keep the set small. Among five million paragraphs the
+      # probability that any two share their 64 bits is below 1e-6.
       key = hashlib.blake2b(paragraph.encode(), digest_size=8).digest()
       if key not in seen or len(paragraph) < 40:
         if size + len(paragraph) > LONGEST:
@@ -148,6 +150,8 @@ def _new_paragraphs(documents: list[str], seen: set[bytes]) -> Iterator[str]:
 def _package(name: str) -> dict:
   """What is read from one package, from the cache where it has been."""
   folder = cache_folder() / "manuals"
+  # The code that extracts the texts is part of the name, so that a changed rule
+  # does not find what an earlier one left in the cache.
   rule = hashlib.sha256(
     (PACKAGES[name] + pathlib.Path(__file__).read_text("utf-8")).encode()
   ).hexdigest()[:8]
@@ -160,6 +164,7 @@ def _package(name: str) -> dict:
     found = _unpack(deb, re.compile(PACKAGES[name]))
     with open(deb, "rb") as stream:
       digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    # apt-get writes the colon behind a version's epoch as %3a in file names.
     version = deb.name.split("_")[1].replace("%3a", ":")
     found = {"package": name, "version": version, "sha256": digest, **found}
     part = pathlib.Path(work) / "texts.json"

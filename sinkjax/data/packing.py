@@ -203,6 +203,8 @@ class Windows(Sequence):
     begins = np.concatenate([[0], ends[:-1]])
     front = packing.front
     column = front + np.arange(len(at)) - begins[row]
+    # An empty document starts where the next one does: of equal starts the last
+    # is that of the document which holds the token.
     document = np.searchsorted(self._starts, at, side="right") - 1
     new = np.ones(len(at), bool)
     new[1:] = (np.diff(document) != 0) | (np.diff(piece) != 0)
@@ -285,6 +287,8 @@ def _fit(pieces: np.ndarray, packing: Packing) -> tuple[np.ndarray, np.ndarray]:
     ),
     length_struct={"at": packing.content},
     num_packing_bins=OPEN_WINDOWS,
+    # `Batches` shuffles the windows, by the run's seed; the plan depends on
+    # `packing.seed` alone.
     shuffle_bins=False,
   )
   found, first = [], [0]

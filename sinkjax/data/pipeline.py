@@ -66,6 +66,8 @@ class Batches:
     # As many as can be: grain counts windows in 64 bits.
     epochs = (1 << 60) // len(windows)
     data = grain.MapDataset.range(len(windows)).shuffle(seed).repeat(epochs)
+    # The processes take groups of consecutive windows in turn, so that batch n
+    # has the same windows however many share it.
     data = data.batch(batch // processes)[process::processes]
     data = data.map(windows.rows)  # a batch at a time, not a window
     options = grain.ReadOptions(

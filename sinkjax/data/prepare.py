@@ -106,6 +106,8 @@ def tokenized(
     progress(done, total)
 
   corpus = tokenize(documents, tokenizer, progress=advance)
+  # What is there was found damaged or incomplete, and `TokenCorpus.save`
+  # refuses a folder that is not empty.
   shutil.rmtree(folder, ignore_errors=True)
   save(folder, corpus, tokenizer)
   return corpus, tokenizer
@@ -118,6 +120,7 @@ def _key(
   made_of = {
     "texts": [source["sha256"] for source in documents.about["sources"]],
     "vocab_size": vocab_size,
+    # Another version of the library may learn other merges from the same text.
     "tokenizers": tokenizers.__version__,
   }
   if tokenizer is not None:

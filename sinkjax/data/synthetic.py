@@ -75,6 +75,7 @@ def backcopy_task(
   unigram = np.bincount(path, minlength=size).astype(float)
   unigram[is_trigger] = 0
   rows = counts.sum(axis=1)
+  # No text holds BOS, so its row of counts is empty, and the first one found.
   lonely = np.flatnonzero((rows == 0) & ~is_trigger)[1:]
   if lonely.size:
     raise ValueError(f"nothing follows {kept[lonely[0] - 1]!r} in the text")
@@ -118,6 +119,7 @@ def backcopy_optimum(task: Backcopy, length: int) -> np.ndarray:
 
   The token after a trigger is certain. Entry t is for predicting token t + 1.
   """
+  # 0 log 0 is NaN here; `nansum` counts it as 0, which is its limit.
   with np.errstate(divide="ignore", invalid="ignore"):
     entropy = -np.nansum(task.bigram * np.log(task.bigram), axis=1)
   plain = np.zeros(task.vocab_size)  # p(x_t = x), x no trigger

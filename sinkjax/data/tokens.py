@@ -71,6 +71,8 @@ class TokenCorpus:
     dtype = smallest_dtype(vocab_size)
     parts, ends, total = [], [], 0
     for document in documents:
+      # Checked in 64 bits: the narrow type would wrap too large an id into the
+      # vocabulary.
       array = np.asarray(document, np.int64)
       if array.size and not 0 <= array.min() <= array.max() < vocab_size:
         raise ValueError(
@@ -186,6 +188,7 @@ class TokenCorpus:
       raise CorpusError(f"{folder}: no valid {MANIFEST}: {error}") from None
     for name in names:
       path = folder / name
+      # A manifest must not lead to a file outside its folder.
       if pathlib.Path(name).name != name or not path.is_file():
         raise CorpusError(f"{path} is missing")
       if _file_digest(path) != manifest["files"][name]:
@@ -195,6 +198,8 @@ class TokenCorpus:
       for name in names
       if name.startswith("tokens-")
     ]
+    # A single part stays mapped from its file; several must be copied to be one
+    # array.
     tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
     ends = np.load(folder / "documents.npy", allow_pickle=False)
     return cls(tokens, ends, vocab_size, about, digest)
@@ -210,6 +215,8 @@ def smallest_dtype(vocab_size: int) -> type:
 
 
 def _digest(tokens: np.ndarray, ends: np.ndarray) -> str:
+  # One type and byte order, whatever the ids are stored in: the digest
+  # identifies the corpus across machines and formats.
   found = hashlib.sha256(np.ascontiguousarray(tokens, "<u4").data)
   found.update(np.ascontiguousarray(ends, "<i8").data)
   return found.hexdigest()

@@ -112,10 +112,14 @@ def _stream(
   step, fill = _step(cfg, policy, how), _fill(cfg, policy)
   key, chunk = jax.random.key(seed), policy.chunk
   at = 0
+  # At least one token is left for `step`, which alone computes logits; `fill`
+  # does without the product with the vocabulary.
   while len(prompt) - at > chunk:
     part = jnp.asarray([prompt[at : at + chunk]], jnp.int32)
     cache, at = fill(params, part, cache), at + chunk
   rest = prompt[at:]
+  # The rest is padded to a chunk, so that prompts of all lengths share a
+  # program; `count` says how many tokens are real.
   count = jnp.asarray([len(rest)], jnp.int32)
   rest = jnp.asarray([rest + [0] * (chunk - len(rest))], jnp.int32)
   token, cache = step(params, rest, count, cache, key)

@@ -76,6 +76,7 @@ class ByScore:
     """See `cache.Policy`."""
     slots = (batch, cfg.n_kv_heads, self.capacity)
     empty = jnp.zeros((*slots, cfg.head_dim), cfg.dtype)
+    # A copy, since a cache is donated and no buffer can be donated twice.
     return _Kept(
       empty, jnp.copy(empty), jnp.zeros(slots), jnp.full(slots, -1, jnp.int32)
     )
@@ -184,5 +185,6 @@ def _put(old: Array, new: Array, slot: Array, real: Array) -> Array:
   """`old` [B, N, C, K] with `new` [B, N, K] at slots [B, N, 1]."""
   rows = jnp.arange(old.shape[0])[:, None]
   heads = jnp.arange(old.shape[1])[None]
+  # Padding is sent behind the last slot, where "drop" ignores it.
   slot = jnp.where(real[:, None], slot[..., 0], old.shape[2])
   return old.at[rows, heads, slot].set(new.astype(old.dtype), mode="drop")

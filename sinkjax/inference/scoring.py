@@ -25,6 +25,7 @@ def nats_of(
 ) -> Float[Array, "..."]:
   """`log sum exp logits - logits[target]`, in float32."""
   logits = logits.astype(jnp.float32)
+  # The exponential of a logit above 88 is not finite in float32.
   logits = logits - jnp.max(logits, axis=-1, keepdims=True)
   taken = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   return jnp.log(jnp.sum(jnp.exp(logits), axis=-1)) - taken
@@ -73,6 +74,8 @@ def _chunks(ids: np.ndarray, chunk: int) -> Iterator[tuple]:
   """(tokens [1, chunk], targets, how many are real), each token once."""
   for at in range(0, len(ids) - 1, chunk):
     part = ids[at : at + chunk + 1]
+    # The last part is padded: all parts then have one shape and one compiled
+    # program.
     padded = np.zeros(chunk + 1, np.int32)
     padded[: len(part)] = part
     yield padded[None, :-1], padded[None, 1:], len(part) - 1

@@ -41,8 +41,12 @@ class RunCheckpoints:
             policies.LatestN(keep),
             policies.BestN(
               get_metric_fn=lambda metrics: metrics["loss"],
+              # Orbax takes the greatest value for the best; the best loss is
+              # the least.
               reverse=True,
               n=1,
+              # Otherwise each step that was saved without a loss would stay for
+              # good.
               keep_checkpoints_without_metrics=False,
             ),
           ]
@@ -68,6 +72,8 @@ class RunCheckpoints:
         are whole.
     """
     self.wait()
+    # A write fails in the background; the wait above tells before another
+    # starts.
     if step in self._manager.all_steps():
       return
     digests = {name: digest(x) for name, x in _named(state).items()}

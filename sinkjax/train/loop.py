@@ -97,8 +97,11 @@ class _Phase:
     count = min(self.config.eval_windows, len(windows))
     size = min(self.batch, count)
     order = np.random.default_rng(seed).permutation(len(windows))
+    # All batches have one shape, so that the evaluation is compiled once.
     order = order[: count - count % size]
     where = sharding.everywhere(self.mesh)
+    # Fewer windows than a batch need not divide among the devices: each then
+    # holds all of them.
     if size == self.batch:
       where = self._rows
     for at in range(0, len(order), size):
@@ -217,9 +220,12 @@ def run(
       pending.append(metrics)
       every = (config.log_every, config.eval_every, config.probe_every)
       logs = any(step % n == 0 for n in every)
+      # To agree, processes wait for each other: they do so only when they log.
       halt = stop() if jax.process_count() == 1 else logs and _agreed(stop())
       saves = step % config.save_every == 0 or step == stage.end or halt
       if logs or saves:
+        # A fetch waits for the devices, so there is none between two records:
+        # the host queues the steps ahead.
         values = jax.device_get(pending)
         for one in values:
           bad = 0 if one.applied else bad + 1
@@ -268,6 +274,8 @@ def _averages(values) -> dict[str, Any]:
   """What the steps since the last record come to."""
   good = [one for one in values if one.applied]
   targets = sum(float(one.targets) for one in good)
+  # Steps weigh by their targets: packing gives batches different numbers of
+  # them.
   nats = sum(float(one.loss) * float(one.targets) for one in good)
   told = {
     name: float(np.mean([one.details[name] for one in values]))

@@ -113,6 +113,8 @@ def next_token_nats(
     tokens: ids.
     weights: which tokens are targets; the first of a row cannot be.
   """
+  # A sum over the vocabulary loses too many digits in bfloat16; float64 stays
+  # what it is.
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   # The targets are moved, not the logits: those are large.
   following = jnp.roll(tokens, -1, axis=1)

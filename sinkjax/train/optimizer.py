@@ -88,6 +88,8 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
       config.peak,
       config.final * config.peak,
       config.decay,
+      # `join_schedules` counts this schedule's steps from the end of the
+      # warm-up.
       transition_begin=rest - config.decay,
     ),
   }[config.schedule]()
@@ -135,4 +137,6 @@ def make_optimizer(
   )
   if config.clip is None:
     return adamw
+  # Clipped before Adam's moments are updated, as these would keep a large
+  # gradient for many steps.
   return optax.chain(optax.clip_by_global_norm(config.clip), adamw)

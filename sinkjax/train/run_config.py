@@ -102,6 +102,8 @@ class TrainConfig:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
+      # 0 is a seed like any other; of everything else that is counted there
+      # must be one.
       if field.type is int and field.name != "seed" and value < 1:
         raise ValueError(f"{field.name} must be at least 1, got {value}")
     if max(self.packing.length, self.probe_tokens) > self.model.max_len:

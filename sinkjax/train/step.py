@@ -174,6 +174,8 @@ def make_step(
       found = (value, count), grads, jnp.square(norm) / accumulate
       return jax.tree.map(jnp.add, total, found), None
 
+    # The carry of `scan` must have exactly the shapes and dtypes that `add`
+    # returns, which follow from the parameters'.
     first = jax.tree.map(lambda x: x[0], (parts, keys))
     shapes = *jax.eval_shape(gradient, params, *first), None
     shapes = (*shapes[:2], shapes[0][0])
@@ -183,6 +185,8 @@ def make_step(
   def step(state: TrainState, batch: Batch):
     key = None if noise is None else noise.key(state.step)
     (total, targets), grads, part_square = summed(state.params, batch, key)
+    # A batch of padding alone has no targets; its gradient is 0 and stays
+    # finite.
     count = jnp.maximum(targets, 1)
     grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
     norm, mean = optax.tree.norm(grads), total / count
@@ -197,6 +201,8 @@ def make_step(
     def leave(params, opt_state):
       return params, opt_state
 
+    # The device decides: for a choice on the host each step would wait for its
+    # loss.
     params, opt_state = jax.lax.cond(
       applied, apply, leave, state.params, state.opt_state
     )
@@ -224,17 +230,21 @@ def _follow(trend: Trend, loss, finite, spike):
   loss = loss.astype(trend.mean.dtype)
   top = jnp.inf
   if spike is not None:
+    # Mean and variance of fewer losses are too uncertain to call one a spike.
     known = trend.count >= MEMORY
     top = trend.mean + spike * jnp.sqrt(trend.variance)
     top = jnp.where(known, top, jnp.inf)
   spiked = loss > top
   share = 1 / (1 + jnp.minimum(trend.count, MEMORY)).astype(loss.dtype)
+  # A spike counts as no more than the border: a single one hardly moves the
+  # mean, while a lasting rise does in time.
   off = jnp.minimum(loss, top) - trend.mean
   new = Trend(
     trend.count + 1,
     trend.mean + share * off,
     (1 - share) * (trend.variance + share * jnp.square(off)),
   )
+  # A single NaN would stay in the running mean for good.
   return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, trend), spiked
 
 

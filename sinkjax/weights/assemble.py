@@ -136,6 +136,7 @@ def check_names(
           f"the config asks for {shape}"
         )
       wanted.add(name)
+  # An empty pattern would match every name.
   skip = re.compile("|".join(ignored)) if ignored else None
   for name in theirs:
     if name not in wanted and not (skip and skip.search(name)):
@@ -196,6 +197,7 @@ def fill_all(jobs: list[Job], workers: int) -> None:
   Raises:
     WeightsError: the first of them; the other jobs are then dropped.
   """
+  # A large tensor that starts last would leave the other threads idle.
   jobs = sorted(jobs, key=lambda job: -job.slot.size)
   if workers == 1:
     for job in jobs:
@@ -206,6 +208,7 @@ def fill_all(jobs: list[Job], workers: int) -> None:
     try:
       for future in futures:
         future.result()
+    # An interrupt, too: the pool would otherwise read all that is still queued.
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
@@ -221,6 +224,8 @@ def disassemble(
   """
   flat = check_params(cfg, params)
   tensors: dict[str, np.ndarray] = {}
+  # Several leaves may share a fused tensor: it is whole when as many elements
+  # were written as it has.
   unwritten: dict[str, int] = {}
   for leaf in leaves:
     values = np.ascontiguousarray(flat[leaf.path], np.float32)

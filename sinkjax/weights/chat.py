@@ -37,6 +37,7 @@ def render_chat(
   import jinja2
   from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+  # The options are those of transformers, for which templates are written.
   environment = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
   )

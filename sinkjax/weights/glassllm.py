@@ -104,6 +104,8 @@ def load_glassllm(
     cfg = ModelConfig(
       **fields,
       head_dim=width // heads,
+      # The file does not tell this width; the tensors' shapes are checked by
+      # it.
       d_ff=int(8 * width / 3),
       tie_embeddings=True,
     )

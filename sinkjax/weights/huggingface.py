@@ -40,6 +40,7 @@ class _FolderSource:
     where: str,
   ):
     self.folder, self.where = folder, where
+    # Checkpoints of the model without its output matrix lack the prefix.
     inside = {
       name.removeprefix(optional_prefix).split(".")[0]
       for name in wanted

@@ -245,5 +245,6 @@ class Leaf:
   def write(self, slot: np.ndarray, tensor: np.ndarray) -> None:
     """Fills what belongs to this parameter of a file's tensor."""
     if self.norm_offset:
+      # Not in place: the slot is the caller's parameter.
       slot = slot + np.float32(self.norm_offset)
     self.layout.write(slot, tensor)

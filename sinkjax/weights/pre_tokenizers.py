@@ -6,6 +6,8 @@ are names of vocabularies, which models of any architecture may have.
 """
 
 _CASES = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+# The last space of a run is left to the word that follows, whose token begins
+# with it.
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = (
   r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"

@@ -261,12 +261,14 @@ def _fetch_hub(repo: str, weights: bool) -> pathlib.Path:
       "hf: names need huggingface_hub: pip install 'sinkjax[hub]'"
     ) from None
   folder = cache_folder() / "hub" / repo.replace("/", "--")
+  # Pickles are never read, so they are not fetched.
   patterns = ["*.safetensors", "*.json"] if weights else ["*.json"]
   try:
     huggingface_hub.snapshot_download(
       repo, local_dir=folder, allow_patterns=patterns
     )
   except Exception as error:  # the hub's clients raise many kinds
+    # Without a network the snapshot of an earlier call serves.
     if (folder / "config.json").is_file():
       return folder
     reason = first_line(error)

@@ -35,6 +35,7 @@ from sinkjax.weights.validate import WeightsError
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 NAMES = ("bos", "eos", "unk", "pad")
+# No text has these bytes: a vocabulary without them can still spell all.
 _NEVER_IN_UTF8 = frozenset([0xC0, 0xC1, *range(0xF5, 0x100)])
 
 
@@ -178,6 +179,7 @@ class Tokenizer:
     pieces = [self._piece(token) for token in ids]
     if not self._byte_level:
       return self._backend.decode(ids, skip_special_tokens=False)
+    # Tokens may split a character: their bytes are joined before decoding.
     raw = map(self._bytes, ids, pieces)
     return b"".join(raw).decode("utf-8", "replace")
 
@@ -248,6 +250,7 @@ class Tokenizer:
 
   @functools.cached_property
   def _shown(self) -> dict[str, int]:
+    # Of tokens that look alike the lowest id stays, as it is entered last.
     ids = reversed(range(self.vocab_size))
     return {self.token(token): token for token in ids}
 
@@ -269,6 +272,7 @@ class Tokenizer:
     config: dict[str, Any] = {
       "tokenizer_class": "PreTrainedTokenizerFast",
       "add_bos_token": self.add_bos,
+      # By this transformers would drop spaces before punctuation in decoding.
       "clean_up_tokenization_spaces": False,
     }
     for name in NAMES:
@@ -317,6 +321,8 @@ def build(
   for name, part in parts.items():
     if part is not None:
       setattr(backend, name, part)
+  # Added tokens are looked for in the text itself, before a normaliser replaces
+  # its spaces.
   added = functools.partial(tokenizers.AddedToken, normalized=False)
   backend.add_special_tokens([added(token) for token in special])
   backend.add_tokens([added(token) for token in user_defined])

@@ -123,8 +123,11 @@ def _special_ids(
     token_id = read_optional_json(folder / file).get(f"{name}_token_id")
     if isinstance(token_id, list) and token_id and name == "eos":
       token_id = token_id[0]
+    # Some configs write -1 where there is no padding token.
     if token_id is None or (name == "pad" and token_id == -1):
       continue
+    # `id_to_token` takes unsigned numbers of 32 bits alone, and `True` is an
+    # instance of int.
     fits = type(token_id) is int and 0 <= token_id < 1 << 32
     if not fits or backend.id_to_token(token_id) is None:
       raise WeightsError(

@@ -132,6 +132,8 @@ def _byte_level(
   try:
     model = models.BPE(vocab, merges, ignore_merges=pre in WHOLE_WORDS)
   except Exception as error:  # the library raises bare Exception
+    # The library does not tell which merge it refuses; a search for it takes
+    # time only where a file is bad.
     _explain_merges(lines, vocab)
     reason = first_line(error)
     raise WeightsError(f"tokenizer: bad merges: {reason}") from None
@@ -281,6 +283,7 @@ class _Fields:
       raise self.bad(key, f"an array of {length} numbers, one a token")
     allowed = (int,) if kind is int else (int, float)
     for i, item in enumerate(value):
+      # The exact type, because a bool is an instance of int.
       if type(item) not in allowed or not math.isfinite(item):
         raise self.bad(
           key, f"{kind.__name__} numbers; entry {i} is {str(item)[:40]!r}"

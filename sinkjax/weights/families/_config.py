@@ -54,6 +54,7 @@ class Reader:
       if default is _REQUIRED:
         raise WeightsError(f"{self.where}: {key!r} is missing")
       return default
+    # JSON often has a float without its point, as 10000.
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
       value = float(value)
     if not isinstance(value, kind) or (
@@ -147,6 +148,7 @@ def _rope_fields(
   read: Reader, head_dim: int, base: float, share: float
 ) -> dict[str, Any]:
   rope = read.get("rope_parameters", dict, {})
+  # Gemma 3 has a RoPE for each kind of layer; that of local ones is its own.
   if "full_attention" in rope:
     rope = Reader(rope, read.where).need("full_attention", dict)
   old = read.get("rope_scaling", dict, {})

@@ -80,6 +80,8 @@ def common_fields(read: Metadata, file: GGUFFile) -> dict[str, Any]:
     "rope_base": read.get("rope.freq_base", float, 10000.0),
     "rope_dim": None if rope_dim == head_dim else rope_dim,
     "rope_scaling": _scaling(read, file, rope_dim),
+    # No key tells whether the embedding is tied, or which maps have biases: the
+    # tensors that are there do.
     "tie_embeddings": "output.weight" not in file.tensors,
     "qkv_bias": has("attn_q.bias") or has("attn_qkv.bias"),
     "out_bias": has("attn_output.bias"),
@@ -91,6 +93,8 @@ def common_fields(read: Metadata, file: GGUFFile) -> dict[str, Any]:
 
 def _scaling(read: Metadata, file: GGUFFile, dim: int) -> RopeScaling | None:
   kind = read.get("rope.scaling.type", str, "none")
+  # llama.cpp's converter stores Llama 3's scaling as a table of factors,
+  # without a type.
   if "rope_freqs.weight" in file.tensors:
     if file.tensors["rope_freqs.weight"].shape != (dim // 2,):
       raise WeightsError(

@@ -95,6 +95,8 @@ def decoder_tensors(cfg: ModelConfig) -> list[Leaf]:
     "blocks/mlp_norm": at + "post_attention_layernorm",
     "final_norm": "model.norm",
   }
+  # With norms behind the branches, transformers gives the name of the norm
+  # before the MLP to the one behind attention.
   if cfg.post_norms:
     names |= {
       "blocks/attn_post_norm": at + "post_attention_layernorm",

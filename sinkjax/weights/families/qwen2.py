@@ -32,6 +32,7 @@ def upper_window(read: Reader, n_layers: int) -> dict[str, Any]:
   """The window of the layers from `max_window_layers` on, where it is used."""
   if not read.get("use_sliding_window", bool, False):
     return {}
+  # 28 is the default of transformers' own config class.
   first = read.get("max_window_layers", int, 28)
   return window_fields(read, n_layers, lambda i: i >= first)
 

@@ -81,6 +81,9 @@ def open_gguf(path: str | os.PathLike) -> GGUFFile:
     version = gguf_header.read_version(reader)
     n_tensors = reader.u64("the tensor count")
     n_pairs = reader.u64("the metadata count")
+    # The least bytes of a pair are 8 of its key's length, 4 of a type and 1 of
+    # a value; of a tensor 8 of its name's length, 4 of the number of axes, 8 of
+    # one axis, 4 of a type and 8 of an offset.
     reader.count(n_pairs, 13, gguf_header.MAX_PAIRS, "metadata")
     reader.count(n_tensors, 32, gguf_header.MAX_TENSORS, "tensors")
     metadata = gguf_header.read_metadata(reader, n_pairs)

@@ -35,6 +35,7 @@ def codec(type_: Type) -> tiles.Codec | None:
     return tiles.Codec(block, block_bytes, kernel=_KERNELS[type_])
   values = functools.partial(_through_gguf, type_, block_bytes)
   try:
+    # gguf does not list the types that it can dequantise: a block is tried.
     values(np.zeros(block_bytes, np.uint8))
   except NotImplementedError:
     return None
@@ -74,6 +75,7 @@ def bfloat16_values(raw: np.ndarray) -> np.ndarray:
 
 def _half(raw: np.ndarray) -> np.ndarray:
   """Two byte planes [2, ...] -> the float16 they make up, as float32."""
+  # The two bytes are not neighbours here, so no view as float16 is possible.
   bits = raw[1].astype(np.uint16)
   bits <<= 8
   bits |= raw[0]

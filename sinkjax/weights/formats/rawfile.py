@@ -18,6 +18,7 @@ _ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 
 def show(value: object, limit: int = 80) -> str:
   """A one-line `repr` of `value`, cut in the middle past `limit`."""
+  # Cut first, as `repr` would copy and escape a name of any length.
   if isinstance(value, str | bytes) and len(value) > 4 * limit:
     value = value[: 4 * limit]
   try:
@@ -44,6 +45,8 @@ def is_pickle_name(name: str) -> bool:
 
 def is_pickle_magic(start: bytes) -> bool:
   """Whether the first bytes are those of a pickle or of a zip archive."""
+  # From protocol 2 on a pickle begins with 0x80 and the protocol's number;
+  # torch.save puts its pickles into zip archives.
   pickled = len(start) > 1 and start[0] == 0x80 and 1 <= start[1] <= 5
   return pickled or start[:4] in _ZIP_MAGICS
 
@@ -77,6 +80,7 @@ def file_size(path: str | os.PathLike) -> int:
     refuse(path, f"cannot be opened ({reason}); expected a weight file")
   if stat.S_ISDIR(info.st_mode):
     refuse(path, "is a folder; expected a single weight file")
+  # To open a pipe would wait for its writer, and a device need not end.
   if not stat.S_ISREG(info.st_mode):
     refuse(path, "is not a regular file; expected a weight file")
   if is_pickle_name(os.fspath(path)):
@@ -89,6 +93,7 @@ def file_size(path: str | os.PathLike) -> int:
 def open_binary(path: str | os.PathLike) -> BinaryIO:
   """Opens for unbuffered reading; an `OSError` becomes one line."""
   try:
+    # Reads are large: a buffer would copy their bytes once more.
     return open(path, "rb", buffering=0)
   except OSError as error:
     refuse(path, f"cannot be read ({error.strerror})")
@@ -99,6 +104,8 @@ def read_exact(file: BinaryIO, view: memoryview, path: str) -> None:
   done = 0
   while done < len(view):
     try:
+      # An unbuffered read may give less than it is asked for: Linux stops at 2
+      # GB.
       got = file.readinto(view[done:])
     except OSError as error:
       refuse(path, f"read failed ({error.strerror})")

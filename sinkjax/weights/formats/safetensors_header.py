@@ -53,6 +53,8 @@ class _Repeated(ValueError):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  # Readers differ in which of two equal keys counts, so what one checks another
+  # need not load.
   found = dict(pairs)
   if len(found) != len(pairs):
     seen: set[str] = set()
@@ -111,6 +113,8 @@ def read_header(path: str) -> tuple[dict[str, tuple], int]:
   """
   size = rawfile.file_size(path)
   with rawfile.open_binary(path) as file:
+    # The length and the first byte of the JSON, which tells other formats apart
+    # before a length is believed.
     start = bytearray(min(9, size))
     rawfile.read_exact(file, memoryview(start), path)
     length = _header_length(path, bytes(start), size)
@@ -163,6 +167,7 @@ def _check_metadata(path: str, metadata: object) -> None:
 
 
 def _naturals(values: object) -> bool:
+  # The exact type, because JSON's true is an instance of int.
   return isinstance(values, list) and all(
     type(value) is int and value >= 0 for value in values
   )

@@ -213,6 +213,8 @@ def _inside(folder: str, speaker: str, name: str) -> str:
   if os.path.basename(os.path.dirname(root)) == "snapshots":
     roots.append(os.path.join(os.path.dirname(os.path.dirname(root)), "blobs"))
   real = os.path.realpath(path)
+  # Joined with "", a root ends in a separator: "model" must not admit
+  # "model-2".
   if not any(real.startswith(os.path.join(r, "")) for r in roots):
     rawfile.refuse(
       speaker,
