@@ -88,9 +88,12 @@ def main() -> None:
     raise ValueError("--out is missing: the folder to write to")
   from launch import prompts
 
+  # Texts are read before a model is fetched: a misspelt path costs no download.
   texts = prompts.read_texts(TEXT_FILE.value, PROMPTS_FILE.value)
   request = {
     "model": MODEL.value,
+    # The texts themselves and not their paths: a file whose content has changed
+    # asks for another result.
     "texts": texts,
     "max_tokens": MAX_TOKENS.value,
     "prefix": PREFIX.value,
@@ -144,6 +147,7 @@ def _plan(texts: list[str]) -> None:
   ids = prompts.encode_all(texts, tokenizer, prefix, longest)
   tokens = sum(map(len, ids))
   length = max(map(len, ids))
+  # A multiplication and an addition for each parameter and token.
   flops = 2 * tokens * parameters
   rate = matmul_rate()
   weights, beside = _memory(cfg, length, parameters)
@@ -210,6 +214,7 @@ def _report(
       "versions": provenance.versions(),
       "commit": provenance.commit(),
       "device": provenance.device(),
+      # Nothing here is drawn at random.
       "seed": None,
       "offload": OFFLOAD.value,
       "command": provenance.command("analyze"),

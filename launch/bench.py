@@ -75,6 +75,8 @@ def main() -> None:
   with tqdm(total=rounds * len(cases) * len(peers), leave=False) as bar:
     for case in cases:
       rows += _rows(suite, case, peers, rounds, bar)
+      # A stop must not lose the cases that are done: a suite may run for an
+      # hour.
       _write(rows, rounds, complete=case is cases[-1])
   _print(rows)
 
@@ -93,6 +95,7 @@ def _chosen(suite: ModuleType) -> list[str]:
     )
   if PEERS.value:
     return [name for name in others if name in PEERS.value]
+  # These peers alone would take longer than --quick promises.
   slow = getattr(suite, "SLOW", ()) if QUICK.value else ()
   return [name for name in others if name not in slow]
 
@@ -108,6 +111,8 @@ def _rows(
   from launch.suites import measure
 
   found = {name: [] for name in peers}
+  # Peers take turns within a round, because the speed of a machine drifts:
+  # times of one round can be compared with each other.
   for _ in range(rounds):
     results = {}
     for name in peers:
@@ -164,6 +169,7 @@ def _write(rows: list[dict], rounds: int, *, complete: bool) -> None:
 def _print(rows: list[dict]) -> None:
   """The ratios, as one JSON line."""
   ratios = {
+    # The ratio is `None` where a peer ran out of memory or is not installed.
     f"{row['case']}: {row['peer']}": row["ratio"] and round(row["ratio"], 3)
     for row in rows
     if row["peer"] != "ours"
@@ -222,6 +228,7 @@ def _markdown(rows: list[dict], summary: dict) -> str:
         shown(get("ratio"), ".2f"),
         shown(get("rate"), ".0f", 1e-9),
         shown(get("share"), ".0%"),
+        # With "z" a value that rounds to zero has no sign.
         shown(get("peak_bytes"), "z.2f", 1e-9),
         shown(get("difference"), ".0e"),
       ]

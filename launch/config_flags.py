@@ -138,8 +138,10 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 def _parsed(text: str, kind: Any) -> Any:
   """What text on the command line stands for: a Python value, or itself."""
   kinds = _alternatives(kind)
+  # Before the test for text: in a field of text or none, "none" means none.
   if type(None) in kinds and text.lower() == "none":
     return None
+  # Text is not evaluated: a name such as "1e5" must stay a name.
   if str in kinds:
     return text
   if text.lower() in ("true", "false"):
@@ -158,6 +160,8 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
     ValueError: naming the field, what was given and what is expected.
   """
   for one in _alternatives(kind):
+    # A TypeError says that this alternative of a union does not fit. A
+    # ValueError names a wrong field further down and must get through.
     with contextlib.suppress(TypeError):
       return _as(value, one, name)
   raise ValueError(f"--config.{name} must be {_words(kind)}, got {value!r}")

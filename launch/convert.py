@@ -39,6 +39,8 @@ def main() -> None:
 
   found = registry.peek(MODEL.value)
   if found is not None and TO.value == "hf":
+    # It raises for a model that transformers cannot describe, and does so here
+    # before any weights are read.
     config_to_hf(found[0])
   if DRY_RUN.value:
     _plan(found, out)
@@ -54,6 +56,8 @@ def main() -> None:
     )
     bar.update()
     bar.set_description("reading back")
+    # Only reading shows that the folder holds what was loaded, which this
+    # command promises bit for bit.
     _compare(model, registry.load(out))
     bar.update()
   size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())

@@ -74,6 +74,7 @@ def main() -> None:
     "sources": corpus.about["sources"],
     "complete": True,
   }
+  # Last, because `app.finished` takes a folder with this file for complete.
   artifacts.write_json(out / "summary.json", summary)
   _print(summary, out)
 
@@ -92,6 +93,7 @@ def _print(summary: dict[str, Any], out: pathlib.Path) -> None:
   """Prints the sources, and how large the corpus is."""
   sources, tokens = summary["sources"], summary["tokens"]
   for source in sources:
+    # A corpus made of several packages has a version of each.
     for part in source.get("packages", [source]):
       shown = part.get("package", part.get("name"))
       print(f"{shown} {part.get('version', '')}: {part['documents']} documents")

@@ -121,6 +121,8 @@ def _run(how: "Sampling") -> None:
 
   app.warm_compiler()
   params, cfg, tokenizer = sinkjax.load(MODEL.value)
+  # A step for one token is bound by memory: from stacked layers it would copy
+  # each layer's weights first.
   params = split_layers(params)
   ids = _encoded(tokenizer)
   stop = set() if IGNORE_EOS.value else {cfg.eos_id, tokenizer.eos_id} - {None}
@@ -192,6 +194,8 @@ def _encoded(tokenizer: "Tokenizer | None") -> list[int]:
       tokenizer,
       [{"role": r, "content": c} for r, c in messages if c is not None],
     )
+    # A template spells its control tokens out, and the model knows them as
+    # single ids only.
     return tokenizer.encode(text, parse_special=True)
   text = PROMPT.value
   if text is None:
@@ -243,6 +247,7 @@ def _plan(
 
   from sinkjax.models.cache import init_cache
 
+  # Shapes alone: a plan must not allocate the cache whose size it prints.
   cache = jax.eval_shape(lambda: init_cache(cfg, policy))
   leaves = jax.tree.leaves(cache)
   size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)

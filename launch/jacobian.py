@@ -147,6 +147,7 @@ def _request(text: str) -> dict[str, Any]:
     EDIT,
     BOUNDS,
   )
+  # The other methods draw nothing, so that another seed asks for the same map.
   if METHOD.value == "hutchinson":
     kept += (SAMPLES, SEED)
   return {"text": text, **{flag.name: flag.value for flag in kept}}
@@ -193,6 +194,8 @@ def _prepare(
       "use: leave out one of them"
     )
   if not DRY_RUN.value:
+    # This fetches the model, which `peek` does not: a dry run must fetch
+    # nothing.
     registry.find(MODEL.value)
   known = registry.peek(MODEL.value)
   if known is None:
@@ -208,6 +211,7 @@ def _prepare(
     )
   prefix, why = prompts.resolve_prefix(PREFIX.value, tokenizer)
   (ids,) = prompts.encode_all([text], tokenizer, prefix, MAX_TOKENS.value)
+  # It raises for points that the model does not have, before weights are read.
   config.crossed(cfg)
   if edit:
     edit.check(len(ids), cfg.n_layers)
@@ -280,6 +284,7 @@ def _report(
     "resumed_columns": partial.resumed,
     "command": provenance.command("jacobian"),
     "request": request,
+    # With the time of interrupted runs, whose columns are in the map.
     "seconds": partial.elapsed(),
   }
   page = report.render(
@@ -298,6 +303,7 @@ def _report(
     },
   )
   report.write(out, result, data, tokens, drawn, page)
+  # The columns may go only now that the report with them is on the disk.
   partial.delete()
   return artifacts.plain(data)
 

@@ -88,6 +88,8 @@ class Job:
     if not self.offload:
       yield registry.load(self.model).params
       return
+    # Prefetching would hold a second layer in memory, which --offload is there
+    # to save.
     with open_layers(self.model, prefetch=False) as layers:
       yield layers
 
@@ -143,6 +145,7 @@ def compute(job: Job, partial: resume.Partial) -> Sensitivity:
       _announce(job, partial)
       for name, fn in functions.items():
         maps[name] = _map(job, partial, name, fn, params)
+  # Ctrl-C is no Exception, and it is how a long run is usually stopped.
   except BaseException:
     _keep(partial)
     raise

@@ -24,6 +24,8 @@ def show(data: dict[str, Any]) -> None:
   if data["stderr_relative"] is not None:
     rows["largest error"] = lambda x: f"{100 * x['stderr_relative']:.1f} %"
   for form in ("paper", "frozen", "full") if data["bounds"] else ():
+    # The default binds this form: a plain closure would see the loop's last
+    # one.
     rows[f"bound: {form}"] = lambda x, form=form: _decades(x, form)
   for label, value in rows.items():
     cells = "".join(f"{value(column):>20}" for column in columns.values())

@@ -20,6 +20,7 @@ def parse_point(flag: str, text: str) -> str | tuple[str, int]:
   site, at, layer = text.partition("@")
   if not at:
     return site
+  # `int` alone would also take "1_0" and " 1".
   if re.fullmatch(r"-?\d+", layer) is None:
     raise ValueError(
       f"--{flag}={text}: {layer!r} is no layer; write it as resid_mid@3"

@@ -38,6 +38,8 @@ def read_texts(text_file: str | None, prompts_file: str | None) -> list[str]:
       continue
     try:
       text = json.loads(line)["text"]
+    # No JSON, no "text" and no object are one mistake to the person who made
+    # it.
     except (ValueError, KeyError, TypeError):
       text = None
     if not isinstance(text, str) or not text:
@@ -81,6 +83,7 @@ def resolve_prefix(prefix: str, tokenizer: Any) -> tuple[list[int], str]:
     return [], "none"
   if prefix == "auto":
     return [tokenizer.bos_id], "bos"
+  # The vocabulary comes first: most have an entry "1", which is not the id 1.
   token = tokenizer.token_to_id(prefix)
   if token is None and prefix.isdecimal():
     token = int(prefix)
@@ -103,6 +106,7 @@ def encode_all(
   prompts = []
   for i, text in enumerate(texts):
     ids = (prefix + tokenizer.encode(text))[:max_tokens]
+    # A single token has no other to attend to and predicts nothing here.
     if len(ids) < 2:
       raise ValueError(f"text {i + 1} gives {len(ids)} tokens; 2 are needed")
     prompts.append(ids)

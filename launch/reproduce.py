@@ -67,6 +67,7 @@ CONFIG = app.config_file(
   None,
   "A file of configs/reproduce/. --config.EXPERIMENT.FIELD and the flags below "
   "take precedence over it.",
+  # The class stands further down and is looked up when the config is read.
   lambda: _Entries(),
 )
 MODEL = flags.DEFINE_string(
@@ -143,6 +144,8 @@ def main() -> None:
     if COMPACT.value:
       runner.compact_all(out, found)
   else:
+    # All folders are checked before the first experiment starts: one that holds
+    # another command's result would otherwise stop the run hours later.
     requests = {name: _request(name) for name in names}
     left = [
       name
@@ -158,6 +161,7 @@ def main() -> None:
         runner.run(
           out / name, requests[name], subject, overwrite=OVERWRITE.value
         )
+      # The report covers the folder, with experiments of earlier commands.
       found = runner.every(out)
     runner.report(
       out,
@@ -223,6 +227,7 @@ def _configured(name: str) -> Any:
   fields = {field.name for field in dataclasses.fields(experiment.config)}
   # --models and --offload set the fields of that name in every experiment.
   for field, value in (("models", MODELS.value), ("offload", OFFLOAD.value)):
+    # `None` is a flag that was not given; --nooffload is a value, and false.
     if value is not None and field in fields:
       given[field] = value
   return experiment.configured(SCALE.value, given)
@@ -251,6 +256,8 @@ def _request(name: str) -> Any:
   entry = BY_NAME[name]
   of = {"model": _model(), "prefix": _prefix()}
   if entry.load().scales is not None:
+    # Such an experiment trains its own models: another --model or --prefix does
+    # not ask for another result.
     of = {"scale": SCALE.value}
   return Request(entry, _configured(name), of)
 

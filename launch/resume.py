@@ -20,6 +20,8 @@ EVERY = 10.0
 def weights_mark(path: pathlib.Path) -> list[list[Any]]:
   """Name, size and time of change of every file of a model."""
   found = [path] if path.is_file() else sorted(path.rglob("*"))
+  # Size and time of change stand for the content, which may be many gigabytes
+  # to read.
   return [
     [file.name, file.stat().st_size, file.stat().st_mtime_ns]
     for file in found
@@ -54,7 +56,10 @@ class Partial:
     overwrite: bool,
   ):
     self._path, self.maps = folder / NAME, maps
+    # As text, because an .npz file holds no dictionaries; the order of keys
+    # must not count.
     self._mark = json.dumps(mark, sort_keys=True)
+    # Monotonic: the wall clock may be set while a map is computed for hours.
     self._start, self._saved = time.monotonic(), time.monotonic()
     self.seconds, self._written = 0.0, 0
     if self._path.exists() and not self._read() and not overwrite:

@@ -114,6 +114,8 @@ def main() -> None:
     train_plan.show(config, WORKDIR.value, MESH.value, ACCELERATOR.value)
     return
   workdir = pathlib.Path(WORKDIR.value).expanduser()
+  # As JSON gives it back, with lists for tuples and rounded numbers: it is
+  # compared with what is recorded.
   request = artifacts.plain(config.to_dict())
   if REPORT.value:
     from launch import train_report
@@ -163,6 +165,8 @@ def _alone(workdir: pathlib.Path, first: bool) -> Iterator[None]:
     return
   with open(workdir / ".lock", "w") as lock:
     try:
+      # The system drops this lock when its process ends, however that happens,
+      # so that no stale lock keeps a run from resuming.
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
       raise ValueError(
@@ -273,6 +277,8 @@ def _train(
   start, data = _data(config)
   stops, began = [], time.monotonic()
   for number in (signal.SIGTERM, signal.SIGINT):
+    # The handler only notes the request: the loop saves a checkpoint after the
+    # step in progress, and schedulers send SIGTERM before they kill.
     signal.signal(number, lambda *_: stops.append(time.monotonic()))
   checkpoints = checkpoint.RunCheckpoints(
     workdir / "checkpoints", keep=config.keep
@@ -292,6 +298,8 @@ def _train(
           f"stopped at step {record['step']}, saved; the same command resumes"
         )
       return
+    # On every process, not the first alone: parameters that are spread over
+    # processes can only be gathered by all of them together.
     params = jax.tree.map(sharding.to_host, state.params)
     if first:
       numbers = {
@@ -316,11 +324,13 @@ def _finish(
   from launch import train_report
   from sinkjax.weights import orbax_io
 
+  # An earlier attempt may have been cut off while it wrote the model.
   shutil.rmtree(workdir / "model", ignore_errors=True)
   cfg = config.trained_model().replace(
     bos_id=data.tokenizer.bos_id, eos_id=data.tokenizer.eos_id
   )
   tokenizer = copy.copy(data.tokenizer)
+  # Whoever loads the model should begin texts as the training did.
   tokenizer.add_bos = config.packing.bos != "none"
   orbax_io.save(workdir / "model", params, cfg, tokenizer)
   train_report.write(

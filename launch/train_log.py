@@ -38,6 +38,7 @@ class Log(contextlib.AbstractContextManager):
     self._path = workdir / "metrics.jsonl"
     self._board = SummaryWriter(str(workdir / "tensorboard"))
     self._bar = tqdm(total=config.steps, unit="step", desc="training")
+    # By length, because attention makes a token of a longer window dearer.
     self._flops = {
       stage.length: step_flops(config, stage)
       / config.batch
@@ -65,6 +66,7 @@ class Log(contextlib.AbstractContextManager):
       speed = record["tokens_per_second"] * self._flops[record["length"]]
       record["share_of_peak"] = speed / self._peak
       self._bar.update(step - self._bar.n)
+    # Line by line, so that --report can draw a run that still goes on.
     with open(self._path, "a", encoding="utf-8") as stream:
       stream.write(json.dumps(record) + "\n")
     for name, value in record.items():

@@ -47,6 +47,7 @@ def step_flops(config: "TrainConfig", stage: "Stage") -> float:
   """
   cfg = config.model
   used = parameters(cfg)
+  # A tied table is multiplied for the logits too; any other is looked up only.
   if not cfg.tie_embeddings:
     used -= cfg.vocab_size * cfg.d_model
   if cfg.positions == "learned":
@@ -80,11 +81,14 @@ def memory(
       heads = cfg.n_heads / tensor
       scores = 3 * item * share * heads * stage.length**2
     layers = cfg.n_layers
+    # Of all layers only the inputs are kept then, and the inside of the one
+    # layer that is being computed again.
     if cfg.remat != "none":
       inside += (layers - 1) * item * tokens * cfg.d_model
       layers = 1
     logits = 8 * tokens * cfg.vocab_size / tensor
     worst = max(worst, layers * (inside + scores) + logits)
+  # Weights, gradient and both moments, in float32.
   return 16 * count / (fsdp * tensor) + worst
 
 

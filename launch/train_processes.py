@@ -87,4 +87,6 @@ def ending_together() -> Iterator[None]:
         "died, the last complete checkpoint is intact: start all of them again."
       )
     print(f"\nerror: {text}", file=sys.stderr, flush=True)
+    # `sys.exit` would wait for threads and for the other processes, which wait
+    # for this one.
     os._exit(1)

@@ -72,6 +72,7 @@ def write_so_far(
   if not {"train", "eval", "probe"} <= kinds:
     raise ValueError(f"{workdir} has no step yet: nothing to draw")
   done = max(record["step"] for record in records)
+  # The last record suffices: the run counts skipped steps from its start.
   skipped = [r["skipped"] for r in records if r["kind"] == "train"][-1]
   numbers = {
     "tokens": done * config.batch * config.packing.length,

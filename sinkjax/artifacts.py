@@ -46,6 +46,7 @@ def plain(value: Any) -> Any:
   >>> plain({"rate": np.float32(0.1), "nll": [float("nan"), np.int64(3)]})
   {'rate': 0.1, 'nll': [None, 3]}
   """
+  # Before the numbers: a bool is an integer in Python.
   if value is None or isinstance(value, bool | str):
     return value
   if isinstance(value, np.bool_):
@@ -115,6 +116,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 
 
 def _replace(path: Path, data: bytes) -> None:
+  # Beside the target: a rename is atomic within one file system only.
   temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
   # not `tempfile`: its files are private, ours obey the umask
   flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -123,8 +125,10 @@ def _replace(path: Path, data: bytes) -> None:
     with open(descriptor, "wb") as file:
       file.write(data)
       file.flush()
+      # Otherwise a crash may leave the new name on an empty file.
       os.fsync(file.fileno())
     os.replace(temporary, path)
+  # Ctrl-C is no Exception, and must leave no temporary file either.
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
@@ -203,6 +207,7 @@ def write_csv(
     ValueError: for a row of another length, or a file that cannot be written.
   """
   text = io.StringIO()
+  # The default of csv is a carriage return and a line feed.
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(header)
   for i, row in enumerate(rows):
@@ -233,6 +238,7 @@ def read_csv(path: str | Path) -> tuple[list[str], list[list[Any]]]:
 def _cell(text: str) -> Any:
   if text == "":
     return None
+  # Integers first: `float` would take them as well.
   for kind in (int, float):
     try:
       return kind(text)
@@ -273,6 +279,7 @@ def archived(folder: str | Path) -> dict[Path, bytes]:
 @functools.lru_cache(maxsize=8)
 def _unpacked(base: Path, inode: int, changed: int) -> dict[Path, bytes]:
   """Files of an archive; `inode` and `changed` tell the cache of a new one."""
+  # All members at once: xz can only be read from its start.
   with tarfile.open(base / ARCHIVE, "r:xz") as tar:
     return {base / x.name: tar.extractfile(x).read() for x in tar.getmembers()}
 
@@ -312,6 +319,7 @@ def unpack(folder: str | Path) -> None:
   for path, data in archived(folder).items():
     if not path.exists():
       write_bytes(path, data)
+  # Last, so that an interruption loses nothing.
   (folder / ARCHIVE).unlink()
 
 

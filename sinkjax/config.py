@@ -93,6 +93,7 @@ class RopeScaling:
     if self.kind == "llama3":
       _positive("rope_scaling.low_freq", self.low_freq)
       _positive("rope_scaling.original_max_len", self.original_max_len)
+      # The ramp divides by their difference.
       if not self.high_freq > self.low_freq:
         raise ValueError(
           "rope_scaling.high_freq must exceed low_freq, got "
@@ -237,6 +238,7 @@ class ModelConfig:
     self._check_window()
     for name in ("bos_id", "eos_id"):
       token = getattr(self, name)
+      # JAX clamps an index outside the table without a word.
       if token is not None and not 0 <= token < self.vocab_size:
         raise ValueError(
           f"{name} must be in [0, {self.vocab_size}), got {token}"
@@ -259,6 +261,8 @@ class ModelConfig:
         f"attn_bias={self.attn_bias!r} takes the place of sink_logit, and "
         "needs normalizer='softmax'"
       )
+    # `jax.nn.dot_product_attention` has no place for a cap between the product
+    # and the softmax.
     if fused and self.attn_softcap is not None:
       raise ValueError("attention='fused' has no attn_softcap: use 'einsum'")
 
@@ -266,6 +270,7 @@ class ModelConfig:
     if self.positions != "rope":
       return
     dim = self.rotary_dim
+    # Dimensions are rotated in pairs.
     if dim % 2 or not 0 < dim <= self.head_dim:
       raise ValueError(
         f"rope_dim must be even and in (0, {self.head_dim}], got {dim}"

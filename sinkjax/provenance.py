@@ -49,6 +49,8 @@ def commit() -> str | None:
   import subprocess
 
   root = pathlib.Path(__file__).parents[1]
+  # An installed package may lie inside another repository, whose commit git
+  # would name.
   if not (root / ".git").exists():
     return None
 
@@ -61,6 +63,7 @@ def commit() -> str | None:
     ).stdout.strip()
 
   try:
+    # Untracked files are results more often than code.
     changed = git("status", "--porcelain", "--untracked-files=no")
     return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
   except (OSError, subprocess.CalledProcessError):

@@ -91,6 +91,8 @@ def _observer_sites(name: str, sites: str | tuple[str, ...]) -> tuple[str, ...]:
     raise ValueError(f"observer {name!r} names no site")
   for site in sites:
     _check_site(site)
+  # Sites outside the layers have a `Tapper` each, so that no reducer could be
+  # given values of two of them.
   if len({s if not SITES[s].stacked else "layer" for s in sites}) > 1:
     raise ValueError(
       f"observer {name!r} mixes sites inside and outside the layers: {sites}"
@@ -211,6 +213,7 @@ class Tapper:
     edit = self._taps.edits.get(site)
     if edit is not None:
       edited = edit(value, self._layer)
+      # A wrong shape would often broadcast further on without an error.
       if jax.numpy.shape(edited) != value.shape:
         raise ValueError(
           f"the edit at {site!r} returned shape {jax.numpy.shape(edited)}, "
@@ -246,6 +249,8 @@ class Tapper:
 
   def trace(self) -> Trace:
     """The reduced values of the observers whose sites were met here."""
+    # Each `Tapper` of a pass meets some of the sites and answers for those
+    # alone.
     return {
       name: reducer(*(self._seen[site] for site in sites))
       for name, (sites, reducer) in self._taps.observers.items()

@@ -35,9 +35,11 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   if name == "ours_attention":
     f = sinkjax.capture(f, {"pattern": ("pattern", lambda x: x)})
   f = jax.jit(f)
+  # After loading, because the table gives the memory above the weights.
   peak = m.Peak()
   work = lambda: jax.block_until_ready(f(params, tokens))  # noqa: E731
   work()
+  # The least time: whatever else the machine does can only add to it.
   best = min(m.seconds(work) for _ in range(case["times"]))
   return _result(cfg, case, best, peak, matmul_rate())
 

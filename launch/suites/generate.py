@@ -56,6 +56,7 @@ def _ours(name: str, new: int):
   params, cfg, tokenizer = sinkjax.load("smollm2-135m")
   params = split_layers(params)
   ids = m.text_ids(tokenizer, PROMPT)
+  # With room for the two tokens that are made before the clock starts.
   policy = kv_policy.full(PROMPT + new + 2)
   if name == "ours_sinks":
     policy = kv_policy.sinks(4, 1020)
@@ -82,6 +83,7 @@ def _torch(new: int):
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
+        # An end-of-text token must not shorten the work.
         min_new_tokens=count,
         max_new_tokens=count,
         pad_token_id=0,
@@ -90,6 +92,7 @@ def _torch(new: int):
 
   peak = m.Peak()
   work(2)
+  # The difference leaves out the prompt, which both runs read.
   return work(new + 1) - work(1), peak.bytes(), m.torch_rate(), opened.cfg
 
 
@@ -105,6 +108,8 @@ def _llama(new: int) -> float:
     str(fetch("smollm2-135m")),
     n_ctx=PROMPT + new + 8,
     verbose=False,
+    # Cores that this process may use: a container may have fewer than the
+    # machine, and more threads than cores slow llama.cpp down.
     n_threads=len(os.sched_getaffinity(0)),
   )
   tokenizer = sinkjax.open_layers("smollm2-135m").tokenizer

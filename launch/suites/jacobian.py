@@ -138,6 +138,7 @@ def _torch(name: str, case: dict[str, Any]) -> dict[str, Any]:
   m.limit_memory()
   model = m.torch_model().model
   model.layers = model.layers[: case["layers"]]
+  # Our map ends at resid_post, which is before the final norm.
   model.norm = torch.nn.Identity()
   opened = sinkjax.open_layers("smollm2-135m")
   length, middle = case["tokens"], case["tokens"] // 2
@@ -207,6 +208,8 @@ def compare(results: dict[str, dict[str, Any]]) -> None:
     for which in ("column", "row"):
       if found is not ours and which in found and which in ours:
         pairs = zip(found[which], ours[which], strict=True)
+        # Over the largest norm: an entry in the causal future is 0 and has no
+        # relative difference of its own.
         largest = max(ours[which])
         gap = max(abs(a - b) for a, b in pairs)
         found["difference"] = gap / largest

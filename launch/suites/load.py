@@ -41,6 +41,7 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
     tensors = gguf.GGUFReader(path).tensors
     return dequantise()
 
+  # JAX starts here: its time and memory are no part of loading.
   jax.numpy.zeros(1).block_until_ready()
   tensors = gguf.GGUFReader(path).tensors if name == "dequantise" else None
   work = locals()[name]

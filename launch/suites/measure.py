@@ -42,9 +42,11 @@ def run(suite: str, name: str, case: dict[str, Any]) -> dict[str, Any]:
     check=False,
   )
   if done.returncode == 0:
+    # Packages may print as well; the result comes last.
     return json.loads(done.stdout.splitlines()[-1])
   error = done.stderr.strip()
   words = ("RESOURCE_EXHAUSTED", "MemoryError", "allocate memory", "bad_alloc")
+  # Linux ends a process that exhausts the memory by SIGKILL.
   if done.returncode == -9 or any(word in error for word in words):
     return {"note": f"out of memory ({total_memory() / 1e9:.0f} GB)"}
   if "ModuleNotFoundError" in error:
@@ -90,6 +92,7 @@ class Peak:
 
   def __init__(self):
     with open("/proc/self/clear_refs", "w") as stream:
+      # 5 resets VmHWM, the peak, to the present size: see proc(5).
       stream.write("5")
     self.before = _status("VmRSS")
 
@@ -109,6 +112,7 @@ def torch_rate(size: int = 2048) -> float:
   import torch
 
   a = torch.ones(size, size)
+  # The first product also pays for starting torch's threads.
   a @ a
   return 2 * size**3 / min(seconds(lambda: a @ a) for _ in range(3))
 
@@ -145,6 +149,8 @@ def forward_flops(
   heads = cfg.n_heads * cfg.head_dim
   keys = 2 * cfg.n_kv_heads * cfg.head_dim
   mlp = (3 if cfg.gated_mlp else 2) * cfg.d_ff
+  # Scores and mixture need 2 H K T operations each for a token, and the causal
+  # half of both is counted; the factor 2 of an operation comes last.
   layer = cfg.d_model * (2 * heads + keys + mlp) + heads * length
   head = cfg.d_model * cfg.vocab_size if logits else 0
   return 2.0 * length * (cfg.n_layers * layer + head)

@@ -67,12 +67,14 @@ def _config(case: dict[str, Any], **changes: Any) -> "TrainConfig":
     corpus=("sotu",),
     steps=steps,
     batch=4096 // length,
+    # The first record then covers just the steps that are not counted.
     log_every=COMPILED,
     eval_every=steps,
     eval_windows=1,
     probe_every=steps,
     probe_texts=1,
     probe_tokens=16,
+    # No checkpoint is due among the steps that are timed.
     save_every=10 * steps,
   )
 
@@ -160,6 +162,7 @@ def _beside_the_loop(
       took = time.perf_counter() - start
       if record["kind"] == "train":
         start = time.perf_counter()
+        # As many steps as the loop takes between two records.
         for _ in range(COMPILED):
           state, _ = step(state, batch)
         jax.block_until_ready(state)
@@ -211,6 +214,7 @@ def _torch(name: str, case: dict[str, Any]) -> dict[str, Any]:
   peak, times = m.Peak(), []
   for _ in range(config.steps):
     start = time.perf_counter()
+    # The loss of torch takes labels of 64 bits only.
     tokens = torch.from_numpy(next(batches)["tokens"]).long()
     run(tokens, labels=tokens, use_cache=False).loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

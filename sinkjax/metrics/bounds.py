@@ -178,6 +178,7 @@ def paper_constant(
   """
   copy = jnp.max(copy_gain, axis=(1, 2))
   if absorb_residual:
+    # The residual part of a step is C / H, which must be at least its gain.
     copy = jnp.maximum(copy, copy_gain.shape[1])
   return jnp.max(jnp.max(mlp_gain, axis=1) * copy)
 
@@ -328,6 +329,7 @@ def violations(
   >>> int(violations(bound, jnp.array([[1.0, 0.0], [1.1, 0.5]])))
   1
   """
+  # Asked as "held" and negated, because a comparison with NaN is false.
   held = _log(norms) <= log_bound + math.log1p(tolerance)
   return jnp.sum(~held, axis=(-2, -1))
 

@@ -70,6 +70,7 @@ def effective_rank(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
   """
   s = _singular_values(x)
   count = jnp.exp(_entropy(_shares(s)))
+  # exp(0) = 1 direction would be the answer for a zero matrix, which has none.
   return jnp.where(s[..., 0] == 0, jnp.zeros_like(count), count)
 
 
@@ -233,6 +234,7 @@ def _shares(x: Float[Array, "..."]) -> Array:
 
 
 def _entropy(p: Float[Array, "..."]) -> Array:
+  # 0 log 0 counts as 0, its limit; as computed it would be NaN.
   return -jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), axis=-1)
 
 

@@ -99,6 +99,7 @@ class Metric:
     defaults = {"summary": {self.name: "each"}, "probe": {self.name: "mean"}}
     for place, keys in defaults.items():
       if getattr(self, place) is None:
+        # The dataclass is frozen, and this is where its defaults are filled in.
         object.__setattr__(self, place, keys)
       for how in getattr(self, place).values():
         if how not in REDUCTIONS and how not in RATES:
@@ -121,12 +122,14 @@ class Metric:
   @property
   def text_axis(self) -> int:
     """Where the axis of the texts stands in a trace."""
+    # The scan over layers stacks its axis before that of the texts.
     return int(self.measured.axes.startswith("L"))
 
   @property
   def streams(self) -> bool:
     """Whether one block of rows after the other is enough to compute it."""
     by_rows = isinstance(self.measured.form, RowStatistic)
+    # Other sites exist whole in a streamed pass; only these come in blocks.
     return by_rows or {"scores", "pattern"}.isdisjoint(self.sites)
 
   @property

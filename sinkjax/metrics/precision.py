@@ -19,6 +19,8 @@ def root(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
   >>> root(jnp.array([0.0, 4.0])).tolist()
   [0.0, 2.0]
   """
+  # Both branches of `where` are differentiated: the one that is not taken must
+  # not be infinite either, or its gradient times 0 is NaN.
   zero = x == 0
   return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
@@ -29,5 +31,6 @@ def divide(x: Float[Array, "..."], y: Float[Array, "..."]) -> Array:
   >>> divide(jnp.array([3.0, 3.0]), jnp.array([2.0, 0.0])).tolist()
   [1.5, 0.0]
   """
+  # The divisor is replaced too, for the same reason as in `root`.
   zero = y == 0
   return jnp.where(zero, 0, x / jnp.where(zero, 1, y))

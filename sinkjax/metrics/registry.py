@@ -46,6 +46,8 @@ def observers(
     if isinstance(metric, str):
       metric = _find(metric)
     if not streamed or metric.streams:
+      # Metrics that reduce the same values in different ways share one
+      # observer.
       metric = metric.measured
       wanted[metric.name] = (metric.site, _reducer(metric, share))
   return wanted

@@ -103,9 +103,12 @@ def sink_rate_stderr(
   >>> sink_rate_stderr(np.array([[[0.9, 0.1]], [[0.1, 0.1]]]), eps=0.3)
   0.25
   """
+  # One prompt tells nothing of the spread between prompts: the formula would
+  # give NaN.
   if len(alpha) < 2:
     return None
   rates = (alpha > eps).mean(axis=(1, 2))
+  # One less in the divisor: the prompts are a sample, whose mean is estimated.
   return float(rates.std(ddof=1) / np.sqrt(len(rates)))
 
 

@@ -126,6 +126,7 @@ def first_layer(
   [2, 0, 1]
   """
   above = gaps > threshold
+  # `argmax` gives 0 where nothing is above, which must not pass for layer 0.
   return jnp.where(
     jnp.any(above, axis=0), jnp.argmax(above, axis=0), gaps.shape[0]
   )

@@ -35,6 +35,7 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     cfg, width = self.cfg, (self.cfg.d_model,)
+    # Fresh norms multiply by one, also where an offset is added to the scale.
     init = nn.initializers.constant(1.0 - cfg.norm_offset)
     scale = align(self.param("scale", init, width) + cfg.norm_offset, x)
     if cfg.norm == "rms":

@@ -221,6 +221,8 @@ def _block(
   attention = methods_of(Attention(cfg), params["attn"])
   tap = Tapper(NO_TAPS, layer)
   q, k, v = attention(Attention.project_qkv, block(Block.read, pre, tap))
+  # Not rotated here: positions are counted within the cache, so that a key's
+  # position changes when the policy drops tokens before it.
   q, k = attention(Attention.norm_and_rotate_qk, q, k, NOT_ROTATED, layer)
   z, kept = policy.attend(attention, cfg, (q, k, v), layer, kept, shared)
   mid = block(Block.add_attention, pre, z, tap)
@@ -234,6 +236,7 @@ def _logits(
     return jnp.zeros((x.shape[0], 0, cfg.vocab_size), x.dtype)
   if which == "last":
     # Row by row: rows of a batch may have different numbers of real tokens.
+    # A row of padding alone has no last token: any index will do.
     at = jnp.maximum(count - 1, 0)[:, None, None]
     x = jnp.take_along_axis(x, at, axis=1)
   table = params["embed" if cfg.tie_embeddings else "unembed"]

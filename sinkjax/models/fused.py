@@ -67,6 +67,7 @@ def fused_attention(
     jax.nn.dot_product_attention,
     scale=scale,
     is_causal=True,
+    # JAX counts the keys before the query, a config's window the query as well.
     local_window_size=None if window is None else (window - 1, 0),
     implementation=implementation,
   )
@@ -89,6 +90,7 @@ def _per_device(kernel):
 
 def _chosen(q, mask) -> str:
   backend = jax.default_backend()
+  # cuDNN's flash attention takes 16 bits only.
   if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
     return "cudnn"
   if backend == "tpu" and mask is None and q.shape[1] % SPLASH_BLOCK == 0:
@@ -135,6 +137,7 @@ def _sunk(attend, scale: float):
     d_k += pull((scale * d_lse[..., None] * q).astype(q.dtype))[0]
     d_mask = None
     if mask is not None:
+      # JAX requires this dtype for the tangent of a boolean.
       d_mask = np.zeros(mask.shape, jax.dtypes.float0)
     return (
       d_q,
@@ -172,8 +175,10 @@ def _splash(q, k, v, mask, sinks, *, scale, window):
     interpret=jax.default_backend() != "tpu",
   )
   group = heads // k.shape[2]
+  # This kernel takes a key head for every query head.
   k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
   inner = functools.partial(kernel, segment_ids=None, sinks=sinks)
+  # The kernel has no scale of its own, so the queries are scaled.
   z = jax.vmap(lambda *qkv: inner(*qkv))(
     *(jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))
   )

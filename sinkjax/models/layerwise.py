@@ -67,6 +67,7 @@ class InMemory:
 
   def __init__(self, cfg: ModelConfig, params: Params):
     self.cfg, self._params = cfg, params
+    # The index is traced: one program serves every layer.
     self._pick = jax.jit(
       lambda blocks, i: jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), blocks
@@ -120,6 +121,7 @@ def embed(
   """The residual stream before the first block and before any tap."""
   cfg = layers.cfg
   x = jnp.asarray(layers.embedding(tokens), cfg.dtype)
+  # In the compute dtype, as in `Transformer`, so that both round alike.
   x = x * jnp.asarray(cfg.embed_scale, x.dtype)
   if cfg.positions == "learned":
     x = x + jnp.asarray(layers.position_embedding(positions), x.dtype)

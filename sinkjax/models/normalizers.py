@@ -49,6 +49,7 @@ def softmax(
   s, dtype = _wide(scores, mask)
   top = jnp.max(s, axis=-1, keepdims=True)
   if sinks is not None:
+    # The sink may be the largest logit, and its exponential must not overflow.
     top = jnp.maximum(top, sinks.astype(dtype))
   top = jax.lax.stop_gradient(top)  # it cancels, and so would its gradient
   weights = jnp.where(mask, jnp.exp(s - top), 0)
@@ -113,6 +114,7 @@ def sigmoid(
 ) -> Float[Array, "*B T S"]:
   """`sigmoid(s_j)`; rows sum to anything (Gu et al., arXiv 2410.10781)."""
   s, _ = _wide(scores, mask)
+  # sigmoid(MASKED) is 0 only by rounding; a mask must give exact zeros.
   return jnp.where(mask, jax.nn.sigmoid(s), 0).astype(scores.dtype)
 
 
@@ -159,6 +161,8 @@ def softpick(
   added after, as in theirs.
   """
   s, _ = _wide(scores, mask)
+  # At least 0: exp(-top) below stands for the 1 that is taken off, and would
+  # overflow where every score is hugely negative.
   top = jnp.maximum(jnp.max(s, axis=-1, keepdims=True), 0)
   top = jax.lax.stop_gradient(top)
   lifted = jnp.where(mask, jnp.exp(s - top) - jnp.exp(-top), 0)

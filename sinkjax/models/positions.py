@@ -22,6 +22,8 @@ def inverse_frequencies(
   Returns:
     [dim / 2] float64, the fastest pair first.
   """
+  # In float64: an error of a frequency grows with the position that it is
+  # multiplied by.
   freq = base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
   if scaling is None:
     return freq
@@ -61,6 +63,7 @@ def rotary_tables(
   Returns:
     (cos, sin), float32, or float64 for a float64 model.
   """
+  # bfloat16 has 8 significant bits: it confuses positions beyond 256.
   dtype = jnp.promote_types(cfg.dtype, jnp.float32)
   freq = jnp.asarray(rope_frequencies(cfg), dtype)
   angles = positions[None, :, :, None].astype(dtype) * freq[:, None, None]

@@ -39,6 +39,8 @@ class NormMap:
 
   def __init__(self, norm: str, length: int, many: int):
     self.norm, self.many = norm, many
+    # In float64, so that the sum of many pieces hardly depends on how they were
+    # cut.
     self._values = np.zeros((length, length))  # squares but for "max"
     self._gram: dict[int, Array] = {}
 

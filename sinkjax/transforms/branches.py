@@ -91,6 +91,7 @@ def split_endings(
     if len(set(column)) > 1:
       break
     shared += 1
+  # The joined token counts with the ending, as the model would see it.
   rests = [whole[shared:] for whole in wholes]
   if not shared or not all(rests):
     raise ValueError(
@@ -131,6 +132,7 @@ class Separate:
     self, queries: int, keys: int, start: Any
   ) -> Bool[Array, "B 1 T S"]:
     branch = jnp.asarray(self.branch)
+    # `start` is traced where rows are streamed, so a plain slice is impossible.
     own = jax.lax.dynamic_slice_in_dim(branch, start, queries, 1)[:, :, None]
     seen = branch[:, None, :keys]
     return ((seen == 0) | (seen == own))[:, None]

@@ -24,6 +24,7 @@ def in_chunks(fn: Callable, x: Any) -> Any:
   """`fn` of [B, T, ...] leaves, `CHUNK` tokens at a time."""
   length = jax.tree.leaves(x)[0].shape[1]
   count, rest = divmod(length, CHUNK)
+  # A loop of one turn would only copy.
   if not count or length == CHUNK:
     return fn(x)
 
@@ -59,6 +60,8 @@ def streamed_nll(
   for kernel in layers.unembedding():
     state = _add_logits(state, x, targets, kernel, first, cfg=cfg)
     first += kernel.shape[1]
+    # Dispatch is asynchronous: without this, pieces of the unembedding would
+    # pile up in memory.
     jax.block_until_ready(state)
     del kernel  # before the next is read
   top, total, picked = state
@@ -88,6 +91,8 @@ def _add_logits(
     total = total * jnp.exp(top - new) + more
     at = targets - first
     here = (at >= 0) & (at < logits.shape[-1])
+    # The index must lie in this piece even where the target does not; the value
+    # is discarded there.
     at = jnp.clip(at, 0, logits.shape[-1] - 1)[..., None]
     value = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
     return new, total, jnp.where(here, value, picked)

@@ -34,6 +34,7 @@ def pytree_dataclass(cls: type) -> type:
 def _applies(layers: Any, layer: Layer) -> Array | bool:
   if layers is None:
     return True
+  # A comparison and not `in`: the layer is traced within the scan.
   return jnp.any(jnp.asarray(layers) == layer)
 
 
@@ -200,6 +201,7 @@ class AblateHeads:
   ) -> Float[Array, "B T H K"]:
     """The heads' outputs with the chosen ones replaced."""
     hit = jnp.asarray(self.heads, bool)[layer][None, None, :, None]
+    # Selected and not multiplied by 0, which would keep a NaN or infinity.
     if self.mean is None:
       return jnp.where(hit, jnp.zeros((), z.dtype), z)
     mean = jnp.asarray(self.mean, z.dtype)[layer][None, None]

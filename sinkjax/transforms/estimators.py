@@ -66,6 +66,8 @@ class Estimate(NamedTuple):
 
     if not 0 < level < 1:
       raise ValueError(f"level must be between 0 and 1, got {level}")
+    # One degree of freedom less: the spread is measured about the estimated
+    # mean.
     width = stats.t.ppf(0.5 + level / 2, self.samples - 1)
     relative = self.stderr / np.where(self.norms > 0, self.norms, 1)
     ends = np.exp(np.multiply.outer([-width, width], relative))
@@ -161,6 +163,8 @@ class _Signs(NamedTuple):
 
   def of(self, token: int) -> Float[Array, "D P"]:
     """All directions at one token."""
+    # By token and not by order, so that chosen columns get the probes that they
+    # have in the whole map, however it is cut.
     mine = jax.random.fold_in(self.key, token)
     shape = (self.cfg.d_model, self.samples)
     return jax.random.rademacher(mine, shape, self.cfg.dtype)
@@ -337,6 +341,7 @@ def power_norms(
     iterations=iterations,
     chunk=min(len(wanted), most),
   )
+  # Rounding may make the square of a zero block slightly negative.
   norms = np.sqrt(np.maximum(np.asarray(square, np.float64), 0))
   return TopSingular(norms, np.asarray(residual, np.float64))
 

@@ -188,6 +188,7 @@ def jacobian_norms(
     return values[np.ix_(chosen, columns)]
 
   if tokens.ndim == 2:
+    # One text at a time: the memory that is budgeted is that of one.
     return np.stack([of_text(text) for text in tokens])
   return of_text(tokens)
 
@@ -335,6 +336,8 @@ def token_jacobian(
   tokens = one_text(tokens)
   length, many = tokens.shape[0], cfg.d_model
   wanted = token_pairs(length, pairs)
+  # Pairs with the same source share its column, which costs the same for all
+  # targets.
   columns = sorted({s for _, s in wanted})
   points = parse_pair(cfg, source, target)
   engine = engine_of(fn, params, tokens, points, positions)
@@ -352,6 +355,7 @@ def token_jacobian(
     stop = block.start + plan.directions
     for at, s in enumerate(block.sources[: block.real]):
       for p, (t, column) in enumerate(wanted):
+        # Rows before the block's first are in the past of its sources, hence 0.
         if column == s and t >= block.first:
           values = tangents[t - block.first, :, at]
           blocks[p, :, block.start : stop] = np.asarray(values)

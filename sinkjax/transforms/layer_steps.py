@@ -174,6 +174,7 @@ def _local(
 
   An edit may count tokens, so it must see the whole row.
   """
+  # Otherwise the tokens before the first one that moves need not be run.
   skip = 0 if any(site in edits for site in sites) else first
   _, push = jax.linearize(fn, *(p[:, skip:] for p in primals))
   padded = [

@@ -215,6 +215,8 @@ def with_shift(
   """The edits, with `shift` added at a point after its own edit."""
   once = point.site in ("embed", "final")
   added = add(shift) if once else add(shift, layers=[point.layer])
+  # After its own edit: the derivative is with respect to what the model has at
+  # the point, which a replacing edit would otherwise make 0.
   if point.site in edits:
     added = chain(edits[point.site], added)
   return {**edits, point.site: added}
