@@ -5,6 +5,9 @@ On a GPU in 16 bits cuDNN's flash attention, by way of
 rows with a backward pass of our own (see `sinkjax.models.row_blocks`). Equal
 to the einsum path within rounding. All have reverse mode only, and no place
 for a tap.
+
+On several devices splash runs on each for its own rows and heads, which needs
+the mesh in context: `jax.set_mesh`.
 """
 
 import functools
@@ -14,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from sinkjax import sharding
 from sinkjax.models.row_blocks import row_attention
 
 SPLASH_BLOCK = 128
@@ -56,7 +60,9 @@ def fused_attention(
   if implementation == "rows":
     return row_attention(q, k, v, scale, window, mask, sinks)
   if implementation == "splash":
-    return _splash(q * jnp.asarray(scale, q.dtype), k, v, window, mask, sinks)
+    _check_splash(q.shape[1], mask)
+    kernel = functools.partial(_splash, scale=scale, window=window)
+    return _per_device(kernel)(q, k, v, mask, sinks)
   attend = functools.partial(
     jax.nn.dot_product_attention, scale=scale, is_causal=True,
     local_window_size=None if window is None else (window - 1, 0),
@@ -65,6 +71,12 @@ def fused_attention(
   if sinks is None:
     return attend(q, k, v, mask=mask)
   return _sunk(attend, scale)(q, k, v, mask, sinks)
+
+
+def _per_device(kernel):
+  tokens = "rows", None, "heads", None
+  inputs = (tokens,) * 3 + (("rows", None, None, None), ("heads",))
+  return sharding.per_device(kernel, inputs, output=tokens)
 
 
 def _chosen(q, mask) -> str:
@@ -128,16 +140,19 @@ def _sunk(attend, scale: float):
   return sunk
 
 
-def _splash(q, k, v, window, mask, sinks):
-  """The TPU kernel, one example after the other; interpreted elsewhere."""
-  from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-  length, heads = q.shape[1:3]
+def _check_splash(length: int, mask) -> None:
   if mask is not None or length % SPLASH_BLOCK:
     raise ValueError(
       f"splash attention takes no mask and whole blocks of {SPLASH_BLOCK} "
       f"tokens, got {length} tokens{' and a mask' if mask is not None else ''}"
     )
+
+
+def _splash(q, k, v, mask, sinks, *, scale, window):
+  """The TPU kernel, one example after the other; interpreted elsewhere."""
+  from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+  length, heads = q.shape[1:3]
   shape = (length, length)
   one = (
     splash.CausalMask(shape)
@@ -152,6 +167,6 @@ def _splash(q, k, v, window, mask, sinks):
   k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
   inner = functools.partial(kernel, segment_ids=None, sinks=sinks)
   z = jax.vmap(lambda *qkv: inner(*qkv))(
-    *(jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    *(jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))
   )
   return jnp.swapaxes(z, 1, 2)

@@ -73,7 +73,8 @@ class _Phase:
     """Nats a target on held-out windows, always the same ones."""
     if not self._eval_batches:
       self._eval_batches = list(self._load_held_out())
-    found = [self._evaluate(params, batch) for batch in self._eval_batches]
+    with jax.set_mesh(self.mesh):
+      found = [self._evaluate(params, batch) for batch in self._eval_batches]
     found = [jax.tree.map(sharding.to_host, one) for one in found]
     nats = sum(float(one.nats) for one in found)
     targets = sum(float(one.targets) for one in found)
@@ -93,9 +94,9 @@ class _Phase:
 
   def probe(self, params) -> dict[str, Any]:
     """Plain numbers, and lists of them."""
-    found = jax.tree.map(
-      lambda x: sharding.to_host(x).tolist(), self._probe(params, self._texts)
-    )
+    with jax.set_mesh(self.mesh):
+      found = self._probe(params, self._texts)
+    found = jax.tree.map(lambda x: sharding.to_host(x).tolist(), found)
     return {**found, "uniform_mass": uniform_mass(self._texts.shape[1])}
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from sinkjax import sharding
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, forward, init_params
 from sinkjax.train.loss import Loss, Noise, SinkTarget, loss_of
@@ -211,6 +212,7 @@ def make_step(
     return state, StepMetrics(mean, targets, norm, applied, told)
 
   placed = None if shardings is None else (shardings, None)
+  step = sharding.in_context(shardings, step)
   return jax.jit(step, donate_argnums=0, out_shardings=placed)
 
 
@@ -263,5 +265,9 @@ def _noise(part, whole, targets, parts: int) -> dict[str, Array]:
 def make_evaluate(
   cfg: ModelConfig, *, separated: bool
 ) -> Callable[[Params, Batch], Loss]:
-  """`evaluate(params, batch) -> Loss`, jitted; sums that add over batches."""
+  """`evaluate(params, batch) -> Loss`, jitted; sums that add over batches.
+
+  With fused attention and arrays on several devices it is called under
+  `jax.set_mesh`.
+  """
   return jax.jit(loss_of(forward(cfg), separated=separated))
