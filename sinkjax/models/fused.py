@@ -6,8 +6,8 @@ rows with a backward pass of our own (see `sinkjax.models.row_blocks`). Equal
 to the einsum path within rounding. All have reverse mode only, and no place
 for a tap.
 
-On several devices splash runs on each for its own rows and heads, which needs
-the mesh in context: `jax.set_mesh`.
+On several devices cuDNN and splash run on each for its own rows and heads,
+which needs the mesh in context: `jax.set_mesh`.
 """
 
 import functools
@@ -68,9 +68,15 @@ def fused_attention(
     local_window_size=None if window is None else (window - 1, 0),
     implementation=implementation,
   )  # fmt: skip
-  if sinks is None:
-    return attend(q, k, v, mask=mask)
-  return _sunk(attend, scale)(q, k, v, mask, sinks)
+
+  def kernel(q, k, v, mask, sinks):
+    if sinks is None:
+      return attend(q, k, v, mask=mask)
+    return _sunk(attend, scale)(q, k, v, mask, sinks)
+
+  if implementation == "cudnn":
+    kernel = _per_device(kernel)
+  return kernel(q, k, v, mask, sinks)
 
 
 def _per_device(kernel):

@@ -127,6 +127,31 @@ def wrapper():
   return found
 
 
+def cudnn():
+  """{case: [error, shapes]} of cuDNN's path, with XLA's attention in it."""
+  attention, shapes, found = jax.nn.dot_product_attention, set(), {}
+
+  def on_cpu(q, k, v, *, implementation, **options):
+    assert implementation == "cudnn"
+    shapes.add((q.shape, k.shape))
+    return attention(q, k, v, implementation="xla", **options)
+
+  def attend(q, k, v, mask, sinks):
+    return fused.fused_attention(
+      q, k, v, scale=0.25, mask=mask, sinks=sinks, implementation="cudnn"
+    )
+
+  for sunk in True, False:
+    arrays = inputs(8, 8, 4, masks=8, sunk=sunk)
+    with jax.set_mesh(mesh_of("data:2,fsdp:2,tensor:2")), mock.patch.object(
+      jax.nn, "dot_product_attention", on_cpu
+    ):  # fmt: skip
+      got = differentiated(attend, *arrays)
+    want = differentiated(plain, *arrays)
+    found[f"cudnn sunk={sunk}"] = [error(got, want), *shapes]
+  return found
+
+
 def inside():
   """{case: [error, shapes]} where the caller has a shard_map of its own."""
   found, arrays = {}, inputs(8, 8, 8, masks=8)
@@ -198,7 +223,8 @@ def training():
 
 def main():
   with jax.default_matmul_precision("highest"):
-    cases = [part() for part in (splash_everywhere, wrapper, inside, training)]
+    parts = splash_everywhere, cudnn, wrapper, inside, training
+    cases = [part() for part in parts]
   print(json.dumps({k: v for part in cases for k, v in part.items()}))
 
 
