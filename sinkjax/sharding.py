@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+AUTO = AxisType.Auto
 AXES = ("data", "fsdp", "tensor")
 
 RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
@@ -42,8 +43,10 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 """Axes of the mesh by the end of a parameter's path; others are copied.
 The first axis of what is in a block is the layer."""
 
-SPLIT = {"rows": ("data", "fsdp"), "heads": ("tensor",)}
-"""Axes of the mesh that split a dimension of an activation."""
+SPLIT = {
+  "rows": ("data", "fsdp"), "heads": ("tensor",), "vocabulary": ("tensor",),
+}  # fmt: skip
+"""Axes of the mesh that split a dimension while it is worked on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,7 @@ def make_mesh(
   """
   devices = jax.devices() if devices is None else devices
   sizes = config.sizes(len(devices))
-  kinds = (AxisType.Auto,) * len(AXES)
+  kinds = (AUTO,) * len(AXES)
   return jax.make_mesh(sizes, AXES, kinds, devices=devices)
 
 
@@ -231,9 +234,9 @@ def per_device(
   """`kernel`, called by each device on its own rows and heads.
 
   A device kernel (Pallas, cuDNN) is opaque to the compiler, which can split
-  only what is plain JAX. The mesh is the one in context, of `jax.set_mesh`;
-  without one, with one device, or inside a `jax.shard_map` over all of its
-  axes, the result is the kernel itself.
+  only what is plain JAX. The mesh is the one in context, of `jax.set_mesh`, and
+  its axes of type Auto; without one, with one device, or inside a
+  `jax.shard_map` over all of its axes, the result is the kernel itself.
 
   Axes of the mesh that do not divide a dimension, or that are not ours, leave
   it whole: each device along them does the same work. So does a dimension of
@@ -251,27 +254,12 @@ def per_device(
   """
 
   def call(*args):
-    mesh = jax.sharding.get_abstract_mesh()
-    free = {
-      name: size
-      for name, size, kind in zip(
-        mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True
-      )
-      if kind != AxisType.Manual
-    }
-    if not free or mesh.size == 1:
+    free = _free_axes()
+    if not free:
       return kernel(*args)
     shapes = [() if x is None else x.shape for x in args]
     axes = _dividing_axes(free, inputs, shapes)
-    specs = tuple(
-      PartitionSpec(
-        *(
-          axes.get(kind) if size > 1 else None
-          for kind, size in zip(kinds, shape, strict=False)
-        )
-      )
-      for kinds, shape in zip(inputs, shapes, strict=True)
-    )
+    specs = tuple(map(functools.partial(_spec, axes), inputs, shapes))
     return jax.shard_map(
       kernel,
       in_specs=specs,
@@ -281,6 +269,46 @@ def per_device(
     )(*args)
 
   return call
+
+
+def constrain(x: jax.Array, kinds: Sequence[str | None]) -> jax.Array:
+  """`x`, which the compiler is told to split as `per_device` would.
+
+  The compiler splits a value by the parameters that it meets unless it is told:
+  by columns, where it should gather a parameter for the value's own rows.
+  Where nothing is split, or without a mesh in context, this is `x` itself.
+
+  Args:
+    x: an array.
+    kinds: what its dimensions are: a key of `SPLIT`, or `None` for one that
+      stays whole.
+  """
+  axes = _dividing_axes(_free_axes(), [kinds], [x.shape])
+  if not any(axes.values()):
+    return x
+  return _constrained(x, _spec(axes, kinds, x.shape))
+
+
+# In a `jit` of its own: outside of any JAX wants a concrete mesh for this.
+@functools.partial(jax.jit, static_argnames="spec", inline=True)
+def _constrained(x, spec):
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def _free_axes() -> dict[str, int]:
+  """Sizes of the axes in context that the compiler splits by."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size == 1:
+    return {}
+  kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+  return {name: mesh.shape[name] for name, kind in kinds if kind == AUTO}
+
+
+def _spec(axes, kinds, shape) -> PartitionSpec:
+  sized = zip(kinds, shape, strict=False)
+  return PartitionSpec(
+    *(axes.get(kind) if size > 1 else None for kind, size in sized)
+  )
 
 
 def _dividing_axes(sizes, inputs, shapes) -> dict[str, tuple[str, ...]]:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sinkjax import sharding
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import (
   Attention,
@@ -175,7 +176,7 @@ class Block(nn.Module):
     self, x: Float[Array, "B T D"], layer: Array, ctx: Context, taps: Taps
   ) -> tuple[Float[Array, "B T D"], Trace]:
     tap = Tapper(taps, layer)
-    pre = tap("resid_pre", x)
+    pre = tap("resid_pre", sharding.constrain(x, ("rows", None, None)))
     q, k, v = self.qkv(pre, layer, ctx, tap)
     if self.cfg.attention == "fused" and tap.blind():
       z = self.attn.fused(q, k, v, ctx, layer, tap)

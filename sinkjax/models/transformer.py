@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sinkjax import sharding
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import make_context, random_kernel
 from sinkjax.models.blocks import Block, Norm
@@ -45,7 +46,9 @@ class Transformer(nn.Module):
       positions = _default_positions(tokens, valid)
     small = nn.initializers.normal(cfg.init_std or 0.02)
     table = self.param("embed", small, (cfg.vocab_size, cfg.d_model))
-    x = table[tokens].astype(cfg.dtype)
+    # Of a table that is split by columns the lookup would be, too.
+    rows = sharding.constrain(table, ("vocabulary", None))
+    x = rows[tokens].astype(cfg.dtype)
     x = x * jnp.asarray(cfg.embed_scale, x.dtype)
     if cfg.positions == "learned":
       shape = (cfg.max_len, cfg.d_model)
