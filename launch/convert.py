@@ -4,19 +4,23 @@
   python -m launch.convert --model=model.gguf --to=orbax --out=out/orbax
 
 The result is float32, bit for bit what was loaded, with the tokenizer beside
-it. A Hugging Face folder is read by transformers with the same logits; an
-Orbax folder carries a SHA-256 of every array and is checked when it is read.
+it. Transformers reads a Hugging Face folder and gives the same logits; an Orbax
+folder has a SHA-256 of every array, which is verified when it is read.
 """
 
 import pathlib
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from launch import app
 
+if TYPE_CHECKING:
+  from sinkjax.weights.registry import Model
+
 MODEL = flags.DEFINE_string("model", None, "A model's name or path.")
 TO = flags.DEFINE_enum("to", "hf", ["hf", "orbax"], "The format to write.")
-OUT = flags.DEFINE_string("out", None, "The folder to write; new or empty.")
+OUT = flags.DEFINE_string("out", None, "The folder to write: new, or empty.")
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, write nothing."
 )
@@ -31,7 +35,7 @@ def main() -> None:
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f"--out={out} exists and is not an empty folder")
   from sinkjax.weights import registry
-  from sinkjax.weights.hf_export import config_to_hf
+  from sinkjax.weights.hf_config import config_to_hf
 
   found = registry.peek(MODEL.value)
   if found is not None and TO.value == "hf":
@@ -45,7 +49,9 @@ def main() -> None:
     model = registry.load(MODEL.value)
     bar.update()
     bar.set_description("writing")
-    _save(out, model)
+    registry.save(
+      out, *model, form="huggingface" if TO.value == "hf" else "orbax"
+    )
     bar.update()
     bar.set_description("reading back")
     _compare(model, registry.load(out))
@@ -54,9 +60,10 @@ def main() -> None:
   print(f"Wrote {out} ({size / 1e6:.0f} MB), read back bit for bit.")
 
 
-def _plan(found, out: pathlib.Path) -> None:
+def _plan(found: tuple[Any, Any, int] | None, out: pathlib.Path) -> None:
+  """Prints what would be written; `found` is (config, tokenizer, size)."""
   if found is None:
-    print(f"{MODEL.value} is not on this machine: it would be fetched first")
+    print(f"{MODEL.value} is not on this machine and would be fetched first")
     return
   cfg, tokenizer, parameters = found
   print(
@@ -68,19 +75,15 @@ def _plan(found, out: pathlib.Path) -> None:
   )
 
 
-def _save(out: pathlib.Path, model) -> None:
-  if TO.value == "hf":
-    from sinkjax.weights import huggingface as form
-  else:
-    from sinkjax.train import checkpoint as form
-  form.save(out, model.params, model.cfg, model.tokenizer)
+def _compare(model: "Model", again: "Model") -> None:
+  """Checks that the written folder holds exactly what was loaded.
 
-
-def _compare(model, again) -> None:
-  """The written folder must hold exactly what was loaded."""
+  Raises:
+    ValueError: naming the first parameter that differs.
+  """
   import numpy as np
 
-  from sinkjax.weights.layout import flatten
+  from sinkjax.weights.assemble import flatten
 
   old, new = flatten(model.params), flatten(again.params)
   for name, array in old.items():

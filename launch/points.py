@@ -21,7 +21,9 @@ def parse_point(flag: str, text: str) -> str | tuple[str, int]:
   if not at:
     return site
   if re.fullmatch(r"-?\d+", layer) is None:
-    raise ValueError(f"--{flag}={text}: {layer!r} is no layer; as resid_mid@3")
+    raise ValueError(
+      f"--{flag}={text}: {layer!r} is no layer; write it as resid_mid@3"
+    )
   return site, int(layer)
 
 
@@ -40,8 +42,9 @@ class Knockout(NamedTuple):
   def check(self, tokens: int, layers: int) -> None:
     """Raises ValueError where text or model is too short for it."""
     for what, value, size in (
-      ("tokens", self.key, tokens), ("layers", self.from_layer, layers)
-    ):  # fmt: skip
+      ("tokens", self.key, tokens),
+      ("layers", self.from_layer, layers),
+    ):
       if value >= size:
         raise ValueError(
           f"--edit=knockout:{self.key}@{self.from_layer}: {value} is not among "
@@ -60,9 +63,9 @@ def parse_edit(text: str) -> Knockout | None:
   """
   if text == "none":
     return None
-  found = re.fullmatch(r"knockout:(\d+)(?:@(\d+))?", text)
-  if found is None:
+  match = re.fullmatch(r"knockout:(\d+)(?:@(\d+))?", text)
+  if match is None:
     raise ValueError(
-      f"--edit={text}: expected none or knockout:KEY@LAYER, as knockout:0@2"
+      f"--edit={text}: expected none or knockout:KEY@LAYER, as in knockout:0@2"
     )
-  return Knockout(int(found[1]), int(found[2] or 0))
+  return Knockout(int(match[1]), int(match[2] or 0))

@@ -63,7 +63,7 @@ def _read(path: str) -> str:
   return text
 
 
-def resolve_prefix(prefix: str, tokenizer) -> tuple[list[int], str]:
+def resolve_prefix(prefix: str, tokenizer: Any) -> tuple[list[int], str]:
   """The token put before every text, and why.
 
   Args:
@@ -93,7 +93,7 @@ def resolve_prefix(prefix: str, tokenizer) -> tuple[list[int], str]:
 
 
 def encode_all(
-  texts: list[str], tokenizer, prefix: list[int], max_tokens: int
+  texts: list[str], tokenizer: Any, prefix: list[int], max_tokens: int
 ) -> list[list[int]]:
   """The first `max_tokens` ids of each text, the prefix counted.
 
@@ -109,19 +109,19 @@ def encode_all(
   return prompts
 
 
-def need_tokenizer(tokenizer, model: str) -> None:
+def need_tokenizer(tokenizer: Any, model: str) -> None:
   """Raises ValueError for a model that came without one."""
   if tokenizer is None:
     raise ValueError(f"{model} has no tokenizer.json: texts cannot be encoded")
 
 
-def name(tokenizer, token: int) -> str:
+def name(tokenizer: Any, token: int) -> str:
   """A token for people: its text, its id, and whether it is BOS."""
   kind = ", BOS" if token == tokenizer.bos_id else ""
   return f"{tokenizer.token(token)!r} (id {token}{kind})"
 
 
-def first_token(tokenizer, token: int, prefix: str) -> dict[str, Any]:
+def first_token(tokenizer: Any, token: int, prefix: str) -> dict[str, Any]:
   """What `summary.json` says of the token at position 0.
 
   Args:

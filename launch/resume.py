@@ -1,4 +1,4 @@
-"""The columns of unfinished maps in a file, so that a rerun goes on."""
+"""Keeps the columns of unfinished maps in a file, so that a rerun resumes."""
 
 import io
 import json
@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.experiments.sensitivity import Columns
-from sinkjax.report import files
+from sinkjax import artifacts
+from sinkjax.analysis.sensitivity import Columns
 
 NAME = "partial.npz"
 EVERY = 10.0
@@ -34,12 +34,12 @@ class Partial:
     folder: the launcher's --out.
     mark: what the maps depend on, as JSON can hold it.
     maps: empty `Columns`, filled from the file where there is one.
-    overwrite: whether a file of another command may go; one of this command
-      is gone on with all the same.
+    overwrite: whether to discard a file of another command; a file of this
+      command is used in any case.
 
   Attributes:
-    seconds: what earlier runs took.
-    resumed: columns that they completed.
+    seconds: the time that earlier runs took.
+    resumed: how many columns they completed.
 
   Raises:
     ValueError: for a file of another command, or one that cannot be read.
@@ -65,7 +65,7 @@ class Partial:
     self.resumed = self._written = self.done()
 
   def _read(self) -> bool:
-    """Fills the maps; `False` for what is damaged or of something else."""
+    """Fills the maps; `False` for a file that is damaged or another's."""
     try:
       with np.load(io.BytesIO(self._path.read_bytes())) as found:
         if str(found["mark"]) != self._mark:
@@ -79,15 +79,15 @@ class Partial:
     return True
 
   def done(self) -> int:
-    """Complete columns of all maps."""
+    """The number of complete columns in all maps."""
     return sum(int(columns.known.sum()) for columns in self.maps.values())
 
   def total(self) -> int:
-    """Columns of all maps."""
+    """The number of columns in all maps."""
     return sum(columns.known.size for columns in self.maps.values())
 
   def save(self, *, now: bool = True) -> None:
-    """Writes what is new; without `now` only every `EVERY` seconds."""
+    """Writes new columns; without `now` only every `EVERY` seconds."""
     due = now or time.monotonic() - self._saved > EVERY
     if not due or self.done() == self._written:
       return
@@ -95,14 +95,13 @@ class Partial:
     for name, columns in self.maps.items():
       arrays[f"{name}_values"] = columns.values
       arrays[f"{name}_known"] = columns.known
-    files.write_npz(
-      self._path,
-      {"mark": self._mark, "seconds": self.elapsed(), **arrays},
+    artifacts.write_npz(
+      self._path, {"mark": self._mark, "seconds": self.elapsed(), **arrays}
     )
     self._saved, self._written = time.monotonic(), self.done()
 
   def elapsed(self) -> float:
-    """Seconds, those of earlier runs counted."""
+    """Seconds that this run and earlier ones took."""
     return self.seconds + time.monotonic() - self._start
 
   def delete(self) -> None:

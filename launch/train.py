@@ -1,28 +1,30 @@
-"""Trains a model from nothing, and watches its sinks appear.
+"""Trains a model from scratch and records how its sinks form.
 
   python -m launch.train --config=configs/train/tiny.py --workdir=out/tiny
 
 Fetches the corpora that the config names, trains a tokenizer on them, packs
-them into windows and trains. Interrupted in any way, the same command goes on
-from the last whole checkpoint. It writes to --workdir:
+them into windows and trains. However it is interrupted, the same command
+resumes from the last complete checkpoint. It writes to --workdir:
 
   metrics.jsonl  every record: training loss, held-out loss, sinks
-  tensorboard/   the same for TensorBoard
-  checkpoints/   the last steps and the best, each checked when it is read
+  tensorboard/   the same records for TensorBoard
+  checkpoints/   the last steps and the best one, each verified when it is read
   model/         the trained model: --model=WORKDIR in every other launcher
-  *.png, *.csv   curves, and the sink map at the end
+  *.png, *.csv   curves, and the sink scores of every head at the end
   report.html    all of it on one page
   summary.json   config, numbers, versions, command
 
-Every field of the config can be set: --config.optimizer.peak=0.003. To start
-from weights that there are: --start=smollm2-135m or any model that
-launch.analyze takes, with the config of that model.
+Every field of the config is a flag, as in --config.optimizer.peak=0.003 or
+--config.optimizer.clip=none. To start from existing weights, give
+--start=smollm2-135m or any model that launch.analyze takes, with that model's
+own config.
 
-Several devices: --mesh=data:4,fsdp:2. Several processes: the same command on
-each, with --distributed where the environment tells them of each other (TPU
-pods, Slurm; launch/run_tpu.sh, launch/run_slurm.sh), else with --coordinator,
---processes and --process. They share --workdir, a folder that all can see. A
-run that was saved on one mesh goes on on another.
+Several devices: --mesh=data:4,fsdp:2. Several processes: run the same command
+on each, with --distributed where the environment says how they find each other
+(TPU pods, Slurm; launch/run_tpu.sh, launch/run_slurm.sh), else with
+--coordinator, --processes and --process. They share --workdir, a folder that
+all of them can read and write. A run may resume on another mesh than the one
+it was saved on.
 """
 
 import contextlib
@@ -30,37 +32,69 @@ import copy
 import json
 import os
 import pathlib
+import shutil
 import signal
-import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import app, train_log
+from launch import app, train_log, train_processes
+from sinkjax import artifacts
 
-HEARTBEAT = 20
-"""Seconds after which a process that does not answer is taken for dead."""
+if TYPE_CHECKING:
+  from sinkjax.data.prepare import Prepared
+  from sinkjax.models.transformer import Params
+  from sinkjax.train.run_config import TrainConfig
 
-CONFIG = app.config_file("configs/train/tiny.py", "A file of configs/train/.")
+START_FREE = {
+  "max_len",
+  "bos_id",
+  "eos_id",
+  "model_type",
+  "dtype",
+  "precision",
+  "scan_layers",
+  "attention",
+  "remat",
+  "rope_base",
+  "init_std",
+}
+"""Fields in which a run's model may differ from that of --start: the parameters
+have the same shapes and the same meaning."""
+
+CONFIG = app.config_file(
+  "configs/train/tiny.py",
+  "A file of configs/train/. Each of its fields is a flag --config.FIELD.",
+  lambda: _declared(),
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder to write to.")
 MESH = flags.DEFINE_string(
-  "mesh", "data:-1", "Devices by axis: data, fsdp, tensor; -1 is the rest."
+  "mesh",
+  "data:-1",
+  "Devices along each axis (data, fsdp, tensor); -1 takes all that are left.",
 )
 START = flags.DEFINE_string(
-  "start", None, "Parameters to start from: a model's name or path."
+  "start", None, "A model's name or path, to start from its parameters."
 )
 ACCELERATOR = flags.DEFINE_string(
-  "accelerator", None, "For --dry_run: estimate for this, e.g. 8xh100, 16xv5e."
+  "accelerator",
+  None,
+  "With --dry_run: estimate time and memory for these, as in 8xh100 or 16xv5e.",
 )
 DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Find the other processes by the environment."
+  "distributed", False, "Find the other processes through the environment."
 )
 COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT of process 0, where it is told by hand."
+  "coordinator", None, "HOST:PORT of process 0, without --distributed."
 )
-PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.")
-PROCESS = flags.DEFINE_integer("process", None, "This one's number, from 0.")
+PROCESSES = flags.DEFINE_integer(
+  "processes", None, "How many processes train together."
+)
+PROCESS = flags.DEFINE_integer(
+  "process", None, "The number of this process, from 0."
+)
 REPORT = flags.DEFINE_bool(
   "report", False, "Only draw the report of what --workdir holds so far."
 )
@@ -79,104 +113,45 @@ def main() -> None:
 
     train_plan.show(config, WORKDIR.value, MESH.value, ACCELERATOR.value)
     return
-  from sinkjax.report import files
-
   workdir = pathlib.Path(WORKDIR.value).expanduser()
-  request = files.plain(config.to_dict())
+  request = artifacts.plain(config.to_dict())
   if REPORT.value:
-    _report_so_far(config, workdir, request)
+    from launch import train_report
+
+    train_report.write_so_far(config, workdir, request)
     return
   if app.finished(workdir, request, overwrite=False) is not None:
     return
-  first = _join()
-  with app.folder(workdir), _alone(workdir, first):
+  first = train_processes.join(
+    DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
+  )
+  with artifacts.folder(workdir), _alone(workdir, first):
     if first:
       _same_run(workdir, request)
     app.warm_compiler()
     _train(config, workdir, request, first)
-  _leave()
+  train_processes.leave()
 
 
-def _join() -> bool:
-  """Meets the other processes; whether this is the one that writes.
+def _declared() -> type:
+  """The dataclass whose fields a config has."""
+  from sinkjax.train.run_config import TrainConfig
 
-  Raises:
-    ValueError: for flags that do not go together, or no other process found.
-  """
-  import jax
-
-  told = (COORDINATOR.value, PROCESSES.value, PROCESS.value)
-  if not DISTRIBUTED.value and told == (None,) * 3:
-    return True
-  if not DISTRIBUTED.value and None in told:
-    raise ValueError("--coordinator, --processes and --process go together")
-  given = {}
-  if not DISTRIBUTED.value:
-    names = ("coordinator_address", "num_processes", "process_id")
-    given = dict(zip(names, told, strict=True))
-  try:
-    jax.distributed.initialize(
-      **given, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=120,
-      shutdown_timeout_seconds=HEARTBEAT,
-    )  # fmt: skip
-  except (RuntimeError, ValueError) as error:
-    raise ValueError(
-      f"the processes did not find each other: {error}"
-    ) from None
-  return jax.process_index() == 0
+  return TrainConfig
 
 
-def _leave() -> None:
-  """The processes part together."""
-  import jax
-
-  if jax.process_count() > 1:
-    jax.distributed.shutdown()
-
-
-@contextlib.contextmanager
-def _together():
-  """Where others wait for this process, an error ends it at once.
-
-  Other processes wait for its part of a sum; Orbax's threads for a disk.
-  """
-  import jax
-
-  try:
-    yield
-  except BaseException as error:
-    text = " ".join(str(error).split())[:300] or type(error).__name__
-    count = jax.process_count()
-    if isinstance(error, OSError) and "space left" in text:
-      text = (
-        "the disk is full: the last whole checkpoint stands; make room, and "
-        f"the same command goes on ({text})"
-      )
-    elif count == 1:
-      raise
-    else:
-      text = (
-        f"process {jax.process_index()} of {count}: {text}\nIf another process "
-        "died, the last whole checkpoint stands: start all of them again."
-      )
-    print(f"\nerror: {text}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def _config():
+def _config() -> "TrainConfig":
   """The run that file and flags describe.
 
   Raises:
-    ValueError: for a field that there is not, or a value that cannot be.
+    ValueError: for an unknown field, or a value that is not allowed.
   """
-  from sinkjax.train.run_config import TrainConfig
-
-  return TrainConfig.from_dict(CONFIG.value.to_dict())
+  return _declared().from_dict(CONFIG.value)
 
 
 @contextlib.contextmanager
-def _alone(workdir: pathlib.Path, first: bool):
-  """No two runs in one folder; the first process of a run holds it.
+def _alone(workdir: pathlib.Path, first: bool) -> Iterator[None]:
+  """Locks the folder against a second run; the first process does so.
 
   Raises:
     ValueError: if another process trains in it.
@@ -198,16 +173,14 @@ def _alone(workdir: pathlib.Path, first: bool):
 
 
 def _same_run(workdir: pathlib.Path, request: dict[str, Any]) -> None:
-  """A folder belongs to one config.
+  """Records the config of a new folder, or compares it with the recorded one.
 
   Raises:
-    ValueError: naming what differs from the run that it holds.
+    ValueError: naming the fields in which the two differ.
   """
-  from sinkjax.report import files
-
   path = workdir / "config.json"
   if not path.exists():
-    files.write_json(path, request)
+    artifacts.write_json(path, request)
     return
   old = json.loads(path.read_text("utf-8"))
   changed = [
@@ -222,27 +195,30 @@ def _same_run(workdir: pathlib.Path, request: dict[str, Any]) -> None:
     )
 
 
-def _prepared(config):
+def _prepared(config: "TrainConfig") -> "Prepared":
+  """The corpus in its own tokens, split into training and held-out."""
   from sinkjax.data.prepare import prepare
 
-  with app.bar("tokenizing") as progress:
+  with artifacts.bar("tokenizing") as progress:
     return prepare(
-      config.corpus, vocab_size=config.text_vocab_size,
-      held_out=config.held_out, seed=config.seed, progress=progress,
-    )  # fmt: skip
+      config.corpus,
+      vocab_size=config.text_vocab_size,
+      held_out=config.held_out,
+      seed=config.seed,
+      progress=progress,
+    )
 
 
-def _train(config, workdir, request: dict[str, Any], first: bool) -> None:
-  """The run, its log, and what it leaves; files are `first`'s to write."""
-  import jax
+def _data(config: "TrainConfig") -> tuple["Params | None", "Prepared"]:
+  """(parameters to start from, corpus).
 
-  from sinkjax import sharding
-  from sinkjax.train import checkpoint, loop
-
-  mesh = sharding.make_mesh(sharding.MeshConfig.parse(MESH.value))
-  data, start = _prepared(config), None
+  Raises:
+    ValueError: if the model has fewer ids than the tokenizer.
+  """
   if START.value:
-    start, data = _started(config, data)
+    start, data = _started(config)
+  else:
+    start, data = None, _prepared(config)
   made = data.tokenizer.vocab_size
   if made > config.text_vocab_size:
     needed = made + config.packing.registers
@@ -250,6 +226,51 @@ def _train(config, workdir, request: dict[str, Any], first: bool) -> None:
       f"the tokenizer has {made} ids, the model fewer; "
       f"set --config.model.vocab_size={needed}"
     )
+  return start, data
+
+
+def _started(config: "TrainConfig") -> tuple["Params", "Prepared"]:
+  """Parameters of --start, and the corpus in that model's own tokens.
+
+  Raises:
+    ValueError: naming the first field in which the config is another model.
+  """
+  import sinkjax
+  from sinkjax.data.prepare import prepare
+
+  params, cfg, tokenizer = sinkjax.load(START.value)
+  mine, theirs = config.model.to_dict(), cfg.to_dict()
+  for name, value in theirs.items():
+    if name not in START_FREE and mine[name] != value:
+      raise ValueError(
+        f"--start={START.value} has {name}={value!r}, the config {mine[name]!r}"
+      )
+  with artifacts.bar("tokenizing") as progress:
+    data = prepare(
+      config.corpus,
+      vocab_size=cfg.vocab_size,
+      held_out=config.held_out,
+      seed=config.seed,
+      tokenizer=tokenizer,
+      progress=progress,
+    )
+  return params, data
+
+
+def _train(
+  config: "TrainConfig",
+  workdir: pathlib.Path,
+  request: dict[str, Any],
+  first: bool,
+) -> None:
+  """Trains; process `first` writes the log, the model and the report."""
+  import jax
+
+  from sinkjax import sharding
+  from sinkjax.train import checkpoint, loop
+
+  mesh = sharding.make_mesh(sharding.MeshConfig.parse(MESH.value))
+  start, data = _data(config)
   stops, began = [], time.monotonic()
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: stops.append(time.monotonic()))
@@ -261,55 +282,39 @@ def _train(config, workdir, request: dict[str, Any], first: bool) -> None:
     config, data, checkpoints, mesh=mesh, start=start, stop=lambda: bool(stops)
   )
   records, state = [], None
-  with _together(), log:
+  with train_processes.ending_together(), log:
     for record, records, state in steps:  # noqa: B007
       log.write(record, records)
     checkpoints.close()
     if record["kind"] == "stopped":
       if first:
         print(
-          f"stopped at step {record['step']}, saved; the same command goes on"
+          f"stopped at step {record['step']}, saved; the same command resumes"
         )
       return
     params = jax.tree.map(sharding.to_host, state.params)
     if first:
-      _finish(config, data, workdir, request, records, params,
-              int(state.skipped), time.monotonic() - began)  # fmt: skip
+      numbers = {
+        "tokens": config.steps * config.batch * config.packing.length,
+        "corpus_tokens": len(data.train.tokens),
+        "skipped": int(state.skipped),
+        "seconds_of_this_run": time.monotonic() - began,
+      }
+      _finish(config, data, workdir, request, records, params, numbers)
 
 
-def _started(config, data):
-  """Parameters of --start, and the data in that model's own tokens.
-
-  Raises:
-    ValueError: naming the first field in which the config is another model.
-  """
-  import sinkjax
-  from sinkjax.data.prepare import prepare
-
-  params, cfg, tokenizer = sinkjax.load(START.value)
-  free = {"max_len", "bos_id", "eos_id", "model_type", "dtype", "precision",
-          "scan_layers", "attention", "remat", "rope_base",
-          "init_std"}  # fmt: skip
-  mine, theirs = config.model.to_dict(), cfg.to_dict()
-  for name, value in theirs.items():
-    if name not in free and mine[name] != value:
-      raise ValueError(
-        f"--start={START.value} has {name}={value!r}, the config {mine[name]!r}"
-      )
-  with app.bar("tokenizing") as progress:
-    data = prepare(
-      config.corpus, vocab_size=cfg.vocab_size, held_out=config.held_out,
-      seed=config.seed, tokenizer=tokenizer, progress=progress,
-    )  # fmt: skip
-  return params, data
-
-
-def _finish(config, data, workdir, request, records, params, skipped,
-            seconds) -> None:  # fmt: skip
-  """The model, the pictures and the summary, which comes last."""
-  import shutil
-
-  from sinkjax.train import checkpoint
+def _finish(
+  config: "TrainConfig",
+  data: "Prepared",
+  workdir: pathlib.Path,
+  request: dict[str, Any],
+  records: list[dict[str, Any]],
+  params: "Params",
+  numbers: dict[str, Any],
+) -> None:
+  """Writes the model, the figures and, last, the summary."""
+  from launch import train_report
+  from sinkjax.weights import orbax_io
 
   shutil.rmtree(workdir / "model", ignore_errors=True)
   cfg = config.trained_model().replace(
@@ -317,13 +322,10 @@ def _finish(config, data, workdir, request, records, params, skipped,
   )
   tokenizer = copy.copy(data.tokenizer)
   tokenizer.add_bos = config.packing.bos != "none"
-  checkpoint.save(workdir / "model", params, cfg, tokenizer)
-  numbers = {
-    "tokens": config.steps * config.batch * config.packing.length,
-    "corpus_tokens": len(data.train.tokens), "skipped": skipped,
-    "seconds_of_this_run": seconds,
-  }  # fmt: skip
-  _write_report(config, workdir, request, records, numbers, data.train.about)
+  orbax_io.save(workdir / "model", params, cfg, tokenizer)
+  train_report.write(
+    config, workdir, request, records, numbers, data.train.about
+  )
   last = {r["kind"]: r for r in records}
   print(
     f"held-out loss {last['eval']['loss']:.3f} nats a token, sink rate "
@@ -331,47 +333,6 @@ def _finish(config, data, workdir, request, records, params, skipped,
     f"the first token {last['probe']['first_mass']:.3f}\n"
     f"Report: {workdir / 'report.html'}"
   )
-
-
-def _write_report(config, workdir, request, records, numbers, corpus, *,
-                  complete=True) -> None:  # fmt: skip
-  from launch.train_plan import parameters
-  from sinkjax.report import train as report
-
-  numbers = {"parameters": parameters(config.model), **numbers}
-  meta = {
-    "command": app.command("train"), "device": app.device(),
-    "commit": app.commit(), "versions": app.versions(), "request": request,
-    "corpus": corpus,
-  }  # fmt: skip
-  report.write(workdir, records, numbers, meta, complete=complete)
-
-
-def _report_so_far(config, workdir: pathlib.Path, request) -> None:
-  """The page of a run that goes on, or was cut off; reads the log only.
-
-  Raises:
-    ValueError: if nothing is measured yet.
-  """
-  try:
-    lines = (workdir / "metrics.jsonl").read_text("utf-8").splitlines()
-  except OSError:
-    raise ValueError(f"{workdir} has no metrics.jsonl: no run yet") from None
-  records = []
-  for line in lines:
-    with contextlib.suppress(ValueError):  # the last one may be half written
-      records.append(json.loads(line))
-  kinds = {record["kind"] for record in records}
-  if not {"train", "eval", "probe"} <= kinds:
-    raise ValueError(f"{workdir} has no step yet: nothing to draw")
-  done = max(record["step"] for record in records)
-  skipped = [r["skipped"] for r in records if r["kind"] == "train"][-1]
-  numbers = {
-    "tokens": done * config.batch * config.packing.length, "skipped": skipped,
-  }  # fmt: skip
-  _write_report(config, workdir, request, records, numbers, None,
-                complete=False)  # fmt: skip
-  print(f"{done} of {config.steps} steps. Report: {workdir / 'report.html'}")
 
 
 if __name__ == "__main__":

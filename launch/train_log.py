@@ -1,16 +1,19 @@
-"""What a run tells while it goes: the bar, metrics.jsonl and TensorBoard."""
+"""The log of a run in progress: the bar, metrics.jsonl and TensorBoard."""
 
 import contextlib
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from sinkjax.train.run_config import TrainConfig
 
 
 class NoLog(contextlib.AbstractContextManager):
-  """Of the processes that do not write."""
+  """The log of a process that writes none."""
 
   def write(self, record: dict[str, Any], records: list[Any]) -> None:
-    """Nothing."""
+    """Does nothing."""
 
   def __exit__(self, *_):
     return None
@@ -24,7 +27,7 @@ class Log(contextlib.AbstractContextManager):
     workdir: its folder.
   """
 
-  def __init__(self, config, workdir: pathlib.Path):
+  def __init__(self, config: "TrainConfig", workdir: pathlib.Path):
     import jax
     from tensorboardX import SummaryWriter
     from tqdm import tqdm
@@ -36,23 +39,25 @@ class Log(contextlib.AbstractContextManager):
     self._board = SummaryWriter(str(workdir / "tensorboard"))
     self._bar = tqdm(total=config.steps, unit="step", desc="training")
     self._flops = {
-      stage.length: step_flops(config, stage) / config.batch
-      / config.packing.length for stage in config.all_stages()
-    }  # fmt: skip
+      stage.length: step_flops(config, stage)
+      / config.batch
+      / config.packing.length
+      for stage in config.all_stages()
+    }
     self._peak = matmul_rate(config.model.dtype) * jax.device_count()
     self._shown: dict[str, str] = {}
 
   def write(self, record: dict[str, Any], records: list[Any]) -> None:
-    """One record to all three."""
+    """Adds a record to the bar, the file and TensorBoard."""
     kind, step = record["kind"], record["step"]
     if kind == "resume":
-      # Records after the checkpoint are of steps that will be done again.
-      from sinkjax.report import files
+      # Steps after the checkpoint are done again, and so are their records.
+      from sinkjax import artifacts
 
       lines = "".join(json.dumps(one) + "\n" for one in records)
-      files.write_text(self._path, lines)
+      artifacts.write_text(self._path, lines)
       self._bar.initial = self._bar.n = step
-      self._bar.write(f"going on from step {step}")
+      self._bar.write(f"resuming from step {step}")
       return
     if kind in ("saved", "stopped"):
       return
@@ -69,12 +74,18 @@ class Log(contextlib.AbstractContextManager):
 
   def _show(self, kind: str, record: dict[str, Any]) -> None:
     wanted = {
-      "train": {"loss": ("loss", ".3f"), "tokens_per_second": ("tok/s", ".3g"),
-                "share_of_peak": ("peak", ".0%"), "waited": ("input", ".0%")},
+      "train": {
+        "loss": ("loss", ".3f"),
+        "tokens_per_second": ("tok/s", ".3g"),
+        "share_of_peak": ("peak", ".0%"),
+        "waited": ("input", ".0%"),
+      },
       "eval": {"loss": ("held out", ".3f")},
-      "probe": {"sink_rate_0.3": ("sinks", ".1%"),
-                "first_mass": ("first", ".3f")},
-    }[kind]  # fmt: skip
+      "probe": {
+        "sink_rate_0.3": ("sinks", ".1%"),
+        "first_mass": ("first", ".3f"),
+      },
+    }[kind]
     for name, (label, form) in wanted.items():
       if record.get(name) is not None:
         self._shown[label] = format(record[name], form)

@@ -1,6 +1,11 @@
 """What a training run costs, before it starts."""
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from sinkjax.config import ModelConfig
+  from sinkjax.train.run_config import Stage, TrainConfig
 
 ACCELERATORS = {
   "a100": (312e12, 80e9),
@@ -12,14 +17,20 @@ ACCELERATORS = {
   "v5p": (459e12, 95e9),
   "v6e": (918e12, 32e9),
 }
-"""Dense bf16 operations a second and bytes of memory, by the makers' sheets."""
+"""Dense bfloat16 operations a second and bytes of memory, by the makers' data
+sheets."""
 
 SHARE = 0.4
-"""Of the sheet's rate, that an estimate takes."""
+"""The share of the data sheet's rate that training is taken to reach: what
+well-tuned runs of dense models report."""
+
+FILLED = 0.9
+"""The share of a device's memory that may be planned for: the estimate leaves
+out buffers of the compiler and of sums between devices."""
 
 
-def parameters(cfg) -> int:
-  """How many there are."""
+def parameters(cfg: "ModelConfig") -> int:
+  """The number of parameters of a model."""
   import jax
 
   from sinkjax.models.transformer import param_shapes
@@ -27,8 +38,8 @@ def parameters(cfg) -> int:
   return sum(x.size for x in jax.tree.leaves(param_shapes(cfg)))
 
 
-def step_flops(config, stage) -> float:
-  """Operations of a step, backward pass included, remat left out.
+def step_flops(config: "TrainConfig", stage: "Stage") -> float:
+  """Operations of a step, with the backward pass, without rematerialisation.
 
       6 (parameters in products) + 12 L H K T / 2  a token
 
@@ -45,8 +56,17 @@ def step_flops(config, stage) -> float:
   return tokens * (6.0 * used + attention)
 
 
-def memory(config, data: int = 1, fsdp: int = 1, tensor: int = 1) -> float:
-  """Bytes on a device, roughly: weights, moments, gradient, activations."""
+def memory(
+  config: "TrainConfig", data: int = 1, fsdp: int = 1, tensor: int = 1
+) -> float:
+  """Bytes on a device, roughly: weights, moments, gradient, activations.
+
+  Args:
+    config: the run.
+    data: devices that share a batch.
+    fsdp: devices that share a batch and the parameters.
+    tensor: devices that share each layer's work.
+  """
   cfg, count = config.model, parameters(config.model)
   item = 2 if cfg.dtype in ("bfloat16", "float16") else 4
   rows = config.batch / config.accumulate / (data * fsdp)
@@ -72,7 +92,7 @@ def machine(text: str) -> tuple[int, float, float]:
   """(devices, operations a second and bytes of each) of "8xh100".
 
   Raises:
-    ValueError: for an accelerator that is not known, with those that are.
+    ValueError: for an unknown accelerator, naming the known ones.
   """
   match = re.fullmatch(r"(?:(\d+)x)?(\w+)", text)
   if not match or match[2] not in ACCELERATORS or match[1] == "0":
@@ -83,23 +103,30 @@ def machine(text: str) -> tuple[int, float, float]:
   return int(match[1] or 1), *ACCELERATORS[match[2]]
 
 
-def show(config, workdir: str | None, mesh: str, accelerator: str | None):
-  """Prints the plan; fetches and writes nothing."""
-  import jax
+def show(
+  config: "TrainConfig", workdir: str | None, mesh: str, accelerator: str | None
+) -> None:
+  """Prints what a run reads, needs and takes; fetches and writes nothing.
 
-  from launch import app
-  from sinkjax import sharding
+  Args:
+    config: the run.
+    workdir: where it would write to.
+    mesh: devices along each axis, as --mesh takes them.
+    accelerator: what `machine` takes, `None` for this machine.
+
+  Raises:
+    ValueError: as `machine`, or for a mesh that does not divide the model.
+  """
   from sinkjax.data.corpus import NAMED
-  from sinkjax.models.transformer import param_shapes
-  from sinkjax.transforms.jacobian_plan import matmul_rate
 
-  cfg, count = config.model, parameters(config.model)
+  cfg = config.model
   for name in config.corpus:
-    about = NAMED[name].about if name in NAMED else "the user's own"
+    about = NAMED[name].about if name in NAMED else "your own"
     print(f"corpus      {name}: {about}")
   print(
-    f"model       {count:,} parameters, {cfg.n_layers} layers, {cfg.n_heads} "
-    f"heads, width {cfg.d_model}, {cfg.dtype}, {cfg.attention} attention"
+    f"model       {parameters(cfg):,} parameters, {cfg.n_layers} layers, "
+    f"{cfg.n_heads} heads, width {cfg.d_model}, {cfg.dtype}, {cfg.attention} "
+    "attention"
   )
   for stage in config.all_stages():
     print(
@@ -110,35 +137,47 @@ def show(config, workdir: str | None, mesh: str, accelerator: str | None):
   tokens = config.steps * config.batch * config.packing.length
   flops = sum(step_flops(config, s) * s.steps for s in config.all_stages())
   print(f"tokens      {tokens:,} in {config.steps} steps, {flops:.2g} flop")
-  devices, rate, room = jax.device_count(), matmul_rate(cfg.dtype), None
-  told = "the measured"
+  _show_machine(config, flops, mesh, accelerator)
+  print(f"writes      nothing (dry run); else to {workdir or '--workdir'}")
+
+
+def _show_machine(
+  config: "TrainConfig", flops: float, mesh: str, accelerator: str | None
+) -> None:
+  """Prints the mesh, and what memory and time the run needs on it."""
+  import jax
+
+  from launch import app
+  from sinkjax import sharding
+  from sinkjax.models.transformer import param_shapes
+  from sinkjax.transforms.jacobian_plan import matmul_rate
+
   if accelerator:
     devices, rate, room = machine(accelerator)
-    told = "the sheet's"
+  else:
+    devices, rate, room = jax.device_count(), matmul_rate(config.model.dtype), 0
   sizes = sharding.MeshConfig.parse(mesh).sizes(devices)
+  by_axis = dict(zip(sharding.AXES, sizes, strict=True))
   sharding.check_divides(
-    dict(zip(sharding.AXES, sizes, strict=True)), param_shapes(cfg),
-    config.batch // config.accumulate,
-  )  # fmt: skip
-  need = memory(config, *sizes)
-  shown = ", ".join(
-    f"{n} {s}" for n, s in zip(sharding.AXES, sizes, strict=True)
+    by_axis, param_shapes(config.model), config.batch // config.accumulate
   )
-  fits = "" if room is None else (
-    f" of {room / 1e9:.0f}: " + ("fits" if need < 0.9 * room else
-                                 "too much, take more fsdp, parts or remat")
-  )  # fmt: skip
+  shown = ", ".join(f"{axis} {size}" for axis, size in by_axis.items())
   print(f"mesh        {devices} devices: {shown}")
+  need, fits = memory(config, *sizes), ""
+  if room:
+    enough = need < FILLED * room
+    fits = f" of {room / 1e9:.0f}: " + (
+      "fits" if enough else "too much, take more fsdp, parts or remat"
+    )
   print(f"memory      about {need / 1e9:.2f} GB a device{fits}")
   seconds = flops / (rate * devices)
   if accelerator:
     print(
       f"time        about {seconds / SHARE / 3600:.1f} h at {SHARE:.0%} of "
-      f"{told} {rate / 1e12:.0f} Tflop/s a device (estimated, not run)"
+      f"the sheet's {rate / 1e12:.0f} Tflop/s a device (estimated, not run)"
     )
   else:
     print(
-      f"time        at least {app.duration(seconds)} at {told} "
+      f"time        at least {app.duration(seconds)} at the measured "
       f"{rate / 1e9:.0f} Gflop/s a device; on a CPU two to four times that"
     )
-  print(f"writes      nothing (dry run); else to {workdir or '--workdir'}")

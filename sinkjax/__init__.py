@@ -53,17 +53,46 @@ from sinkjax.transforms.jacobian import (
 )
 from sinkjax.transforms.statistics import Statistic
 from sinkjax.transforms.streaming import stream_statistics
-from sinkjax.weights.offload import open_layers
-from sinkjax.weights.registry import Model, load
+from sinkjax.weights import Model, load, open_layers, save
 
 __version__ = "0.1.0"
 
 __all__ = [
-  "SITES", "TINY", "Model", "ModelConfig", "Output", "RopeScaling",
-  "Statistic", "Taps", "ablate_heads", "add", "attention_entropy", "capture",
-  "chain", "estimate_norms", "first_token_mass", "forward", "hold",
-  "init_params", "intervene", "jacobian_norms", "knockout", "load",
-  "massive_activation", "open_layers", "param_shapes", "patch", "power_norms",
-  "replace", "scale", "singular_values", "sink_rate", "sink_score",
-  "stream_statistics", "token_jacobian", "token_norms", "value_norm_ratio",
-]  # fmt: skip
+  "SITES",
+  "TINY",
+  "Model",
+  "ModelConfig",
+  "Output",
+  "RopeScaling",
+  "Statistic",
+  "Taps",
+  "ablate_heads",
+  "add",
+  "attention_entropy",
+  "capture",
+  "chain",
+  "estimate_norms",
+  "first_token_mass",
+  "forward",
+  "hold",
+  "init_params",
+  "intervene",
+  "jacobian_norms",
+  "knockout",
+  "load",
+  "massive_activation",
+  "open_layers",
+  "param_shapes",
+  "patch",
+  "power_norms",
+  "replace",
+  "save",
+  "scale",
+  "singular_values",
+  "sink_rate",
+  "sink_score",
+  "stream_statistics",
+  "token_jacobian",
+  "token_norms",
+  "value_norm_ratio",
+]

@@ -8,7 +8,10 @@ field, what was got and what is expected.
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
+
+from sinkjax.models.normalizers import NORMALIZERS
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
@@ -17,15 +20,48 @@ ROPE_SCALINGS = ("linear", "llama3", "factors")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
 ATTENTIONS = ("einsum", "fused")
-NORMALIZERS = (
-  "softmax", "softmax1", "clipped_softmax", "sigmoid", "normalized_sigmoid",
-  "elu1", "relu", "softpick",
-)  # fmt: skip
 ATTN_BIASES = ("none", "k", "kv", "v")
 GATES = ("none", "head", "element", "value")
 REMATS = ("none", "full", "dots")
+CHOICES = {
+  "norm": NORMS,
+  "activation": ACTIVATIONS,
+  "positions": POSITIONS,
+  "dtype": DTYPES,
+  "precision": PRECISIONS,
+  "attention": ATTENTIONS,
+  "normalizer": NORMALIZERS,
+  "attn_bias": ATTN_BIASES,
+  "gate": GATES,
+  "remat": REMATS,
+}
+"""The valid values of each field of `ModelConfig` that is a choice."""
+
+SIZES = (
+  "vocab_size",
+  "d_model",
+  "n_layers",
+  "n_heads",
+  "n_kv_heads",
+  "head_dim",
+  "d_ff",
+  "max_len",
+)
+"""Fields that are positive integers."""
+
+OPTIONAL = (
+  "attn_scale",
+  "attn_softcap",
+  "logit_softcap",
+  "rope_local_base",
+  "init_std",
+)
+"""Fields that are positive numbers or `None`."""
+
+# Beyond these a file is damaged: no model has a thousand layers, and 2^27 is
+# hundreds of times the largest vocabulary.
 MAX_LAYERS = 4096
-MAX_SIZE = 1 << 27  # larger sizes are damaged files, not models
+MAX_SIZE = 1 << 27
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +146,13 @@ class ModelConfig:
     logit_softcap: the same on logits, or `None`.
     normalizer: how scores become a pattern, see `models.normalizers`.
     sink_logit: each head has a learned logit that takes weight and has no
-      value: rows of attention sum to less than one.
-    attn_bias: learned per key head, in place of a token: "k", a key that takes
-      weight and has no value; "kv", with a value; "v", a value that is added
-      to what the head mixes.
-    gate: sigmoids of what the attention reads, on what heads mix: "head", one
-      a head; "element", one for each of its dimensions; "value", on the
-      values before they are mixed.
+      value, so that rows of attention sum to less than one.
+    attn_bias: a learned key or value of each KV head that belongs to no
+      token: "k", a key that takes weight and has no value; "kv", a key with a
+      value; "v", a value that is added to the head's output.
+    gate: sigmoid gates computed from what the attention reads: "head", one on
+      the output of each head; "element", one on each of its dimensions;
+      "value", on the values before they are mixed.
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
     init_std: standard deviation of every random matrix in `init_params`, as
@@ -132,8 +168,8 @@ class ModelConfig:
       (longer compilation, the same parameters and results).
     attention: "einsum", or "fused" kernels in layers of which no tap sees
       scores or pattern, see `models.fused`; they have no forward mode.
-    remat: what a backward pass keeps of a layer: "none" of it is computed
-      again; "full": all of it is, from its input; "dots": all but products
+    remat: what a backward pass computes again instead of keeping it: "none",
+      nothing; "full", a whole layer, from its input; "dots", all but products
       with parameters.
   """
 
@@ -183,48 +219,20 @@ class ModelConfig:
   remat: str = "none"
 
   def __post_init__(self):
-    for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads",
-                 "head_dim", "d_ff", "max_len"):  # fmt: skip
+    for name in SIZES:
       _positive_int(name, getattr(self, name))
     if self.n_heads % self.n_kv_heads:
       raise ValueError(
         f"n_kv_heads must divide n_heads={self.n_heads}, got {self.n_kv_heads}"
       )
-    _one_of("norm", self.norm, NORMS)
-    _one_of("activation", self.activation, ACTIVATIONS)
-    _one_of("positions", self.positions, POSITIONS)
-    _one_of("dtype", self.dtype, DTYPES)
-    _one_of("precision", self.precision, PRECISIONS)
-    _one_of("attention", self.attention, ATTENTIONS)
-    _one_of("normalizer", self.normalizer, NORMALIZERS)
-    if self.normalizer != "softmax" and (
-      self.sink_logit or self.attention == "fused"
-    ):
-      raise ValueError(
-        f"normalizer={self.normalizer!r} has no sink_logit and no "
-        "attention='fused': use 'einsum'"
-      )
-    _one_of("attn_bias", self.attn_bias, ATTN_BIASES)
-    _one_of("gate", self.gate, GATES)
-    if self.attn_bias != "none" and self.attention == "fused":
-      raise ValueError("attention='fused' has no attn_bias: use 'einsum'")
-    if self.attn_bias in ("k", "kv") and (
-      self.sink_logit or self.normalizer != "softmax"
-    ):
-      raise ValueError(
-        f"attn_bias={self.attn_bias!r} takes the place of sink_logit, and "
-        "needs normalizer='softmax'"
-      )
-    _one_of("remat", self.remat, REMATS)
-    if self.attention == "fused" and self.attn_softcap is not None:
-      raise ValueError("attention='fused' has no attn_softcap: use 'einsum'")
-    _positive("norm_eps", self.norm_eps)
-    _positive("rope_base", self.rope_base)
-    _positive("embed_scale", self.embed_scale)
-    for name in ("attn_scale", "attn_softcap", "logit_softcap",
-                 "rope_local_base", "init_std"):  # fmt: skip
+    for name, valid in CHOICES.items():
+      _one_of(name, getattr(self, name), valid)
+    for name in ("norm_eps", "rope_base", "embed_scale"):
+      _positive(name, getattr(self, name))
+    for name in OPTIONAL:
       if getattr(self, name) is not None:
         _positive(name, getattr(self, name))
+    self._check_attention()
     self._check_rope()
     self._check_window()
     for name in ("bos_id", "eos_id"):
@@ -233,6 +241,26 @@ class ModelConfig:
         raise ValueError(
           f"{name} must be in [0, {self.vocab_size}), got {token}"
         )
+
+  def _check_attention(self):
+    """What does not go together."""
+    fused = self.attention == "fused"
+    if self.normalizer != "softmax" and (self.sink_logit or fused):
+      raise ValueError(
+        f"normalizer={self.normalizer!r} has no sink_logit and no "
+        "attention='fused': use 'einsum'"
+      )
+    if fused and self.attn_bias != "none":
+      raise ValueError("attention='fused' has no attn_bias: use 'einsum'")
+    if self.attn_bias in ("k", "kv") and (
+      self.sink_logit or self.normalizer != "softmax"
+    ):
+      raise ValueError(
+        f"attn_bias={self.attn_bias!r} takes the place of sink_logit, and "
+        "needs normalizer='softmax'"
+      )
+    if fused and self.attn_softcap is not None:
+      raise ValueError("attention='fused' has no attn_softcap: use 'einsum'")
 
   def _check_rope(self):
     if self.positions != "rope":
@@ -303,16 +331,18 @@ class ModelConfig:
       scaling = dict(values["rope_scaling"])
       scaling["factors"] = tuple(scaling.get("factors", ()))
       values["rope_scaling"] = RopeScaling(**scaling)
+    # JSON has lists, a hashable config needs tuples.
     values["local_layers"] = tuple(values.get("local_layers", ()))
     return cls(**values)
 
 
-def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> None:
+def _one_of(name: str, value: Any, valid: Collection[str]) -> None:
   if value not in valid:
     raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}")
 
 
 def _positive(name: str, value: Any) -> None:
+  # True is an int in Python, and no size or scale.
   number = isinstance(value, (int, float)) and not isinstance(value, bool)
   if not (number and math.isfinite(value) and value > 0):
     raise ValueError(f"{name} must be a positive number, got {value!r}")

@@ -44,8 +44,10 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 The first axis of what is in a block is the layer."""
 
 SPLIT = {
-  "rows": ("data", "fsdp"), "heads": ("tensor",), "vocabulary": ("tensor",),
-}  # fmt: skip
+  "rows": ("data", "fsdp"),
+  "heads": ("tensor",),
+  "vocabulary": ("tensor",),
+}
 """Axes of the mesh that split a dimension while it is worked on."""
 
 
@@ -377,16 +379,18 @@ def place(shardings: Any, whole: Any) -> Any:
     lambda x, sharding: jax.make_array_from_callback(
       np.shape(x), sharding, lambda index: np.asarray(x)[index]
     ),
-    whole, shardings,
-  )  # fmt: skip
+    whole,
+    shardings,
+  )
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
   """Shapes that say where their arrays will lie."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes, shardings,
-  )  # fmt: skip
+    shapes,
+    shardings,
+  )
 
 
 def everywhere(mesh: Mesh) -> NamedSharding:

@@ -25,7 +25,7 @@ Sharp edges:
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,14 @@ Trace = dict[str, Any]
 
 
 class Site(NamedTuple):
-  """A place in the model: its axes and what the value is."""
+  """A place in the model.
+
+  Attributes:
+    axes: of the value there.
+    meaning: what the value is.
+    stacked: whether it is met in every layer, so that what an observer
+      returns is stacked to [L, ...]; otherwise once.
+  """
 
   axes: str
   meaning: str
@@ -61,6 +68,16 @@ SITES: dict[str, Site] = {
   "final": Site("B T D", "after the final norm, before the logits", False),
 }
 """Every site, in the order in which a forward pass meets them."""
+
+
+def markdown() -> str:
+  """The table of sites as markdown, for the docs."""
+  rows = [("Site", "Axes", "What stands there", "In every layer")]
+  rows.append(("---",) * len(rows[0]))
+  for name, site in SITES.items():
+    layered = "yes" if site.stacked else "once"
+    rows.append((f"`{name}`", site.axes, site.meaning, layered))
+  return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _check_site(site: str) -> None:
@@ -138,19 +155,20 @@ class Taps:
       {**self.edits, **other.edits}, {**self.observers, **other.observers}
     )
 
-  def tree_flatten(self):
+  def tree_flatten(self) -> tuple[list[Any], tuple]:
     """Edits and reducers that are pytrees are children, the rest static."""
     items = [("edit", site, edit) for site, edit in self.edits.items()]
     items += [(sites, name, f) for name, (sites, f) in self.observers.items()]
     children, static = [], []
     for kind, name, fn in items:
+      # A plain function is one leaf, and static: arrays in it are constants.
       dynamic = not jax.tree_util.all_leaves([fn])
       children += [fn] if dynamic else []
       static.append((kind, name, None if dynamic else fn))
     return children, tuple(static)
 
   @classmethod
-  def tree_unflatten(cls, static, children):
+  def tree_unflatten(cls, static: tuple, children: Iterable[Any]) -> "Taps":
     """Rebuilds without validation: leaves may be any JAX placeholder."""
     children, edits, observers = iter(children), {}, {}
     for kind, name, fn in static:
@@ -198,13 +216,17 @@ class Tapper:
           f"the edit at {site!r} returned shape {jax.numpy.shape(edited)}, "
           f"expected {value.shape} ({SITES[site].axes})"
         )
+      # An edit in float32 must not change what the rest of the model is in.
       value = jax.numpy.asarray(edited, value.dtype)
     if site in self._wanted:
       self._seen[site] = value
     return value
 
-  def blind(self) -> bool:
-    """Whether no tap needs scores or pattern, but to hide keys."""
+  def needs_no_scores(self) -> bool:
+    """Whether scores and pattern need not exist.
+
+    They need not where no tap stands there, or only one that hides keys.
+    """
     edits = self._taps.edits
     edit = edits.get("scores")
     return (
@@ -218,7 +240,7 @@ class Tapper:
     return bool(set(sites) & (self._wanted | set(self._taps.edits)))
 
   def visible(self, length: int) -> jax.Array | None:
-    """[B, 1, T, S] what an edit that only hides keys leaves, or `None`."""
+    """[B, 1, T, S] mask of an edit that only hides keys, or `None`."""
     edit = self._taps.edits.get("scores")
     return None if edit is None else edit.visible(length)
 

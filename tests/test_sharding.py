@@ -17,27 +17,30 @@ from sinkjax.models.transformer import param_shapes
 SCRIPT = pathlib.Path(__file__).parent / "train" / "on_devices.py"
 MESHES = [
   f"data:{d},fsdp:{f},tensor:{8 // (d * f)}"
-  for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0
-]  # fmt: skip
+  for d in (1, 2, 4, 8)
+  for f in (1, 2, 4, 8)
+  if 8 % (d * f) == 0
+]
 
 
 @pytest.mark.parametrize(
   "meshes",
-  [
-    ["data:2,fsdp:2,tensor:2"],
-    pytest.param(MESHES, marks=pytest.mark.slow),
-  ],
+  [["data:2,fsdp:2,tensor:2"], pytest.param(MESHES, marks=pytest.mark.slow)],
   ids=["some", "every"],
 )
 def test_every_mesh_trains_the_same_model(meshes):
   ran = subprocess.run(
-    [sys.executable, SCRIPT, *meshes], text=True, capture_output=True,
-    check=False, env={
-      **os.environ, "PYTHONPATH": str(SCRIPT.parents[2]),
+    [sys.executable, SCRIPT, *meshes],
+    text=True,
+    capture_output=True,
+    check=False,
+    env={
+      **os.environ,
+      "PYTHONPATH": str(SCRIPT.parents[2]),
       "XLA_FLAGS": os.environ["XLA_FLAGS"]
       + " --xla_force_host_platform_device_count=8",
     },
-  )  # fmt: skip
+  )
   assert ran.returncode == 0, ran.stderr[-2000:]
   found = json.loads(ran.stdout.splitlines()[-1])
   one = np.array(found.pop("one"))
@@ -74,9 +77,14 @@ def test_what_does_not_divide_is_named():
 def test_every_large_parameter_has_a_rule():
   """A new parameter without one would be copied to every device, in silence."""
   cfg = sinkjax.TINY.replace(
-    qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=True, norm="layer",
-    post_norms=True, sink_logit=True,
-  )  # fmt: skip
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    qk_norm=True,
+    norm="layer",
+    post_norms=True,
+    sink_logit=True,
+  )
   copied = set()
   for path, leaf in jax.tree_util.tree_flatten_with_path(param_shapes(cfg))[0]:
     names = [key.key for key in path]

@@ -147,8 +147,9 @@ def test_sites_are_what_they_say(model, tokens):
   close(t["z"], jnp.einsum("lbhts,lbshk->lbthk", t["pattern"], v))
   blocks = params["blocks"]
   for norm, read, name in (
-    ("attn_norm", "resid_pre", "attn_in"), ("mlp_norm", "resid_mid", "mlp_in"),
-  ):  # fmt: skip
+    ("attn_norm", "resid_pre", "attn_in"),
+    ("mlp_norm", "resid_mid", "mlp_in"),
+  ):
     root = jnp.sqrt(jnp.mean(t[read] ** 2, -1, keepdims=True) + cfg.norm_eps)
     close(t[name], t[read] / root * blocks[norm]["scale"][:, None, None])
   values = jnp.einsum(

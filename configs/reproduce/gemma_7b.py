@@ -5,12 +5,13 @@
 Needs `pip install 'sinkjax[hub]'`, access to the model, and 34 GB of memory
 for float32 weights: one GPU or TPU of 80 GB, or a large CPU machine. We do not
 have these weights: the test suite runs this file on a small random Gemma, and
-nobody has timed it on the real one. `--model=FOLDER` takes a local copy.
+its time on the real one is not known. `--model=FOLDER` takes a local copy.
 
-The paper's figures: BOS is trained in, so `perturbation` also runs without
-BOS; swap of "greatest" and "best" in a text on Shakespeare (ours is another
+The paper reports: BOS is trained in, so `perturbation` also runs without BOS;
+"greatest" and "best" are swapped in a text on Shakespeare (ours is another
 text); HellaSwag 80.61 % with BOS, 27.35 without; RULER at 4096 tokens 82.57 and
-0.00; repeated digits merge in bfloat16 at about 50. Sinks count above 0.8.
+0.00; repeated digits merge in bfloat16 at about 50. A head has a sink above
+0.8.
 """
 
 from ml_collections import ConfigDict

@@ -11,10 +11,10 @@ give a small model as the first and it as another: `--model=smollm2-135m
 --models=hf:meta-llama/Llama-3.1-405B --offload`.
 
 Needs `pip install 'sinkjax[hub]'` and access to the models. We do not have
-these weights: the test suite runs this file on small random Llamas, and nobody
-has timed it on the real ones.
+these weights: the test suite runs this file on small random Llamas, and its
+time on the real ones is not known.
 
-The paper's figures, heads above 0.8: 45.97 % (8B), 73.49 (70B), 78.29 (405B).
+The paper reports heads above 0.8: 45.97 % (8B), 73.49 (70B), 78.29 (405B).
 """
 
 from ml_collections import ConfigDict
@@ -43,9 +43,10 @@ def get_config(size: str = "8b") -> ConfigDict:
       "massive": {"eps": EPS},
       "model_size": {
         "eps": (EPS, 0.3),
-        "models": tuple(f"hf:meta-llama/Llama-3.1-{s.upper()}"
-                        for s in smaller),
+        "models": tuple(
+          f"hf:meta-llama/Llama-3.1-{s.upper()}" for s in smaller
+        ),
         "offload": True,
       },
     }
-  )  # fmt: skip
+  )

@@ -26,16 +26,32 @@ from sinkjax.train.run_config import TrainConfig
 def get_config() -> ConfigDict:
   """Fields of `TrainConfig`."""
   model = ModelConfig(
-    vocab_size=50432, d_model=768, n_layers=10, n_heads=8, n_kv_heads=8,
-    head_dim=96, d_ff=1536, max_len=2048, init_std=0.02, dtype="bfloat16",
-    precision="default", attention="fused", remat="dots",
-  )  # fmt: skip
+    vocab_size=50432,
+    d_model=768,
+    n_layers=10,
+    n_heads=8,
+    n_kv_heads=8,
+    head_dim=96,
+    d_ff=1536,
+    max_len=2048,
+    init_std=0.02,
+    dtype="bfloat16",
+    precision="default",
+    attention="fused",
+    remat="dots",
+  )
   run = TrainConfig(
     model=model,
     packing=Packing(length=2048),
     optimizer=OptimizerConfig(peak=4e-4, warmup=100),
     corpus=("sotu", "wiki-vital"),
-    steps=5000, batch=512, accumulate=4, eval_every=500, eval_windows=512,
-    probe_every=100, probe_texts=100, save_every=500,
-  )  # fmt: skip
+    steps=5000,
+    batch=512,
+    accumulate=4,
+    eval_every=500,
+    eval_windows=512,
+    probe_every=100,
+    probe_texts=100,
+    save_every=500,
+  )
   return ConfigDict(dataclasses.asdict(run))

@@ -21,14 +21,27 @@ from sinkjax.train.run_config import TrainConfig
 def get_config() -> ConfigDict:
   """Fields of `TrainConfig`."""
   model = ModelConfig(
-    vocab_size=1024, d_model=128, n_layers=4, n_heads=4, n_kv_heads=4,
-    head_dim=32, d_ff=384, max_len=256, tie_embeddings=True, init_std=0.02,
-    attention="fused", scan_layers=False,
-  )  # fmt: skip
+    vocab_size=1024,
+    d_model=128,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=4,
+    head_dim=32,
+    d_ff=384,
+    max_len=256,
+    tie_embeddings=True,
+    init_std=0.02,
+    attention="fused",
+    scan_layers=False,
+  )
   run = TrainConfig(
     model=model,
     packing=Packing(length=256, bos="pinned"),
     optimizer=OptimizerConfig(peak=3e-3, warmup=100),
-    steps=1500, batch=16, eval_every=250, probe_every=50, save_every=250,
-  )  # fmt: skip
+    steps=1500,
+    batch=16,
+    eval_every=250,
+    probe_every=50,
+    save_every=250,
+  )
   return ConfigDict(dataclasses.asdict(run))

@@ -1,8 +1,11 @@
 """A forward pass with logits, against transformers on the same file."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.suites import measure as m
+
+if TYPE_CHECKING:
+  from sinkjax.config import ModelConfig
 
 PEERS = {
   "ours": "sinkjax.forward, jitted",
@@ -39,15 +42,23 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   return _result(cfg, case, best, peak, matmul_rate())
 
 
-def _result(cfg, case, seconds, peak, machine):
+def _result(
+  cfg: "ModelConfig",
+  case: dict[str, Any],
+  seconds: float,
+  peak: m.Peak,
+  machine: float,
+) -> dict[str, Any]:
   rate = m.forward_flops(cfg, case["tokens"]) / seconds
   return {
-    "seconds": seconds, "peak_bytes": peak.bytes(), "rate": rate,
+    "seconds": seconds,
+    "peak_bytes": peak.bytes(),
+    "rate": rate,
     "share": rate / machine,
-  }  # fmt: skip
+  }
 
 
-def _torch(name, case):
+def _torch(name: str, case: dict[str, Any]) -> dict[str, Any]:
   import torch
 
   import sinkjax

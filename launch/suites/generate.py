@@ -1,8 +1,8 @@
 """Tokens one by one at batch 1, against transformers and llama.cpp.
 
-The time is that of the new tokens after a prompt of 64, compilation and
-prompt apart, the most likely token always. llama.cpp reads the weights as the
-file has them, in 4 bits; the others have them in float32.
+Timed are the new tokens after a prompt of 64, without compilation and prompt;
+each is the most likely one. llama.cpp uses the weights as they are in the file,
+in 4 bits; the others use them in float32.
 """
 
 import os
@@ -39,9 +39,11 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
     seconds, peak, machine, cfg = _ours(name, new)
   rate = new * m.forward_flops(cfg, 1) / seconds
   return {
-    "seconds": seconds, "peak_bytes": peak, "rate": rate,
+    "seconds": seconds,
+    "peak_bytes": peak,
+    "rate": rate,
     "share": rate / machine,
-  }  # fmt: skip
+  }
 
 
 def _ours(name: str, new: int):
@@ -74,13 +76,17 @@ def _torch(new: int):
   opened = sinkjax.open_layers("smollm2-135m")
   ids = torch.tensor([m.text_ids(opened.tokenizer, PROMPT)])
 
-  def work(count):
+  def work(count: int) -> float:
     return m.seconds(
       lambda: model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False,
-        min_new_tokens=count, max_new_tokens=count, pad_token_id=0,
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        min_new_tokens=count,
+        max_new_tokens=count,
+        pad_token_id=0,
       )
-    )  # fmt: skip
+    )
 
   peak = m.Peak()
   work(2)
@@ -96,9 +102,11 @@ def _llama(new: int) -> float:
   from sinkjax.weights.registry import fetch
 
   model = llama_cpp.Llama(
-    str(fetch("smollm2-135m")), n_ctx=PROMPT + new + 8, verbose=False,
+    str(fetch("smollm2-135m")),
+    n_ctx=PROMPT + new + 8,
+    verbose=False,
     n_threads=len(os.sched_getaffinity(0)),
-  )  # fmt: skip
+  )
   tokenizer = sinkjax.open_layers("smollm2-135m").tokenizer
   tokens = model.generate(m.text_ids(tokenizer, PROMPT), top_k=1, temp=0.0)
   next(tokens)

@@ -7,9 +7,16 @@ tokens: every column and row costs it the same. What it found is compared with
 that column or row of ours.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from launch.suites import measure as m
+
+if TYPE_CHECKING:
+  from jax import Array
+
+  from sinkjax.config import ModelConfig
+  from sinkjax.models.transformer import Params
 
 PEERS = {
   "ours": "jacobian_norms",
@@ -65,7 +72,10 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   return found | {"column": column.tolist(), "row": row.tolist()}
 
 
-def _first_layers(cfg, params, layers):
+def _first_layers(
+  cfg: "ModelConfig", params: "Params", layers: int
+) -> tuple["ModelConfig", "Params"]:
+  """The model's first layers."""
   import jax
 
   if layers == cfg.n_layers:
@@ -74,12 +84,14 @@ def _first_layers(cfg, params, layers):
   return cfg.replace(n_layers=layers), {**params, "blocks": blocks}
 
 
-def _column(name, f, params, ids, source):
+def _column(
+  name: str, f: Callable, params: "Params", ids: "Array", source: int
+) -> tuple[list[float], float, m.Peak]:
   """One column's norms, the seconds that it took, and the memory."""
   import jax
   import jax.numpy as jnp
 
-  from sinkjax.transforms.jacobian import reference_block
+  from sinkjax.transforms.jacobian_reference import reference_block
   from sinkjax.transforms.residual import parse_pair, residual_map
 
   width = f.cfg.d_model
@@ -117,7 +129,7 @@ def _column(name, f, params, ids, source):
   return jnp.sqrt(squares).tolist(), spent, peak
 
 
-def _torch(name, case):
+def _torch(name: str, case: dict[str, Any]) -> dict[str, Any]:
   import torch
 
   import sinkjax
@@ -133,9 +145,10 @@ def _torch(name, case):
   embedded = model.embed_tokens(ids)
   future = torch.full((length, length), float("-inf")).triu(1)
   fixed = {
-    "attention_mask": future[None, None], "use_cache": False,
+    "attention_mask": future[None, None],
+    "use_cache": False,
     "position_ids": torch.arange(length)[None],
-  }  # fmt: skip
+  }
 
   def of_middle(x):
     whole = embedded.index_put((torch.tensor(0), torch.tensor(middle)), x)
@@ -175,11 +188,16 @@ def _torch(name, case):
   return _result(spent, flops, peak, m.torch_rate(), **{which: norms.tolist()})
 
 
-def _result(spent, flops, peak, machine, **norms):
+def _result(
+  spent: float, flops: float, peak: m.Peak, machine: float, **norms: list[float]
+) -> dict[str, Any]:
   return {
-    "seconds": spent, "peak_bytes": peak.bytes(), "rate": flops / spent,
-    "share": flops / spent / machine, **norms,
-  }  # fmt: skip
+    "seconds": spent,
+    "peak_bytes": peak.bytes(),
+    "rate": flops / spent,
+    "share": flops / spent / machine,
+    **norms,
+  }
 
 
 def compare(results: dict[str, dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Measuring a piece of work in a process of its own."""
+"""Measures a piece of work in a process of its own."""
 
 import json
 import os
@@ -8,7 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from sinkjax.config import ModelConfig
+  from sinkjax.weights.tokenizer import Tokenizer
 
 TEXT = (
   "The harbour was quiet before dawn. Two fishermen loaded their nets into a "
@@ -33,8 +37,10 @@ def run(suite: str, name: str, case: dict[str, Any]) -> dict[str, Any]:
   )
   done = subprocess.run(
     [sys.executable, "-c", code, json.dumps(case)],
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   if done.returncode == 0:
     return json.loads(done.stdout.splitlines()[-1])
   error = done.stderr.strip()
@@ -67,7 +73,7 @@ def total_memory() -> int:
 
 
 def limit_memory() -> None:
-  """Lets an allocation beyond the machine's memory fail, not kill."""
+  """Makes an allocation beyond the machine's memory fail, not kill."""
   resource.setrlimit(resource.RLIMIT_AS, (total_memory(), total_memory()))
 
 
@@ -80,7 +86,7 @@ def _status(field: str) -> int:
 
 
 class Peak:
-  """Most memory above what the process holds when this is made."""
+  """The peak memory above what the process holds when this is made."""
 
   def __init__(self):
     with open("/proc/self/clear_refs", "w") as stream:
@@ -118,19 +124,23 @@ def torch_model(attention: str = "eager"):
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   path = fetch("smollm2-135m")
   model = transformers.AutoModelForCausalLM.from_pretrained(
-    path.parent, gguf_file=path.name, dtype=torch.float32,
+    path.parent,
+    gguf_file=path.name,
+    dtype=torch.float32,
     attn_implementation=attention,
-  )  # fmt: skip
+  )
   return model.eval().requires_grad_(False)
 
 
-def text_ids(tokenizer, length: int) -> list[int]:
-  """The built-in text, as often as it takes."""
+def text_ids(tokenizer: "Tokenizer", length: int) -> list[int]:
+  """That many ids of the built-in text, repeated as often as needed."""
   ids = tokenizer.encode(TEXT)
   return (ids * (1 + length // len(ids)))[:length]
 
 
-def forward_flops(cfg, length: int, *, logits: bool = True) -> float:
+def forward_flops(
+  cfg: "ModelConfig", length: int, *, logits: bool = True
+) -> float:
   """Operations of a causal forward pass over `length` tokens."""
   heads = cfg.n_heads * cfg.head_dim
   keys = 2 * cfg.n_kv_heads * cfg.head_dim
@@ -155,8 +165,9 @@ def summarise(results: list[dict[str, Any]], ours: list[dict[str, Any]]):
   times = [r["seconds"] for r in timed]
   row |= {
     "seconds": statistics.median(times),
-    "seconds_min": min(times), "seconds_max": max(times),
-  }  # fmt: skip
+    "seconds_min": min(times),
+    "seconds_max": max(times),
+  }
   pairs = [
     r["seconds"] / o["seconds"]
     for r, o in zip(results, ours, strict=True)

@@ -33,16 +33,18 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   import jax.numpy as jnp
 
   import sinkjax
-  from sinkjax.transforms import rows
+  from sinkjax.metrics import rows
   from sinkjax.transforms.jacobian_plan import matmul_rate
 
   params, cfg, tokenizer = sinkjax.load("smollm2-135m")
   tokens = jnp.asarray([m.text_ids(tokenizer, case["tokens"])])
   statistics = {
-    "sink": rows.sink_score(), "first": rows.first_token_mass(),
-    "entropy": rows.attention_entropy(), "received": rows.received_mass(),
+    "sink": rows.sink_score(),
+    "first": rows.first_token_mass(),
+    "entropy": rows.attention_entropy(),
+    "received": rows.received_mass(),
     "distance": rows.mass_by_distance(),
-  }  # fmt: skip
+  }
   run = sinkjax.stream_statistics(
     sinkjax.forward(cfg), statistics if name == "ours" else {}
   )
@@ -52,6 +54,8 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   seconds = m.seconds(work)
   rate = m.forward_flops(cfg, case["tokens"]) / seconds
   return {
-    "seconds": seconds, "peak_bytes": peak.bytes(), "rate": rate,
+    "seconds": seconds,
+    "peak_bytes": peak.bytes(),
+    "rate": rate,
     "share": rate / matmul_rate(),
-  }  # fmt: skip
+  }

@@ -1,10 +1,14 @@
-"""A training step, with everything around it, against a PyTorch loop."""
+"""A training step with its data and log, against a PyTorch loop."""
 
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.suites import measure as m
+
+if TYPE_CHECKING:
+  from sinkjax.data.prepare import Prepared
+  from sinkjax.train.run_config import TrainConfig
 
 PEERS = {
   "ours": "sinkjax.train.loop.run, data and log included",
@@ -23,13 +27,19 @@ def cases(quick: bool, tokens: int | None) -> list[dict[str, Any]]:
   sizes = [(4, 128)] if quick else [(4, 128), (8, 256)]
   length = tokens or 256
   return [
-    {"case": f"{n} layers of {width}, T={length}", "layers": n, "width": width,
-     "length": length, "steps": 4 if quick else 16}
+    {
+      "case": f"{n} layers of {width}, T={length}",
+      "layers": n,
+      "width": width,
+      "length": length,
+      "steps": 4 if quick else 16,
+    }
     for n, width in sizes
-  ]  # fmt: skip
+  ]
 
 
-def _config(case, **changes):
+def _config(case: dict[str, Any], **changes: Any) -> "TrainConfig":
+  """The run of one size; `changes` are of its model."""
   from sinkjax.config import ModelConfig
   from sinkjax.data.packing import Packing
   from sinkjax.train.optimizer import OptimizerConfig
@@ -37,22 +47,37 @@ def _config(case, **changes):
 
   width, length = case["width"], case["length"]
   model = ModelConfig(
-    vocab_size=1024, d_model=width, n_layers=case["layers"],
-    n_heads=width // 32, n_kv_heads=width // 32, head_dim=32, d_ff=3 * width,
-    max_len=length, tie_embeddings=True, scan_layers=False, attention="fused",
-  )  # fmt: skip
+    vocab_size=1024,
+    d_model=width,
+    n_layers=case["layers"],
+    n_heads=width // 32,
+    n_kv_heads=width // 32,
+    head_dim=32,
+    d_ff=3 * width,
+    max_len=length,
+    tie_embeddings=True,
+    scan_layers=False,
+    attention="fused",
+  )
   steps = COMPILED + case["steps"]
   return TrainConfig(
     model=model.replace(**changes),
     packing=Packing(length, bos="pinned"),
     optimizer=OptimizerConfig(peak=1e-3, warmup=1),
-    corpus=("sotu",), steps=steps, batch=4096 // length, log_every=COMPILED,
-    eval_every=steps, eval_windows=1, probe_every=steps, probe_texts=1,
-    probe_tokens=16, save_every=10 * steps,
-  )  # fmt: skip
+    corpus=("sotu",),
+    steps=steps,
+    batch=4096 // length,
+    log_every=COMPILED,
+    eval_every=steps,
+    eval_windows=1,
+    probe_every=steps,
+    probe_texts=1,
+    probe_tokens=16,
+    save_every=10 * steps,
+  )
 
 
-def _data(config):
+def _data(config: "TrainConfig") -> "Prepared":
   from sinkjax.data.prepare import prepare
 
   return prepare(config.corpus, vocab_size=1024, held_out=config.held_out)
@@ -75,17 +100,22 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   return _result(config, seconds, peak, matmul_rate())
 
 
-def _result(config, seconds, peak, machine):
+def _result(
+  config: "TrainConfig", seconds: float, peak: m.Peak, machine: float
+) -> dict[str, Any]:
   from launch.train_plan import step_flops
 
   rate = step_flops(config, config.all_stages()[0]) / seconds
   return {
-    "seconds": seconds, "peak_bytes": peak.bytes(), "rate": rate,
+    "seconds": seconds,
+    "peak_bytes": peak.bytes(),
+    "rate": rate,
     "share": rate / machine,
-  }  # fmt: skip
+  }
 
 
-def _loop(config, data):
+def _loop(config: "TrainConfig", data: "Prepared") -> tuple[float, m.Peak]:
+  """Seconds of a step in the loop with data and log, and the memory."""
   from sinkjax.train.checkpoint import RunCheckpoints
   from sinkjax.train.loop import run
 
@@ -100,11 +130,13 @@ def _loop(config, data):
   return _median(times), peak
 
 
-def _beside_the_loop(config, data):
-  """Seconds of a bare step, and how much longer the loop takes for one.
+def _beside_the_loop(
+  config: "TrainConfig", data: "Prepared"
+) -> tuple[float, float]:
+  """Seconds of a step alone, and the share by which the loop takes longer.
 
-  The two take turns in one process: between processes the machine's pace
-  changes by more than what is sought.
+  The two alternate in one process: between processes, the machine's speed
+  changes by more than the difference.
   """
   import jax
 
@@ -140,11 +172,11 @@ def _beside_the_loop(config, data):
   return _median(bare), _median(ratios)
 
 
-def _median(times):
+def _median(times: list[float]) -> float:
   return sorted(times)[len(times) // 2]
 
 
-def _torch(name, case):
+def _torch(name: str, case: dict[str, Any]) -> dict[str, Any]:
   """The same model, windows, optimiser and clipping."""
   import os
 
@@ -159,13 +191,17 @@ def _torch(name, case):
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   model = transformers.LlamaForCausalLM(
     transformers.LlamaConfig(
-      vocab_size=cfg.vocab_size, hidden_size=cfg.d_model,
-      intermediate_size=cfg.d_ff, num_hidden_layers=cfg.n_layers,
-      num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads,
-      max_position_embeddings=cfg.max_len, tie_word_embeddings=True,
+      vocab_size=cfg.vocab_size,
+      hidden_size=cfg.d_model,
+      intermediate_size=cfg.d_ff,
+      num_hidden_layers=cfg.n_layers,
+      num_attention_heads=cfg.n_heads,
+      num_key_value_heads=cfg.n_kv_heads,
+      max_position_embeddings=cfg.max_len,
+      tie_word_embeddings=True,
       attn_implementation="eager" if name == "torch_eager" else "sdpa",
     )
-  )  # fmt: skip
+  )
   run = torch.compile(model) if name == "torch_compile" else model
   windows = Windows(data.train, config.packing, bos_id=data.tokenizer.bos_id)
   batches = Batches(windows, batch=config.batch)

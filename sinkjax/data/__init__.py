@@ -1,1 +1,1 @@
-"""Text to batches: corpora, packing, a pipeline that resumes, made-up tasks."""
+"""Text to batches: corpora, packing, a resumable pipeline, synthetic tasks."""

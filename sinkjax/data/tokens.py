@@ -1,8 +1,8 @@
 """A tokenised corpus: one flat array of ids, and where its documents start.
 
-On disk: `corpus.json` (what it is, with the SHA-256 of every part, written
-last), `documents.npy` and `tokens-00000.npy`, ... of at most so many bytes
-each, in the smallest type that holds the vocabulary.
+On disk: `corpus.json` (sources, and the SHA-256 of every file; written last),
+`documents.npy`, and `tokens-00000.npy`, ... of a limited size each, in the
+smallest type that holds the vocabulary.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _HEADER = 128  # bytes of a .npy file before its numbers
 
 
 class CorpusError(ValueError):
-  """A corpus folder that is not what was written."""
+  """A corpus folder with a missing or changed file."""
 
 
 class TokenCorpus:
@@ -32,9 +32,9 @@ class TokenCorpus:
     starts: [documents] where each begins.
     lengths: [documents] tokens of each.
     vocab_size: ids are below it.
-    about: what it is, for people: name, licence, sources.
-    digest: SHA-256 of the ids and the documents' ends; says which corpus a
-      run was trained on.
+    about: name, licence and sources, for people.
+    digest: SHA-256 of the ids and the documents' ends, which identifies the
+      corpus that a run was trained on.
   """
 
   def __init__(
@@ -63,7 +63,7 @@ class TokenCorpus:
     vocab_size: int,
     about: dict[str, Any] | None = None,
   ) -> "TokenCorpus":
-    """From the ids of each document.
+    """The corpus of these documents, each given by its ids.
 
     Raises:
       ValueError: for an id outside the vocabulary, or no documents.
@@ -103,14 +103,14 @@ class TokenCorpus:
   def split(
     self, held_out: float, seed: int = 0
   ) -> tuple["TokenCorpus", "TokenCorpus"]:
-    """(for training, held out), whole documents, the same for one seed.
+    """(for training, held out), in whole documents.
 
     Args:
       held_out: share of the tokens that is held out, at least one document.
-      seed: of the choice.
+      seed: of the choice of documents.
 
     Raises:
-      ValueError: if nothing would be left on one side.
+      ValueError: if one side would have no document.
     """
     order = np.random.default_rng(seed).permutation(len(self))
     grown = np.cumsum(self.lengths[order])
@@ -125,11 +125,11 @@ class TokenCorpus:
   def save(
     self, folder: str | os.PathLike, *, part_bytes: int = 60_000_000
   ) -> None:
-    """Writes a folder that `read` takes, whole or not at all.
+    """Writes a folder for `read`, completely or not at all.
 
     Args:
       folder: must not exist, or be empty.
-      part_bytes: of one file of ids, at most.
+      part_bytes: the greatest size of a file of ids.
 
     Raises:
       ValueError: for a folder that is not empty, or too small a part.
@@ -154,10 +154,14 @@ class TokenCorpus:
         np.save(made / name, array)
         files[name] = _file_digest(made / name)
       manifest = {
-        "schema": SCHEMA, "vocab_size": self.vocab_size,
-        "documents": len(self), "tokens": len(self.tokens),
-        "digest": self.digest, "about": self.about, "files": files,
-      }  # fmt: skip
+        "schema": SCHEMA,
+        "vocab_size": self.vocab_size,
+        "documents": len(self),
+        "tokens": len(self.tokens),
+        "digest": self.digest,
+        "about": self.about,
+        "files": files,
+      }
       (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
       if folder.exists():
         folder.rmdir()
@@ -168,7 +172,7 @@ class TokenCorpus:
     """The corpus that `save` wrote.
 
     Raises:
-      CorpusError: for a missing or changed file, naming it.
+      CorpusError: naming a file that is missing or was changed.
     """
     folder = pathlib.Path(folder)
     try:

@@ -1,45 +1,180 @@
-"""One module for each experiment: a config in, a `Result` out."""
+"""The experiments, each in a file or folder of its own: see `REGISTRY`."""
 
-EXPERIMENTS = {
-  "perturbation": "perturbation",
-  "smoothing": "smoothing",
-  "jacobian": "jacobian_maps",
-  "bound": "bound",
-  "collapse": "collapse",
-  "noop_heads": "noop_heads",
-  "prompts": "prompts",
-  "massive": "massive",
-  "model_size": "model_size",
-  "first_token": "first_token",
-}
-"""The module here, and in `sinkjax.report`, of each of the paper's experiments
-of `launch.reproduce`."""
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
 
-USES = {
-  "pruning": "pruning",
-  "attack": "attack",
-  "robustness": "robustness",
-  "kv_quantisation": "kv_quantisation",
-  "sink_compute": "sink_compute",
-  "streaming": "streaming",
-}
-"""Likewise what sinks are good and bad for, on the same model."""
+if TYPE_CHECKING:
+  from sinkjax.experiments.harness.api import Experiment
 
-TRAINING = {
-  "bigram_backcopy": "bigram_backcopy",
-  "residual_peak": "residual_peak",
-  "trigger_mean": "trigger_mean",
-  "context_length": "context_length",
-  "packing": "packing",
-  "attention_variants": "attention_variants",
-  "optimisation": "optimisation",
-  "model_family": "model_family",
-  "progressive_context": "progressive_context",
-  "sink_regulariser": "sink_regulariser",
-  "noise_training": "noise_training",
-  "mixing": "mixing",
+GROUPS = {
+  "paper": "measure the claims of Barbero et al. on a given model",
+  "applications": "ask what sinks are good and bad for on a given model",
+  "training": "train models of their own, at a --scale that fits the machine",
 }
-"""Likewise those that train models of their own, at a scale; a module has
-`SCALES`, fields of its `Config` by name of the scale."""
+"""What the experiments of a group do; each group is a folder here."""
 
 SCALES = ("demo", "cpu", "gpu", "paper")
+"""Sizes of the experiments that train: minutes on two cores, an afternoon on
+two cores, one card, and the paper's own."""
+
+
+class Entry(NamedTuple):
+  """One experiment.
+
+  Attributes:
+    name: of its file or folder, and of its folder in --out.
+    group: one of `GROUPS`.
+    question: what it asks, for --help and the docs.
+  """
+
+  name: str
+  group: str
+  question: str
+
+  def load(self) -> "Experiment":
+    """The experiment: `EXPERIMENT` of the module GROUP.NAME."""
+    path = f"sinkjax.experiments.{self.group}.{self.name}"
+    return importlib.import_module(path).EXPERIMENT
+
+
+REGISTRY = (
+  Entry(
+    "perturbation",
+    "paper",
+    "Does a swapped word change later tokens more without the sink?",
+  ),
+  Entry(
+    "smoothing",
+    "paper",
+    "Where does the sink go when the first token is removed or hidden?",
+  ),
+  Entry(
+    "jacobian",
+    "paper",
+    "How much do tokens mix, by exact Jacobians, with and without the sink?",
+  ),
+  Entry(
+    "bound",
+    "paper",
+    "How do the over-squashing bounds compare with the exact Jacobian?",
+  ),
+  Entry(
+    "collapse",
+    "paper",
+    "Do representations collapse, and do repeated digits merge in 16 bits?",
+  ),
+  Entry(
+    "noop_heads",
+    "paper",
+    "Which heads act on a trigger and otherwise attend to the sink?",
+  ),
+  Entry(
+    "prompts", "paper", "What is the sink rate over 200 prompts of ten domains?"
+  ),
+  Entry(
+    "massive",
+    "paper",
+    "What makes massive activations, and what depends on them?",
+  ),
+  Entry(
+    "model_size",
+    "paper",
+    "How do the sink rates of several models (--models) compare?",
+  ),
+  Entry(
+    "first_token",
+    "paper",
+    "What is lost on multiple choice and needles without BOS or the sink?",
+  ),
+  Entry(
+    "pruning",
+    "applications",
+    "Which dormant heads can be removed, and how much time does it save?",
+  ),
+  Entry(
+    "attack",
+    "applications",
+    "Do changes of equal norm do more at the sink than at other tokens?",
+  ),
+  Entry(
+    "robustness",
+    "applications",
+    "Does the sink dampen noise, and what do defences cost?",
+  ),
+  Entry(
+    "kv_quantisation",
+    "applications",
+    "How much of the loss of few-bit keys and values comes from the sink?",
+  ),
+  Entry(
+    "sink_compute",
+    "applications",
+    "How much attention can be skipped with a proof that it hardly matters?",
+  ),
+  Entry(
+    "streaming",
+    "applications",
+    "What happens to a long text if the first tokens leave the cache?",
+  ),
+  Entry(
+    "bigram_backcopy",
+    "training",
+    "Does a head with nothing to do grow a sink and drain its value?",
+  ),
+  Entry(
+    "residual_peak",
+    "training",
+    "With three layers, does the residual norm of BOS peak?",
+  ),
+  Entry(
+    "trigger_mean",
+    "training",
+    "Does a task that softmax cannot solve without a sink grow one?",
+  ),
+  Entry(
+    "context_length",
+    "training",
+    "Do sinks grow with the trained context length?",
+  ),
+  Entry(
+    "packing",
+    "training",
+    "Does the sink belong to BOS, given where training put it?",
+  ),
+  Entry(
+    "attention_variants",
+    "training",
+    "Which normalisers, biases, gates and registers have sinks?",
+  ),
+  Entry(
+    "optimisation",
+    "training",
+    "How do learning rate, weight decay, batch and data affect sinks?",
+  ),
+  Entry("model_family", "training", "Do sinks grow with depth and width?"),
+  Entry(
+    "progressive_context",
+    "training",
+    "Do growing context windows change loss, sinks and training time?",
+  ),
+  Entry(
+    "sink_regulariser",
+    "training",
+    "Can a term in the loss set how strong the sinks are, and at what cost?",
+  ),
+  Entry(
+    "noise_training",
+    "training",
+    "Does noise on embeddings in training grow sinks or robustness?",
+  ),
+  Entry("mixing", "training", "Do trained models with weaker sinks mix more?"),
+)
+"""Every experiment, in the order of the report. Help, dry run, configs, docs
+and tests read this table; a new experiment is its file and one entry here."""
+
+BY_NAME = {entry.name: entry for entry in REGISTRY}
+
+
+def named(group: str) -> list[str]:
+  """The names of a group's experiments, in order."""
+  return [entry.name for entry in REGISTRY if entry.group == group]

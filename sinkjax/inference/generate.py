@@ -6,7 +6,7 @@ policy's, see `kv_policy`.
 """
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,17 +14,24 @@ import jax.numpy as jnp
 
 from sinkjax.config import ModelConfig
 from sinkjax.inference.sampling import GREEDY, Sampling, draw
-from sinkjax.models.cache import Policy, advance, init_cache
+from sinkjax.models.cache import Cache, Policy, advance, init_cache
 from sinkjax.models.transformer import check_ids
 
 
-@functools.lru_cache(maxsize=8)
-def _step(cfg: ModelConfig, policy: Policy, how: Sampling):
+@functools.lru_cache(maxsize=8)  # compiled programs, kept between calls
+def _step(cfg: ModelConfig, policy: Policy, how: Sampling) -> Callable:
   """`step(params, tokens, count, cache, key) -> (next [B, 1], cache)`."""
   walk = advance(cfg, policy, logits="last")
 
-  def step(params, tokens, count, cache, key):
+  def step(
+    params: dict[str, Any],
+    tokens: jax.Array,
+    count: jax.Array,
+    cache: Cache,
+    key: jax.Array,
+  ) -> tuple[jax.Array, Cache]:
     logits, cache = walk(params, tokens, cache, count=count)
+    # By position, so that a draw does not depend on how a prompt was cut.
     now = jax.random.fold_in(key, cache.length[0])
     return draw(logits[:, 0], now, how)[:, None], cache
 
@@ -32,7 +39,7 @@ def _step(cfg: ModelConfig, policy: Policy, how: Sampling):
 
 
 @functools.lru_cache(maxsize=8)
-def _fill(cfg: ModelConfig, policy: Policy):
+def _fill(cfg: ModelConfig, policy: Policy) -> Callable:
   """`fill(params, tokens, cache) -> cache`: a whole chunk of a prompt."""
   walk = advance(cfg, policy, logits="none")
   return jax.jit(lambda *args: walk(*args)[1], donate_argnums=2)
@@ -57,10 +64,10 @@ def generate(
     prompt: token ids, at least one; of any length that the policy takes.
     policy: what is kept of the past.
     how: how tokens are drawn.
-    max_tokens: after so many it ends; `None` for never.
+    max_tokens: how many tokens at most; `None` for no limit.
     seed: of the draws. The draw of a token depends on the seed and on its
       position alone.
-    stop: tokens that end it; they are not given out.
+    stop: tokens that end the text; they are not yielded.
 
   Yields:
     Token ids.
@@ -91,7 +98,17 @@ def generate(
   )
 
 
-def _stream(cfg, params, prompt, policy, how, max_tokens, seed, stop, cache):
+def _stream(
+  cfg: ModelConfig,
+  params: dict[str, Any],
+  prompt: list[int],
+  policy: Policy,
+  how: Sampling,
+  max_tokens: int | None,
+  seed: int,
+  stop: frozenset[int],
+  cache: Cache,
+) -> Iterator[int]:
   step, fill = _step(cfg, policy, how), _fill(cfg, policy)
   key, chunk = jax.random.key(seed), policy.chunk
   at = 0
@@ -104,17 +121,17 @@ def _stream(cfg, params, prompt, policy, how, max_tokens, seed, stop, cache):
   token, cache = step(params, rest, count, cache, key)
   one, given = jnp.ones(1, jnp.int32), 0
   while True:
-    found = int(token[0, 0])
-    if found in stop:
+    new = int(token[0, 0])
+    if new in stop:
       return
-    yield found
+    yield new
     given += 1
     if given == max_tokens:
       return
     token, cache = step(params, token, one, cache, key)
 
 
-def as_text(tokenizer, ids: Iterable[int]) -> Iterator[str]:
+def as_text(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
   """The text of a stream of tokens, in pieces as soon as they are whole.
 
   A piece comes when its last character is complete, or four tokens later.
@@ -130,6 +147,7 @@ def as_text(tokenizer, ids: Iterable[int]) -> Iterator[str]:
   for token in ids:
     new.append(token)
     text = tokenizer.decode([*before, *new])[len(tokenizer.decode(before)) :]
+    # A character has at most four bytes, and a token at least one of them.
     if text.endswith("\ufffd") and len(new) < 5:
       continue
     yield text

@@ -1,7 +1,7 @@
-"""What each head does, by which heads can be ranked for removal.
+"""How much each head does, to rank heads for removal.
 
-Observers and sums of squares inside the forward pass, so that no pattern is
-kept; `scores_of` makes numbers of them. Position 0, which sees only itself, is
+Observers take sums inside the forward pass, so that no pattern is kept;
+`scores_of` turns them into scores. Position 0, which sees only itself, is
 left out everywhere.
 """
 
@@ -14,24 +14,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sinkjax.models.layerwise import Params
-
-OFF = -1e30
+from sinkjax.models.normalizers import MASKED
 
 
 class HeadScores(NamedTuple):
-  """[L, H] each; the less, the less a head does.
+  """[L, H] each; a head of a lower score does less.
 
   Attributes:
-    beside_sink: mean over queries of `sum_{s>0} p_ts ||v_s||`: what the head
-      reads elsewhere than at the first token, over the mean of `||v_s||` at
-      s > 0 and over the layer's heads. Layers differ in scale: by raw norms
+    nonsink_update: mean over queries of `sum_{s>0} p_ts ||v_s||`: what the
+      head reads from tokens other than the first, over the mean of `||v_s||`
+      at s > 0 and over the layer's heads. Layers differ in scale: by raw norms
       those with a small residual stream come first, whatever they do.
     value_mass: mean over queries of `sum_s p_ts ||v_s||`, likewise: with the
       first token, whose value is small where it is a sink.
     off_sink: mean over queries of `1 - p_t0`.
-    output: `sqrt(mean ||z_t U||^2)`, what it writes to the residual, over
-      `sqrt(mean ||x_t||^2)` of the residual after it.
-    beside_norm: `beside_sink` as a norm, not divided.
+    output: `sqrt(mean ||z_t U||^2)`, what the head writes to the residual
+      stream, over `sqrt(mean ||x_t||^2)` of the residual stream after it.
+    nonsink_norm: `nonsink_update` as a norm, not divided.
     output_norm: `output` likewise.
     dormant: `sqrt(mean ||z_t||^2)` over its mean over the layer's heads: the
       criterion of arXiv 2504.03889 in our reading. The paper defines dormant
@@ -39,11 +38,11 @@ class HeadScores(NamedTuple):
     weights: `sqrt(||W_q||^2 + ||W_o||^2)`, of no text.
   """
 
-  beside_sink: np.ndarray
+  nonsink_update: np.ndarray
   value_mass: np.ndarray
   off_sink: np.ndarray
   output: np.ndarray
-  beside_norm: np.ndarray
+  nonsink_norm: np.ndarray
   output_norm: np.ndarray
   dormant: np.ndarray
   weights: np.ndarray
@@ -54,17 +53,17 @@ class Seen(NamedTuple):
 
   Attributes:
     off_sink: [L, H] of `1 - p_t0`.
-    beside: [L, H] of `sum_{s>0} p_ts ||v_s||`.
+    nonsink: [L, H] of `sum_{s>0} p_ts ||v_s||`.
     mass: [L, H] of `sum_s p_ts ||v_s||`.
     size: [L, H] of `||v_s||` at s > 0.
     second: [L, H, K, K] of `z_t z_t^T`.
     mean: [L, H, K] of `z_t`.
-    level: [L, H] of `logsumexp_{1<=j<=t} s_tj - log t`, for `SkipForetold`.
+    level: [L, H] of `logsumexp_{1<=j<=t} s_tj - log t`, for `SkipPredicted`.
     square: [L] of `||x_t||^2`, the residual after the attention.
   """
 
   off_sink: Any
-  beside: Any
+  nonsink: Any
   mass: Any
   size: Any
   second: Any
@@ -86,15 +85,16 @@ def observers() -> dict[str, tuple[Any, Callable]]:
 def _reads(
   pattern: Float[Array, "B H T S"], v: Float[Array, "B S N K"]
 ) -> tuple[Array, Array, Array, Array]:
-  """(off the sink, read beside it, read in all, norm of values) [B, H]."""
+  """[B, H] of mass off the sink, read off it, read in all, norm of values."""
   size = jnp.sqrt(jnp.sum(v * v, axis=-1))
   size = jnp.repeat(size, pattern.shape[1] // v.shape[2], axis=2)
+  # Position 0 can only attend to itself, whatever the head does.
   rows = pattern[:, :, 1:]
   read = rows * jnp.swapaxes(size, 1, 2)[:, :, None]
-  beside = jnp.mean(jnp.sum(read[..., 1:], axis=-1), axis=-1)
+  nonsink = jnp.mean(jnp.sum(read[..., 1:], axis=-1), axis=-1)
   mass = jnp.mean(jnp.sum(read, axis=-1), axis=-1)
   off = jnp.mean(1 - rows[..., 0], axis=-1)
-  return off, beside, mass, jnp.mean(size[:, 1:], axis=1)
+  return off, nonsink, mass, jnp.mean(size[:, 1:], axis=1)
 
 
 def _moments(z: Float[Array, "B T H K"]) -> tuple[Array, Array]:
@@ -105,11 +105,11 @@ def _moments(z: Float[Array, "B T H K"]) -> tuple[Array, Array]:
 
 
 def _level(scores: Float[Array, "B H T S"]) -> Float[Array, "B H"]:
-  """How much the scores of the other keys sum to, per key."""
+  """The logarithm of the other keys' mean weight, before normalising."""
   t = jnp.arange(scores.shape[2])[:, None]
   s = jnp.arange(scores.shape[3])[None]
   seen = ((s > 0) & (s <= t))[None, None]
-  total = jax.nn.logsumexp(jnp.where(seen, scores, OFF), axis=-1)[:, :, 1:]
+  total = jax.nn.logsumexp(jnp.where(seen, scores, MASKED), axis=-1)[:, :, 1:]
   return jnp.mean(total - jnp.log(t[1:, 0])[None, None], axis=-1)
 
 
@@ -125,7 +125,7 @@ def seen_of(trace: dict[str, Any]) -> Seen:
 
 
 def scores_of(params: Params, seen: Seen) -> HeadScores:
-  """Numbers to rank heads by.
+  """The scores by which heads are ranked.
 
   Args:
     params: of the model.
@@ -140,16 +140,23 @@ def scores_of(params: Params, seen: Seen) -> HeadScores:
       f"seen has heads [L, H, K] = {seen.mean.shape}, the parameters have "
       f"{out.shape[:3]}"
     )
+  # ||z U||^2 = z U U^T z^T, so second moments of z suffice: [K, K], not [D].
   gram = np.einsum("lhkd,lhjd->lhkj", out, out)
   written = np.sqrt(np.einsum("lhkj,lhkj->lh", gram, seen.second))
   norm = np.sqrt(np.einsum("lhkk->lh", seen.second))
+  # Over the layer, not the head: a head of small values does little.
   size = seen.size.mean(axis=1, keepdims=True)
   resid = np.sqrt(seen.square)[:, None]
   return HeadScores(
-    seen.beside / size, seen.mass / size, seen.off_sink, written / resid,
-    seen.beside, written, norm / norm.mean(axis=1, keepdims=True),
+    seen.nonsink / size,
+    seen.mass / size,
+    seen.off_sink,
+    written / resid,
+    seen.nonsink,
+    written,
+    norm / norm.mean(axis=1, keepdims=True),
     weight_norms(params),
-  )  # fmt: skip
+  )
 
 
 def weight_norms(params: Params) -> np.ndarray:

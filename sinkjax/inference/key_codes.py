@@ -1,25 +1,25 @@
-"""Keys in a few bits, and how far a score from them can be off.
+"""Keys in a few bits, and a bound of the error of a score from them.
 
-For an invertible matrix A and B = A^-1, a key k_j kept as k'_j is off by
-e_j = k_j - k'_j, and a score with any query by
+For an invertible matrix A and B = A^-1, a key k_j stored as k'_j has the error
+e_j = k_j - k'_j, and its score with any query q the error
 
     |q k_j - q k'_j| = |(A^T q) (B e_j)| <= ||A^T q|| ||B e_j||.
 
-The second factor is one number of a key. Every A is right; how tight the
-bound is depends on it. With the second moments S_q of queries and S_k of keys
-around the mean of their block, and S_q^1/2 S_k^1/2 = U s V^T,
+The second factor is one number per key. The bound holds for every A, which
+only decides how tight it is. With the second moments S_q of queries and S_k of
+keys around the mean of their block, and S_q^1/2 S_k^1/2 = U s V^T,
 
     A = S_q^-1/2 U s^1/2,   E[A^T q q^T A] = E[B e e^T B^T] = diag(s)
 
-for e what a key differs from that mean by; of all A it has the least product
-of the two factors' mean squares, (sum s)^2; A = 1 gives tr S_q tr S_k.
-Dimensions in which queries see nothing then cost nothing, and those in which
-keys do not differ neither. For what a code is off by it is a good guess, since
-that goes with the range of B k, not with S_k.
+for e the difference of a key from that mean. Of all A it has the least product
+of the two factors' mean squares, (sum s)^2; A = 1 gives tr S_q tr S_k. So
+dimensions that queries ignore, or in which keys do not differ, cost nothing.
+For the error of a code this A is a heuristic only: that error grows with the
+range of B k, not with S_k.
 
-A code is what B k_j is, dimension by dimension, on an even grid between two
-ends that are found with A on other texts, and cut off beyond them. So a code
-depends on its key alone.
+A code rounds B k_j, dimension by dimension, to an even grid whose two ends are
+found with A on other texts; numbers beyond them are clipped. So a code depends
+on its key alone.
 """
 
 from typing import NamedTuple
@@ -29,14 +29,18 @@ import numpy as np
 from jaxtyping import Array, Float
 
 ROUNDING = 4.0
-"""The margin: so many units of rounding for each of K products."""
+"""Machine epsilons that the margin allows for each of K products. A sum of K
+products is off by half an epsilon a product at most; two of them are compared,
+and the norms in the margin are rounded as well, so 4 leaves room."""
 
 FLOOR = 1e-3
-"""Directions are not scaled apart by more than this allows."""
+"""Smallest singular value over the largest, so that the basis keeps an
+accurate inverse in float32."""
 
 WIDER = 0.125
-"""Each end of a grid is moved out by this share of the range that was seen: a
-key beyond it is cut off, and its block's bound is then loose."""
+"""Each end of a grid is moved out by this share of the range that was seen. A
+key beyond it is clipped, which makes its block's bound loose; a wider grid has
+coarser steps."""
 
 
 class Codec(NamedTuple):
@@ -47,7 +51,7 @@ class Codec(NamedTuple):
     inverse: [..., K, K] B.
     low: [..., K] the grid's lower ends, of B k.
     high: [..., K] its upper ends.
-    safe: [...] factor by which ||B e|| covers that B is not quite A^-1.
+    safe: [...] factor on ||B e|| that covers the rounding of B = A^-1.
   """
 
   basis: Float[Array, "N K K"]
@@ -63,12 +67,12 @@ def fit_codec(
   *,
   block: int = 16,
 ) -> Codec:
-  """The balanced basis of each KV head and the ends of its grid.
+  """Fits the balanced basis of each KV head and the ends of its grid.
 
   Args:
     q: queries of texts to fit on, as they enter the product.
     k: their keys; the first of each text is left out.
-    block: keys that have one centre.
+    block: keys around one mean.
 
   Raises:
     ValueError: for a text shorter than two blocks, heads that do not fit, or
@@ -91,11 +95,14 @@ def fit_codec(
   parts = []
   for n in range(each):
     basis = _balanced(_moment(q[:, n].reshape(-1, width)), _moment(gap[:, n]))
+    # Rounded before it is inverted: the inverse is of the basis that is used.
     basis = basis.astype(np.float32).astype(np.float64)
     inverse = np.linalg.inv(basis).astype(np.float32).astype(np.float64)
     defect = np.linalg.norm(inverse @ basis - np.eye(width))
+    # Below 1 the Neumann series bounds the true inverse; 0.5 leaves room.
     if not defect < 0.5:
-      raise ValueError(f"KV head {n}: a basis that has no inverse")
+      raise ValueError(f"KV head {n}: the basis cannot be inverted")
+    # Without the first key, which is read exactly and lies far outside.
     seen = k[:, 1:, n].reshape(-1, width) @ inverse.T
     low, high = seen.min(axis=0), seen.max(axis=0)
     room = WIDER * (high - low)
@@ -113,7 +120,7 @@ def _root(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(S^1/2, S^-1/2), small eigenvalues raised."""
   values, vectors = np.linalg.eigh(square)
   if not values[-1] > 0:
-    raise ValueError("queries or keys do not differ: there is no basis")
+    raise ValueError("queries or keys do not differ, so no basis can be fitted")
   root = np.sqrt(np.maximum(values, FLOOR**2 * values[-1]))
   return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
@@ -127,7 +134,7 @@ def _balanced(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
 def coded(
   k: Float[Array, "S K"], codec: Codec, bits: int
 ) -> tuple[Float[Array, "S K"], Float[Array, "S"]]:
-  """What codes say of one head's keys, and how far off that is.
+  """One head's keys as their codes give them, and the error of each.
 
   Args:
     k: keys of one KV head.
@@ -135,7 +142,7 @@ def coded(
     bits: of each number of a code, 1 to 16.
 
   Returns:
-    (k'_j, reach_j): `||B e_j|| <= reach_j`, rounding included.
+    (k'_j, r_j): `||B e_j|| <= r_j`, rounding included.
 
   Raises:
     ValueError: for other bits.
@@ -146,15 +153,15 @@ def coded(
   low, step = codec.low[None], (codec.high - codec.low)[None] / most
   step = jnp.where(step > 0, step, 1)
   code = jnp.round((k @ codec.inverse.T - low) / step)
-  code = jnp.clip(code, 0, most)  # what is stored
+  code = jnp.clip(code, 0, most)  # the integers that would be stored
   near = (low + step * code) @ codec.basis.T
-  return near, reach(k, near, codec)
+  return near, key_error_norm(k, near, codec)
 
 
-def reach(
+def key_error_norm(
   k: Float[Array, "... K"], near: Float[Array, "... K"], codec: Codec
 ) -> Float[Array, "..."]:
-  """`||B (k - k')||` of one head, or a little more."""
+  """`||B (k - k')||` of one head, rounded up."""
   unit = ROUNDING * k.shape[-1] * jnp.finfo(k.dtype).eps
   size = jnp.sqrt(jnp.sum(codec.inverse**2))
   off = jnp.linalg.norm((k - near) @ codec.inverse.T, axis=-1)
@@ -162,8 +169,8 @@ def reach(
   return codec.safe * (off + unit * size * rough)
 
 
-def sight(q: Float[Array, "T K"], codec: Codec) -> Float[Array, "T"]:
-  """`||A^T q||` of one head, or a little more."""
+def query_norm(q: Float[Array, "T K"], codec: Codec) -> Float[Array, "T"]:
+  """`||A^T q||` of one head, rounded up."""
   unit = ROUNDING * q.shape[-1] * jnp.finfo(q.dtype).eps
   size = jnp.sqrt(jnp.sum(codec.basis**2))
   seen = jnp.linalg.norm(q @ codec.basis, axis=-1)

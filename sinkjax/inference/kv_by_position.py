@@ -1,6 +1,7 @@
 """Caches that keep the first tokens and the last, see `kv_policy`."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,8 +16,7 @@ from sinkjax.inference.kv_places import (
   rotary,
   rotate_at,
 )
-from sinkjax.models.attention import Context
-from sinkjax.models.blocks import Block
+from sinkjax.models.attention import Attention, Context
 from sinkjax.models.cache import CHUNK, Cache
 from sinkjax.taps import NO_TAPS, Tapper
 
@@ -113,6 +113,7 @@ class ByPosition:
       local = (mask & (distance < cfg.window))[:, None]
     slot = self.first + (t - self.first) % self.ring
     slot = jnp.where(t < self.first, t, slot)
+    # A slot beyond the last is dropped: padding leaves no trace.
     slot = jnp.where(real, slot, s.shape[1])
     if not self.evicts:
       slot = jnp.where(t < self.capacity, slot, s.shape[1])
@@ -125,7 +126,7 @@ class ByPosition:
       local,
     )
 
-  def _held(self, n):
+  def _held(self, n: Array) -> Array:
     """[B, P] which token of the text each slot holds, below 0 for none."""
     last = n[:, None] - 1
     turn = jnp.arange(self.ring, dtype=jnp.int32)[None]
@@ -134,7 +135,15 @@ class ByPosition:
     head = jnp.arange(self.first, dtype=jnp.int32)[None]
     return jnp.concatenate([jnp.where(head <= last, head, -1), held], axis=1)
 
-  def attend(self, apply, cfg, qkv, layer, kept, places):
+  def attend(
+    self,
+    apply: Callable,
+    cfg: ModelConfig,
+    qkv: tuple[Array, Array, Array],
+    layer: int,
+    kept: tuple[Array, Array],
+    places: _Places,
+  ) -> tuple[Array, tuple[Array, Array]]:
     """See `cache.Policy`."""
     q, k, v = qkv
     if not self.evicts:
@@ -148,17 +157,21 @@ class ByPosition:
       read = rotate_at(cfg, layer, read, places.keys)
     far = rotate_at(cfg, layer, q, places.far)
     near = rotate_at(cfg, layer, q, places.near)
-    if q.shape[1] == 1:  # both are the same
-      scores = apply(Block.score, far, read)
+    if q.shape[1] == 1:  # a single query is at the end for both kinds of key
+      scores = apply(Attention.score, far, read)
     else:
-      first = apply(Block.score, far, read[:, : self.first])
-      scores = apply(Block.score, near, read[:, self.first :])
+      first = apply(Attention.score, far, read[:, : self.first])
+      scores = apply(Attention.score, near, read[:, self.first :])
       scores = jnp.concatenate([first, scores], axis=-1)
     mask = places.local if is_local(cfg, layer) else places.mask
     z = apply(
-      Block.weigh, scores, jnp.swapaxes(values, 1, 2), mask,
-      Tapper(NO_TAPS, layer), apply(Block.rest, far),
-    )  # fmt: skip
+      Attention.attend,
+      scores,
+      jnp.swapaxes(values, 1, 2),
+      mask,
+      Tapper(NO_TAPS, layer),
+      apply(Attention.sink_logits, far),
+    )
     return z, (keys, values)
 
 
@@ -169,14 +182,14 @@ def more_room(cache: Cache, capacity: int) -> Cache:
   likes to pay for from its first token on.
   """
 
-  def widen(x):
+  def widen(x: Array) -> Array:
     more = capacity - x.shape[2]
     return jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0)))
 
   return Cache(jax.tree.map(widen, cache.layers), cache.length)
 
 
-def _set(old, new, slot):
+def _set(old: Array, new: Array, slot: Array) -> Array:
   """`old` [B, N, P, K] with `new` [B, T, N, K] at slots [B, T]."""
   rows = jnp.arange(old.shape[0])[:, None]
   return old.at[rows, :, slot].set(new.astype(old.dtype), mode="drop")

@@ -1,6 +1,7 @@
-"""Caches that keep the tokens of the highest score, see `kv_policy`."""
+"""Caches that keep the tokens with the highest scores, see `kv_policy`."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from sinkjax.inference.kv_places import (
   rotary,
   rotate_at,
 )
-from sinkjax.models.blocks import Block
+from sinkjax.models.attention import Attention
 from sinkjax.models.cache import CHUNK
 from sinkjax.taps import Tapper, Taps
 
@@ -38,14 +39,15 @@ class _Kept(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ByScore:
-  """Those of the highest score: see `heavy_hitters`, `random_eviction`.
+  """Keeps the highest scores: see `heavy_hitters`, `random_eviction`.
 
   Attributes:
     kind: "heavy" or "random".
     capacity: C, tokens that a query sees at most, itself included.
-    recent: of these the last ones, which stay whatever their score.
+    recent: how many of these are the last ones, which stay whatever their
+      score.
     chunk: most tokens at a time.
-    seed: of the lot.
+    seed: of the random scores.
   """
 
   kind: str
@@ -78,15 +80,25 @@ class ByScore:
       empty, jnp.copy(empty), jnp.zeros(slots), jnp.full(slots, -1, jnp.int32)
     )
 
-  def prepare(self, cfg: ModelConfig, length: Array, real: Array):
+  def prepare(
+    self, cfg: ModelConfig, length: Array, real: Array
+  ) -> tuple[Array, Array]:
     """(t [B, T], real [B, T])."""
     steps = jnp.arange(real.shape[1], dtype=jnp.int32)[None]
     return length[:, None] + steps, real
 
-  def attend(self, apply, cfg, qkv, layer, kept, shared):
+  def attend(
+    self,
+    apply: Callable,
+    cfg: ModelConfig,
+    qkv: tuple[Array, Array, Array],
+    layer: int,
+    kept: _Kept,
+    shared: tuple[Array, Array],
+  ) -> tuple[Array, _Kept]:
     """See `cache.Policy`."""
 
-    def one(kept, token):
+    def one(kept: _Kept, token: tuple) -> tuple[_Kept, Array]:
       q, k, v, t, real = token
       kept = self._take(kept, layer, k, v, t, real)
       z, pattern = self._look(apply, cfg, layer, kept, q, t)
@@ -100,14 +112,17 @@ class ByScore:
     kept, z = jax.lax.scan(one, kept, tuple(tokens))
     return jnp.swapaxes(z, 0, 1), kept
 
-  def _take(self, kept: _Kept, layer, k, v, t, real) -> _Kept:
-    """The new token in an empty slot, or in that of the one that goes.
+  def _take(
+    self, kept: _Kept, layer: int, k: Array, v: Array, t: Array, real: Array
+  ) -> _Kept:
+    """The new token in an empty slot, or in that of the token it replaces.
 
     k and v are [B, N, K], t and real [B].
     """
     full = (t >= self.capacity)[:, None, None]
     may_go = full & (kept.rank <= self.capacity - self.recent)
     may_go |= ~full & (kept.rank < 0)
+    # What must stay is at infinity, so the lowest score is that of what may go.
     slot = jnp.argmin(jnp.where(may_go, kept.score, jnp.inf), axis=-1)[
       ..., None
     ]
@@ -124,7 +139,7 @@ class ByScore:
       jnp.where(here, newest, rank),
     )
 
-  def _first_score(self, layer, t, shape):
+  def _first_score(self, layer: int, t: Array, shape: tuple[int, ...]) -> Array:
     """[B, N, 1] the score that a token comes with."""
     if self.kind == "heavy":
       return jnp.zeros(shape)
@@ -133,7 +148,15 @@ class ByScore:
     each = jax.vmap(jax.random.fold_in)(each, jnp.arange(shape[0]))
     return jax.vmap(lambda one: jax.random.uniform(one, shape[1:]))(each)
 
-  def _look(self, apply, cfg, layer, kept: _Kept, q, t):
+  def _look(
+    self,
+    apply: Callable,
+    cfg: ModelConfig,
+    layer: int,
+    kept: _Kept,
+    q: Array,
+    t: Array,
+  ) -> tuple[Array, Array]:
     """(z [B, H, K], pattern [B, H, C]) of one query a row, q [B, H, K]."""
     batch, heads, slots = kept.rank.shape
     at = jnp.minimum(t, self.capacity - 1)
@@ -147,13 +170,17 @@ class ByScore:
     mask = jnp.repeat(mask, cfg.group_size, axis=1)[:, :, None]
     tap = Tapper(Taps(observers={"pattern": ("pattern", lambda x: x)}), layer)
     z = apply(
-      Block.weigh, apply(Block.score, q, jnp.swapaxes(keys, 1, 2)),
-      jnp.swapaxes(kept.values, 1, 2), mask, tap, apply(Block.rest, q),
-    )  # fmt: skip
+      Attention.attend,
+      apply(Attention.score, q, jnp.swapaxes(keys, 1, 2)),
+      jnp.swapaxes(kept.values, 1, 2),
+      mask,
+      tap,
+      apply(Attention.sink_logits, q),
+    )
     return z[:, 0], tap.trace()["pattern"][:, :, 0]
 
 
-def _put(old, new, slot, real):
+def _put(old: Array, new: Array, slot: Array, real: Array) -> Array:
   """`old` [B, N, C, K] with `new` [B, N, K] at slots [B, N, 1]."""
   rows = jnp.arange(old.shape[0])[:, None]
   heads = jnp.arange(old.shape[1])[None]

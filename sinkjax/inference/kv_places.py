@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from jaxtyping import Array
+
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import Context, rotary_of
 from sinkjax.models.positions import rotary_tables, rotate
 
 
-def rotary(cfg: ModelConfig, positions) -> Context:
+def rotary(cfg: ModelConfig, positions: Array) -> Context:
   """A context of nothing but rotary tables, positions [B, T]."""
   cos = sin = None
   if cfg.positions == "rope":
@@ -15,7 +17,7 @@ def rotary(cfg: ModelConfig, positions) -> Context:
   return Context(cos, sin, None, None)
 
 
-def rotate_at(cfg: ModelConfig, layer: int, x, ctx: Context):
+def rotate_at(cfg: ModelConfig, layer: int, x: Array, ctx: Context) -> Array:
   """Queries or keys [B, T, N, K] at the positions of `ctx`."""
   cos, sin = rotary_of(cfg, ctx, layer)
   return x if cos is None else rotate(x, cos, sin)

@@ -33,36 +33,37 @@ from sinkjax.models.cache import CHUNK
 
 
 def full(capacity: int, *, chunk: int = CHUNK) -> ByPosition:
-  """Everything is kept, up to `capacity` tokens: then there is no more.
+  """Keeps everything, up to `capacity` tokens; then the cache is full.
 
-  The forward pass exactly. Positions beyond the model's context are as far
-  from what it learned as they are in a forward pass.
+  Equal to the forward pass. Positions beyond the model's context are used as
+  they are, as in a forward pass.
   """
   return ByPosition(0, capacity, chunk, evicts=False)
 
 
 def window(size: int, *, chunk: int = CHUNK) -> ByPosition:
-  """The last `size` tokens."""
+  """Keeps the last `size` tokens."""
   return ByPosition(0, size, chunk)
 
 
 def sinks(count: int, window: int, *, chunk: int = CHUNK) -> ByPosition:
-  """The first `count` tokens and the last `window` (StreamingLLM)."""
+  """Keeps the first `count` tokens and the last `window` (StreamingLLM)."""
   return ByPosition(count, window, chunk)
 
 
 def heavy_hitters(
   capacity: int, recent: int | None = None, *, chunk: int = CHUNK
 ) -> ByScore:
-  """The `recent` last tokens, and of the others those most attended to.
+  """Keeps the `recent` last tokens, and the others most attended to.
 
   H2O (Zhang et al. 2023, arXiv 2306.14048): the score of a token is the
-  attention that it has got from all queries since it came, summed over the
-  query heads of its KV head. Theirs leaves the positions of the text.
+  attention that it has received from all later queries, summed over the query
+  heads of its KV head. In their version tokens keep their positions in the
+  text.
 
   Args:
     capacity: tokens kept, the new one included.
-    recent: of these the last ones; half if `None`.
+    recent: how many of these are the last ones; half if `None`.
     chunk: tokens at a time.
   """
   return ByScore("heavy", capacity, _half(capacity, recent), chunk)
@@ -71,16 +72,16 @@ def heavy_hitters(
 def random_eviction(
   capacity: int, recent: int | None = None, *, seed: int = 0, chunk: int = CHUNK
 ) -> ByScore:
-  """As `heavy_hitters`, but the scores are drawn by lot: a control.
+  """As `heavy_hitters`, but with random scores: a control.
 
-  Each token draws once, when it comes, so that those kept beside the recent
-  ones are a uniform sample of the past. The draw depends on seed, layer, row,
-  head and position in the text alone.
+  A token's score is drawn once, when it enters, so that the tokens kept beside
+  the recent ones are a uniform sample of the past. The draw depends only on
+  seed, layer, row, head and position in the text.
   """
   return ByScore("random", capacity, _half(capacity, recent), chunk, seed)
 
 
-def _half(capacity, recent):
+def _half(capacity: int, recent: int | None) -> int:
   return max(1, capacity // 2) if recent is None else recent
 
 

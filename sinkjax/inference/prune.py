@@ -2,14 +2,14 @@
 
 `remove_heads` gives the parameters and the config of a smaller model that
 computes what the whole one computes with these heads' output set to zero (or
-to their mean). `remove_by_layer` does the same with every layer as small as it
-can be by itself.
+to their mean). `remove_by_layer` makes every layer as small as it can be by
+itself.
 
 Sharp edges:
-  A `ModelConfig` has as many KV groups in every layer, and as many query
-  heads in every group. What does not fit is filled with heads whose output
-  weights are zero: right, but not faster. `structured` chooses heads so that
-  nothing has to be filled.
+  A `ModelConfig` has the same number of KV groups in every layer, and of query
+  heads in every group. Where fewer are left, heads whose output weights are
+  zero take their place: correct, but not faster. `structured` chooses heads so
+  that nothing has to be filled.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def remove_heads(
   Args:
     params: of the whole model.
     cfg: its config.
-    removed: True for a head to take out.
+    removed: True for a head to remove.
     mean: its mean output, which then stays as a bias of the output
       projection; `None` for zero.
 
@@ -84,8 +84,8 @@ def remove_heads(
   removed = _checked(cfg, removed)
   if mean is not None and cfg.gate in ("head", "element"):
     raise ValueError(
-      f"gate={cfg.gate!r} opens by the token: the mean of a removed head is "
-      "no bias; use mean=None"
+      f"gate={cfg.gate!r} depends on the token, so the mean of a removed "
+      "head is no bias; use mean=None"
     )
   groups, heads, live = _places(cfg, removed)
   blocks = {**params["blocks"]}
@@ -96,6 +96,7 @@ def remove_heads(
     )
   o = {**attn["o"]}
   mask = jnp.asarray(live, o["kernel"].dtype)
+  # Heads that only fill a group must write nothing.
   o["kernel"] = o["kernel"] * mask[..., None, None]
   out_bias = cfg.out_bias
   if mean is not None:
@@ -111,8 +112,11 @@ def remove_heads(
   return {**params, "blocks": blocks}, small
 
 
-def _places(cfg: ModelConfig, removed: np.ndarray):
-  """(KV heads [L, N'], query heads [L, H'], which of these live)."""
+def _places(
+  cfg: ModelConfig, removed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(KV heads [L, N'], query heads [L, H'], which of these are kept)."""
+  # The same counts in all layers: the layer with the most decides.
   kept = ~removed.reshape(cfg.n_layers, cfg.n_kv_heads, cfg.group_size)
   some = kept.any(axis=-1)
   wide = max(1, int(some.sum(axis=-1).max()))
@@ -126,8 +130,10 @@ def _places(cfg: ModelConfig, removed: np.ndarray):
   return groups, heads, ~np.take_along_axis(removed, heads, 1)
 
 
-def _part(cfg: ModelConfig, name: str, x, groups, heads):
-  """The heads' part of a leaf of the attention, layers on the first axis."""
+def _part(
+  cfg: ModelConfig, name: str, x: Array, groups: np.ndarray, heads: np.ndarray
+) -> Array:
+  """The kept heads' part of a leaf of the attention, [L, ...]."""
   kv_gate = name == "gate" and cfg.gate == "value"
   if name in ("q_norm", "k_norm") or (name == "o" and x.ndim == 2):
     return x
@@ -145,7 +151,7 @@ def remove_by_layer(
   *,
   mean: Float[Array, "L H K"] | None = None,
 ) -> tuple[Params, tuple[ModelConfig, ...]]:
-  """As `remove_heads`, every layer as small as it can be by itself.
+  """Removes heads with every layer as small as it can be by itself.
 
   Returns:
     (params, cfgs): `params["blocks"]` is a list of each block's parameters
@@ -164,10 +170,11 @@ def remove_by_layer(
     }
     local = cfg.local_layers[layer : layer + 1]
     small, its = remove_heads(
-      one, cfg.replace(n_layers=1, local_layers=local),
+      one,
+      cfg.replace(n_layers=1, local_layers=local),
       removed[layer : layer + 1],
       mean=None if mean is None else mean[layer : layer + 1],
-    )  # fmt: skip
+    )
     blocks.append(jax.tree.map(lambda x: x[0], small["blocks"]))
     cfgs.append(its)
   return {**params, "blocks": blocks}, tuple(cfgs)
@@ -176,20 +183,20 @@ def remove_by_layer(
 def ragged_forward(
   cfg: ModelConfig, cfgs: Sequence[ModelConfig]
 ) -> Callable[[Params, Any], Float[Array, "B T V"]]:
-  """`f(params, tokens) -> logits` of what `remove_by_layer` gave, unrolled.
+  """`f(params, tokens) -> logits` of a model of `remove_by_layer`, unrolled.
 
   Args:
     cfg: of the whole model.
     cfgs: of every layer.
   """
 
-  def f(params, tokens):
+  def f(params: Params, tokens: Any) -> Array:
     tokens = check_tokens(cfg, tokens)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     ctx = make_context(cfg, positions, None)
     with jax.default_matmul_precision(cfg.precision):
       x = embed(InMemory(cfg, params), tokens, positions)
-      layer = jnp.asarray(0)  # the only one of its config
+      layer = jnp.asarray(0)  # each config has one layer
       for its, block in zip(cfgs, params["blocks"], strict=True):
         x, _ = apply_block(its, block, x, layer, ctx, NO_TAPS)
       x = apply_final_norm(cfg, params["final_norm"], x)
@@ -226,12 +233,12 @@ def structured(
 
   Args:
     cfg: the model.
-    scores: what each head does; the lowest go.
+    scores: how much each head does; those of the lowest are removed.
     groups: KV heads left in a layer.
     each: query heads left in a group.
 
   Returns:
-    [L, H] bool, True for a head to take out.
+    [L, H] bool, True for a head to remove.
 
   Raises:
     ValueError: for more than there are, or none.
@@ -244,6 +251,7 @@ def structured(
   by_group = np.asarray(scores, float).reshape(
     cfg.n_layers, cfg.n_kv_heads, cfg.group_size
   )
+  # Ranks from two sorts: ties are broken by order, so counts are exact.
   rank = np.argsort(np.argsort(-by_group, axis=2), axis=2)
   best = rank < each
   total = np.where(best, by_group, 0).sum(axis=2)

@@ -1,8 +1,9 @@
-"""Simulated integer quantisation: round to a grid, go on in floating point.
+"""Simulated integer quantisation: round to a grid, continue in floating point.
 
-What is measured is what rounding does to the model; nothing gets smaller or
-faster. `quantize` rounds an array, `Quantize` is the edit that does so inside
-a model; weights and what they multiply are in `quantize_linear`.
+This measures what rounding does to the model; nothing gets smaller or faster.
+`quantize` rounds an array, `Quantize` is the edit that does so inside a model,
+and `quantize_kv` makes it one of keys and values alike; weights and the
+activations that they multiply are in `quantize_linear`.
 
 With n steps between the lowest and the highest level,
 
@@ -11,10 +12,10 @@ With n steps between the lowest and the highest level,
     symmetric    n = 2^(bits-1) - 1,  x' = step round(x / step),
                  step = max |x| / n
 
-with low, high and max |x| of the numbers that share a step: `PER`. So
+with low, high and max |x| of the numbers that share a step, see `PER`. So
 |x - x'| <= step / 2 up to float error. Low and step stay floating point, as
-in KIVI (2402.02750). Ranges are of the array at hand ("dynamic"), or
-given ("static"): then what is beyond them is clipped to the last level.
+in KIVI (2402.02750). Ranges are those of the array itself ("dynamic"), or
+given ("static"): then numbers beyond them are clipped to the last level.
 
 Sharp edges:
   Kept tokens (KVQuant 2401.18079; the pivot tokens of IntactKV, 2403.01241)
@@ -23,15 +24,16 @@ Sharp edges:
   rounds keys before it, where outliers stay in their channel; for that there
   is `BeforeRotation`.
   The edit rounds the whole text at once: a token's own key and value are
-  rounded when it attends to itself. Per channel and per tensor the range is
-  of later tokens too, so a step knows of the future; a group of one token
-  does not.
+  rounded when it attends to itself. Per channel and per tensor the range
+  includes later tokens, so a step depends on the future; that of a group of
+  one token does not.
   Rounding has derivative zero. Only low and step carry a derivative; through
-  a "channel" or "tensor" edit that goes backwards in the text, too, and an
+  a "channel" or "tensor" edit it also runs backwards in the text, which an
   exact Jacobian of later source tokens alone refuses.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,14 +76,15 @@ def quantize(
     The same shape and type; rounding is done in float32 at least.
 
   Raises:
-    ValueError: for an unknown `per`, a group that is no positive integer or
-      that is given per tensor, limits that are not, or too few bits or axes.
+    ValueError: for an unknown `per`, a group that is not a positive integer or
+      is given per tensor, limits with another `per`, or too few bits or axes.
 
   >>> x = jnp.array([[[0.0, 0.9, 3.0], [5.0, 5.0, 5.0]]])
   >>> quantize(x, 2, per="token").tolist()
   [[[0.0, 1.0, 3.0], [5.0, 5.0, 5.0]]]
   """
   _check(x, bits, per, symmetric, group, limits)
+  # A step of half precision would round a second time.
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   counts = jnp.ones(x.shape[1], bool) if keep is None else ~jnp.asarray(keep)
   counts = jnp.broadcast_to(counts.reshape(1, -1, *[1] * (x.ndim - 2)), x.shape)
@@ -93,7 +96,14 @@ def quantize(
   return jnp.where(counts, rounded.astype(x.dtype), x)
 
 
-def _check(x, bits, per, symmetric, group, limits):
+def _check(
+  x: Array,
+  bits: Any,
+  per: str,
+  symmetric: bool,
+  group: int | None,
+  limits: tuple[Any, Any] | None,
+) -> None:
   if per not in PER:
     raise ValueError(f"per must be one of {list(PER)}, got {per!r}")
   if x.ndim < 3:
@@ -102,7 +112,7 @@ def _check(x, bits, per, symmetric, group, limits):
     per == "tensor" or not isinstance(group, int) or group < 1
   ):
     raise ValueError(
-      "group must be a positive integer, or None as it must be per tensor, "
+      "group must be a positive integer or None, and None per tensor, "
       f"got {group!r} per {per}"
     )
   if limits is not None and per != "tensor":
@@ -113,15 +123,19 @@ def _check(x, bits, per, symmetric, group, limits):
     raise ValueError(f"bits must be in [{least}, 16] if {kind}, got {bits}")
 
 
-def _range(x, counts, per, group):
-  """(least, greatest) of what shares a step, each broadcasts to x."""
+def _range(
+  x: Array, counts: Array, per: str, group: int | None
+) -> tuple[Array, Array]:
+  """(least, greatest) of the numbers that share a step; both broadcast to x."""
   low = _reduce(jnp.min, jnp.where(counts, x, jnp.inf), per, group, jnp.inf)
   high = _reduce(jnp.max, jnp.where(counts, x, -jnp.inf), per, group, -jnp.inf)
-  some = low <= high  # else every token that shares this step is kept
+  some = low <= high  # not where every token that shares the step is kept
   return jnp.where(some, low, 0), jnp.where(some, high, 0)
 
 
-def _grid(low, high, bits, symmetric, dtype):
+def _grid(
+  low: Any, high: Any, bits: Any, symmetric: bool, dtype: Any
+) -> tuple[Array, Array, Array]:
   """(lowest level or 0, step, number of the highest level)."""
   low, high = jnp.asarray(low, dtype), jnp.asarray(high, dtype)
   if symmetric:
@@ -131,11 +145,14 @@ def _grid(low, high, bits, symmetric, dtype):
     span, most = high - low, 2.0 ** jnp.asarray(bits) - 1
   most = most.astype(dtype)
   step = span / most
+  # Equal numbers have a range of 0; any step returns them unchanged.
   return low, jnp.where(step > 0, step, 1), most
 
 
-def _reduce(reduce, x, per, group, filler):
-  """`reduce` over what shares a step, broadcast to x again."""
+def _reduce(
+  reduce: Callable, x: Array, per: str, group: int | None, filler: float
+) -> Array:
+  """`reduce` over the numbers that share a step, to be broadcast to x."""
   if per == "tensor":
     return reduce(x, axis=tuple(range(1, x.ndim)), keepdims=True)
   axis = x.ndim - 1 if per == "token" else 1
@@ -155,13 +172,13 @@ def _reduce(reduce, x, per, group, filler):
 class Quantize:
   """An edit that rounds a site whose axis 1 is tokens: "k", "v", "mlp_in".
 
-  Bits, kept tokens and layers are leaves: one compiled model serves all. It
-  has no `rows`: what it rounds is not a block of query rows.
+  Bits, kept tokens and layers are leaves, so one compiled model serves all of
+  them. There is no `rows`, since these sites have no blocks of query rows.
 
   Attributes:
     bits: of a level.
-    keep: position or positions left in full precision; one that the text
-      does not have (-1) keeps none. `None` keeps none.
+    keep: position or positions left in full precision; `None`, or one that
+      the text does not have (-1), keeps none.
     layers: as in `transforms.edits`: `None` for all, or which.
     per: one of `PER`.
     symmetric: as `quantize` takes it.
@@ -183,10 +200,14 @@ class Quantize:
     if limits is not None:
       limits = tuple(jnp.asarray(limits)[layer])
     new = quantize(
-      value, self.bits, per=self.per, symmetric=self.symmetric,
-      group=self.group, keep=kept_tokens(self.keep, value.shape[1]),
+      value,
+      self.bits,
+      per=self.per,
+      symmetric=self.symmetric,
+      group=self.group,
+      keep=kept_tokens(self.keep, value.shape[1]),
       limits=limits,
-    )  # fmt: skip
+    )
     if self.layers is None:
       return new
     return jnp.where(jnp.any(jnp.asarray(self.layers) == layer), new, value)
@@ -252,9 +273,10 @@ def before_rotation(
   return BeforeRotation(edit, cos, sin, cfg)
 
 
-def quantize_kv(bits: Any, *, keep: Any = None, layers: Any = None,
-                **kind: Any) -> dict[str, Quantize]:  # fmt: skip
-  """Edits for `intervene` that round keys (rotated) and values alike.
+def quantize_kv(
+  bits: Any, *, keep: Any = None, layers: Any = None, **kind: Any
+) -> dict[str, Quantize]:
+  """Edits for `intervene` that round rotated keys and values alike.
 
   Args:
     bits: of a level.

@@ -1,15 +1,15 @@
 """Simulated integer weights and activations: W8A8, W4A8, W4A4 and the like.
 
-Every projection inside the layers multiplies what a tap can reach: "attn_in"
+Every projection inside the layers multiplies a value at a tap: "attn_in"
 (q, k, v), "z" (o), "mlp_in" (gate, up), "mlp_act" (down). Weights are rounded
 once, with a step for each output channel; activations by edits at these four
 sites, with a step for each token, or one for the whole tensor, found from the
-text at hand (dynamic) or from other texts before (static). All grids are
+text itself (dynamic) or from other texts before (static). All grids are
 symmetric, see `sinkjax.inference.quantize`.
 
 PrefixQuant (2410.05265) keeps the few tokens with massive activations in the
-cache as a prefix that is never rounded: here `keep`. The kept token still
-meets rounded weights, and its keys and values come from there.
+cache as a prefix that is never rounded; here these are `keep`. Weights are
+rounded for the kept token too, and its keys and values are made with them.
 
 Sharp edges:
   The embedding, the unembedding, norms, biases and the products of queries,
@@ -29,13 +29,14 @@ from sinkjax.inference.quantize import Quantize, kept_tokens
 from sinkjax.taps import Layer
 
 INPUTS = ("attn_in", "z", "mlp_in", "mlp_act")
-"""Sites of what the projections read."""
+"""Sites that the projections read."""
 
 RANGES = ("tensor, static", "tensor", "token")
-"""Which activations share a step; the second and third are dynamic."""
+"""Which activations share a step; "tensor" and "token" are dynamic."""
 
 _INNER = {"o": 2}
-"""Axes of a kernel that are summed over; 1 where not named."""
+"""How many axes of a kernel are summed over; 1 where not named: the output
+projection [H, K, D] sums over heads and their dimensions."""
 
 
 def quantize_weights(params: Any, bits: Any) -> Any:
@@ -56,7 +57,7 @@ def quantize_weights(params: Any, bits: Any) -> Any:
   if isinstance(bits, (int, float)) and not 2 <= bits <= 16:
     raise ValueError(f"bits must be in [2, 16], got {bits}")
 
-  def walk(tree, name):
+  def walk(tree: Any, name: str) -> Any:
     if not isinstance(tree, Mapping):
       return tree
     inner = _INNER.get(name, 1)
@@ -72,6 +73,7 @@ def _round_kernel(kernel: Array, bits: Any, inner: int) -> Array:
   axes = tuple(range(1, 1 + inner))
   span = jnp.max(jnp.abs(kernel), axis=axes, keepdims=True)
   most = (2.0 ** (jnp.asarray(bits) - 1) - 1).astype(kernel.dtype)
+  # A channel of zeros stays zero whatever the step.
   step = jnp.where(span > 0, span / most, 1)
   return jnp.round(kernel / step) * step
 
@@ -102,7 +104,7 @@ def quantize_inputs(
   layers: Any = None,
   limits: Mapping[str, Array] | None = None,
 ) -> dict[str, Flat]:
-  """Edits for `intervene` that round what every projection reads.
+  """Edits for `intervene` that round the input of every projection.
 
   Args:
     cfg: the model.
@@ -113,8 +115,8 @@ def quantize_inputs(
     limits: `{site: [L, 2]}` of `limits_of`, for "tensor, static" alone.
 
   Raises:
-    ValueError: for unknown ranges, limits that are missing or in vain, or a
-      model whose output projection reads gated heads, at which no tap stands.
+    ValueError: for unknown ranges, limits that are missing or unused, or a
+      model whose output projection reads gated heads, which have no tap.
 
   >>> import sinkjax
   >>> sorted(quantize_inputs(sinkjax.TINY, 8, ranges="token"))
@@ -124,7 +126,7 @@ def quantize_inputs(
     raise ValueError(f"ranges must be one of {list(RANGES)}, got {ranges!r}")
   if cfg.gate in ("head", "element"):
     raise ValueError(
-      "what the output projection reads has no site where heads are gated, "
+      "the input of the output projection has no tap where heads are gated, "
       f"and the model has gate={cfg.gate!r}"
     )
   if (limits is not None) != (ranges == "tensor, static"):
@@ -132,14 +134,18 @@ def quantize_inputs(
       f"limits go with ranges 'tensor, static' and nothing else, got {ranges!r}"
     )
 
-  def one(site):
+  def one(site: str) -> Flat:
     at = layers[site] if isinstance(layers, Mapping) else layers
     return Flat(
       Quantize(
-        bits, keep, at, per="token" if ranges == "token" else "tensor",
-        symmetric=True, limits=None if limits is None else limits[site],
+        bits,
+        keep,
+        at,
+        per="token" if ranges == "token" else "tensor",
+        symmetric=True,
+        limits=None if limits is None else limits[site],
       )
-    )  # fmt: skip
+    )
 
   return {site: one(site) for site in INPUTS}
 
@@ -151,7 +157,7 @@ def range_observers(keep: Any = None) -> dict[str, tuple[str, Callable]]:
     keep: position or positions that do not count.
   """
 
-  def ends(value):
+  def ends(value: Array) -> Array:
     flat = value.reshape(*value.shape[:2], -1)
     kept = kept_tokens(keep, value.shape[1])
     counts = True if kept is None else ~kept[None, :, None]
@@ -165,7 +171,7 @@ def range_observers(keep: Any = None) -> dict[str, tuple[str, Callable]]:
 def limits_of(trace: Mapping[str, Float[Array, "L B 2"]]) -> dict[str, Array]:
   """[L, 2] static limits of each input, from all texts of `range_observers`."""
 
-  def over_texts(ends):
+  def over_texts(ends: Array) -> Array:
     low, high = jnp.min(ends[..., 0], axis=1), jnp.max(ends[..., 1], axis=1)
     return jnp.stack([low, high], axis=-1)
 

@@ -5,7 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,9 @@ GREEDY = Sampling()
 """The most likely token, always."""
 
 
-def allowed(probabilities: Float[Array, "B V"], how: Sampling):
+def allowed(
+  probabilities: Float[Array, "B V"], how: Sampling
+) -> Bool[Array, "B V"]:
   """[B, V] whether each token may be drawn; ties at the edge all may."""
   top = jnp.max(probabilities, axis=-1, keepdims=True)
   may = probabilities >= how.min_p * top
@@ -49,7 +51,9 @@ def allowed(probabilities: Float[Array, "B V"], how: Sampling):
   return may
 
 
-def _nucleus_edge(probabilities, top_p: float) -> Float[Array, "B 1"]:
+def _nucleus_edge(
+  probabilities: Float[Array, "B V"], top_p: float
+) -> Float[Array, "B 1"]:
   """The largest p such that the tokens of p and more have mass `top_p`.
 
   By bisection over the bit patterns of float32, which are ordered as the
@@ -58,7 +62,7 @@ def _nucleus_edge(probabilities, top_p: float) -> Float[Array, "B 1"]:
   wide = probabilities.astype(jnp.float32)
   bits = jax.lax.bitcast_convert_type(wide, jnp.int32)
 
-  def halve(_, bounds):
+  def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = bounds  # at low there is mass enough, at high there is not
     mid = (low + high) // 2
     mass = jnp.sum(jnp.where(bits >= mid, wide, 0), axis=-1, keepdims=True)
@@ -67,6 +71,7 @@ def _nucleus_edge(probabilities, top_p: float) -> Float[Array, "B 1"]:
 
   low = jnp.zeros((wide.shape[0], 1), jnp.int32)
   high = jnp.max(bits, axis=-1, keepdims=True) + 1
+  # The bit patterns of positive float32 are 31-bit integers.
   low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
   return jax.lax.bitcast_convert_type(low, jnp.float32)
 

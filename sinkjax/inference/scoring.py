@@ -1,4 +1,4 @@
-"""The loss of every token of a long text, under what a cache keeps."""
+"""The loss of every token of a long text, given what a cache keeps of it."""
 
 import contextlib
 import functools
@@ -8,19 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.inference import kv_policy
 from sinkjax.inference.kv_by_position import more_room
-from sinkjax.models.cache import CHUNK, Policy, advance, init_cache
+from sinkjax.models.cache import CHUNK, Cache, Policy, advance, init_cache
 from sinkjax.models.transformer import check_ids, forward, logits_of
 from sinkjax.transforms.capture import capture
 
 Progress = Callable[[int], Any]
 
 
-def nats_of(logits: Float[Array, "... V"], targets) -> Float[Array, "..."]:
+def nats_of(
+  logits: Float[Array, "... V"], targets: Int[Array, "..."]
+) -> Float[Array, "..."]:
   """`log sum exp logits - logits[target]`, in float32."""
   logits = logits.astype(jnp.float32)
   logits = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -29,11 +31,17 @@ def nats_of(logits: Float[Array, "... V"], targets) -> Float[Array, "..."]:
 
 
 @functools.lru_cache(maxsize=8)
-def _scorer(cfg: ModelConfig, policy: Policy):
+def _scorer(cfg: ModelConfig, policy: Policy) -> Callable:
   """`score(params, tokens, targets, count, cache) -> (nats [1, T], cache)`."""
   walk = advance(cfg, policy)
 
-  def score(params, tokens, targets, count, cache):
+  def score(
+    params: dict[str, Any],
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    count: Int[Array, "B"],
+    cache: Cache,
+  ) -> tuple[Array, Cache]:
     logits, cache = walk(params, tokens, cache, count=count)
     return nats_of(logits, targets), cache
 
@@ -41,16 +49,18 @@ def _scorer(cfg: ModelConfig, policy: Policy):
 
 
 @functools.lru_cache(maxsize=8)
-def last_logits(cfg: ModelConfig):
+def last_logits(cfg: ModelConfig) -> Callable:
   """`f(params, tokens [B, T]) -> [B, V]`: a forward pass, its last row.
 
-  With fused attention where the model can have it: what else could be as fast.
+  With fused attention where the model allows it: the fastest pass there is.
   """
-  with contextlib.suppress(ValueError):
+  with contextlib.suppress(ValueError):  # of a model that cannot have it
     cfg = cfg.replace(attention="fused")
   walk = capture(forward(cfg), {"last": ("final", lambda x: x[:, -1:])})
 
-  def f(params, tokens):
+  def f(
+    params: dict[str, Any], tokens: Int[Array, "B T"]
+  ) -> Float[Array, "B V"]:
     x = walk(params, tokens).trace["last"]
     table = params["embed" if cfg.tie_embeddings else "unembed"]
     with jax.default_matmul_precision(cfg.precision):
@@ -111,12 +121,12 @@ def stream_nats(
     raise ValueError(
       f"{len(ids) - 1} tokens do not fit a full cache of {policy.limit}"
     )
-  score, cache, found = _scorer(cfg, policy), init_cache(cfg, policy), []
+  score, cache, losses = _scorer(cfg, policy), init_cache(cfg, policy), []
   for tokens, targets, count in _chunks(ids, policy.chunk):
     nats, cache = score(params, tokens, targets, np.array([count]), cache)
-    found.append(np.asarray(nats)[0, :count])
+    losses.append(np.asarray(nats)[0, :count])
     progress(count)
-  return np.concatenate(found)
+  return np.concatenate(losses)
 
 
 def dense_nats(
@@ -150,7 +160,7 @@ def dense_nats(
     raise ValueError(
       f"room must be a multiple of the chunk {chunk}, got {room}"
     )
-  policy, fed, found = kv_policy.full(room, chunk=chunk), 0, []
+  policy, fed, losses = kv_policy.full(room, chunk=chunk), 0, []
   cache = init_cache(cfg, policy)
   for tokens, targets, count in _chunks(ids, chunk):
     if fed + count > policy.capacity:
@@ -159,10 +169,10 @@ def dense_nats(
       cache = more_room(cache, policy.capacity)
     score = _scorer(cfg, policy)
     nats, cache = score(params, tokens, targets, np.array([count]), cache)
-    found.append(np.asarray(nats)[0, :count])
+    losses.append(np.asarray(nats)[0, :count])
     fed += count
     progress(count)
-  return np.concatenate(found)
+  return np.concatenate(losses)
 
 
 def recompute_nats(
@@ -210,13 +220,14 @@ def recompute_nats(
       f"greater than the prefix of {len(prefix)}; got {at.tolist()[:4]} ... "
       f"and {total}"
     )
-  f, found = last_logits(cfg), []
+  f, losses = last_logits(cfg), []
   rows = np.array([[*prefix, *ids[t - span : t]] for t in at], np.int32)
   for start in range(0, len(at), batch):
     here = at[start : start + batch]
+    # The last batch is filled by repetition: one shape, one compilation.
     part = np.resize(rows[start : start + batch], (batch, total))
     targets = np.resize(ids[here], batch)
     nats = nats_of(f(params, part), jnp.asarray(targets))
-    found.append(np.asarray(nats)[: len(here)])
+    losses.append(np.asarray(nats)[: len(here)])
     progress(len(here) * total)
-  return np.concatenate(found)
+  return np.concatenate(losses)

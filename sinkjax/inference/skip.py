@@ -1,34 +1,29 @@
-"""Edits that skip a head at single queries: where it rests on the sink.
+"""Edits that skip a head at the queries where it attends to the sink.
 
-`SkipResting` knows the pattern; `SkipForetold` has only the score with the
-first key, as a kernel that is to save the others would.
+A head is dormant at a query that puts nearly all of its attention on the first
+token. `SkipDormant` reads that from the attention pattern; `SkipPredicted`
+predicts it from the score of the first key alone, as a kernel must that is to
+save the other scores.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sinkjax.models.normalizers import MASKED
 from sinkjax.taps import Layer
-
-OFF = -1e30
-
-
-def _register(cls):
-  cls = dataclasses.dataclass(frozen=True)(cls)
-  names = [field.name for field in dataclasses.fields(cls)]
-  return jax.tree_util.register_dataclass(cls, names, [])
+from sinkjax.transforms.edits import pytree_dataclass
 
 
-@_register
-class SkipResting:
-  """Queries that rest read the first value alone. For the site "pattern".
+@pytree_dataclass
+class SkipDormant:
+  """Dormant queries read the first value alone. For the site "pattern".
 
   Where a row has more than `threshold` on the first key, its other weights
-  are set to zero, and that on the first key to `weight`, or left as it is.
-  Its own row, the first, has nothing else. With `p_0` kept,
+  are set to zero, and that on the first key to `weight`, or left as it is. The
+  first row, which has nothing else, is never changed. With `p_0` kept,
 
       ||dz|| <= (1 - p_0) max_j>0 ||v_j||
 
@@ -49,7 +44,7 @@ class SkipResting:
   def __call__(
     self, pattern: Float[Array, "B H T S"], layer: Layer
   ) -> Float[Array, "B H T S"]:
-    """The pattern with resting rows cut."""
+    """The pattern with dormant rows cut to the first key."""
     return self.rows(pattern, layer, 0)
 
   def rows(
@@ -57,23 +52,24 @@ class SkipResting:
   ) -> Float[Array, "B H T S"]:
     """The same for query rows from `start` on."""
     first = pattern[..., :1]
-    rests = first > self.threshold
+    dormant = first > self.threshold
     if self.chosen is not None:
       mine = jnp.asarray(self.chosen)[layer]
-      rests = jax.lax.dynamic_slice_in_dim(mine, start, pattern.shape[2], 2)
-      rests = rests[..., None]
+      dormant = jax.lax.dynamic_slice_in_dim(mine, start, pattern.shape[2], 2)
+      dormant = dormant[..., None]
     place = start + jnp.arange(pattern.shape[2])[None, None, :, None]
-    rests = rests & (place > 0)
+    dormant = dormant & (place > 0)
     weight = jnp.asarray(self.weight, pattern.dtype)
+    # NaN, not None: a leaf that is traced can switch without recompiling.
     left = jnp.where(jnp.isnan(weight), first, weight)
     keys = jnp.arange(pattern.shape[-1])[None, None, None]
     only = jnp.where(keys == 0, left, 0)
-    return jnp.where(rests, only, pattern)
+    return jnp.where(dormant, only, pattern)
 
 
-@_register
-class SkipForetold:
-  """As `SkipResting` of weight 1, foretold without the other scores.
+@pytree_dataclass
+class SkipPredicted:
+  """As `SkipDormant` of weight 1, predicted without the other scores.
 
   For the site "scores". A head's other scores are taken to sum to what they
   did on other texts, at the same number of keys:
@@ -92,22 +88,25 @@ class SkipForetold:
   def __call__(
     self, scores: Float[Array, "B H T S"], layer: Layer
   ) -> Float[Array, "B H T S"]:
-    """The scores with all other keys hidden where the head should rest."""
+    """The scores, all other keys masked where the head is predicted dormant."""
     return self.rows(scores, layer, 0)
 
   def rows(
     self, scores: Float[Array, "B H T S"], layer: Layer, start: Any
   ) -> Float[Array, "B H T S"]:
     """The same for query rows from `start` on."""
-    rests = self.rests(scores[..., 0], layer, start)[..., None]
+    dormant = self.dormant(scores[..., 0], layer, start)[..., None]
     other = jnp.arange(scores.shape[-1])[None, None, None] > 0
-    return jnp.where(rests & other, jnp.asarray(OFF, scores.dtype), scores)
+    masked = jnp.asarray(MASKED, scores.dtype)
+    return jnp.where(dormant & other, masked, scores)
 
-  def rests(
+  def dormant(
     self, first: Float[Array, "B H T"], layer: Layer, start: Any = 0
   ) -> Bool[Array, "B H T"]:
     """Which queries are skipped, from their scores with the first key."""
     t = start + jnp.arange(first.shape[-1])[None, None]
     level = jnp.asarray(self.level)[layer][None, :, None]
+    # Position 0 sees no other key; it is excluded below, its log only must be
+    # finite.
     odds = first - level - jnp.log(jnp.maximum(t, 1).astype(first.dtype))
     return (jax.nn.sigmoid(odds) > self.threshold) & (t > 0)

@@ -1,7 +1,7 @@
-"""Attention without the blocks of keys that provably hardly matter.
+"""Attention without the blocks of keys that provably carry little weight.
 
-What `block_bounds` leaves out of a row, with m_t of its weight at most, is
-not read, and the rest divided by its own sum:
+The blocks that `block_bounds` leaves out of a row, at most m_t of its weight,
+are not read, and the other weights are divided by their own sum:
 
     ||z'_t - z_t|| = m_t ||mean of v left out - mean of v kept||
                   <= 2 m_t max_{j <= t} ||v_j||,
@@ -9,8 +9,8 @@ not read, and the rest divided by its own sum:
 the means being weighted by the pattern.
 
 Sharp edges:
-  Those of `block_bounds`. In XLA this is a loop over blocks: right on any
-  device, meant for a CPU; an accelerator would want a kernel.
+  Those of `block_bounds`. In XLA this is a loop over blocks: correct on any
+  device, but meant for a CPU; an accelerator would need a kernel.
   Softmax attention alone, without window, soft cap, sink logit or padding.
 """
 
@@ -22,13 +22,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sinkjax.inference.block_bounds import (
-  OFF,
+  Choice,
   choose_blocks,
   near_weight,
   span_of,
 )
 from sinkjax.inference.key_codes import Codec
 from sinkjax.inference.sparse_sink import exact_products
+from sinkjax.models.normalizers import MASKED
 
 
 class SparseBlocks(NamedTuple):
@@ -46,7 +47,7 @@ class SparseBlocks(NamedTuple):
 
 
 def _sizes(count: int) -> list[int]:
-  """1, 2, 3, 4, 6, 8, 12, ... up to `count`."""
+  """1, 2, 3, 4, 6, 8, 12, ... up to `count`: a program for each."""
   found = {s for i in range(32) for s in (2**i, 3 * 2**i) if s < count}
   return [*sorted(found), count]
 
@@ -76,17 +77,18 @@ def attend_blocks(
   count = kept.shape[-1]
   block, group = length // count, heads // k.shape[2]
 
-  def apart(x):  # [B, T, N, K] -> [B N, C, block, K]
+  def apart(x: Array) -> Array:  # [B, T, N, K] -> [B N, C, block, K]
     return jnp.swapaxes(x, 1, 2).reshape(-1, count, block, width)
 
   queries, keys, values = apart(q), apart(k), apart(v)
   kept = kept.reshape(-1, count, count)
+  # Kept blocks first, in their own order: a slice of the order gathers them.
   order = jnp.argsort(~kept, axis=-1, stable=True)
   many = kept.sum(axis=-1)
   sizes = _sizes(count)
   which = jnp.searchsorted(jnp.asarray(sizes), many)
 
-  def read(size, head, rows):
+  def read(size: int, head: Array, rows: Array) -> Array:
     own = head // group
     index = order[head, rows, :size]
     some = keys[own, index].reshape(-1, width)
@@ -96,14 +98,15 @@ def attend_blocks(
     at = rows * block + jnp.arange(block)[:, None]
     seen = real[None] & (place[None] <= at)
     first = scale * queries[head, rows] @ keys[own, 0, :1].T
-    scores = jnp.concatenate([first, jnp.where(seen, scores, OFF)], axis=1)
+    scores = jnp.concatenate([first, jnp.where(seen, scores, MASKED)], axis=1)
     weights = jax.nn.softmax(scores, axis=-1)
     mixed = weights[:, 1:] @ values[own, index].reshape(-1, width)
     return mixed + weights[:, :1] * values[own, 0, :1]
 
+  # A program for each size, and a loop below: under vmap all would run.
   branches = [functools.partial(read, size) for size in sizes]
 
-  def one(at):
+  def one(at: Array) -> Array:
     head, rows = at // count, at % count
     return jax.lax.switch(which[head, rows], branches, head, rows)
 
@@ -124,16 +127,16 @@ def sparse_block_attention(
   block: int = 16,
   window: int = 1,
 ) -> SparseBlocks:
-  """Causal attention; blocks of keys that provably hardly matter are left out.
+  """Causal attention that leaves out blocks of provably little weight.
 
   Args:
     q: queries.
     k: keys.
     v: values.
-    codec: of each KV head; for `bits=None` not needed.
+    codec: of each KV head; not needed for `bits=None`.
     scale: of the product, positive.
     tolerance: each query loses less than this of its weight; 0 is exact.
-    bits: how blocks are known, as in `span_of`.
+    bits: what blocks are bounded from, see `span_of`.
     block: keys, and queries, in a block.
     window: blocks before a query's own that are always read.
 
@@ -153,11 +156,13 @@ def sparse_block_attention(
   keys = keys.reshape(-1, length, width)
   if codec is not None:
     codec = jax.tree.map(
-      lambda x: jnp.tile(jnp.repeat(x, group, 0), (batch,) + (1,) * (x.ndim - 1)
-      ), codec,
-    )  # fmt: skip
+      lambda x: jnp.tile(
+        jnp.repeat(x, group, 0), (batch,) + (1,) * (x.ndim - 1)
+      ),
+      codec,
+    )
 
-  def one(args):
+  def one(args: tuple[Array, Array, Codec | None]) -> Choice:
     q, k, codec = args
     span = span_of(q, k, codec, scale=scale, block=block, bits=bits)
     near = near_weight(q, k, scale=scale, block=block, window=window)
@@ -166,16 +171,22 @@ def sparse_block_attention(
   kept, mass = jax.lax.map(one, (per_head, keys, codec))
   kept = kept.reshape(batch, heads, *kept.shape[1:])
   z = attend_blocks(q, k, v, kept, scale=scale)
+  # A mean of values is at most as long as the longest that the query sees.
   far = jax.lax.cummax(jnp.linalg.norm(v, axis=-1), axis=1)  # [B, T, N]
   far = jnp.repeat(jnp.swapaxes(far, 1, 2), group, axis=1)
   return SparseBlocks(z, kept, 2 * mass.reshape(far.shape) * far)
 
 
-def _check(q, k, scale, tolerance, block: int, window: int) -> None:
+def _check(
+  q: Array,
+  k: Array,
+  scale: float,
+  tolerance: float | Array,
+  block: int,
+  window: int,
+) -> None:
   if block < 1 or q.shape[1] % block:
-    raise ValueError(
-      f"block must divide the length {q.shape[1]}, got {block}"
-    )  # fmt: skip
+    raise ValueError(f"block must divide the length {q.shape[1]}, got {block}")
   if k.shape[1] != q.shape[1] or q.shape[2] % k.shape[2]:
     raise ValueError(
       "queries [B, T, H, K] and keys [B, T, N, K] with N dividing H are "

@@ -1,63 +1,48 @@
-"""Attention with the first key handled apart: blocks that rest are skipped.
+"""Bounds of the attention that a query puts on keys other than the first.
 
-A query that gives nearly all to the first key reads v_0 and little else. How
-much else is bounded before its scores are computed: from the exact score with
-the first key, and one summary for each block of keys.
+A query that puts nearly all of its attention on the first key reads v_0 and
+little else. How much else is bounded before its scores are computed: from the
+exact score of the first key, and one summary for each block of keys.
 
 For query t let s_j = scale q_t k_j, and e^{s_0} be the first key's weight. With
 
-    R = sum_{1 <= j <= t} e^{s_j},   rest = 1 - p_t0 = R / (e^{s_0} + R),
+    R = sum_{1 <= j <= t} e^{s_j},   1 - p_t0 = R / (e^{s_0} + R),
 
-rest grows with R, so an upper bound of R gives one of rest. In a block C of
-keys with centroid c, radius r = max_j ||k_j - c|| and ranges lo_d <= k_jd <=
-hi_d, every score is at most
+the mass 1 - p_t0 grows with R, so an upper bound of R gives one of it. In a
+block C of keys with centroid c, radius r = max_j ||k_j - c|| and ranges
+lo_d <= k_jd <= hi_d, every score is at most
 
     u_C = min(scale (q c + ||q|| r), scale sum_d max(q_d lo_d, q_d hi_d))
 
 by Cauchy and Schwarz, and dimension by dimension. So R <= sum_C n_C e^{u_C},
 n_C the keys of C that t sees: leaving some out lowers R, never a u_C.
 
-Put v_0 in place of z_t = p_t0 v_0 + sum_{j>0} p_tj v_j. As the weights sum
-to 1,
+A query of small mass may read v_0 in place of z_t = p_t0 v_0 + sum_{j>0} p_tj
+v_j. As the weights sum to 1,
 
     z_t - v_0 = sum_{j>0} p_tj (v_j - v_0),
-    ||z_t - v_0|| <= rest max_{0<j<=t} ||v_j - v_0|| <= 2 rest max_j ||v_j||.
+    ||z_t - v_0|| <= (1 - p_t0) max_{0<j<=t} ||v_j - v_0||.
 
 Sharp edges:
   A margin for rounding is part of u_C. `scale` must be positive, and T a
-  multiple of both blocks; softmax attention alone, without window, soft cap,
+  multiple of the block; softmax attention alone, without window, soft cap,
   sink logit or padding.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-OFF = -1e30
-ROUNDING = 4.0
-"""The margin: so many units of rounding for each of K products."""
+from sinkjax.inference.key_codes import ROUNDING
+from sinkjax.models.normalizers import MASKED
 
 
-class Sparse(NamedTuple):
-  """What `sparse_sink_attention` returns.
-
-  Attributes:
-    z: [B, T, H, K].
-    skipped: [B, H, T / query_block] which blocks of queries were.
-    error: [B, H, T] bound of ||dz||, zero where nothing was skipped.
-  """
-
-  z: Float[Array, "B T H K"]
-  skipped: Bool[Array, "B H N"]
-  error: Float[Array, "B H T"]
-
-
-def exact_products(function):
-  """Products in the inputs' own precision on any device: the margins of
-  rounding count on it."""
+def exact_products(function: Callable) -> Callable:
+  """Products in the inputs' own precision on any device, which the margins of
+  rounding rely on."""
 
   @functools.wraps(function)
   def run(*args, **keywords):
@@ -67,7 +52,7 @@ def exact_products(function):
   return run
 
 
-def _check(q, k, block: int, name: str) -> None:
+def _check(q: Array, k: Array, block: int, name: str) -> None:
   if block < 1 or q.shape[1] % block:
     raise ValueError(f"{name} must divide the length {q.shape[1]}, got {block}")
   if k.shape[1] != q.shape[1] or q.shape[2] % k.shape[2]:
@@ -89,7 +74,7 @@ def score_tops(
   scale: float,
   key_block: int,
 ) -> Float[Array, "B H T C"]:
-  """u_C: what no score with a key of block C exceeds, the first key aside.
+  """u_C: an upper bound of the scores in block C, without the first key.
 
   Args:
     q: queries, as they enter the product.
@@ -110,8 +95,8 @@ def score_tops(
   center = jnp.sum(jnp.where(inside, blocks, 0), axis=3) / count
   gap = jnp.where(inside, blocks - center[:, :, :, None], 0)
   radius = jnp.sqrt(jnp.max(jnp.sum(gap * gap, axis=-1), axis=-1))
-  high = jnp.max(jnp.where(inside, blocks, OFF), axis=3)
-  low = jnp.min(jnp.where(inside, blocks, -OFF), axis=3)
+  high = jnp.max(jnp.where(inside, blocks, MASKED), axis=3)
+  low = jnp.min(jnp.where(inside, blocks, -MASKED), axis=3)
   alone = ~jnp.any(inside, axis=3)
   high, low = jnp.where(alone, 0, high), jnp.where(alone, 0, low)
   size = jnp.sqrt(jnp.sum(q * q, axis=-1))[..., None]
@@ -126,7 +111,7 @@ def score_tops(
 
 
 @exact_products
-def rest_bound(
+def nonsink_mass_bound(
   q: Float[Array, "B T H K"],
   k: Float[Array, "B T N K"],
   *,
@@ -155,7 +140,7 @@ def rest_bound(
   at, start = jnp.arange(length)[:, None], jnp.arange(0, length, key_block)
   seen = jnp.clip(at - start[None] + 1, 0, key_block)
   seen = seen - (start == 0)[None]
-  logs = jnp.where(seen > 0, jnp.log(jnp.maximum(seen, 1)), OFF)
+  logs = jnp.where(seen > 0, jnp.log(jnp.maximum(seen, 1)), MASKED)
   logs = top + logs[None, None].astype(q.dtype)
   total = jax.nn.logsumexp(logs, axis=-1)
   bound = jax.nn.sigmoid(total - first) * (1 + unit)
@@ -163,84 +148,20 @@ def rest_bound(
 
 
 @exact_products
-def rest_mass(
+def nonsink_mass(
   q: Float[Array, "B T H K"], k: Float[Array, "B T N K"], *, scale: float
 ) -> Float[Array, "B H T"]:
-  """`1 - p_t0` itself, from all scores: what an oracle would know."""
+  """`1 - p_t0` itself, from all scores."""
   keys = _by_head(k, q.shape[2])
   scores = scale * jnp.einsum("bthk,bhsk->bhts", q, keys)
   mask = jnp.tri(q.shape[1], dtype=bool).at[:, 0].set(False)[None, None]
-  total = jax.nn.logsumexp(jnp.where(mask, scores, OFF), axis=-1)
+  total = jax.nn.logsumexp(jnp.where(mask, scores, MASKED), axis=-1)
   return jax.nn.sigmoid(total - scores[..., 0]).at[:, :, 0].set(0)
 
 
 def whole_blocks(
-  rest: Float[Array, "B H T"], tolerance: float, query_block: int
+  mass: Float[Array, "B H T"], tolerance: float, query_block: int
 ) -> Bool[Array, "B H N"]:
-  """Blocks of queries of which every one has less than the tolerance."""
-  blocks = rest.reshape(*rest.shape[:2], -1, query_block)
+  """The blocks of queries in which every mass is below the tolerance."""
+  blocks = mass.reshape(*mass.shape[:2], -1, query_block)
   return jnp.max(blocks, axis=-1) < tolerance
-
-
-@exact_products
-def sparse_sink_attention(
-  q: Float[Array, "B T H K"],
-  k: Float[Array, "B T N K"],
-  v: Float[Array, "B T N K"],
-  *,
-  scale: float,
-  tolerance: float,
-  query_block: int = 16,
-  key_block: int = 16,
-) -> Sparse:
-  """Causal attention; queries that provably rest get v_0.
-
-  Args:
-    q: queries.
-    k: keys.
-    v: values.
-    scale: of the product, positive.
-    tolerance: of `rest`; a block is skipped where the bound of all its queries
-      is less, so 0 skips nothing and is exact.
-    query_block: queries that are skipped or not together.
-    key_block: keys in a summary.
-
-  Raises:
-    ValueError: as `rest_bound`, or for a negative tolerance.
-
-  Cost: of `rest_bound`, and T K query_block for each block not skipped.
-  """
-  _check(q, k, query_block, "query_block")
-  if tolerance < 0:
-    raise ValueError(f"tolerance must be 0 or more, got {tolerance}")
-  batch, length, heads, width = q.shape
-  bound = rest_bound(q, k, scale=scale, key_block=key_block)
-  skipped = whole_blocks(bound, tolerance, query_block)
-  keys, values = _by_head(k, heads), _by_head(v, heads)
-  many = length // query_block
-  queries = jnp.swapaxes(q, 1, 2).reshape(-1, many, query_block, width)
-  keys = keys.reshape(-1, length, width)
-  values = values.reshape(-1, length, width)
-
-  def plain(head, block):
-    scores = scale * queries[head, block] @ keys[head].T
-    at = block * query_block + jnp.arange(query_block)[:, None]
-    seen = jnp.arange(length)[None] <= at
-    return jax.nn.softmax(jnp.where(seen, scores, OFF), axis=-1) @ values[head]
-
-  def alone(head, block):
-    return jnp.broadcast_to(values[head, :1], (query_block, width))
-
-  def one(at):
-    head, block = at // many, at % many
-    return jax.lax.cond(
-      skipped.reshape(-1, many)[head, block], alone, plain, head, block
-    )
-
-  z = jax.lax.map(one, jnp.arange(batch * heads * many))
-  z = jnp.swapaxes(z.reshape(batch, heads, length, width), 1, 2)
-  far = _by_head(v, heads)
-  far = jnp.sqrt(jnp.sum((far - far[:, :, :1]) ** 2, axis=-1))
-  far = jax.lax.cummax(far, axis=2)
-  rows = jnp.repeat(skipped, query_block, axis=-1)
-  return Sparse(z, skipped, jnp.where(rows, bound * far, 0))

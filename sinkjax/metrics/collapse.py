@@ -4,9 +4,9 @@ Every function reduces the two last axes [T, D], one row a token, and keeps
 any axes in front. A zero matrix gives a number, not NaN; NaN in gives NaN
 out. Half precision is widened to float32; other inputs keep theirs.
 
-Sources: Barbero et al. (2025, arXiv 2504.02732; 2024, arXiv 2406.04267), Dong
-et al. (2021, arXiv 2103.03404), Wu et al. (2024, arXiv 2405.18781), Roy and
-Vetterli (2007), Queipo-de-Llano et al. (2025, arXiv 2510.06477).
+Sources: Barbero et al. (2025, arXiv 2504.02732), Wu et al. (2024, arXiv
+2405.18781), Roy and Vetterli (2007), Queipo-de-Llano et al. (2025, arXiv
+2510.06477).
 """
 
 import math
@@ -14,7 +14,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sinkjax.metrics.precision import wide
+from sinkjax.metrics.precision import divide, root, wide
 
 ORDERS = (1, 2, math.inf)
 CONSTANTS = {"sharp": math.sqrt(2), "paper": 2.0}
@@ -47,33 +47,7 @@ def rank_residual(
   residual = _frobenius(_centred(x))
   if not relative:
     return residual
-  return _divide(residual, _frobenius(x))
-
-
-def composite_residual(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
-  """Distance from equal rows in Dong et al.'s composite norm.
-
-      sqrt(||R||_1 ||R||_inf),  R = X - 1 m^T,  m = 1 / T * sum_t x_t
-
-  ||R||_1 is the largest column sum of magnitudes and ||R||_inf the largest
-  row sum. Dong et al., section 2, subtract the row that makes the norm least;
-  we subtract the mean, our choice, which can only be larger. The authors'
-  code returns the product without the root.
-
-  Args:
-    x: one row a token.
-
-  Returns:
-    The norm, the two last axes reduced; 0 for a zero matrix.
-
-  >>> import jax.numpy as jnp
-  >>> float(composite_residual(jnp.array([[2.0, 2.0], [-2.0, -2.0]])))
-  4.0
-  """
-  size = jnp.abs(_centred(wide(x)))
-  column = jnp.max(jnp.sum(size, axis=-2), axis=-1)
-  row = jnp.max(jnp.sum(size, axis=-1), axis=-1)
-  return _root(column) * _root(row)
+  return divide(residual, _frobenius(x))
 
 
 def effective_rank(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
@@ -113,7 +87,7 @@ def stable_rank(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
   1.5
   """
   s = _singular_values(x)
-  ratio = _divide(s, s[..., :1])
+  ratio = divide(s, s[..., :1])  # squares of large values would overflow
   return jnp.sum(ratio * ratio, axis=-1)
 
 
@@ -136,7 +110,7 @@ def spectral_entropy(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
   1.3863
   """
   s = _singular_values(x)
-  ratio = _divide(s, s[..., :1])
+  ratio = divide(s, s[..., :1])
   return _entropy(_shares(ratio * ratio))
 
 
@@ -163,7 +137,8 @@ def mean_cosine(x: Float[Array, "*B T D"]) -> Float[Array, "*B"]:
   length = x.shape[-2]
   if length == 1:
     return jnp.full(x.shape[:-2], jnp.nan, x.dtype)
-  unit = _divide(x, _norm(x, 2)[..., None])
+  # sum over pairs of u_s . u_t = |sum u|^2 - sum |u|^2
+  unit = divide(x, _norm(x, 2)[..., None])
   total = jnp.sum(unit, axis=-2)
   pairs = jnp.sum(total * total, axis=-1) - jnp.sum(unit * unit, axis=(-2, -1))
   return pairs / (length * (length - 1))
@@ -193,42 +168,6 @@ def representational_gap(
   """
   x = wide(x)
   return _norm(x[..., 1:, :] - x[..., :-1, :], order)
-
-
-def repeat_last_gap(
-  x: Float[Array, "*B T D"],
-  longer: Float[Array, "*B U D"],
-  *,
-  order: int | float = 1,
-) -> Float[Array, "*B"]:
-  """What repeating the last token changes in the last vector.
-
-      ||x_{T-1} - longer_T||
-
-  Barbero et al. (2406.04267), theorem 4.2, bounds it in the 1-norm; what they
-  measure on Gemma is the inf-norm.
-
-  Args:
-    x: a sequence's vectors.
-    longer: those of the sequence with its last token once more.
-    order: 1, 2 or inf.
-
-  Returns:
-    One norm for each sequence.
-
-  Raises:
-    ValueError: if `longer` is not one token longer, or for another order.
-
-  >>> import jax.numpy as jnp
-  >>> x = jnp.array([[1.0, 1.0]])
-  >>> float(repeat_last_gap(x, jnp.array([[9.0, 9.0], [1.0, 3.0]])))
-  2.0
-  """
-  if longer.shape[-2] != x.shape[-2] + 1:
-    raise ValueError(
-      f"longer must have {x.shape[-2] + 1} tokens, got {longer.shape[-2]}"
-    )
-  return _norm(wide(x)[..., -1, :] - wide(longer)[..., -1, :], order)
 
 
 def collapse_bound(
@@ -266,44 +205,68 @@ def collapse_bound(
   return CONSTANTS[constant] * rank_residual(x)
 
 
-def _centred(x):
+def _centred(x: Float[Array, "..."]) -> Array:
   return x - jnp.mean(x, axis=-2, keepdims=True)
 
 
-def _root(x):
-  """The square root, with gradient 0 at 0."""
-  zero = x == 0
-  return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+def _frobenius(x: Float[Array, "..."]) -> Array:
+  return root(jnp.sum(x * x, axis=(-2, -1)))
 
 
-def _divide(x, y):
-  """x / y, and 0 where y is 0."""
-  zero = y == 0
-  return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
-
-
-def _frobenius(x):
-  return _root(jnp.sum(x * x, axis=(-2, -1)))
-
-
-def _norm(x, order):
+def _norm(x: Float[Array, "..."], order: int | float) -> Array:
   """The 1-, 2- or inf-norm over the last axis."""
   if order not in ORDERS:
     raise ValueError(f"order must be one of {list(ORDERS)}, got {order!r}")
   if order == 1:
     return jnp.sum(jnp.abs(x), axis=-1)
   if order == 2:
-    return _root(jnp.sum(x * x, axis=-1))
+    return root(jnp.sum(x * x, axis=-1))
   return jnp.max(jnp.abs(x), axis=-1)
 
 
-def _singular_values(x):
+def _singular_values(x: Float[Array, "..."]) -> Array:
   return jnp.linalg.svd(wide(x), compute_uv=False)
 
 
-def _shares(x):
-  return _divide(x, jnp.sum(x, axis=-1, keepdims=True))
+def _shares(x: Float[Array, "..."]) -> Array:
+  return divide(x, jnp.sum(x, axis=-1, keepdims=True))
 
 
-def _entropy(p):
+def _entropy(p: Float[Array, "..."]) -> Array:
   return -jnp.sum(p * jnp.log(jnp.where(p > 0, p, 1)), axis=-1)
+
+
+COLLAPSE_MEASURES = (
+  "mean cosine",
+  "rank residual",
+  "effective rank",
+  "smallest gap",
+)
+"""What `collapse_measures` returns, in its order."""
+
+
+def collapse_measures(x: Float[Array, "*B T D"]) -> Float[Array, "*B 4"]:
+  """`COLLAPSE_MEASURES` of tokens 1 to T - 1: position 0 is a case apart.
+
+  Args:
+    x: one row a token.
+
+  Returns:
+    The mean cosine; the rank residual, relative; the effective rank over its
+    maximum; and the smallest gap to the token before, over the norm of the
+    larger of the two.
+  """
+  x = x[..., 1:, :]
+  gap = representational_gap(x)
+  norm = jnp.sqrt(jnp.sum(x * x, axis=-1))
+  gap = jnp.min(gap / jnp.maximum(norm[..., 1:], norm[..., :-1]), axis=-1)
+  most = min(x.shape[-2:])
+  return jnp.stack(
+    [
+      mean_cosine(x),
+      rank_residual(x, relative=True),
+      effective_rank(x) / most,
+      gap,
+    ],
+    axis=-1,
+  )

@@ -4,12 +4,13 @@ Positions count from 0. Sources: Barbero et al. (2025, arXiv 2504.02732), Gu
 et al. (2025, arXiv 2410.10781), Sun et al. (2024, arXiv 2402.17762).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sinkjax.metrics.precision import wide
+from sinkjax.metrics.precision import root, wide
 
 
 def token_norms(x: Float[Array, "*B D"]) -> Float[Array, "*B"]:
@@ -20,7 +21,7 @@ def token_norms(x: Float[Array, "*B D"]) -> Float[Array, "*B"]:
   [5.0]
   """
   x = wide(x)
-  return jnp.sqrt(jnp.sum(x * x, axis=-1))
+  return root(jnp.sum(x * x, axis=-1))
 
 
 def first_and_rest(
@@ -109,8 +110,8 @@ def massive_activation(
 
   Args:
     hidden: residual stream after one layer.
-    least: the absolute threshold.
-    least_ratio: the threshold relative to the median.
+    least: the absolute threshold, Sun et al.'s by default.
+    least_ratio: the threshold relative to the median, likewise.
 
   Returns:
     One `Massive` with an entry for each row.
@@ -126,9 +127,34 @@ def massive_activation(
   at = jnp.argmax(size, axis=1)
   top = jnp.take_along_axis(size, at[:, None], 1)[:, 0]
   value = jnp.take_along_axis(flat, at[:, None], 1)[:, 0]
+  # A median of 0 makes the ratio huge, not infinite.
   ratio = top / jnp.maximum(median(size), 1e-30)
   is_massive = (top > least) & (ratio >= least_ratio)
   return Massive(value, at // width, at % width, ratio, is_massive)
+
+
+def largest_of_all(
+  massive: dict[str, np.ndarray],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """The largest activation of all texts and layers, and its text by layer.
+
+  Args:
+    massive: [P, L] arrays named as the fields of `Massive`.
+
+  Returns:
+    The entry with the largest |value|, with its "prompt" and "layer"; and
+    every layer's of that prompt, [L] each.
+
+  >>> found, _ = largest_of_all({"value": np.array([[1.0, -7.0], [3.0, 2.0]])})
+  >>> found
+  {'prompt': 0, 'layer': 1, 'value': -7.0}
+  """
+  size = np.abs(massive["value"])
+  at = np.unravel_index(int(np.argmax(size)), size.shape)
+  prompt, layer = map(int, at)
+  entry = {name: values[at].item() for name, values in massive.items()}
+  of_prompt = {name: values[prompt] for name, values in massive.items()}
+  return {"prompt": prompt, "layer": layer, **entry}, of_prompt
 
 
 def kurtosis(hidden: Float[Array, "B T D"]) -> Float[Array, "B"]:
@@ -154,7 +180,7 @@ def kurtosis(hidden: Float[Array, "B T D"]) -> Float[Array, "B"]:
   hidden = wide(hidden)
   off = hidden - jnp.mean(hidden, axis=(1, 2), keepdims=True)
   top = jnp.max(jnp.abs(off), axis=(1, 2), keepdims=True)
-  off = off / jnp.where(top > 0, top, 1)  # fourth powers of what may be huge
+  off = off / jnp.where(top > 0, top, 1)  # fourth powers would overflow
   second = jnp.mean(off**2, axis=(1, 2))
   fourth = jnp.mean(off**4, axis=(1, 2))
   return fourth / jnp.where(second > 0, second, 1) ** 2

@@ -1,4 +1,4 @@
-"""Half precision is too coarse to add up in: metrics widen what they get."""
+"""What metrics share: enough precision to add up in, and gradients at zero."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,3 +11,23 @@ def wide(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
   'float32'
   """
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def root(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+  """The square root, with gradient 0 at 0 where that of `jnp.sqrt` is inf.
+
+  >>> root(jnp.array([0.0, 4.0])).tolist()
+  [0.0, 2.0]
+  """
+  zero = x == 0
+  return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+
+
+def divide(x: Float[Array, "..."], y: Float[Array, "..."]) -> Array:
+  """x / y, and 0 with gradient 0 where y is 0.
+
+  >>> divide(jnp.array([3.0, 3.0]), jnp.array([2.0, 0.0])).tolist()
+  [1.5, 0.0]
+  """
+  zero = y == 0
+  return jnp.where(zero, 0, x / jnp.where(zero, 1, y))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sinkjax.metrics import rows
 from sinkjax.metrics.precision import wide
 
 ORDERS = ("threshold_first", "mean_first")
@@ -44,10 +45,7 @@ def sink_score(
   >>> sink_score(jnp.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
   0.75
   """
-  queries = pattern.shape[-2]
-  if not 0 <= key < queries:
-    raise ValueError(f"key must be in [0, {queries}), got {key}")
-  return jnp.mean(wide(pattern[..., key:, key]), axis=-1)
+  return rows.of_pattern(rows.sink_score(key=key), pattern)
 
 
 def sink_rate(
@@ -91,6 +89,26 @@ def sink_rate(
   return jnp.mean((alpha > eps).astype(jnp.float32))
 
 
+def sink_rate_stderr(
+  alpha: Float[np.ndarray, "P L H"], *, eps: float
+) -> float | None:
+  """Standard error over prompts of the sink rate; `None` for one prompt.
+
+      std_p(share of heads of prompt p with alpha > eps) / sqrt(P)
+
+  Args:
+    alpha: sink scores, prompts on the first axis.
+    eps: threshold.
+
+  >>> sink_rate_stderr(np.array([[[0.9, 0.1]], [[0.1, 0.1]]]), eps=0.3)
+  0.25
+  """
+  if len(alpha) < 2:
+    return None
+  rates = (alpha > eps).mean(axis=(1, 2))
+  return float(rates.std(ddof=1) / np.sqrt(len(rates)))
+
+
 def first_token_mass(pattern: Float[Array, "*B T S"]) -> Float[Array, "*B T"]:
   """Each query's attention on the first token, `A[i, 0]`.
 
@@ -105,9 +123,18 @@ def first_token_mass(pattern: Float[Array, "*B T S"]) -> Float[Array, "*B T"]:
   return pattern[..., :, 0]
 
 
-def attention_share(
-  pattern: Float[Array, "*B T S"],
-) -> Float[Array, "*B T S"]:
+def uniform_mass(length: int) -> float:
+  """Mean attention on the first token if every row were uniform.
+
+      1/T sum_i 1/i
+
+  >>> round(uniform_mass(64), 3)
+  0.074
+  """
+  return sum(1 / i for i in range(1, length + 1)) / length
+
+
+def attention_share(pattern: Float[Array, "*B T S"]) -> Float[Array, "*B T S"]:
   """Each query's attention as shares of what it gives in all.
 
       |A[i, j]| / sum_k |A[i, k]|
@@ -148,13 +175,5 @@ def attention_entropy(
   >>> round(float(attention_entropy(half, normalize=True)), 4)
   1.0
   """
-  queries, pattern = pattern.shape[-2], wide(pattern)
-  if queries == 1:
-    return jnp.zeros(pattern.shape[:-2], pattern.dtype)
-  rows = pattern[..., 1:, :]
-  positive = jnp.where(rows > 0, rows, 1)
-  entropy = -jnp.sum(rows * jnp.log(positive), axis=-1)
-  if normalize:
-    most = jnp.log(jnp.arange(2, queries + 1, dtype=rows.dtype))
-    entropy = entropy / jnp.broadcast_to(most, entropy.shape)
-  return jnp.mean(entropy, axis=-1)
+  statistic = rows.attention_entropy(normalize=normalize)
+  return rows.of_pattern(statistic, pattern)

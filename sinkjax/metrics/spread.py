@@ -12,9 +12,9 @@ and figure 2. All other definitions here are ours.
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from sinkjax.metrics.precision import wide
+from sinkjax.metrics.precision import divide, root, wide
 
 
 def spread(
@@ -50,8 +50,9 @@ def spread(
   if not relative:
     return gap
   size = _norm(a)
+  # gap + inf, not inf: a NaN in the gap stays one.
   undefined = jnp.where(gap == 0, jnp.zeros_like(gap), gap + jnp.inf)
-  return jnp.where(size == 0, undefined, _divide(gap, size))
+  return jnp.where(size == 0, undefined, divide(gap, size))
 
 
 class Reach(NamedTuple):
@@ -221,8 +222,8 @@ def total_mixing(
   scale, squares = _squares(norms, distance >= 0, axis=(-2, -1))
   others = jnp.sum(squares * (distance > 0), axis=(-2, -1))
   if share:
-    return _divide(others, jnp.sum(squares, axis=(-2, -1)))
-  return scale[..., 0, 0] * _root(others)
+    return divide(others, jnp.sum(squares, axis=(-2, -1)))
+  return scale[..., 0, 0] * root(others)
 
 
 def effective_reach(norms: Float[Array, "*B T S"]) -> Float[Array, "*B T"]:
@@ -249,41 +250,34 @@ def effective_reach(norms: Float[Array, "*B T S"]) -> Float[Array, "*B T"]:
   distance = _distance(norms)
   _, squares = _squares(norms, distance >= 0, axis=-1)
   moment = jnp.sum(squares * distance.astype(norms.dtype), axis=-1)
-  return _divide(moment, jnp.sum(squares, axis=-1))
+  return divide(moment, jnp.sum(squares, axis=-1))
 
 
-def _root(x):
-  """The square root, with gradient 0 at 0."""
-  zero = x == 0
-  return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
+def _norm(x: Float[Array, "..."]) -> Array:
+  return root(jnp.sum(x * x, axis=-1))
 
 
-def _norm(x):
-  return _root(jnp.sum(x * x, axis=-1))
-
-
-def _divide(x, y):
-  """x / y, and 0 where y is 0."""
-  zero = y == 0
-  return jnp.where(zero, 0, x / jnp.where(zero, 1, y))
-
-
-def _length(norms):
+def _length(norms: Float[Array, "*B T S"]) -> int:
   length, keys = norms.shape[-2:]
   if length != keys:
     raise ValueError(f"norms must be [..., T, T], got {norms.shape}")
   return length
 
 
-def _distance(norms):
+def _distance(norms: Float[Array, "*B T S"]) -> Int[Array, "*B T S"]:
   """t - s for every entry."""
   token = jnp.arange(_length(norms))
   return jnp.broadcast_to(token[:, None] - token[None, :], norms.shape)
 
 
-def _squares(norms, seen, *, axis):
+def _squares(
+  norms: Float[Array, "*B T S"],
+  seen: Bool[Array, "*B T S"],
+  *,
+  axis: int | tuple[int, ...],
+) -> tuple[Array, Array]:
   """(scale, squares of norms / scale): squares of large norms overflow."""
   norms = jnp.where(seen, norms, 0)
   scale = jnp.max(norms, axis=axis, keepdims=True)
-  ratio = _divide(norms, scale)
+  ratio = divide(norms, scale)
   return scale, ratio * ratio

@@ -6,6 +6,7 @@ derivatives and refuse forward mode; training may use them, see `fused`.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -57,6 +58,7 @@ def causal_mask(
     mask &= t - s < window
   mask = mask[None, None]
   if valid is not None:
+    # Padding sees itself: a row with no key at all would be NaN.
     mask = (mask & valid[:, None, None, :]) | (s == t)[None, None]
   return mask
 
@@ -81,11 +83,14 @@ def mask_of(cfg: ModelConfig, ctx: Context, layer: Layer) -> Array:
   """[B or 1, 1, T, S] this layer's mask: local or global."""
   if not any(cfg.local_layers):
     return ctx.mask
+  # `layer` is traced under scan, so both masks exist and one is chosen.
   local = jnp.asarray(cfg.local_layers)[layer]
   return jnp.where(local, ctx.local_mask, ctx.mask)
 
 
-def rotary_of(cfg: ModelConfig, ctx: Context, layer: Layer):
+def rotary_of(
+  cfg: ModelConfig, ctx: Context, layer: Layer
+) -> tuple[Array | None, Array | None]:
   """This layer's cosines and sines, [B, T, R] each, or `None` twice."""
   if ctx.cos is None:
     return None, None
@@ -99,6 +104,7 @@ def rms_normalize(x: Array, eps: float) -> Array:
   """`x / sqrt(mean(x^2) + eps)` over the last axis, in float32 at least."""
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   wide = x.astype(dtype)
+  # The mean of squares in half precision would lose small entries.
   square = jnp.mean(wide * wide, axis=-1, keepdims=True)
   return wide * jax.lax.rsqrt(square + eps)
 
@@ -115,10 +121,8 @@ def products(
   batch, length, heads, group, _ = q.shape
   if not _one_by_one(batch, length, heads):
     return jnp.einsum("btngk,bsnk->bngts", q, k)
-  found = [
-    q[b, 0, n] @ k[b, :, n].T for b in range(batch) for n in range(heads)
-  ]
-  return jnp.stack(found).reshape(batch, heads, group, 1, -1)
+  each = [q[b, 0, n] @ k[b, :, n].T for b in range(batch) for n in range(heads)]
+  return jnp.stack(each).reshape(batch, heads, group, 1, -1)
 
 
 def mixture(
@@ -128,10 +132,10 @@ def mixture(
   batch, heads, group, length, _ = pattern.shape
   if not _one_by_one(batch, length, heads):
     return jnp.einsum("bngts,bsnk->btngk", pattern, v)
-  found = [
+  each = [
     pattern[b, n, :, 0] @ v[b, :, n] for b in range(batch) for n in range(heads)
   ]
-  return jnp.stack(found).reshape(batch, 1, heads, group, -1)
+  return jnp.stack(each).reshape(batch, 1, heads, group, -1)
 
 
 def _one_by_one(batch: int, length: int, heads: int) -> bool:
@@ -139,6 +143,7 @@ def _one_by_one(batch: int, length: int, heads: int) -> bool:
 
   For a single query XLA's batched product on a CPU is four times as slow.
   """
+  # Each product is compiled: beyond 64 of them the program gets too large.
   few = length == 1 and batch * heads <= 64
   return few and jax.default_backend() == "cpu"
 
@@ -150,6 +155,7 @@ class HeadNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T N K"]) -> Float[Array, "B T N K"]:
+    # Fresh norms multiply by one, also where an offset is added to the scale.
     init = nn.initializers.constant(1.0 - self.cfg.norm_offset)
     scale = self.param("scale", init, (x.shape[-1],))
     normed = rms_normalize(x, self.cfg.norm_eps)
@@ -157,7 +163,7 @@ class HeadNorm(nn.Module):
     return (normed * scale).astype(x.dtype)
 
 
-def random_kernel(fan_in: int, std: float | None):
+def random_kernel(fan_in: int, std: float | None) -> Callable:
   """The initialiser of a matrix, see `ModelConfig.init_std`."""
   if std is None:
     return nn.initializers.truncated_normal(fan_in**-0.5)
@@ -198,10 +204,10 @@ class Projection(nn.Module):
 class Attention(nn.Module):
   """Grouped-query attention, step by step. Heads H, KV heads N, H = N G.
 
-  `linear`, `turn` and `write` act on each token alone; only `score` and
-  `weigh` move information between tokens, and there the queries may be a
-  block of rows: T and S are independent. Analyses that treat the steps apart
-  call them apart.
+  `project_qkv`, `norm_and_rotate_qk` and `project_out` act on each token
+  alone. Only `score` and `attend` move information between tokens, and there
+  the queries may be a block of rows: T and S are independent. Analyses that
+  treat the steps apart call them apart.
   """
 
   cfg: ModelConfig
@@ -209,7 +215,7 @@ class Attention(nn.Module):
   def setup(self):
     cfg = self.cfg
 
-    def project(heads):
+    def project(heads: int) -> Projection:
       outer = (heads, cfg.head_dim)
       return Projection((cfg.d_model,), outer, cfg.qkv_bias, cfg.init_std)
 
@@ -220,20 +226,24 @@ class Attention(nn.Module):
     self.sinks = None
     if cfg.sink_logit:
       self.sinks = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,))
+    # 0.02 as for embeddings, whose place these learned keys and values take.
     small, each = nn.initializers.normal(0.02), (cfg.n_kv_heads, cfg.head_dim)
     if cfg.attn_bias in ("k", "kv"):
       self.k_bias = self.param("k_bias", small, each)
     if cfg.attn_bias in ("kv", "v"):
       self.v_bias = self.param("v_bias", small, each)
-    gates = {"head": (cfg.n_heads, 1), "element": (cfg.n_heads, cfg.head_dim),
-             "value": each}  # fmt: skip
+    gates = {
+      "head": (cfg.n_heads, 1),
+      "element": (cfg.n_heads, cfg.head_dim),
+      "value": each,
+    }
     if cfg.gate != "none":
       width = gates[cfg.gate]
       self.gate = Projection((cfg.d_model,), width, False, cfg.init_std)
     mixed = (cfg.n_heads, cfg.head_dim)
     self.o = Projection(mixed, (cfg.d_model,), cfg.out_bias, cfg.init_std)
 
-  def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
+  def project_qkv(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
     """Queries [B, T, H, K], keys and values [B, T, N, K], as projected.
 
     Where there is a gate on values, they come gated.
@@ -243,8 +253,12 @@ class Attention(nn.Module):
       v = v * jax.nn.sigmoid(self.gate(x))
     return q, k, v
 
-  def turn(
-    self, q: Array, k: Array, ctx: Context, layer: Layer
+  def norm_and_rotate_qk(
+    self,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S N K"],
+    ctx: Context,
+    layer: Layer,
   ) -> tuple[Array, Array]:
     """Queries and keys normalised and rotated, where the model does so."""
     cfg = self.cfg
@@ -265,12 +279,13 @@ class Attention(nn.Module):
     scores = products(q_BxTxNxGxK, k)
     return scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
 
-  def rest(
+  def sink_logits(
     self, q: Float[Array, "B T H K"]
   ) -> Float[Array, "*#B H #T 1"] | None:
-    """The logit of what stands in for a token, or `None` for nothing.
+    """The learned logit that takes weight away from tokens, or `None`.
 
-    A key of `attn_bias` meets the query as if it were at position 0.
+    It is that of `sink_logit`, or the product of the query with the key of
+    `attn_bias`, which meets every query as if it stood at position 0.
     """
     cfg = self.cfg
     if self.sinks is not None:
@@ -281,25 +296,31 @@ class Attention(nn.Module):
     logits = jnp.einsum("bthk,hk->bht", q, key) * cfg.score_scale
     return logits[..., None]
 
-  def weigh(
+  def attend(
     self,
     scores: Float[Array, "B H T S"],
     v: Float[Array, "B S N K"],
     mask: Bool[Array, "#B #H T S"],
     tap: Tapper,
-    rest: Float[Array, "#B H #T 1"] | None = None,
+    sink_logits: Float[Array, "#B H #T 1"] | None = None,
   ) -> Float[Array, "B T H K"]:
-    """The pattern that the scores give, and the values that it mixes.
+    """The values mixed by the pattern that the scores give.
 
-    `rest` is a logit that takes weight away, of `self.rest`.
+    Args:
+      scores: of `score`.
+      v: values.
+      mask: True where a key may be seen.
+      tap: of this layer.
+      sink_logits: of `sink_logits`.
     """
     cfg, (batch, _, length, _) = self.cfg, scores.shape
     if cfg.attn_softcap is not None:
       scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
     scores_BxHxTxS = tap("scores", scores)
     normalize = normalizers.NORMALIZERS[cfg.normalizer]
-    if rest is not None:
-      normalize = functools.partial(normalizers.softmax, sinks=rest)
+    # `ModelConfig` allows sink logits with a softmax only.
+    if sink_logits is not None:
+      normalize = functools.partial(normalizers.softmax, sinks=sink_logits)
     pattern = normalize(scores_BxHxTxS, mask)
     pattern_BxHxTxS = tap("pattern", pattern)
     grouped = (cfg.n_kv_heads, cfg.group_size)
@@ -307,10 +328,11 @@ class Attention(nn.Module):
     z = mixture(pattern, v)
     z = z.reshape(batch, length, cfg.n_heads, cfg.head_dim)
     if cfg.attn_bias in ("kv", "v"):
+      # "v" adds its value whole; "kv" weighs it by what its key took.
       value = jnp.repeat(self.v_bias, cfg.group_size, axis=0)
       value = align(value, z).astype(z.dtype)
       if cfg.attn_bias == "kv":
-        left = normalizers.leftover(scores_BxHxTxS, mask, rest)
+        left = normalizers.leftover(scores_BxHxTxS, mask, sink_logits)
         value = jnp.swapaxes(left, 1, 2) * value
       z = z + value
     return tap("z", z)
@@ -324,7 +346,9 @@ class Attention(nn.Module):
     layer: Layer,
     tap: Tapper,
   ) -> Float[Array, "B T H K"]:
-    """`score` and `weigh` in one kernel, where no tap stands between."""
+    """`score` and `attend` in one kernel, where no tap stands between."""
+    # A mask is built only where it must be: kernels know causality and, if
+    # every layer has it, the window.
     cfg, mask, window = self.cfg, None, None
     if any(cfg.local_layers) and all(cfg.local_layers):
       window = cfg.window
@@ -336,17 +360,16 @@ class Attention(nn.Module):
     if seen is not None:
       mask = seen if mask is None else mask & seen
     z = fused_attention(
-      q, k, v, scale=cfg.score_scale, window=window, mask=mask,
-      sinks=self.sinks,
-    )  # fmt: skip
+      q, k, v, scale=cfg.score_scale, window=window, mask=mask, sinks=self.sinks
+    )
     return tap("z", z)
 
-  def write(
+  def project_out(
     self, z: Float[Array, "B T H K"], x: Float[Array, "B T D"] | None = None
   ) -> Float[Array, "B T D"]:
     """What the heads' outputs add to the residual.
 
-    Where there is a gate on them, it opens by `x`, what the attention reads.
+    A gate on them opens by `x`, what the attention reads.
     """
     if self.cfg.gate in ("head", "element"):
       z = z * jax.nn.sigmoid(self.gate(x))

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sinkjax import sharding
 from sinkjax.config import ModelConfig
@@ -15,7 +15,9 @@ from sinkjax.models.attention import (
   mask_of,
   rms_normalize,
 )
-from sinkjax.taps import Tapper, Taps, Trace
+from sinkjax.taps import Layer, Tapper, Taps, Trace
+
+Residual = Float[Array, "B T D"]
 
 _ACTIVATIONS = {
   "silu": jax.nn.silu,
@@ -52,7 +54,7 @@ class Mlp(nn.Module):
   def setup(self):
     cfg = self.cfg
 
-    def project(fan_in, fan_out):
+    def project(fan_in: int, fan_out: int) -> Projection:
       return Projection((fan_in,), (fan_out,), cfg.mlp_bias, cfg.init_std)
 
     self.up = project(cfg.d_model, cfg.d_ff)
@@ -82,8 +84,8 @@ class Block(nn.Module):
   every family; a parallel residual changes only what the MLP reads, and post
   norms only what "attn_out" and "mlp_out" are.
 
-  The steps are methods, in the order of `__call__`: each acts on every token
-  alone but for `score` and `weigh`.
+  The steps are methods. All but `mix` act on every token alone; the steps
+  inside attention and MLP are methods of `Attention` and `Mlp`.
   """
 
   cfg: ModelConfig
@@ -95,79 +97,66 @@ class Block(nn.Module):
     if cfg.post_norms:
       self.attn_post_norm, self.mlp_post_norm = Norm(cfg), Norm(cfg)
 
-  def read(self, pre, tap):
+  def read(self, pre: Residual, tap: Tapper) -> Residual:
     """`resid_pre` -> what the attention reads."""
     return tap("attn_in", self.attn_norm(pre))
 
-  def linear(self, normed):
-    """What the attention reads -> (q, k, v), as projected."""
-    return self.attn.linear(normed)
+  def qkv(
+    self, pre: Residual, layer: Layer, ctx: Context, tap: Tapper
+  ) -> tuple[Array, Array, Array]:
+    """`resid_pre` -> (q, k, v) as they enter the dot product."""
+    q, k, v = self.attn.project_qkv(self.read(pre, tap))
+    q, k = self.attn.norm_and_rotate_qk(q, k, ctx, layer)
+    return tap("q", q), tap("k", k), tap("v", v)
 
-  def turn(self, q, k, ctx, layer):
-    """(q, k) normalised and rotated."""
-    return self.attn.turn(q, k, ctx, layer)
+  def mix(
+    self,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S N K"],
+    v: Float[Array, "B S N K"],
+    mask: Bool[Array, "#B #H T S"],
+    tap: Tapper,
+  ) -> Float[Array, "B T H K"]:
+    """(q, k, v) -> z; q may be a block of rows."""
+    attn = self.attn
+    return attn.attend(attn.score(q, k), v, mask, tap, attn.sink_logits(q))
 
-  def score(self, q, k):
-    """(q, k) -> scaled scores [B, H, T, S]."""
-    return self.attn.score(q, k)
-
-  def rest(self, q):
-    """q -> the logit of what stands in for a token, or `None`."""
-    return self.attn.rest(q)
-
-  def weigh(self, scores, v, mask, tap, rest):
-    """(scores, v) -> z [B, T, H, K]."""
-    return self.attn.weigh(scores, v, mask, tap, rest)
-
-  def write(self, pre, z, tap):
-    """z, and `resid_pre` where it is gated -> the attention's raw output."""
+  def project_out(
+    self, pre: Residual | None, z: Float[Array, "#B #T H K"], tap: Tapper
+  ) -> Float[Array, "#B #T D"]:
+    """z -> the attention's raw output; `resid_pre` is read by gates alone."""
+    # Read again rather than kept: with no gate `pre` need not be given.
     gated = self.cfg.gate in ("head", "element")
-    return self.attn.write(z, self.read(pre, tap) if gated else None)
+    return self.attn.project_out(z, self.read(pre, tap) if gated else None)
 
-  def join(self, pre, attn_out, tap):
+  def join(self, pre: Residual, attn_out: Residual, tap: Tapper) -> Residual:
     """(`resid_pre`, the attention's raw output) -> `resid_mid`."""
     if self.cfg.post_norms:
       attn_out = self.attn_post_norm(attn_out)
     return tap("resid_mid", pre + tap("attn_out", attn_out))
 
-  def attend(self, pre, z, tap):
+  def add_attention(
+    self, pre: Residual, z: Float[Array, "B T H K"], tap: Tapper
+  ) -> Residual:
     """(`resid_pre`, z) -> `resid_mid`."""
-    return self.join(pre, self.write(pre, z, tap), tap)
+    return self.join(pre, self.project_out(pre, z, tap), tap)
 
-  def mlp_read(self, x, tap):
+  def mlp_read(self, x: Residual, tap: Tapper) -> Residual:
     """`resid_mid`, or `resid_pre` where parallel -> what the MLP reads."""
     return tap("mlp_in", self.mlp_norm(x))
 
-  def mlp_linear(self, normed):
-    """What the MLP reads -> what enters its non-linearity."""
-    return self.mlp.linear(normed)
-
-  def mlp_activate(self, *pre, tap):
-    """What enters the non-linearity -> the MLP's raw output."""
-    return self.mlp.activate(*pre, tap=tap)
-
-  def mlp_output(self, x, tap):
+  def mlp_output(self, x: Residual, tap: Tapper) -> Residual:
     """`resid_mid`, or `resid_pre` where parallel -> the MLP's raw output."""
-    inner = self.mlp_linear(self.mlp_read(x, tap))
-    return self.mlp_activate(*inner, tap=tap)
+    inner = self.mlp.linear(self.mlp_read(x, tap))
+    return self.mlp.activate(*inner, tap=tap)
 
-  def finish(self, mid, mlp_out, tap):
+  def finish(self, mid: Residual, mlp_out: Residual, tap: Tapper) -> Residual:
     """(`resid_mid`, the MLP's raw output) -> `resid_post`."""
     if self.cfg.post_norms:
       mlp_out = self.mlp_post_norm(mlp_out)
     return tap("resid_post", mid + tap("mlp_out", mlp_out))
 
-  def qkv(self, pre, layer, ctx, tap):
-    """`resid_pre` -> (q, k, v) as they enter the dot product."""
-    q, k, v = self.linear(self.read(pre, tap))
-    q, k = self.turn(q, k, ctx, layer)
-    return tap("q", q), tap("k", k), tap("v", v)
-
-  def mix(self, q, k, v, mask, tap):
-    """(q, k, v) -> z [B, T, H, K]; q may be a block of rows."""
-    return self.weigh(self.score(q, k), v, mask, tap, self.rest(q))
-
-  def transform(self, pre, mid, tap):
+  def transform(self, pre: Residual, mid: Residual, tap: Tapper) -> Residual:
     """(`resid_pre`, `resid_mid`) -> `resid_post`."""
     read = pre if self.cfg.parallel_residual else mid
     return self.finish(mid, self.mlp_output(read, tap), tap)
@@ -178,9 +167,10 @@ class Block(nn.Module):
     tap = Tapper(taps, layer)
     pre = tap("resid_pre", sharding.constrain(x, ("rows", None, None)))
     q, k, v = self.qkv(pre, layer, ctx, tap)
-    if self.cfg.attention == "fused" and tap.blind():
+    # A tap at scores or pattern needs the einsum path, where they exist.
+    if self.cfg.attention == "fused" and tap.needs_no_scores():
       z = self.attn.fused(q, k, v, ctx, layer, tap)
     else:
       z = self.mix(q, k, v, mask_of(self.cfg, ctx, layer), tap)
-    post = self.transform(pre, self.attend(pre, z, tap), tap)
+    post = self.transform(pre, self.add_attention(pre, z, tap), tap)
     return post, tap.trace()

@@ -1,6 +1,6 @@
 """The model a few tokens at a time, on top of what a cache keeps.
 
-`advance` walks through the very methods of `Block` that `forward` runs, in
+`advance` walks through the very methods that `forward` runs, in
 the einsum form whatever `cfg.attention` says. What of the past is kept, and
 at which positions it is seen, is a `Policy`'s, see
 `sinkjax.inference.kv_policy`: it alone touches keys and values. All shapes
@@ -15,17 +15,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context
+from sinkjax.models.attention import Attention, Context
 from sinkjax.models.blocks import Block
-from sinkjax.models.layerwise import apply_final_norm, as_layers, embed
+from sinkjax.models.layerwise import (
+  apply_final_norm,
+  as_layers,
+  embed,
+  methods_of,
+)
 from sinkjax.models.transformer import logits_of
 from sinkjax.taps import NO_TAPS, Tapper
 
+Params = dict[str, Any]
+
 CHUNK = 64
-"""Tokens that a cache takes at once, if nothing else is said."""
+"""Tokens that a cache takes at once, if nothing else is said.
+
+A prompt is read at the rate of matrix products, and the slots beyond the
+capacity that a chunk needs stay few.
+"""
 LOGITS = ("all", "last", "none")
-UNTURNED = Context(None, None, None, None)
-"""A context in which `turn` normalises and does not rotate."""
+NOT_ROTATED = Context(None, None, None, None)
+"""A context in which `norm_and_rotate_qk` normalises and does not rotate."""
 
 
 class Cache(NamedTuple):
@@ -63,11 +74,17 @@ class Policy(Protocol):
     ...
 
   def attend(
-    self, apply: Callable, cfg: ModelConfig, qkv, layer: int, kept, shared
+    self,
+    apply: Callable,
+    cfg: ModelConfig,
+    qkv: tuple[Array, Array, Array],
+    layer: int,
+    kept: Any,
+    shared: Any,
   ) -> tuple[Array, Any]:
     """(z [B, T, H, K], the layer's cache with the new tokens in it).
 
-    `apply(method, *args)` runs a method of the layer's `Block`; `qkv` are
+    `apply(method, *args)` runs a method of the layer's `Attention`; `qkv` are
     normalised where the model does so, and not yet rotated.
     """
     ...
@@ -83,7 +100,7 @@ def split_layers(params: dict[str, Any]) -> dict[str, Any]:
   blocks = params["blocks"]
   if isinstance(blocks, tuple):
     return params
-  count = len(jax.tree.leaves(blocks)[0])
+  count = len(jax.tree.leaves(blocks)[0])  # the layer axis of any leaf
   return {**params, "blocks": tuple(_pick(blocks, i) for i in range(count))}
 
 
@@ -98,7 +115,9 @@ def init_cache(cfg: ModelConfig, policy: Policy, batch: int = 1) -> Cache:
   return Cache(layers, jnp.zeros(batch, jnp.int32))
 
 
-def advance(cfg: ModelConfig, policy: Policy, *, logits: str = "all"):
+def advance(
+  cfg: ModelConfig, policy: Policy, *, logits: str = "all"
+) -> Callable:
   """The model as a function of new tokens and a cache.
 
   Args:
@@ -135,7 +154,13 @@ def advance(cfg: ModelConfig, policy: Policy, *, logits: str = "all"):
   if logits not in LOGITS:
     raise ValueError(f"logits must be one of {list(LOGITS)}, got {logits!r}")
 
-  def step(params, tokens, cache, *, count=None):
+  def step(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    cache: Cache,
+    *,
+    count: Int[Array, "B"] | None = None,
+  ) -> tuple[Array, Cache]:
     batch, length = tokens.shape
     if length > policy.chunk:
       raise ValueError(
@@ -146,19 +171,27 @@ def advance(cfg: ModelConfig, policy: Policy, *, logits: str = "all"):
       count = jnp.full(batch, length, jnp.int32)
     with jax.default_matmul_precision(cfg.precision):
       x, layers = _walk(cfg, policy, params, tokens, cache, count)
-      found = _logits(cfg, params, x, count, logits)
-    return found, Cache(layers, cache.length + count)
+      out = _logits(cfg, params, x, count, logits)
+    return out, Cache(layers, cache.length + count)
 
   return step
 
 
-def _walk(cfg, policy, params, tokens, cache, count):
+def _walk(
+  cfg: ModelConfig,
+  policy: Policy,
+  params: Params,
+  tokens: Int[Array, "B T"],
+  cache: Cache,
+  count: Int[Array, "B"],
+) -> tuple[Array, tuple]:
   """(what the final norm returns, every layer's cache)."""
   steps = jnp.arange(tokens.shape[1])[None]
   at = cache.length[:, None] + steps
   x = embed(as_layers(cfg, params), tokens, at)
   shared = policy.prepare(cfg, cache.length, steps < count[:, None])
   layers = []
+  # Unrolled, so that each layer's parameters and cache are read where they lie.
   for i in range(cfg.n_layers):
     layer = _pick(params["blocks"], i)
     x, kept = _block(cfg, policy, layer, x, i, cache.layers[i], shared)
@@ -166,31 +199,41 @@ def _walk(cfg, policy, params, tokens, cache, count):
   return apply_final_norm(cfg, params["final_norm"], x), tuple(layers)
 
 
-def _pick(blocks, i: int):
+def _pick(blocks: Any, i: int) -> Params:
   """One layer's parameters."""
   if isinstance(blocks, tuple):
     return blocks[i]
   return jax.tree.map(lambda x: x[i], blocks)
 
 
-def _block(cfg, policy, params, pre, layer, kept, shared):
+def _block(
+  cfg: ModelConfig,
+  policy: Policy,
+  params: Params,
+  pre: Float[Array, "B T D"],
+  layer: int,
+  kept: Any,
+  shared: Any,
+) -> tuple[Array, Any]:
   """One layer: `Block.__call__` with the policy between qkv and z."""
 
-  def apply(method, *args):
-    return Block(cfg).apply({"params": params}, *args, method=method)
-
+  block = methods_of(Block(cfg), params)
+  attention = methods_of(Attention(cfg), params["attn"])
   tap = Tapper(NO_TAPS, layer)
-  q, k, v = apply(Block.linear, apply(Block.read, pre, tap))
-  q, k = apply(Block.turn, q, k, UNTURNED, layer)
-  z, kept = policy.attend(apply, cfg, (q, k, v), layer, kept, shared)
-  mid = apply(Block.attend, pre, z, tap)
-  return apply(Block.transform, pre, mid, tap), kept
+  q, k, v = attention(Attention.project_qkv, block(Block.read, pre, tap))
+  q, k = attention(Attention.norm_and_rotate_qk, q, k, NOT_ROTATED, layer)
+  z, kept = policy.attend(attention, cfg, (q, k, v), layer, kept, shared)
+  mid = block(Block.add_attention, pre, z, tap)
+  return block(Block.transform, pre, mid, tap), kept
 
 
-def _logits(cfg, params, x, count, which: str) -> Float[Array, "B T V"]:
+def _logits(
+  cfg: ModelConfig, params: Params, x: Array, count: Int[Array, "B"], which: str
+) -> Float[Array, "B T V"]:
   if which == "none":
     return jnp.zeros((x.shape[0], 0, cfg.vocab_size), x.dtype)
   if which == "last":
+    # Row by row: rows of a batch may have different numbers of real tokens.
     at = jnp.maximum(count - 1, 0)[:, None, None]
     x = jnp.take_along_axis(x, at, axis=1)
   table = params["embed" if cfg.tie_embeddings else "unembed"]

@@ -64,10 +64,12 @@ def fused_attention(
     kernel = functools.partial(_splash, scale=scale, window=window)
     return _per_device(kernel)(q, k, v, mask, sinks)
   attend = functools.partial(
-    jax.nn.dot_product_attention, scale=scale, is_causal=True,
+    jax.nn.dot_product_attention,
+    scale=scale,
+    is_causal=True,
     local_window_size=None if window is None else (window - 1, 0),
     implementation=implementation,
-  )  # fmt: skip
+  )
 
   def kernel(q, k, v, mask, sinks):
     if sinks is None:

@@ -5,21 +5,27 @@ from a parameter tree, `sinkjax.weights.offload` from files on disk. The
 functions here run the very modules that `forward` runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
+from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block, Norm
-from sinkjax.taps import Taps, Trace
+from sinkjax.taps import Layer, Taps, Trace
 
 Params = dict[str, Any]
 
 UNEMBED_COLUMNS = 4096
-"""Vocabulary entries that one piece of the unembedding holds."""
+"""Vocabulary entries that one piece of the unembedding holds.
+
+A piece is then as large as a layer's MLP, or smaller, in models of the usual
+shapes: it does not set the peak of memory.
+"""
 
 
 @runtime_checkable
@@ -32,7 +38,9 @@ class Layers(Protocol):
     """Rows of the embedding table."""
     ...
 
-  def position_embedding(self, positions: Int[Array, "..."]):
+  def position_embedding(
+    self, positions: Int[Array, "..."]
+  ) -> Float[Array, "... D"]:
     """Rows of the table of learned positions."""
     ...
 
@@ -65,23 +73,23 @@ class InMemory:
       )
     )
 
-  def embedding(self, tokens):
+  def embedding(self, tokens: Array) -> Array:
     """See `Layers`."""
     return self._params["embed"][tokens]
 
-  def position_embedding(self, positions):
+  def position_embedding(self, positions: Array) -> Array:
     """See `Layers`."""
     return self._params["positions"][positions]
 
-  def layer(self, index):
+  def layer(self, index: int) -> Params:
     """See `Layers`."""
     return self._pick(self._params["blocks"], index)
 
-  def final_norm(self):
+  def final_norm(self) -> Params:
     """See `Layers`."""
     return self._params["final_norm"]
 
-  def unembedding(self):
+  def unembedding(self) -> Iterator[Array]:
     """See `Layers`."""
     tied = self.cfg.tie_embeddings
     table = self._params["embed" if tied else "unembed"]
@@ -118,13 +126,34 @@ def embed(
   return x
 
 
+def methods_of(module: nn.Module, params: Params) -> Callable:
+  """`apply(method, *args, **kwargs)`: the module's methods on its parameters.
+
+  Args:
+    module: a module of `sinkjax.models`.
+    params: its own parameters, without a layer axis.
+  """
+
+  def apply(method: Callable, *args: Any, **kwargs: Any) -> Any:
+    return module.apply({"params": params}, *args, method=method, **kwargs)
+
+  return apply
+
+
 def apply_block(
-  cfg: ModelConfig, params: Params, x, layer, ctx, taps: Taps
+  cfg: ModelConfig,
+  params: Params,
+  x: Float[Array, "B T D"],
+  layer: Layer,
+  ctx: Context,
+  taps: Taps,
 ) -> tuple[Float[Array, "B T D"], Trace]:
   """One block: the residual stream and the observers' results."""
   return Block(cfg).apply({"params": params}, x, layer, ctx, taps)
 
 
-def apply_final_norm(cfg: ModelConfig, params: Params, x):
+def apply_final_norm(
+  cfg: ModelConfig, params: Params, x: Float[Array, "B T D"]
+) -> Float[Array, "B T D"]:
   """The norm before the logits."""
   return Norm(cfg).apply({"params": params}, x)

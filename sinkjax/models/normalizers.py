@@ -5,18 +5,25 @@ the last axis. It accumulates in float32 at least, gives exact zeros where the
 mask is False, and never a NaN, however large the scores. A row's weights
 depend on its allowed keys alone, so a prefix gives what it gives by itself.
 
-`NORMALIZERS` has them by name. Those of which rows do not sum to one have no
-sink in the sense of a share; `sinkjax.metrics.sinks` names the proxy.
+`NORMALIZERS` has them by name: a new one is a function and an entry there.
+This module imports nothing of ours, so that `sinkjax.config` can check a name
+against the table without a circle of imports.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 MASKED = -1e30
-"""Finite stand-in for a masked score: `-inf` turns gradients into NaN."""
+"""The score of a key that must not be seen.
+
+Finite, because `-inf - -inf` is NaN in a row with no other key, and its
+gradient is NaN wherever it stands. In float32 exp(-1e30 - s) is exactly 0 for
+every score that a model can have, and bfloat16 has the same range.
+"""
 
 
 def softmax(
@@ -33,7 +40,7 @@ def softmax(
   Args:
     scores: [..., T, S].
     mask: True where key s may be seen from t; every row needs one True.
-    sinks: a logit that takes weight away, or `None` for none.
+    sinks: a logit that takes weight and has no key, or `None`.
 
   Returns:
     Weights that sum to one over the last axis, or to less with a sink, in the
@@ -43,7 +50,7 @@ def softmax(
   top = jnp.max(s, axis=-1, keepdims=True)
   if sinks is not None:
     top = jnp.maximum(top, sinks.astype(dtype))
-  top = jax.lax.stop_gradient(top)
+  top = jax.lax.stop_gradient(top)  # it cancels, and so would its gradient
   weights = jnp.where(mask, jnp.exp(s - top), 0)
   total = jnp.sum(weights, axis=-1, keepdims=True)
   if sinks is not None:
@@ -65,8 +72,10 @@ def leftover(
   return jax.nn.sigmoid(sinks.astype(dtype) - total).astype(scores.dtype)
 
 
-def softmax1(scores, mask):
-  """`exp(s_j) / (1 + sum_k exp(s_k))`: a row may give its weight to nothing.
+def softmax1(
+  scores: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]
+) -> Float[Array, "*B T S"]:
+  """`exp(s_j) / (1 + sum_k exp(s_k))`: a row may sum to less than one.
 
   Miller (2023), Kaul et al. (2024, arXiv 2410.17174); `softmax` with a sink
   logit of 0. Arguments as there.
@@ -74,7 +83,12 @@ def softmax1(scores, mask):
   return softmax(scores, mask, jnp.zeros((1,) * scores.ndim))
 
 
-def clipped_softmax(scores, mask, *, alpha: float = 3.0):
+def clipped_softmax(
+  scores: Float[Array, "*B T S"],
+  mask: Bool[Array, "*#B T S"],
+  *,
+  alpha: float = 3.0,
+) -> Float[Array, "*B T S"]:
   """`clip((1 - g) softmax(s) + g, 0, 1)` with `g = -alpha / n`.
 
   Bondarenko et al. (2023, arXiv 2306.12929), zeta = 1. Their n is the length
@@ -85,7 +99,8 @@ def clipped_softmax(scores, mask, *, alpha: float = 3.0):
   Args:
     scores: [..., T, S].
     mask: as for `softmax`.
-    alpha: weights below about alpha / n become exactly 0; theirs is 2 to 4.
+    alpha: weights below about alpha / n become exactly 0. Theirs is 2 to 4;
+      3 is the middle.
   """
   dtype = jnp.promote_types(scores.dtype, jnp.float32)
   shift = -alpha / jnp.sum(mask, axis=-1, keepdims=True, dtype=dtype)
@@ -93,13 +108,17 @@ def clipped_softmax(scores, mask, *, alpha: float = 3.0):
   return jnp.where(mask, jnp.clip(weights, 0, 1), 0).astype(scores.dtype)
 
 
-def sigmoid(scores, mask):
+def sigmoid(
+  scores: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]
+) -> Float[Array, "*B T S"]:
   """`sigmoid(s_j)`; rows sum to anything (Gu et al., arXiv 2410.10781)."""
   s, _ = _wide(scores, mask)
   return jnp.where(mask, jax.nn.sigmoid(s), 0).astype(scores.dtype)
 
 
-def normalized_sigmoid(scores, mask):
+def normalized_sigmoid(
+  scores: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]
+) -> Float[Array, "*B T S"]:
   """`sigmoid(s_j) / sum_k sigmoid(s_k)` (Gu et al., arXiv 2410.10781).
 
   As a softmax of log-sigmoids: a row of hugely negative scores stays a row.
@@ -108,7 +127,9 @@ def normalized_sigmoid(scores, mask):
   return softmax(jax.nn.log_sigmoid(s), mask).astype(scores.dtype)
 
 
-def elu1(scores, mask):
+def elu1(
+  scores: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]
+) -> Float[Array, "*B T S"]:
   """`elu(s_j) + 1`: `s_j + 1` above 0, else `exp(s_j)`; not normalised.
 
   Gu et al. (2024, arXiv 2410.10781), their unnormalised form.
@@ -117,13 +138,20 @@ def elu1(scores, mask):
   return jnp.where(mask, jax.nn.elu(s) + 1, 0).astype(scores.dtype)
 
 
-def relu(scores, mask):
+def relu(
+  scores: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]
+) -> Float[Array, "*B T S"]:
   """`max(s_j, 0)`, not normalised (Guo et al., arXiv 2410.13835)."""
   s, _ = _wide(scores, mask)
   return jnp.where(mask, jax.nn.relu(s), 0).astype(scores.dtype)
 
 
-def softpick(scores, mask, *, eps: float = 1e-8):
+def softpick(
+  scores: Float[Array, "*B T S"],
+  mask: Bool[Array, "*#B T S"],
+  *,
+  eps: float = 1e-8,
+) -> Float[Array, "*B T S"]:
   """`relu(exp(s_j) - 1) / (sum_k |exp(s_k) - 1| + eps)`.
 
   Zuhri et al. (2025, arXiv 2504.20966): exact zeros, rows that sum to one or
@@ -151,11 +179,13 @@ NORMALIZERS: dict[str, Callable] = {
 """Every normaliser by the name that `ModelConfig.normalizer` has for it."""
 
 UNNORMALIZED = ("sigmoid", "elu1", "relu")
-"""Those whose rows sum to anything: no share but by a proxy, see
-`metrics.sinks.attention_share`."""
+"""Those whose rows may sum to more than one: metrics of shares are computed
+from `metrics.sinks.attention_share` there."""
 
 
-def _wide(scores, mask):
+def _wide(
+  scores: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]
+) -> tuple[Array, Any]:
   """(masked scores in float32 at least, that dtype)."""
   dtype = jnp.promote_types(scores.dtype, jnp.float32)
   return jnp.where(mask, scores.astype(dtype), MASKED), dtype

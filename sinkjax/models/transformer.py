@@ -1,10 +1,12 @@
 """The decoder, and `forward`, the pure function that everything else uses."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax import sharding
@@ -49,6 +51,7 @@ class Transformer(nn.Module):
     # Of a table that is split by columns the lookup would be, too.
     rows = sharding.constrain(table, ("vocabulary", None))
     x = rows[tokens].astype(cfg.dtype)
+    # In the compute dtype, as the weights were trained: Gemma rounds its scale.
     x = x * jnp.asarray(cfg.embed_scale, x.dtype)
     if cfg.positions == "learned":
       shape = (cfg.max_len, cfg.d_model)
@@ -60,6 +63,7 @@ class Transformer(nn.Module):
     if cfg.remat != "none":
       kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
       policy = kept if cfg.remat == "dots" else None
+      # Within a scan no common subexpression can undo it, see jax.checkpoint.
       block = nn.remat(Block, policy=policy, prevent_cse=not cfg.scan_layers)
     scan = nn.scan(
       block,
@@ -79,7 +83,9 @@ class Transformer(nn.Module):
     return Output(logits_of(cfg, x, table), trace)
 
 
-def logits_of(cfg: ModelConfig, x, table) -> Float[Array, "B T V"]:
+def logits_of(
+  cfg: ModelConfig, x: Float[Array, "B T D"], table: Array
+) -> Float[Array, "B T V"]:
   """The logits of what the final norm returns.
 
   Args:
@@ -87,7 +93,7 @@ def logits_of(cfg: ModelConfig, x, table) -> Float[Array, "B T V"]:
     x: [B, T, D].
     table: the parameter "embed" [V, D] where it is tied, else "unembed" [D, V].
   """
-  rows = x.reshape(-1, cfg.d_model)
+  rows = x.reshape(-1, cfg.d_model)  # one product of two matrices: fast on CPU
   if cfg.tie_embeddings:
     logits = jnp.einsum("rd,vd->rv", rows, table.astype(x.dtype))
   else:
@@ -98,7 +104,9 @@ def logits_of(cfg: ModelConfig, x, table) -> Float[Array, "B T V"]:
   return logits
 
 
-def _default_positions(tokens, valid):
+def _default_positions(
+  tokens: Int[Array, "B T"], valid: Bool[Array, "B T"] | None
+) -> Int[Array, "B T"]:
   """0, 1, 2, ... over the tokens that are no padding."""
   if valid is None:
     return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -124,7 +132,7 @@ def param_shapes(cfg: ModelConfig) -> Params:
   return jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
 
 
-def forward(cfg: ModelConfig):
+def forward(cfg: ModelConfig) -> Callable:
   """The model as a pure function.
 
   Args:
@@ -155,7 +163,14 @@ def forward(cfg: ModelConfig):
     raise TypeError(f"cfg must be a ModelConfig, got {type(cfg).__name__}")
   model = Transformer(cfg)
 
-  def f(params, tokens, *, taps=None, positions=None, valid=None) -> Output:
+  def f(
+    params: Params,
+    tokens: ArrayLike,
+    *,
+    taps: Taps | None = None,
+    positions: ArrayLike | None = None,
+    valid: ArrayLike | None = None,
+  ) -> Output:
     tokens = check_tokens(cfg, tokens)
     positions = like_tokens("positions", positions, tokens)
     check_ids("position", positions, cfg.max_len, "the model's context")
@@ -168,7 +183,7 @@ def forward(cfg: ModelConfig):
   return f
 
 
-def check_tokens(cfg: ModelConfig, tokens) -> Array:
+def check_tokens(cfg: ModelConfig, tokens: ArrayLike) -> Array:
   """[B, T] ids from [B, T] or [T].
 
   Raises:
@@ -190,7 +205,7 @@ def check_tokens(cfg: ModelConfig, tokens) -> Array:
   return tokens
 
 
-def check_ids(name: str, ids, size: int, what: str) -> None:
+def check_ids(name: str, ids: Any, size: int, what: str) -> None:
   """Indexing clamps silently: concrete ids must be inside the table.
 
   Args:
@@ -211,7 +226,9 @@ def check_ids(name: str, ids, size: int, what: str) -> None:
     )
 
 
-def like_tokens(name: str, value, tokens) -> Array | None:
+def like_tokens(
+  name: str, value: ArrayLike | None, tokens: Int[Array, "B T"]
+) -> Array | None:
   """An argument that goes with the tokens as [B, T]; `None` stays.
 
   Raises:

@@ -12,26 +12,40 @@ from typing import Any
 
 import numpy as np
 
+from sinkjax.metrics.table import METRICS
+
 DPI = 130
 FIRST, REST = "#c8501e", "#1f6fad"  # vermilion and blue: for every eye
 INK, MUTED, RULE = "#22272e", "#69727d", "#d9dde2"
 SCALE = ("#eef2f7", "#c3d9ea", "#7fb2d6", "#3a82bb", "#15548f", "#0a2a52")
-LABELLED = 32  # attention maps up to this T show their tokens
+LABELLED = 32  # beyond this many tokens their labels would overlap
 
-# fmt: off
 STYLE = {
-  "font.family": "DejaVu Sans", "font.size": 9, "text.usetex": False,
-  "text.color": INK, "axes.titlesize": 9.5, "axes.titlelocation": "left",
-  "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.linewidth": 0.7,
-  "axes.spines.top": False, "axes.spines.right": False,
-  "axes.axisbelow": True, "figure.facecolor": "white",
-  "grid.color": RULE, "grid.linewidth": 0.6,
-  **{f"{axis}tick.{name}": value for axis in "xy" for name, value in (
-    ("labelsize", 8), ("color", MUTED), ("labelcolor", INK),
-    ("major.size", 3), ("major.width", 0.7),
-  )},
+  "font.family": "DejaVu Sans",
+  "font.size": 9,
+  "text.usetex": False,
+  "text.parse_math": False,  # a token may be "$x$", and is shown as it is
+  "text.color": INK,
+  "axes.titlesize": 9.5,
+  "axes.titlelocation": "left",
+  "axes.labelcolor": INK,
+  "axes.edgecolor": MUTED,
+  "axes.linewidth": 0.7,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.axisbelow": True,
+  "figure.facecolor": "white",
+  "grid.color": RULE,
+  "grid.linewidth": 0.6,
 }
-# fmt: on
+TICKS = {
+  "labelsize": 8,
+  "color": MUTED,
+  "labelcolor": INK,
+  "major.size": 3,
+  "major.width": 0.7,
+}
+STYLE |= {f"{axis}tick.{name}": v for axis in "xy" for name, v in TICKS.items()}
 
 
 @contextmanager
@@ -49,9 +63,32 @@ def drawing(width: float, height: float) -> Iterator[Any]:
 
 def png(figure: Any) -> bytes:
   """Draws a figure of `drawing`; the same arrays give the same bytes."""
+  for ax in figure.axes:
+    for axis in (ax.xaxis, ax.yaxis):
+      _plain_log_ticks(axis)
   out = io.BytesIO()
   figure.canvas.print_png(out, metadata={"Software": None})
   return out.getvalue()
+
+
+def _plain_log_ticks(axis: Any) -> None:
+  """Plain numbers: matplotlib writes powers of ten as mathematics."""
+  from matplotlib import ticker
+
+  def plain(original: ticker.Formatter) -> ticker.Formatter:
+    class Plain(ticker.Formatter):
+      def set_locs(self, locs: Any) -> None:
+        original.set_locs(locs)
+
+      def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if original(x, pos) else ""
+
+    return Plain()
+
+  if isinstance(axis.get_major_formatter(), ticker.LogFormatterMathtext):
+    axis.set_major_formatter(plain(axis.get_major_formatter()))
+  if isinstance(axis.get_minor_formatter(), ticker.LogFormatterMathtext):
+    axis.set_minor_formatter(plain(axis.get_minor_formatter()))
 
 
 def ticks(count: int, most: int = 10) -> list[int]:
@@ -91,10 +128,17 @@ def legend_above(ax: Any, title: str) -> None:
   ax.set_title(title, pad=21)
   many = max(2, len(ax.get_legend_handles_labels()[1]))
   ax.legend(
-    loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=many, frameon=False,
-    fontsize=8.5, borderaxespad=0.1, borderpad=0.2, handlelength=1.4,
-    columnspacing=1.4, handletextpad=0.5,
-  )  # fmt: skip
+    loc="lower left",
+    bbox_to_anchor=(-0.01, 1.0),
+    ncols=many,
+    frameon=False,
+    fontsize=8.5,
+    borderaxespad=0.1,
+    borderpad=0.2,
+    handlelength=1.4,
+    columnspacing=1.4,
+    handletextpad=0.5,
+  )
 
 
 def line_band(ax: Any, values: np.ndarray, *, color: str, label: str) -> None:
@@ -129,6 +173,7 @@ def limits(ax: Any, values: np.ndarray, log: bool = False) -> None:
   if not log:
     ax.set_ylim(0, high * 1.06)
     return
+  # A decade at least: matplotlib labels few ticks, or none, of less.
   wider = 1.25 * max(1.0, np.sqrt(10 * low / high))
   ax.set_yscale("log")
   ax.set_ylim(low / wider, high * wider)
@@ -176,17 +221,18 @@ def sink_map(alpha: np.ndarray, eps: float, token: str = "") -> bytes:
     ax.set(xticks=ticks(heads, 16), yticks=rows, xlabel="head", ylabel="layer")
     ax.tick_params(length=0)
     cell = 72 * min((width - 1.5) / heads, (height - 0.6) / layers)
-    if cell > 5:  # white gaps between cells, where there is room
+    if cell > 5:  # points: white gaps between cells, where there is room
       ax.hlines(np.arange(1, layers) - 0.5, -0.5, heads - 0.5, "white", lw=0.8)
       ax.vlines(np.arange(1, heads) - 0.5, -0.5, layers - 0.5, "white", lw=0.8)
     row, column = np.nonzero(alpha > eps)
+    # White on the dark half of the scale, ink on the light one.
     color = np.where(alpha[row, column] > 0.45, "#ffffff", INK)
     size = float(np.clip(cell * 0.22, 1.2, 3.2))
     ax.scatter(column, row, s=size**2, c=color, alpha=0.9, linewidths=0)
     ax.set(xlim=(-0.5, heads - 0.5), ylim=(layers - 0.5, -0.5))
     ax.set_title(f"dot: head over {eps:g}", fontsize=8.5)
     named = f", '{token_labels([token])[0]}'" if token else ""
-    bar = color_bar(image, ax, f"mean attention on the first token{named}")
+    bar = color_bar(image, ax, f"mean {METRICS['alpha'].label}{named}")
     bar.ax.axhline(eps, color=FIRST, linewidth=1.2)
     return png(figure)
 
@@ -252,7 +298,7 @@ def attention_maps(
       ax.set_axis_off()
     for i, ax in enumerate(axes.flat[:count]):
       image = heat_map(ax, patterns[i], **look)
-      ax.set_title(titles[i], parse_math=False)
+      ax.set_title(titles[i])
       token_axis(ax.xaxis, names, end, i + columns >= count)
       token_axis(ax.yaxis, names, end, i % columns == 0)
     fig.supxlabel("attends to (key)", fontsize=9)
@@ -271,7 +317,7 @@ def token_axis(axis: Any, names: Any, end: float, outer: bool) -> None:
   else:
     names = names if outer else []
     turn = 90 if axis.axis_name == "x" else 0
-    look = {"rotation": turn, "fontsize": 6.5, "parse_math": False}
+    look = {"rotation": turn, "fontsize": 6.5}
     axis.set_ticks(range(len(names)), names, **look)
 
 
@@ -286,8 +332,8 @@ def entropy_by_layer(entropy: np.ndarray, entropy_share: np.ndarray) -> bytes:
   shares = finite("entropy_share", entropy_share, 2)
   with drawing(8, 3.3) as figure:
     left, right = figure.subplots(1, 2)
-    head_dots(left, "attention entropy, nats", values)
-    head_dots(right, "attention entropy, share of its maximum", shares)
+    head_dots(left, METRICS["entropy"].title, values)
+    head_dots(right, METRICS["entropy_share"].title, shares)
     right.set_ylim(0, 1.02)
     return png(figure)
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sinkjax.report.files import plain
+from sinkjax.artifacts import plain
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -135,8 +135,18 @@ def _table(table: Table) -> dict[str, Any]:
   }
 
 
+def percent(value: float) -> str:
+  """A share as text.
+
+  >>> percent(0.1234)
+  '12.3 %'
+  """
+  return f"{100 * value:.1f} %"
+
+
 def _aligned(column: Sequence[float | None]) -> list[str]:
   """Floats with as many decimals as give the largest 4 digits."""
+  # Decimals of the largest: columns line up, and no digit is invented.
   largest = max(abs(cell) for cell in column if cell is not None)
   if not 1e-2 <= largest < 1e7:
     return [show(cell) for cell in column]
@@ -237,7 +247,7 @@ def render_report(
 
   Raises:
     ValueError: for a figure that is no PNG.
-    TypeError: for a value that has no text form, see `files.plain`.
+    TypeError: for a value that has no text form, see `artifacts.plain`.
   """
   html = _template().render(
     title=title,

@@ -1,6 +1,6 @@
 """The figures of a sensitivity report: arrays in, PNG bytes out.
 
-A series is `{label: values}`: what is as it is first, then what was edited.
+A series is `{label: values}`: the model as it is first, then the edited one.
 Axes: T tokens, L layers.
 """
 
@@ -30,7 +30,10 @@ from sinkjax.report.figures import (
 )
 
 SPAN = 1e8
-"""A colour scale covers no more than this ratio."""
+"""A colour scale covers no more than this ratio.
+
+Below it the derivatives of a float32 model are rounding.
+"""
 
 DIVERGING = ("#0a2a52", "#3a82bb", "#f4f4f2", "#d9764d", "#7a2a0c")
 
@@ -42,11 +45,13 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
   ([0.5, 1.0, 2.0, 5.0, 10.0, 20.0], [1e-06, 0.01, 100.0, 1000000.0])
   """
   powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-  found = [float(f"{d}e{p}") for p in powers for d in (1, 2, 5)]
-  found = [value for value in found if low <= value <= high]
-  if len(found) > most:
-    found = [float(f"1e{p}") for p in powers if low <= float(f"1e{p}") <= high]
-  return found[:: max(1, -(-len(found) // most))]
+  ticks_at = [float(f"{d}e{p}") for p in powers for d in (1, 2, 5)]
+  ticks_at = [value for value in ticks_at if low <= value <= high]
+  if len(ticks_at) > most:
+    ticks_at = [
+      float(f"1e{p}") for p in powers if low <= float(f"1e{p}") <= high
+    ]
+  return ticks_at[:: max(1, -(-len(ticks_at) // most))]
 
 
 def _names(tokens: Sequence[str]) -> list[str] | None:
@@ -58,7 +63,9 @@ def _side(tokens: Sequence[str], least: float, most: float) -> float:
   return float(np.clip(each * len(tokens), least, most))
 
 
-def _square(ax: Any, values: np.ndarray, tokens, outer: bool, **look) -> Any:
+def _square(
+  ax: Any, values: np.ndarray, tokens: Sequence[str], outer: bool, **look
+) -> Any:
   """A map of tokens by tokens: NaN blank, zeros grey."""
   from matplotlib.colors import ListedColormap
 
@@ -71,9 +78,9 @@ def _square(ax: Any, values: np.ndarray, tokens, outer: bool, **look) -> Any:
   names = _names(tokens)
   token_axis(ax.xaxis, names, size - 0.5, True)
   token_axis(ax.yaxis, names, size - 0.5, outer)
-  ax.set_xlabel("changed token (source)")
+  ax.set_xlabel("source token")
   if outer:
-    ax.set_ylabel("token that feels it (target)")
+    ax.set_ylabel("target token")
   return image
 
 
@@ -104,10 +111,11 @@ def norm_maps(
   side = _side(tokens, 2.9, 6.0 if len(maps) == 1 else 5.0)
   with drawing(len(maps) * side + 1.9, side + 1.1) as figure:
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for i, (ax, (title, values)) in enumerate(zip(axes, maps.items(),
-                                                  strict=True)):  # fmt: skip
+    for i, (ax, (title, values)) in enumerate(
+      zip(axes, maps.items(), strict=True)
+    ):
       image = _square(ax, values, tokens, i == 0, norm=LogNorm(low, high))
-      ax.set_title(title, parse_math=False)
+      ax.set_title(title)
     _log_bar(image, list(axes), label, low, high)
     return png(figure)
 
@@ -131,6 +139,7 @@ def ratio_map(ratio: np.ndarray, tokens: Sequence[str], label: str) -> bytes:
   ratio = finite("ratio", ratio, 2)
   known = ratio[ratio > 0]
   wide = np.exp(np.abs(np.log(known)).max()) if known.size else 1.0
+  # Beyond a factor of 1000 the colours of ordinary changes would be one shade.
   wide = float(np.clip(wide, 2.0, 1e3))
   side = _side(tokens, 2.9, 6.0)
   with drawing(side + 1.9, side + 0.9) as figure:
@@ -169,15 +178,16 @@ def by_distance(
       (right, "mean over tokens (log scale)", mean),
     )
     for ax, title, series in panels:
-      found = _coloured(series)
+      lines = _coloured(series)
       bands(
-        ax, title, {k: (v[:, None], c) for k, (v, c) in found.items()}, log=True
+        ax, title, {k: (v[:, None], c) for k, (v, c) in lines.items()}, log=True
       )
       ax.set_xlabel("tokens back")
       _few_log_ticks(ax)
     for label, (values, color) in _coloured(last).items():
       error = errors.get(label)
       if error is not None:
+        # A logarithmic axis has no place for what is not positive.
         x, low = np.arange(len(values)), np.maximum(values - error, 1e-30)
         left.fill_between(x, low, values + error, color=color, alpha=0.2, lw=0)
     left.set_ylabel("norm of d target / d source")
@@ -203,8 +213,15 @@ def mixing_by_layer(
     ax = figure.add_subplot()
     marker = "o" if len(layers) <= 16 else ""
     for label, (values, color) in _coloured(series).items():
-      ax.plot(layers, 100 * values, color=color, label=label, lw=1.8,
-              marker=marker, ms=4)  # fmt: skip
+      ax.plot(
+        layers,
+        100 * values,
+        color=color,
+        label=label,
+        lw=1.8,
+        marker=marker,
+        ms=4,
+      )
     shown = [layers[i] for i in ticks(len(layers))]
     ax.set(xticks=shown, xlabel="layer", ylim=(0, 102), ylabel="%")
     ax.set_xlim(layers[0] - 0.6, layers[-1] + 0.6)
@@ -225,11 +242,11 @@ def loss_by_token(
   names, size = _names(tokens), len(tokens)
   with drawing(8, 3.6 if names else 3.2) as figure:
     ax = figure.add_subplot()
-    found = _coloured(series)
-    everything = np.concatenate([values for values, _ in found.values()])
+    lines = _coloured(series)
+    everything = np.concatenate([values for values, _ in lines.values()])
     limits(ax, everything, log=True)
-    for at, (label, (values, color)) in enumerate(found.items()):
-      x = np.arange(size) + (at - (len(found) - 1) / 2) * 0.3
+    for at, (label, (values, color)) in enumerate(lines.items()):
+      x = np.arange(size) + (at - (len(lines) - 1) / 2) * 0.3
       kept = np.where(values > 0, values, np.nan)
       style = {"s": 26 if size <= LABELLED else 9, "lw": 0, "zorder": 3}
       ax.scatter(x, kept, c=color, label=label, **style)

@@ -6,79 +6,63 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.report import figures, files, html
+from sinkjax import artifacts
+from sinkjax.analysis.sink_profile import SinkProfile
+from sinkjax.metrics import registry
+from sinkjax.metrics.sinks import uniform_mass
+from sinkjax.report import figures, html
 
 SCHEMA = 1
 
+NORMS = (
+  "hidden_norm_first",
+  "hidden_norm_median",
+  "value_norm_first",
+  "value_norm_rest",
+)
+"""Metrics of the figure of norms, in the order of its panels."""
 
-def summary(profile, *, eps: Sequence[float]) -> dict[str, Any]:
+
+def summary(profile: SinkProfile, *, eps: Sequence[float]) -> dict[str, Any]:
   """Every number of the profile, as plain values; means over prompts.
 
   Args:
-    profile: a `SinkProfile`.
+    profile: what was measured.
     eps: thresholds of the sink rate.
 
   Returns:
     The part of `summary.json` that the data decide.
   """
-  names = [f"{value:g}" for value in eps]
-  rates = {n: profile.sink_rate(e) for n, e in zip(names, eps, strict=True)}
-  mean_first = {
-    name: profile.sink_rate(value, "mean_first")
-    for name, value in zip(names, eps, strict=True)
-  }
-  stderr = {
-    name: profile.sink_rate_stderr(value)
-    for name, value in zip(names, eps, strict=True)
-  }
-  fields = ("value_norm_first", "value_norm_rest", "key_norm_first",
-            "key_norm_rest", "hidden_norm_first", "hidden_norm_median",
-            "entropy", "entropy_share")  # fmt: skip
-  massive = profile.largest_activation()
   return {
     "token_ids": profile.prompts[0],
     "prompts": profile.prompts,
     "tokens": [len(prompt) for prompt in profile.prompts],
-    "sink_rate": rates,
-    "sink_rate_mean_first": mean_first,
-    "sink_rate_stderr": stderr,
-    "first_token_mass": float(profile.alpha.mean()),
-    "alpha_first": profile.alpha.mean(axis=0),
-    **{name: getattr(profile, name).mean(axis=0) for name in fields},
-    "massive": massive,
-    "massive_by_layer": {
-      name: values[massive["prompt"]]
-      for name, values in profile.massive.items()
-    },
+    **registry.summary(profile.values, eps=eps),
     "nll": float(profile.nll.mean()),
   }
 
 
-def head_rows(profile) -> tuple[list[str], list[list[Any]]]:
-  """One row a head: score, entropy, and its KV head's value norms."""
-  alpha = profile.alpha.mean(axis=0)
-  layers, heads = alpha.shape
-  group = heads // profile.value_norm_first.shape[2]
-  columns = {
-    "alpha": alpha,
-    "entropy": profile.entropy.mean(axis=0),
-    "entropy_share": profile.entropy_share.mean(axis=0),
-  }
-  for name in ("value_norm_first", "value_norm_rest"):
-    by_kv_head = getattr(profile, name).mean(axis=0)
-    columns[name] = np.repeat(by_kv_head, group, axis=1)
+def head_rows(profile: SinkProfile) -> tuple[list[str], list[list[Any]]]:
+  """One row a head: its metrics, and those of its KV head."""
+  heads = profile.alpha.shape[2]
+  columns = {}
+  for metric in registry.shown_in("summary"):
+    if metric.by_head and metric.axes in ("L H", "L N"):
+      mean = profile.mean(metric.name)
+      # A KV head's value stands in the rows of all its query heads.
+      columns[metric.name] = np.repeat(mean, heads // mean.shape[1], axis=1)
   header = ["layer", "head", *columns, "first_token_id"]
   first = profile.first_token()
+  places = np.ndindex(*profile.alpha.shape[1:])
   rows = [
-    [layer, head, *(float(c[layer, head]) for c in columns.values()), first]
-    for layer in range(layers)
-    for head in range(heads)
+    [*place, *(float(column[place]) for column in columns.values()), first]
+    for place in places
   ]
   return header, rows
 
 
 def draw(
-  profile,
+  profile: SinkProfile,
   tokens: Sequence[str],
   *,
   eps: float,
@@ -87,45 +71,35 @@ def draw(
   """Every figure as PNG bytes, by file name.
 
   Args:
-    profile: a `SinkProfile`.
+    profile: what was measured.
     tokens: the first prompt's tokens, for the attention maps' axes.
     eps: the threshold that the sink map marks.
     step: called after each figure.
   """
-  mean = {
-    name: getattr(profile, name).mean(axis=0)
-    for name in ("alpha", "hidden_norm_first", "hidden_norm_median",
-                 "value_norm_first", "value_norm_rest", "entropy",
-                 "entropy_share")
-  }  # fmt: skip
+  alpha = profile.mean("alpha")
   ranked = profile.ranked_heads()
-  many = min(4, len(ranked) // 2) or 1
+  many = min(4, len(ranked) // 2) or 1  # two rows of at most four maps
   first = tokens[0] if profile.first_token() is not None else ""
   chosen = ranked[:many] + ranked[-many:]
   makers = {
-    "sink_map.png": lambda: figures.sink_map(mean["alpha"], eps, first),
+    "sink_map.png": lambda: figures.sink_map(alpha, eps, first),
     "norms.png": lambda: figures.norms_by_layer(
-      mean["hidden_norm_first"], mean["hidden_norm_median"],
-      mean["value_norm_first"], mean["value_norm_rest"],
+      *(profile.mean(name) for name in NORMS)
     ),
     "attention.png": lambda: figures.attention_maps(
       np.stack([profile.maps[at] for at in chosen]),
-      [f"layer {l} head {h}: {mean['alpha'][l, h]:.2f}" for l, h in chosen],
+      [f"layer {l} head {h}: {alpha[l, h]:.2f}" for l, h in chosen],
       list(tokens),
     ),
     "entropy.png": lambda: figures.entropy_by_layer(
-      mean["entropy"], mean["entropy_share"]
+      profile.mean("entropy"), profile.mean("entropy_share")
     ),
-  }  # fmt: skip
+  }
   drawn = {}
   for name, make in makers.items():
     drawn[name] = make()
     step()
   return drawn
-
-
-def _percent(value: float) -> str:
-  return f"{100 * value:.1f} %"
 
 
 def _numbers(data: dict[str, Any]) -> list[html.Number]:
@@ -135,18 +109,20 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
     note = f"heads with alpha > {name}"
     if error is not None:
       note += f"; standard error {100 * error:.1f}"
-    cards.append(html.Number(f"sink rate, eps {name}", _percent(rate), note))
+    cards.append(
+      html.Number(f"sink rate, eps {name}", html.percent(rate), note)
+    )
   ratio = data["value_norm_first"].mean() / data["value_norm_rest"].mean()
   hidden = data["hidden_norm_first"] / data["hidden_norm_median"]
   peak = int(np.argmax(hidden))
+  uniform = np.mean([uniform_mass(length) for length in data["tokens"]])
   massive = data["massive"]
   verdict = "massive" if massive["is_massive"] else "not massive"
   return cards + [
     html.Number(
       "attention on the first token",
-      _percent(data["first_token_mass"]),
-      f"mean over heads; uniform attention would give "
-      f"{_percent(_uniform(data['tokens']))}",
+      html.percent(data["first_token_mass"]),
+      f"mean over heads; uniform attention would give {html.percent(uniform)}",
     ),
     html.Number(
       "value norm, first / rest",
@@ -169,74 +145,111 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
   ]
 
 
-def _uniform(lengths: Sequence[int]) -> float:
-  """Mean attention on token 0 if every row were uniform."""
-  rows = [np.mean(1 / np.arange(1, length + 1)) for length in lengths]
-  return float(np.mean(rows))
-
-
-def _sections(profile, data, drawn, eps: float) -> list[html.Section]:
-  alpha = data["alpha_first"]
-  layers, heads = alpha.shape
-  over = alpha > eps
-  most = int(np.argmax(over.sum(axis=1)))
-  marked = f"No head exceeds {eps:g} on average."
-  if over.any():
-    marked = (
-      f"Marked heads exceed {eps:g} on average: {int(over.sum())} of "
-      f"{over.size}. The layer with most is layer {most}."
-    )
-  ranked = profile.ranked_heads()
-  top, low = ranked[0], ranked[-1]
+def _sections(
+  profile: SinkProfile,
+  data: dict[str, Any],
+  drawn: dict[str, bytes],
+  eps: float,
+) -> list[html.Section]:
   share = data["entropy_share"].mean()
-  header, rows = head_rows(profile)
   return [
     html.Section(
-      "Where the sinks are",
+      "Sink score of every head",
       figure=drawn["sink_map.png"],
-      caption=(
-        f"Mean attention on the first token for each of {layers} x {heads} "
-        f"heads. {marked}"
-      ),
+      caption=_caption_of_the_map(data["alpha_first"], eps),
     ),
     html.Section(
-      "How it looks",
+      "Attention of the strongest and the weakest sink heads",
       figure=drawn["attention.png"],
-      caption=(
-        "Attention of the strongest sink heads (above) and the weakest "
-        f"(below) on the first prompt. A dark first column is a sink: layer "
-        f"{top[0]} head {top[1]} puts {alpha[top]:.2f} of its attention there, "
-        f"layer {low[0]} head {low[1]} only {alpha[low]:.2f}."
-      ),
+      caption=_caption_of_patterns(profile),
     ),
     html.Section(
-      "What the first token looks like inside",
+      "Norms of the first token",
       figure=drawn["norms.png"],
       caption=(
         "Left: norm of the residual stream after each layer, first token "
         "against the median token. Right: norm of the values, first token "
-        "against the mean of the rest, over KV heads. A large hidden norm "
-        "with a small value norm is a place to attend to that writes little."
+        "against the mean of the others, over KV heads. A head that attends "
+        "to a token with a small value norm writes little."
       ),
     ),
     html.Section(
-      "How spread the attention is",
+      "Attention entropy",
       figure=drawn["entropy.png"],
       caption=(
-        f"Entropy of attention rows by layer; each dot a head. Heads use "
-        f"{_percent(share)} of the entropy that uniform attention would have."
+        "Entropy of the rows of attention by layer; each dot is one head. The "
+        f"mean over heads is {html.percent(share)} of the entropy of uniform "
+        "attention."
       ),
     ),
     html.Section(
-      "Every head",
-      body="Click a column's title to sort. The same table is heads.csv.",
-      table=html.Table(header, rows),
+      "Every metric",
+      body=(
+        "Means over prompts, and over the heads of a layer where there are "
+        "several."
+      ),
+      table=_metrics(profile),
+    ),
+    html.Section(
+      "All heads",
+      body="Click a column's title to sort. heads.csv has the same table.",
+      table=html.Table(*head_rows(profile)),
     ),
   ]
 
 
+def _caption_of_the_map(alpha: np.ndarray, eps: float) -> str:
+  layers, heads = alpha.shape
+  over = alpha > eps
+  text = (
+    f"Mean attention on the first token for each of {layers} x {heads} heads. "
+  )
+  if not over.any():
+    return f"{text}No head exceeds {eps:g} on average."
+  most = int(np.argmax(over.sum(axis=1)))
+  return (
+    f"{text}Marked heads exceed {eps:g} on average: {int(over.sum())} of "
+    f"{over.size}. Layer {most} has the most of them."
+  )
+
+
+def _caption_of_patterns(profile: SinkProfile) -> str:
+  alpha, ranked = profile.mean("alpha"), profile.ranked_heads()
+  top, low = ranked[0], ranked[-1]
+  return (
+    "Attention of the strongest sink heads (above) and the weakest (below) on "
+    "the first prompt. A dark first column is a sink: layer "
+    f"{top[0]} head {top[1]} puts {alpha[top]:.2f} of its attention there, "
+    f"layer {low[0]} head {low[1]} only {alpha[low]:.2f}."
+  )
+
+
+def _metrics(profile: SinkProfile) -> html.Table:
+  """Every metric with a value for each layer: its mean and its extremes."""
+  rows = []
+  for metric in registry.shown_in("summary"):
+    value = profile.values.get(metric.name)
+    if not isinstance(value, np.ndarray) or not metric.axes.startswith("L"):
+      continue
+    layers = value.mean(axis=0).reshape(value.shape[1], -1).mean(axis=1)
+    low, high = int(np.argmin(layers)), int(np.argmax(layers))
+    rows.append(
+      [
+        metric.title,
+        float(layers.mean()),
+        float(layers[low]),
+        low,
+        float(layers[high]),
+        high,
+        metric.source,
+      ]
+    )
+  header = ["metric", "mean", "lowest", "lowest layer", "highest"]
+  return html.Table([*header, "highest layer", "source"], rows)
+
+
 def render(
-  profile,
+  profile: SinkProfile,
   data: dict[str, Any],
   drawn: dict[str, bytes],
   *,
@@ -249,7 +262,7 @@ def render(
   """The self-contained HTML page.
 
   Args:
-    profile: a `SinkProfile`.
+    profile: what was measured.
     data: `summary`'s result.
     drawn: `draw`'s result.
     eps: the threshold that the figures mark.
@@ -271,7 +284,7 @@ def render(
 
 def write(
   folder: pathlib.Path,
-  profile,
+  profile: SinkProfile,
   data: dict[str, Any],
   drawn: dict[str, bytes],
   page: str,
@@ -280,15 +293,15 @@ def write(
 
   Args:
     folder: where to; it must exist.
-    profile: a `SinkProfile`.
+    profile: what was measured.
     data: the whole of `summary.json`, without `complete`.
     drawn: `draw`'s result.
     page: `render`'s result.
   """
-  files.write_csv(folder / "heads.csv", *head_rows(profile))
+  artifacts.write_csv(folder / "heads.csv", *head_rows(profile))
   for name, png in drawn.items():
-    files.write_bytes(folder / name, png)
-  files.write_text(folder / "report.html", page)
-  files.write_json(
+    artifacts.write_bytes(folder / name, png)
+  artifacts.write_text(folder / "report.html", page)
+  artifacts.write_json(
     folder / "summary.json", {"schema": SCHEMA, **data, "complete": True}
   )

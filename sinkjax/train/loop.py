@@ -44,12 +44,21 @@ class _Phase:
     optimizer = make_optimizer(config.optimizer, config.steps)
     separated = packing.mask == "document"
     self.step = make_step(
-      self.cfg, optimizer, separated=separated, accumulate=config.accumulate,
-      spike=config.optimizer.spike, details=config.details,
-      shardings=shardings, sink=config.sink(), noise=config.disturbance(),
-    )  # fmt: skip
-    ids = {"bos_id": data.tokenizer.bos_id, "eos_id": data.tokenizer.eos_id,
-           "register_id": data.tokenizer.vocab_size}  # fmt: skip
+      self.cfg,
+      optimizer,
+      separated=separated,
+      accumulate=config.accumulate,
+      spike=config.optimizer.spike,
+      details=config.details,
+      shardings=shardings,
+      sink=config.sink(),
+      noise=config.disturbance(),
+    )
+    ids = {
+      "bos_id": data.tokenizer.bos_id,
+      "eos_id": data.tokenizer.eos_id,
+      "register_id": data.tokenizer.vocab_size,
+    }
     sharding.batch_sharding(mesh, self.batch // config.accumulate)
     self._rows = sharding.batch_sharding(mesh, self.batch)
     number, shares = sharding.share(mesh, self.batch)
@@ -57,9 +66,12 @@ class _Phase:
     if config.train_share < 1:  # the same ones for every seed
       texts = texts.split(config.train_share)[1]
     self.batches = Batches(
-      Windows(texts, packing, **ids), batch=self.batch,
-      seed=config.seed + stage.number, process=number, processes=shares,
-    )  # fmt: skip
+      Windows(texts, packing, **ids),
+      batch=self.batch,
+      seed=config.seed + stage.number,
+      process=number,
+      processes=shares,
+    )
     self._held = Windows(data.held_out, packing, **ids)
     self._evaluate = make_evaluate(self.cfg, separated=separated)
     self._probe = make_probe(self.cfg, statistics=config.statistics)
@@ -220,16 +232,24 @@ def run(
         took = time.perf_counter() - since
         tokens = len(values) * phase.batch * stage.length
         yield record(
-          "train", step, **_averages(values), learning_rate=float(rate(step)),
-          skipped=int(state.skipped), tokens_per_second=tokens / took,
-          waited=waited / took, length=stage.length,
-        )  # fmt: skip
+          "train",
+          step,
+          **_averages(values),
+          learning_rate=float(rate(step)),
+          skipped=int(state.skipped),
+          tokens_per_second=tokens / took,
+          waited=waited / took,
+          length=stage.length,
+        )
         pending, waited, since = [], 0.0, time.perf_counter()
       yield from measure(phase, step)
       if saves:
         losses = [r["loss"] for r in records if r["kind"] == "eval"]
-        about = {"data": phase.batches.state(), "stage": stage.number,
-                 "records": records}  # fmt: skip
+        about = {
+          "data": phase.batches.state(),
+          "stage": stage.number,
+          "records": records,
+        }
         loss = losses[-1] if losses else None
         checkpoints.save(step, state, about, loss=loss)
         ended = halt and step < config.steps

@@ -1,6 +1,5 @@
 """Next-token loss over packed windows."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from sinkjax.models.normalizers import UNNORMALIZED
 from sinkjax.taps import Layer
 from sinkjax.transforms.branches import separate
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.edits import add
+from sinkjax.transforms.edits import add, pytree_dataclass
 from sinkjax.transforms.intervene import intervene
 
 
@@ -37,7 +36,7 @@ class Loss(NamedTuple):
 
 
 class SinkTarget(NamedTuple):
-  """A wish for how much attention the first token gets.
+  """A regulariser that draws the sink score of every head to a target.
 
       weight * mean over layers, heads of (alpha - mass)^2
 
@@ -47,7 +46,7 @@ class SinkTarget(NamedTuple):
 
   Attributes:
     mass: what every head's alpha is drawn to, in [0, 1].
-    weight: nats a target at a distance of 1.
+    weight: nats for each target token at a distance of 1.
   """
 
   mass: float
@@ -55,7 +54,7 @@ class SinkTarget(NamedTuple):
 
 
 class Noise(NamedTuple):
-  """A disturbance of every token's embedding, anew at each step.
+  """Noise on every token's embedding, drawn anew at each step.
 
       |noise_t| = share |embed_t|
 
@@ -78,8 +77,7 @@ class Noise(NamedTuple):
     return jax.random.fold_in(jax.random.key(self.seed), step)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Along:
   """Adds a share of each token's norm along a direction; zeros add nothing.
 
@@ -95,7 +93,8 @@ class Along:
     """The disturbed value."""
     way = jnp.asarray(self.way, value.dtype)
     most = jnp.max(jnp.abs(way), axis=-1, keepdims=True)
-    way = way / jnp.where(most > 0, most, 1)  # small squares vanish
+    # Gradients are small, and their squares would underflow to 0.
+    way = way / jnp.where(most > 0, most, 1)
     size = jnp.sum(value * value, axis=-1, keepdims=True)
     own = jnp.sum(way * way, axis=-1, keepdims=True)
     size = jnp.sqrt(size / jnp.where(own > 0, own, 1))
@@ -146,51 +145,63 @@ def loss_of(
   Raises:
     ValueError: for a target outside [0, 1], a negative weight or share.
   """
+  _check(sink, noise)
+
+  def score(pattern: Float[Array, "B H T S"]) -> Float[Array, "H"]:
+    if fn.cfg.normalizer in UNNORMALIZED:
+      pattern = attention_share(pattern)
+    return jnp.mean(sink_score(pattern), axis=0)
+
+  def loss(
+    params: Any, batch: Mapping[str, Array], key: Array | None = None
+  ) -> Loss:
+    run = fn
+    if separated:
+      run = intervene(run, {"scores": separate(batch["segments"])})
+    if noise is not None:
+      run = _disturbed(run, params, batch, noise, key)
+    if sink is not None:
+      run = capture(run, {"sink_target": ("pattern", score)})
+    out = run(params, batch["tokens"], positions=batch["positions"])
+    nats = next_token_nats(out.logits, batch["tokens"], batch["weights"])
+    if sink is None:
+      return nats
+    # Times the targets, as nats are sums over them: parts of a batch add up.
+    off = out.trace["sink_target"].astype(nats.nats.dtype) - sink.mass
+    penalty = sink.weight * jnp.mean(jnp.square(off))
+    return nats._replace(penalty=penalty * nats.targets)
+
+  return loss
+
+
+def _check(sink: SinkTarget | None, noise: Noise | None) -> None:
   if sink is not None and not (0 <= sink.mass <= 1 and sink.weight >= 0):
     raise ValueError(
       f"a sink's mass must be in [0, 1] and its weight not negative, got "
       f"{sink.mass} and {sink.weight}"
     )
-
   if noise is not None and not noise.share >= 0:
     raise ValueError(f"noise must not be negative, got {noise.share}")
 
-  def score(pattern):
-    if fn.cfg.normalizer in UNNORMALIZED:
-      pattern = attention_share(pattern)
-    return jnp.mean(sink_score(pattern), axis=0)
 
-  def disturbed(run, params, batch, key):
-    """The model with noise in it."""
-    shape = (*batch["tokens"].shape, fn.cfg.d_model)
-    way = jnp.zeros(shape)
-    if not noise.adversarial:
-      way = jax.random.normal(key, shape)
-    else:
+def _disturbed(
+  fn: Callable,
+  params: Any,
+  batch: Mapping[str, Array],
+  noise: Noise,
+  key: Array | None,
+) -> Callable:
+  """The model with noise in its embeddings."""
+  shape = (*batch["tokens"].shape, fn.cfg.d_model)
+  if not noise.adversarial:  # only the direction counts, `Along` scales it
+    way = jax.random.normal(key, shape)
+  else:
 
-      def nats(shift):
-        g = intervene(run, {"embed": add(shift)})
-        out = g(params, batch["tokens"], positions=batch["positions"])
-        found = next_token_nats(out.logits, batch["tokens"], batch["weights"])
-        return found.nats
+    def nats(shift: Float[Array, "B T D"]) -> Float[Array, ""]:
+      g = intervene(fn, {"embed": add(shift)})
+      out = g(params, batch["tokens"], positions=batch["positions"])
+      loss = next_token_nats(out.logits, batch["tokens"], batch["weights"])
+      return loss.nats
 
-      way = jax.lax.stop_gradient(jax.grad(nats)(way))
-    return intervene(run, {"embed": Along(way, noise.share)})
-
-  def loss(params, batch: Mapping[str, Array], key=None) -> Loss:
-    run = fn
-    if separated:
-      run = intervene(run, {"scores": separate(batch["segments"])})
-    if noise is not None:
-      run = disturbed(run, params, batch, key)
-    if sink is not None:
-      run = capture(run, {"sink_target": ("pattern", score)})
-    out = run(params, batch["tokens"], positions=batch["positions"])
-    found = next_token_nats(out.logits, batch["tokens"], batch["weights"])
-    if sink is None:
-      return found
-    off = out.trace["sink_target"].astype(found.nats.dtype) - sink.mass
-    penalty = sink.weight * jnp.mean(jnp.square(off))
-    return found._replace(penalty=penalty * found.targets)
-
-  return loss
+    way = jax.lax.stop_gradient(jax.grad(nats)(jnp.zeros(shape)))
+  return intervene(fn, {"embed": Along(way, noise.share)})

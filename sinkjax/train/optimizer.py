@@ -85,10 +85,12 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
       config.peak, rest, config.final
     ),
     "wsd": lambda: optax.linear_schedule(
-      config.peak, config.final * config.peak, config.decay,
+      config.peak,
+      config.final * config.peak,
+      config.decay,
       transition_begin=rest - config.decay,
     ),
-  }[config.schedule]()  # fmt: skip
+  }[config.schedule]()
   if not config.warmup:
     return after
   before = optax.linear_schedule(0.0, config.peak, config.warmup)
@@ -124,9 +126,13 @@ def make_optimizer(
     return decayed(params, embeddings=config.decay_embeddings)
 
   adamw = optax.adamw(
-    learning_rate(config, steps), b1=config.b1, b2=config.b2, eps=config.eps,
-    weight_decay=config.weight_decay, mask=mask,
-  )  # fmt: skip
+    learning_rate(config, steps),
+    b1=config.b1,
+    b2=config.b2,
+    eps=config.eps,
+    weight_decay=config.weight_decay,
+    mask=mask,
+  )
   if config.clip is None:
     return adamw
   return optax.chain(optax.clip_by_global_norm(config.clip), adamw)

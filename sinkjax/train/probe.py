@@ -1,44 +1,28 @@
-"""What a training run watches: sinks and their company, on fixed texts.
+"""The metrics of a training run, measured on fixed texts while it goes.
 
 One forward pass, reduced inside the layers: as cheap as an evaluation step.
+What is measured is said by `sinkjax.metrics.table`.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.metrics.collapse import effective_rank
-from sinkjax.metrics.norms import (
-  kurtosis,
-  massive_activation,
-  value_norm_ratio,
-)
-from sinkjax.metrics.sinks import (
-  attention_entropy,
-  attention_share,
-  sink_score,
-)
+from sinkjax.metrics import registry
+from sinkjax.metrics.sinks import uniform_mass as uniform_mass
 from sinkjax.models.normalizers import UNNORMALIZED
 from sinkjax.models.transformer import Params, forward
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.statistics import Statistic
 
 EPS = (0.1, 0.3, 0.5, 0.8)
-"""Thresholds of the sink rate."""
-
-
-def uniform_mass(length: int) -> float:
-  """Mean attention on the first token if every row were uniform.
-
-      1/T sum_i 1/i
-
-  >>> round(uniform_mass(64), 3)
-  0.074
-  """
-  return sum(1 / i for i in range(1, length + 1)) / length
+"""Thresholds of the sink rate: those of the papers, 0.3 and 0.8, and two more
+that show a sink while it forms."""
 
 
 def make_probe(
@@ -54,40 +38,26 @@ def make_probe(
     eps: thresholds of the sink rate.
     statistics: what else to measure: "package.module:function" of functions
       `f(cfg) -> (observers, statistic)`. The observers are `capture`'s; the
-      `Statistic` is updated with their trace, {name: [B, L, ...]}, and what
-      it comes to is told as "function.key".
+      `Statistic` is updated with their trace, {name: [B, L, ...]}, and its
+      results are recorded as "function.key".
 
   Raises:
     ValueError: for a statistic that cannot be imported, or an observer of a
       name that there is already.
 
   Returns:
-    Scalars, means over rows, layers and heads: `sink_rate_EPS`, share of heads
-    whose sink score exceeds EPS; `first_mass`, the score itself (compare
-    `uniform_mass`); `entropy_share`, row entropy over its maximum;
-    `row_sum`, what a query gives in all; `value_ratio`, the first value's norm
-    over the others' (their median over layers and heads); `massive_ratio`, the
-    largest activation over the median one, and `kurtosis`, each of the layer
-    where it is greatest; `effective_rank`, of the last layer's tokens. And
-    `alpha` [L, H], the sink score by head.
+    Every metric that `sinkjax.metrics.table` shows in the probe, under the
+    keys it has there: scalars over rows, layers and heads, with one
+    `sink_rate_EPS` for each threshold, and `alpha` [L, H], the sink score by
+    head. Compare `first_mass` with `uniform_mass`. The results of
+    `statistics` come after them.
 
-    Where a normaliser's rows sum to anything, score and entropy are of the
-    proxy `attention_share`.
+    Where a normaliser's rows do not sum to one, metrics of shares are computed
+    from `metrics.sinks.attention_share`.
   """
-  proxy = cfg.normalizer in UNNORMALIZED
-  share = attention_share if proxy else lambda pattern: pattern
-  observers = {
-    "alpha": ("pattern", lambda p: sink_score(share(p))),
-    "entropy": (
-      "pattern",
-      lambda p: attention_entropy(share(p), normalize=True),
-    ),
-    "sum": ("pattern", lambda p: jnp.sum(p, axis=-1)),
-    "value": ("v", value_norm_ratio),
-    "massive": ("resid_post", lambda x: massive_activation(x).ratio),
-    "kurtosis": ("resid_post", kurtosis),
-    "rank": ("final", effective_rank),
-  }
+  observers = registry.observers(
+    registry.shown_in("probe"), share=cfg.normalizer in UNNORMALIZED
+  )
   plugged = {name: _imported(name)(cfg) for name in statistics}
   for name, (more, _) in plugged.items():
     twice = sorted(set(more) & set(observers))
@@ -97,24 +67,10 @@ def make_probe(
   watched = capture(forward(cfg), observers)
 
   @jax.jit
-  def probe(params, tokens):
+  def probe(params: Params, tokens: Int[Array, "B T"]) -> dict[str, Array]:
     trace = watched(params, tokens).trace
-    alpha = trace["alpha"]  # [L, B, H]
-    return {
-      **{
-        f"sink_rate_{threshold:g}": jnp.mean(alpha > threshold)
-        for threshold in eps
-      },
-      "first_mass": jnp.mean(alpha),
-      "entropy_share": jnp.mean(trace["entropy"]),
-      "row_sum": jnp.mean(trace["sum"]),
-      "value_ratio": jnp.median(trace["value"]),
-      "massive_ratio": jnp.max(jnp.mean(trace["massive"], axis=1)),
-      "kurtosis": jnp.max(jnp.mean(trace["kurtosis"], axis=1)),
-      "effective_rank": jnp.mean(trace["rank"]),
-      "alpha": jnp.mean(alpha, axis=1),
-      **_plugged(plugged, trace),
-    }
+    record = registry.probe_record(trace, eps=eps)
+    return {**record, **_plugged(plugged, trace)}
 
   return probe
 
@@ -130,12 +86,14 @@ def _imported(name: str) -> Callable:
     ) from None
 
 
-def _plugged(plugged, trace) -> dict[str, Array]:
-  found = {}
+def _plugged(
+  plugged: Mapping[str, tuple[Mapping, Statistic]], trace: Mapping[str, Any]
+) -> dict[str, Array]:
+  results = {}
   for name, (observers, statistic) in plugged.items():
     value = {key: jnp.moveaxis(trace[key], 1, 0) for key in observers}
     result = statistic.finalize(statistic.update(statistic.init(), value))
     for path, leaf in jax.tree_util.tree_flatten_with_path(result)[0]:
       key = jax.tree_util.keystr(path, simple=True, separator=".")
-      found[f"{name.partition(':')[2]}.{key}"] = leaf
-  return found
+      results[f"{name.partition(':')[2]}.{key}"] = leaf
+  return results

@@ -201,9 +201,12 @@ def make_step(
       applied, apply, leave, state.params, state.opt_state
     )
     state = TrainState(
-      state.step + 1, params, opt_state,
-      state.skipped + (~applied).astype(jnp.int32), trend,
-    )  # fmt: skip
+      state.step + 1,
+      params,
+      opt_state,
+      state.skipped + (~applied).astype(jnp.int32),
+      trend,
+    )
     told = {}
     if details:
       told = {f"norm_{k}": v for k, v in _by_group(grads).items()}

@@ -6,18 +6,19 @@ alone, and sees the context and itself. One pass gives what one pass for each
 gave, and the context is paid for once.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from sinkjax.config import ModelConfig
+from sinkjax.models.normalizers import MASKED
 from sinkjax.taps import Layer
-from sinkjax.transforms.edits import OFF
+from sinkjax.transforms.edits import pytree_dataclass
 
 
 class Row(NamedTuple):
@@ -63,8 +64,9 @@ def branch_row(context: Sequence[int], endings: Sequence[Sequence[int]]) -> Row:
     positions += range(size, size + len(ending))
     branch += [number + 1] * len(ending)
     parent += [size - 1, *range(start, start + len(ending) - 1)]
-  return Row(*(np.array(x, np.int32) for x in (tokens, positions, branch,
-                                               parent)))  # fmt: skip
+  return Row(
+    *(np.array(x, np.int32) for x in (tokens, positions, branch, parent))
+  )
 
 
 def split_endings(
@@ -84,6 +86,7 @@ def split_endings(
   """
   wholes = [encode(context + ending) for ending in endings]
   shared = 0
+  # Up to the shortest: a context may end inside the first token of an ending.
   for column in zip(encode(context), *wholes, strict=False):
     if len(set(column)) > 1:
       break
@@ -97,8 +100,7 @@ def split_endings(
   return wholes[0][:shared], rests
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Separate:
   """Hides every branch from every other. For site "scores".
 
@@ -119,20 +121,22 @@ class Separate:
   ) -> Float[Array, "B H T S"]:
     """The same for query rows from `start` on."""
     visible = self._visible(*scores.shape[-2:], start)
-    return jnp.where(visible, scores, jnp.asarray(OFF, scores.dtype))
+    return jnp.where(visible, scores, jnp.asarray(MASKED, scores.dtype))
 
   def visible(self, length: int) -> Bool[Array, "B 1 T S"]:
     """The same as a mask: for kernels that never show their scores."""
     return self._visible(length, length, 0)
 
-  def _visible(self, queries, keys, start):
+  def _visible(
+    self, queries: int, keys: int, start: Any
+  ) -> Bool[Array, "B 1 T S"]:
     branch = jnp.asarray(self.branch)
     own = jax.lax.dynamic_slice_in_dim(branch, start, queries, 1)[:, :, None]
     seen = branch[:, None, :keys]
     return ((seen == 0) | (seen == own))[:, None]
 
 
-def separate(branch) -> Separate:
+def separate(branch: ArrayLike) -> Separate:
   """Keeps the branches of a row apart, together with its `positions`.
 
   Args:

@@ -12,6 +12,7 @@ from 0 on. Those that would have to know all of T and S refuse.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,12 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sinkjax.models.normalizers import MASKED
 from sinkjax.taps import Layer
 
-OFF = -1e30  # finite: an infinite score has no gradient
 
-
-def _edit(cls):
+def pytree_dataclass(cls: type) -> type:
   """A frozen dataclass that is a pytree, every field a leaf."""
   cls = dataclasses.dataclass(frozen=True)(cls)
   names = [field.name for field in dataclasses.fields(cls)]
@@ -37,13 +37,13 @@ def _applies(layers: Any, layer: Layer) -> Array | bool:
   return jnp.any(jnp.asarray(layers) == layer)
 
 
-def _select(layers, layer, edited, value):
-  if layers is None:
+def _select(layers: Any, layer: Layer, edited: Array, value: Array) -> Array:
+  if layers is None:  # no select: an edit of all layers costs nothing extra
     return edited
   return jnp.where(_applies(layers, layer), edited, value)
 
 
-def _rows(edit, operand, value, layer):
+def _rows(edit: Any, operand: Any, value: Array, layer: Layer) -> Array:
   """The edit of a block of rows, if its operand is the same for all."""
   shape = jnp.shape(operand)
   if any(size != 1 for size in shape[-2:]):
@@ -54,7 +54,7 @@ def _rows(edit, operand, value, layer):
   return edit(value, layer)
 
 
-@_edit
+@pytree_dataclass
 class Scale:
   """`value * factor`; `factor=1` is the identity."""
 
@@ -71,7 +71,7 @@ class Scale:
     return _rows(self, self.factor, value, layer)
 
 
-@_edit
+@pytree_dataclass
 class Add:
   """`value + shift`, the shift broadcast; `shift=0` is the identity."""
 
@@ -88,7 +88,7 @@ class Add:
     return _rows(self, self.shift, value, layer)
 
 
-@_edit
+@pytree_dataclass
 class Replace:
   """A fixed value, broadcast to the site's shape."""
 
@@ -105,7 +105,7 @@ class Replace:
     return _rows(self, self.value, value, layer)
 
 
-@_edit
+@pytree_dataclass
 class Hold:
   """The value itself with derivative zero: a constant to what follows."""
 
@@ -120,7 +120,7 @@ class Hold:
     return self(value, layer)
 
 
-@_edit
+@pytree_dataclass
 class Patch:
   """Activations of another run, as an identity observer returned them.
 
@@ -146,7 +146,7 @@ class Patch:
     return _select(self.layers, layer, new, value)
 
 
-@_edit
+@pytree_dataclass
 class Knockout:
   """Hides one key position from all later queries, from a layer on.
 
@@ -175,14 +175,15 @@ class Knockout:
     """The same for query rows from `start` on."""
     queries, keys = scores.shape[-2:]
     t, s = start + jnp.arange(queries)[:, None], jnp.arange(keys)[None]
+    # t != s: the key sees itself, so that no row is left without a key.
     hidden = (s == self.key) & (t != s) & (layer >= self.from_layer)
     hidden = hidden[None, None]
     if self.heads is not None:
       hidden = hidden & jnp.asarray(self.heads, bool)[None, :, None, None]
-    return jnp.where(hidden, jnp.asarray(OFF, scores.dtype), scores)
+    return jnp.where(hidden, jnp.asarray(MASKED, scores.dtype), scores)
 
 
-@_edit
+@pytree_dataclass
 class AblateHeads:
   """Replaces some heads' output by zero, or by a given mean. For site "z".
 
@@ -205,7 +206,7 @@ class AblateHeads:
     return jnp.where(hit, mean, z)
 
 
-@_edit
+@pytree_dataclass
 class Chain:
   """Edits of one site, applied in order."""
 
@@ -228,7 +229,7 @@ class Chain:
     return value
 
 
-def rows_of(edit: Any):
+def rows_of(edit: Any) -> Callable:
   """The edit's method for a block of query rows.
 
   Raises:
@@ -244,7 +245,7 @@ def rows_of(edit: Any):
   return rows
 
 
-def scale(factor, *, layers=None) -> Scale:
+def scale(factor: Any, *, layers: Any = None) -> Scale:
   """Multiplies a site by `factor`.
 
   >>> scale(2.0)(jax.numpy.ones(3), 0).tolist()
@@ -253,7 +254,7 @@ def scale(factor, *, layers=None) -> Scale:
   return Scale(factor, layers)
 
 
-def add(shift, *, layers=None) -> Add:
+def add(shift: Any, *, layers: Any = None) -> Add:
   """Adds `shift` to a site.
 
   >>> add(1.0, layers=[1, 2])(jax.numpy.zeros(2), 0).tolist()
@@ -262,7 +263,7 @@ def add(shift, *, layers=None) -> Add:
   return Add(shift, layers)
 
 
-def replace(value, *, layers=None) -> Replace:
+def replace(value: Any, *, layers: Any = None) -> Replace:
   """Puts `value` in a site's place.
 
   >>> replace(5.0)(jax.numpy.zeros(2), 0).tolist()
@@ -271,7 +272,7 @@ def replace(value, *, layers=None) -> Replace:
   return Replace(value, layers)
 
 
-def hold(*, layers=None) -> Hold:
+def hold(*, layers: Any = None) -> Hold:
   """Lets a site keep its value and lose its derivative.
 
   At "pattern" it gives the Jacobian for frozen attention, as bounds on
@@ -283,7 +284,9 @@ def hold(*, layers=None) -> Hold:
   return Hold(layers)
 
 
-def patch(activations, *, positions=None, layers=None) -> Patch:
+def patch(
+  activations: Any, *, positions: Any = None, layers: Any = None
+) -> Patch:
   """Puts another run's activations in a site's place.
 
   Args:
@@ -294,7 +297,7 @@ def patch(activations, *, positions=None, layers=None) -> Patch:
   return Patch(activations, positions, layers)
 
 
-def knockout(key, *, from_layer=0, heads=None) -> Knockout:
+def knockout(key: Any, *, from_layer: Any = 0, heads: Any = None) -> Knockout:
   """Hides key position `key` from every other token, from a layer on.
 
   For site "scores". `vmap` over `from_layer` gives the whole sweep.
@@ -309,7 +312,7 @@ def knockout(key, *, from_layer=0, heads=None) -> Knockout:
   return Knockout(key, from_layer, heads)
 
 
-def ablate_heads(heads, *, mean=None) -> AblateHeads:
+def ablate_heads(heads: Any, *, mean: Any = None) -> AblateHeads:
   """Silences heads: their output becomes zero, or `mean`. For site "z".
 
   Args:
@@ -319,12 +322,13 @@ def ablate_heads(heads, *, mean=None) -> AblateHeads:
   Raises:
     ValueError: for concrete `heads` that are not [L, H].
   """
+  # A JAX array is not checked: it may have an axis that vmap takes away.
   if isinstance(heads, (list, np.ndarray)) and np.ndim(heads) != 2:
     raise ValueError(f"heads must be [L, H] bool, got {np.shape(heads)}")
   return AblateHeads(heads, mean)
 
 
-def chain(*edits) -> Chain:
+def chain(*edits: Any) -> Chain:
   """Several edits of one site as one, applied left to right.
 
   >>> chain(add(1.0), scale(3.0))(jax.numpy.zeros(1), 0).tolist()

@@ -8,7 +8,7 @@ included.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,18 +16,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sinkjax.models.layerwise import as_layers
+from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.intervene import intervene
-from sinkjax.transforms.jacobian import check_model, one_text
+from sinkjax.transforms.jacobian import (
+  check_model,
+  engine_of,
+  one_text,
+  token_pairs,
+)
 from sinkjax.transforms.jacobian_engine import Engine
 from sinkjax.transforms.jacobian_plan import (
+  Block,
   Costs,
   default_budget,
   make_plan,
   source_columns,
 )
-from sinkjax.transforms.residual import parse_pair, residual_map, taken_apart
+from sinkjax.transforms.residual import (
+  Point,
+  parse_pair,
+  residual_map,
+  taken_apart,
+)
+
+Progress = Callable[[int, int], Any]
 
 
 class Estimate(NamedTuple):
@@ -73,7 +86,7 @@ def estimate_norms(
   key: Array | None = None,
   budget_bytes: int | None = None,
   positions: Array | None = None,
-  progress: Callable[[int, int], Any] = lambda done, total: None,
+  progress: Progress = lambda done, total: None,
 ) -> Estimate:
   """Estimates `||d y_t / d x_s||_F` with a standard error beside each.
 
@@ -104,8 +117,8 @@ def estimate_norms(
   >>> cfg = sinkjax.TINY
   >>> params = sinkjax.init_params(cfg, jax.random.key(0))
   >>> text = jax.numpy.array([1, 2, 3])
-  >>> found = estimate_norms(sinkjax.forward(cfg), params, text, samples=8)
-  >>> found.norms.shape, bool((found.stderr[2] > 0).all())
+  >>> estimate = estimate_norms(sinkjax.forward(cfg), params, text, samples=8)
+  >>> estimate.norms.shape, bool((estimate.stderr[2] > 0).all())
   ((3, 3), True)
   """
   cfg, edits = taken_apart(fn)
@@ -120,89 +133,135 @@ def estimate_norms(
   a, b = parse_pair(cfg, source, target)
   key = jax.random.key(0) if key is None else key
   budget = budget_bytes or default_budget()
+  points, signs = (a, b), _Signs(cfg, samples, key)
   if by == "rows":
     model = (cfg, dict(edits), params, tokens[None], positions)
-    squares = _row_squares(model, a, b, chosen, samples, key, budget, progress)
+    squares = _row_squares(model, points, chosen, signs, budget, progress)
   else:
-    squares = np.zeros((length, length, samples))
-    engine = Engine(
-      cfg, as_layers(cfg, params), tokens[None], edits, source=a, target=b,
-      positions=positions,
-    )  # fmt: skip
-    plan = make_plan(
-      cfg, length, columns=columns, many=samples, layers=len(engine.steps),
-      budget=budget,
-    )  # fmt: skip
-
-    def consume(block, layer, tangents):
-      found = np.asarray(_squares(tangents))
-      stop = block.start + plan.directions
-      for at, s in enumerate(block.sources[: block.real]):
-        squares[block.first :, s, block.start : stop] = found[:, at]
-
-    def probes(sources, start, stop):
-      return jnp.stack(
-        [_signs(key, s, samples, cfg)[:, start:stop] for s in sources]
-      )
-
-    engine.run(plan, columns, probes, consume, many=samples, progress=progress)
-  found = squares[np.ix_(chosen, columns)]
-  return _estimate(found, samples)
+    engine = engine_of(fn, params, tokens, points, positions)
+    squares = _column_squares(engine, columns, signs, budget, progress)
+  return _estimate(squares[np.ix_(chosen, columns)])
 
 
-def _estimate(squares, samples: int) -> Estimate:
+def _estimate(squares: Float[np.ndarray, "R C P"]) -> Estimate:
+  samples = squares.shape[-1]
   norms = np.sqrt(squares.mean(axis=-1))
   error = squares.std(axis=-1, ddof=1) / np.sqrt(samples)
+  # Delta method: d sqrt(m) = dm / (2 sqrt(m)); an exact zero has no error.
   stderr = error / (2 * np.where(norms > 0, norms, 1))
   return Estimate(norms, stderr, samples)
 
 
-def _signs(key, token, samples, cfg):
-  """[D, samples] of +-1, the same for a token wherever it is asked for."""
-  mine = jax.random.fold_in(key, token)
-  return jax.random.rademacher(mine, (cfg.d_model, samples), cfg.dtype)
+class _Signs(NamedTuple):
+  """Random +-1 directions, the same for a token wherever it is asked for."""
+
+  cfg: ModelConfig
+  samples: int
+  key: Array
+
+  def of(self, token: int) -> Float[Array, "D P"]:
+    """All directions at one token."""
+    mine = jax.random.fold_in(self.key, token)
+    shape = (self.cfg.d_model, self.samples)
+    return jax.random.rademacher(mine, shape, self.cfg.dtype)
 
 
 @jax.jit
-def _squares(tangents):
+def _squares(tangents: Float[Array, "W D S M"]) -> Float[Array, "W S M"]:
   return jnp.sum(tangents * tangents, axis=1)
 
 
-def _chunk(cfg, length: int, layers: int, budget: int) -> int:
+def _chunk(cfg: ModelConfig, length: int, layers: int, budget: int) -> int:
   """How many vectors go forward and back together within the budget."""
+  # Twice a push: the backward pass keeps what the forward pass computed.
   column = 2 * Costs(cfg, length, layers).column(folded=False)
   return max(1, int(budget // column))
 
 
-def _row_squares(model, a, b, chosen, samples, key, budget, progress):
-  cfg, length = model[0], model[3].shape[1]
-  chunk = min(samples, _chunk(cfg, length, cfg.n_layers, budget))
+def _column_squares(
+  engine: Engine,
+  columns: list[int],
+  signs: _Signs,
+  budget: int,
+  progress: Progress,
+) -> Float[np.ndarray, "T S P"]:
+  """|J v|^2 at every target token, of probes pushed from source tokens."""
+  length, samples = engine.length, signs.samples
   squares = np.zeros((length, length, samples))
-  for done, row in enumerate(chosen):
-    probes = _signs(key, row, samples, cfg).T
-    for start in range(0, samples, chunk):
-      some = probes[start : start + chunk]
-      found = _pull_squares(*model, row, some, source=a, target=b)
-      squares[row, :, start : start + chunk] = np.asarray(found).T
-    progress(done + 1, len(chosen))
+  plan = make_plan(
+    signs.cfg,
+    length,
+    columns=columns,
+    many=samples,
+    layers=len(engine.steps),
+    budget=budget,
+  )
+
+  def consume(block: Block, layer: int | None, tangents: Array) -> None:
+    piece = np.asarray(_squares(tangents))
+    stop = block.start + plan.directions
+    for at, s in enumerate(block.sources[: block.real]):
+      squares[block.first :, s, block.start : stop] = piece[:, at]
+
+  def probes(sources: Sequence[int], start: int, stop: int) -> Array:
+    return jnp.stack([signs.of(s)[:, start:stop] for s in sources])
+
+  engine.run(plan, columns, probes, consume, many=samples, progress=progress)
   return squares
 
 
-def _shifted(cfg, edits, params, tokens, positions, source, target):
+def _row_squares(
+  model: tuple,
+  points: tuple[Point, Point],
+  rows: list[int],
+  signs: _Signs,
+  budget: int,
+  progress: Progress,
+) -> Float[np.ndarray, "T S P"]:
+  """|J^T u|^2 at every source token, of probes pulled from target tokens."""
+  cfg, length, samples = signs.cfg, model[3].shape[1], signs.samples
+  chunk = min(samples, _chunk(cfg, length, cfg.n_layers, budget))
+  squares = np.zeros((length, length, samples))
+  for done, row in enumerate(rows):
+    probes = signs.of(row).T
+    for start in range(0, samples, chunk):
+      some = probes[start : start + chunk]
+      piece = _pull_squares(*model, row, some, points=points)
+      squares[row, :, start : start + chunk] = np.asarray(piece).T
+    progress(done + 1, len(rows))
+  return squares
+
+
+def _shifted(
+  cfg: ModelConfig,
+  edits: Mapping[str, Any],
+  params: Any,
+  tokens: Int[Array, "1 T"],
+  positions: Array | None,
+  points: tuple[Point, Point],
+) -> tuple[Callable, Float[Array, "1 T D"]]:
   """The map between two points, and no shift at all."""
   fn = intervene(forward(cfg), edits)
   y = residual_map(
-    fn, params, tokens, source=source, target=target, positions=positions
+    fn, params, tokens, source=points[0], target=points[1], positions=positions
   )
   return y, jnp.zeros((*tokens.shape, cfg.d_model), cfg.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "source", "target"))
+@functools.partial(jax.jit, static_argnames=("cfg", "points"))
 def _pull_squares(
-  cfg, edits, params, tokens, positions, row, probes, *, source, target
-):
-  """|J^T u|^2 of every source token for probes [M, D] at `row`, [M, T]."""
-  y, zeros = _shifted(cfg, edits, params, tokens, positions, source, target)
+  cfg: ModelConfig,
+  edits: Mapping[str, Any],
+  params: Any,
+  tokens: Int[Array, "1 T"],
+  positions: Array | None,
+  row: Array | int,
+  probes: Float[Array, "M D"],
+  *,
+  points: tuple[Point, Point],
+) -> Float[Array, "M T"]:
+  """|J^T u|^2 of every source token, for probes at one target token."""
+  y, zeros = _shifted(cfg, edits, params, tokens, positions, points)
   _, pull = jax.vjp(y, zeros)
   by_source = jax.vmap(lambda u: pull(zeros.at[0, row].set(u))[0])(probes)
   return jnp.sum(by_source[:, 0] ** 2, axis=-1)
@@ -260,52 +319,62 @@ def power_norms(
   if iterations < 1:
     raise ValueError(f"iterations must be 1 or more, got {iterations}")
   tokens = one_text(tokens)
-  length = tokens.shape[0]
-  wanted = [
-    tuple(source_columns(length, [p])[0] for p in pair) for pair in pairs
-  ]
-  if not wanted:
-    raise ValueError("no pairs were chosen")
-  a, b = parse_pair(cfg, source, target)
+  wanted = token_pairs(tokens.shape[0], pairs)
   key = jax.random.key(0) if key is None else key
   budget = budget_bytes or default_budget()
-  chunk = min(len(wanted), _chunk(cfg, length, cfg.n_layers, budget))
-
+  most = _chunk(cfg, tokens.shape[0], cfg.n_layers, budget)
   vectors = jax.random.normal(key, (len(wanted), cfg.d_model), cfg.dtype)
   vectors /= jnp.linalg.norm(vectors, axis=-1, keepdims=True)
   square, residual = _iterate(
-    cfg, dict(edits), params, tokens[None], positions, jnp.asarray(wanted),
-    vectors, source=a, target=b, iterations=iterations, chunk=chunk,
-  )  # fmt: skip
+    cfg,
+    dict(edits),
+    params,
+    tokens[None],
+    positions,
+    jnp.asarray(wanted),
+    vectors,
+    points=parse_pair(cfg, source, target),
+    iterations=iterations,
+    chunk=min(len(wanted), most),
+  )
   norms = np.sqrt(np.maximum(np.asarray(square, np.float64), 0))
   return TopSingular(norms, np.asarray(residual, np.float64))
 
 
 @functools.partial(
-  jax.jit,
-  static_argnames=("cfg", "source", "target", "iterations", "chunk"),
+  jax.jit, static_argnames=("cfg", "points", "iterations", "chunk")
 )
 def _iterate(
-  cfg, edits, params, tokens, positions, pairs, vectors, *, source, target,
-  iterations, chunk,
-):  # fmt: skip
+  cfg: ModelConfig,
+  edits: Mapping[str, Any],
+  params: Any,
+  tokens: Int[Array, "1 T"],
+  positions: Array | None,
+  pairs: Int[Array, "P 2"],
+  vectors: Float[Array, "P D"],
+  *,
+  points: tuple[Point, Point],
+  iterations: int,
+  chunk: int,
+) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
   """(sigma^2, |J^T J v - sigma^2 v| / sigma^2) of every pair."""
-  y, zeros = _shifted(cfg, edits, params, tokens, positions, source, target)
+  y, zeros = _shifted(cfg, edits, params, tokens, positions, points)
   _, push = jax.linearize(y, zeros)
   pull = jax.linear_transpose(push, zeros)
 
-  def one(pair, v):
+  def one(pair: Array, v: Array) -> tuple[Array, Array]:
     t, s = pair
 
-    def back_and_forth(v):
+    def back_and_forth(v: Array) -> Array:
       u = push(zeros.at[0, s].set(v))[0, t]
       return pull(zeros.at[0, t].set(u))[0][0, s]
 
-    def step(_, v):
+    def step(_: Array, v: Array) -> Array:
       w = back_and_forth(v)
       norm = jnp.linalg.norm(w)
       return jnp.where(norm > 0, w / jnp.where(norm > 0, norm, 1), v)
 
+    # The last iteration is left for the value and its residual.
     v = jax.lax.fori_loop(0, iterations - 1, step, v)
     w = back_and_forth(v)
     square = jnp.vdot(v, w)

@@ -4,8 +4,8 @@
 
 between any two residual sites of any edited model. `jacobian_norms` gives a
 norm of every block, `token_jacobian` the blocks themselves. The definition is
-`jax.jacfwd` of `residual_map` with respect to one source token; it stays here
-as `method="reference"`, and the engine is tested against it.
+`jax.jacfwd` of `residual_map` with respect to one source token; it stays as
+`method="reference"`, and the engine is tested against it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,23 +14,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import as_layers
+from sinkjax.transforms.block_norms import NORMS, NormMap
 from sinkjax.transforms.jacobian_engine import Engine
 from sinkjax.transforms.jacobian_plan import (
+  Block,
   default_budget,
   make_plan,
   source_columns,
 )
-from sinkjax.transforms.residual import parse_pair, residual_map, taken_apart
+from sinkjax.transforms.jacobian_reference import reference_norms
+from sinkjax.transforms.residual import Point, parse_pair, taken_apart
 
-NORMS = ("fro", "spectral", "max")
 METHODS = ("exact", "reference")
 
 
-def _texts(tokens) -> Array:
+def _texts(tokens: ArrayLike) -> Array:
   tokens = jnp.asarray(tokens)
   if tokens.ndim not in (1, 2) or not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(
@@ -40,7 +43,7 @@ def _texts(tokens) -> Array:
   return tokens
 
 
-def one_text(tokens) -> Array:
+def one_text(tokens: ArrayLike) -> Array:
   """[T] integers.
 
   Raises:
@@ -63,64 +66,6 @@ def check_model(cfg: ModelConfig) -> None:
       f"Jacobians need a float32 or float64 model, got {cfg.dtype}: use "
       'cfg.replace(dtype="float32")'
     )
-
-
-class _Norms:
-  """Reduces blocks of tangents to norms, whatever the blocks' order.
-
-  A spectral norm needs all directions of a source at once; where a block has
-  only some, J J^T is summed and its largest eigenvalue taken at the end.
-  """
-
-  def __init__(self, norm: str, length: int, many: int):
-    self.norm, self.many = norm, many
-    self._values = np.zeros((length, length))
-    self._gram: dict[int, Array] = {}
-
-  def add(self, block, tangents) -> None:
-    if self.norm == "spectral":
-      self._add_gram(block, tangents)
-      return
-    found = np.asarray(_REDUCERS[self.norm](tangents), np.float64)
-    for at, source in enumerate(block.sources[: block.real]):
-      column = self._values[block.first :, source]
-      if self.norm == "fro":
-        column += found[:, at]
-      else:
-        np.maximum(column, found[:, at], out=column)
-
-  def _add_gram(self, block, tangents) -> None:
-    last = block.start + tangents.shape[-1] == self.many
-    for at, source in enumerate(block.sources[: block.real]):
-      gram = _gram(tangents[source - block.first :, :, at])
-      if source in self._gram:
-        gram = gram + self._gram.pop(source)
-      if last:
-        self._values[source:, source] = np.asarray(_tops(gram))
-      else:
-        self._gram[source] = gram
-
-  def values(self, rows, columns) -> np.ndarray:
-    found = self._values[np.ix_(rows, columns)]
-    return found if self.norm == "max" else np.sqrt(found)
-
-
-@jax.jit
-def _gram(tangents):
-  return jnp.einsum("tdm,tem->tde", tangents, tangents)
-
-
-@jax.jit
-def _tops(gram):
-  """The largest eigenvalue of each, at least 0."""
-  top = jax.lax.map(lambda g: jnp.linalg.eigvalsh(g)[-1], gram)
-  return jnp.maximum(top, 0)
-
-
-_REDUCERS = {
-  "fro": jax.jit(lambda x: jnp.sum(x * x, axis=(1, 3))),
-  "max": jax.jit(lambda x: jnp.max(jnp.abs(x), axis=(1, 3))),
-}
 
 
 def jacobian_norms(
@@ -194,132 +139,161 @@ def jacobian_norms(
   >>> norms.shape, float(norms[0, 2])
   ((3, 3), 0.0)
   """
-  cfg, edits = taken_apart(fn)
-  check_model(cfg)
-  if norm not in NORMS:
-    raise ValueError(f"norm must be one of {list(NORMS)}, got {norm!r}")
-  if method not in METHODS:
-    raise ValueError(f"method must be one of {list(METHODS)}, got {method!r}")
+  check_model(taken_apart(fn)[0])
+  for name, value, valid in (
+    ("norm", norm, NORMS),
+    ("method", method, METHODS),
+  ):
+    if value not in valid:
+      raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}")
   tokens = _texts(tokens)
-  a, b = parse_pair(cfg, source, target)
+  a, b = parse_pair(fn.cfg, source, target)
   if per_layer and (method != "exact" or b.site != "resid_post" or a == b):
     raise ValueError(
       'per_layer needs method="exact" and a later target at "resid_post", '
       f"got {method!r}, {tuple(a)} and {tuple(b)}"
     )
-  if tokens.ndim == 2:
-    kept = dict(locals())
-    for name in ("fn", "params", "tokens", "cfg", "edits", "a", "b"):
-      del kept[name]
-    return np.stack([jacobian_norms(fn, params, t, **kept) for t in tokens])
-  length = tokens.shape[0]
-  columns = source_columns(length, cols)
-  chosen = source_columns(length, rows)
-  if method == "reference":
-    values = _reference(
-      fn, params, tokens, a, b, norm, columns, budget_bytes, positions,
-      lambda done, values: finished(done, values[chosen]), progress,
-    )  # fmt: skip
+  columns = source_columns(tokens.shape[-1], cols)
+  chosen = source_columns(tokens.shape[-1], rows)
+  given = {
+    "norm": norm,
+    "columns": columns,
+    "budget": budget_bytes or default_budget(),
+    "positions": positions,
+    "progress": progress,
+  }
+
+  def of_text(text: Int[Array, "T"]) -> np.ndarray:
+    if method == "exact":
+      return _exact_norms(
+        fn,
+        params,
+        text,
+        (a, b),
+        rows=chosen,
+        per_layer=per_layer,
+        devices=devices,
+        finished=finished,
+        report=report,
+        **given,
+      )
+    values = reference_norms(
+      fn,
+      params,
+      text,
+      (a, b),
+      finished=lambda done, values: finished(done, values[chosen]),
+      **given,
+    )
     return values[np.ix_(chosen, columns)]
-  layers, many = as_layers(cfg, params), cfg.d_model
-  engine = Engine(
-    cfg, layers, tokens[None], edits, source=a, target=b,
-    positions=positions, devices=devices,
-  )  # fmt: skip
+
+  if tokens.ndim == 2:
+    return np.stack([of_text(text) for text in tokens])
+  return of_text(tokens)
+
+
+def _exact_norms(
+  fn: Callable,
+  params: Any,
+  tokens: Int[Array, "T"],
+  points: tuple[Point, Point],
+  *,
+  norm: str,
+  rows: list[int],
+  columns: list[int],
+  per_layer: bool,
+  budget: int,
+  positions: Array | None,
+  devices: Sequence[jax.Device] | None,
+  finished: Callable[[list[int], np.ndarray], Any],
+  progress: Callable[[int, int], Any],
+  report: Callable[[dict[str, Any]], Any],
+) -> np.ndarray:
+  """The norms of one text by the engine; arguments as `jacobian_norms`."""
+  cfg, many = fn.cfg, fn.cfg.d_model
+  engine = engine_of(fn, params, tokens, points, positions, devices)
   plan = make_plan(
-    cfg, length, columns=columns, many=many, layers=len(engine.steps),
-    budget=budget_bytes or default_budget(), devices=len(devices or [0]),
-  )  # fmt: skip
+    cfg,
+    engine.length,
+    columns=columns,
+    many=many,
+    layers=len(engine.steps),
+    budget=budget,
+    devices=len(devices or [0]),
+  )
   report({"plan": plan})
+  # None is the target; per layer the target is the last of them.
   places = [layer for layer, _ in engine.steps] if per_layer else [None]
-  found = {place: _Norms(norm, length, many) for place in places}
+  maps = {place: NormMap(norm, engine.length, many) for place in places}
 
-  def consume(block, layer, tangents):
-    if layer in found:
-      found[layer].add(block, tangents)
+  def consume(block: Block, layer: int | None, tangents: Array) -> None:
+    if layer in maps:
+      maps[layer].add(block, tangents)
 
-  def values(some):
-    every = np.stack([found[place].values(chosen, some) for place in places])
+  def values(some: list[int]) -> np.ndarray:
+    every = np.stack([maps[place].values(rows, some) for place in places])
     return every if per_layer else every[0]
 
   error = engine.run(
-    plan, columns, _units(cfg), consume, many=many, every_layer=per_layer,
-    finished=lambda some: finished(some, values(some)), progress=progress,
-  )  # fmt: skip
+    plan,
+    columns,
+    _units(cfg),
+    consume,
+    many=many,
+    every_layer=per_layer,
+    finished=lambda some: finished(some, values(some)),
+    progress=progress,
+  )
   report({"check": error})
   return values(columns)
 
 
-def _units(cfg):
+def engine_of(
+  fn: Callable,
+  params: Any,
+  tokens: Int[Array, "T"],
+  points: tuple[Point, Point],
+  positions: Array | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> Engine:
+  """The engine for a function on one text; arguments as `jacobian_norms`."""
+  cfg, edits = taken_apart(fn)
+  return Engine(
+    cfg,
+    as_layers(cfg, params),
+    tokens[None],
+    edits,
+    source=points[0],
+    target=points[1],
+    positions=positions,
+    devices=devices,
+  )
+
+
+def _units(cfg: ModelConfig) -> Callable[[Sequence[int], int, int], np.ndarray]:
   """Unit vectors at every source token."""
 
-  def probes(sources, start, stop):
+  def probes(sources: Sequence[int], start: int, stop: int) -> np.ndarray:
     eye = np.eye(cfg.d_model, dtype=cfg.dtype)[:, start:stop]
     return np.broadcast_to(eye, (len(sources), *eye.shape))
 
   return probes
 
 
-def _reference(
-  fn, params, tokens, a, b, norm, columns, budget, positions, finished,
-  progress,
-):  # fmt: skip
-  """Plain `jax.jacfwd` with respect to one source token at a time.
+def token_pairs(
+  length: int, pairs: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+  """(target token, source token) of each pair, counted from the start.
 
-  In pieces of directions that fit the budget; every layer acts on all tokens.
+  Raises:
+    ValueError: for none, or one that is no pair of tokens of the text.
   """
-  cfg, length = fn.cfg, tokens.shape[0]
-  costs = cfg.d_model + 3 * cfg.d_ff + 3 * cfg.n_heads * length
-  column = 4 * jnp.dtype(cfg.dtype).itemsize * length * costs
-  most = max(1, (budget or default_budget()) // column)
-  piece = max(n for n in range(1, cfg.d_model + 1)
-              if cfg.d_model % n == 0 and n <= most)  # fmt: skip
-  jacobian = jax.jit(reference_block(fn, tokens, a, b, piece, positions))
-  values = np.zeros((length, length))
-  pieces = cfg.d_model // piece
-  for done, source in enumerate(columns):
-    parts = [
-      jacobian(params, source, at * piece) for at in range(pieces)
-    ]  # each [T, D, piece]
-    jac_TxDxD = jnp.concatenate(parts, axis=-1)
-    values[:, source] = np.asarray(block_norms(jac_TxDxD, norm))
-    finished([source], values[:, [source]])
-    progress(done + 1, len(columns))
-  return values
-
-
-def reference_block(fn, tokens, a, b, piece: int, positions=None) -> Callable:
-  """`f(params, source, start) -> [T, D, piece]` by plain `jax.jacfwd`."""
-  length, width = tokens.shape[0], fn.cfg.d_model
-
-  def block(params, source, start):
-    y = residual_map(
-      fn, params, tokens[None], source=a, target=b, positions=positions
-    )
-    unit = jnp.eye(width, dtype=fn.cfg.dtype)
-    basis = jax.lax.dynamic_slice_in_dim(unit, start, piece)
-
-    def of_token(amount):
-      shift = jnp.zeros((1, length, width), basis.dtype)
-      return y(shift.at[0, source].set(amount @ basis))[0]
-
-    return jax.jacfwd(of_token)(jnp.zeros(piece, basis.dtype))
-
-  return block
-
-
-@jax.jit
-def _spectral(jac):
-  return jax.lax.map(lambda j: jnp.linalg.svd(j, compute_uv=False)[0], jac)
-
-
-def block_norms(jac: Float[Array, "T D M"], norm: str) -> Float[Array, "T"]:
-  """A norm of each [D, M] block."""
-  if norm == "fro":
-    return jnp.sqrt(jnp.sum(jac * jac, axis=(1, 2)))
-  if norm == "max":
-    return jnp.max(jnp.abs(jac), axis=(1, 2))
-  return _spectral(jac)
+  for pair in pairs:
+    if len(pair) != 2:
+      raise ValueError(f"a pair is (target, source), got {pair!r}")
+  if not pairs:
+    raise ValueError("no pairs were chosen")
+  return [tuple(source_columns(length, [p])[0] for p in pair) for pair in pairs]
 
 
 def token_jacobian(
@@ -356,30 +330,25 @@ def token_jacobian(
 
   Cost: that of the columns of the different sources.
   """
-  cfg, edits = taken_apart(fn)
+  cfg, _ = taken_apart(fn)
   check_model(cfg)
   tokens = one_text(tokens)
   length, many = tokens.shape[0], cfg.d_model
-  wanted: list[tuple[int, int]] = []
-  for pair in pairs:
-    if len(pair) != 2:
-      raise ValueError(f"a pair is (target, source), got {pair!r}")
-    wanted.append(tuple(source_columns(length, [p])[0] for p in pair))
-  if not wanted:
-    raise ValueError("no pairs were chosen")
-  a, b = parse_pair(cfg, source, target)
+  wanted = token_pairs(length, pairs)
   columns = sorted({s for _, s in wanted})
-  engine = Engine(
-    cfg, as_layers(cfg, params), tokens[None], edits, source=a, target=b,
-    positions=positions,
-  )  # fmt: skip
+  points = parse_pair(cfg, source, target)
+  engine = engine_of(fn, params, tokens, points, positions)
   plan = make_plan(
-    cfg, length, columns=columns, many=many, layers=len(engine.steps),
+    cfg,
+    length,
+    columns=columns,
+    many=many,
+    layers=len(engine.steps),
     budget=budget_bytes or default_budget(),
-  )  # fmt: skip
+  )
   blocks = np.zeros((len(wanted), many, many), cfg.dtype)
 
-  def consume(block, layer, tangents):
+  def consume(block: Block, layer: int | None, tangents: Array) -> None:
     stop = block.start + plan.directions
     for at, s in enumerate(block.sources[: block.real]):
       for p, (t, column) in enumerate(wanted):
@@ -391,7 +360,9 @@ def token_jacobian(
   return blocks
 
 
-def singular_values(blocks: Float[np.ndarray, "*P D D"]):
+def singular_values(
+  blocks: Float[np.ndarray, "*P D D"],
+) -> Float[np.ndarray, "*P D"]:
   """Singular values of each block, largest first, [*P, D].
 
   >>> singular_values(np.diag([1.0, 3.0, 2.0])).tolist()

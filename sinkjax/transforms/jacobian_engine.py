@@ -14,15 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import Layers
-from sinkjax.transforms.jacobian_plan import (
-  Block,
-  Plan,
-  blocks_of,
-)
+from sinkjax.transforms.jacobian_plan import Block, Plan, blocks_of
 from sinkjax.transforms.layer_jacobian import (
   Fold,
   fold_layer,
@@ -41,9 +38,20 @@ from sinkjax.transforms.layer_steps import (
 from sinkjax.transforms.residual import Point, context_of, enter
 
 CHECK_EVERY = 30.0
-"""Seconds after which finished columns are checked and handed over."""
+"""Seconds after which finished columns are checked and handed over.
 
+A check costs a pass of one tangent through all layers, and an interruption
+costs at most what was not handed over.
+"""
+
+# Of a layer, relative. Its products round by about 1e-6 (1e-15 in float64); a
+# layer whose edits the folding does not allow is off by far more, and is then
+# pushed directly: a strict limit costs time, never an answer.
 _FOLDED = {"float32": 1e-5, "float64": 1e-11}
+
+# Of the whole map, relative. Deep models amplify the rounding of each layer,
+# so the limit is looser; what it must catch, an edit that sends information
+# backwards or an overflow, is off by the size of the map.
 _CHECKED = {"float32": 1e-3, "float64": 1e-8}
 
 
@@ -51,14 +59,20 @@ class SelfCheckError(ArithmeticError):
   """The engine's result contradicts the model's own derivative."""
 
 
-def _steps(cfg: ModelConfig, source: Point, target: Point):
+def _steps(
+  cfg: ModelConfig, source: Point, target: Point
+) -> tuple[list[tuple[int, Segment]], bool]:
   """[(layer, segment)] from source to target, and whether the norm follows."""
   n = cfg.n_layers
   if source.order(n) == target.order(n):
     return [], False
-  starts = {"embed": (0, "in"), PRE: (source.layer, PRE),
-            MID: (source.layer, MID), POST: (source.layer + 1, "in"),
-            "final": (n, "in")}  # fmt: skip
+  starts = {
+    "embed": (0, "in"),
+    PRE: (source.layer, PRE),
+    MID: (source.layer, MID),
+    POST: (source.layer + 1, "in"),
+    "final": (n, "in"),
+  }
   first, start = starts[source.site]
   final = target.site == "final"
   last, stop = (n - 1, POST) if final else (target.layer, target.site)
@@ -101,6 +115,8 @@ class Engine:
     self.length = tokens.shape[1]
     self.ctx, positions = context_of(cfg, tokens, positions)
     x = enter(layers, tokens, positions, self.edits)
+    # [1, T, D] before each layer: small beside the tangents, and every block
+    # of them needs it.
     self.entering: dict[int, Array] = {}
     last = self.steps[-1][0] if self.steps else -1
     stop = cfg.n_layers if self.final else last
@@ -110,7 +126,7 @@ class Engine:
       x = run_layer(cfg, params, x, layer, self.ctx, self.edits)
     self.entering[stop] = x
     self._kept: dict[int, Fold | None] = {}
-    self._split = _spread_over(devices)
+    self._shard_columns = _spread_over(devices)
 
   def run(
     self,
@@ -152,7 +168,7 @@ class Engine:
     for block in blocks:
       stop = block.start + plan.directions
       directions = probes(block.sources, block.start, stop)
-      d_x = self._split(
+      d_x = self._shard_columns(
         _place(directions, _rows(block), window=self.length - block.first)
       )
       for layer, segment in self.steps:
@@ -168,7 +184,7 @@ class Engine:
       tangents = _by_source(d_x, plan)
       consume(block, None, tangents)
       check.add(block, directions, tangents)
-      if stop < many:
+      if stop < many:  # a source is complete with its last directions only
         continue
       pending += block.sources[: block.real]
       if block is blocks[-1] or time.monotonic() - since > CHECK_EVERY:
@@ -177,22 +193,28 @@ class Engine:
         check, pending, since = _Check(self), [], time.monotonic()
     return error
 
-  def _push(self, plan, layer, segment, first, d_x):
+  def _push(
+    self, plan: Plan, layer: int, segment: Segment, first: int, d_x: Array
+  ) -> Array:
     x, params = self.entering[layer], self.layers.layer(layer)
     args = (self.cfg, params, x, layer, self.ctx, self.edits)
     fold = self._fold(plan, layer, segment, args) if plan.folded else None
     if fold is not None:
       return push_folded(self.cfg, fold, d_x, first=first)
+    # The layer itself acts on all tokens; tokens before `first` are constant.
     full = jnp.pad(d_x, [(first, 0), (0, 0), (0, 0)])
     return push_directly(*args, full, segment=segment)[first:]
 
-  def _fold(self, plan, layer, segment, args) -> Fold | None:
+  def _fold(
+    self, plan: Plan, layer: int, segment: Segment, args: tuple
+  ) -> Fold | None:
     """A layer's folded matrices; `None` where its edits do not allow them."""
     if layer in self._kept:
       return self._kept[layer]
     fold = fold_layer(*args, segment=segment)
     if not float(fold.error) < _FOLDED[self.cfg.dtype]:
       fold = None
+    # That a layer cannot be folded is remembered even where nothing is kept.
     if fold is None or len(self._kept) < plan.kept:
       self._kept[layer] = fold
     return fold
@@ -203,9 +225,8 @@ class Engine:
     for layer, segment in self.steps:
       x, params = self.entering[layer], self.layers.layer(layer)
       d_x = push_directly(
-        self.cfg, params, x, layer, self.ctx, self.edits, d_x,
-        segment=segment,
-      )  # fmt: skip
+        self.cfg, params, x, layer, self.ctx, self.edits, d_x, segment=segment
+      )
     if self.final:
       x = self.entering[self.cfg.n_layers]
       norm = self.layers.final_norm()
@@ -221,12 +242,12 @@ class _Check:
     shape = (engine.length, engine.cfg.d_model)
     self.given = np.zeros(shape, engine.cfg.dtype)
     self.got = np.zeros(shape, np.float64)
-    self.rng = np.random.default_rng(0)
+    self.rng = np.random.default_rng(0)  # a check that can be repeated
 
-  def add(self, block: Block, directions, tangents) -> None:
+  def add(self, block: Block, directions: ArrayLike, tangents: Array) -> None:
     """Joins a block, [sources, D, M] before and [W, D, sources, M] after."""
     weights = self.rng.standard_normal(directions.shape[::2])
-    weights[block.real :] = 0
+    weights[block.real :] = 0  # repeated sources that fill the block
     weights = weights.astype(directions.dtype)
     given, got = _combine(directions, tangents, weights)
     np.add.at(self.given, list(block.sources), np.asarray(given))
@@ -254,13 +275,15 @@ def _rows(block: Block) -> np.ndarray:
 
 
 @jax.jit
-def _combine(directions, tangents, weights):
+def _combine(
+  directions: ArrayLike, tangents: Array, weights: ArrayLike
+) -> tuple[Array, Array]:
   given = jnp.einsum("sdm,sm->sd", directions, weights)
   return given, jnp.einsum("tdsm,sm->td", tangents, weights)
 
 
 @functools.partial(jax.jit, static_argnames="window")
-def _place(directions, rows, *, window: int):
+def _place(directions: ArrayLike, rows: ArrayLike, *, window: int) -> Array:
   """[W, D, X] with the directions of each source at its own row."""
   sources, width, many = directions.shape
   d_x = jnp.zeros((window, width, sources, many), directions.dtype)
@@ -268,19 +291,23 @@ def _place(directions, rows, *, window: int):
   return d_x.reshape(window, width, sources * many)
 
 
-def _by_source(d_x, plan: Plan):
+def _by_source(d_x: Array, plan: Plan) -> Array:
   window, width, _ = d_x.shape
   return d_x.reshape(window, width, plan.sources, plan.directions)
 
 
-def _spread_over(devices):
+def _spread_over(
+  devices: Sequence[jax.Device] | None,
+) -> Callable[[Array], Array]:
   """A function that spreads tangents over devices by column."""
   if devices is None or len(devices) < 2:
     return lambda d_x: d_x
   mesh = jax.make_mesh(
-    (len(devices),), ("source",),
-    axis_types=(jax.sharding.AxisType.Auto,), devices=devices,
-  )  # fmt: skip
+    (len(devices),),
+    ("source",),
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=devices,
+  )
   spec = jax.sharding.PartitionSpec(None, None, "source")
   sharding = jax.sharding.NamedSharding(mesh, spec)
   return lambda d_x: jax.device_put(d_x, sharding)

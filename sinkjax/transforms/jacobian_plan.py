@@ -16,14 +16,20 @@ WINDOWS = (1, 2, 4, 8, 16)
 """Into how many starting points a sequence may be cut; each is compiled."""
 
 COMPILATION = 5e10
-"""Operations that one more compilation is worth."""
+"""Operations that one more compilation is worth.
+
+About two seconds of compilation at the 25 Gflop/s of a CPU core.
+"""
 
 EFFICIENCY = 0.6
-"""Share of a large matrix product's rate that estimates of time assume."""
+"""Share of a large matrix product's rate that estimates of time assume.
+
+The products of a push are narrower than the one that is measured.
+"""
 
 
 class Plan(NamedTuple):
-  """How an exact Jacobian will be computed.
+  """How an exact Jacobian is going to be computed.
 
   Attributes:
     directions: columns of one source token in a block; a divisor of M.
@@ -75,9 +81,9 @@ class Costs:
   def column(self, folded: bool) -> int:
     """Bytes of one column of tangents at its widest."""
     cfg, scores = self.cfg, self.cfg.n_heads * self.length
-    if folded:
+    if folded:  # what `_apply` holds at once
       wide = 2 * cfg.d_model + self._keys + self._heads + scores
-    else:
+    else:  # what the layer's linearisation holds, with its residuals
       wide = 6 * cfg.d_model + 3 * (self._heads + self._keys)
       wide += 4 * scores + 4 * cfg.d_ff
     return self._size * self.length * wide
@@ -140,6 +146,8 @@ def make_plan(
   """
   costs = Costs(cfg, length, layers)
   best, least = None, math.inf
+  # A smaller window wastes fewer pushes on tokens before the source, and has
+  # one more starting point to compile.
   for window in sorted({-(-length // n) for n in WINDOWS}):
     for plan in _candidates(costs, columns, many, window, budget, devices):
       starts = len({column // window for column in columns})
@@ -154,7 +162,14 @@ def make_plan(
   return best
 
 
-def _candidates(costs, columns, many, window, budget, devices):
+def _candidates(
+  costs: Costs,
+  columns: Sequence[int],
+  many: int,
+  window: int,
+  budget: int,
+  devices: int,
+) -> Iterator[Plan]:
   for folded in (True, False):
     fixed = costs.fold() + costs.forming() if folded else 0
     for kept in range(costs.layers + 1) if folded else (0,):
@@ -167,7 +182,9 @@ def _candidates(costs, columns, many, window, budget, devices):
         yield _cost(costs, columns, many, plan, devices)
 
 
-def _shapes(window, many, devices, most) -> Iterator[tuple[int, int]]:
+def _shapes(
+  window: int, many: int, devices: int, most: int
+) -> Iterator[tuple[int, int]]:
   """(sources, directions) of blocks that fit, the largest of each kind."""
   whole = [n * devices for n in _divisors(window) if n * many <= most]
   if whole:
@@ -177,7 +194,9 @@ def _shapes(window, many, devices, most) -> Iterator[tuple[int, int]]:
     yield devices, max(parts)
 
 
-def _cost(costs: Costs, columns, many, plan: Plan, devices: int) -> Plan:
+def _cost(
+  costs: Costs, columns: Sequence[int], many: int, plan: Plan, devices: int
+) -> Plan:
   blocks = list(blocks_of(columns, many, plan))
   flops = 0.0
   for block in blocks:
@@ -211,6 +230,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(columns: Sequence[int], many: int, plan: Plan) -> Iterator[Block]:
+  """The blocks of a plan, by their first token."""
   groups: dict[int, list[int]] = {}
   for source in sorted(columns):
     first = source // plan.window * plan.window
@@ -218,6 +238,7 @@ def blocks_of(columns: Sequence[int], many: int, plan: Plan) -> Iterator[Block]:
   for first, members in groups.items():
     for at in range(0, len(members), plan.sources):
       part = members[at : at + plan.sources]
+      # Blocks of one shape compile once: the last is filled with copies.
       full = part + [part[-1]] * (plan.sources - len(part))
       for start in range(0, many, plan.directions):
         yield Block(first, tuple(full), len(part), start)
@@ -234,11 +255,12 @@ def default_budget() -> int:
       fields = dict(line.split(":", 1) for line in stream)
     return int(fields["MemAvailable"].split()[0]) * 1024 // 4
   except (OSError, KeyError, ValueError):
-    return 1 << 30
+    return 1 << 30  # no Linux: 1 GiB is there on any machine that runs this
 
 
 def matmul_rate(dtype: str = "float32") -> float:
   """Flop/s of a large matrix product on one device, the best of three."""
+  # Large enough to reach the full rate, small enough to take under a second.
   size = 2048 if jax.default_backend() == "cpu" else 8192
   a = jnp.ones((size, size), dtype)
   product = jax.jit(jnp.dot)
@@ -259,16 +281,16 @@ def source_columns(length: int, columns: Sequence[int] | None) -> list[int]:
   """
   if columns is None:
     return list(range(length))
-  found = [int(c) for c in np.atleast_1d(np.asarray(columns))]
-  if not found:
+  chosen = [int(c) for c in np.atleast_1d(np.asarray(columns))]
+  if not chosen:
     raise ValueError("no tokens were chosen")
-  for column in found:
+  for column in chosen:
     if not -length <= column < length:
       raise ValueError(f"token {column} is outside a text of {length} tokens")
-  found = [column % length for column in found]
-  if len(set(found)) != len(found):
+  chosen = [column % length for column in chosen]
+  if len(set(chosen)) != len(chosen):
     raise ValueError(f"a token is named twice: {list(columns)}")
-  return found
+  return chosen
 
 
 def block_count(columns: Sequence[int], many: int, plan: Plan) -> int:

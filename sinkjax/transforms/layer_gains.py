@@ -7,21 +7,26 @@ of an explicit matrix, not an estimate from below.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sinkjax.models.layerwise import as_layers
+from sinkjax.config import ModelConfig
+from sinkjax.models.attention import Context
+from sinkjax.models.layerwise import Params, as_layers
+from sinkjax.taps import Layer
 from sinkjax.transforms.jacobian import check_model, one_text
-from sinkjax.transforms.layer_jacobian import fold_layer
+from sinkjax.transforms.layer_jacobian import Fold, fold_layer
 from sinkjax.transforms.layer_steps import LayerSteps, columns_of, run_layer
 from sinkjax.transforms.residual import context_of, enter, taken_apart
 
+# Rounding of a layer's products is 1e-6 in float32 and 1e-15 in float64; an
+# edit that mixes tokens elsewhere is off by the size of what it mixes.
 FOLDED = {"float32": 1e-4, "float64": 1e-10}
-"""How far a layer's matrices may be from its own derivative."""
+"""How far a layer's matrices may be from its own derivative, relative."""
 
 
 class Gains(NamedTuple):
@@ -99,7 +104,7 @@ def layer_gains(
   tokens = one_text(tokens)
   layers, edits = as_layers(cfg, params), dict(edits)
   ctx, positions = context_of(cfg, tokens[None])
-  x, found = enter(layers, tokens[None], positions, edits), []
+  x, gains = enter(layers, tokens[None], positions, edits), []
   for index in range(cfg.n_layers):
     block, layer = layers.layer(index), jnp.asarray(index)
     args = (cfg, block, x, layer, ctx, edits)
@@ -109,11 +114,11 @@ def layer_gains(
         f"layer {index} has no gains: an edit lets tokens mix elsewhere than "
         f"in the attention's weighted sum (relative error {fold.error:.1e})"
       )
-    found.append(_gains(*args, fold))
+    gains.append(_gains(*args, fold))
     x = run_layer(*args)
     jax.block_until_ready(x)
     progress(index + 1, cfg.n_layers)
-  return jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *found)
+  return jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *gains)
 
 
 def top_singular(matrices: Float[Array, "*N I J"]) -> Float[Array, "*N"]:
@@ -125,7 +130,8 @@ def top_singular(matrices: Float[Array, "*N I J"]) -> Float[Array, "*N"]:
   rows, columns = matrices.shape[-2:]
   flat = matrices.reshape(-1, rows, columns)
 
-  def one(matrix):
+  def one(matrix: Array) -> Array:
+    # Scaled to entries of 1 at most, so that the Gram matrix cannot overflow.
     size = jnp.max(jnp.abs(matrix))
     unit = matrix / jnp.where(size > 0, size, 1)
     gram = unit @ unit.T if rows <= columns else unit.T @ unit
@@ -135,7 +141,15 @@ def top_singular(matrices: Float[Array, "*N I J"]) -> Float[Array, "*N"]:
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _gains(cfg, params, x, layer, ctx, edits, fold) -> Gains:
+def _gains(
+  cfg: ModelConfig,
+  params: Params,
+  x: Array,
+  layer: Layer,
+  ctx: Context,
+  edits: Mapping[str, Any],
+  fold: Fold,
+) -> Gains:
   with jax.default_matmul_precision(cfg.precision):
     run = LayerSteps(cfg, params, layer, ctx, edits)
     by_input, by_write = _tail(run, x)
@@ -158,13 +172,13 @@ def _gains(cfg, params, x, layer, ctx, edits, fold) -> Gains:
     )
 
 
-def _tail(run: LayerSteps, x):
+def _tail(run: LayerSteps, x: Array) -> tuple[Array, Array]:
   """[T, D, D] of what leaves by what enters, and by what is written."""
   length, width = x.shape[1:]
   pre = run.enter(x)
-  written = run.write(pre, run.mix(*run.qkv(pre)))
+  written = run.project_out(pre, run.mix(*run.qkv(pre)))
 
-  def tail(x, written):
+  def tail(x: Array, written: Array) -> Array:
     pre = run.enter(x)
     return run.tail(pre, run.join(pre, written))
 
@@ -178,14 +192,14 @@ def _tail(run: LayerSteps, x):
   return by_input[0], by_write[0]
 
 
-def _writing(run: LayerSteps):
-  """[H, R, K], as long as each head's part of the output projection.
+def _writing(run: LayerSteps) -> Array:
+  """[H, R, K] matrices with the norms of each head's output projection.
 
   ||W_O^h a|| = ||R^h a|| for its QR factor, at K rows instead of D.
   """
   cfg = run.cfg
   shape = (1, 1, cfg.n_heads, cfg.head_dim)
-  write = functools.partial(run.write, None)
+  write = functools.partial(run.project_out, None)
   _, push = jax.linearize(write, jnp.zeros(shape, cfg.dtype))
   many = cfg.n_heads * cfg.head_dim
   units = jnp.eye(many, dtype=cfg.dtype).reshape(*shape, many)
@@ -194,13 +208,15 @@ def _writing(run: LayerSteps):
   return jnp.linalg.qr(kernel, mode="r")
 
 
-def _head_gains(cfg, fold, writing):
+def _head_gains(
+  cfg: ModelConfig, fold: Fold, writing: Array
+) -> tuple[Array, Array]:
   """copy_gain [H, S] and, times the pattern, key_gain [H, T, S]."""
   length, kv = fold.keys.shape[0], cfg.n_kv_heads
   writing = writing.reshape(kv, cfg.group_size, *writing.shape[1:])
   by_input = fold.keys.reshape(length, 2, kv, cfg.head_dim, cfg.d_model)
 
-  def source(d_k, d_v, by_score):
+  def source(d_k: Array, d_v: Array, by_score: Array) -> tuple[Array, Array]:
     copied = jnp.einsum("ngrk,nkd->ngrd", writing, d_v)
     moved = jnp.einsum("ngtk,nkd->ngtd", fold.queries, d_k)
     written = jnp.einsum("ngrk,ngtk->ngtr", writing, by_score)

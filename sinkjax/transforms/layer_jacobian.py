@@ -22,12 +22,18 @@ Layout: tangents are [W, D, X], W the last tokens of the sequence, X tangents.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from sinkjax.config import ModelConfig
+from sinkjax.models.attention import Context
+from sinkjax.models.layerwise import Params
+from sinkjax.taps import Layer
 from sinkjax.transforms.layer_steps import (
   MID,
   PRE,
@@ -60,7 +66,7 @@ class Fold(NamedTuple):
   error: Float[Array, ""]
 
 
-def _kernel(linear, shape, dtype):
+def _kernel(linear: Callable, shape: tuple[int, ...], dtype: Any) -> Any:
   """A linear map's outputs for every unit input: [1, 1, ..., M] each."""
   _, push = jax.linearize(linear, jnp.zeros((1, 1, *shape), dtype))
   many = math.prod(shape)
@@ -68,16 +74,18 @@ def _kernel(linear, shape, dtype):
   return columns_of(push)(units)
 
 
-def _everywhere(columns, like):
+def _everywhere(columns: Array, like: Array) -> Array:
   """[*like.shape, M], the same columns at every token."""
   return jnp.broadcast_to(columns, (*like.shape, columns.shape[-1]))
 
 
-def _product(a, b):
+def _product(a: Array, b: Array) -> Array:
   return jnp.einsum("tij,tjk->tik", a, b)
 
 
-def _each_token(fn, matrices, first: int, *operands):
+def _each_token(
+  fn: Callable, matrices: list[Array], first: int, *operands: Array
+) -> Array:
   """`fn(*matrices[first + i], *operands[i])` for every i, stacked.
 
   Batched, or a loop where batched products and copies of slices are slow.
@@ -85,25 +93,37 @@ def _each_token(fn, matrices, first: int, *operands):
   if jax.default_backend() != "cpu":
     return jax.vmap(fn)(*(m[first:] for m in matrices), *operands)
 
-  def one(inputs):
+  def one(inputs: tuple) -> Array:
     at, *mine = inputs
-    taken = (jax.lax.dynamic_index_in_dim(m, first + at, 0, keepdims=False)
-             for m in matrices)  # fmt: skip
+    taken = (
+      jax.lax.dynamic_index_in_dim(m, first + at, 0, keepdims=False)
+      for m in matrices
+    )
     return fn(*taken, *mine)
 
   return jax.lax.map(one, (jnp.arange(operands[0].shape[0]), *operands))
 
 
 @jax.jit
-def token_errors(got, want):
+def token_errors(got: ArrayLike, want: ArrayLike) -> Array:
   """How far [T, D] is from what it should be, relative, at each token."""
+  # At each token, so that a small row is not hidden by a large one.
   scale = jnp.linalg.norm(want, axis=-1)
   gap = jnp.linalg.norm(got - want, axis=-1)
   return gap / jnp.where(scale > 0, scale, 1)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "segment"))
-def fold_layer(cfg, params, x, layer, ctx, edits, *, segment=WHOLE) -> Fold:
+def fold_layer(
+  cfg: ModelConfig,
+  params: Params,
+  x: Array,
+  layer: Layer,
+  ctx: Context,
+  edits: Mapping[str, Any],
+  *,
+  segment: Segment = WHOLE,
+) -> Fold:
   """Forms the matrices of a layer at the residual stream that enters it.
 
   Args:
@@ -122,13 +142,14 @@ def fold_layer(cfg, params, x, layer, ctx, edits, *, segment=WHOLE) -> Fold:
     run = LayerSteps(cfg, params, layer, ctx, edits)
     fold = _fold(run, x, segment)
     fn, at = run.split(x, segment)
+    # Any fixed key will do: a wrong matrix is wrong in a random direction.
     probe = jax.random.normal(jax.random.key(7), at.shape, at.dtype)
     want = jax.jvp(fn, (at,), (probe,))[1]
     got = _apply(fold, probe[0][..., None], 0)[..., 0]
     return fold._replace(error=jnp.max(token_errors(got, want[0])))
 
 
-def _fold(run: LayerSteps, x, segment: Segment) -> Fold:
+def _fold(run: LayerSteps, x: Array, segment: Segment) -> Fold:
   width = x.shape[-1]
   units = _everywhere(jnp.eye(width, dtype=x.dtype), x)
   pre = run.enter(x)
@@ -151,7 +172,9 @@ def _fold(run: LayerSteps, x, segment: Segment) -> Fold:
   return Fold(out, keys, *mixing, 0.0)
 
 
-def _fold_attention(run: LayerSteps, pre, units):
+def _fold_attention(
+  run: LayerSteps, pre: Array, units: Array
+) -> tuple[Array, Array, tuple]:
   """As far as resid_mid.
 
   Returns:
@@ -160,18 +183,19 @@ def _fold_attention(run: LayerSteps, pre, units):
   """
   cfg, (length, width) = run.cfg, pre.shape[1:]
   normed = run.read(pre)
-  raw = run.linear(normed)
-  (q, k, v), push = jax.linearize(run.turned, *raw)
+  raw = run.project_qkv(normed)
+  (q, k, v), push = jax.linearize(run.norm_and_rotate_qk, *raw)
   if cfg.gate == "value":  # not linear: another matrix at each token
-    columns = columns_of(jax.linearize(run.linear, normed)[1])(units)
+    columns = columns_of(jax.linearize(run.project_qkv, normed)[1])(units)
   else:
-    kernels = _kernel(run.linear, (width,), pre.dtype)
+    kernels = _kernel(run.project_qkv, (width,), pre.dtype)
     columns = [_everywhere(c, x) for c, x in zip(kernels, raw, strict=True)]
   by_q, by_k, by_v = columns_of(push)(*columns)
 
   z, push_q = jax.linearize(lambda q: run.mix(q, k, v), q)
+  # In batches: all D directions at once would need D T^2 H numbers.
   z_rows = jax.lax.map(push_q, jnp.moveaxis(by_q, -1, 0), batch_size=64)
-  write = functools.partial(run.write, pre)
+  write = functools.partial(run.project_out, pre)
   attn_out, push_write = jax.linearize(write, z)
   written = jnp.moveaxis(jax.vmap(push_write)(z_rows), 0, -1)
   parts = [part.reshape(1, length, -1, width) for part in (written, by_k, by_v)]
@@ -181,7 +205,7 @@ def _fold_attention(run: LayerSteps, pre, units):
 
   heads = (cfg.n_heads, cfg.head_dim)
   if cfg.gate in ("head", "element"):  # likewise, and open by what is read
-    _, push_gate = jax.linearize(lambda pre: run.write(pre, z), pre)
+    _, push_gate = jax.linearize(lambda pre: run.project_out(pre, z), pre)
     own = own + columns_of(push_gate)(units)
     many = math.prod(heads)
     unit_z = jnp.eye(many, dtype=z.dtype).reshape(*heads, many)
@@ -194,7 +218,9 @@ def _fold_attention(run: LayerSteps, pre, units):
   return by_mid, keys[0], _fold_mixing(run, q, k, v)
 
 
-def _rows_through(run: LayerSteps, site, fn, x, rows):
+def _rows_through(
+  run: LayerSteps, site: str, fn: Callable, x: Array, rows: Array
+) -> Array:
   """[1, T, R, D] rows by what a token-local fn gives, by what it takes.
 
   An edit in it, at `site`, may count tokens, so it must see the whole row.
@@ -203,7 +229,7 @@ def _rows_through(run: LayerSteps, site, fn, x, rows):
     _, pull = jax.vjp(fn, x)
     return jax.vmap(lambda row: pull(row)[0], in_axes=2, out_axes=2)(rows)
 
-  def one(of):
+  def one(of: tuple[Array, Array]) -> Array:
     x_D, rows_RxD = of
     _, pull = jax.vjp(fn, x_D[None, None])
     return jax.vmap(lambda row: pull(row[None, None])[0][0, 0])(rows_RxD)
@@ -211,18 +237,20 @@ def _rows_through(run: LayerSteps, site, fn, x, rows):
   return jax.lax.map(one, (x[0], rows[0]))[None]
 
 
-def _widen(columns, like):
+def _widen(columns: Array, like: Array) -> Array:
   """Columns of zeros at the end, until there are as many as `like` has."""
   rest = like.shape[-1] - columns.shape[-1]
   return jnp.pad(columns, [(0, 0)] * (columns.ndim - 1) + [(0, rest)])
 
 
-def _fold_mixing(run: LayerSteps, q, k, v):
+def _fold_mixing(
+  run: LayerSteps, q: Array, k: Array, v: Array
+) -> tuple[Array, Array, Array]:
   """Queries, and what the heads mix by scores and by values."""
   cfg, length = run.cfg, q.shape[1]
   scores = run.score(q, k)
-  rest = run.rest(q)
-  _, push = jax.linearize(lambda s, v: run.weigh(s, v, rest), scores, v)
+  sinks = run.sink_logits(q)
+  _, push = jax.linearize(lambda s, v: run.attend(s, v, sinks), scores, v)
   no_scores, no_v = jnp.zeros_like(scores), jnp.zeros_like(v)
   columns = jnp.arange(length)
   by_score_Sx1xTxHxK = jax.lax.map(
@@ -242,7 +270,9 @@ def _fold_mixing(run: LayerSteps, q, k, v):
   )
 
 
-def _fold_tail(run: LayerSteps, pre, mid, by_mid, by_pre):
+def _fold_tail(
+  run: LayerSteps, pre: Array, mid: Array, by_mid: Array, by_pre: Array | None
+) -> Array:
   """What follows resid_mid: [1, T, D, M] by M things of resid_post.
 
   Args:
@@ -262,29 +292,29 @@ def _fold_tail(run: LayerSteps, pre, mid, by_mid, by_pre):
   else:
     by_out = _product(_fold_mlp(run, read), by_pre[0])[None]
     by_out = _widen(by_out, by_mid)
-  _, push = jax.linearize(run.finish, mid, run.transform(read))
+  _, push = jax.linearize(run.finish, mid, run.mlp_output(read))
   return columns_of(push)(by_mid, by_out)
 
 
-def _fold_mlp(run: LayerSteps, read):
+def _fold_mlp(run: LayerSteps, read: Array) -> Array:
   """[T, D, D] of the MLP's raw output by what it reads.
 
   With an edit inside, one output at a time for all tokens, and more work.
   """
   if {"mlp_in", "mlp_act"} & set(run.edits):
-    _, pull = jax.vjp(run.transform, read)
+    _, pull = jax.vjp(run.mlp_output, read)
     units = jnp.eye(read.shape[-1], dtype=read.dtype)
 
-    def row(unit):
+    def row(unit: Array) -> Array:
       return pull(jnp.broadcast_to(unit, read.shape))[0][0]
 
     return jnp.swapaxes(jax.lax.map(row, units, batch_size=16), 0, 1)
 
   kernels = _kernel(run.mlp_linear, read.shape[-1:], read.dtype)
 
-  def one(x_D):
+  def one(x_D: Array) -> Array:
     normed, pull = jax.vjp(run.mlp_read, x_D[None, None])
-    _, push = jax.linearize(run.activate, *run.mlp_linear(normed))
+    _, push = jax.linearize(run.mlp_activate, *run.mlp_linear(normed))
     out_DxD = columns_of(push)(*kernels)[0, 0]
     rows = jax.vmap(lambda row: pull(row[None, None])[0])(out_DxD)
     return rows[:, 0, 0]
@@ -295,7 +325,9 @@ def _fold_mlp(run: LayerSteps, read):
 @functools.partial(
   jax.jit, static_argnames=("cfg", "first"), donate_argnames="d_x"
 )
-def push_folded(cfg, fold: Fold, d_x, *, first: int):
+def push_folded(
+  cfg: ModelConfig, fold: Fold, d_x: Array, *, first: int
+) -> Array:
   """Tangents through one segment by its folded matrices.
 
   Args:
@@ -314,9 +346,10 @@ def push_folded(cfg, fold: Fold, d_x, *, first: int):
     return _apply(fold, d_x, first)
 
 
-def _apply(fold: Fold, d_x, first: int):
+def _apply(fold: Fold, d_x: Array, first: int) -> Array:
   if fold.keys is None:
     return _each_token(jnp.dot, [fold.out], first, d_x)
+  # Keys and values once for each source token, whatever the queries do.
   moved = _each_token(jnp.dot, [fold.keys], first, d_x)
   kv, _, _, head_dim = fold.queries.shape
   window, _, many = d_x.shape
@@ -327,7 +360,7 @@ def _apply(fold: Fold, d_x, first: int):
   from_values = jnp.einsum("ngts,snkx->ngtkx", by_value, d_v)
   by_score = jnp.moveaxis(fold.by_score[:, :, first:, :, first:], 2, 0)
 
-  def one(out, at, by_score, d_x):
+  def one(out: Array, at: Array, by_score: Array, d_x: Array) -> Array:
     d_z = jax.lax.dynamic_index_in_dim(from_values, at, 2, keepdims=False)
     scores = jax.lax.dynamic_index_in_dim(d_scores, at, 2, keepdims=False)
     d_z = d_z + jnp.einsum("ngks,ngsx->ngkx", by_score, scores)

@@ -5,15 +5,27 @@ from here, so that what they differentiate is what the model computes.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from sinkjax.models.attention import mask_of
-from sinkjax.models.blocks import Block
-from sinkjax.models.layerwise import apply_block, apply_final_norm
-from sinkjax.taps import Tapper, Taps
+from sinkjax.config import ModelConfig
+from sinkjax.models.attention import Attention, Context, mask_of
+from sinkjax.models.blocks import Block, Mlp
+from sinkjax.models.layerwise import (
+  Params,
+  apply_block,
+  apply_final_norm,
+  methods_of,
+)
+from sinkjax.taps import Layer, Tapper, Taps
+
+Edits = Mapping[str, Any]
+Residual = Float[Array, "1 T D"]
+QKV = tuple[Array, Array, Array]
 
 PRE, MID, POST = "resid_pre", "resid_mid", "resid_post"
 
@@ -35,59 +47,106 @@ WHOLE = Segment("in", POST)
 
 
 class LayerSteps:
-  """A block's methods at one layer with its edits, on one row of tokens."""
+  """The steps of one layer with its edits, on one row of tokens.
 
-  def __init__(self, cfg, params, layer, ctx, edits):
+  What each does is said at the method of `Block`, `Attention` or `Mlp` that it
+  runs. Modules are made anew in every call: Flax refuses one that was made
+  outside the JAX transform that is being traced.
+
+  Args:
+    cfg: the model.
+    params: one block's parameters.
+    layer: its index.
+    ctx: rotary tables and masks.
+    edits: `{site: edit}`.
+  """
+
+  def __init__(
+    self,
+    cfg: ModelConfig,
+    params: Params,
+    layer: Layer,
+    ctx: Context,
+    edits: Edits,
+  ):
     self.cfg, self.layer, self.ctx = cfg, layer, ctx
     self.edits = edits
     self.tap = Tapper(Taps(edits), layer)
     self.mask = mask_of(cfg, ctx, layer)
-    block = Block(cfg)
+    self._block = methods_of(Block(cfg), params)
+    self._attention = methods_of(Attention(cfg), params["attn"])
+    self._mlp = methods_of(Mlp(cfg), params["mlp"])
 
-    def method(unbound, **given):
-      return lambda *args: block.apply(
-        {"params": params}, *args, method=unbound, **given
-      )
+  def enter(self, x: Residual) -> Residual:
+    """What enters the layer -> `resid_pre`."""
+    return self.tap(PRE, x)
 
-    tap = self.tap
-    self.read = method(Block.read, tap=tap)
-    self.linear, self.score = method(Block.linear), method(Block.score)
-    self.mlp_read = method(Block.mlp_read, tap=tap)
-    self.mlp_linear = method(Block.mlp_linear)
-    self.activate = method(Block.mlp_activate, tap=tap)
-    self.transform = method(Block.mlp_output, tap=tap)
-    turn, weigh = method(Block.turn), method(Block.weigh)
-    join, finish = method(Block.join), method(Block.finish)
-    qkv, mix = method(Block.qkv), method(Block.mix)
+  def read(self, pre: Residual) -> Residual:
+    return self._block(Block.read, pre, self.tap)
 
-    def turned(q, k, v):
-      q, k = turn(q, k, ctx, layer)
-      return tap("q", q), tap("k", k), tap("v", v)
+  def project_qkv(self, normed: Residual) -> QKV:
+    return self._attention(Attention.project_qkv, normed)
 
-    self.turned = turned
-    self.qkv = lambda pre: qkv(pre, layer, ctx, tap)
-    self.rest = method(Block.rest)
-    self.weigh = lambda scores, v, rest: weigh(scores, v, self.mask, tap, rest)
-    self.mix = lambda q, k, v: mix(q, k, v, self.mask, tap)
-    self.write = method(Block.write, tap=tap)
-    self.join = lambda pre, attn_out: join(pre, attn_out, tap)
-    self.finish = lambda mid, out: finish(mid, out, tap)
-    self.enter = lambda x: tap(PRE, x)
+  def norm_and_rotate_qk(self, q: Array, k: Array, v: Array) -> QKV:
+    """(q, k, v) as projected -> as they enter the dot product."""
+    q, k = self._attention(
+      Attention.norm_and_rotate_qk, q, k, self.ctx, self.layer
+    )
+    return self.tap("q", q), self.tap("k", k), self.tap("v", v)
 
-  def middle(self, pre):
-    return self.join(pre, self.write(pre, self.mix(*self.qkv(pre))))
+  def qkv(self, pre: Residual) -> QKV:
+    return self._block(Block.qkv, pre, self.layer, self.ctx, self.tap)
 
-  def tail(self, pre, mid):
+  def score(self, q: Array, k: Array) -> Array:
+    return self._attention(Attention.score, q, k)
+
+  def sink_logits(self, q: Array) -> Array | None:
+    return self._attention(Attention.sink_logits, q)
+
+  def attend(self, scores: Array, v: Array, sinks: Array | None) -> Array:
+    given = (scores, v, self.mask, self.tap, sinks)
+    return self._attention(Attention.attend, *given)
+
+  def mix(self, q: Array, k: Array, v: Array) -> Array:
+    return self._block(Block.mix, q, k, v, self.mask, self.tap)
+
+  def project_out(self, pre: Residual | None, z: Array) -> Array:
+    return self._block(Block.project_out, pre, z, self.tap)
+
+  def join(self, pre: Residual, attn_out: Residual) -> Residual:
+    return self._block(Block.join, pre, attn_out, self.tap)
+
+  def mlp_read(self, x: Residual) -> Residual:
+    return self._block(Block.mlp_read, x, self.tap)
+
+  def mlp_linear(self, normed: Residual) -> tuple[Array, ...]:
+    return self._mlp(Mlp.linear, normed)
+
+  def mlp_activate(self, *pre: Array) -> Residual:
+    return self._mlp(Mlp.activate, *pre, tap=self.tap)
+
+  def mlp_output(self, x: Residual) -> Residual:
+    return self._block(Block.mlp_output, x, self.tap)
+
+  def finish(self, mid: Residual, mlp_out: Residual) -> Residual:
+    return self._block(Block.finish, mid, mlp_out, self.tap)
+
+  def middle(self, pre: Residual) -> Residual:
+    """`resid_pre` -> `resid_mid`."""
+    return self.join(pre, self.project_out(pre, self.mix(*self.qkv(pre))))
+
+  def tail(self, pre: Residual, mid: Residual) -> Residual:
+    """(`resid_pre`, `resid_mid`) -> `resid_post`."""
     read = pre if self.cfg.parallel_residual else mid
-    return self.finish(mid, self.transform(read))
+    return self.finish(mid, self.mlp_output(read))
 
-  def split(self, x, segment: Segment):
+  def split(self, x: Array, segment: Segment) -> tuple[Callable, Array]:
     """(f, value at its start): the segment is f, [1, T, D] to [1, T, D]."""
     pre = self.enter(x)
     if segment.start == MID:
       return (lambda mid: self.tail(pre, mid)), self.middle(pre)
 
-    def after(pre):
+    def after(pre: Array) -> Array:
       if segment.stop == PRE:
         return pre
       mid = self.middle(pre)
@@ -98,12 +157,19 @@ class LayerSteps:
     return (lambda x: after(self.enter(x))), x
 
 
-def columns_of(push):
+def columns_of(push: Callable) -> Callable:
   """A linear map on each of [..., M] columns."""
   return jax.vmap(push, in_axes=-1, out_axes=-1)
 
 
-def _local(fn, edits, sites, first, primals, tangents):
+def _local(
+  fn: Callable,
+  edits: Edits,
+  sites: tuple[str, ...],
+  first: int,
+  primals: tuple[Array, ...],
+  tangents: tuple[Array, ...],
+) -> Array:
   """A token-local function's tangents; all tokens are run if one is edited.
 
   An edit may count tokens, so it must see the whole row.
@@ -121,7 +187,17 @@ def _local(fn, edits, sites, first, primals, tangents):
 @functools.partial(
   jax.jit, static_argnames=("cfg", "segment"), donate_argnames="d_x"
 )
-def push_directly(cfg, params, x, layer, ctx, edits, d_x, *, segment=WHOLE):
+def push_directly(
+  cfg: ModelConfig,
+  params: Params,
+  x: Array,
+  layer: Layer,
+  ctx: Context,
+  edits: Edits,
+  d_x: Array,
+  *,
+  segment: Segment = WHOLE,
+) -> Array:
   """Tangents through one layer by its own linearisation, [T, D, X].
 
   As `push_folded`, on all tokens and assuming nothing of the edits.
@@ -134,10 +210,18 @@ def push_directly(cfg, params, x, layer, ctx, edits, d_x, *, segment=WHOLE):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "first"))
-def push_final(cfg, params, x, edits, d_x, *, first):
+def push_final(
+  cfg: ModelConfig,
+  params: Params,
+  x: Array,
+  edits: Edits,
+  d_x: Array,
+  *,
+  first: int,
+) -> Array:
   """Tangents through the final norm and the edit at "final", [W, D, X]."""
 
-  def fn(x):
+  def fn(x: Array) -> Array:
     tap = Tapper(Taps(edits), cfg.n_layers - 1)
     return tap("final", apply_final_norm(cfg, params, x))
 
@@ -145,7 +229,14 @@ def push_final(cfg, params, x, edits, d_x, *, first):
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def run_layer(cfg, params, x, layer, ctx, edits):
+def run_layer(
+  cfg: ModelConfig,
+  params: Params,
+  x: Array,
+  layer: Layer,
+  ctx: Context,
+  edits: Edits,
+) -> Array:
   """The layer itself, [1, T, D] to [1, T, D]."""
   with jax.default_matmul_precision(cfg.precision):
     return apply_block(cfg, params, x, layer, ctx, Taps(edits))[0]

@@ -1,16 +1,19 @@
 """Points on the residual stream, and the map from one of them to another."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import Context, make_context
 from sinkjax.models.layerwise import (
   Layers,
+  Params,
   apply_block,
   apply_final_norm,
   as_layers,
@@ -18,6 +21,8 @@ from sinkjax.models.layerwise import (
 )
 from sinkjax.taps import Tapper, Taps
 from sinkjax.transforms.edits import add, chain
+
+Residual = Float[Array, "B T D"]
 
 RESIDUAL_SITES = ("embed", "resid_pre", "resid_mid", "resid_post", "final")
 
@@ -91,14 +96,16 @@ def taken_apart(fn: Callable) -> tuple[ModelConfig, Mapping[str, Any]]:
       f"got {getattr(fn, '__name__', type(fn).__name__)}"
     )
 
-  def as_pytree(edit):
+  def as_pytree(edit: Any) -> Any:
     return jax.tree_util.Partial(edit) if callable(edit) else edit
 
   return fn.cfg, jax.tree.map(as_pytree, dict(fn.taps.edits))
 
 
 def context_of(
-  cfg: ModelConfig, tokens: Int[Array, "B T"], positions=None
+  cfg: ModelConfig,
+  tokens: Int[Array, "B T"],
+  positions: ArrayLike | None = None,
 ) -> tuple[Context, Int[Array, "B T"]]:
   """Rotary tables and masks for unpadded tokens, and their positions."""
   if positions is None:
@@ -112,8 +119,11 @@ _context = jax.jit(make_context, static_argnames="cfg")
 
 
 def enter(
-  layers: Layers, tokens: Int[Array, "B T"], positions, edits
-) -> Float[Array, "B T D"]:
+  layers: Layers,
+  tokens: Int[Array, "B T"],
+  positions: Int[Array, "B T"],
+  edits: Mapping[str, Any],
+) -> Residual:
   """The residual stream at "embed", its edit included."""
   x = embed(layers, tokens, positions)
   return Tapper(Taps(dict(edits)), 0)("embed", x)
@@ -127,7 +137,7 @@ def residual_map(
   source: Point,
   target: Point,
   positions: Int[Array, "B T"] | None = None,
-) -> Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]:
+) -> Callable[[Residual], Residual]:
   """`y(shift)`: the target when `shift` is added at the source.
 
   Derivatives of this function at zero are the Jacobians of this package: of
@@ -147,47 +157,64 @@ def residual_map(
   layers = as_layers(cfg, params)
   ctx, positions = context_of(cfg, tokens, positions)
   last = cfg.n_layers - 1 if target.site == "final" else target.layer
+  run = functools.partial(_run_blocks, cfg, params["blocks"], ctx)
 
-  def scan(x, edits, first, stop):
-    if stop <= first:
-      return x
-    blocks = jax.tree.map(lambda p: p[first:stop], params["blocks"])
-
-    def body(x, inputs):
-      block, layer = inputs
-      return apply_block(cfg, block, x, layer, ctx, Taps(edits))[0], None
-
-    return jax.lax.scan(body, x, (blocks, jnp.arange(first, stop)))[0]
-
-  def shifted(shift):
-    site, mine = source.site, dict(edits)
-    own = () if site in ("embed", "final") else [source.layer]
-    shift_edit = add(shift, layers=own) if own else add(shift)
-    mine[site] = chain(mine[site], shift_edit) if site in mine else shift_edit
-    return mine
-
-  def y(shift):
-    mine = shifted(shift)
+  def y(shift: Residual) -> Residual:
+    mine = with_shift(edits, source, shift)
     if source.site == "embed":
       x = enter(layers, tokens, positions, mine)
     else:
       x = enter(layers, tokens, positions, edits)
-      x = jax.lax.stop_gradient(scan(x, dict(edits), 0, source.layer))
+      # Constants to every derivative, so that none goes through them.
+      x = jax.lax.stop_gradient(run(x, edits, 0, source.layer))
     if target.site == "embed":
       return x
     first = 0 if source.site in ("embed", "final") else source.layer
     if target.site == "final":
-      x = scan(x, mine, first, cfg.n_layers)
+      x = run(x, mine, first, cfg.n_layers)
       x = apply_final_norm(cfg, layers.final_norm(), x)
       return Tapper(Taps(mine), last)("final", x)
-    x = scan(x, mine, first, last)
+    x = run(x, mine, first, last)
     watch = Taps(mine, {"y": (target.site, lambda value: value)})
     block = jax.tree.map(lambda p: p[last], params["blocks"])
     last_layer = jnp.asarray(last)
     return apply_block(cfg, block, x, last_layer, ctx, watch)[1]["y"]
 
-  def with_precision(shift):
+  def with_precision(shift: Residual) -> Residual:
     with jax.default_matmul_precision(cfg.precision):
       return y(shift)
 
   return with_precision
+
+
+def _run_blocks(
+  cfg: ModelConfig,
+  blocks: Params,
+  ctx: Context,
+  x: Residual,
+  edits: Mapping[str, Any],
+  first: int,
+  stop: int,
+) -> Residual:
+  """The residual stream through the layers from `first` to before `stop`."""
+  if stop <= first:
+    return x
+  some = jax.tree.map(lambda p: p[first:stop], blocks)
+  taps = Taps(dict(edits))
+
+  def body(x: Residual, inputs: tuple[Params, Array]) -> tuple[Residual, None]:
+    block, layer = inputs
+    return apply_block(cfg, block, x, layer, ctx, taps)[0], None
+
+  return jax.lax.scan(body, x, (some, jnp.arange(first, stop)))[0]
+
+
+def with_shift(
+  edits: Mapping[str, Any], point: Point, shift: Residual
+) -> dict[str, Any]:
+  """The edits, with `shift` added at a point after its own edit."""
+  once = point.site in ("embed", "final")
+  added = add(shift) if once else add(shift, layers=[point.layer])
+  if point.site in edits:
+    added = chain(edits[point.site], added)
+  return {**edits, point.site: added}

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 State = Any
 
-_POISSON_TERMS = 16  # P(more) is about 1e-15
+_POISSON_TERMS = 16  # P(more) is about 1e-15, below float32's resolution
 
 
 class Statistic(NamedTuple):
@@ -91,7 +92,13 @@ def combine(statistics: Mapping[str, Statistic]) -> Statistic:
   """
   statistics = dict(statistics)
 
-  def update(state, value, *, weights=None, index=None):
+  def update(
+    state: State,
+    value: Any,
+    *,
+    weights: ArrayLike | None = None,
+    index: ArrayLike | None = None,
+  ) -> State:
     if set(value) != set(statistics):
       raise ValueError(
         f"the value must have the entries {sorted(statistics)}, got "
@@ -107,9 +114,10 @@ def combine(statistics: Mapping[str, Statistic]) -> Statistic:
   return Statistic(
     lambda: {name: s.init() for name, s in statistics.items()},
     update,
-    lambda state: {name: s.finalize(state[name]) for name, s in
-                   statistics.items()},
-  )  # fmt: skip
+    lambda state: {
+      name: s.finalize(state[name]) for name, s in statistics.items()
+    },
+  )
 
 
 def mean_and_error(
@@ -134,16 +142,23 @@ def mean_and_error(
     NaN for n <= 1. Counts are exact up to 2^24 examples in float32.
   """
 
-  def init():
+  def init() -> State:
     return {
-      "count": jnp.zeros(()), "sum": jnp.zeros(shape),
+      "count": jnp.zeros(()),
+      "sum": jnp.zeros(shape),
       "square": jnp.zeros(shape),
-    }  # fmt: skip
+    }
 
-  def about():
+  def about() -> Array:
     return jnp.broadcast_to(jnp.asarray(center, float), shape)
 
-  def update(state, value, *, weights=None, index=None):
+  def update(
+    state: State,
+    value: Any,
+    *,
+    weights: ArrayLike | None = None,
+    index: ArrayLike | None = None,
+  ) -> State:
     value, weights = _examples(value, weights, shape)
     shift = jnp.where(weights > 0, value - about()[None], 0)
     new = {
@@ -153,16 +168,19 @@ def mean_and_error(
     }
     return merge(state, new)
 
-  def finalize(state):
+  def finalize(state: State) -> dict[str, Array]:
     count, total = state["count"], state["sum"]
     shift = total / count
     spread = jnp.maximum(state["square"] - shift * total, 0)
+    # One example has no deviation: NaN, not the 0 that would look exact.
     freedom = jnp.where(count > 1, count - 1, jnp.nan)
     std = jnp.sqrt(spread / freedom)
     return {
-      "count": count, "mean": about() + shift, "std": std,
+      "count": count,
+      "mean": about() + shift,
+      "std": std,
       "stderr": std / jnp.sqrt(count),
-    }  # fmt: skip
+    }
 
   return Statistic(init, update, finalize)
 
@@ -214,29 +232,40 @@ def bootstrap(
   tails = [(1 - level) / 2, (1 + level) / 2]
   at = [((replicates + 1) * p - 1) / (replicates - 1) for p in tails]
 
-  def init():
+  def init() -> State:
     many = (replicates, *shape)
     return {
-      "count": jnp.zeros(()), "sum": jnp.zeros(shape),
-      "counts": jnp.zeros(replicates), "sums": jnp.zeros(many),
-    }  # fmt: skip
+      "count": jnp.zeros(()),
+      "sum": jnp.zeros(shape),
+      "counts": jnp.zeros(replicates),
+      "sums": jnp.zeros(many),
+    }
 
-  def update(state, value, *, weights=None, index=None):
+  def update(
+    state: State,
+    value: Any,
+    *,
+    weights: ArrayLike | None = None,
+    index: ArrayLike | None = None,
+  ) -> State:
     if index is None:
       raise ValueError("bootstrap needs index, the first example's number")
     value, weights = _examples(value, weights, shape)
-    value = jnp.where(weights > 0, value, 0)
+    value = jnp.where(weights > 0, value, 0)  # 0 times NaN would be NaN
     number = index + jnp.arange(value.shape[0])
     draws_PxR = jax.vmap(lambda i: _poisson(key, i, replicates))(number)
+    # Examples left out count 0 times in every replicate.
     draws_PxR = draws_PxR * weights.reshape(-1, 1)
     sums = jnp.einsum("pr,p...->r...", draws_PxR, value, precision="highest")
     new = {
-      "count": jnp.sum(weights), "sum": jnp.sum(weights * value, axis=0),
-      "counts": jnp.sum(draws_PxR, axis=0), "sums": sums,
-    }  # fmt: skip
+      "count": jnp.sum(weights),
+      "sum": jnp.sum(weights * value, axis=0),
+      "counts": jnp.sum(draws_PxR, axis=0),
+      "sums": sums,
+    }
     return merge(state, new)
 
-  def finalize(state):
+  def finalize(state: State) -> dict[str, Array]:
     counts = state["counts"].reshape(-1, *[1] * len(shape))
     means = jnp.where(counts > 0, state["sums"] / counts, jnp.nan)
     low, high = (jnp.nanquantile(means, q, axis=0) for q in at)
@@ -245,49 +274,9 @@ def bootstrap(
   return Statistic(init, update, finalize)
 
 
-def histogram(edges: Any) -> Statistic:
-  """How many numbers fall between consecutive edges, all elements pooled.
-
-  Bin k is [edges[k], edges[k + 1]), the last one closed, as numpy has it.
-
-  Args:
-    edges: [K + 1] numbers in ascending order.
-
-  Returns:
-    A statistic of [P, ...] batches; its result is a dict of `counts` [K], and
-    of `below`, `above` and `nan` [], the numbers that no bin took.
-
-  Raises:
-    ValueError: for edges that are not two or more ascending numbers.
-
-  >>> h = histogram([0.0, 1.0, 2.0])
-  >>> run(h, [np.array([[0.5, 1.0], [2.0, 9.0]])])["counts"].tolist()
-  [1.0, 2.0]
-  """
-  edges = np.asarray(edges, np.float64)
-  if edges.ndim != 1 or len(edges) < 2 or not np.all(np.diff(edges) > 0):
-    raise ValueError(
-      f"edges must be two or more ascending numbers, got {edges.tolist()}"
-    )
-  bins = len(edges) - 1
-
-  def update(state, value, *, weights=None, index=None):
-    value, weights = _examples(value, weights, np.shape(value)[1:])
-    limits = jnp.asarray(edges, value.dtype)
-    slot = jnp.searchsorted(limits, value, side="right")
-    slot = jnp.where(value == limits[-1], bins, slot)
-    slot = jnp.where(jnp.isnan(value), bins + 2, slot)
-    return state.at[slot].add(jnp.broadcast_to(weights, value.shape))
-
-  def finalize(state):
-    below, above, nan = state[0], state[bins + 1], state[bins + 2]
-    counts = state[1 : bins + 1]
-    return {"counts": counts, "below": below, "above": above, "nan": nan}
-
-  return Statistic(lambda: jnp.zeros(bins + 3), update, finalize)
-
-
-def _examples(value, weights, shape):
+def _examples(
+  value: ArrayLike, weights: ArrayLike | None, shape: tuple[int, ...]
+) -> tuple[Array, Array]:
   """Values as floats and weights [P, 1, ...] to go with them."""
   value = jnp.asarray(value)
   if value.shape[1:] != tuple(shape) or not value.ndim:
@@ -305,13 +294,13 @@ def _examples(value, weights, shape):
 
 
 @functools.cache
-def _poisson_table():
+def _poisson_table() -> np.ndarray:
   """P(X <= k) of Poisson(1), from k = 0."""
   terms = [1 / math.factorial(k) for k in range(_POISSON_TERMS)]
   return np.cumsum(terms) / math.e
 
 
-def _poisson(key, number, replicates):
+def _poisson(key: Array, number: Array, replicates: int) -> Array:
   """[R] Poisson(1) draws of one example, by inversion."""
   u = jax.random.uniform(jax.random.fold_in(key, number), (replicates,))
   below = jnp.asarray(_poisson_table(), u.dtype)

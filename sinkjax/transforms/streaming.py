@@ -6,7 +6,7 @@ statistics, z. Memory is O(block T) for the attention and O(T D) for the rest.
 Layers come one by one through `sinkjax.models.layerwise`, so their weights
 may stay on disk.
 
-What is gathered from the rows is said by `sinkjax.transforms.rows`.
+What is gathered from the rows is said by `sinkjax.metrics.rows`.
 """
 
 import functools
@@ -15,31 +15,42 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
+from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
 from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block
-from sinkjax.models.layerwise import apply_final_norm, as_layers, embed
+from sinkjax.models.layerwise import (
+  Params,
+  apply_final_norm,
+  as_layers,
+  embed,
+  methods_of,
+)
 from sinkjax.models.normalizers import MASKED
 from sinkjax.models.positions import rotary_tables
 from sinkjax.models.transformer import check_ids, check_tokens, like_tokens
-from sinkjax.taps import Tapper, Taps, Trace
+from sinkjax.taps import Layer, Tapper, Taps, Trace
+from sinkjax.transforms.chunks import in_chunks, streamed_nll
 from sinkjax.transforms.edits import rows_of
-from sinkjax.transforms.rows import Dense, RowStatistic
+
+Statistics = tuple[tuple[str, RowStatistic], ...]
 
 ROW_SITES = ("scores", "pattern")
 """Sites that exist only a block of rows at a time."""
 
 SEGMENTS = 6
-"""Groups of blocks; a group sees the keys up to its end, not up to T."""
+"""Groups of blocks; a group sees the keys up to its end, not up to T.
+
+Six groups do 7/12 of the full square, and each of them is compiled: twice as
+many would save another 1/24.
+"""
 
 BLOCK_BYTES = {"cpu": 1 << 23}
 """Size of a block of scores by backend, which sets the default number of rows:
 on a CPU it should fit the cache, elsewhere fill the device."""
-
-CHUNK = 1024
-"""Tokens that the MLP or the unembedding sees at a time."""
 
 
 def rows_mask(
@@ -66,6 +77,8 @@ def default_block(cfg: ModelConfig, batch: int, length: int) -> int:
   """Query rows at a time."""
   row = batch * cfg.n_heads * length * jnp.dtype(cfg.dtype).itemsize
   size = BLOCK_BYTES.get(jax.default_backend(), 1 << 28)
+  # Below 32 rows the loop costs more than its products; beyond 512 nothing is
+  # gained, and short texts would be one block.
   return max(32, min(512, size // row))
 
 
@@ -116,7 +129,7 @@ def stream_statistics(
   a tap stands at "mlp_in" or "mlp_act".
 
   >>> import jax, sinkjax
-  >>> from sinkjax.transforms import rows
+  >>> from sinkjax.metrics import rows
   >>> cfg = sinkjax.TINY
   >>> params = sinkjax.init_params(cfg, jax.random.key(0))
   >>> f = sinkjax.forward(cfg)
@@ -133,7 +146,9 @@ def stream_statistics(
   statistics, taps = _streamed(dict(statistics), taps)
   rows = tuple(statistics.items())
 
-  def run(params, tokens, *, positions=None) -> StreamOutput:
+  def run(
+    params: Any, tokens: ArrayLike, *, positions: ArrayLike | None = None
+  ) -> StreamOutput:
     tokens = check_tokens(cfg, tokens)
     positions = like_tokens("positions", positions, tokens)
     check_ids("position", positions, cfg.max_len, "the model's context")
@@ -145,7 +160,9 @@ def stream_statistics(
   return run
 
 
-def _streamed(statistics, taps):
+def _streamed(
+  statistics: dict[str, RowStatistic], taps: Taps
+) -> tuple[dict[str, RowStatistic], Taps]:
   """Observers of rows move among the statistics, the others stay."""
   others = {}
   for name, (sites, reducer) in taps.observers.items():
@@ -163,13 +180,24 @@ def _streamed(statistics, taps):
   return statistics, Taps(taps.edits, others)
 
 
-def _once(name, statistics):
+def _once(
+  name: str, statistics: dict[str, RowStatistic]
+) -> dict[str, RowStatistic]:
   if name in statistics:
     raise ValueError(f"duplicate statistic {name!r}")
   return statistics
 
 
-def _run(cfg, taps, statistics, block, nll, weights, tokens, positions):
+def _run(
+  cfg: ModelConfig,
+  taps: Taps,
+  statistics: Statistics,
+  block: int | None,
+  nll: bool,
+  weights: Any,
+  tokens: Int[Array, "B T"],
+  positions: Int[Array, "B T"],
+) -> StreamOutput:
   layers, (batch, length) = as_layers(cfg, weights), tokens.shape
   first = Tapper(taps, 0)
   x = first("embed", embed(layers, tokens, positions))
@@ -184,9 +212,17 @@ def _run(cfg, taps, statistics, block, nll, weights, tokens, positions):
   for i in range(cfg.n_layers):
     params = layers.layer(i)
     x, trace = _layer(
-      params, x, jnp.asarray(i), Context(*tables, None, None), edits,
-      kind=kind, cfg=cfg, statistics=statistics, block=min(block, length),
-    )  # fmt: skip
+      params,
+      x,
+      jnp.asarray(i),
+      Context(*tables, None, None),
+      edits,
+      kind=kind,
+      cfg=cfg,
+      statistics=statistics,
+      block=min(block, length),
+    )
+    # Without waiting, layers would be read faster than they are used.
     jax.block_until_ready(x)
     del params  # before the next is asked for: two at a time, where offloaded
     traces.append(trace)
@@ -194,17 +230,19 @@ def _run(cfg, taps, statistics, block, nll, weights, tokens, positions):
   last = Tapper(taps, cfg.n_layers - 1)
   x = last("final", apply_final_norm(cfg, layers.final_norm(), x))
   trace = {**outside, **trace, **last.trace()}
-  return StreamOutput(trace, _nll(cfg, layers, x, tokens) if nll else None)
+  return StreamOutput(
+    trace, streamed_nll(cfg, layers, x, tokens) if nll else None
+  )
 
 
-def _split(taps):
-  """The taps' arrays, and what else they are: plain functions inside edits."""
+def _split(taps: Taps) -> tuple[list, tuple]:
+  """(the taps' arrays, the rest of them): functions cannot be traced."""
   leaves, tree = jax.tree.flatten(taps)
   arrays = [None if callable(leaf) else leaf for leaf in leaves]
   return arrays, (tree, tuple(x if callable(x) else None for x in leaves))
 
 
-def _join(arrays, kind):
+def _join(arrays: list, kind: tuple) -> Taps:
   tree, functions = kind
   leaves = zip(arrays, functions, strict=True)
   return jax.tree.unflatten(tree, [x if f is None else f for x, f in leaves])
@@ -215,60 +253,73 @@ def _join(arrays, kind):
   static_argnames=("kind", "cfg", "statistics", "block"),
   donate_argnames=("x",),
 )
-def _layer(params, x, layer, ctx, edits, *, kind, cfg, statistics, block):
+def _layer(
+  params: Params,
+  x: Float[Array, "B T D"],
+  layer: Layer,
+  ctx: Context,
+  edits: list,
+  *,
+  kind: tuple,
+  cfg: ModelConfig,
+  statistics: Statistics,
+  block: int,
+) -> tuple[Array, Trace]:
   """One block of the model, its queries and its MLP in pieces."""
   taps = _join(edits, kind)
   tap = Tapper(taps, layer)
 
-  def apply(method, *args):
-    return Block(cfg).apply({"params": params}, *args, method=method)
-
+  apply = methods_of(Block(cfg), params)
   pre = tap("resid_pre", x)
   q, k, v = apply(Block.qkv, pre, layer, ctx, tap)
   mix = functools.partial(apply, Block.mix)
   z, trace = _attention(cfg, mix, q, k, v, layer, taps, statistics, block)
-  mid = apply(Block.attend, pre, tap("z", z), tap)
+  mid = apply(Block.add_attention, pre, tap("z", z), tap)
 
-  def mlp(x):
+  def mlp(x: Array) -> Array:
     return apply(Block.mlp_output, x, tap)
 
   read = pre if cfg.parallel_residual else mid
   whole = tap.meets("mlp_in", "mlp_act")  # who looks there sees every token
-  out = mlp(read) if whole else _in_chunks(mlp, read)
+  out = mlp(read) if whole else in_chunks(mlp, read)
   return apply(Block.finish, mid, out, tap), {**trace, **tap.trace()}
 
 
-def _attention(cfg, mix, q, k, v, layer, taps, statistics, block):
+def _attention(
+  cfg: ModelConfig,
+  mix: Callable,
+  q: Array,
+  k: Array,
+  v: Array,
+  layer: Layer,
+  taps: Taps,
+  statistics: Statistics,
+  block: int,
+) -> tuple[Array, Trace]:
   """z of all queries, and the statistics of their rows."""
   batch, length, heads, _ = q.shape
   edits = {s: rows_of(taps.edits[s]) for s in ROW_SITES if s in taps.edits}
   pieces = _pieces(length, block, SEGMENTS)
-  if "pattern" in edits:  # the edit may put something on any key
+  if "pattern" in edits:  # the edit may put weight on any key
     pieces = [(*piece[:-1], length) for piece in pieces]
   states = tuple(s.init(batch, heads, length) for _, s in statistics)
   carry = jnp.zeros_like(q), states
   for first, count, rows, keys in pieces:
 
-    def body(i, carry, first=first, rows=rows, keys=keys):
+    def body(
+      i: Array,
+      carry: tuple,
+      first: int = first,
+      rows: int = rows,
+      keys: int = keys,
+    ) -> tuple:
       z, states = carry
       start = first + i * rows
-      at_rows = {
-        site: lambda x, n, edit=edit: edit(x, n, start)
-        for site, edit in edits.items()
-      }
-      seen = {site: (site, lambda x: x) for site in ROW_SITES}
-      tap = Tapper(Taps(at_rows, seen), layer)
-      some = jax.lax.dynamic_slice_in_dim(q, start, rows, 1)
-      values, mask = v[:, :keys], rows_mask(cfg, start, rows, keys, layer)
-      new = mix(some, k[:, :keys], values, mask, tap)
-      scores, pattern = (tap.trace()[site] for site in ROW_SITES)
-      logs = None
-      plain = cfg.normalizer == "softmax" and not cfg.sink_logit
-      plain &= cfg.attn_bias not in ("k", "kv")
-      if plain and "pattern" not in edits:
-        logs = _log_softmax(scores, mask)
+      new, block = _mix_rows(
+        cfg, mix, (q, k, v), layer, edits, start, rows, keys
+      )
       states = tuple(
-        s.update(state, pattern, start=start, values=values, logs=logs)
+        s.update(state, block)
         for state, (_, s) in zip(states, statistics, strict=True)
       )
       return jax.lax.dynamic_update_slice_in_dim(z, new, start, 1), states
@@ -281,7 +332,37 @@ def _attention(cfg, mix, q, k, v, layer, taps, statistics, block):
   }
 
 
-def _log_softmax(scores, mask):
+def _mix_rows(
+  cfg: ModelConfig,
+  mix: Callable,
+  qkv: tuple[Array, Array, Array],
+  layer: Layer,
+  edits: Mapping[str, Callable],
+  start: Array | int,
+  rows: int,
+  keys: int,
+) -> tuple[Float[Array, "B T H K"], RowBlock]:
+  """z of some rows, and what statistics see of them."""
+  q, k, v = qkv
+  at_rows = {
+    site: lambda x, n, edit=edit: edit(x, n, start)
+    for site, edit in edits.items()
+  }
+  seen = {site: (site, lambda x: x) for site in ROW_SITES}
+  tap = Tapper(Taps(at_rows, seen), layer)
+  some = jax.lax.dynamic_slice_in_dim(q, start, rows, 1)
+  values, mask = v[:, :keys], rows_mask(cfg, start, rows, keys, layer)
+  z = mix(some, k[:, :keys], values, mask, tap)
+  scores, pattern = (tap.trace()[site] for site in ROW_SITES)
+  # The scores give the logarithms of the weights only where the weights are
+  # the softmax of the scores and of nothing else.
+  plain = cfg.normalizer == "softmax" and not cfg.sink_logit
+  plain &= cfg.attn_bias not in ("k", "kv") and "pattern" not in edits
+  logs = _log_softmax(scores, mask) if plain else None
+  return z, RowBlock(pattern, start, values, logs)
+
+
+def _log_softmax(scores: Array, mask: Array) -> Array:
   """Logarithms of `normalizers.softmax`; numbers of no meaning at masked keys.
 
   The maximum and the sum are written as they are there, and XLA takes the two
@@ -294,7 +375,9 @@ def _log_softmax(scores, mask):
   return shift - jnp.log(jnp.sum(weights, axis=-1, keepdims=True))
 
 
-def _pieces(length: int, block: int, segments: int):
+def _pieces(
+  length: int, block: int, segments: int
+) -> list[tuple[int, int, int, int]]:
   """(first row, blocks, rows a block, keys) of each group of equal blocks."""
   whole, rest = divmod(length, block)
   segments = min(segments, whole)
@@ -304,65 +387,3 @@ def _pieces(length: int, block: int, segments: int):
     for a, b in zip([0, *ends], ends, strict=False)
   ]
   return pieces + ([(whole * block, 1, rest, length)] if rest else [])
-
-
-def _in_chunks(fn, x):
-  """`fn` of [B, T, ...] leaves, `CHUNK` tokens at a time."""
-  length = jax.tree.leaves(x)[0].shape[1]
-  count, rest = divmod(length, CHUNK)
-  if not count or length == CHUNK:
-    return fn(x)
-
-  def split(x):
-    parts = x[:, : count * CHUNK].reshape(
-      x.shape[0], count, CHUNK, *x.shape[2:]
-    )
-    return jnp.moveaxis(parts, 1, 0)
-
-  def join(parts):
-    x = jnp.moveaxis(parts, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-  done = jax.tree.map(join, jax.lax.map(fn, jax.tree.map(split, x)))
-  if not rest:
-    return done
-  last = fn(jax.tree.map(lambda x: x[:, count * CHUNK :], x))
-  return jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), done, last)
-
-
-def _nll(cfg, layers, x, tokens):
-  """Mean negative log-likelihood, some logits at a time."""
-  if x.shape[1] == 1:
-    return jnp.full(x.shape[:1], jnp.nan)
-  x, targets, first = x[:, :-1], tokens[:, 1:], 0
-  wide = jnp.zeros(targets.shape, jnp.promote_types(x.dtype, jnp.float32))
-  state = (wide - jnp.inf, wide, wide)
-  for kernel in layers.unembedding():
-    state = _add_logits(state, x, targets, kernel, first, cfg=cfg)
-    first += kernel.shape[1]
-    jax.block_until_ready(state)
-    del kernel  # before the next is read
-  top, total, picked = state
-  return jnp.mean(top + jnp.log(total) - picked, axis=-1)
-
-
-@functools.partial(jax.jit, static_argnames="cfg")
-def _add_logits(state, x, targets, kernel, first, *, cfg):
-  """The online log-sum-exp with some more columns of the logits."""
-
-  def add(args):
-    (top, total, picked), x, targets = args
-    logits = jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype))
-    if cfg.logit_softcap is not None:
-      logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
-    logits = logits.astype(top.dtype)
-    new = jnp.maximum(top, jnp.max(logits, axis=-1))
-    more = jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)
-    total = total * jnp.exp(top - new) + more
-    at = targets - first
-    here = (at >= 0) & (at < logits.shape[-1])
-    at = jnp.clip(at, 0, logits.shape[-1] - 1)[..., None]
-    value = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
-    return new, total, jnp.where(here, value, picked)
-
-  return _in_chunks(add, (state, x, targets))

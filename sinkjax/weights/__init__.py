@@ -1,0 +1,25 @@
+"""Models from files, and to files: `load`, `open_layers`, `save`.
+
+These are the face of this package, with `Model`, which `load` returns, and
+`WeightsError`, the one exception. The rest is for them:
+
+    registry          models by name or path: what is where, in which format
+    families/         one file a family: its config and its tensors, both ways
+    huggingface       folders of config.json and safetensors; hf_config
+    gguf_model        GGUF files; their vocabularies in tokenizer_gguf, which
+                      splits texts by pre_tokenizers
+    orbax_io          folders that training and `launch.convert` write
+    glassllm          the two small models of that package
+    offload           layers read one by one, for models larger than memory
+    tokenizer         text to ids and back; tokenizer_files, chat
+    layout, assemble  where a parameter lies in a file; whole trees by it
+    formats/          bytes to checked headers to float32 tensors
+    packages          files out of Python packages, fetched once
+    folders, memory, validate, post_processor: what these share
+"""
+
+from sinkjax.weights.offload import open_layers
+from sinkjax.weights.registry import Model, load, save
+from sinkjax.weights.validate import WeightsError
+
+__all__ = ["Model", "WeightsError", "load", "open_layers", "save"]

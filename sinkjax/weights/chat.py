@@ -38,9 +38,8 @@ def render_chat(
   from jinja2.sandbox import ImmutableSandboxedEnvironment
 
   environment = ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True,
-    extensions=["jinja2.ext.loopcontrols"],
-  )  # fmt: skip
+    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+  )
   environment.globals["raise_exception"] = _refuse
   named: dict[str, Any] = {
     f"{name}_token": "" if token is None else tokenizer.token(token)
@@ -52,9 +51,13 @@ def render_chat(
       messages=list(messages), add_generation_prompt=True, **named
     )
   except (
-    jinja2.TemplateError, LookupError, OverflowError, RecursionError,
-    TypeError, ValueError,
-  ) as error:  # fmt: skip
+    jinja2.TemplateError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise WeightsError(
       f"the chat template cannot be rendered: {first_line(error)}"
     ) from None

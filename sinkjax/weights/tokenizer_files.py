@@ -8,12 +8,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from sinkjax.weights.tokenizer import (
-  NAMES,
-  Tokenizer,
-  build,
-  template_bos,
-)
+from sinkjax.weights.folders import read_optional_json
+from sinkjax.weights.post_processor import template_bos
+from sinkjax.weights.tokenizer import NAMES, Tokenizer, build
 from sinkjax.weights.validate import WeightsError, first_line
 
 
@@ -49,7 +46,7 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   except BaseException as error:  # the library raises Exception, and panics
     reason = first_line(error)
     raise WeightsError(f"{file}: not a tokenizer: {reason}") from None
-  config = _optional_json(folder / "tokenizer_config.json")
+  config = read_optional_json(folder / "tokenizer_config.json")
   found = {name: _special_ids(folder, name, backend) for name in NAMES}
   first = {
     f"{name}_id": next(iter(ids.values()), None) for name, ids in found.items()
@@ -108,7 +105,7 @@ def _special_ids(
   """The ids that a folder's files give one special token, best file first."""
   found = {}
   for file in ("tokenizer_config.json", "special_tokens_map.json"):
-    token = _optional_json(folder / file).get(f"{name}_token")
+    token = read_optional_json(folder / file).get(f"{name}_token")
     token = token.get("content") if isinstance(token, dict) else token
     if token is None:
       continue
@@ -123,7 +120,7 @@ def _special_ids(
         f"{folder / file}: {name}_token {token!r} is not in the vocabulary"
       )
   for file in ("config.json", "generation_config.json"):
-    token_id = _optional_json(folder / file).get(f"{name}_token_id")
+    token_id = read_optional_json(folder / file).get(f"{name}_token_id")
     if isinstance(token_id, list) and token_id and name == "eos":
       token_id = token_id[0]
     if token_id is None or (name == "pad" and token_id == -1):
@@ -136,18 +133,6 @@ def _special_ids(
       )
     found[file] = token_id
   return found
-
-
-def _optional_json(path: pathlib.Path) -> dict[str, Any]:
-  if not path.is_file():
-    return {}
-  try:
-    values = json.loads(path.read_text("utf-8"))
-  except (ValueError, RecursionError, OSError) as error:
-    raise WeightsError(f"{path}: not valid JSON: {error}") from None
-  if not isinstance(values, dict):
-    raise WeightsError(f"{path}: expected a JSON object")
-  return values
 
 
 def tokenizer_from_glassllm(path: str | os.PathLike) -> Tokenizer:
@@ -163,7 +148,7 @@ def tokenizer_from_glassllm(path: str | os.PathLike) -> Tokenizer:
     WeightsError: for a file that is not of that form.
   """
   special = ["<pad>", "<unk>", "<bos>", "<eos>"]
-  data = _optional_json(pathlib.Path(path))
+  data = read_optional_json(pathlib.Path(path))
   try:
     merges = [(str(a), str(b)) for a, b in data["merges"]]
     entries = [*special, *map(str, data["alphabet"])]

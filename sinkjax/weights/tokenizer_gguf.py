@@ -3,7 +3,7 @@ r"""Tokenizers rebuilt from the vocabulary inside a GGUF file.
 "gpt2" is byte-level BPE behind the pre-tokenizer that the file names; "llama"
 is SentencePiece's BPE: the best-scored neighbouring pair is merged first,
 spaces are "▁", and what is left falls back to bytes. Both give llama.cpp's
-ids, whose regular expressions (src/llama-vocab.cpp) stand below.
+ids; the regular expressions are in `pre_tokenizers.py`.
 
 Cost: 0.1 s for 49k tokens and 49k merges; for "llama" the merges are found
 again from the scores, 0.2 s for 32k tokens.
@@ -28,6 +28,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from sinkjax.weights.pre_tokenizers import ADD_BOS, PRE_TOKENIZERS, WHOLE_WORDS
 from sinkjax.weights.tokenizer import Tokenizer, build
 from sinkjax.weights.validate import WeightsError, first_line
 
@@ -42,75 +43,8 @@ _ENDS = """
 """
 _CONTROL_TEXTS = frozenset(_ENDS.split())
 
-_CASES = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-_TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_GPT2 = (
-  r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-)
-_LLAMA3 = (
-  _CASES + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _TAIL
-)
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_QWEN35 = (
-  _CASES + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
-  r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _TAIL
-)
-_PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
-_DEEPSEEK3 = (
-  r"\p{N}{1,3}",
-  "[一-龥\u3040-ゟ゠-ヿ]+",
-  _PUNCTUATION + r"[A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-  r"| ?[\p{P}\p{S}]+[\r\n]*|" + _TAIL,
-)
-_LOWER = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+"
-_UPPER = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*"
-_MARKS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|"
-_TEKKEN = _LOWER + "|" + _UPPER + r"|\p{N}" + _MARKS + _TAIL
-_GPT4O = (
-  _LOWER + _CASES + "?|" + _UPPER + _CASES + r"?|\p{N}{1,3}" + _MARKS + _TAIL
-)
-_FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")
-_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
-
-PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
-  name: regexes
-  for names, regexes in (
-    ("default", _DEFAULT),
-    ("falcon", _FALCON),
-    (
-      "gpt-2 phi-2 mpt olmo jais trillion gigachat mellum a.x-4.0 exaone4 "
-      "granite-docling roberta-bpe",
-      (_GPT2,),
-    ),
-    (
-      "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
-      (r"\p{N}", _GPT2),
-    ),
-    (
-      "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 "
-      "dbrx smaug-bpe chatglm-bpe glm4 glm5",
-      (_LLAMA3,),
-    ),
-    (
-      "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 hunyuan solar-open "
-      "megrez grok-2",
-      (_QWEN2,),
-    ),
-    ("qwen35", (_QWEN35,)),
-    ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", _DEEPSEEK3),
-    ("tekken", (_TEKKEN,)),
-    ("gpt-4o llama4 kanana2 talkie minimax-m2", (_GPT4O,)),
-  )
-  for name in names.split()
-}
-"""The regular expressions that split a text, one after the other."""
-
-# BOS comes first unless the file says otherwise, and whole words that are
-# tokens are taken as they are, merges or not.
-_LLAMA3_LIKE = "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0"
-_ADD_BOS = frozenset([*_LLAMA3_LIKE.split(), "lfm2", "tekken"])
-_WHOLE_WORDS = _ADD_BOS | {"glm4", "glm5"}
+# SentencePiece's own, which its trainer gives where it is not told otherwise.
+_USUAL_IDS = {"bos": 1, "eos": 2, "unknown": 0}
 
 
 def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
@@ -132,26 +66,16 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
       f"tokenizer: unknown model {kind[:80]!r}; known: gpt2 (byte-level BPE), "
       "llama (SentencePiece BPE)"
     )
-  tokens = [
-    token or f"[EMPTY_{i}]" for i, token in enumerate(read.strings("tokens"))
-  ]
-  size = len(tokens)
-  vocab = {token: i for i, token in enumerate(tokens)}
-  if len(vocab) != size:
-    second = next(i for i, token in enumerate(tokens) if vocab[token] != i)
-    raise WeightsError(
-      f"tokenizer: duplicate token {tokens[second][:80]!r}: ids {second} and "
-      f"{vocab[tokens[second]]}"
-    )
-  stated = read.numbers("token_type", size, int)
-  types = stated or [NORMAL] * size
+  vocab = _vocabulary(read)
+  stated = read.numbers("token_type", len(vocab), int)
+  types = list(stated or [NORMAL] * len(vocab))
   for token in _CONTROL_TEXTS & vocab.keys():
     types[vocab[token]] = CONTROL
-  scores = read.numbers("scores", size, float)
+  scores = read.numbers("scores", len(vocab), float)
   special = [t for t, i in vocab.items() if types[i] in (CONTROL, UNKNOWN)]
   user = [t for t, i in vocab.items() if types[i] == USER_DEFINED]
   ids = {
-    name: read.token(f"{name}_token_id", size)
+    name: read.token(f"{name}_token_id", len(vocab))
     for name in ("bos", "eos", "unknown", "padding")
   }
   if kind == "gpt2":
@@ -159,9 +83,9 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
   else:
     backend = _sentencepiece(read, vocab, scores, types, special, user)
     add_bos = True
-    for name, usual in (("bos", 1), ("eos", 2), ("unknown", 0)):
-      fits = usual < size and (not stated or tokens[usual] in special)
-      if ids[name] is None and fits:
+    fitting = {vocab[token] for token in (special if stated else vocab)}
+    for name, usual in _USUAL_IDS.items():
+      if ids[name] is None and usual in fitting:
         ids[name] = usual
   return Tokenizer(
     backend,
@@ -172,6 +96,20 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
     add_bos=read.flag("add_bos_token", add_bos and ids["bos"] is not None),
     chat_template=read.chat_template(),
   )
+
+
+def _vocabulary(read: "_Fields") -> dict[str, int]:
+  """Ids by token; empty tokens get names, so that each has its own."""
+  tokens = [
+    token or f"[EMPTY_{i}]" for i, token in enumerate(read.strings("tokens"))
+  ]
+  vocab = {token: i for i, token in enumerate(tokens)}
+  for i, token in enumerate(tokens):
+    if vocab[token] != i:
+      raise WeightsError(
+        f"tokenizer: duplicate token {token[:80]!r}: ids {i} and {vocab[token]}"
+      )
+  return vocab
 
 
 def _byte_level(
@@ -192,7 +130,7 @@ def _byte_level(
   # Of a merge that is there twice the first counts.
   merges = list(dict.fromkeys(merges))
   try:
-    model = models.BPE(vocab, merges, ignore_merges=pre in _WHOLE_WORDS)
+    model = models.BPE(vocab, merges, ignore_merges=pre in WHOLE_WORDS)
   except Exception as error:  # the library raises bare Exception
     _explain_merges(lines, vocab)
     reason = first_line(error)
@@ -209,7 +147,7 @@ def _byte_level(
     pre_tokenizer=pre_tokenizers.Sequence([*splits, level]),
     decoder=decoders.ByteLevel(),
   )
-  return backend, pre in _ADD_BOS
+  return backend, pre in ADD_BOS
 
 
 def _explain_merges(lines: Sequence[str], vocab: dict[str, int]) -> None:

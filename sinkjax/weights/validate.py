@@ -4,6 +4,14 @@
 that says what was found, where, and what was expected.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the tokenizer raises what is defined here
+  from sinkjax.config import ModelConfig
+  from sinkjax.weights.tokenizer import Tokenizer
+
 
 class WeightsError(ValueError):
   """A weight file, folder or tokenizer that is damaged, hostile or unknown."""
@@ -14,7 +22,9 @@ def first_line(error: BaseException) -> str:
   return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def check_tokenizer(cfg, tokenizer, where: str) -> None:
+def check_tokenizer(
+  cfg: ModelConfig, tokenizer: Tokenizer | None, where: str
+) -> None:
   """A tokenizer must name exactly the embedding's rows, and the same BOS.
 
   Embeddings may have more rows than the tokenizer has tokens only where they

@@ -6,12 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sinkjax.data.corpus import (
-  gather,
-  speeches,
-  tokenize,
-  train_tokenizer,
-)
+from sinkjax.data.corpus import gather, speeches, tokenize, train_tokenizer
 
 TEXTS = [
   "the cat sat on the mat",

@@ -29,9 +29,10 @@ def build(folder, name, files):
   )
   deb = folder / f"{name}_1%3a2.0_all.deb"
   subprocess.run(
-    ["dpkg-deb", "--build", str(root), str(deb)], check=True,
+    ["dpkg-deb", "--build", str(root), str(deb)],
+    check=True,
     capture_output=True,
-  )  # fmt: skip
+  )
   return deb
 
 

@@ -70,9 +70,12 @@ def test_no_token_is_lost_or_doubled(lengths, packing):
 @hypothesis.given(sizes, packings, st.randoms(use_true_random=False))
 def test_a_batch_is_its_windows(lengths, packing, random):
   windows = Windows(
-    _corpus(lengths), packing, bos_id=BOS_ID, eos_id=EOS_ID,
+    _corpus(lengths),
+    packing,
+    bos_id=BOS_ID,
+    eos_id=EOS_ID,
     register_id=REGISTER,
-  )  # fmt: skip
+  )
   numbers = random.choices(range(len(windows)), k=5)
   for name, rows in windows.rows(numbers).items():
     one_by_one = np.stack([windows[i][name] for i in numbers])
@@ -157,10 +160,7 @@ def test_what_fits_is_kept_whole(lengths, packing):
   added = (packing.bos == "document") + packing.eos
   for document, size in enumerate(lengths):
     if size and size + added <= packing.content:
-      holders = [
-        w for w in windows
-        if (owner[w["tokens"]] == document).any()
-      ]  # fmt: skip
+      holders = [w for w in windows if (owner[w["tokens"]] == document).any()]
       assert len(holders) == 1
 
 

@@ -57,9 +57,11 @@ def test_damage_is_named(corpus, tmp_path, damage):
     name = "corpus.json" if damage == "json" else "secret"
     manifest = tmp_path / "c" / "corpus.json"
     text = manifest.read_text()
-    cut = text[:-20] if damage == "json" else text.replace(
-      "tokens-00000.npy", "../secret"
-    )  # fmt: skip
+    cut = (
+      text[:-20]
+      if damage == "json"
+      else text.replace("tokens-00000.npy", "../secret")
+    )
     manifest.write_text(cut)
   with pytest.raises(CorpusError, match=name):
     TokenCorpus.read(tmp_path / "c")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.benchmark_tasks import Item
-from sinkjax.experiments.result import Subject
+from sinkjax.experiments.harness.api import Subject
+from sinkjax.experiments.paper.first_token.benchmark_tasks import Item
 
 TEXT = """\
 the old {cat|dog} saw the {red|green} bird and

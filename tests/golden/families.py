@@ -1,9 +1,13 @@
 """Tiny random models of every family, run by Hugging Face transformers.
 
-`make_golden.py` writes what comes out into this folder; the live parity test
+A golden model is a folder here, under `families/`. What stands in it by hand is
+`config.json`, small and with every option of the family switched on; keys that
+it leaves out have transformers' defaults. `make_golden.py` fills the rest in:
+the weights, and what transformers computes with them. The live parity test
 computes it anew. Needs the extra `parity`; the other tests only read files.
 """
 
+import pathlib
 import sys
 
 import numpy as np
@@ -12,93 +16,17 @@ import transformers
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-_SIZE = {
-  "vocab_size": 96,
-  "hidden_size": 32,
-  "intermediate_size": 40,
-  "num_hidden_layers": 3,
-  "num_attention_heads": 4,
-  "num_key_value_heads": 2,
-  "max_position_embeddings": 64,
-  "bos_token_id": 1,
-  "eos_token_id": 2,
-  "pad_token_id": 0,
-}
-_LLAMA3_ROPE = {
-  "rope_type": "llama3",
-  "rope_theta": 500.0,
-  "factor": 8.0,
-  "low_freq_factor": 1.0,
-  "high_freq_factor": 4.0,
-  "original_max_position_embeddings": 16,
-}
-_SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
+FOLDER = pathlib.Path(__file__).parent / "families"
 
 
-def _rope(theta, **more):
-  return {"rope_type": "default", "rope_theta": theta, **more}
+def names():
+  """The golden models."""
+  return sorted(path.name for path in FOLDER.iterdir())
 
 
-def configs():
-  """{family: transformers config}, every option of the family switched on."""
-  t = transformers
-  gemma = {"head_dim": 16, "tie_word_embeddings": True}
-  neox = {
-    "rope_parameters": _rope(100.0, partial_rotary_factor=0.25),
-    "hidden_size": 64,
-    "intermediate_size": 72,
-  }
-  neox_size = {k: v for k, v in _SIZE.items() if k != "num_key_value_heads"}
-  return {
-    "gpt2": t.GPT2Config(
-      vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64,
-      bos_token_id=1, eos_token_id=2,
-    ),
-    "llama2": t.LlamaConfig(
-      **_SIZE, rope_parameters=_rope(10000.0), tie_word_embeddings=False
-    ),
-    "llama3": t.LlamaConfig(
-      **_SIZE, rope_parameters=_LLAMA3_ROPE, attention_bias=True,
-      mlp_bias=True, rms_norm_eps=1e-5,
-    ),
-    "smollm2": t.LlamaConfig(
-      **_SIZE, rope_parameters=_rope(100000.0), tie_word_embeddings=True
-    ),
-    "mistral": t.MistralConfig(
-      **_SIZE, head_dim=16, sliding_window=5, rope_parameters=_rope(1000.0)
-    ),
-    "qwen2": t.Qwen2Config(
-      **_SIZE, rope_parameters=_rope(1e6), use_sliding_window=True,
-      sliding_window=4, max_window_layers=1,
-    ),
-    "qwen3": t.Qwen3Config(
-      **_SIZE, head_dim=16, rope_parameters=_rope(1e6), attention_bias=True
-    ),
-    "gemma": t.GemmaConfig(**_SIZE, **gemma, rope_parameters=_rope(10000.0)),
-    "gemma2": t.Gemma2Config(
-      **_SIZE, **gemma, rope_parameters=_rope(10000.0), sliding_window=5,
-      layer_types=_SLIDING, query_pre_attn_scalar=24,
-      attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
-    ),
-    "gemma3": t.Gemma3TextConfig(
-      **_SIZE, **gemma, sliding_window=5, layer_types=_SLIDING,
-      query_pre_attn_scalar=24,
-      rope_parameters={
-        "sliding_attention": _rope(50.0),
-        "full_attention": {
-          "rope_type": "linear", "factor": 8.0, "rope_theta": 1e4,
-        },
-      },
-    ),
-    "pythia": t.GPTNeoXConfig(**{**neox_size, **neox}),
-    "gpt_neox_sequential": t.GPTNeoXConfig(
-      **{**neox_size, **neox}, use_parallel_residual=False
-    ),
-  }  # fmt: skip
-
-
-def build(config, seed=0):
+def build(name, seed=0):
   """A random model, far from its initialisation so that every part matters."""
+  config = transformers.AutoConfig.from_pretrained(FOLDER / name)
   torch.manual_seed(seed)
   model = transformers.AutoModelForCausalLM.from_config(config)
   model = model.to(torch.float32).eval()
@@ -114,13 +42,22 @@ def build(config, seed=0):
 
 
 def _parts(model):
-  """(layers, final norm, the attention's name, the MLP's name)."""
-  if hasattr(model, "gpt_neox"):
-    base = model.gpt_neox
-    return base.layers, base.final_layer_norm, "attention", "mlp"
-  if hasattr(model, "transformer"):
-    return model.transformer.h, model.transformer.ln_f, "attn", "mlp"
-  return model.model.layers, model.model.norm, "self_attn", "mlp"
+  """(layers, final norm, name of the attention, name of the MLP), by kind."""
+  base = model.base_model
+  layers = next(
+    part for part in base.children() if isinstance(part, torch.nn.ModuleList)
+  )
+  norm = next(
+    part
+    for name, part in base.named_children()
+    if "norm" in name or name.startswith("ln")
+  )
+  kinds = {
+    type(part).__name__: name for name, part in layers[0].named_children()
+  }
+  attention = next(n for kind, n in kinds.items() if kind.endswith("Attention"))
+  mlp = next(n for kind, n in kinds.items() if kind.endswith("MLP"))
+  return layers, norm, attention, mlp
 
 
 class Recorder:
@@ -206,7 +143,7 @@ def errors(name, folder, seed):
   import sinkjax
   from sinkjax.weights import huggingface
 
-  model = build(configs()[name], seed)
+  model = build(name, seed)
   model.save_pretrained(folder)
   params, cfg = huggingface.load(folder)
   observe = {site: (site, lambda x: x) for site in sinkjax.SITES}

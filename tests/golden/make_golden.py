@@ -1,15 +1,16 @@
 """Writes the golden values of the parity tests.
 
-  python tests/golden/make_golden.py
+  python tests/golden/make_golden.py [NAME ...]
 
-Needs the extra `parity` and the package glassllm. For each family: the tiny
-model as a Hugging Face folder and what transformers computes with it. For
-SmolLM2: transformers' own reading of the same GGUF file. For glassllm: its own
-numpy code.
+Needs the extra `parity` and, for `glassllm`, that package. Written are the
+golden models named, or those that are not there yet. For a folder under
+`families/`, with its `config.json` in place: the tiny model's weights and what
+transformers computes with it. For `smollm2-135m`: transformers' own reading of
+the same GGUF file. For `glassllm`: its own numpy code.
 """
 
 import pathlib
-import shutil
+import sys
 
 import families
 import numpy as np
@@ -17,24 +18,21 @@ import numpy as np
 HERE = pathlib.Path(__file__).parent
 
 
-def write_families():
-  for name, config in families.configs().items():
-    folder = HERE / "families" / name
-    shutil.rmtree(folder, ignore_errors=True)
-    model = families.build(config)
-    model.save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    record = families.Recorder(model)
-    arrays = {}
-    for case, (tokens, valid, positions) in families.inputs().items():
-      kept = ("logits", "pattern", "resid_post")
-      if case == "single":
-        kept = None
-      for site, value in record(tokens, valid, positions).items():
-        if kept is None or site in kept:
-          arrays[f"{case}/{site}"] = value.astype(np.float32)
-    np.savez_compressed(folder / "golden.npz", **arrays)
-    print(name, sum(a.nbytes for a in arrays.values()) // 1024, "KiB")
+def write_family(name):
+  """What `families.py` says, with the whole config as transformers has it."""
+  folder = families.FOLDER / name
+  model = families.build(name)
+  model.save_pretrained(folder)
+  (folder / "generation_config.json").unlink(missing_ok=True)
+  record = families.Recorder(model)
+  arrays = {}
+  for case, (tokens, valid, positions) in families.inputs().items():
+    kept = None if case == "single" else ("logits", "pattern", "resid_post")
+    for site, value in record(tokens, valid, positions).items():
+      if kept is None or site in kept:
+        arrays[f"{case}/{site}"] = value.astype(np.float32)
+  np.savez_compressed(folder / "golden.npz", **arrays)
+  print(name, sum(a.nbytes for a in arrays.values()) // 1024, "KiB")
 
 
 def write_smollm2():
@@ -72,7 +70,21 @@ def write_glassllm():
   print("glassllm")
 
 
+def main(names):
+  """Writes the models named, or all that are not there."""
+  outputs = {
+    name: (families.FOLDER / name / "golden.npz", write_family, (name,))
+    for name in families.names()
+  }
+  outputs["smollm2-135m"] = (HERE / "smollm2.npz", write_smollm2, ())
+  outputs["glassllm"] = (HERE / "glassllm.npz", write_glassllm, ())
+  for name in names:
+    if name not in outputs:
+      raise SystemExit(f"unknown golden model {name!r}; known: {list(outputs)}")
+  for name, (path, write, arguments) in outputs.items():
+    if name in names or not (names or path.exists()):
+      write(*arguments)
+
+
 if __name__ == "__main__":
-  write_families()
-  write_smollm2()
-  write_glassllm()
+  main(sys.argv[1:])

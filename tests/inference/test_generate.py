@@ -99,10 +99,16 @@ def test_stop(tiny):
   def run(**kwargs):
     return list(
       generate(
-        cfg, params, [1, 2, 3], policy=policy, how=Sampling(1.0), seed=2,
-        max_tokens=12, **kwargs,
+        cfg,
+        params,
+        [1, 2, 3],
+        policy=policy,
+        how=Sampling(1.0),
+        seed=2,
+        max_tokens=12,
+        **kwargs,
       )
-    )  # fmt: skip
+    )
 
   whole = run()
   at = next(i for i in range(2, 12) if whole[i] not in whole[:i])

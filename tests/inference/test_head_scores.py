@@ -10,7 +10,7 @@ from sinkjax.inference import head_scores
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(64, size=(3, 11)))
 NOOP = (1, 2)
-"""The layer and head that rests."""
+"""The layer and head that is dormant."""
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def made():
   params = jax.tree.map(lambda x: 2 * x, params)
   layer, head = NOOP
 
-  def rest(scores, at):
+  def attend_first(scores, at):
     mine = (at == layer) & (jnp.arange(4) == head)[None, :, None, None]
     first = (jnp.arange(scores.shape[-1]) == 0)[None, None, None]
     return jnp.where(mine, jnp.where(first, 60.0, -60.0), scores)
@@ -31,7 +31,9 @@ def made():
     first = (jnp.arange(v.shape[1]) == 0)[None, :, None, None]
     return jnp.where(mine & first, 0.0, v)
 
-  f = sinkjax.intervene(sinkjax.forward(cfg), {"scores": rest, "v": small})
+  f = sinkjax.intervene(
+    sinkjax.forward(cfg), {"scores": attend_first, "v": small}
+  )
   watch = head_scores.observers()
   trace = sinkjax.capture(f, watch)(params, TOKENS).trace
   sites = ("pattern", "v", "z", "scores", "resid_mid")
@@ -64,8 +66,8 @@ def test_scores_are_the_sums_they_say(made):
     scores.value_mass, read.sum(-1).mean(**at) / unit, **close
   )
   beside = read[..., 1:].sum(-1).mean(**at)
-  np.testing.assert_allclose(scores.beside_norm, beside, **close)
-  np.testing.assert_allclose(scores.beside_sink, beside / unit, **close)
+  np.testing.assert_allclose(scores.nonsink_norm, beside, **close)
+  np.testing.assert_allclose(scores.nonsink_update, beside / unit, **close)
   off = (1 - pattern[..., 0]).mean(**at)
   np.testing.assert_allclose(scores.off_sink, off, **close)
   z, out = whole["z"][:, :, 1:], params["blocks"]["attn"]["o"]["kernel"]

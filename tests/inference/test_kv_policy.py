@@ -115,7 +115,9 @@ def _rest_of(cfg, block, pre, z):
     return Block(cfg).apply({"params": block}, *args, method=method)
 
   tap = Tapper(NO_TAPS, 0)
-  return apply(Block.transform, pre, apply(Block.attend, pre, z, tap), tap)
+  return apply(
+    Block.transform, pre, apply(Block.add_attention, pre, z, tap), tap
+  )
 
 
 @pytest.mark.parametrize("name", quick(NAMES, "gpt2", "gemma3", "pythia"))
@@ -155,7 +157,7 @@ def test_a_cache_as_long_as_the_text_is_full(name, text):
       for name in TURNING
       if name not in ("gemma3", "llama3")
     ),
-  ],  # fmt: skip
+  ],
 )
 def test_sinks_and_window_are_the_slow_walk(name, count, text):
   """Past the window, in every chunking; all scalings, local layers too."""

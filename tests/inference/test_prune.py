@@ -19,11 +19,17 @@ VARIANTS = {
   "v bias": {"attn_bias": "v"},
   "head gate": {"gate": "head"},
   "value gate": {"gate": "value"},
-  "local": {"window": 4, "local_layers": (True, False, True),
-                "rope_local_base": 50.0},
-  "tied": {"tie_embeddings": True, "logit_softcap": 5.0,
-           "parallel_residual": True},
-}  # fmt: skip
+  "local": {
+    "window": 4,
+    "local_layers": (True, False, True),
+    "rope_local_base": 50.0,
+  },
+  "tied": {
+    "tie_embeddings": True,
+    "logit_softcap": 5.0,
+    "parallel_residual": True,
+  },
+}
 
 
 def model(seed=0, **changes):

@@ -16,9 +16,11 @@ from sinkjax.inference.quantize import (
 
 KINDS = [
   (per, symmetric, group)
-  for per in PER for symmetric in (False, True) for group in (None, 4, 5)
+  for per in PER
+  for symmetric in (False, True)
+  for group in (None, 4, 5)
   if group is None or per != "tensor"
-]  # fmt: skip
+]
 
 
 def values(shape=(2, 12, 3, 8)):
@@ -172,8 +174,7 @@ def test_the_edit_inside_a_model_is_one_trace(tiny, tokens, per):
     want, got = np.asarray(plain.trace[site]), np.asarray(trace[site])
     np.testing.assert_allclose(got[0, :, 0], want[0, :, 0], rtol=1e-5)
     assert not np.allclose(got[0, :, 1:], want[0, :, 1:], rtol=1e-3)
-    whole = quantize(jnp.asarray(want[0]), 3, per=per,
-                     keep=np.arange(12) == 0)  # fmt: skip
+    whole = quantize(jnp.asarray(want[0]), 3, per=per, keep=np.arange(12) == 0)
     np.testing.assert_allclose(got[0], whole, atol=1e-4)
   none, _ = run(3, jnp.asarray(-1), jnp.full(cfg.n_layers, -1, jnp.int32))
   np.testing.assert_allclose(none, plain.logits, atol=1e-5)

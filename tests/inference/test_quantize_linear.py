@@ -85,9 +85,12 @@ def test_one_compilation_for_all_bits(tiny):
 
 def edits_of(cfg, ranges, bits=4, limits=None, **kw):
   return quantize_inputs(
-    cfg, bits, ranges=ranges, limits=limits if ranges == RANGES[0] else None,
+    cfg,
+    bits,
+    ranges=ranges,
+    limits=limits if ranges == RANGES[0] else None,
     **kw,
-  )  # fmt: skip
+  )
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +126,13 @@ def test_what_projections_read_is_rounded(tiny, tokens, static, ranges):
     assert np.abs(got[1, :, 1:] - want[1, :, 1:]).max() > 1e-3
   read = jnp.asarray(plain.trace["attn_in"][1])
   want = quantize(
-    read, 4, per="token" if ranges == "token" else "tensor", symmetric=True,
+    read,
+    4,
+    per="token" if ranges == "token" else "tensor",
+    symmetric=True,
     keep=np.arange(12) == 0,
     limits=tuple(static["attn_in"][1]) if ranges == RANGES[0] else None,
-  )  # fmt: skip
+  )
   np.testing.assert_allclose(out.trace["attn_in"][1], want, atol=1e-4)
   z = np.asarray(out.trace["z"][1, 0]).reshape(12, -1)
   levels = {len(np.unique(row.round(5))) for row in z[1:]}
@@ -146,10 +152,14 @@ def test_one_model_serves_all_settings(tiny, tokens, static):
   def logits(bits, keep, layers, limits=static):
     return run(
       edits_of(
-        cfg, RANGES[0], jnp.float32(bits), limits, keep=jnp.asarray(keep),
+        cfg,
+        RANGES[0],
+        jnp.float32(bits),
+        limits,
+        keep=jnp.asarray(keep),
         layers=layers,
       )
-    )  # fmt: skip
+    )
 
   layers = jnp.arange(cfg.n_layers)
   none = jnp.full_like(layers, -1)

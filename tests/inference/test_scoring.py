@@ -66,9 +66,9 @@ def by_hand(params, tokens, kept):
       z = np.zeros((CFG.n_heads, CFG.head_dim))
       for h in range(CFG.n_heads):
         mine = turned(q[h], len(seen) - 1)
-        scores = np.array([
-          mine @ turned(keys[s][h // groups], at) for at, s in enumerate(seen)
-        ]) / np.sqrt(CFG.head_dim)  # fmt: skip
+        scores = np.array(
+          [mine @ turned(keys[s][h // groups], at) for at, s in enumerate(seen)]
+        ) / np.sqrt(CFG.head_dim)
         weights = np.exp(scores - scores.max())
         weights /= weights.sum()
         z[h] = sum(
@@ -102,8 +102,9 @@ def test_a_stream_is_the_walk_by_hand(sinks, window, params, text):
 
   want = losses(by_hand(params, text, kept), text)
   whole = plain(params, text)
-  np.testing.assert_allclose(want[: sinks + window], whole[: sinks + window],
-                             rtol=1e-4)  # fmt: skip
+  np.testing.assert_allclose(
+    want[: sinks + window], whole[: sinks + window], rtol=1e-4
+  )
   assert np.abs(want - whole)[sinks + window :].mean() > 0.05
   for chunk in (1, 7, 10, 64):
     policy = kv_policy.sinks(sinks, window, chunk=chunk)
@@ -138,9 +139,15 @@ def test_dense_grows_past_the_context(params):
 def test_recompute_is_a_forward_pass_a_token(prefix, params, text):
   at, total, fed = np.array([40, 9, 12, 31, 33]), 9, []
   got = recompute_nats(
-    CFG, params, text, at=at, total=total, prefix=prefix, batch=2,
+    CFG,
+    params,
+    text,
+    at=at,
+    total=total,
+    prefix=prefix,
+    batch=2,
     progress=fed.append,
-  )  # fmt: skip
+  )
   f = sinkjax.forward(CFG)
   for t, nats in zip(at, got, strict=True):
     window = [*prefix, *text[t - (total - len(prefix)) : t]]
@@ -171,5 +178,11 @@ def test_mistakes(params, text):
     dense_nats(CFG, params, text, room=6, chunk=4)
   for at, total in (([8], 9), ([41], 9), ([], 9), ([12], 2)):
     with pytest.raises(ValueError, match="must be positions in"):
-      recompute_nats(CFG, params, text, at=at, total=total,
-                     prefix=[1, 2] if total == 2 else ())  # fmt: skip
+      recompute_nats(
+        CFG,
+        params,
+        text,
+        at=at,
+        total=total,
+        prefix=[1, 2] if total == 2 else (),
+      )

@@ -25,12 +25,12 @@ def test_a_threshold_of_one_is_the_identity():
   params, cfg = model()
   plain = run(params, cfg)
   for weight in (float("nan"), 0.0, 1.0):
-    edit = skip.SkipResting(jnp.asarray(1.0), jnp.asarray(weight))
+    edit = skip.SkipDormant(jnp.asarray(1.0), jnp.asarray(weight))
     np.testing.assert_array_equal(run(params, cfg, pattern=edit), plain)
   level = jnp.full((3, 6), -50.0)
-  edit = skip.SkipForetold(jnp.asarray(1.0), level)
+  edit = skip.SkipPredicted(jnp.asarray(1.0), level)
   np.testing.assert_array_equal(run(params, cfg, scores=edit), plain)
-  edit = skip.SkipForetold(jnp.asarray(0.9), level)
+  edit = skip.SkipPredicted(jnp.asarray(0.9), level)
   assert np.abs(run(params, cfg, scores=edit) - plain).max() > 0.1
 
 
@@ -43,19 +43,19 @@ def pattern_of(length=9):
   return jnp.asarray(weights / weights.sum(-1, keepdims=True))
 
 
-def test_resting_rows_keep_their_sink_part():
+def test_dormant_rows_keep_their_sink_part():
   pattern, v = pattern_of(), np.random.default_rng(6).normal(size=(9, 4))
   for weight in (float("nan"), 1.0, 0.0):
-    got = skip.SkipResting(0.6, weight)(pattern, 0)
-    rests = np.asarray(pattern[..., 0]) > 0.6
-    rests[..., 0] = False
-    assert 5 < rests.sum() < rests.size
+    got = skip.SkipDormant(0.6, weight)(pattern, 0)
+    dormant = np.asarray(pattern[..., 0]) > 0.6
+    dormant[..., 0] = False
+    assert 5 < dormant.sum() < dormant.size
     np.testing.assert_array_equal(
-      np.asarray(got)[~rests], np.asarray(pattern)[~rests]
+      np.asarray(got)[~dormant], np.asarray(pattern)[~dormant]
     )
-    cut = np.asarray(got)[rests]
+    cut = np.asarray(got)[dormant]
     assert not cut[:, 1:].any()
-    first = np.asarray(pattern)[rests][:, 0]
+    first = np.asarray(pattern)[dormant][:, 0]
     np.testing.assert_array_equal(
       cut[:, 0], first if np.isnan(weight) else np.full_like(first, weight)
     )
@@ -63,15 +63,15 @@ def test_resting_rows_keep_their_sink_part():
     far = np.linalg.norm(v - (v[0] if weight == 1 else 0), axis=-1)[1:].max()
     bound = (1 - np.asarray(pattern[..., 0])) * far
     if weight != 0:
-      assert np.all(change[rests] <= bound[rests] * (1 + 1e-5))
-    part = skip.SkipResting(0.6, weight).rows(pattern[:, :, 4:7], 0, 4)
+      assert np.all(change[dormant] <= bound[dormant] * (1 + 1e-5))
+    part = skip.SkipDormant(0.6, weight).rows(pattern[:, :, 4:7], 0, 4)
     np.testing.assert_array_equal(part, got[:, :, 4:7])
 
 
 def test_chosen_rows_are_skipped_whatever_their_mass():
   pattern = pattern_of()
   chosen = np.random.default_rng(7).random((4, 2, 3, 9)) < 0.3
-  edit = skip.SkipResting(9.0, 1.0, jnp.asarray(chosen))
+  edit = skip.SkipDormant(9.0, 1.0, jnp.asarray(chosen))
   got = np.asarray(edit(pattern, jnp.asarray(2)))
   cut = (got[..., 0] == 1) & ~got[..., 1:].any(axis=-1)
   mine = chosen[2]
@@ -81,21 +81,21 @@ def test_chosen_rows_are_skipped_whatever_their_mass():
   )
 
 
-def test_foretold_skips_equal_skips_of_the_same_rows():
-  """The true level makes the foretold mass the true one, one row a head."""
+def test_predicted_skips_equal_skips_of_the_same_rows():
+  """With the true level the predicted mass is exact, in one row a head."""
   rng = np.random.default_rng(8)
   scores = jnp.asarray(rng.normal(size=(1, 3, 9, 9)) * 2).at[..., 0].add(2)
   t = 6
   others = np.log(np.exp(np.asarray(scores)[0, :, t, 1 : t + 1]).sum(-1))
-  edit = skip.SkipForetold(0.6, jnp.asarray(others - np.log(t))[None])
+  edit = skip.SkipPredicted(0.6, jnp.asarray(others - np.log(t))[None])
   weights = np.exp(np.asarray(scores)) * np.tri(9)
   mass = weights[..., 0] / weights.sum(-1)
-  rests = np.asarray(edit.rests(scores[..., 0], 0))
-  np.testing.assert_array_equal(rests[0, :, t], mass[0, :, t] > 0.6)
-  assert not rests[..., 0].any()
+  dormant = np.asarray(edit.dormant(scores[..., 0], 0))
+  np.testing.assert_array_equal(dormant[0, :, t], mass[0, :, t] > 0.6)
+  assert not dormant[..., 0].any()
   got = np.asarray(edit(scores, 0))
-  assert np.all((got[..., 1:] < -1e29).all(axis=-1) == rests)
-  np.testing.assert_array_equal(got[~rests], np.asarray(scores)[~rests])
+  assert np.all((got[..., 1:] < -1e29).all(axis=-1) == dormant)
+  np.testing.assert_array_equal(got[~dormant], np.asarray(scores)[~dormant])
   np.testing.assert_array_equal(got[..., 0], np.asarray(scores)[..., 0])
   np.testing.assert_array_equal(
     edit.rows(scores[:, :, 4:], 0, 4), got[:, :, 4:]

@@ -62,8 +62,16 @@ def drawn(kind: str, seed: int):
   return tuple(jnp.asarray(x, jnp.float32) for x in (q, k, v))
 
 
-KINDS = ("random", "large", "sink", "one key", "no spread", "corner", "far",
-         "flat")  # fmt: skip
+KINDS = (
+  "random",
+  "large",
+  "sink",
+  "one key",
+  "no spread",
+  "corner",
+  "far",
+  "flat",
+)
 
 
 @functools.cache
@@ -120,8 +128,9 @@ def test_more_bits_are_tighter_and_a_fitted_basis_is_too():
 
   def width(codec, bits):
     own = one_head(codec, 0)
-    _, reach = key_codes.coded(k[0, :, 0], own, bits)
-    return float(reach[1:].mean() * key_codes.sight(q[0, :, 0], own).mean())
+    _, error = key_codes.coded(k[0, :, 0], own, bits)
+    seen = key_codes.query_norm(q[0, :, 0], own)
+    return float(error[1:].mean() * seen.mean())
 
   widths = {bits: width(fitted, bits) for bits in (2, 4, 6, 8)}
   for bits in (2, 4, 6):  # as the grid's steps
@@ -130,10 +139,10 @@ def test_more_bits_are_tighter_and_a_fitted_basis_is_too():
   assert width(fitted, 6) < 0.3 * width(unit, 6)
   # codes are of their own key: what comes later does not change them
   own = one_head(fitted, 0)
-  near, reach = key_codes.coded(k[0, :, 0], own, 4)
-  again, reached = key_codes.coded(k[0, :9, 0], own, 4)
+  near, error = key_codes.coded(k[0, :, 0], own, 4)
+  again, errors = key_codes.coded(k[0, :9, 0], own, 4)
   np.testing.assert_allclose(near[:9], again, atol=1e-6)
-  np.testing.assert_allclose(reach[:9], reached, rtol=1e-4)
+  np.testing.assert_allclose(error[:9], errors, rtol=1e-4)
 
 
 def test_the_fitted_basis_balances_both_factors():
@@ -214,7 +223,7 @@ def test_errors_stay_below_their_bound(kind, tolerance, bits):
     assert np.mean(shares) < 0.3
 
 
-def test_what_goes_first_weighs_least():
+def test_what_is_left_out_first_weighs_least():
   q, k, v = drawn("random", 0)
   pattern = exact(q, k, v)[1]
   got = attend(q, k, v, tolerance=0.2, bits=None)
@@ -225,9 +234,7 @@ def test_what_goes_first_weighs_least():
   worst = weight.sum(axis=-1).max(axis=3)  # [B, H, C, C]
   free = np.tri(COUNT, k=-2, dtype=bool)
   for at in np.ndindex(BATCH, HEADS, COUNT):
-    gone, left = (
-      worst[at][free[at[2]] & x] for x in (~kept[at], kept[at])
-    )  # fmt: skip
+    gone, left = (worst[at][free[at[2]] & x] for x in (~kept[at], kept[at]))
     assert gone.max(initial=0) <= left.min(initial=1) * (1 + 1e-4)
     if left.size:  # one more would be too much
       rows = weight[at].sum(axis=-1)[:, free[at[2]]]
@@ -238,7 +245,7 @@ def test_what_goes_first_weighs_least():
 
 
 @pytest.mark.parametrize("bits", WAYS)
-def test_later_blocks_have_no_say(bits):
+def test_later_blocks_change_nothing(bits):
   q, k, v = drawn("sink", 1)
   cut = 5 * BLOCK
   other = drawn("large", 2)
@@ -262,9 +269,8 @@ def test_near_weight_counts_what_it_says():
     seen = (at[None] <= at[:, None]) & (at[None] >= first[:, None])
     seen[:, 0] = sink
     got = block_bounds.near_weight(
-      q[0, :, 3], k[0, :, 1], scale=SCALE, block=BLOCK, window=window,
-      sink=sink,
-    )  # fmt: skip
+      q[0, :, 3], k[0, :, 1], scale=SCALE, block=BLOCK, window=window, sink=sink
+    )
     want = np.where(seen, np.exp(scores), 0).sum(axis=1)
     some = want > 0
     np.testing.assert_allclose(np.exp(got)[some], want[some], rtol=2e-3)

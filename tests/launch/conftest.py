@@ -1,28 +1,34 @@
 """Small training runs in processes of their own."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 import time
 import types
 
 import pytest
+from launcher import Launched
 
-from sinkjax.experiments.swaps import TEXTS
+from sinkjax.experiments.shared.swap_texts import TEXTS
 
-ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
-  "--config.model.d_model=32", "--config.model.n_layers=2",
-  "--config.model.n_heads=2", "--config.model.n_kv_heads=2",
-  "--config.model.head_dim=16", "--config.model.d_ff=48",
-  "--config.model.vocab_size=300", "--config.model.max_len=32",
-  "--config.packing.length=32", "--config.optimizer.warmup=5",
-  "--config.batch=4", "--config.eval_every=20", "--config.eval_windows=8",
-  "--config.probe_every=10", "--config.probe_texts=2",
-  "--config.probe_tokens=16", "--config.save_every=10", "--config.held_out=0.2",
-)  # fmt: skip
+  "--config.model.d_model=32",
+  "--config.model.n_layers=2",
+  "--config.model.n_heads=2",
+  "--config.model.n_kv_heads=2",
+  "--config.model.head_dim=16",
+  "--config.model.d_ff=48",
+  "--config.model.vocab_size=300",
+  "--config.model.max_len=32",
+  "--config.packing.length=32",
+  "--config.optimizer.warmup=5",
+  "--config.batch=4",
+  "--config.eval_every=20",
+  "--config.eval_windows=8",
+  "--config.probe_every=10",
+  "--config.probe_texts=2",
+  "--config.probe_tokens=16",
+  "--config.save_every=10",
+  "--config.held_out=0.2",
+)
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +40,13 @@ def corpus(tmp_path_factory):
 
 
 def start(corpus, workdir, *flags):
-  return subprocess.Popen(
-    [sys.executable, "-m", "launch.train", *SMALL, f"--workdir={workdir}",
-     f"--config.corpus=('{corpus}',)", *flags],
-    cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    env=os.environ,
-  )  # fmt: skip
+  return Launched(
+    "train",
+    *SMALL,
+    f"--workdir={workdir}",
+    f"--config.corpus=('{corpus}',)",
+    *flags,
+  )
 
 
 def ended(process, timeout=240):

@@ -2,13 +2,13 @@
 
 import csv
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
+import launcher
 import pytest
 
 import sinkjax
@@ -18,10 +18,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def bench(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.bench", *flags], cwd=ROOT, text=True,
-    capture_output=True, env=os.environ, check=False, timeout=300,
-  )  # fmt: skip
+  return launcher.run("bench", *flags)
 
 
 def test_ratios_are_medians_over_rounds_not_of_medians():
@@ -61,9 +58,17 @@ def test_what_dies_is_a_row(monkeypatch, code, error, note):
 def test_operations_of_a_forward_pass(gated):
   """As the compiler counts them, which does not skip the future."""
   cfg = sinkjax.ModelConfig(
-    vocab_size=512, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2,
-    head_dim=24, d_ff=160, max_len=128, gated_mlp=gated, scan_layers=False,
-  )  # fmt: skip
+    vocab_size=512,
+    d_model=64,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=24,
+    d_ff=160,
+    max_len=128,
+    gated_mlp=gated,
+    scan_layers=False,
+  )
   length = 128
   tokens = jnp.zeros((1, length), int)
   run = jax.jit(sinkjax.forward(cfg))
@@ -77,9 +82,11 @@ def test_operations_of_a_forward_pass(gated):
 def test_difference_is_of_the_column_or_row_that_both_have():
   ours = {"column": [0.0, 2.0, 4.0], "row": [1.0, 2.0]}
   results = {
-    "ours": dict(ours), "same": {"column": ours["column"]},
-    "off": {"row": [1.0, 1.0]}, "dead": {"note": "out of memory"},
-  }  # fmt: skip
+    "ours": dict(ours),
+    "same": {"column": ours["column"]},
+    "off": {"row": [1.0, 1.0]},
+    "dead": {"note": "out of memory"},
+  }
   jacobian.compare(results)
   assert results["same"]["difference"] == 0
   assert results["off"]["difference"] == 0.5
@@ -98,9 +105,12 @@ del array
 print(peak.bytes())
 """
   done = subprocess.run(
-    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
     check=True,
-  )  # fmt: skip
+  )
   assert 75e6 < int(done.stdout) < 150e6
 
 
@@ -122,9 +132,12 @@ def test_errors(flags, message):
 def test_one_round(tmp_path, smollm2_path):
   """Two processes, three files, ratios as the last line."""
   done = bench(
-    "--suite=forward", "--quick", "--tokens=8", "--peers=ours_attention",
+    "--suite=forward",
+    "--quick",
+    "--tokens=8",
+    "--peers=ours_attention",
     f"--out={tmp_path}",
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr
   ratios = json.loads(done.stdout.splitlines()[-1])["ratios"]
   found = json.loads((tmp_path / "bench.json").read_text())

@@ -1,21 +1,18 @@
 """Configs of models that we do not have, run on small random ones."""
 
 import dataclasses
-import importlib
 import json
-import os
 import pathlib
 import runpy
-import subprocess
-import sys
 
 import jax
+import launcher
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import sinkjax
-from sinkjax.experiments import EXPERIMENTS, USES
-from sinkjax.experiments.swaps import TEXTS
+from sinkjax.experiments import REGISTRY, named
+from sinkjax.experiments.shared.swap_texts import TEXTS
 from sinkjax.weights import huggingface
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -24,10 +21,7 @@ CONFIGS = {
   "gemma": "configs/reproduce/gemma_7b.py",
   "llama3": "configs/reproduce/llama31.py:70b",
 }
-SOME = {
-  "gemma": ("smoothing", "model_size"),
-  "llama3": ("model_size",),
-}
+SOME = {"gemma": ("smoothing", "model_size"), "llama3": ("model_size",)}
 """What the fast test runs; every other experiment is in the slow one."""
 
 FETCHING = ("noop_heads", "prompts", "first_token")
@@ -44,9 +38,11 @@ def model_of(family: str, folder: pathlib.Path) -> pathlib.Path:
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-    vocab_size=cfg.vocab_size, special_tokens=["<pad>", "<bos>"],
-    show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-  )  # fmt: skip
+    vocab_size=cfg.vocab_size,
+    special_tokens=["<pad>", "<bos>"],
+    show_progress=False,
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+  )
   plain = TEXTS.replace("{", "").replace("|", " ").replace("}", "")
   tokenizer.train_from_iterator([plain], trainer)
   tokenizer.save(str(folder / "tokenizer.json"))
@@ -57,10 +53,7 @@ def model_of(family: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def reproduce(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.reproduce", *flags], cwd=ROOT, text=True,
-    capture_output=True, env=os.environ, check=False, timeout=900,
-  )  # fmt: skip
+  return launcher.run("reproduce", *flags, timeout=900)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +67,17 @@ def reproduce(*flags):
 def test_a_config_runs_on_its_family(family, everything, tmp_path):
   model = model_of(family, tmp_path / family)
   other = model_of(family, tmp_path / "other")
-  every = [n for n in EXPERIMENTS if n not in FETCHING]
+  every = [n for n in named("paper") if n not in FETCHING]
   names = every if everything else SOME[family]
   ran = reproduce(
-    f"--config={CONFIGS[family]}", f"--model={model}", f"--models={other}",
-    "--offload", f"--experiment={','.join(names)}", f"--out={tmp_path / 'out'}",
+    f"--config={CONFIGS[family]}",
+    f"--model={model}",
+    f"--models={other}",
+    "--offload",
+    f"--experiment={','.join(names)}",
+    f"--out={tmp_path / 'out'}",
     "--config.perturbation.shown=('finest','leading')",
-  )  # fmt: skip
+  )
   assert ran.returncode == 0, ran.stderr
   for name in names:
     data = json.loads((tmp_path / "out" / name / "result.json").read_text())
@@ -95,16 +92,21 @@ def test_a_config_runs_on_its_family(family, everything, tmp_path):
     if name == "model_size":
       assert request["config"]["offload"] is True
       assert [row["model"] for row in data["numbers"]["models"]] == [
-        str(model), str(other),
-      ]  # fmt: skip
+        str(model),
+        str(other),
+      ]
 
 
 LLAMA = {
-  "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-  "vocab_size": 128256, "hidden_act": "silu", "rms_norm_eps": 1e-5,
-  "max_position_embeddings": 131072, "rope_theta": 500000.0,
+  "architectures": ["LlamaForCausalLM"],
+  "model_type": "llama",
+  "vocab_size": 128256,
+  "hidden_act": "silu",
+  "rms_norm_eps": 1e-5,
+  "max_position_embeddings": 131072,
+  "rope_theta": 500000.0,
   "tie_word_embeddings": False,
-}  # fmt: skip
+}
 SIZES = {
   "8b": (4096, 32, 32, 14336, "32.1 GB", "1.74 GB"),
   "70b": (8192, 80, 64, 28672, "282 GB", "6.85 GB"),
@@ -118,20 +120,24 @@ def test_the_dry_run_says_what_each_size_needs(tmp_path):
   for name, (width, layers, heads, ff, *_) in SIZES.items():
     (tmp_path / name).mkdir()
     sizes = {
-      "hidden_size": width, "num_hidden_layers": layers,
-      "num_attention_heads": heads, "num_key_value_heads": 8,
+      "hidden_size": width,
+      "num_hidden_layers": layers,
+      "num_attention_heads": heads,
+      "num_key_value_heads": 8,
       "intermediate_size": ff,
-    }  # fmt: skip
+    }
     config = json.dumps({**LLAMA, **sizes})
     (tmp_path / name / "config.json").write_text(config)
     folders.append(str(tmp_path / name))
   model = model_of("llama3", tmp_path / "small")
   ran = reproduce(
-    "--config=configs/reproduce/llama31.py:405b", f"--model={model}",
-    f"--models={','.join(folders)},nowhere", "--dry_run",
-  )  # fmt: skip
+    "--config=configs/reproduce/llama31.py:405b",
+    f"--model={model}",
+    f"--models={','.join(folders)},nowhere",
+    "--dry_run",
+  )
   assert ran.returncode == 0, ran.stderr
-  lines = [x for x in ran.stdout.splitlines() if x.startswith("other model")]
+  lines = [x for x in ran.stdout.splitlines() if "other model" in x]
   for line, (*_, whole, offloaded) in zip(lines, SIZES.values(), strict=False):
     assert f"{whole} of" in line and f"{offloaded} at a time" in line
   assert "cannot be looked at" in lines[-1] and len(lines) == 4
@@ -142,10 +148,13 @@ def test_the_dry_run_says_what_each_size_needs(tmp_path):
   [
     (
       ["default.py", "--config.perturbation.sold=1"],
-      "--config has no field 'sold'",
+      "--config has no field 'perturbation.sold'; there is",
     ),
-    (["default.py", "--config.pruned.count=1"], "no field 'pruned'"),
-    (["../../tests/launch/bad_config.py"], "perturbation has no colour"),
+    (
+      ["default.py", "--config.pruned.count=1"],
+      "--config has no field 'pruned'; there is pruning",
+    ),
+    (["../../tests/launch/bad_config.py"], "no field 'perturbation.colour'"),
     (["nowhere.py"], "nowhere.py"),
     (["llama31.py:9b"], "must be one of ['8b', '70b', '405b']"),
   ],
@@ -153,9 +162,11 @@ def test_the_dry_run_says_what_each_size_needs(tmp_path):
 def test_mistakes_in_a_config_are_one_line(flags, message, glassllm_path):
   path, *others = flags
   ran = reproduce(
-    f"--config=configs/reproduce/{path}", *others, "--model=glassllm-en",
+    f"--config=configs/reproduce/{path}",
+    *others,
+    "--model=glassllm-en",
     "--dry_run",
-  )  # fmt: skip
+  )
   assert ran.returncode == 1, ran.stdout
   assert message in ran.stderr and "Traceback" not in ran.stderr
 
@@ -164,9 +175,11 @@ def test_the_default_config_has_every_experiment_on_a_model():
   """Its fields are their `Config`'s, those of uses among them."""
   path = str(ROOT / "configs" / "reproduce" / "default.py")
   config = runpy.run_path(path)["get_config"]()
-  for name, module in {**EXPERIMENTS, **USES}.items():
-    module = importlib.import_module(f"sinkjax.experiments.{module}")
-    assert config[name].to_dict() == dataclasses.asdict(module.Config())
+  for entry in REGISTRY:
+    experiment = entry.load()
+    if experiment.scales is None:
+      wanted = dataclasses.asdict(experiment.config())
+      assert config[entry.name].to_dict() == wanted
 
 
 def test_the_default_config_is_no_config(glassllm_path):

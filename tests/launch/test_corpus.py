@@ -1,10 +1,8 @@
 """launch.corpus, and a run that trains on what it made."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
+import launcher
 import numpy as np
 import pytest
 
@@ -15,10 +13,7 @@ WORDS = "the cat sat on the mat and looked at the dog that lay by the door"
 
 
 def launch(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.corpus", *flags], capture_output=True,
-    text=True, check=False, cwd=pathlib.Path(__file__).parents[2], timeout=120,
-  )  # fmt: skip
+  return launcher.run("corpus", *flags, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +24,12 @@ def made(tmp_path_factory):
   for i in range(30):
     words = " ".join(rng.choice(WORDS.split(), 60))
     (texts / f"{i}.txt").write_text(words)
-  flags = [f"--corpus={texts}", "--vocab_size=300", "--part_mb=0.001",
-           f"--out={folder / 'mix'}"]  # fmt: skip
+  flags = [
+    f"--corpus={texts}",
+    "--vocab_size=300",
+    "--part_mb=0.001",
+    f"--out={folder / 'mix'}",
+  ]
   return folder / "mix", flags, launch(*flags)
 
 
@@ -47,8 +46,9 @@ def test_ids_travel(made):
   kept = len(data.train.tokens) + len(data.held_out.tokens)
   assert kept == summary["tokens"]
   text = data.tokenizer.decode(data.train.tokens.tolist())
-  assert set(text.split()) <= {a + b for a in ["", *WORDS.split()]
-                               for b in WORDS.split()}  # fmt: skip
+  assert set(text.split()) <= {
+    a + b for a in ["", *WORDS.split()] for b in WORDS.split()
+  }
 
 
 def test_again_and_refusals(made):

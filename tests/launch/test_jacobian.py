@@ -12,7 +12,7 @@ import pytest
 
 import sinkjax
 from launch import points, resume
-from sinkjax.experiments.sensitivity import Columns
+from sinkjax.analysis.sensitivity import Columns
 from sinkjax.transforms.jacobian import jacobian_norms
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -76,7 +76,7 @@ ERRORS = [
   (["--out=never", "--prefix=zebra"], "no such token"),
   (["--out=README.md"], "is a file"),
   (["--out=never", "--text_file=/no/file"], "cannot read"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,27 @@ def done(tmp_path_factory, glassllm_path):
   from sinkjax.weights import huggingface
 
   huggingface.save(sinkjax_hf, *sinkjax.load("glassllm-en"))
-  full = [MODEL, f"--out={out}/full", "--max_tokens=3", "--layers",
-          "--edit=knockout:0@2"]  # fmt: skip
-  stopped = [MODEL, f"--out={out}/stopped", "--max_tokens=3",
-             "--method=reference", "--edit=knockout:0@2"]  # fmt: skip
-  bounds = [MODEL, f"--out={out}/bounds", "--max_tokens=3", "--norm=spectral",
-            "--bounds"]  # fmt: skip
+  full = [
+    MODEL,
+    f"--out={out}/full",
+    "--max_tokens=3",
+    "--layers",
+    "--edit=knockout:0@2",
+  ]
+  stopped = [
+    MODEL,
+    f"--out={out}/stopped",
+    "--max_tokens=3",
+    "--method=reference",
+    "--edit=knockout:0@2",
+  ]
+  bounds = [
+    MODEL,
+    f"--out={out}/bounds",
+    "--max_tokens=3",
+    "--norm=spectral",
+    "--bounds",
+  ]
   commands = {
     "bounds stopped": (bounds, 3),
     "bounds": (bounds, 0),
@@ -102,19 +117,39 @@ def done(tmp_path_factory, glassllm_path):
     "stopped": (stopped, 2),
     "stopped, other": ([*stopped, "--norm=max"], 0),
     "resumed": (stopped, 0),
-    "estimated": ([MODEL, f"--out={out}/estimated", "--max_tokens=3",
-                   "--method=hutchinson", "--samples=16",
-                   "--prefix=<bos>"], 0),
-    "offloaded": ([f"--model={sinkjax_hf}", f"--out={out}/offloaded",
-                   "--max_tokens=3", "--offload"], 0),
+    "estimated": (
+      [
+        MODEL,
+        f"--out={out}/estimated",
+        "--max_tokens=3",
+        "--method=hutchinson",
+        "--samples=16",
+        "--prefix=<bos>",
+      ],
+      0,
+    ),
+    "offloaded": (
+      [
+        f"--model={sinkjax_hf}",
+        f"--out={out}/offloaded",
+        "--max_tokens=3",
+        "--offload",
+      ],
+      0,
+    ),
     "dry": ([MODEL, "--dry_run", "--max_tokens=3"], 0),
     **{message: ([MODEL, *words], 0) for words, message in ERRORS},
-  }  # fmt: skip
+  }
   ran = subprocess.run(
-    [sys.executable, "-c", DRIVER], input=json.dumps(list(commands.values())),
-    cwd=ROOT, capture_output=True, text=True, env=os.environ, check=False,
+    [sys.executable, "-c", DRIVER],
+    input=json.dumps(list(commands.values())),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env=os.environ,
+    check=False,
     timeout=300,
-  )  # fmt: skip
+  )
   assert ran.returncode == 0, ran.stderr
   return out, dict(zip(commands, json.loads(ran.stdout), strict=True))
 
@@ -144,10 +179,19 @@ def test_contract(done):
     assert 0 < one["total_mixing"] < 1
   files = {path.name for path in (out / "full").iterdir()}
   assert files == {
-    "jacobian.npz", "summary.json", "norms.csv", "distance.csv", "tokens.csv",
-    "layers.csv", "map.png", "ratio.png", "distance.png", "layers.png",
-    "loss.png", "report.html",
-  }  # fmt: skip
+    "jacobian.npz",
+    "summary.json",
+    "norms.csv",
+    "distance.csv",
+    "tokens.csv",
+    "layers.csv",
+    "map.png",
+    "ratio.png",
+    "distance.png",
+    "layers.png",
+    "loss.png",
+    "report.html",
+  }
   page = (out / "full" / "report.html").read_text()
   for word in ("total mixing", "effective reach", "self check", "knockout:0@2"):
     assert word in page
@@ -184,7 +228,7 @@ def test_stopped_goes_on(done):
   assert "partial.npz is damaged, or another command" in stderr
   status, stdout, stderr = results["resumed"]
   assert status == 0, stderr
-  assert "Going on: 2 of 6 columns" in stdout
+  assert "Continuing: 2 of 6 columns" in stdout
   assert not (out / "stopped" / resume.NAME).exists()
   arrays, data = load(out / "stopped")
   want, _ = load(out / "full")
@@ -220,7 +264,7 @@ def test_bounds_stand_beside_the_truth(done):
   assert "kept 3 of 6 columns" in results["bounds stopped"][2]
   status, stdout, stderr = results["bounds"]
   assert status == 0, stderr
-  assert "Going on: 3 of 6 columns" in stdout
+  assert "Continuing: 3 of 6 columns" in stdout
   assert "bound: full" in stdout and "decades above" in stdout
   arrays, data = load(out / "bounds")
   assert (
@@ -261,12 +305,19 @@ def test_errors_are_one_line(done, message):
 
 def test_help_teaches():
   done = subprocess.run(
-    [sys.executable, "-m", "launch.jacobian", "--help"], cwd=ROOT,
-    capture_output=True, text=True, check=False,
-  )  # fmt: skip
+    [sys.executable, "-m", "launch.jacobian", "--help"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 0
-  for word in ("python -m launch.jacobian", "--from", "--edit=knockout:0@2",
-               "--[no]dry_run"):  # fmt: skip
+  for word in (
+    "python -m launch.jacobian",
+    "--from",
+    "--edit=knockout:0@2",
+    "--[no]dry_run",
+  ):
     assert word in done.stdout
 
 

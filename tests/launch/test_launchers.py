@@ -14,19 +14,38 @@ import sinkjax
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONTRACT = (
-  "schema", "complete", "model", "config", "token_ids", "first_token",
-  "sink_rate", "sink_rate_mean_first", "alpha_first", "entropy",
-  "value_norm_first", "value_norm_rest", "hidden_norm_first",
-  "hidden_norm_median", "massive", "nll", "versions", "device", "seconds",
-)  # fmt: skip
+  "schema",
+  "complete",
+  "model",
+  "config",
+  "token_ids",
+  "first_token",
+  "sink_rate",
+  "sink_rate_mean_first",
+  "alpha_first",
+  "entropy",
+  "value_norm_first",
+  "value_norm_rest",
+  "hidden_norm_first",
+  "hidden_norm_median",
+  "massive",
+  "nll",
+  "versions",
+  "device",
+  "seconds",
+)
 
 
 def run(launcher, *flags, **env):
   return subprocess.run(
     [sys.executable, "-m", f"launch.{launcher}", *flags],
-    cwd=ROOT, capture_output=True, text=True, env={**os.environ, **env},
-    check=False, timeout=300,
-  )  # fmt: skip
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env={**os.environ, **env},
+    check=False,
+    timeout=300,
+  )
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +73,14 @@ def test_contract(analyzed):
   assert data["first_token"]["id"] == data["token_ids"][0]
   files = {path.name for path in out.iterdir()}
   assert files == {
-    "summary.json", "heads.csv", "report.html", "sink_map.png", "norms.png",
-    "attention.png", "entropy.png",
-  }  # fmt: skip
+    "summary.json",
+    "heads.csv",
+    "report.html",
+    "sink_map.png",
+    "norms.png",
+    "attention.png",
+    "entropy.png",
+  }
   rows = (out / "heads.csv").read_text().splitlines()
   assert rows[0].startswith("layer,head,alpha")
   assert len(rows) == 17
@@ -112,10 +136,17 @@ def test_offload_gives_the_same_numbers(tmp_path, glassllm_path):
   for name in ("sink_rate", "first_token", "token_ids"):
     assert layers[name] == whole[name]
   for name in (
-    "alpha_first", "entropy", "entropy_share", "value_norm_first",
-    "value_norm_rest", "key_norm_first", "key_norm_rest", "hidden_norm_first",
-    "hidden_norm_median", "nll",
-  ):  # fmt: skip
+    "alpha_first",
+    "entropy",
+    "entropy_share",
+    "value_norm_first",
+    "value_norm_rest",
+    "key_norm_first",
+    "key_norm_rest",
+    "hidden_norm_first",
+    "hidden_norm_median",
+    "nll",
+  ):
     np.testing.assert_allclose(
       layers[name], whole[name], rtol=1e-4, err_msg=name
     )
@@ -134,15 +165,24 @@ def test_prefix_and_prompts_file(tmp_path, glassllm_path):
   ]
   file.write_text("\n".join(map(json.dumps, lines)))
   out = tmp_path / "out"
-  done = run("analyze", "--model=glassllm-en", f"--out={out}",
-             f"--prompts_file={file}", "--prefix=<bos>", "--eps=0.2",
-             "--max_tokens=6")  # fmt: skip
+  done = run(
+    "analyze",
+    "--model=glassllm-en",
+    f"--out={out}",
+    f"--prompts_file={file}",
+    "--prefix=<bos>",
+    "--eps=0.2",
+    "--max_tokens=6",
+  )
   assert done.returncode == 0, done.stderr
   data = json.loads((out / "summary.json").read_text())
   assert data["first_token"] == {
-    "id": 2, "text": "<bos>", "is_bos": True, "prefix": "bos",
+    "id": 2,
+    "text": "<bos>",
+    "is_bos": True,
+    "prefix": "bos",
     "same_in_all_prompts": True,
-  }  # fmt: skip
+  }
   assert [len(p) for p in data["prompts"]] == [6, 6]
   assert data["sink_rate_stderr"]["0.2"] is not None
 
@@ -150,18 +190,22 @@ def test_prefix_and_prompts_file(tmp_path, glassllm_path):
 def test_different_first_tokens_are_said(tmp_path, glassllm_path):
   file, out = tmp_path / "p.jsonl", tmp_path / "out"
   file.write_text('{"text": "The king sat."}\n{"text": "A fox ran by it."}\n')
-  done = run("analyze", "--model=glassllm-en", f"--out={out}",
-             f"--prompts_file={file}")  # fmt: skip
+  done = run(
+    "analyze", "--model=glassllm-en", f"--out={out}", f"--prompts_file={file}"
+  )
   assert done.returncode == 0, done.stderr
   assert "other prompts differ" in done.stdout
   assert "different tokens" in (out / "report.html").read_text()
   assert (out / "heads.csv").read_text().splitlines()[1].endswith(",")
 
 
-@pytest.mark.parametrize("flags", [
-  ("--model=glassllm-en", "--dry_run"),
-  ("--model=glassllm-en", "--dry_run", "--out=never"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "flags",
+  [
+    ("--model=glassllm-en", "--dry_run"),
+    ("--model=glassllm-en", "--dry_run", "--out=never"),
+  ],
+)
 def test_dry_run_writes_nothing(flags, glassllm_path):
   done = run("analyze", *flags)
   assert done.returncode == 0, done.stderr
@@ -240,10 +284,18 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, glassllm_path):
   # A background shell hands down that Ctrl-C is ignored; a handler is not.
   ours = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(
-    [sys.executable, "-m", "launch.analyze", "--model=glassllm-en",
-     f"--out={out}"],
-    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-  )  # fmt: skip
+    [
+      sys.executable,
+      "-m",
+      "launch.analyze",
+      "--model=glassllm-en",
+      f"--out={out}",
+    ],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
   signal.signal(signal.SIGINT, ours)
   stderr = ""
   while "drawing" not in stderr and process.poll() is None:

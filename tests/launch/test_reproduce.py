@@ -2,29 +2,22 @@
 
 import csv
 import json
-import os
-import pathlib
-import subprocess
-import sys
+import shutil
 
+import launcher
 import numpy as np
 import pytest
 
-from launch.reproduce import EXPERIMENTS
-from sinkjax.experiments.result import VERDICTS
-
-ROOT = pathlib.Path(__file__).parents[2]
+from sinkjax.experiments import named
+from sinkjax.experiments.harness.api import VERDICTS
 
 
 def reproduce(*flags):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.reproduce", "--model=glassllm-en", *flags],
-    cwd=ROOT, text=True, capture_output=True, env=os.environ, check=False,
-    timeout=1500,
-  )  # fmt: skip
+  return launcher.run("reproduce", "--model=glassllm-en", *flags, timeout=1500)
 
 
 BOTH = ("perturbation", "model_size")
+PLAIN = ("claims.csv", "claims.md", "summary.json")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +41,7 @@ def test_experiments_leave_their_files(done):
 def test_every_experiment_leaves_its_files(tmp_path, glassllm_path):
   ran = reproduce(f"--out={tmp_path}")
   assert ran.returncode == 0, ran.stderr
-  check_files(tmp_path, EXPERIMENTS)
+  check_files(tmp_path, named("paper"))
 
 
 def check_files(out, names):
@@ -56,10 +49,10 @@ def check_files(out, names):
     data = json.loads((out / name / "result.json").read_text())
     assert list(data)[-1] == "complete" and data["complete"] is True
     assert data["claims"] and data["seconds"] > 0
-    drawn = [part["figure"] for part in data["page"] if part["figure"]]
+    drawn = list((out / name).glob("*.png"))
     assert drawn
     for figure in drawn:
-      assert (out / name / figure).stat().st_size > 5000
+      assert figure.stat().st_size > 5000
     assert list((out / name).glob("*.csv"))
     with np.load(out / name / "arrays.npz") as arrays:
       for array in arrays.values():
@@ -94,6 +87,36 @@ def test_what_is_done_is_not_done_again(done):
   assert third.stdout.count("already done") == 2
 
 
+def test_all_is_made_again_from_what_git_keeps(done, tmp_path):
+  """--report --compact, then --report from that, then the command itself."""
+  out = tmp_path / "out"
+  shutil.copytree(done[0], out)
+  before = {name: (out / name).read_text() for name in PLAIN}
+  ran = reproduce(f"--out={out}", "--report", "--compact")
+  assert ran.returncode == 0, ran.stderr
+  assert not (out / "report.html").exists()
+  for name in BOTH:
+    files = list((out / name).iterdir())
+    assert len(files) <= 6 and (out / name / "recorded.tar.xz") in files
+    assert not (out / name / "arrays.npz").exists()
+  assert {name: (out / name).read_text() for name in PLAIN} == before
+  again = reproduce(f"--out={out}", "--report")
+  assert again.returncode == 0, again.stderr
+  assert {name: (out / name).read_text() for name in PLAIN} == before
+  old, new = (
+    (folder / "report.html").read_text().count("<img")
+    for folder in (done[0], out)
+  )
+  assert old == new > 2
+  third = reproduce(f"--out={out}", f"--experiment={','.join(BOTH)}")
+  assert third.stdout.count("already done") == 2
+
+
+def test_compact_goes_with_report(tmp_path):
+  ran = reproduce(f"--out={tmp_path}", "--compact")
+  assert ran.returncode == 1 and "--compact goes with --report" in ran.stderr
+
+
 def test_another_model_is_refused(done):
   ran = reproduce(f"--out={done[0]}", "--prefix=<bos>")
   assert ran.returncode == 1
@@ -106,7 +129,7 @@ def test_another_model_is_refused(done):
     (["--experiment=all"], "--out is missing"),
     (
       ["--experiment=nope", "--dry_run"],
-      "valid are all, uses, training",
+      "valid are paper, applications, training",
     ),
     (["--dry_run", "--prefix=zebra"], "no such token"),
     (["--out=README.md"], "README.md"),
@@ -121,7 +144,7 @@ def test_errors_are_one_line(flags, message, glassllm_path):
 def test_dry_run_writes_nothing(tmp_path, glassllm_path):
   ran = reproduce(f"--out={tmp_path / 'out'}", "--dry_run")
   assert ran.returncode == 0, ran.stderr
-  for name in EXPERIMENTS:
+  for name in named("paper"):
     assert name in ran.stdout
   assert not (tmp_path / "out").exists()
 
@@ -129,13 +152,17 @@ def test_dry_run_writes_nothing(tmp_path, glassllm_path):
 def test_training_by_one_command(tmp_path):
   """A sweep of four tiny runs, its files, and another config refused."""
   flags = [
-    "--config=configs/reproduce/training.py:demo", f"--out={tmp_path}",
-    "--experiment=bigram_backcopy", "--config.bigram_backcopy.steps=12",
-    "--config.bigram_backcopy.warmup=2", "--config.bigram_backcopy.batch=4",
-    "--config.bigram_backcopy.d_model=16", "--config.bigram_backcopy.length=20",
+    "--config=configs/reproduce/training.py:demo",
+    f"--out={tmp_path}",
+    "--experiment=bigram_backcopy",
+    "--config.bigram_backcopy.steps=12",
+    "--config.bigram_backcopy.warmup=2",
+    "--config.bigram_backcopy.batch=4",
+    "--config.bigram_backcopy.d_model=16",
+    "--config.bigram_backcopy.length=20",
     "--config.bigram_backcopy.normalizers=('softmax','relu')",
     "--config.bigram_backcopy.seeds=(0,1)",
-  ]  # fmt: skip
+  ]
   planned = reproduce(*flags, "--dry_run")
   assert planned.returncode == 0, planned.stderr
   assert "4 runs" in planned.stdout and "glassllm" not in planned.stdout

@@ -4,20 +4,27 @@ import os
 import pathlib
 import shlex
 import subprocess
-import sys
 
+import launcher
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-FLAGS = ["--config=configs/train/barbero_120m.py", "--workdir=/mnt/my run",
-         "--mesh=data:-1", "--config.corpus=('a b',)"]  # fmt: skip
+FLAGS = [
+  "--config=configs/train/barbero_120m.py",
+  "--workdir=/mnt/my run",
+  "--mesh=data:-1",
+  "--config.corpus=('a b',)",
+]
 
 
 def script(name, *flags, **variables):
   return subprocess.run(
-    [ROOT / "launch" / name, *flags], capture_output=True, text=True,
-    env={**os.environ, "DRY_RUN": "1", **variables}, check=False,
-  )  # fmt: skip
+    [ROOT / "launch" / name, *flags],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "DRY_RUN": "1", **variables},
+    check=False,
+  )
 
 
 def training(line):
@@ -41,8 +48,14 @@ def test_tpu():
 
 
 def test_slurm():
-  done = script("run_slurm.sh", *FLAGS, NODES="2", GPUS="4", TIME="1:00:00",
-                PYTHON="/env/bin/python")  # fmt: skip
+  done = script(
+    "run_slurm.sh",
+    *FLAGS,
+    NODES="2",
+    GPUS="4",
+    TIME="1:00:00",
+    PYTHON="/env/bin/python",
+  )
   assert done.returncode == 0, done.stderr
   *head, last = done.stdout.strip().splitlines()
   asked = {line.removeprefix("#SBATCH ") for line in head if "#SBATCH" in line}
@@ -54,8 +67,11 @@ def test_slurm():
     "--requeue",
     "--signal=TERM@120",
   } <= asked
-  assert shlex.split(last)[:3] == ["srun", "--kill-on-bad-exit=1",
-                                   "/env/bin/python"]  # fmt: skip
+  assert shlex.split(last)[:3] == [
+    "srun",
+    "--kill-on-bad-exit=1",
+    "/env/bin/python",
+  ]
   assert training(last) == ["--distributed", *FLAGS]
   subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
   assert "give the flags" in script("run_slurm.sh").stderr
@@ -66,12 +82,14 @@ def test_slurm():
   [("gu_60m", 60e6 + 2 * 50304 * 768), ("barbero_120m", 110e6)],
 )
 def test_the_plan_of_a_big_run(name, parameters):
-  done = subprocess.run(
-    [sys.executable, "-m", "launch.train", "--dry_run", "--workdir=never",
-     f"--config=configs/train/{name}.py", "--accelerator=8xh100",
-     "--mesh=data:-1"],
-    capture_output=True, text=True, check=False, cwd=ROOT, timeout=120,
-  )  # fmt: skip
+  done = launcher.run(
+    "train",
+    "--dry_run",
+    "--workdir=never",
+    f"--config=configs/train/{name}.py",
+    "--accelerator=8xh100",
+    "--mesh=data:-1",
+  )
   assert done.returncode == 0, done.stderr
   lines = dict(line.split(None, 1) for line in done.stdout.splitlines())
   count = int(lines["model"].split()[0].replace(",", ""))

@@ -3,20 +3,17 @@
 import contextlib
 import csv
 import json
-import pathlib
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import jax
+import launcher
 import numpy as np
 import pytest
 
 import sinkjax
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def parameters(workdir):
@@ -43,11 +40,23 @@ def test_what_a_run_leaves(whole):
     for line in (whole / "metrics.jsonl").read_text().splitlines()
   ]
   assert [r["step"] for r in records if r["kind"] == "probe"] == [
-    0, 10, 20, 30, 40,
-  ]  # fmt: skip
-  for name in ("loss.png", "sinks.png", "inside.png", "formation.png",
-               "sink_map.png", "train.csv", "eval.csv", "probe.csv",
-               "report.html"):  # fmt: skip
+    0,
+    10,
+    20,
+    30,
+    40,
+  ]
+  for name in (
+    "loss.png",
+    "sinks.png",
+    "inside.png",
+    "formation.png",
+    "sink_map.png",
+    "train.csv",
+    "eval.csv",
+    "probe.csv",
+    "report.html",
+  ):
     assert (whole / name).stat().st_size > 30
   with open(whole / "sinks.csv", newline="") as stream:
     scores = list(csv.DictReader(stream))
@@ -56,8 +65,10 @@ def test_what_a_run_leaves(whole):
     np.ravel([r["alpha"] for r in probes])
   )
   assert [int(scores[-1][name]) for name in ("step", "layer", "head")] == [
-    40, 1, 1,
-  ]  # fmt: skip
+    40,
+    1,
+    1,
+  ]
   assert list((whole / "tensorboard").iterdir())
   _, cfg, tokenizer = sinkjax.load(whole)
   assert cfg.bos_id == tokenizer.bos_id == 0 and tokenizer.add_bos
@@ -81,7 +92,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(whole, train, tmp_path):
   assert not (workdir / "model").exists()
   code, out, err = train.ended(train.start(workdir, "--config.steps=40"))
   assert code == 0, err
-  assert "going on from step" in err + out
+  assert "resuming from step" in err + out
   assert parameters(workdir) == parameters(whole)
 
 
@@ -110,13 +121,13 @@ def test_killed_twenty_times(whole, train, tmp_path):
 @pytest.mark.slow
 def test_two_runs_in_one_folder(train, tmp_path):
   workdir = tmp_path / "run"
-  first = train.start(workdir, "--config.steps=100000",
-                "--config.eval_every=100000")  # fmt: skip
+  first = train.start(
+    workdir, "--config.steps=100000", "--config.eval_every=100000"
+  )
   train.wait_for(workdir, 0, first)
   code, _, err = train.ended(
-    train.start(workdir, "--config.steps=100000",
-          "--config.eval_every=100000")
-  )  # fmt: skip
+    train.start(workdir, "--config.steps=100000", "--config.eval_every=100000")
+  )
   first.kill()
   first.communicate()
   assert code == 1 and "another process is training in" in err
@@ -138,11 +149,11 @@ def test_mistakes_are_one_line(train, tmp_path, flags, words):
   assert code == 1 and words in err and "Traceback" not in err
 
 
-def test_the_plan(tmp_path):
-  ran = subprocess.run(
-    [sys.executable, "-m", "launch.train", "--dry_run"], cwd=ROOT, text=True,
-    capture_output=True, check=True,
-  )  # fmt: skip
+def test_the_plan():
+  """Also of fields that are none by default."""
+  flags = ["--config.sink_target=0.3", "--config.optimizer.spike=6"]
+  ran = launcher.run("train", "--dry_run", *flags)
+  assert ran.returncode == 0, ran.stderr
   assert "parameters, 4 layers" in ran.stdout and "Gflop/s" in ran.stdout
 
 
@@ -153,8 +164,9 @@ def small_disk(tmp_path):
   folder.mkdir()
   made = subprocess.run(
     ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder],
-    capture_output=True, check=False,
-  )  # fmt: skip
+    capture_output=True,
+    check=False,
+  )
   if made.returncode:
     pytest.skip("not allowed to mount a small tmpfs")
   yield folder
@@ -166,13 +178,12 @@ def test_a_full_disk(whole, train, small_disk):
   workdir, filler = small_disk / "run", small_disk / "filler"
   process = train.start(workdir, "--config.steps=40")
   train.wait_for(workdir, 20, process)
-  with open(filler, "wb", buffering=0) as stream, \
-       contextlib.suppress(OSError):  # fmt: skip
+  with open(filler, "wb", buffering=0) as stream, contextlib.suppress(OSError):
     while stream.write(bytes(4096)):
       pass
   code, _, err = train.ended(process)
   assert code == 1
-  full = "error: the disk is full: the last whole checkpoint stands"
+  full = "error: the disk is full: the last complete checkpoint is intact"
   assert any(line.startswith(full) for line in err.splitlines())
   filler.unlink()
   code, _, err = train.ended(train.start(workdir, "--config.steps=40"))
@@ -212,14 +223,14 @@ def test_a_model_goes_on_as_another_run_s_start(whole, train, tmp_path):
   assert code == 1 and "has d_ff=48, the config 64" in err
 
 
+def convert(model, out):
+  ran = launcher.run("convert", f"--model={model}", "--to=hf", f"--out={out}")
+  assert ran.returncode == 0, ran.stderr
+
+
 def test_a_trained_model_goes_everywhere(whole, tmp_path):
   """launch.convert to a folder that transformers' format is read from."""
-  ran = subprocess.run(
-    [sys.executable, "-m", "launch.convert", f"--model={whole}", "--to=hf",
-     f"--out={tmp_path / 'hf'}"],
-    cwd=ROOT, text=True, capture_output=True, check=False,
-  )  # fmt: skip
-  assert ran.returncode == 0, ran.stderr
+  convert(whole, tmp_path / "hf")
   params, cfg, tokenizer = sinkjax.load(whole)
   other, other_cfg, other_tokenizer = sinkjax.load(tmp_path / "hf")
   tokens = np.array([tokenizer.encode("Two men loaded nets.", add_bos=True)])
@@ -228,8 +239,9 @@ def test_a_trained_model_goes_everywhere(whole, tmp_path):
   )
   np.testing.assert_allclose(
     sinkjax.forward(cfg)(params, tokens).logits,
-    sinkjax.forward(other_cfg)(other, tokens).logits, atol=1e-5,
-  )  # fmt: skip
+    sinkjax.forward(other_cfg)(other, tokens).logits,
+    atol=1e-5,
+  )
 
 
 @pytest.mark.parity
@@ -237,11 +249,7 @@ def test_transformers_reads_a_trained_model(whole, tmp_path):
   import torch
   import transformers
 
-  subprocess.run(
-    [sys.executable, "-m", "launch.convert", f"--model={whole}", "--to=hf",
-     f"--out={tmp_path / 'hf'}"],
-    cwd=ROOT, check=True, capture_output=True,
-  )  # fmt: skip
+  convert(whole, tmp_path / "hf")
   params, cfg, _ = sinkjax.load(whole)
   tokens = np.random.default_rng(0).integers(3, cfg.vocab_size, (2, 30))
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")

@@ -20,11 +20,15 @@ def free_port() -> int:
 def together(train, workdir, processes, *flags):
   port = free_port()
   return [
-    train.start(workdir, f"--coordinator=localhost:{port}",
-      f"--processes={processes}", f"--process={i}", *flags,
+    train.start(
+      workdir,
+      f"--coordinator=localhost:{port}",
+      f"--processes={processes}",
+      f"--process={i}",
+      *flags,
     )
     for i in range(processes)
-  ]  # fmt: skip
+  ]
 
 
 def records(workdir):
@@ -72,15 +76,16 @@ def test_what_four_wrote_one_goes_on_from(train, alone, tmp_path):
   assert "stopped at step" in ends[0][1]
   code, out, err = train.ended(train.start(workdir, *RUN))
   assert code == 0, err
-  assert "going on from step" in out + err
+  assert "resuming from step" in out + err
   same_curve(alone, workdir)
 
 
 @pytest.mark.slow
 def test_a_dead_process_ends_the_others(train, tmp_path):
   workdir = tmp_path / "run"
-  runs = together(train, workdir, 2, "--config.steps=100000",
-                  "--config.eval_every=100000")  # fmt: skip
+  runs = together(
+    train, workdir, 2, "--config.steps=100000", "--config.eval_every=100000"
+  )
   train.wait_for(workdir, 20, runs[0])
   runs[1].kill()
   died = time.monotonic()

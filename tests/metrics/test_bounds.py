@@ -272,16 +272,6 @@ def test_looseness_and_violations():
     assert bounds.violations(*nan) > 2
 
 
-def test_smoothing_makes_all_depend_on_the_first_token():
-  power, eye = bounds.smoothing_limit, np.eye(8)
-  first = np.tile(eye[0], (8, 1))
-  np.testing.assert_allclose(power(uniform(8), depth=300), first, atol=1e-9)
-  half = (uniform(8) + eye) / 2
-  np.testing.assert_allclose(power(uniform(8), depth=3), half @ half @ half)
-  np.testing.assert_array_equal(power(uniform(8), depth=0), eye)
-  np.testing.assert_array_equal(power(jnp.eye(8), depth=300), eye)  # one key
-
-
 def test_refusals():
   refused = functools.partial(pytest.raises, ValueError)
   for length, depth in ((0, 1), (1, 0)):
@@ -294,6 +284,3 @@ def test_refusals():
     bounds.paper_steps(jnp.ones((3, 1, 4, 4)), constant=jnp.ones(2))
   with refused(match=r"must be \[L, H, T, T\]"):
     bounds.paper_steps(jnp.ones((3, 1, 4, 5)), constant=1.0)
-  for shape, depth in (((2, 3), 1), ((2, 2), -1)):
-    with refused(match="square and depth at least 0, got"):
-      bounds.smoothing_limit(jnp.ones(shape), depth=depth)

@@ -37,9 +37,14 @@ def test_the_ratio_of_bfloat16_values_is_not_rounded():
 
 @pytest.mark.parametrize(
   ("value", "background", "massive"),
-  [(2000.0, 1.0, True), (-2000.0, 1.0, True), (999.0, 1.0, False),
-   (99.0, 1e-3, False), (101.0, 0.1, True)],
-)  # fmt: skip
+  [
+    (2000.0, 1.0, True),
+    (-2000.0, 1.0, True),
+    (999.0, 1.0, False),
+    (99.0, 1e-3, False),
+    (101.0, 0.1, True),
+  ],
+)
 def test_massive_needs_both_conditions(value, background, massive):
   hidden = jnp.full((1, 5, 7), background).at[0, 2, 3].set(value)
   found = norms.massive_activation(hidden)

@@ -37,9 +37,13 @@ def test_everything_on_the_sink_and_on_itself():
 
 @pytest.mark.parametrize(
   "metric",
-  [sinks.sink_score, sinks.attention_share, sinks.attention_entropy,
-   lambda p: sinks.sink_rate(p, eps=0.02, order="mean_first")],
-)  # fmt: skip
+  [
+    sinks.sink_score,
+    sinks.attention_share,
+    sinks.attention_entropy,
+    lambda p: sinks.sink_rate(p, eps=0.02, order="mean_first"),
+  ],
+)
 def test_half_precision_is_added_up_in_float32(metric):
   half = jnp.stack(2 * [uniform(64)]).astype(jnp.bfloat16)
   got, want = metric(half), metric(half.astype(jnp.float32))
@@ -50,9 +54,10 @@ def test_half_precision_is_added_up_in_float32(metric):
 def test_alpha_is_the_mean_of_first_token_mass():
   pattern = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 3, 9, 9)))
   np.testing.assert_allclose(
-    sinks.first_token_mass(pattern).mean(-1), sinks.sink_score(pattern),
+    sinks.first_token_mass(pattern).mean(-1),
+    sinks.sink_score(pattern),
     rtol=1e-6,
-  )  # fmt: skip
+  )
 
 
 def test_the_two_orders_differ_as_they_should():

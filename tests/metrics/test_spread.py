@@ -23,8 +23,9 @@ def test_spread_is_the_norm_of_the_difference():
   np.testing.assert_allclose(sp.spread(a, b), want, rtol=1e-5)
   np.testing.assert_allclose(
     sp.spread(a, b, relative=True),
-    want / np.linalg.norm(np.asarray(a), axis=-1), rtol=1e-5,
-  )  # fmt: skip
+    want / np.linalg.norm(np.asarray(a), axis=-1),
+    rtol=1e-5,
+  )
   np.testing.assert_allclose(sp.spread(a, a * 1.5, relative=True), 0.5, 1e-5)
 
 

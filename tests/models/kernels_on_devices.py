@@ -23,9 +23,14 @@ from sinkjax.models.normalizers import softmax
 from sinkjax.train.step import init_state, make_evaluate, make_step
 
 MESHES = [
-  "data:8", "fsdp:8", "tensor:8", "data:4,fsdp:2", "data:2,tensor:4",
-  "fsdp:4,tensor:2", "data:2,fsdp:2,tensor:2",
-]  # fmt: skip
+  "data:8",
+  "fsdp:8",
+  "tensor:8",
+  "data:4,fsdp:2",
+  "data:2,tensor:4",
+  "fsdp:4,tensor:2",
+  "data:2,fsdp:2,tensor:2",
+]
 
 
 def mesh_of(text):
@@ -143,9 +148,10 @@ def cudnn():
 
   for sunk in True, False:
     arrays = inputs(8, 8, 4, masks=8, sunk=sunk)
-    with jax.set_mesh(mesh_of("data:2,fsdp:2,tensor:2")), mock.patch.object(
-      jax.nn, "dot_product_attention", on_cpu
-    ):  # fmt: skip
+    with (
+      jax.set_mesh(mesh_of("data:2,fsdp:2,tensor:2")),
+      mock.patch.object(jax.nn, "dot_product_attention", on_cpu),
+    ):
       got = differentiated(attend, *arrays)
     want = differentiated(plain, *arrays)
     found[f"cudnn sunk={sunk}"] = [error(got, want), *shapes]
@@ -167,9 +173,11 @@ def inside():
     kinds = (tokens, tokens, tokens, ("rows", None, None, None), ("heads",))
     outer = jax.shard_map(
       sharding.per_device(kernel, kinds, tokens),
-      in_specs=(rows, rows, rows, rows, PartitionSpec()), out_specs=rows,
-      axis_names=set(axes), check_vma=False,
-    )  # fmt: skip
+      in_specs=(rows, rows, rows, rows, PartitionSpec()),
+      out_specs=rows,
+      axis_names=set(axes),
+      check_vma=False,
+    )
     with jax.set_mesh(mesh_of("data:2,fsdp:2,tensor:2")):
       got = differentiated(outer, *arrays)
     name = f"inside {','.join(axes)}"
@@ -180,15 +188,23 @@ def inside():
 def training():
   """{mesh: [error]} of parameters and loss after a step, with splash."""
   cfg = sinkjax.TINY.replace(
-    n_layers=2, n_heads=4, n_kv_heads=4, head_dim=8, max_len=128,
-    sink_logit=True, remat="dots",
-  )  # fmt: skip
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=4,
+    head_dim=8,
+    max_len=128,
+    sink_logit=True,
+    remat="dots",
+  )
   optimizer = optax.sgd(0.01)
   shape = 16, 128
   tokens = jax.random.randint(jax.random.key(1), shape, 0, cfg.vocab_size)
   places = jnp.broadcast_to(jnp.arange(128), shape)
-  batch = {"tokens": tokens, "weights": jnp.ones(shape, bool),
-           "positions": places}  # fmt: skip
+  batch = {
+    "tokens": tokens,
+    "weights": jnp.ones(shape, bool),
+    "positions": places,
+  }
 
   def after(mesh, cfg):
     state = init_state(cfg, optimizer, jax.random.key(0))

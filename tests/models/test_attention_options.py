@@ -7,10 +7,10 @@ import pytest
 from quick import quick
 
 import sinkjax
+from sinkjax.metrics import rows
 from sinkjax.models.attention import make_context
 from sinkjax.models.blocks import Block
 from sinkjax.taps import Tapper, Taps
-from sinkjax.transforms import rows
 from sinkjax.transforms.layer_gains import layer_gains
 from sinkjax.transforms.streaming import stream_statistics
 
@@ -92,7 +92,7 @@ def attention(cfg):
     pre = x[None].astype(cfg.dtype)
     q, k, v = apply(Block.qkv, pre, jnp.asarray(0), ctx, tap)
     z = apply(Block.mix, q, k, v, ctx.mask, tap)
-    return apply(Block.write, pre, z, tap)[0]
+    return apply(Block.project_out, pre, z, tap)[0]
 
   return run
 
@@ -148,8 +148,9 @@ def test_every_slope(name):
     for h in (step, -step):
       moved = [np.asarray(leaf, np.float64) for leaf in leaves]
       moved[i] = moved[i] + h * d
-      ends.append(np.sum(by_hand(cfg, *jax.tree.unflatten(tree, moved))
-                         * weights))  # fmt: skip
+      ends.append(
+        np.sum(by_hand(cfg, *jax.tree.unflatten(tree, moved)) * weights)
+      )
     want = (ends[0] - ends[1]) / (2 * step)
     path = jax.tree_util.keystr(named[i][0])
     used = "mlp" not in path
@@ -191,9 +192,10 @@ def test_in_the_model(name, tokens):
     pattern = seen(params, tokens).trace["p"]
     streamed = stream_statistics(f, {"sink": rows.sink_score()}, block=4)
     np.testing.assert_allclose(
-      streamed(params, tokens).trace["sink"], pattern[..., 0].mean(-1),
+      streamed(params, tokens).trace["sink"],
+      pattern[..., 0].mean(-1),
       rtol=1e-9,
-    )  # fmt: skip
+    )
     norms = [
       sinkjax.jacobian_norms(f, params, tokens[0, :6], method=method)
       for method in ("exact", "reference")

@@ -98,8 +98,9 @@ def test_gradients(name):
   at = np.asarray(some, np.float64)
   for _ in range(5):
     d = rng.normal(size=scores.shape)
-    ends = [np.sum(by_formula(name, at + h * d) * weights)
-            for h in (step, -step)]  # fmt: skip
+    ends = [
+      np.sum(by_formula(name, at + h * d) * weights) for h in (step, -step)
+    ]
     want = (ends[0] - ends[1]) / (2 * step)
     assert np.sum(gradient * d) == pytest.approx(want, rel=1e-4, abs=1e-4)
   assert not gradient[np.broadcast_to(~MASK, gradient.shape)].any()

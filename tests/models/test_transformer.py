@@ -13,21 +13,32 @@ from sinkjax.models.positions import inverse_frequencies, rotary_tables, rotate
 VARIANTS = {
   "llama": {},
   "gpt2": {
-    "norm": "layer", "qkv_bias": True, "out_bias": True, "gated_mlp": False,
-    "mlp_bias": True, "positions": "learned", "tie_embeddings": True,
+    "norm": "layer",
+    "qkv_bias": True,
+    "out_bias": True,
+    "gated_mlp": False,
+    "mlp_bias": True,
+    "positions": "learned",
+    "tie_embeddings": True,
   },
   "gemma2": {
-    "norm_offset": 1.0, "post_norms": True, "attn_softcap": 5.0,
-    "logit_softcap": 3.0, "window": 3, "embed_scale": 5.0,
+    "norm_offset": 1.0,
+    "post_norms": True,
+    "attn_softcap": 5.0,
+    "logit_softcap": 3.0,
+    "window": 3,
+    "embed_scale": 5.0,
     "local_layers": (True, False, True),
   },
   "gemma3": {
-    "qk_norm": True, "window": 3, "local_layers": (True, True, False),
+    "qk_norm": True,
+    "window": 3,
+    "local_layers": (True, True, False),
     "rope_local_base": 100.0,
   },
   "neox": {"parallel_residual": True, "rope_dim": 2, "norm": "layer"},
   "nope": {"positions": "none", "activation": "relu"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=VARIANTS, scope="module")

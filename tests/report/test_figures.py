@@ -193,6 +193,30 @@ def test_same_arrays_same_bytes():
   assert figures.sink_map(alpha, 0.3) == figures.sink_map(alpha, 0.3)
 
 
+def test_no_text_is_read_as_mathematics():
+  """Not a title with one dollar sign, nor the ticks of a logarithmic axis."""
+  with figures.drawing(4, 3) as figure:
+    left, right = figure.subplots(1, 2)
+    left.plot([1, 1000], [1e-5, 3e4], label="$\\bad{")
+    left.set(xscale="log", yscale="log")
+    figures.legend_above(left, "cost in $, $\\frac")
+    right.plot([3, 8], [2, 4])
+    right.set_xscale("log", base=2)
+    right.set_yscale("log")
+    figures.png(figure)
+    for ax in (left, right):
+      texts = [ax.title, *ax.get_legend().get_texts()] if ax is left else []
+      assert not any(text.get_parse_math() for text in texts)
+      for axis in (ax.xaxis, ax.yaxis):
+        labels = [
+          tick.label1.get_text()
+          for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        ]
+        assert any(labels) and not any("$" in label for label in labels)
+    shown = {tick.label1.get_text() for tick in left.xaxis.get_major_ticks()}
+    assert {"1", "10", "100", "1000"} <= shown
+
+
 def test_style_does_not_leak():
   import matplotlib
 

@@ -7,12 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from sinkjax.experiments.over_squashing import FORMS, OverSquashing
-from sinkjax.experiments.sensitivity import (
-  Sensitivity,
-  SensitivityConfig,
-  SensitivityMap,
-)
+from sinkjax.analysis.over_squashing import FORMS, OverSquashing
+from sinkjax.analysis.sensitivity import Sensitivity, SensitivityMap
+from sinkjax.analysis.sensitivity_config import SensitivityConfig
 from sinkjax.report import figures as base
 from sinkjax.report import jacobian as report
 from sinkjax.report import jacobian_figures as figures
@@ -31,9 +28,15 @@ def one_map(size, scale=1.0, layers=None, stderr=False, check=1e-7):
     norms = kept[-1]
   loss = np.append(rng.uniform(0.1, 1, size - 1), 0)
   return SensitivityMap(
-    norms, norms * 0.1 if stderr else None, kept, layers or [0], 2.5, loss,
-    check, size,
-  )  # fmt: skip
+    norms,
+    norms * 0.1 if stderr else None,
+    kept,
+    layers or [0],
+    2.5,
+    loss,
+    check,
+    size,
+  )
 
 
 @pytest.fixture
@@ -118,23 +121,33 @@ def result():
   config = SensitivityConfig(per_layer=True)
   layers = [0, 1, 2]
   return Sensitivity(
-    [5, 6, 7, 8], config, one_map(4, layers=layers),
-    one_map(4, 2.0, layers=layers), "knockout:0@2",
-  )  # fmt: skip
+    [5, 6, 7, 8],
+    config,
+    one_map(4, layers=layers),
+    one_map(4, 2.0, layers=layers),
+    "knockout:0@2",
+  )
 
 
 EXTRA = {
-  "command": "python -m launch.jacobian", "seconds": 1.5, "device": "CPU",
+  "command": "python -m launch.jacobian",
+  "seconds": 1.5,
+  "device": "CPU",
   "commit": "abc",
-}  # fmt: skip
+}
 
 
 def page_of(result, tokens, drawn):
   data = {**report.summary(result), **EXTRA}
   page = report.render(
-    result, data, tokens, drawn, subtitle="s", warnings=[],
+    result,
+    data,
+    tokens,
+    drawn,
+    subtitle="s",
+    warnings=[],
     details={"model": "tiny"},
-  )  # fmt: skip
+  )
   return data, page
 
 

@@ -15,7 +15,7 @@ from sinkjax import sharding
 from sinkjax.data.corpus import Documents, tokenize, train_tokenizer
 from sinkjax.data.packing import Packing
 from sinkjax.data.prepare import Prepared
-from sinkjax.experiments.swaps import TEXTS
+from sinkjax.experiments.shared.swap_texts import TEXTS
 from sinkjax.train.checkpoint import RunCheckpoints
 from sinkjax.train.loop import run
 from sinkjax.train.optimizer import OptimizerConfig
@@ -27,9 +27,17 @@ CONFIG = TrainConfig(
   ),
   packing=Packing(32, mask="document", bos="pinned", reset_positions=True),
   optimizer=OptimizerConfig(peak=1e-2, warmup=2, schedule="constant"),
-  steps=6, batch=16, accumulate=2, log_every=1, eval_every=6, eval_windows=8,
-  probe_every=6, probe_texts=2, probe_tokens=16, save_every=3,
-)  # fmt: skip
+  steps=6,
+  batch=16,
+  accumulate=2,
+  log_every=1,
+  eval_every=6,
+  eval_windows=8,
+  probe_every=6,
+  probe_texts=2,
+  probe_tokens=16,
+  save_every=3,
+)
 
 
 def losses(mesh, data, folder):
@@ -41,8 +49,9 @@ def losses(mesh, data, folder):
   kernel = state.params["blocks"]["mlp"]["up"]["kernel"]
   wanted = sharding.state_shardings(mesh, state.params)
   assert kernel.sharding == wanted["blocks"]["mlp"]["up"]["kernel"]
-  moments = [x for x in jax.tree.leaves(state.opt_state)
-             if x.shape == kernel.shape]  # fmt: skip
+  moments = [
+    x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape
+  ]
   assert moments and all(x.sharding == kernel.sharding for x in moments[:1])
   found = [r["loss"] for r in records if r["kind"] in ("train", "eval")]
   return found + [r["first_mass"] for r in records if r["kind"] == "probe"]

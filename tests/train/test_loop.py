@@ -12,7 +12,7 @@ from sinkjax.data.corpus import Documents, tokenize, train_tokenizer
 from sinkjax.data.packing import Packing
 from sinkjax.data.pipeline import StateError
 from sinkjax.data.prepare import Prepared
-from sinkjax.experiments.swaps import TEXTS
+from sinkjax.experiments.shared.swap_texts import TEXTS
 from sinkjax.train.checkpoint import RunCheckpoints
 from sinkjax.train.loop import BAD_STEPS, DivergedError, probe_tokens, run
 from sinkjax.train.optimizer import OptimizerConfig
@@ -33,9 +33,16 @@ def config():
     model=sinkjax.TINY.replace(vocab_size=300),
     packing=Packing(32, mask="document", bos="pinned", reset_positions=True),
     optimizer=OptimizerConfig(peak=1e-2, warmup=3, schedule="constant"),
-    steps=12, batch=4, log_every=3, eval_every=6, eval_windows=8,
-    probe_every=4, probe_texts=2, probe_tokens=16, save_every=4,
-  )  # fmt: skip
+    steps=12,
+    batch=4,
+    log_every=3,
+    eval_every=6,
+    eval_windows=8,
+    probe_every=4,
+    probe_texts=2,
+    probe_tokens=16,
+    save_every=4,
+  )
 
 
 def _go(config, data, folder, stop=lambda: False):
@@ -112,12 +119,16 @@ def test_other_data_is_refused(config, data, tmp_path):
 
 def test_divergence_ends_the_run(config, data, tmp_path):
   wild = dataclasses.replace(
-    config, steps=200, log_every=5, save_every=200, eval_every=200,
+    config,
+    steps=200,
+    log_every=5,
+    save_every=200,
+    eval_every=200,
     probe_every=200,
     optimizer=OptimizerConfig(
       peak=1e30, warmup=0, schedule="constant", clip=None
     ),
-  )  # fmt: skip
+  )
   with pytest.raises(DivergedError, match="no finite gradient") as found:
     _go(wild, data, tmp_path)
   assert int(str(found.value).split()[0]) >= BAD_STEPS
@@ -127,8 +138,10 @@ def test_probes_are_held_out_texts_with_the_bos_of_training(config, data):
   rows = probe_tokens(config, data)
   assert rows.shape[1] == 16 and (rows[:, 0] == data.tokenizer.bos_id).all()
   bare = probe_tokens(dataclasses.replace(config, packing=Packing(32)), data)
-  held = {tuple(data.held_out.part([i]).tokens[:16].tolist())
-          for i in range(len(data.held_out))}  # fmt: skip
+  held = {
+    tuple(data.held_out.part([i]).tokens[:16].tolist())
+    for i in range(len(data.held_out))
+  }
   assert {tuple(row.tolist()) for row in bare} <= held
   fronted = dataclasses.replace(
     config, packing=Packing(32, bos="pinned", registers=2)
@@ -153,18 +166,18 @@ def test_what_is_wrong_is_said(config):
     dataclasses.replace(config, train_share=0.0)
   with pytest.raises(ValueError, match="leave no id"):
     dataclasses.replace(
-      config, packing=Packing(32, registers=4),
+      config,
+      packing=Packing(32, registers=4),
       model=config.model.replace(vocab_size=4),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow
 def test_stages_of_context(config, data, tmp_path):
   """Short windows first: as many tokens a step, another base, one run."""
   staged = dataclasses.replace(
-    config, probe_tokens=8,
-    stages=(Stage(8, 5, rope_base=1000.0), Stage(32, 7)),
-  )  # fmt: skip
+    config, probe_tokens=8, stages=(Stage(8, 5, rope_base=1000.0), Stage(32, 7))
+  )
   kinds, records, state = _go(staged, data, tmp_path / "a")
   assert ("saved", 5) in kinds and int(state.step) == 12
   lengths = [(r["step"], r["length"]) for r in records if r["kind"] == "train"]

@@ -33,9 +33,13 @@ def test_schedules(schedule, at, share):
 
 def test_only_what_multiplies_decays():
   cfg = sinkjax.TINY.replace(
-    norm="layer", qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=True,
+    norm="layer",
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    qk_norm=True,
     positions="learned",
-  )  # fmt: skip
+  )
   params = jax.tree.map(lambda x: jnp.ones(x.shape), param_shapes(cfg))
   config = OptimizerConfig(peak=0.5, schedule="constant", warmup=0)
   optimizer = make_optimizer(config, 10)
@@ -52,9 +56,15 @@ def test_clipping():
   params = {"embed": jnp.ones((3,))}
   for clip, wanted in ((1.0, 1.0), (None, 30.0)):
     config = OptimizerConfig(
-      peak=1.0, schedule="constant", warmup=0, clip=clip, weight_decay=0.0,
-      b1=0.0, b2=0.0, eps=1e6,
-    )  # fmt: skip
+      peak=1.0,
+      schedule="constant",
+      warmup=0,
+      clip=clip,
+      weight_decay=0.0,
+      b1=0.0,
+      b2=0.0,
+      eps=1e6,
+    )
     optimizer = make_optimizer(config, 10)
     grads = {"embed": jnp.array([30.0, 0.0, 0.0])}
     updates, _ = optimizer.update(grads, optimizer.init(params), params)

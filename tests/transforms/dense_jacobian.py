@@ -15,9 +15,15 @@ import sinkjax
 from sinkjax.transforms import jacobian_engine
 
 BASE = sinkjax.ModelConfig(
-  vocab_size=32, d_model=8, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=6,
-  d_ff=14, max_len=32,
-)  # fmt: skip
+  vocab_size=32,
+  d_model=8,
+  n_layers=3,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=6,
+  d_ff=14,
+  max_len=32,
+)
 """No two axes of the same length but for L, which no array has beside T."""
 
 RESIDUAL = ("embed", "resid_pre", "resid_mid", "resid_post", "final")
@@ -131,12 +137,26 @@ class Dense:
     targets: the sites that are watched.
   """
 
-  def __init__(self, f, params, tokens, edits=None, *, positions=None,
-               sources=RESIDUAL, targets=RESIDUAL):  # fmt: skip
+  def __init__(
+    self,
+    f,
+    params,
+    tokens,
+    edits=None,
+    *,
+    positions=None,
+    sources=RESIDUAL,
+    targets=RESIDUAL,
+  ):
     blocks = _dense(
-      f.cfg, params, tokens, sinkjax.Taps(edits or {}), positions,
-      tuple(sources), tuple(targets),
-    )  # fmt: skip
+      f.cfg,
+      params,
+      tokens,
+      sinkjax.Taps(edits or {}),
+      positions,
+      tuple(sources),
+      tuple(targets),
+    )
     self._blocks = jax.tree.map(np.asarray, blocks)
     self._last = f.cfg.n_layers - 1
 

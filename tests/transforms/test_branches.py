@@ -35,9 +35,11 @@ def alone(cfg, params, edits=None):
 
 @pytest.mark.parametrize(
   "edit",
-  [pytest.param(None, marks=pytest.mark.slow),
-   sinkjax.knockout(0, from_layer=1)],
-)  # fmt: skip
+  [
+    pytest.param(None, marks=pytest.mark.slow),
+    sinkjax.knockout(0, from_layer=1),
+  ],
+)
 def test_a_branch_is_what_it_would_be_alone(model, edit):
   cfg, params = model
   with jax.enable_x64(True):
@@ -85,8 +87,9 @@ def test_parents_and_refusals():
 
 def test_what_a_tokenizer_joins_is_scored():
   def pairs(text):  # two letters a token
-    return [int.from_bytes(text[i : i + 2].encode()) for i in
-            range(0, len(text), 2)]  # fmt: skip
+    return [
+      int.from_bytes(text[i : i + 2].encode()) for i in range(0, len(text), 2)
+    ]
 
   context, rests = split_endings(pairs, "abc", ["de", "f"])
   assert context == pairs("ab")

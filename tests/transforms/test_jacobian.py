@@ -201,9 +201,13 @@ def test_callbacks(norms, whole, method):
     columns.update(zip(some, values.T, strict=True))
 
   norms(
-    cols=[3, 1], rows=[4, 2], method=method, finished=finished,
-    progress=lambda *step: steps.append(step), report=reports.append,
-  )  # fmt: skip
+    cols=[3, 1],
+    rows=[4, 2],
+    method=method,
+    finished=finished,
+    progress=lambda *step: steps.append(step),
+    report=reports.append,
+  )
   assert set(columns) == {1, 3}
   for column, values in columns.items():
     same(values, whole[[4, 2], column])
@@ -254,9 +258,14 @@ def test_devices_change_nothing(norms):
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
   }
   run = subprocess.run(
-    [sys.executable, "-c", SPREAD], input=json.dumps(cases), text=True,
-    capture_output=True, cwd=ROOT, env=env, check=False,
-  )  # fmt: skip
+    [sys.executable, "-c", SPREAD],
+    input=json.dumps(cases),
+    text=True,
+    capture_output=True,
+    cwd=ROOT,
+    env=env,
+    check=False,
+  )
   assert run.returncode == 0, run.stderr[-2000:]
   for case, line in zip(cases, run.stdout.splitlines(), strict=True):
     del case["devices"]

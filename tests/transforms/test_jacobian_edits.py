@@ -34,10 +34,18 @@ from dense_jacobian import (
 
 # With what GPT-2 has, but for a head's own keys.
 CFG = BASE.replace(
-  n_layers=2, norm="layer", qkv_bias=True, out_bias=True, gated_mlp=False,
-  mlp_bias=True, positions="learned", activation="gelu", tie_embeddings=True,
-  scan_layers=False, dtype="float64",
-)  # fmt: skip
+  n_layers=2,
+  norm="layer",
+  qkv_bias=True,
+  out_bias=True,
+  gated_mlp=False,
+  mlp_bias=True,
+  positions="learned",
+  activation="gelu",
+  tie_embeddings=True,
+  scan_layers=False,
+  dtype="float64",
+)
 LENGTH, NOWHERE = 5, -1
 FIRST, LAST = ("embed", 0), ("final", 0)
 SITES = list(sinkjax.SITES)
@@ -151,17 +159,25 @@ class Case:
     """[T, T, D, D]."""
     g = sinkjax.intervene(self.f, edits)
     blocks = token_jacobian(
-      g, self.layers, self.tokens, every_pair(LENGTH), source=source,
-      target=target, **kw,
-    )  # fmt: skip
+      g,
+      self.layers,
+      self.tokens,
+      every_pair(LENGTH),
+      source=source,
+      target=target,
+      **kw,
+    )
     return blocks.reshape(LENGTH, LENGTH, 8, 8)
 
   def _dense(self, at, kinds):
     return Dense(
-      self.f, self.params, self.tokens, self.edits(at, kinds),
+      self.f,
+      self.params,
+      self.tokens,
+      self.edits(at, kinds),
       sources=("embed", "resid_pre"),
       targets=("resid_post", "final"),
-    )  # fmt: skip
+    )
 
   def dense(self, at="", kinds=()):
     return self.run_dense(at, kinds)
@@ -240,9 +256,13 @@ def test_edits_that_mix_tokens_backward(case, site):
   g = sinkjax.intervene(case.f, case.edits(site, ("after",)))
   with pytest.raises(SelfCheckError, match="sends information backwards"):
     jacobian_norms(
-      g, case.layers, case.tokens, cols=[3], target="final",
+      g,
+      case.layers,
+      case.tokens,
+      cols=[3],
+      target="final",
       finished=lambda columns, values: pytest.fail("handed over unchecked"),
-    )  # fmt: skip
+    )
 
 
 def test_an_edit_at_embed_stands_before_the_source(case):
@@ -316,8 +336,9 @@ def test_edits_of_what_projections_read(change, monkeypatch):
   with jax.enable_x64(True), quickly_compiled():
     f, params = model(cfg)
     sites = ("attn_in", "mlp_in", "mlp_act")
-    edits = {site: sinkjax.chain(sinkjax.scale(token), Bend(0.3))
-             for site in sites}  # fmt: skip
+    edits = {
+      site: sinkjax.chain(sinkjax.scale(token), Bend(0.3)) for site in sites
+    }
     g = sinkjax.intervene(f, edits)
     want = jacobian_norms(g, params, text(LENGTH), method="reference")
     widths = widths_pushed_directly(monkeypatch)

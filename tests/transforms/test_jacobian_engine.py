@@ -61,9 +61,14 @@ def check(base, norm="fro", cols=None, **kw):
   """The plan by which the right norms came out."""
   reports = []
   got = jacobian_norms(
-    base.f, base.layers, base.tokens, norm=norm, cols=cols,
-    report=reports.append, **kw,
-  )  # fmt: skip
+    base.f,
+    base.layers,
+    base.tokens,
+    norm=norm,
+    cols=cols,
+    report=reports.append,
+    **kw,
+  )
   want = base.want[norm] if cols is None else base.want[norm][:, cols]
   np.testing.assert_allclose(got, want, rtol=1e-4)
   return reports[0]["plan"]
@@ -74,9 +79,12 @@ PLANS = {
   "padded": {"window": 3, "sources": 2, "directions": 8, "kept": 1},
   "directly": {"window": 2, "sources": 2, "directions": 4, "folded": False},
   "directly, padded": {
-    "window": 5, "sources": 3, "directions": 2, "folded": False,
+    "window": 5,
+    "sources": 3,
+    "directions": 2,
+    "folded": False,
   },
-}  # fmt: skip
+}
 
 
 def planned(monkeypatch, name):
@@ -137,9 +145,14 @@ def test_plans_keep_to_the_budget(devices):
   ):
     columns = [length - 1] if few else range(length)
     plan = make_plan(
-      cfg, length, columns=columns, many=576, layers=30, budget=budget,
+      cfg,
+      length,
+      columns=columns,
+      many=576,
+      layers=30,
+      budget=budget,
       devices=devices,
-    )  # fmt: skip
+    )
     assert 0 < plan.bytes <= budget
     assert 576 % plan.directions == 0
     assert plan.sources % devices == 0
@@ -186,9 +199,8 @@ def test_no_program_holds_the_dense_jacobian(monkeypatch, budget, cols, folded):
         monkeypatch.setattr(module, name, measured(name, fn))
   plans = []
   jacobian_norms(
-    f, params, text(length), cols=cols, budget_bytes=budget,
-    report=plans.append,
-  )  # fmt: skip
+    f, params, text(length), cols=cols, budget_bytes=budget, report=plans.append
+  )
   assert len(sizes) > 2
   assert plans[0]["plan"].folded == folded
   assert plans[0]["plan"].bytes <= budget < 4 * (length * cfg.d_model) ** 2

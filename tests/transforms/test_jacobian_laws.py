@@ -73,12 +73,21 @@ def all_folded(monkeypatch):
 
 
 GEMMA = {
-  "n_kv_heads": 1, "norm_offset": 1.0, "post_norms": True, "qk_norm": True,
-  "attn_softcap": 1.0, "logit_softcap": 3.0, "window": 3, "embed_scale": 3.0,
-  "local_layers": (True, False, True), "rope_local_base": 100.0,
-  "attn_scale": 0.7, "activation": "gelu_tanh",
-  "rope_dim": 4, "rope_scaling": sinkjax.RopeScaling("linear", factor=2.0),
-}  # fmt: skip
+  "n_kv_heads": 1,
+  "norm_offset": 1.0,
+  "post_norms": True,
+  "qk_norm": True,
+  "attn_softcap": 1.0,
+  "logit_softcap": 3.0,
+  "window": 3,
+  "embed_scale": 3.0,
+  "local_layers": (True, False, True),
+  "rope_local_base": 100.0,
+  "attn_scale": 0.7,
+  "activation": "gelu_tanh",
+  "rope_dim": 4,
+  "rope_scaling": sinkjax.RopeScaling("linear", factor=2.0),
+}
 """Every option that a plain model, as in the other files, is without."""
 
 
@@ -205,10 +214,22 @@ def test_leaving_mixing_out_is_far_off(base):
 # divides by a constant, and a rectifier far above zero is the identity. As in
 # GPT-NeoX, the MLP reads what the attention reads.
 LINEAR = sinkjax.ModelConfig(
-  vocab_size=32, d_model=8, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=4,
-  d_ff=12, max_len=32, norm_eps=1e10, positions="none", gated_mlp=False,
-  mlp_bias=True, activation="relu", parallel_residual=True, dtype="float64",
-)  # fmt: skip
+  vocab_size=32,
+  d_model=8,
+  n_layers=2,
+  n_heads=2,
+  n_kv_heads=2,
+  head_dim=4,
+  d_ff=12,
+  max_len=32,
+  norm_eps=1e10,
+  positions="none",
+  gated_mlp=False,
+  mlp_bias=True,
+  activation="relu",
+  parallel_residual=True,
+  dtype="float64",
+)
 
 
 def blank():
@@ -217,8 +238,10 @@ def blank():
   params = jax.tree.map(lambda s: np.zeros(s.shape), shapes)
   rng = np.random.default_rng(5)
   params["embed"] = rng.normal(size=(32, 8))
-  for norm in (*(params["blocks"][n] for n in ("attn_norm", "mlp_norm")),
-               params["final_norm"]):  # fmt: skip
+  for norm in (
+    *(params["blocks"][n] for n in ("attn_norm", "mlp_norm")),
+    params["final_norm"],
+  ):
     norm["scale"][:] = 1e5
   return params, params["blocks"]
 
@@ -306,19 +329,33 @@ def test_one_head_by_the_derivative_of_its_softmax():
 
 
 OPTIONS = [
-  {"n_kv_heads": 4}, {"norm": "layer"}, {"norm_eps": 1e-2},
-  {"norm_offset": 1.0}, {"post_norms": True}, {"qk_norm": True},
-  {"qkv_bias": True}, {"out_bias": True}, {"gated_mlp": False},
-  {"mlp_bias": True}, {"activation": "relu"}, {"activation": "gelu"},
-  {"activation": "gelu_tanh"}, {"parallel_residual": True},
-  {"parallel_residual": True, "post_norms": True}, {"positions": "learned"},
-  {"positions": "none"}, {"rope_dim": 2}, {"attn_scale": 0.7},
-  {"attn_softcap": 1.0}, {"embed_scale": 3.0}, {"scan_layers": False},
+  {"n_kv_heads": 4},
+  {"norm": "layer"},
+  {"norm_eps": 1e-2},
+  {"norm_offset": 1.0},
+  {"post_norms": True},
+  {"qk_norm": True},
+  {"qkv_bias": True},
+  {"out_bias": True},
+  {"gated_mlp": False},
+  {"mlp_bias": True},
+  {"activation": "relu"},
+  {"activation": "gelu"},
+  {"activation": "gelu_tanh"},
+  {"parallel_residual": True},
+  {"parallel_residual": True, "post_norms": True},
+  {"positions": "learned"},
+  {"positions": "none"},
+  {"rope_dim": 2},
+  {"attn_scale": 0.7},
+  {"attn_softcap": 1.0},
+  {"embed_scale": 3.0},
+  {"scan_layers": False},
   {"window": 2, "local_layers": (True, False, True), "rope_local_base": 9.0},
   {"rope_scaling": sinkjax.RopeScaling("linear", factor=2.0)},
   {"rope_scaling": sinkjax.RopeScaling("llama3", original_max_len=8)},
   {"rope_scaling": sinkjax.RopeScaling("factors", factors=(1.0, 4.0, 9.0))},
-]  # fmt: skip
+]
 
 
 @pytest.mark.slow

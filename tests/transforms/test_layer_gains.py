@@ -12,9 +12,17 @@ from sinkjax.taps import Tapper, Taps
 from sinkjax.transforms.layer_gains import layer_gains, top_singular
 
 CFG = sinkjax.ModelConfig(
-  vocab_size=32, d_model=10, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=6,
-  d_ff=14, max_len=32, dtype="float64", norm_offset=1.0,
-)  # fmt: skip
+  vocab_size=32,
+  d_model=10,
+  n_layers=2,
+  n_heads=4,
+  n_kv_heads=2,
+  head_dim=6,
+  d_ff=14,
+  max_len=32,
+  dtype="float64",
+  norm_offset=1.0,
+)
 IDS = jnp.array([3, 1, 4, 1, 5])
 
 
@@ -27,10 +35,13 @@ def wide():
 def random_params(cfg, seed=0):
   leaves, tree = jax.tree.flatten(sinkjax.param_shapes(cfg))
   rng = np.random.default_rng(seed)
-  return jax.tree.unflatten(tree, [
-    jnp.asarray(rng.normal(size=leaf.shape) * leaf.shape[-1] ** -0.5)
-    for leaf in leaves
-  ])  # fmt: skip
+  return jax.tree.unflatten(
+    tree,
+    [
+      jnp.asarray(rng.normal(size=leaf.shape) * leaf.shape[-1] ** -0.5)
+      for leaf in leaves
+    ],
+  )
 
 
 def by_hand(cfg, params, fn):
@@ -62,13 +73,19 @@ def by_hand(cfg, params, fn):
           key[h, t, s] = np.linalg.norm(write @ away) * np.linalg.norm(d_score)
           d_query = k[s, n] @ turned[t][0][h] @ norm[t] * cfg.score_scale
           add[t] += pattern[h, t, s] * np.outer(write @ away, d_query)
-    tail = [_mlp_derivative(cfg, block, mid) for mid in
-            trace["resid_mid"][layer]]  # fmt: skip
+    tail = [
+      _mlp_derivative(cfg, block, mid) for mid in trace["resid_mid"][layer]
+    ]
     gain = np.array([np.linalg.norm(one, 2) for one in tail])
-    query = [np.linalg.norm(one @ more, 2) for one, more in
-             zip(tail, add, strict=True)]  # fmt: skip
-    for name, value in (("copy", copy), ("mlp", gain), ("key", key),
-                        ("query", np.array(query) / gain)):  # fmt: skip
+    query = [
+      np.linalg.norm(one @ more, 2) for one, more in zip(tail, add, strict=True)
+    ]
+    for name, value in (
+      ("copy", copy),
+      ("mlp", gain),
+      ("key", key),
+      ("query", np.array(query) / gain),
+    ):
       found[name].append(value)
   return {name: np.stack(value) for name, value in found.items()}, trace
 
@@ -123,8 +140,11 @@ def test_edits_are_in_the_gains():
   edits = {"scores": sinkjax.scale(0.5), "v": sinkjax.scale(3.0)}
   got = layer_gains(sinkjax.intervene(f, edits), params, IDS)
   attn = params["blocks"]["attn"]
-  other = {**attn, "q": {"kernel": attn["q"]["kernel"] * 0.5},
-           "v": {"kernel": attn["v"]["kernel"] * 3}}  # fmt: skip
+  other = {
+    **attn,
+    "q": {"kernel": attn["q"]["kernel"] * 0.5},
+    "v": {"kernel": attn["v"]["kernel"] * 3},
+  }
   blocks = {**params["blocks"], "attn": other}
   want = layer_gains(f, {**params, "blocks": blocks}, IDS)
   for a, b in zip(got, want, strict=True):

@@ -11,17 +11,14 @@ from sinkjax.transforms.statistics import (
   bootstrap,
   combine,
   fold,
-  histogram,
   mean_and_error,
   merge,
   run,
 )
 
-EDGES = [-2.0, -0.5, 0.0, 1.0, 3.0]
 ALL = {
   "mean": mean_and_error((3,), center=0.5),
   "bootstrap": bootstrap((3,), key=jax.random.key(1), replicates=50),
-  "histogram": histogram(EDGES),
   "combined": combine(
     {
       "a": mean_and_error((3,)),
@@ -146,15 +143,6 @@ def test_one_example_has_no_error():
   assert np.isnan(got["std"])
 
 
-def test_histogram_is_numpys(data):
-  for x in (data, np.array(EDGES), np.array([-9.0, 9.0, np.nan, 3.0])):
-    got = run(histogram(EDGES), [x])
-    np.testing.assert_array_equal(got["counts"], np.histogram(x, EDGES)[0])
-    assert got["below"] == np.sum(x < EDGES[0])
-    assert got["above"] == np.sum(x > EDGES[-1])
-    assert got["nan"] == np.isnan(x).sum()
-
-
 def test_poisson_draws_are_poisson():
   draws = np.asarray(statistics._poisson(jax.random.key(0), 0, 400_000))
   want = np.exp(-1) / np.array([1, 1, 2, 6, 24])
@@ -191,8 +179,6 @@ def test_bootstrap_of_two_examples_is_finite():
 @pytest.mark.parametrize(
   ("call", "message"),
   [
-    (lambda: histogram([1.0, 1.0]), "two or more ascending"),
-    (lambda: histogram([1.0]), "two or more ascending"),
     (lambda: bootstrap(key=jax.random.key(0), level=1.0), r"\(0, 1\), got 1"),
     (
       lambda: bootstrap(key=jax.random.key(0), replicates=20),
@@ -204,10 +190,7 @@ def test_bootstrap_of_two_examples_is_finite():
       lambda: mean_and_error().update(None, np.ones(3), weights=np.ones(2)),
       r"weights must be \[3\], got \(2,\)",
     ),
-    (
-      lambda: ALL["bootstrap"].update(None, np.ones((1, 3))),
-      "needs index",
-    ),
+    (lambda: ALL["bootstrap"].update(None, np.ones((1, 3))), "needs index"),
   ],
 )
 def test_refusals(call, message):

@@ -7,48 +7,46 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend import core
+from streamed import SOME, STATISTICS, observed, observers, reference, same
 
 import sinkjax
-from sinkjax.experiments.sink_profile import token_nll
-from sinkjax.metrics import sinks
+from sinkjax.analysis.sink_profile import token_nll
+from sinkjax.metrics import rows, sinks
+from sinkjax.metrics.rows import dense
 from sinkjax.models.attention import causal_mask
 from sinkjax.models.layerwise import InMemory
-from sinkjax.transforms import rows, streaming
-from sinkjax.transforms.rows import dense
+from sinkjax.transforms import chunks, streaming
 from sinkjax.transforms.streaming import stream_statistics
 
 VARIANTS = {
   "llama": {},
   "gpt2": {
-    "norm": "layer", "qkv_bias": True, "out_bias": True, "gated_mlp": False,
-    "mlp_bias": True, "positions": "learned", "tie_embeddings": True,
+    "norm": "layer",
+    "qkv_bias": True,
+    "out_bias": True,
+    "gated_mlp": False,
+    "mlp_bias": True,
+    "positions": "learned",
+    "tie_embeddings": True,
   },
   "gemma2": {
-    "norm_offset": 1.0, "post_norms": True, "attn_softcap": 5.0,
-    "logit_softcap": 3.0, "window": 3, "embed_scale": 5.0,
+    "norm_offset": 1.0,
+    "post_norms": True,
+    "attn_softcap": 5.0,
+    "logit_softcap": 3.0,
+    "window": 3,
+    "embed_scale": 5.0,
     "local_layers": (True, False, True),
   },
   "gemma3": {
-    "qk_norm": True, "window": 3, "local_layers": (True, True, False),
+    "qk_norm": True,
+    "window": 3,
+    "local_layers": (True, True, False),
     "rope_local_base": 100.0,
   },
   "neox": {"parallel_residual": True, "rope_dim": 2, "norm": "layer"},
   "nope": {"positions": "none", "activation": "relu"},
-}  # fmt: skip
-
-STATISTICS = {
-  "sink": rows.sink_score(),
-  "sink5": rows.sink_score(key=5),
-  "first": rows.first_token_mass(),
-  "entropy": rows.attention_entropy(),
-  "share": rows.attention_entropy(normalize=True),
-  "received": rows.received_mass(),
-  "distance": rows.mass_by_distance(),
-  "within": rows.mass_within((1, 4)),
-  "written": rows.value_weighted_mass(),
-  "written2": rows.value_weighted_mass(key=2),
 }
-SOME = {name: STATISTICS[name] for name in ("sink", "entropy", "received")}
 
 
 @pytest.fixture(params=VARIANTS, scope="module")
@@ -56,59 +54,6 @@ def variant(request):
   cfg = sinkjax.TINY.replace(**VARIANTS[request.param])
   params = sinkjax.init_params(cfg, jax.random.key(0))
   return jax.tree.map(lambda x: x * 1.5, params), cfg
-
-
-def reference(p, v):
-  """Every statistic of patterns [L, B, H, T, S] by its definition."""
-  p = np.asarray(p, np.float64)
-  norms = np.linalg.norm(np.asarray(v, np.float64), axis=-1)  # [L, B, S, N]
-  norms = np.repeat(np.moveaxis(norms, 2, 3), p.shape[2] // v.shape[3], axis=2)
-  length = p.shape[-1]
-  t, s = np.mgrid[:length, :length]
-  logs = np.log(np.where(p > 0, p, 1))
-  entropy = -(p * logs).sum(axis=-1)[..., 1:]
-  written = p * norms[..., None, :]
-  written /= written.sum(axis=-1, keepdims=True)
-  return {
-    "sink": p[..., 0].mean(axis=-1),
-    "sink5": p[..., 5:, 5].mean(axis=-1),
-    "first": p[..., 0],
-    "entropy": entropy.mean(axis=-1),
-    "share": (entropy / np.log(np.arange(2, length + 1))).mean(axis=-1),
-    "received": np.stack(
-      [p[..., k:, k].mean(axis=-1) for k in range(length)], axis=-1
-    ),
-    "distance": np.stack(
-      [p[..., t - s == d].mean(axis=-1) for d in range(length)], axis=-1
-    ),
-    "within": np.stack(
-      [(p * (t - s < w)).sum(axis=-1).mean(axis=-1) for w in (1, 4)], axis=-1
-    ),
-    "written": written[..., 0].mean(axis=-1),
-    "written2": written[..., 2:, 2].mean(axis=-1),
-  }
-
-
-def observed(f, params, tokens, *sites):
-  observers = {site: (site, lambda x: x) for site in sites}
-  return sinkjax.capture(f, observers)(params, tokens)
-
-
-def observers(statistics):
-  """The statistics as observers of a dense pass."""
-  reads = {"written": ("pattern", "v"), "written2": ("pattern", "v")}
-  return {
-    name: (reads.get(name, "pattern"), dense(statistic))
-    for name, statistic in statistics.items()
-  }
-
-
-def same(got, want):
-  assert set(got) == set(want)
-  for name, value in want.items():
-    np.testing.assert_allclose(
-      got[name], value, rtol=2e-5, atol=2e-6, err_msg=name
-    )
 
 
 def test_every_statistic_and_the_likelihood(variant, tokens):
@@ -146,9 +91,9 @@ def test_any_block(tiny, tokens, block):
 
 def test_the_metrics_are_those_of_sinks(tiny, tokens):
   params, cfg = tiny
-  pattern = observed(
-    sinkjax.forward(cfg), params, tokens, "pattern"
-  ).trace["pattern"][1]  # fmt: skip
+  pattern = observed(sinkjax.forward(cfg), params, tokens, "pattern").trace[
+    "pattern"
+  ][1]
   for statistic, metric in (
     (rows.sink_score(key=2), lambda p: sinks.sink_score(p, key=2)),
     (rows.first_token_mass(), sinks.first_token_mass),
@@ -207,93 +152,10 @@ def test_tokens_and_vocabulary_in_pieces(tiny, tokens, monkeypatch):
   cfg = cfg.replace(norm_eps=2e-5)  # a config that nothing compiled
   f = sinkjax.forward(cfg)
   want = token_nll(f(params, tokens).logits, tokens)
-  monkeypatch.setattr(streaming, "CHUNK", 5)
+  monkeypatch.setattr(chunks, "CHUNK", 5)
   monkeypatch.setattr(layerwise, "UNEMBED_COLUMNS", 24)
   got = stream_statistics(f, {})(params, tokens).nll
   np.testing.assert_allclose(got, want, rtol=1e-5)
-
-
-EDITS = {
-  "knockout": {"scores": sinkjax.knockout(0, from_layer=1)},
-  "knockout in some heads": {
-    "scores": sinkjax.knockout(4, heads=[True, False, True, False])
-  },
-  "scores": {
-    "scores": sinkjax.chain(
-      sinkjax.scale(np.array([1.0, 2, 0, 3])[:, None, None][None]),
-      sinkjax.add(0.5, layers=[1]), sinkjax.knockout(3),
-    )
-  },
-  "uniform": {"scores": sinkjax.replace(0.0, layers=1)},
-  "pattern": {"pattern": sinkjax.chain(sinkjax.scale(0.5), sinkjax.add(0.01))},
-  "heads": {"z": sinkjax.ablate_heads(np.eye(3, 4, dtype=bool))},
-  "whole": {
-    "embed": sinkjax.scale(1.5), "resid_pre": sinkjax.add(0.1, layers=2),
-    "attn_in": sinkjax.patch(jnp.ones((3, 2, 12, 32)), positions=[3]),
-    "q": sinkjax.scale(2.0), "k": lambda k, layer: k[:, ::-1],
-    "v": sinkjax.scale(jnp.linspace(0, 2, 12)[None, :, None, None]),
-    "attn_out": sinkjax.scale(0.5),
-    "resid_mid": lambda x, layer: x - x.mean(axis=1, keepdims=True),
-    "mlp_in": sinkjax.add(jnp.linspace(0, 1, 12)[None, :, None]),
-    "mlp_act": lambda x, layer: x - x.mean(axis=1, keepdims=True),
-    "mlp_out": sinkjax.scale(jnp.linspace(0, 2, 12)[None, :, None]),
-    "resid_post": sinkjax.patch(jnp.ones((3, 2, 12, 32)), positions=[0, 7]),
-    "final": sinkjax.scale(2.0),
-  },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", EDITS)
-def test_edits_act_as_in_a_dense_pass(tiny, tokens, name):
-  params, cfg = tiny
-  g = sinkjax.intervene(sinkjax.forward(cfg), EDITS[name])
-  statistics = STATISTICS
-  if name == "pattern":  # what a row puts on its future is nobody's distance
-    statistics = {k: STATISTICS[k] for k in ("sink", "entropy", "received")}
-  want = sinkjax.capture(g, observers(statistics))(params, tokens)
-  got = stream_statistics(g, statistics, block=5)(params, tokens)
-  same(got.trace, want.trace)
-  np.testing.assert_allclose(got.nll, token_nll(want.logits, tokens), rtol=1e-5)
-
-
-def test_observers_outside_the_rows_and_dense_ones(tiny, tokens):
-  params, cfg = tiny
-  whole = ("embed", "resid_pre", "attn_in", "z", "mlp_in", "mlp_act",
-           "resid_post", "final")  # fmt: skip
-  seen = {
-    **observers(STATISTICS),
-    "pair": (("v", "resid_post"), lambda v, x: x.sum() + v.sum()),
-    **{site: (site, lambda x: x) for site in whole},
-  }
-  h = sinkjax.capture(sinkjax.forward(cfg), seen)
-  got = stream_statistics(h, {"again": SOME["sink"]}, block=5)(params, tokens)
-  again = got.trace.pop("again")
-  np.testing.assert_array_equal(again, got.trace["sink"])
-  want = h(params, tokens).trace
-  for name in ("pair", *whole):
-    np.testing.assert_allclose(
-      got.trace.pop(name), want.pop(name), rtol=1e-4, atol=1e-5
-    )
-  same(got.trace, want)
-
-
-@pytest.mark.parametrize("site", ["mlp_in", "mlp_act"])
-def test_a_tap_in_the_mlp_sees_every_token(tiny, tokens, monkeypatch, site):
-  """Though the MLP takes a long text in chunks."""
-  params, cfg = tiny
-  monkeypatch.setattr(streaming, "CHUNK", 5)
-
-  def turned(x, layer):
-    return x[:, ::-1] - x.mean(axis=1, keepdims=True)
-
-  g = sinkjax.intervene(sinkjax.forward(cfg), {site: turned})
-  h = sinkjax.capture(g, {"seen": (site, lambda x: x)})
-  got = stream_statistics(h, {}, block=3)(params, tokens)
-  want = h(params, tokens)
-  np.testing.assert_allclose(
-    got.trace["seen"], want.trace["seen"], rtol=1e-4, atol=1e-5
-  )
-  np.testing.assert_allclose(got.nll, token_nll(want.logits, tokens), rtol=1e-5)
 
 
 def test_mask_of_rows_is_the_mask():
@@ -365,26 +227,6 @@ def test_bfloat16(tiny, tokens):
   for name, value in want.items():
     np.testing.assert_allclose(got.trace[name], value, atol=0.02)
   assert np.all(np.isfinite(got.nll))
-
-
-def no_rows(scores, layer):
-  return scores
-
-
-@pytest.mark.parametrize(
-  ("edits", "message"),
-  [
-    ({"scores": no_rows}, "the edit no_rows cannot act on a block"),
-    ({"pattern": sinkjax.patch(jnp.ones(3))}, "the edit Patch cannot"),
-    ({"scores": sinkjax.chain(no_rows)}, "the edit no_rows cannot"),
-    ({"scores": sinkjax.add(jnp.zeros((12, 12)))}, "Add of a block of rows"),
-  ],
-)
-def test_edits_that_need_every_row(tiny, tokens, edits, message):
-  params, cfg = tiny
-  g = sinkjax.intervene(sinkjax.forward(cfg), edits)
-  with pytest.raises(ValueError, match=message):
-    stream_statistics(g, {})(params, tokens)
 
 
 def test_refusals(tiny, tokens):

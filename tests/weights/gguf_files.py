@@ -1,7 +1,8 @@
 """Builds small weight files, valid by default and broken on request.
 
 Written from the format descriptions with `struct` and `json` alone, so that
-it shares no code with what it tests.
+it shares no code with what it tests; `load_gguf` and `load_safetensors` are the
+two that read with that code.
 """
 
 import dataclasses
@@ -16,14 +17,35 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFValueType as Value
 
+from sinkjax.weights.formats import gguf as ours
+from sinkjax.weights.formats import safetensors_io
 from sinkjax.weights.validate import WeightsError
 
 PACK = {
-  Value.UINT8: "<B", Value.INT8: "<b", Value.UINT16: "<H", Value.INT16: "<h",
-  Value.UINT32: "<I", Value.INT32: "<i", Value.FLOAT32: "<f",
-  Value.BOOL: "<B", Value.UINT64: "<Q", Value.INT64: "<q",
+  Value.UINT8: "<B",
+  Value.INT8: "<b",
+  Value.UINT16: "<H",
+  Value.INT16: "<h",
+  Value.UINT32: "<I",
+  Value.INT32: "<i",
+  Value.FLOAT32: "<f",
+  Value.BOOL: "<B",
+  Value.UINT64: "<Q",
+  Value.INT64: "<q",
   Value.FLOAT64: "<d",
-}  # fmt: skip
+}
+
+
+def can_dequantize(type_: Type) -> bool:
+  size = gguf.GGML_QUANT_SIZES[type_][1]
+  try:
+    gguf.quants.dequantize(np.zeros((1, size), np.uint8), type_)
+  except NotImplementedError:
+    return False
+  return True
+
+
+TYPES = [type_ for type_ in Type if can_dequantize(type_)]
 
 
 def string(text: str | bytes) -> bytes:
@@ -168,9 +190,14 @@ def safetensors_bytes(
 
 
 NAMES = {
-  "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64",
-  "int64": "I64", "bool": "BOOL", "uint8": "U8",
-}  # fmt: skip
+  "float32": "F32",
+  "float16": "F16",
+  "bfloat16": "BF16",
+  "float64": "F64",
+  "int64": "I64",
+  "bool": "BOOL",
+  "uint8": "U8",
+}
 
 
 def safetensors_header(tensors: dict[str, np.ndarray]) -> tuple[dict, bytes]:
@@ -234,3 +261,36 @@ def expect_refusal(path, load, match: str) -> None:
   assert message.isprintable(), "one line"
   assert len(message) < 600
   assert message.startswith(str(path)), message
+
+
+INDEX = "model.safetensors.index.json"
+FIRST, SECOND = default_shards()
+
+
+def write(folder, data: bytes, name: str = "m.gguf"):
+  path = folder / name
+  path.write_bytes(data)
+  return path
+
+
+def write_safetensors(folder, data: bytes, name: str = "model.safetensors"):
+  return write(folder, data, name)
+
+
+def load_gguf(path):
+  file = ours.open_gguf(path)
+  return file, {name: ours.read_tensor(file, name) for name in file.tensors}
+
+
+def load_safetensors(path):
+  folder = safetensors_io.open_folder(path)
+  return folder, {name: folder.read(name) for name in folder.tensors}
+
+
+def check_default(values) -> None:
+  """The arrays of the default safetensors file, as float32."""
+  arrays = default_arrays()
+  assert set(values) == set(arrays)
+  for name, array in arrays.items():
+    assert values[name].dtype == np.float32
+    np.testing.assert_array_equal(values[name], array.astype(np.float32))

@@ -23,7 +23,7 @@ from hypothesis import strategies
 from jax.tree_util import tree_leaves as leaves
 
 import sinkjax
-from sinkjax.weights import gguf, safetensors_io
+from sinkjax.weights.formats import gguf, safetensors_io
 from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -33,11 +33,13 @@ QUICK, SLOW = 80, 2000
 FAMILY = pathlib.Path(__file__).parents[1] / "golden" / "families" / "llama3"
 INDEX = "model.safetensors.index.json"
 LIMIT_S = 2.0
-EXTREMES = sorted({
-  (base + step) % 2**64
-  for base in (0, 2**7, 2**8, 2**15, 2**16, 2**20, 2**31, 2**32, 2**62, 2**63)
-  for step in (-1, 0, 1, 4)
-})  # fmt: skip
+EXTREMES = sorted(
+  {
+    (base + step) % 2**64
+    for base in (0, 2**7, 2**8, 2**15, 2**16, 2**20, 2**31, 2**32, 2**62, 2**63)
+    for step in (-1, 0, 1, 4)
+  }
+)
 
 
 def mutate(data: bytes, rng: random.Random, header: int) -> bytes:
@@ -66,10 +68,30 @@ def mutate(data: bytes, rng: random.Random, header: int) -> bytes:
 
 
 JSON_VALUES = (
-  None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 1.5, "", "F64", "F16",
-  "../x.safetensors", "/x.safetensors", "a", [], {}, [0, 0], [1] * 9,
-  [[[]]], "\ud800", "x\n",
-)  # fmt: skip
+  None,
+  True,
+  -1,
+  0,
+  1,
+  2**31,
+  2**63,
+  2**64,
+  10**30,
+  1.5,
+  "",
+  "F64",
+  "F16",
+  "../x.safetensors",
+  "/x.safetensors",
+  "a",
+  [],
+  {},
+  [0, 0],
+  [1] * 9,
+  [[[]]],
+  "\ud800",
+  "x\n",
+)
 
 
 def mutate_json(node, rng: random.Random):
@@ -179,11 +201,11 @@ def config_case(folder: pathlib.Path, rng: random.Random):
 @functools.cache
 def whole_gguf() -> bytes:
   """A whole tiny model, tokenizer included, as one GGUF file."""
-  from test_gguf_model import write
+  from golden_models import write_gguf
 
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "m.gguf"
-    write(path, "llama2", "llama")
+    write_gguf(path, "llama2")
     return path.read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from sinkjax.weights import registry
 from sinkjax.weights.huggingface import load, save
 from sinkjax.weights.validate import WeightsError
 
-FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
-NAMES = sorted(path.name for path in FAMILIES.iterdir())
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from golden_models import FAMILIES, NAMES, write_sharded
+
 TOLERANCE = 1e-4
 CASES = ("single", "batch", "right_padded", "left_padded")
 
@@ -153,32 +155,12 @@ def test_refuses_broken_config(text, message, tmp_path):
     load(tmp_path)
 
 
-def sharded(folder, dtype=None):
-  """The tiny Llama 3 in two shards, as transformers splits large models."""
-  from safetensors.numpy import load_file, save_file
-
-  source = FAMILIES / "llama3"
-  tensors = load_file(source / "model.safetensors")
-  if dtype is not None:
-    tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
-  names, weight_map = sorted(tensors), {}
-  for i, part in enumerate((names[::2], names[1::2])):
-    file = f"model-0000{i + 1}-of-00002.safetensors"
-    save_file({name: tensors[name] for name in part}, folder / file)
-    weight_map |= dict.fromkeys(part, file)
-  index = {"metadata": {}, "weight_map": weight_map}
-  text = json.dumps(index)
-  (folder / "model.safetensors.index.json").write_text(text)
-  (folder / "config.json").write_bytes((source / "config.json").read_bytes())
-  return tensors
-
-
 @pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
 def test_sharded_and_half_precision_folders(dtype, tmp_path):
   import ml_dtypes
 
   kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
-  sharded(tmp_path, kind)
+  write_sharded(tmp_path, kind)
   params, _ = load(tmp_path)
   want, _ = load(FAMILIES / "llama3")
   if kind is not None:
@@ -208,14 +190,14 @@ def with_tokenizer(folder, tokens, bos):
   ],
 )
 def test_tokenizer_must_fit_the_model(tokens, bos, message, tmp_path):
-  sharded(tmp_path)
+  write_sharded(tmp_path)
   with_tokenizer(tmp_path, tokens, bos)
   with pytest.raises(WeightsError, match=message):
     sinkjax.load(tmp_path)
 
 
 def test_tokenizer_that_fits(tmp_path):
-  sharded(tmp_path)
+  write_sharded(tmp_path)
   with_tokenizer(tmp_path, 96, "t1")
   assert sinkjax.load(tmp_path).tokenizer.bos_id == 1
 
@@ -228,7 +210,7 @@ def test_hub_names_go_through_the_hub(tmp_path, monkeypatch):
   def snapshot_download(repo, *, local_dir, allow_patterns):
     assert repo == "org/tiny"
     local_dir.mkdir(parents=True, exist_ok=True)
-    sharded(local_dir)
+    write_sharded(local_dir)
     if "*.safetensors" not in allow_patterns:
       for path in local_dir.glob("*.safetensors"):
         path.unlink()

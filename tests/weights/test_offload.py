@@ -3,10 +3,7 @@
 import os
 import pathlib
 import shutil
-import subprocess
 import sys
-import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +15,22 @@ from safetensors.numpy import load_file, save_file
 
 import sinkjax
 from sinkjax.models import layerwise
-from sinkjax.weights import gguf, offload, tiles
+from sinkjax.weights import offload
+from sinkjax.weights.formats import gguf, tiles
 from sinkjax.weights.offload import Offloaded, open_layers, peak_estimate
 from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import gguf_files as files
-from test_gguf_model import write
-from test_huggingface import sharded
+from golden_models import (
+  FAMILIES,
+  GGUF,
+  NAMES,
+  reading_ahead,
+  write_gguf,
+  write_sharded,
+)
 
-ROOT = pathlib.Path(__file__).parents[2]
-FAMILIES = ROOT / "tests" / "golden" / "families"
-NAMES = sorted(path.name for path in FAMILIES.iterdir())
-ARCHITECTURES = {"llama2": "llama", "smollm2": "llama", "gpt2": "gpt2",
-                 "qwen3": "qwen3", "gemma": "gemma"}  # fmt: skip
 same = np.testing.assert_array_equal
 
 
@@ -82,11 +81,11 @@ def test_folder_gives_what_load_gives(name, prefetch):
   check_unembedding(opened, params)
 
 
-@pytest.mark.parametrize(("family", "arch"), ARCHITECTURES.items())
-def test_gguf_gives_what_load_gives(family, arch, tmp_path):
+@pytest.mark.parametrize("name", GGUF)
+def test_gguf_gives_what_load_gives(name, tmp_path):
   factors = [("rope_freqs.weight", np.array([1, 1, 4, 8], np.float32))]
-  extra = factors if family == "llama2" else ()
-  write(tmp_path / "m.gguf", family, arch, extra=extra)
+  extra = factors if name == "llama2" else ()
+  write_gguf(tmp_path / "m.gguf", name, extra=extra)
   params, cfg, tokenizer = sinkjax.load(tmp_path / "m.gguf")
   opened = open_layers(tmp_path / "m.gguf")
   assert opened.cfg == cfg
@@ -105,7 +104,7 @@ def test_smollm2_gives_what_load_gives(smollm2, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sharded_half_precision_folder(dtype, tmp_path):
-  sharded(tmp_path, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+  write_sharded(tmp_path, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
   params, _, _ = sinkjax.load(tmp_path)
   opened = open_layers(tmp_path)
   check(opened, params)
@@ -169,9 +168,11 @@ Q = "model.layers.2.self_attn.q_proj.weight"
 
 
 def poison(tensors):
-  tensors[Q] = np.where(np.arange(tensors[Q].size) == 7, np.nan, 0).astype(
-    np.float32
-  ).reshape(tensors[Q].shape)  # fmt: skip
+  tensors[Q] = (
+    np.where(np.arange(tensors[Q].size) == 7, np.nan, 0)
+    .astype(np.float32)
+    .reshape(tensors[Q].shape)
+  )
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_damage_in_a_layer_surfaces_where_it_is_asked_for(prefetch, tmp_path):
     with pytest.raises(WeightsError, match="NaN or infinite") as error:
       opened.layer(2)
     assert Q in str(error.value)
-  assert not ours()
+  assert not reading_ahead()
   opened.layer(0)
   opened.close()
 
@@ -207,7 +208,7 @@ def test_damage_in_a_layer_surfaces_where_it_is_asked_for(prefetch, tmp_path):
 @pytest.mark.parametrize("prefetch", [True, False], ids=["ahead", "plain"])
 def test_file_cut_short_after_it_was_opened(prefetch, tmp_path):
   path = tmp_path / "m.gguf"
-  write(path, "llama2", "llama")
+  write_gguf(path, "llama2")
   opened = open_layers(path, prefetch=prefetch)
   os.truncate(path, path.stat().st_size - 20_000)
   with pytest.raises(WeightsError, match="bytes early"):
@@ -239,10 +240,10 @@ def test_refuses_what_is_outside_the_tables():
 
 
 def test_refuses_formats_without_layers(glassllm_path, tmp_path):
-  from sinkjax.train import checkpoint
+  from sinkjax.weights import orbax_io
 
   params, cfg, _ = sinkjax.load(FAMILIES / "llama3")
-  checkpoint.save(tmp_path / "orbax", params, cfg)
+  orbax_io.save(tmp_path / "orbax", params, cfg)
   for name in ("glassllm-en", str(tmp_path / "orbax")):
     with pytest.raises(WeightsError, match="one by one only from") as error:
       open_layers(name)
@@ -256,59 +257,6 @@ def test_refuses_formats_without_layers(glassllm_path, tmp_path):
     open_layers(tmp_path / "text.txt")
   with pytest.raises(WeightsError, match="neither a file nor a folder"):
     open_layers("nonsense")
-
-
-def ours():
-  """Threads that read ahead; those told to end get a moment."""
-  for _ in range(100):
-    found = [t for t in threading.enumerate() if "sinkjax" in t.name]
-    if not found:
-      break
-    time.sleep(0.01)
-  return found
-
-
-def test_reads_one_layer_ahead_and_ends(monkeypatch):
-  read, names = offload._read_layer, []
-
-  def spy(unread, index):
-    names.append((index, threading.current_thread().name))
-    return read(unread, index)
-
-  monkeypatch.setattr(offload, "_read_layer", spy)
-  opened = open_layers(FAMILIES / "llama3")
-  for i in range(3):
-    opened.layer(i)
-  assert [index for index, _ in names] == [0, 1, 2]
-  assert ["sinkjax" in name for _, name in names] == [False, True, True]
-  assert not ours()
-  opened.layer(0)
-  opened.close()
-  assert not ours()
-  opened.layer(0)
-  del opened  # in the middle, without closing
-  assert not ours()
-  names.clear()
-  plain = open_layers(FAMILIES / "llama3", prefetch=False)
-  plain.layer(0)
-  assert [index for index, _ in names] == [0]
-
-
-def test_the_next_layer_is_read_while_one_is_in_use(monkeypatch):
-  read, begun, go = offload._read_layer, threading.Event(), threading.Event()
-
-  def slow(unread, index):
-    if index:
-      begun.set()
-      assert go.wait(10)
-    return read(unread, index)
-
-  monkeypatch.setattr(offload, "_read_layer", slow)
-  with open_layers(FAMILIES / "llama3") as opened:
-    opened.layer(0)
-    assert begun.wait(10)
-    go.set()
-    opened.layer(1)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -334,122 +282,6 @@ def test_rows_are_those_of_the_whole(turned, tmp_path, monkeypatch):
         gguf.read_rows(file, name, bad)
     with pytest.raises(WeightsError, match="out must be"):
       gguf.read_rows(file, name, [0], np.empty((2, 512), np.float32))
-
-
-def test_waits_for_computations_with_dropped_layers():
-  """JAX runs behind the caller: layers would pile up."""
-
-  @jax.jit
-  def work(layer, x):
-    return jax.lax.fori_loop(0, 300, lambda _, x: jnp.tanh(x @ x), x) + sum(
-      leaf.sum() for leaf in jax.tree.leaves(layer)
-    )
-
-  opened = open_layers(FAMILIES / "llama3", prefetch=False)
-  x = jnp.eye(300)
-  work(opened.layer(0), x).block_until_ready()
-  results = [work(opened.layer(i), x) for i in (0, 1, 2)]
-  assert all(x.is_ready() for x in results[:2])
-  held = [opened.layer(i) for i in (0, 1, 2, 0, 1)]  # these never wait
-  assert len(held) == 5
-
-
-def test_gives_up_waiting_for_layers_that_others_hold(monkeypatch):
-  monkeypatch.setattr(offload, "_PATIENCE_S", 0.05)
-  opened = open_layers(FAMILIES / "llama3", prefetch=False)
-  read, kept = offload._read_layer, []
-
-  def keep(unread, index):
-    kept.append(read(unread, index))
-    return kept[-1]
-
-  opened._ahead._read = lambda index: keep(opened._unread, index)
-  opened.layer(0)
-  opened.layer(1)
-  begin = time.monotonic()
-  held = opened.layer(2)
-  assert time.monotonic() - begin < 10 and held
-
-
-WALK = """
-import sys
-import jax, jax.numpy as jnp, numpy as np
-import sinkjax
-from sinkjax.weights.offload import open_layers
-
-def high():
-  lines = open("/proc/self/status").read().splitlines()
-  return 1024 * next(int(x.split()[1]) for x in lines if x[:5] == "VmHWM")
-
-jax.block_until_ready(jnp.ones((8, 8)) @ jnp.ones((8, 8)))
-with open("/proc/self/clear_refs", "w") as file:
-  file.write("5")  # VmHWM starts again from here
-before = high()
-model = open_layers("smollm2-135m", prefetch=sys.argv[1] == "ahead")
-opened = high()
-total = float(np.asarray(model.embedding(jnp.arange(64) * 700)).sum())
-for i in range(model.cfg.n_layers):
-  for leaf in jax.tree.leaves(model.layer(i)):
-    total += float(np.asarray(leaf).sum())
-for piece in model.unembedding():
-  total += float(np.asarray(piece).sum())
-print(opened - before, high() - before, total)
-"""
-
-
-@pytest.mark.skipif(
-  not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc"
-)
-@pytest.mark.parametrize("prefetch", ["ahead", "plain"])
-def test_memory_stays_far_below_the_model(prefetch, smollm2_path):
-  done = subprocess.run(
-    [sys.executable, "-c", WALK, prefetch],
-    cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  opened, peak, _ = (float(word) for word in done.stdout.split())
-  whole = 4 * 134_515_008
-  print(f"opened {opened / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB")
-  assert peak < 0.25 * whole, (opened, peak)
-
-
-JACOBIAN = (
-  WALK[: WALK.index("model = open")]
-  + """
-from sinkjax.experiments.loss_sensitivity import loss_gradient
-with open_layers("smollm2-135m", prefetch=False) as layers:
-  fn, ids = sinkjax.forward(layers.cfg), jnp.arange(4)
-  loss_gradient(fn, layers, ids)
-  sinkjax.jacobian_norms(
-    fn, layers, ids, source=("resid_pre", 25), target="resid_post",
-    budget_bytes=30_000_000,
-  )
-print(high() - before)
-"""
-)
-
-
-@pytest.mark.skipif(
-  not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc"
-)
-@pytest.mark.slow
-def test_a_jacobian_stays_far_below_the_model(smollm2_path):
-  done = subprocess.run(
-    [sys.executable, "-c", JACOBIAN, "plain"],
-    cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  peak, whole = int(done.stdout), 4 * 134_515_008
-  print(f"peak {peak / 1e6:.0f} MB")
-  assert peak < 0.35 * whole, peak
 
 
 def test_peak_estimate():

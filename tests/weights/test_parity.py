@@ -23,8 +23,9 @@ def families():
   return families
 
 
-@pytest.mark.parametrize("case", ["single", "batch", "right_padded",
-                                  "left_padded"])  # fmt: skip
+@pytest.mark.parametrize(
+  "case", ["single", "batch", "right_padded", "left_padded"]
+)
 @pytest.mark.parametrize(
   "name", sorted(path.name for path in (GOLDEN / "families").iterdir())
 )

@@ -131,10 +131,15 @@ def test_installed_package_is_used_in_place(tmp_path, glassllm_path):
   )
   done = subprocess.run(
     [sys.executable, "-c", code],
-    env={"PYTHONPATH": f"{tmp_path / 'site'}:.", "PATH": "/usr/bin",
-         "SINKJAX_CACHE": str(tmp_path / "cache")},
-    capture_output=True, text=True, check=True,
-  )  # fmt: skip
+    env={
+      "PYTHONPATH": f"{tmp_path / 'site'}:.",
+      "PATH": "/usr/bin",
+      "SINKJAX_CACHE": str(tmp_path / "cache"),
+    },
+    capture_output=True,
+    text=True,
+    check=True,
+  )
   assert done.stdout.strip() == str(site / "weights" / "en.npz")
   assert not (tmp_path / "cache").exists()
 
@@ -163,6 +168,8 @@ print((peak() - before) / size)
 """
   done = subprocess.run(
     [sys.executable, "-c", code, str(smollm2_path)],
-    capture_output=True, text=True, check=True,
-  )  # fmt: skip
+    capture_output=True,
+    text=True,
+    check=True,
+  )
   assert 0.9 < float(done.stdout) < 1.3

@@ -1,0 +1,149 @@
+"""The claims as one table a wing, and the README's scoreboard."""
+
+import re
+from collections.abc import Sequence
+
+from sinkjax.experiments import GROUPS, REGISTRY
+from sinkjax.experiments.harness.api import Claim
+from sitegen import markdown as md
+from sitegen.recorded import Run, counted
+
+WINGS = {
+  "paper": (
+    "Claims of Barbero et al. and of close relatives, measured on a model that "
+    "was trained by others."
+  ),
+  "applications": "What sinks are good and bad for, on such a model.",
+  "training": (
+    "Sinks in models trained for this, with three seeds or more. These models "
+    "are small and see few tokens: compare signs with the papers, not sizes."
+  ),
+}
+"""What stands above each wing's table."""
+
+SCOREBOARD = (
+  ("massive", "smollm2-135m", "sink_needs_massive"),
+  ("streaming", "smollm2-135m", "window_alone"),
+  ("pruning", "smollm2-135m", "remove_14_percent"),
+  ("noop_heads", "smollm2-135m", "two_kinds_of_sinks"),
+  ("noise_training", "cpu scale", "no_sink_changed_more_by_attack_first"),
+  ("perturbation", "smollm2-135m", "spread_last_layer"),
+  ("jacobian", "smollm2-135m", "exact_mixing"),
+  ("first_token", "smollm2-135m", "needles_without_sink"),
+  ("robustness", "smollm2-135m", "without_sink_noise_one"),
+  ("attack", "smollm2-135m", "attack_v_relative"),
+  ("packing", "gpu scale", "weaker_sink_without_pinned_bos_causal"),
+  ("attention_variants", "gpu scale", "less_sink_softpick"),
+)
+"""(experiment, subject, claim) of the README's findings, those that disagree
+with their source first."""
+
+SHORT = 125
+"""Characters of an effect that stay in one look at a cell or a line."""
+
+INTRODUCTION = """\
+# Claims
+
+Each row is a claim, under an id that stays when the wording is improved; each
+column is a model, or a scale of models trained for this. A cell holds the
+verdict and what was measured, with its 95 % interval. The rule that decides,
+what the source reports, and the figures are on the experiment's page.
+[What the verdicts mean](concepts.md#claims-and-verdicts).
+"""
+
+
+def effect(claim: Claim) -> str:
+  """What was measured: the first clause, and the next ones that fit `SHORT`.
+
+  A semicolon in brackets ends no clause.
+  """
+  clauses, depth = [""], 0
+  for char in claim.ours:
+    depth += (char == "(") - (char == ")")
+    if char == ";" and depth == 0:
+      clauses.append("")
+    else:
+      clauses[-1] += char
+  text = clauses[0]
+  for clause in clauses[1:]:
+    if len(text) + len(clause) >= SHORT:
+      break
+    text += f";{clause}"
+  return text
+
+
+def link(name: str, claim: str = "") -> str:
+  """The address of an experiment's page, relative to docs.
+
+  A heading's anchor keeps letters, digits, "_" and "-" of an id.
+  """
+  anchor = re.sub(r"[^\w-]", "", claim)
+  return f"experiments/{name}.md" + (f"#{anchor}" if claim else "")
+
+
+def page(runs: Sequence[Run]) -> str:
+  """docs/claims.md."""
+  claims = [claim for run in runs for claim in run.claims]
+  text = f"{INTRODUCTION}\nOf {len(claims)} verdicts: {counted(claims)}.\n"
+  for group in GROUPS:
+    inside = [run for run in runs if run.recorded.entry.group == group]
+    if inside:
+      text += f"\n## {group.capitalize()}\n\n{WINGS[group]}\n\n{_table(inside)}"
+  return text
+
+
+def _table(runs: Sequence[Run]) -> str:
+  """A row a claim, a column a subject."""
+  subjects = list(dict.fromkeys(run.subject for run in runs))
+  rows = []
+  for entry in REGISTRY:
+    of = {run.subject: run for run in runs if run.name == entry.name}
+    cells: dict[str, dict[str, Claim]] = {}
+    for subject, run in of.items():
+      for claim in run.claims:
+        cells.setdefault(claim.id, {})[subject] = claim
+    for name, by_subject in cells.items():
+      shown = next(iter(by_subject.values()))
+      rows.append(
+        [
+          f"{entry.name}<br>[`{name}`]({link(entry.name, name)})",
+          md.text(shown.claim),
+          *(_cell(by_subject.get(subject)) for subject in subjects),
+        ]
+      )
+  return md.table(["experiment, id", "claim", *subjects], rows)
+
+
+def _cell(claim: Claim | None) -> str:
+  return (
+    "" if claim is None else f"**{claim.verdict}** {md.text(effect(claim))}"
+  )
+
+
+def scoreboard(runs: Sequence[Run]) -> str:
+  """The README's findings, with links relative to the repository.
+
+  Raises:
+    ValueError: for a finding that no recorded run has.
+  """
+  claims = [claim for run in runs for claim in run.claims]
+  text = (
+    f"Of {len(claims)} verdicts {counted(claims)} "
+    "([all of them](docs/claims.md)). Intervals are 95 %.\n\n"
+  )
+  known = {
+    (run.name, run.subject, claim.id): claim
+    for run in runs
+    for claim in run.claims
+  }
+  for name, subject, which in SCOREBOARD:
+    claim = known.get((name, subject, which))
+    if claim is None:
+      raise ValueError(f"no claim {which} of {name} on {subject} is recorded")
+    at = f"docs/{link(name, which)}"
+    text += (
+      f"- **{claim.verdict}**: {md.text(claim.claim)} "
+      f"{md.sentence(md.text(effect(claim)))} "
+      f"([{name}]({at}), {subject})\n"
+    )
+  return text

@@ -1,0 +1,207 @@
+"""The work of `launch.jacobian`: its cost, its maps, and what a stop leaves."""
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import sinkjax
+from launch import app, points, resume
+from sinkjax import artifacts
+from sinkjax.analysis.over_squashing import over_squashing
+from sinkjax.analysis.sensitivity import (
+  AS_IT_IS,
+  Columns,
+  Sensitivity,
+  SensitivityMap,
+  sensitivity_map,
+)
+from sinkjax.analysis.sensitivity_config import SensitivityConfig, work
+from sinkjax.config import ModelConfig
+from sinkjax.transforms.jacobian_plan import default_budget, matmul_rate
+from sinkjax.weights import registry
+from sinkjax.weights.offload import open_layers, peak_estimate
+
+SMALL_BUDGET = 30_000_000
+"""Bytes beside the weights with --offload, at least: with less, a model of
+135M parameters is cut into so many pieces that the overhead dominates."""
+
+COMPILATION = 10
+"""Seconds that compilation takes a map on two CPU cores, if not cached."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A checked request: everything but the weights.
+
+  Attributes:
+    model: its name or path.
+    cfg: its config.
+    tokenizer: its tokenizer.
+    parameters: how many it has.
+    ids: the text.
+    prefix: why the first token is there, see `prompts.resolve_prefix`.
+    config: what is computed.
+    edit: the edit, or `None`.
+    edit_name: the edit as the flag names it.
+    bounds: whether over-squashing bounds are computed.
+    offload: whether one layer's weights are read at a time.
+  """
+
+  model: str
+  cfg: ModelConfig
+  tokenizer: Any
+  parameters: int
+  ids: list[int]
+  prefix: str
+  config: SensitivityConfig
+  edit: points.Knockout | None
+  edit_name: str
+  bounds: bool
+  offload: bool
+
+  def cost(self, columns: list[list[int]] | None = None) -> tuple[float, float]:
+    """(seconds, bytes beside the weights) of some columns of each map."""
+    if columns is None:
+      maps = (2 if self.edit else 1) * (1 + self.bounds)
+      columns = [list(range(len(self.ids)))] * maps
+    works = [
+      work(self.cfg, self.config, len(self.ids), part)
+      for part in columns
+      if part
+    ]
+    if not works:
+      return 0.0, 0.0
+    rate = matmul_rate()
+    seconds = sum(COMPILATION + one.seconds(rate) for one in works)
+    return seconds, max(one.bytes for one in works)
+
+  def weight_bytes(self) -> int:
+    """Memory of the weights."""
+    return peak_estimate(self.cfg) if self.offload else 4 * self.parameters
+
+  @contextlib.contextmanager
+  def weights(self) -> Iterator[Any]:
+    """The parameters, in memory or read layer by layer."""
+    if not self.offload:
+      yield registry.load(self.model).params
+      return
+    with open_layers(self.model, prefetch=False) as layers:
+      yield layers
+
+  def partial(self, out: pathlib.Path, *, overwrite: bool) -> resume.Partial:
+    """The maps in progress; those of an interrupted run of this command."""
+    config, size = self.config, len(self.ids)
+    layers = len(config.crossed(self.cfg)) if config.per_layer else None
+    names = ["plain"] + (["edited"] if self.edit else [])
+    empty = {name: Columns.none(size, layers) for name in names}
+    if self.bounds:
+      empty |= {f"{name}_frozen": Columns.none(size) for name in names}
+    mark = {
+      "weights": resume.weights_mark(registry.find(self.model)),
+      "ids": self.ids,
+      "from": config.source,
+      "to": config.target,
+      "norm": config.norm,
+      "method": config.method,
+      "layers": config.per_layer,
+      "edit": self.edit,
+      "bounds": self.bounds,
+      "version": sinkjax.__version__,
+    }
+    return resume.Partial(out, mark, empty, overwrite=overwrite)
+
+
+def small_budget(
+  config: SensitivityConfig, parameters: int
+) -> SensitivityConfig:
+  """The config for weights read layer by layer, if it names no budget."""
+  if config.budget_bytes is not None:
+    return config
+  # A twentieth of the weights: a larger share would undo what reading one
+  # layer at a time saves.
+  budget = min(default_budget(), max(4 * parameters // 20, SMALL_BUDGET))
+  return dataclasses.replace(config, budget_bytes=budget)
+
+
+def compute(job: Job, partial: resume.Partial) -> Sensitivity:
+  """The maps, column by column; those that `partial` has are kept.
+
+  Args:
+    job: what is computed.
+    partial: the columns so far, saved also where this is interrupted.
+  """
+  functions = {"plain": sinkjax.forward(job.cfg)}
+  if job.edit:
+    plain = functions["plain"]
+    functions["edited"] = sinkjax.intervene(plain, job.edit.edits())
+  maps = {}
+  try:
+    with job.weights() as params:
+      _announce(job, partial)
+      for name, fn in functions.items():
+        maps[name] = _map(job, partial, name, fn, params)
+  except BaseException:
+    _keep(partial)
+    raise
+  partial.save()
+  return Sensitivity(job.ids, job.config, edit=job.edit_name, **maps)
+
+
+def _announce(job: Job, partial: resume.Partial) -> None:
+  left = [columns.missing() for columns in partial.maps.values()]
+  seconds, memory = job.cost(left)
+  if partial.resumed:
+    print(
+      f"Continuing: {partial.resumed} of {partial.total()} columns are there "
+      "from an earlier run."
+    )
+  took = app.duration(seconds)
+  print(f"about {took}, {memory / 1e9:.1f} GB beside the weights")
+
+
+def _map(
+  job: Job, partial: resume.Partial, name: str, fn: Any, params: Any
+) -> SensitivityMap:
+  """The map of the plain or the edited model, with its bounds if asked for."""
+  label = job.edit_name if name == "edited" else AS_IT_IS
+
+  def keep() -> None:
+    partial.save(now=False)
+
+  with artifacts.bar(label) as progress:
+    result = sensitivity_map(
+      fn,
+      params,
+      job.ids,
+      job.config,
+      columns=partial.maps[name],
+      finished=keep,
+      progress=progress,
+    )
+  if not job.bounds:
+    return result
+  with artifacts.bar(f"bounds, {label}") as progress:
+    bounds = over_squashing(
+      fn,
+      params,
+      job.ids,
+      norms=result.norms,
+      frozen=partial.maps[f"{name}_frozen"],
+      finished=keep,
+      budget_bytes=job.config.budget_bytes,
+      progress=progress,
+    )
+  return dataclasses.replace(result, bounds=bounds)
+
+
+def _keep(partial: resume.Partial) -> None:
+  partial.save()
+  if partial.done():
+    print(
+      f"\nkept {partial.done()} of {partial.total()} columns: the same "
+      "command continues from there",
+      file=sys.stderr,
+    )

@@ -1,0 +1,90 @@
+"""Several processes that train together, and end together."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+HEARTBEAT = 20
+"""Seconds without an answer after which a process counts as dead: long enough
+for a slow disk, short enough that the others do not wait in vain."""
+
+
+def join(
+  distributed: bool,
+  coordinator: str | None,
+  processes: int | None,
+  process: int | None,
+) -> bool:
+  """Connects to the other processes; whether this is the one that writes.
+
+  Args:
+    distributed: whether the environment says how they find each other.
+    coordinator: HOST:PORT of process 0, where it does not.
+    processes: how many there are.
+    process: the number of this one.
+
+  Raises:
+    ValueError: for flags that do not go together, or if no other process is
+      found.
+  """
+  import jax
+
+  by_hand = (coordinator, processes, process)
+  if not distributed and by_hand == (None,) * 3:
+    return True
+  if not distributed and None in by_hand:
+    raise ValueError("--coordinator, --processes and --process go together")
+  given = {}
+  if not distributed:
+    names = ("coordinator_address", "num_processes", "process_id")
+    given = dict(zip(names, by_hand, strict=True))
+  try:
+    jax.distributed.initialize(
+      **given,
+      heartbeat_timeout_seconds=HEARTBEAT,
+      initialization_timeout=120,
+      shutdown_timeout_seconds=HEARTBEAT,
+    )
+  except (RuntimeError, ValueError) as error:
+    raise ValueError(
+      f"the processes did not find each other: {error}"
+    ) from None
+  return jax.process_index() == 0
+
+
+def leave() -> None:
+  """Disconnects from the other processes."""
+  import jax
+
+  if jax.process_count() > 1:
+    jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+  """Ends this process at once on an error, where others would wait for it.
+
+  Other processes wait for its part of a sum, and Orbax's threads for a disk.
+  """
+  import jax
+
+  try:
+    yield
+  except BaseException as error:
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    count = jax.process_count()
+    if isinstance(error, OSError) and "space left" in text:
+      text = (
+        "the disk is full: the last complete checkpoint is intact; free some "
+        f"space and run the same command again to resume ({text})"
+      )
+    elif count == 1:
+      raise
+    else:
+      text = (
+        f"process {jax.process_index()} of {count}: {text}\nIf another process "
+        "died, the last complete checkpoint is intact: start all of them again."
+      )
+    print(f"\nerror: {text}", file=sys.stderr, flush=True)
+    os._exit(1)

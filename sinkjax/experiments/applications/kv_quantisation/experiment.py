@@ -1,0 +1,194 @@
+"""Measures the cost of every way to quantise, on the same texts."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from sinkjax.experiments.applications.kv_quantisation.config import (
+  Config,
+  Kept,
+  Layout,
+)
+from sinkjax.experiments.applications.kv_quantisation.results import (
+  Cost,
+  Measured,
+  result_of,
+)
+from sinkjax.experiments.applications.kv_quantisation.settings import (
+  Kv,
+  Limits,
+  Setting,
+  kv_settings,
+  layer_settings,
+  linear_settings,
+  positions_of,
+  site_settings,
+)
+from sinkjax.experiments.harness.api import Result, Subject
+from sinkjax.experiments.shared.prompt_corpus import Text, apart
+from sinkjax.experiments.shared.steps import Steps
+from sinkjax.experiments.shared.text_batches import batches, texts_of_length
+from sinkjax.inference.quantize_linear import INPUTS, limits_of, range_observers
+from sinkjax.models.transformer import forward
+from sinkjax.transforms.capture import capture
+from sinkjax.transforms.intervene import intervene
+
+
+def measure(
+  subject: Subject,
+  config: Config,
+  *,
+  texts: Sequence[Text] | None = None,
+  progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Result:
+  """Every setting on every text, then single layers and sites.
+
+  Args:
+    subject: the model; its weights in memory.
+    config: what is run.
+    texts: other texts than those of `gather`.
+    progress: called with (batches done, in all), a batch under one setting.
+
+  Raises:
+    ValueError: for too few texts that are long enough, or a config that
+      names no token, or not the widths that the claims are about.
+
+  Cost: a forward pass of every text for each setting: 3 times 4 layouts times
+    the bits, 3 times 3 ranges times the widths, and one for each width of
+    weights; 2 L + 8 more of `layer_texts`.
+  """
+  config.check()
+  calibrating, held = split(subject, config, texts)
+  # Single layers and sites take many settings, so fewer texts.
+  some = held[: config.layer_texts]
+  limits = _calibrate(subject, config, calibrating)
+  kv = kv_settings(subject, config)
+  linear = linear_settings(subject, config, limits)
+  sites = site_settings(subject, config, limits)
+  single = 2 * subject.cfg.n_layers + 2 * len(INPUTS)
+  total = (len(kv) + len(linear)) * _count(held, config)
+  step = Steps(progress, total + single * _count(some, config))
+  cost_of = meter(subject, config, step)
+  whole, found = cost_of(held, {**kv, **linear})
+  # Single layers are looked at where keeping the token matters most.
+  telling = _most_telling({key: found[key] for key in kv})
+  layers = layer_settings(subject, config, *telling)
+  measured = Measured(
+    whole,
+    {key: found[key] for key in kv},
+    {key: found[key] for key in linear},
+    cost_of(some, layers)[1],
+    cost_of(some, sites)[1],
+  )
+  counts = {
+    "calibrating": len(calibrating),
+    "texts": len(held),
+    "layer_texts": len(some),
+    "telling": list(telling),
+  }
+  return result_of(config, counts, measured)
+
+
+def _count(ids: np.ndarray, config: Config) -> int:
+  """How many batches."""
+  return -(-len(ids) // config.batch)
+
+
+def split(
+  subject: Subject, config: Config, texts: Sequence[Text] | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """(ids of texts that calibrate, ids of the others), [P, T] each."""
+  ids = texts_of_length(
+    subject, texts, config.count, config.tokens, config.seed
+  )
+  if config.calibrating < 1 or len(ids) < config.calibrating + 2:
+    raise ValueError(
+      f"{len(ids)} texts have {config.tokens} tokens; {config.calibrating} "
+      "that calibrate, 1 at least, and 2 more are needed"
+    )
+  return apart(np.array(ids), config.calibrating, config.seed)
+
+
+def _calibrate(subject: Subject, config: Config, ids: np.ndarray) -> Limits:
+  """Static ranges of every input, without the token that is kept."""
+  f = forward(subject.cfg)
+
+  @jax.jit
+  def look(params: Any, ids: Array, keep: Array) -> Any:
+    return capture(f, range_observers(keep))(params, ids).trace
+
+  found = {}
+  # The kept token does not count in the range, so ranges depend on it.
+  for kept, keep in positions_of(config).items():
+    parts = [
+      look(subject.params, jnp.asarray(part), jnp.asarray(keep))
+      for part in np.array_split(ids, _count(ids, config))
+    ]
+    joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+    found[kept] = limits_of(joined)
+  return found
+
+
+def _most_telling(found: Mapping[Kv, Cost]) -> tuple[Layout, int]:
+  """The layout and bits at which keeping the sink recovers most nats."""
+  gains = {}
+  for key in found:
+    none, sink = (
+      found[key._replace(kept=kept)].loss for kept in (Kept.NOTHING, Kept.SINK)
+    )
+    # In nats, not as a share: a share of a small loss is mostly noise.
+    gains[key.layout, key.bits] = float(np.mean(none - sink))
+  return max(gains, key=gains.get)
+
+
+def meter(subject: Subject, config: Config, step: Steps) -> Callable:
+  """`g(ids, settings) -> (loss [P] of the whole model, {key: Cost})`.
+
+  Over the predictions of tokens after all those that may be kept, which would
+  gain by being kept themselves. Compiled once for each kind of edit; the whole
+  model's logits are computed once for each batch.
+  """
+  # The prediction made at a kept token would be better for it alone.
+  f, after = forward(subject.cfg), config.control + 1
+
+  def nll(logs: Array, ids: Array) -> Array:
+    logs, targets = logs[:, after:-1], ids[:, after + 1 :, None]
+    return -jnp.mean(jnp.take_along_axis(logs, targets, -1)[..., 0], axis=-1)
+
+  @jax.jit
+  def plain(params: Any, ids: Array) -> tuple[Array, Array]:
+    logs = jax.nn.log_softmax(f(params, ids).logits.astype(jnp.float32))
+    return logs, nll(logs, ids)
+
+  @jax.jit
+  def each(
+    params: Any, ids: Array, whole: Array, edits: dict[str, Any]
+  ) -> tuple[Array, Array]:
+    out = intervene(f, edits)(params, ids)
+    logs = jax.nn.log_softmax(out.logits.astype(jnp.float32))
+    kl = jnp.sum(jnp.exp(whole) * (whole - logs), axis=-1)
+    return nll(logs, ids), jnp.mean(kl[:, after:], axis=-1)
+
+  def cost_of(
+    ids: np.ndarray, settings: Mapping[Hashable, Setting]
+  ) -> tuple[np.ndarray, dict[Any, Cost]]:
+    wholes, parts = [], {key: [] for key in settings}
+    for _, count, rows in batches(ids, config.batch):
+      logs, loss = plain(subject.params, jnp.asarray(rows))
+      wholes.append(np.asarray(loss, np.float64)[:count])
+      for key, (params, edits) in settings.items():
+        out = each(params, jnp.asarray(rows), logs, edits)
+        ours, kl = (np.asarray(x, np.float64)[:count] for x in out)
+        # Paired by text: the spread of the texts' own losses cancels.
+        parts[key].append((ours - wholes[-1], kl))
+        step()
+    return np.concatenate(wholes), {
+      key: Cost(*map(np.concatenate, zip(*part, strict=True)))
+      for key, part in parts.items()
+    }
+
+  return cost_of

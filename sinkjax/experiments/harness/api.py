@@ -1,0 +1,178 @@
+"""What an experiment is, and what it hands over.
+
+An experiment measures, and hands over a `Result`: plain numbers, tables and
+arrays. Its claims, its figures and its part of the report are functions of that
+result alone, so all three are made again from recorded files without
+measuring anything twice.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sinkjax import artifacts
+from sinkjax.report.html import Section
+
+AGREES, DISAGREES = "agrees", "disagrees"
+UNDECIDED, UNTESTED = "undecided", "cannot be tested"
+VERDICTS = (AGREES, DISAGREES, UNDECIDED, UNTESTED)
+
+
+class Subject(NamedTuple):
+  """The model that is experimented on.
+
+  Attributes:
+    name: as the user named it.
+    params: its parameters, or weights read layer by layer.
+    cfg: its config.
+    tokenizer: its tokenizer.
+    prefix: ids put before every text.
+  """
+
+  name: str
+  params: Any
+  cfg: Any
+  tokenizer: Any
+  prefix: list[int]
+
+  def has_bos(self) -> bool:
+    """Whether texts start with BOS."""
+    return bool(self.prefix) and self.prefix[0] == self.tokenizer.bos_id
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """A statement about models beside what was measured.
+
+  Attributes:
+    id: a short name, unique within its experiment, that never changes: the
+      wording may be improved, and the verdicts of several models on one claim
+      still meet in one row.
+    claim: the statement, one full sentence that stands alone.
+    source: section, figure or table of the paper, or an arXiv number.
+    paper: the figure reported there, with its model; "no number" where the
+      source shows a picture or argues.
+    ours: what was measured, in words, with its interval.
+    verdict: one of `VERDICTS`.
+    why: the rule that decides; for what cannot be tested, the reason.
+  """
+
+  id: str
+  claim: str
+  source: str
+  paper: str
+  ours: str
+  verdict: str
+  why: str
+
+  def __post_init__(self):
+    if self.verdict not in VERDICTS:
+      raise ValueError(
+        f"verdict must be one of {list(VERDICTS)}, got {self.verdict!r}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What one experiment measured.
+
+  Attributes:
+    numbers: what claims and figures are made from, and what else is worth
+      reading. Claims and figures get them as the file holds them: named tuples
+      and dataclasses as dicts, arrays as lists, keys as text, floats of seven
+      digits.
+    tables: {file name: (header, rows)}, one CSV file each.
+    arrays: what is too long for JSON, for arrays.npz.
+    config: the experiment's Config that was run; set by the runner.
+    model: the name of the model, `None` where the experiment trained its own;
+      set by the runner.
+  """
+
+  numbers: dict[str, Any]
+  tables: dict[str, tuple[list[str], list[list[Any]]]]
+  arrays: dict[str, np.ndarray]
+  config: Any = None
+  model: str | None = None
+
+  def records(self, table: str) -> list[dict[str, Any]]:
+    """The rows of a table, each by the names of its columns."""
+    header, rows = self.tables[table]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+  def as_stored(self, config: Any, model: str | None = None) -> "Result":
+    """The result as its files hold it: what claims and figures are made from.
+
+    Args:
+      config: that was run.
+      model: the name of the model, if one was given.
+    """
+    numbers = artifacts.plain(self.numbers)
+    return dataclasses.replace(
+      self, numbers=numbers, config=config, model=model
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One question, and how it is answered.
+
+  Attributes:
+    title: of its part of the report.
+    config: a frozen dataclass whose fields all have defaults; each is a flag.
+    measure: `measure(subject, config, progress=...)` on a given model, or, for
+      an experiment that trains its own models, `measure(config, folder=...,
+      progress=...)`; gives a `Result`. `progress` is called with (steps done,
+      steps in all).
+    claims: the claims of a result, as the files hold it.
+    draw: its figures, PNG files by name.
+    sections: its part of the report, from the result and the figures.
+    scales: fields of the config by --scale, for an experiment that trains;
+      `None` for one on a given model.
+    plan: lines that --dry_run prints of a config, or `None` for nothing.
+    condense: the result without the parts of its arrays that no claim and no
+      figure reads, for the compact form; `None` where everything is read.
+  """
+
+  title: str
+  config: type
+  measure: Callable[..., Result]
+  claims: Callable[[Result], list[Claim]]
+  draw: Callable[[Result], dict[str, bytes]]
+  sections: Callable[[Result, Mapping[str, bytes]], list[Section]]
+  scales: Mapping[str, Mapping[str, Any]] | None = None
+  plan: Callable[[Any], list[str]] | None = None
+  condense: Callable[[Result], Result] | None = None
+
+  def configured(self, scale: str, given: Mapping[str, Any]) -> Any:
+    """The config at a scale, with the fields that are given.
+
+    Raises:
+      ValueError: for a field that the experiment does not have.
+    """
+    names = {field.name for field in dataclasses.fields(self.config)}
+    unknown = sorted(set(given) - names)
+    if unknown:
+      raise ValueError(f"no {unknown[0]}; it has {', '.join(sorted(names))}")
+    preset = {} if self.scales is None else dict(self.scales[scale])
+    fields = {k: _frozen(v) for k, v in (preset | dict(given)).items()}
+    return self.config(**fields)
+
+
+def _frozen(value: Any) -> Any:
+  """Lists, as JSON and config files have them, as the tuples of a config."""
+  if isinstance(value, list | tuple):
+    return tuple(_frozen(item) for item in value)
+  return value
+
+
+def direction(low: float, high: float) -> str:
+  """The verdict on "greater than zero" by an interval.
+
+  >>> direction(0.1, 0.3), direction(-2, -1), direction(-0.1, 0.2)
+  ('agrees', 'disagrees', 'undecided')
+  """
+  if low > 0:
+    return AGREES
+  return DISAGREES if high < 0 else UNDECIDED

@@ -1,0 +1,315 @@
+"""Runs experiments, writes their files, and reads them again.
+
+A folder of results holds one folder an experiment:
+
+  result.json   config, numbers and claims; `complete: true` last
+  arrays.npz    what is too long for JSON
+  *.csv, *.png  the tables and figures
+  runs/*.json   the outcome of each run, where models were trained
+
+Claims, figures and the report are functions of these files, so they are made
+again without measuring. `compact` has the form of the folder that git keeps.
+"""
+
+import io
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sinkjax import artifacts, provenance
+from sinkjax.experiments import BY_NAME, REGISTRY, Entry
+from sinkjax.experiments.harness import claims_page, compact
+from sinkjax.experiments.harness.api import Claim, Experiment, Result
+from sinkjax.report import html
+
+
+class Request(NamedTuple):
+  """What decides an experiment's result.
+
+  Attributes:
+    entry: the experiment.
+    config: its config.
+    of: what it is measured on: model and prefix, or the scale.
+  """
+
+  entry: Entry
+  config: Any
+  of: dict[str, str]
+
+  def plain(self) -> dict[str, Any]:
+    """As `result.json` keeps it."""
+    return artifacts.plain({**self.of, "config": self.config})
+
+
+class Recorded(NamedTuple):
+  """One experiment as its folder holds it.
+
+  Attributes:
+    entry: the experiment.
+    folder: where its files are.
+    about: what `result.json` says beside the numbers.
+    result: what was measured, plain.
+  """
+
+  entry: Entry
+  folder: pathlib.Path
+  about: dict[str, Any]
+  result: Result
+
+  def claims(self) -> list[Claim]:
+    """The claims, made from the files."""
+    return self.entry.load().claims(self.result)
+
+  def sections(self) -> list[html.Section]:
+    """Its part of the report; figures that are no files are drawn."""
+    experiment = self.entry.load()
+    figures = _Figures(self.folder, experiment, self.result)
+    return experiment.sections(self.result, figures)
+
+
+class _Figures(Mapping[str, bytes]):
+  """The figures by file name: from the folder, else drawn at the first need."""
+
+  def __init__(
+    self, folder: pathlib.Path, experiment: Experiment, result: Result
+  ):
+    self._folder, self._experiment = folder, experiment
+    self._result = result
+    self._drawn: dict[str, bytes] | None = None
+
+  def __getitem__(self, name: str) -> bytes:
+    path = self._folder / name
+    return path.read_bytes() if path.is_file() else self._all()[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._all())
+
+  def __len__(self) -> int:
+    return len(self._all())
+
+  def _all(self) -> dict[str, bytes]:
+    if self._drawn is None:
+      self._drawn = self._experiment.draw(self._result)
+    return self._drawn
+
+
+def _stored(path: pathlib.Path) -> dict[str, Any] | None:
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except (OSError, ValueError):
+    return None
+
+
+def read(folder: pathlib.Path) -> dict[str, Any] | None:
+  """What `result.json` holds; `None` for none or one that is not complete."""
+  found = _stored(folder / "result.json")
+  return found if found and found.get("complete") is True else None
+
+
+def _recorded(folder: pathlib.Path, about: dict[str, Any]) -> Recorded:
+  entry, request = BY_NAME[about["name"]], about["request"]
+  experiment = entry.load()
+  scale = request.get("scale", "demo")
+  config = experiment.configured(scale, request["config"])
+  npz = artifacts.read_bytes(folder / "arrays.npz")
+  with np.load(io.BytesIO(npz)) as stored:
+    arrays = dict(stored)
+  tables = {
+    path.name: artifacts.read_csv(path)
+    for path in artifacts.files(folder, ".csv")
+  }
+  model = request.get("model")
+  result = Result(about["numbers"], tables, arrays, config, model)
+  return Recorded(entry, folder, about, result)
+
+
+def measured(folder: pathlib.Path) -> Recorded | None:
+  """An experiment's folder, read; `None` where nothing complete is there.
+
+  Files of every earlier version are read, too.
+  """
+  about = read(folder)
+  return None if about is None else _recorded(folder, about)
+
+
+def every(out: pathlib.Path) -> list[Recorded]:
+  """All complete experiments of a folder of results, in registry order."""
+  found = [measured(out / entry.name) for entry in REGISTRY]
+  return [one for one in found if one is not None]
+
+
+def is_missing(
+  folder: pathlib.Path, request: Request, *, overwrite: bool
+) -> bool:
+  """Whether an experiment is still to be run.
+
+  Raises:
+    ValueError: where the folder holds another command's.
+  """
+  old = None if overwrite else read(folder)
+  if old is None:
+    return True
+  if old["request"] != request.plain():
+    of = old["request"]
+    raise ValueError(
+      f"{folder} holds the result of another command, "
+      f"{'on ' + of['model'] if 'model' in of else '--scale=' + of['scale']}; "
+      "choose another --out or give --overwrite"
+    )
+  print(f"{folder.name}: already done, --overwrite runs it again")
+  return False
+
+
+def run(
+  folder: pathlib.Path,
+  request: Request,
+  subject: Callable[[], Any],
+  *,
+  overwrite: bool,
+) -> None:
+  """One experiment, measured, written and drawn.
+
+  A measurement whose drawing failed before is drawn, not measured again.
+
+  Args:
+    folder: where to.
+    request: what is asked for.
+    subject: gives the model, for an experiment on one.
+    overwrite: measure, and train, again what was done before.
+  """
+  experiment = request.entry.load()
+  with artifacts.folder(folder):
+    old = None if overwrite else _stored(folder / "result.json")
+    if old is None or old["request"] != request.plain():
+      artifacts.unpack(folder)
+      start = time.monotonic()
+      with artifacts.bar(request.entry.name) as progress:
+        if experiment.scales is None:
+          found = experiment.measure(
+            subject(), request.config, progress=progress
+          )
+        else:
+          if overwrite:
+            for runs in (folder / "runs", *folder.glob("*/runs")):
+              shutil.rmtree(runs, ignore_errors=True)
+          found = experiment.measure(
+            request.config, folder=folder, progress=progress
+          )
+      _write(folder, request, found, time.monotonic() - start)
+    _draw(folder)
+
+
+def _write(
+  folder: pathlib.Path, request: Request, found: Result, seconds: float
+) -> None:
+  """The numbers, before anything is drawn; not complete yet."""
+  from sinkjax.experiments.harness.jobs import seconds_of
+
+  artifacts.write_npz(folder / "arrays.npz", found.arrays)
+  for name, table in found.tables.items():
+    artifacts.write_csv(folder / name, *table)
+  about = {
+    "name": request.entry.name,
+    "title": request.entry.load().title,
+    "request": request.plain(),
+    "numbers": found.numbers,
+    # Its runs may have been others' work, or that of an earlier command.
+    "seconds": max(seconds, seconds_of(folder)),
+    "device": _device(folder),
+    "commit": provenance.commit(),
+    "versions": provenance.versions(),
+  }
+  artifacts.write_json(folder / "result.json", about | {"complete": False})
+
+
+def _draw(folder: pathlib.Path) -> None:
+  """Figures and claims of what is measured, which completes the folder."""
+  about = _stored(folder / "result.json")
+  found = _recorded(folder, about)
+  for name, png in found.entry.load().draw(found.result).items():
+    artifacts.write_bytes(folder / name, png)
+  about |= {"claims": found.claims(), "complete": True}
+  about["complete"] = about.pop("complete")  # last in the file
+  artifacts.write_json(folder / "result.json", about)
+
+
+def _device(folder: pathlib.Path) -> str:
+  """What computed: this process, or the makers of the runs that it found."""
+  import jax
+
+  from sinkjax.experiments.harness.jobs import made_on, makers
+
+  here, found = made_on(jax.devices()[0]), makers(folder)
+  others = [one for one in found if one != here]
+  own = [] if others and here not in found else [provenance.device()]
+  return "; ".join(own + others)
+
+
+def report(
+  out: pathlib.Path,
+  found: Sequence[Recorded],
+  *,
+  command: str | None = None,
+  seconds: float = 0.0,
+  page: bool = True,
+) -> None:
+  """claims.csv, claims.md, summary.json and report.html of what is complete.
+
+  Args:
+    out: the folder of results.
+    found: what `every` gave.
+    command: the command line that measured; `None` keeps what summary.json has
+      of an earlier one, as nothing is measured again.
+    seconds: what this command took.
+    page: whether to write report.html.
+  """
+  models = [one.result.model for one in found if one.result.model is not None]
+  claims = [(one.entry.name, claim) for one in found for claim in one.claims()]
+  data = {
+    "model": models[0] if models else None,
+    "command": command or provenance.command("reproduce"),
+    "device": "; ".join(dict.fromkeys(one.about["device"] for one in found)),
+    "commit": provenance.commit(),
+    "versions": provenance.versions(),
+    "seconds": sum(one.about["seconds"] for one in found),
+    "seconds_of_this_run": seconds,
+    "experiments": [one.entry.name for one in found],
+    "claims": [claim for _, claim in claims],
+  }
+  if command is None:
+    kept = ("command", "commit", "versions", "seconds_of_this_run")
+    old = _stored(out / "summary.json") or {}
+    data |= {name: old[name] for name in kept if name in old}
+  artifacts.write_csv(out / "claims.csv", *claims_page.table(claims))
+  artifacts.write_text(out / "claims.md", claims_page.markdown(claims))
+  if page:
+    text = claims_page.page(
+      [claim for _, claim in claims],
+      [section for one in found for section in one.sections()],
+      model=data["model"],
+      seconds=data["seconds"],
+      command=data["command"],
+      details={name: data[name] for name in ("device", "commit", "versions")},
+    )
+    artifacts.write_text(out / "report.html", text)
+  artifacts.write_json(out / "summary.json", {**data, "complete": True})
+
+
+def compact_all(out: pathlib.Path, found: Sequence[Recorded]) -> None:
+  """Brings a folder of results into the form that git keeps, without a page.
+
+  Args:
+    out: the folder of results.
+    found: what `every` gave.
+
+  Raises:
+    ValueError: as `compact.compact`.
+  """
+  for one in found:
+    compact.compact(one.folder, one.about, one.entry.load(), one.result)
+  (out / "report.html").unlink(missing_ok=True)

@@ -1,0 +1,261 @@
+"""Multiple-choice tasks of BIG-bench, and how a model is scored on them.
+
+The tasks come from the source archive of the package `bigbench`, which is
+read, never installed, and serves evaluation only: nothing of it is in this
+repository. An item's endings are compared by their log-likelihood a byte; the
+question does not list the choices.
+"""
+
+import functools
+import json
+import pathlib
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sinkjax.config import ModelConfig
+from sinkjax.experiments.harness.api import Subject
+from sinkjax.models.transformer import forward
+from sinkjax.transforms.branches import (
+  Row,
+  branch_row,
+  check_window,
+  separate,
+  split_endings,
+)
+from sinkjax.transforms.edits import chain
+from sinkjax.transforms.intervene import intervene
+from sinkjax.weights.packages import Package, fetch_package
+
+_PATH = "bigbench/benchmark_tasks/{}/task.json"
+
+BIGBENCH = Package(
+  "bigbench",
+  "1.0.0",
+  {
+    _PATH.format("goal_step_wikihow/goal_inference"): (
+      "ae9d68546ae17707034b284444169b6035ea291dfab15826edaa867888090de6"
+    ),
+    _PATH.format("goal_step_wikihow/step_inference"): (
+      "e3cba757d9f6050a90f4a9d7b32d0159f2c0d69a4b6656588f56593f85193494"
+    ),
+    _PATH.format("social_iqa"): (
+      "edc9f568b70ae6d4af0783764dbe4e4f18aa1242c675a93f534338d73a565348"
+    ),
+    _PATH.format("unit_conversion/unit_identification"): (
+      "a58dc25c33a6bf260d78a4024c177cd20aa49620c3e84ecf3da991c41dee92bd"
+    ),
+  },
+  "Apache-2.0",
+  358.0,
+  "tasks of BIG-bench",
+  source=True,
+)
+
+TASKS = tuple(
+  file.split("tasks/")[1].rsplit("/", 1)[0] for file in BIGBENCH.files
+)
+
+ROW_TOKENS = 1024
+"""Tokens of one forward pass: their logits take 200 MB at a vocabulary of
+50,000."""
+
+STEP = 16
+"""Rows are padded to a multiple of this, so that few lengths are compiled."""
+
+
+class Item(NamedTuple):
+  """A question.
+
+  Attributes:
+    context: the text before the endings.
+    endings: the choices, each with a space before it.
+    right: which are right.
+  """
+
+  context: str
+  endings: tuple[str, ...]
+  right: tuple[bool, ...]
+
+  def chance(self) -> float:
+    """How often a guess is right."""
+    return sum(self.right) / len(self.right)
+
+
+def read_task(task: dict[str, Any]) -> list[Item]:
+  """The items of a task's JSON, in its own order.
+
+  >>> read_task({"examples": [{"input": "1 + 1 =",
+  ...   "target_scores": {"2": 1, "3": 0}}]})[0]
+  Item(context='Q: 1 + 1 =\\nA:', endings=(' 2', ' 3'), right=(True, False))
+  """
+  head = task.get("task_prefix", "")
+  before = task.get("example_input_prefix", "\nQ: ")
+  after = task.get("example_output_prefix", "\nA: ")
+  items = []
+  for example in task["examples"]:
+    choices = example["target_scores"]
+    context = f"{head}{before}{example['input'].strip()}{after}".strip()
+    endings = tuple(f" {choice.strip()}" for choice in choices)
+    right = tuple(score > 0 for score in choices.values())
+    if any(right) and not all(right):
+      items.append(Item(context, endings, right))
+  return items
+
+
+def fetch_tasks(
+  names: Sequence[str], count: int, seed: int
+) -> dict[str, list[Item]]:
+  """`count` items of each task, the same ones for the same seed.
+
+  Args:
+    names: of `TASKS`.
+    count: items of each task, at most.
+    seed: of the choice.
+
+  Raises:
+    ValueError: for another name.
+    WeightsError: if the archive cannot be fetched, or is not what it was.
+  """
+  unknown = sorted(set(names) - set(TASKS))
+  if unknown or not names:
+    raise ValueError(f"tasks must be among {list(TASKS)}, got {list(names)}")
+  first = fetch_package("BIG-bench tasks", BIGBENCH)
+  root, chosen = first, {}
+  for _ in pathlib.PurePosixPath(next(iter(BIGBENCH.files))).parts:
+    root = root.parent
+  for name in names:
+    text = (root / _PATH.format(name)).read_text("utf-8")
+    items = read_task(json.loads(text))
+    chosen[name] = random.Random(seed).sample(items, min(count, len(items)))
+  return chosen
+
+
+def likelihoods(
+  subject: Subject,
+  rows: Sequence[Row],
+  edits: Sequence[Any] = (),
+  *,
+  progress: Callable[[int], Any] = lambda done: None,
+) -> list[np.ndarray]:
+  """The log-likelihood of every branch of every row.
+
+  Args:
+    subject: the model; its weights in memory.
+    rows: of `branch_row`.
+    edits: of the scores; pytrees, such as `knockout` makes.
+    progress: called with the number of rows that one pass has added.
+
+  Returns:
+    For each row, nats of each branch.
+
+  Raises:
+    ValueError: for a row longer than the model's window or context.
+
+  Cost: one forward pass of all rows; memory of `ROW_TOKENS` logits.
+  """
+  order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
+  likelihood: list[Any] = [None] * len(rows)
+  at = 0
+  while at < len(order):
+    batch, width = [], 0
+    while at < len(order):
+      wider = -(-len(rows[order[at]].tokens) // STEP) * STEP
+      if batch and wider * (len(batch) + 1) > ROW_TOKENS:
+        break
+      batch.append(order[at])
+      width, at = wider, at + 1
+    check_window(subject.cfg, width)
+    # The same number of rows for one width, so that it compiles once.
+    size = max(len(batch), ROW_TOKENS // width)
+    arrays = [np.zeros((size, width), np.int32) for _ in Row._fields]
+    arrays[2][:] = -1  # padding is a branch of its own
+    for i, number in enumerate(batch):
+      for array, values in zip(arrays, rows[number], strict=True):
+        array[i, : len(values)] = values
+    nats = np.asarray(
+      _score(
+        subject.params, tuple(edits), *map(jnp.asarray, arrays), cfg=subject.cfg
+      )
+    )
+    for i, number in enumerate(batch):
+      branch = rows[number].branch
+      likelihood[number] = np.array(
+        [
+          nats[i, : len(branch)][branch == b + 1].sum()
+          for b in range(branch.max())
+        ]
+      )
+    progress(len(batch))
+  return likelihood
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def _score(
+  params: Any,
+  edits: tuple[Any, ...],
+  tokens: jax.Array,
+  positions: jax.Array,
+  branch: jax.Array,
+  parent: jax.Array,
+  *,
+  cfg: ModelConfig,
+) -> jax.Array:
+  """Nats of each token after its parent, [B, N]; compiles once for a shape."""
+  apart = intervene(forward(cfg), {"scores": chain(separate(branch), *edits)})
+  logits = apart(params, tokens, positions=positions).logits
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  total = jax.nn.logsumexp(logits, axis=-1)
+  rows = jnp.arange(len(tokens))[:, None]
+  return logits[rows, parent, tokens] - total[rows, parent]
+
+
+def fitting(
+  subject: Subject, items: Sequence[Item], prefix: Sequence[int]
+) -> list[Item]:
+  """Those of the items that the model's context and window hold."""
+  cfg = subject.cfg
+  room = min(cfg.max_len, cfg.window) if any(cfg.local_layers) else cfg.max_len
+  room -= room % STEP
+  return [
+    item for item in items if len(_row(subject, item, prefix).tokens) <= room
+  ]
+
+
+def _row(subject: Subject, item: Item, prefix: Sequence[int]) -> Row:
+  context, endings = split_endings(
+    subject.tokenizer.encode, item.context, item.endings
+  )
+  return branch_row([*prefix, *context], endings)
+
+
+def grade(
+  subject: Subject,
+  items: Sequence[Item],
+  prefix: Sequence[int],
+  edits: Sequence[Any] = (),
+  *,
+  progress: Callable[[int], Any] = lambda done: None,
+) -> np.ndarray:
+  """Whether the ending of the greatest likelihood a byte is right, [items].
+
+  Args:
+    subject: the model.
+    items: the questions.
+    prefix: ids put before each.
+    edits: of the scores.
+    progress: as in `likelihoods`.
+
+  Raises:
+    ValueError: as `likelihoods`.
+  """
+  rows, right = [_row(subject, item, prefix) for item in items], []
+  nats = likelihoods(subject, rows, edits, progress=progress)
+  for item, of_endings in zip(items, nats, strict=True):
+    sizes = [len(ending.strip().encode()) for ending in item.endings]
+    right.append(item.right[int(np.argmax(of_endings / np.array(sizes)))])
+  return np.array(right)

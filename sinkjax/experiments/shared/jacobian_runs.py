@@ -1,0 +1,62 @@
+"""What experiments on exact Jacobians share: few short texts, run twice."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sinkjax.experiments.harness.api import Subject
+from sinkjax.experiments.shared.sink_removal import (
+  hide,
+  resolve_from_layer,
+  texts_of,
+)
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
+from sinkjax.models.transformer import forward
+
+
+@dataclasses.dataclass(frozen=True)
+class JacobianConfig:
+  """What is computed.
+
+  Attributes:
+    texts: as `swap_texts.parse_swaps` takes them; the swaps are not used.
+    count: how many of them.
+    tokens: T of the exact maps.
+    from_layer: the first layer at which position 0 is hidden; `None` for the
+      one that leaves the fewest sinks, see `sink_removal`.
+    budget_bytes: of the exact engine, see `jacobian_norms`.
+  """
+
+  texts: str = SWAP_TEXTS
+  count: int = 4
+  tokens: int = 16
+  from_layer: int | None = None
+  budget_bytes: int | None = None
+
+
+def paired(
+  subject: Subject, config: Any, tokens: int
+) -> tuple[Any, np.ndarray, tuple[Callable, Callable]]:
+  """What an experiment with a `JacobianConfig` runs.
+
+  Args:
+    subject: the model.
+    config: whose `from_layer` may be `None`.
+    tokens: of each text.
+
+  Returns:
+    The config with its layer, ids [P, tokens], and the model under each
+    `Condition`: unchanged, and with position 0 hidden.
+
+  Raises:
+    ValueError: for texts that are too short or too few, or a layer that the
+      model does not have.
+  """
+  if config.count < 2:
+    raise ValueError(f"count must be at least 2, got {config.count}")
+  config = resolve_from_layer(subject, config)
+  ids = texts_of(subject, config.texts, tokens)[: config.count]
+  f = forward(subject.cfg)
+  return config, ids, (f, hide(f, config.from_layer))

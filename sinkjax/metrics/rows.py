@@ -1,0 +1,332 @@
+"""Statistics of the rows of an attention pattern, a block of rows at a time.
+
+A `RowStatistic` says what to gather from rows and how. `dense` turns it into a
+reducer of whole patterns for `capture`, and `sinkjax.transforms.streaming`
+feeds it one block of rows after the other: one definition serves short and
+long contexts. The functions of `sinkjax.metrics.sinks` are these statistics of
+a whole pattern.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sinkjax.metrics.norms import token_norms
+from sinkjax.metrics.precision import wide
+
+State = Any
+
+
+class RowBlock(NamedTuple):
+  """Some consecutive rows of a pattern, and what else is known of them.
+
+  Attributes:
+    rows: [B, H, b, S] weights of the queries start, start + 1, ... on the keys
+      0 to S - 1; the weights of later keys are 0.
+    start: the position of the first query.
+    values: [B, S, N, K] values of the same keys, or `None`.
+    logs: [B, H, b, S] the logarithm of each weight that is not 0, or `None`
+      where it is not known. With the scores at hand it costs nothing.
+  """
+
+  rows: Float[Array, "B H T S"]
+  start: Array | int = 0
+  values: Float[Array, "B S N K"] | None = None
+  logs: Float[Array, "B H T S"] | None = None
+
+  def queries(self) -> Array:
+    """[b] the position of each row's query."""
+    return self.start + jnp.arange(self.rows.shape[-2])
+
+
+class RowStatistic(NamedTuple):
+  """What to gather from the rows of a pattern; states add over rows.
+
+  Attributes:
+    init: `init(batch, heads, length) -> state`, all zeros.
+    update: `update(state, block) -> state` for a `RowBlock`.
+    finalize: `finalize(state, length) -> result`, with axes [B, ...].
+  """
+
+  init: Callable[[int, int, int], State]
+  update: Callable[[State, RowBlock], State]
+  finalize: Callable[[State, int], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+  """The reducer that `dense` makes."""
+
+  statistic: RowStatistic
+
+  def __call__(
+    self,
+    pattern: Float[Array, "B H T S"],
+    values: Float[Array, "B S N K"] | None = None,
+  ) -> Any:
+    """The statistic of a whole pattern."""
+    batch, heads, length, _ = pattern.shape
+    state = self.statistic.init(batch, heads, length)
+    state = self.statistic.update(state, RowBlock(pattern, 0, values))
+    return self.statistic.finalize(state, length)
+
+
+def dense(statistic: RowStatistic) -> Dense:
+  """A row statistic as a reducer of whole patterns.
+
+  For `capture(f, {name: ("pattern", dense(statistic))})`, or `(("pattern",
+  "v"), ...)` for a statistic that reads the values. `stream_statistics` knows
+  such an observer and streams it.
+
+  >>> half = jnp.array([[1.0, 0.0], [0.5, 0.5]])[None, None]
+  >>> dense(sink_score())(half).tolist()
+  [[0.75]]
+  """
+  return Dense(statistic)
+
+
+def of_pattern(
+  statistic: RowStatistic, pattern: Float[Array, "*B T S"]
+) -> Float[Array, "..."]:
+  """The statistic of whole patterns, whatever axes stand before T and S.
+
+  Half precision is widened to float32; the result has the pattern's precision.
+
+  >>> of_pattern(sink_score(), jnp.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
+  0.75
+  """
+  pattern = wide(pattern)
+  *leading, queries, keys = pattern.shape
+  rows = pattern.reshape(1, math.prod(leading), queries, keys)
+  result = dense(statistic)(rows)
+  # Zeros of a state are float64 under `enable_x64`, whatever the pattern is.
+  return result.reshape(*leading, *result.shape[2:]).astype(pattern.dtype)
+
+
+@functools.cache
+def mean_over_rows(
+  per_row: Callable[[RowBlock], Float[Array, "B H T"]], *, first: int = 0
+) -> RowStatistic:
+  """The mean of one number a row, [B, H].
+
+      1 / (T - first) * sum_{t >= first} per_row_t
+
+  Args:
+    per_row: the number of each row of a block.
+    first: the first query that counts; 0 is returned where there is none.
+  """
+
+  def update(state: State, block: RowBlock) -> State:
+    counts = (block.queries() >= first)[None, None]
+    return state + _sum(jnp.where(counts, per_row(block), 0), -1)
+
+  return RowStatistic(
+    lambda batch, heads, length: jnp.zeros((batch, heads)),
+    update,
+    lambda total, length: total / max(length - first, 1),
+  )
+
+
+def _weight_on(key: int) -> Callable[[RowBlock], Array]:
+  """Each row's weight on one key; 0 in a block that does not reach it."""
+
+  def per_row(block: RowBlock) -> Array:
+    if key >= block.rows.shape[-1]:
+      return jnp.zeros(block.rows.shape[:-1])
+    return block.rows[..., key]
+
+  return per_row
+
+
+def _of_key(statistic: RowStatistic, key: int) -> RowStatistic:
+  """The same, refusing a key that no query sees."""
+
+  def init(batch: int, heads: int, length: int) -> State:
+    if not 0 <= key < length:
+      raise ValueError(f"key must be in [0, {length}), got {key}")
+    return statistic.init(batch, heads, length)
+
+  return statistic._replace(init=init)
+
+
+@functools.cache
+def sink_score(*, key: int = 0) -> RowStatistic:
+  """Mean attention on a key over the queries that see it, [B, H].
+
+  See `sinkjax.sink_score`.
+
+  Raises:
+    ValueError: (by init) for a key that no query sees.
+  """
+  return _of_key(mean_over_rows(_weight_on(key), first=max(key, 0)), key)
+
+
+@functools.cache
+def first_token_mass() -> RowStatistic:
+  """Each query's attention on key 0, [B, H, T].
+
+  See `sinkjax.first_token_mass`.
+  """
+
+  def update(state: State, block: RowBlock) -> State:
+    mass = block.rows[..., 0].astype(state.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(state, mass, block.start, 2)
+
+  return RowStatistic(_zeros, update, lambda mass, length: mass)
+
+
+@functools.cache
+def attention_entropy(*, normalize: bool = False) -> RowStatistic:
+  """Mean entropy of the rows in nats, [B, H].
+
+  See `sinkjax.attention_entropy`.
+
+  Args:
+    normalize: divide each row by the log of the number of keys it sees.
+  """
+
+  def per_row(block: RowBlock) -> Array:
+    rows, logs = block.rows, block.logs
+    if logs is None:
+      logs = jnp.log(jnp.where(rows > 0, wide(rows), 1))
+    entropy = -_sum(jnp.where(rows > 0, rows * logs, 0), -1)
+    if not normalize:
+      return entropy
+    # Row 0 does not count; 2 keeps its logarithm from being a divisor of 0.
+    keys = jnp.maximum(block.queries() + 1, 2).astype(entropy.dtype)
+    return entropy * (1 / jnp.log(keys))[None, None]
+
+  return mean_over_rows(per_row, first=1)
+
+
+@functools.cache
+def row_sum() -> RowStatistic:
+  """What a query gives in all, mean over queries, [B, H]; 1 for a softmax."""
+  return mean_over_rows(lambda block: _sum(block.rows, -1))
+
+
+@functools.cache
+def received_mass() -> RowStatistic:
+  """How much attention each key gets from the queries that see it, [B, H, S].
+
+      received_s = 1 / (T - s) * sum_{t = s}^{T - 1} A[t, s]
+
+  At s = 0 this is the sink score. Source: Gu et al. (2025, arXiv 2410.10781),
+  alpha of every k.
+  """
+
+  def update(state: State, block: RowBlock) -> State:
+    keys = jnp.arange(block.rows.shape[-1])[None]
+    seen = keys <= block.queries()[:, None]
+    mass = _sum(jnp.where(seen[None, None], block.rows, 0), -2)
+    return state.at[..., : mass.shape[-1]].add(mass)
+
+  def finalize(total: State, length: int) -> Array:
+    return total / (length - jnp.arange(length))[None, None]
+
+  return RowStatistic(_zeros, update, finalize)
+
+
+@functools.cache
+def mass_by_distance() -> RowStatistic:
+  """Mean attention at each distance back, [B, H, T]; 0 is the token itself.
+
+      mass_d = 1 / (T - d) * sum_{t = d}^{T - 1} A[t, t - d]
+
+  Our definition; `spread.distance_profile` is the same of a Jacobian.
+
+  Cost: a copy of the block, whose rows are shifted into line.
+  """
+
+  def init(batch: int, heads: int, length: int) -> State:
+    return _zeros(batch, heads, 2 * length - 1)  # distances from 1 - T on
+
+  def update(state: State, block: RowBlock) -> State:
+    batch, heads, count, keys = block.rows.shape
+    length = (state.shape[-1] + 1) // 2
+    # Keys in reverse order, and each row one entry later than the one before:
+    # then the columns are the distances from start - keys + 1 on.
+    lined = jnp.pad(block.rows[..., ::-1], [(0, 0)] * 3 + [(0, count)])
+    lined = lined.reshape(batch, heads, -1)[..., :-count]
+    mass = _sum(lined.reshape(batch, heads, count, keys + count - 1), -2)
+    at = (0, 0, block.start - keys + length)
+    old = jax.lax.dynamic_slice(state, at, mass.shape)
+    return jax.lax.dynamic_update_slice(state, old + mass, at)
+
+  def finalize(total: State, length: int) -> Array:
+    seen = length - jnp.arange(length)
+    return total[..., length - 1 :] / seen[None, None]
+
+  return RowStatistic(init, update, finalize)
+
+
+@functools.cache
+def mass_within(windows: tuple[int, ...]) -> RowStatistic:
+  """Mean share of a row's attention at most w - 1 tokens back, [B, H, W].
+
+      within_w = 1 / T * sum_t sum_{t - w < s <= t} A[t, s]
+
+  Our definition. A row with fewer than w keys counts 1.
+
+  Args:
+    windows: each w, the token itself included as in `ModelConfig.window`.
+  """
+
+  def init(batch: int, heads: int, length: int) -> State:
+    return _zeros(batch, heads, len(windows))
+
+  def update(state: State, block: RowBlock) -> State:
+    keys = jnp.arange(block.rows.shape[-1])[None]
+    back = (block.queries()[:, None] - keys)[None, None]
+    shares = [
+      _sum(jnp.where((back >= 0) & (back < w), block.rows, 0), (-2, -1))
+      for w in windows
+    ]
+    return state + jnp.stack(shares, axis=-1)
+
+  return RowStatistic(init, update, lambda total, length: total / length)
+
+
+@functools.cache
+def value_weighted_mass(*, key: int = 0) -> RowStatistic:
+  """A key's share of what a row writes, with its value's norm, [B, H].
+
+      share = 1 / (T - k) * sum_{t >= k} A[t, k] ||v_k|| / sum_s A[t, s] ||v_s||
+
+  A sink that writes nothing has a large sink score and a share near 0. The
+  weighting is Kobayashi et al.'s (2020, arXiv 2004.10102), without the output
+  matrix; the mean of shares is our definition. A row that writes nothing
+  counts 0.
+
+  Raises:
+    ValueError: (by init) for a key that no query sees; (by update) without
+      values: observe `("pattern", "v")`.
+  """
+  weight = _weight_on(key)
+
+  def per_row(block: RowBlock) -> Array:
+    if block.values is None:
+      raise ValueError('values are needed: observe the sites ("pattern", "v")')
+    norms = jnp.moveaxis(token_norms(block.values), 1, 2)  # [B, N, S]
+    norms = jnp.repeat(norms, block.rows.shape[1] // norms.shape[1], axis=1)
+    written = block.rows * norms[:, :, None]
+    total = jnp.sum(written, axis=-1, keepdims=True)
+    shares = jnp.where(total > 0, written / jnp.where(total > 0, total, 1), 0)
+    return weight(block._replace(rows=shares))
+
+  return _of_key(mean_over_rows(per_row, first=max(key, 0)), key)
+
+
+def _zeros(*shape: int) -> Array:
+  return jnp.zeros(shape)
+
+
+def _sum(x: Array, axis: int | tuple[int, ...]) -> Array:
+  """The sum in float32 at least."""
+  return jnp.sum(x, axis=axis, dtype=jnp.promote_types(x.dtype, jnp.float32))

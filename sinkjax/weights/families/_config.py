@@ -1,0 +1,267 @@
+"""Hugging Face's `config.json`: what families share in reading and writing it.
+
+Read are the newer `rope_parameters` and the older `rope_theta` with
+`rope_scaling`; written is the older form, which every version of transformers
+understands.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
+from sinkjax.weights.validate import WeightsError
+
+_ACTIVATIONS = {
+  "silu": "silu",
+  "swish": "silu",
+  "gelu": "gelu",
+  "gelu_new": "gelu_tanh",
+  "gelu_pytorch_tanh": "gelu_tanh",
+  "gelu_fast": "gelu_tanh",
+  "relu": "relu",
+}
+ACTIVATION_NAMES = {
+  "silu": "silu",
+  "gelu": "gelu",
+  "gelu_tanh": "gelu_pytorch_tanh",
+  "relu": "relu",
+}
+"""Our activations as transformers calls them."""
+_LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
+_REQUIRED = object()
+
+
+class Reader:
+  """Typed access to a JSON object, with errors that name the key.
+
+  Args:
+    values: the object.
+    where: the file, for messages.
+  """
+
+  def __init__(self, values: dict[str, Any], where: str):
+    self.values, self.where = values, where
+
+  def get(self, key: str, kind: type, default: Any = None) -> Any:
+    """A value of a kind; `null` and no such key are the default.
+
+    Raises:
+      WeightsError: for a value of another kind, or more layers than a model
+        can have.
+    """
+    value = self.values.get(key)
+    if value is None:
+      if default is _REQUIRED:
+        raise WeightsError(f"{self.where}: {key!r} is missing")
+      return default
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+      value = float(value)
+    if not isinstance(value, kind) or (
+      isinstance(value, bool) and kind is not bool
+    ):
+      raise WeightsError(
+        f"{self.where}: {key!r} must be {kind.__name__}, got {value!r}"
+      )
+    # Lists of one entry a layer are made before the config is validated.
+    if kind is int and "layer" in key and value > MAX_LAYERS:
+      raise WeightsError(
+        f"{self.where}: {key!r} must be at most {MAX_LAYERS}, got {value}"
+      )
+    return value
+
+  def need(self, key: str, kind: type) -> Any:
+    """As `get`, of a key that must be there."""
+    return self.get(key, kind, _REQUIRED)
+
+  def activation(self, *keys: str, default: str) -> str:
+    """Our name of the activation that the first of some keys names."""
+    name = next((self.values[k] for k in keys if self.values.get(k)), default)
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+      raise WeightsError(
+        f"{self.where}: unknown activation {name!r}; known: "
+        f"{sorted(_ACTIVATIONS)}"
+      )
+    return _ACTIVATIONS[name]
+
+  def token(self, key: str) -> int | None:
+    """A token id, the first one of a list."""
+    value = self.values.get(key)
+    if isinstance(value, list) and value:
+      value = value[0]
+    if value is not None and (
+      not isinstance(value, int) or isinstance(value, bool)
+    ):
+      raise WeightsError(f"{self.where}: {key!r} must be a token id")
+    return value
+
+
+def head_dim(read: Reader, width: int, heads: int) -> int:
+  """The width of a head that is not given: the model's over its heads."""
+  if heads <= 0 or width % heads:
+    raise WeightsError(
+      f"{read.where}: width {width} is no multiple of {heads} heads"
+    )
+  return width // heads
+
+
+def decoder_fields(
+  read: Reader,
+  *,
+  eps: str = "rms_norm_eps",
+  eps_default: float = 1e-6,
+  tied: bool = False,
+  rope_base: float = 1e4,
+  rope_share: float = 1.0,
+) -> dict[str, Any]:
+  """Sizes, norms and RoPE, by the keys that most families have in common.
+
+  Args:
+    read: the config.
+    eps: the key of the norms' epsilon.
+    eps_default: the family's, where the key is not there.
+    tied: whether its embedding is tied by default.
+    rope_base: its base by default.
+    rope_share: the share of each head that is rotated by default.
+  """
+  width = read.need("hidden_size", int)
+  heads = read.need("num_attention_heads", int)
+  each = read.get("head_dim", int)
+  if each is None:
+    each = head_dim(read, width, heads)
+  return {
+    "vocab_size": read.need("vocab_size", int),
+    "d_model": width,
+    "n_layers": read.need("num_hidden_layers", int),
+    "n_heads": heads,
+    "n_kv_heads": read.get("num_key_value_heads", int, heads),
+    "head_dim": each,
+    "d_ff": read.need("intermediate_size", int),
+    "max_len": read.need("max_position_embeddings", int),
+    "norm_eps": read.get(eps, float, eps_default),
+    "tie_embeddings": read.get("tie_word_embeddings", bool, tied),
+    **_rope_fields(read, each, rope_base, rope_share),
+  }
+
+
+def _rope_fields(
+  read: Reader, head_dim: int, base: float, share: float
+) -> dict[str, Any]:
+  rope = read.get("rope_parameters", dict, {})
+  if "full_attention" in rope:
+    rope = Reader(rope, read.where).need("full_attention", dict)
+  old = read.get("rope_scaling", dict, {})
+  sub = Reader({**old, **rope}, f"{read.where} (RoPE)")
+  base = _first(
+    [(sub, "rope_theta"), (read, "rope_theta"), (read, "rotary_emb_base")], base
+  )
+  key = "partial_rotary_factor"
+  share = _first([(sub, key), (read, key), (read, "rotary_pct")], share)
+  return {
+    "rope_base": base,
+    "rope_scaling": _scaling(sub),
+    "rope_dim": None if share == 1.0 else int(head_dim * share),
+  }
+
+
+def _first(places: list[tuple[Reader, str]], default: float) -> float:
+  for read, key in places:
+    value = read.get(key, float)
+    if value is not None:
+      return value
+  return default
+
+
+def _scaling(read: Reader) -> RopeScaling | None:
+  kind = read.values.get("rope_type", read.values.get("type", "default"))
+  if kind in (None, "default"):
+    return None
+  if kind == "linear":
+    return RopeScaling("linear", factor=read.need("factor", float))
+  if kind == "llama3":
+    try:
+      return RopeScaling(
+        "llama3",
+        factor=read.need("factor", float),
+        low_freq=read.need("low_freq_factor", float),
+        high_freq=read.need("high_freq_factor", float),
+        original_max_len=read.need("original_max_position_embeddings", int),
+      )
+    except ValueError as error:
+      raise WeightsError(f"{read.where}: {error}") from None
+  raise WeightsError(
+    f"{read.where}: unknown RoPE scaling {kind!r}; known: linear, llama3"
+  )
+
+
+def window_fields(
+  read: Reader, n_layers: int, is_local: Callable[[int], bool]
+) -> dict[str, Any]:
+  """The window and the layers that it applies to.
+
+  Args:
+    read: the config.
+    n_layers: its layers.
+    is_local: the family's rule where `layer_types` is not there.
+  """
+  window = read.get("sliding_window", int)
+  types = read.get("layer_types", list)
+  if types is not None:
+    valid = tuple(_LAYER_TYPES)
+    if len(types) != n_layers or any(kind not in valid for kind in types):
+      raise WeightsError(
+        f"{read.where}: layer_types must be {n_layers} of {valid}"
+      )
+    local = tuple(_LAYER_TYPES[kind] for kind in types)
+  else:
+    local = tuple(window is not None and is_local(i) for i in range(n_layers))
+  return {"window": window, "local_layers": local if any(local) else ()}
+
+
+def decoder_values(
+  cfg: ModelConfig, *, eps: str = "rms_norm_eps"
+) -> dict[str, Any]:
+  """The keys that `decoder_fields` reads, and activation and biases."""
+  return {
+    "vocab_size": cfg.vocab_size,
+    "hidden_size": cfg.d_model,
+    "num_hidden_layers": cfg.n_layers,
+    "num_attention_heads": cfg.n_heads,
+    "num_key_value_heads": cfg.n_kv_heads,
+    "head_dim": cfg.head_dim,
+    "intermediate_size": cfg.d_ff,
+    "max_position_embeddings": cfg.max_len,
+    eps: cfg.norm_eps,
+    "hidden_act": ACTIVATION_NAMES[cfg.activation],
+    "attention_bias": cfg.out_bias,
+    "rope_theta": cfg.rope_base,
+    "rope_scaling": _scaling_values(cfg.rope_scaling),
+  }
+
+
+def _scaling_values(scaling: RopeScaling | None) -> dict[str, Any] | None:
+  if scaling is None:
+    return None
+  if scaling.kind == "linear":
+    return {"rope_type": "linear", "factor": scaling.factor}
+  if scaling.kind == "llama3":
+    return {
+      "rope_type": "llama3",
+      "factor": scaling.factor,
+      "low_freq_factor": scaling.low_freq,
+      "high_freq_factor": scaling.high_freq,
+      "original_max_position_embeddings": scaling.original_max_len,
+    }
+  raise ValueError(
+    "RoPE frequency factors (from a GGUF file) have no Hugging Face form"
+  )
+
+
+def window_values(cfg: ModelConfig) -> dict[str, Any]:
+  """The keys that `window_fields` reads."""
+  local = cfg.local_layers or (False,) * cfg.n_layers
+  names = {is_local: name for name, is_local in _LAYER_TYPES.items()}
+  return {
+    "sliding_window": cfg.window,
+    "use_sliding_window": any(local),
+    "layer_types": [names[is_local] for is_local in local],
+  }

@@ -1,0 +1,102 @@
+"""What a family is, and the one table of all of them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families._config import Reader
+from sinkjax.weights.families._gguf import Metadata
+from sinkjax.weights.layout import Leaf
+
+Fields = dict[str, Any]
+
+
+def _nothing(read: Metadata, fields: Fields) -> Fields:
+  return {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gguf:
+  """How llama.cpp stores a family.
+
+  Attributes:
+    architecture: `general.architecture` of its files.
+    tensors: where each parameter lies in them.
+    read_config: the fields of `ModelConfig` that differ from, or are not
+      among, those that every file's metadata has: (metadata, those fields).
+  """
+
+  architecture: str
+  tensors: Callable[[ModelConfig], list[Leaf]]
+  read_config: Callable[[Metadata, Fields], Fields] = _nothing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+  """All that is known of one architecture's files.
+
+  Attributes:
+    name: `model_type`, here and in Hugging Face's `config.json`.
+    transformers_class: the class of transformers that runs it.
+    read_config: from `config.json` to fields of `ModelConfig`; a key that is
+      not there has this family's default.
+    write_config: the way back, keys of `config.json`; the driver adds those
+      that all families share and checks that both ways agree.
+    tensors: where each parameter lies in the safetensors of a folder.
+    also_called: other values of `model_type` that mean the same.
+    optional_prefix: which checkpoints without an output matrix leave out in
+      front of their tensors' names.
+    ignored_tensors: patterns of names that may be there and are not read.
+    gguf: `None` where llama.cpp does not have it under a name of its own.
+  """
+
+  name: str
+  transformers_class: str
+  read_config: Callable[[Reader], Fields]
+  write_config: Callable[[ModelConfig], Fields]
+  tensors: Callable[[ModelConfig], list[Leaf]]
+  also_called: tuple[str, ...] = ()
+  optional_prefix: str = ""
+  ignored_tensors: tuple[str, ...] = ()
+  gguf: Gguf | None = None
+
+
+FAMILIES: dict[str, Family] = {}
+"""Every family by its name."""
+
+
+def register(family: Family) -> Family:
+  """Adds a family to the table.
+
+  Raises:
+    ValueError: if one of its names is taken.
+  """
+  for name in (family.name, *family.also_called):
+    if find(name) is not None:
+      raise ValueError(f"the family {name!r} is registered already")
+  if family.gguf and find_architecture(family.gguf.architecture) is not None:
+    raise ValueError(
+      f"the GGUF architecture {family.gguf.architecture!r} is registered "
+      "already"
+    )
+  FAMILIES[family.name] = family
+  return family
+
+
+def find(model_type: Any) -> Family | None:
+  """The family that a `model_type` means."""
+  for family in FAMILIES.values():
+    if model_type == family.name or model_type in family.also_called:
+      return family
+  return None
+
+
+def find_architecture(architecture: Any) -> Family | None:
+  """The family that a GGUF file's `general.architecture` means."""
+  if not isinstance(architecture, str):  # arrays compare entry by entry
+    return None
+  for family in FAMILIES.values():
+    if family.gguf and family.gguf.architecture == architecture:
+      return family
+  return None

@@ -1,0 +1,113 @@
+"""Names and layouts that families share, in safetensors and in GGUF.
+
+Both formats name a linear map's arrays NAME.weight and NAME.bias, so that one
+family's table is little more than pairs of our path and their name.
+"""
+
+from collections.abc import Mapping
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.layout import (
+  FusedHeads,
+  FusedThirds,
+  Kernel,
+  Layout,
+  Leaf,
+  Linear,
+  Vector,
+)
+
+
+def linear(
+  path: str,
+  name: str,
+  bias: bool,
+  kind: type[Linear] | type[Kernel] = Linear,
+  *,
+  interleaved_rope: bool = False,
+) -> list[Leaf]:
+  """One linear map of a block.
+
+  Args:
+    path: ours, under "blocks": "attn/q".
+    name: theirs.
+    bias: whether it has one.
+    kind: how its matrix lies.
+    interleaved_rope: see `layout.Vector`.
+  """
+  inputs = 2 if path == "attn/o" else 1  # it reads [H, K]
+  layout = kind(inputs, interleaved_rope)
+  found = [Leaf(f"blocks/{path}/kernel", f"{name}.weight", layout)]
+  if bias:
+    layout = Vector(interleaved_rope)
+    found.append(Leaf(f"blocks/{path}/bias", f"{name}.bias", layout))
+  return found
+
+
+def fused_qkv(
+  name: str,
+  bias: bool,
+  fused: type[FusedThirds] | type[FusedHeads],
+  kind: type[Linear] | type[Kernel] = Linear,
+) -> list[Leaf]:
+  """Queries, keys and values that share one linear map of a block."""
+  found = []
+  for part, letter in enumerate("qkv"):
+    path = f"blocks/attn/{letter}"
+    found.append(Leaf(f"{path}/kernel", f"{name}.weight", fused(kind(), part)))
+    if bias:
+      found.append(Leaf(f"{path}/bias", f"{name}.bias", fused(Vector(), part)))
+  return found
+
+
+def norms(
+  names: Mapping[str, str], *, bias: bool, offset: float = 0.0
+) -> list[Leaf]:
+  """Norms, from our paths to their names; `offset`: `Leaf.norm_offset`."""
+  found = [
+    Leaf(f"{path}/scale", f"{name}.weight", norm_offset=offset)
+    for path, name in names.items()
+  ]
+  if bias:
+    found += [
+      Leaf(f"{path}/bias", f"{name}.bias") for path, name in names.items()
+    ]
+  return found
+
+
+def tables(
+  cfg: ModelConfig, embed: str, unembed: str, positions: str | None = None
+) -> list[Leaf]:
+  """The embedding and, where `cfg` has them, positions and unembedding."""
+  found = [Leaf("embed", f"{embed}.weight", Layout())]
+  if cfg.positions == "learned":
+    found.append(Leaf("positions", f"{positions}.weight", Layout()))
+  if not cfg.tie_embeddings:
+    found.append(Leaf("unembed", f"{unembed}.weight", Linear()))
+  return found
+
+
+def decoder_tensors(cfg: ModelConfig) -> list[Leaf]:
+  """The names of transformers' `LlamaModel`, which most families share."""
+  at = "model.layers.{i}."
+  names = {
+    "blocks/attn_norm": at + "input_layernorm",
+    "blocks/mlp_norm": at + "post_attention_layernorm",
+    "final_norm": "model.norm",
+  }
+  if cfg.post_norms:
+    names |= {
+      "blocks/attn_post_norm": at + "post_attention_layernorm",
+      "blocks/mlp_norm": at + "pre_feedforward_layernorm",
+      "blocks/mlp_post_norm": at + "post_feedforward_layernorm",
+    }
+  if cfg.qk_norm:
+    names["blocks/attn/q_norm"] = at + "self_attn.q_norm"
+    names["blocks/attn/k_norm"] = at + "self_attn.k_norm"
+  found = norms(names, bias=cfg.norm == "layer")
+  for part in "qkvo":
+    bias = cfg.out_bias if part == "o" else cfg.qkv_bias
+    found += linear(f"attn/{part}", f"{at}self_attn.{part}_proj", bias)
+  for part in ("gate", "up", "down") if cfg.gated_mlp else ("up", "down"):
+    found += linear(f"mlp/{part}", f"{at}mlp.{part}_proj", cfg.mlp_bias)
+  return found + tables(cfg, "model.embed_tokens", "lm_head")

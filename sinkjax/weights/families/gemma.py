@@ -1,0 +1,58 @@
+"""Gemma 1: norms multiply by 1 + w, embeddings by the root of the width."""
+
+import math
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families._config import (
+  Reader,
+  decoder_fields,
+  decoder_values,
+)
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors
+from sinkjax.weights.families._tensors import decoder_tensors
+
+
+def read_config(read: Reader, rope_base: float = 1e4) -> dict[str, Any]:
+  """See `Family`; `rope_base` is a later version's default."""
+  fields = decoder_fields(read, tied=True, rope_base=rope_base)
+  bias = read.get("attention_bias", bool, False)
+  return fields | {
+    "activation": read.activation(
+      "hidden_activation", "hidden_act", default="gelu_pytorch_tanh"
+    ),
+    "qkv_bias": bias,
+    "out_bias": bias,
+    "norm_offset": 1.0,
+    "embed_scale": math.sqrt(fields["d_model"]),
+  }
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  values = decoder_values(cfg)
+  return values | {"hidden_activation": values["hidden_act"]}
+
+
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; the files store no activation: it is always the same."""
+  return {
+    "norm_offset": 1.0,
+    "activation": "gelu_tanh",
+    "embed_scale": math.sqrt(fields["d_model"]),
+  }
+
+
+register(
+  Family(
+    name="gemma",
+    transformers_class="GemmaForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="gemma", tensors=gguf_tensors, read_config=read_gguf
+    ),
+  )
+)

@@ -1,0 +1,92 @@
+"""GPT-2: learned positions, biases everywhere, kernels stored [in, out]."""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families._config import ACTIVATION_NAMES, Reader, head_dim
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors_fused
+from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
+from sinkjax.weights.layout import FusedThirds, Kernel, Leaf
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  width, heads = read.need("n_embd", int), read.need("n_head", int)
+  return {
+    "vocab_size": read.need("vocab_size", int),
+    "d_model": width,
+    "n_layers": read.need("n_layer", int),
+    "n_heads": heads,
+    "n_kv_heads": heads,
+    "head_dim": head_dim(read, width, heads),
+    "d_ff": read.get("n_inner", int, 4 * width),
+    "max_len": read.need("n_positions", int),
+    "norm": "layer",
+    "norm_eps": read.get("layer_norm_epsilon", float, 1e-5),
+    "qkv_bias": True,
+    "out_bias": True,
+    "gated_mlp": False,
+    "mlp_bias": True,
+    "activation": read.activation("activation_function", default="gelu_new"),
+    "positions": "learned",
+    "tie_embeddings": read.get("tie_word_embeddings", bool, True),
+  }
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  return {
+    "vocab_size": cfg.vocab_size,
+    "n_embd": cfg.d_model,
+    "n_layer": cfg.n_layers,
+    "n_head": cfg.n_heads,
+    "n_inner": cfg.d_ff,
+    "n_positions": cfg.max_len,
+    "layer_norm_epsilon": cfg.norm_eps,
+    "activation_function": ACTIVATION_NAMES[cfg.activation],
+  }
+
+
+def tensors(cfg: ModelConfig) -> list[Leaf]:
+  """See `Family`."""
+  at = "transformer.h.{i}."
+  names = {
+    "blocks/attn_norm": at + "ln_1",
+    "blocks/mlp_norm": at + "ln_2",
+    "final_norm": "transformer.ln_f",
+  }
+  return [
+    *norms(names, bias=True),
+    *fused_qkv(at + "attn.c_attn", True, FusedThirds, Kernel),
+    *linear("attn/o", at + "attn.c_proj", True, Kernel),
+    *linear("mlp/up", at + "mlp.c_fc", True, Kernel),
+    *linear("mlp/down", at + "mlp.c_proj", True, Kernel),
+    *tables(cfg, "transformer.wte", "lm_head", "transformer.wpe"),
+  ]
+
+
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return {
+    "norm": "layer",
+    "norm_eps": read.get("attention.layer_norm_epsilon", float, 1e-5),
+    "gated_mlp": False,
+    "activation": "gelu_tanh",
+    "positions": "learned",
+  }
+
+
+register(
+  Family(
+    name="gpt2",
+    transformers_class="GPT2LMHeadModel",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=tensors,
+    optional_prefix="transformer.",
+    gguf=Gguf(
+      architecture="gpt2", tensors=gguf_tensors_fused, read_config=read_gguf
+    ),
+  )
+)

@@ -1,0 +1,48 @@
+"""Llama 1 to 3 and what has its code: SmolLM2, TinyLlama, Yi and many more.
+
+llama.cpp also files Mistral under this architecture.
+"""
+
+import functools
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families._config import (
+  Reader,
+  decoder_fields,
+  decoder_values,
+)
+from sinkjax.weights.families._family import Family, Gguf, register
+from sinkjax.weights.families._gguf import gguf_tensors
+from sinkjax.weights.families._tensors import decoder_tensors
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  bias = read.get("attention_bias", bool, False)
+  return decoder_fields(read) | {
+    "activation": read.activation("hidden_act", default="silu"),
+    "qkv_bias": bias,
+    "out_bias": bias,
+    "mlp_bias": read.get("mlp_bias", bool, False),
+  }
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  return decoder_values(cfg) | {"mlp_bias": cfg.mlp_bias}
+
+
+register(
+  Family(
+    name="llama",
+    transformers_class="LlamaForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="llama",
+      tensors=functools.partial(gguf_tensors, interleaved_rope=True),
+    ),
+  )
+)

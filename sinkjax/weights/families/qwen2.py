@@ -1,0 +1,53 @@
+"""Qwen 2 and 2.5: Llama with biases on queries, keys and values alone.
+
+The upper layers may attend over a window.
+"""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families import llama
+from sinkjax.weights.families._config import (
+  Reader,
+  decoder_values,
+  window_fields,
+  window_values,
+)
+from sinkjax.weights.families._family import Family, Gguf, register
+from sinkjax.weights.families._gguf import gguf_tensors
+from sinkjax.weights.families._tensors import decoder_tensors
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  fields = llama.read_config(read)
+  return (
+    fields
+    | {"qkv_bias": True, "out_bias": False}
+    | upper_window(read, fields["n_layers"])
+  )
+
+
+def upper_window(read: Reader, n_layers: int) -> dict[str, Any]:
+  """The window of the layers from `max_window_layers` on, where it is used."""
+  if not read.get("use_sliding_window", bool, False):
+    return {}
+  first = read.get("max_window_layers", int, 28)
+  return window_fields(read, n_layers, lambda i: i >= first)
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  return decoder_values(cfg) | window_values(cfg)
+
+
+register(
+  Family(
+    name="qwen2",
+    transformers_class="Qwen2ForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=decoder_tensors,
+    gguf=Gguf(architecture="qwen2", tensors=gguf_tensors),
+  )
+)

@@ -1,0 +1,88 @@
+"""Folders that hold a model: their JSON files, and new ones written whole."""
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from sinkjax.weights.validate import WeightsError
+
+# A config is a few KB and the largest JSON file of a tokenizer a few MB: more
+# is not what it claims to be, and would only fill the memory.
+MAX_JSON = 64 << 20
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """What a JSON file of at most `MAX_JSON` bytes holds.
+
+  Raises:
+    WeightsError: if it is not there, too large, unreadable or not JSON.
+  """
+  try:
+    size = path.stat().st_size
+    raw = path.read_bytes() if size <= MAX_JSON else None
+  except FileNotFoundError:
+    raise WeightsError(f"{path}: no such file") from None
+  except OSError as error:
+    raise WeightsError(f"{path}: cannot be read: {error}") from None
+  if raw is None:
+    raise WeightsError(f"{path}: {size} bytes, at most {MAX_JSON} are read")
+  try:
+    return json.loads(raw.decode("utf-8"))
+  except (ValueError, RecursionError) as error:
+    raise WeightsError(f"{path}: not valid JSON: {error}") from None
+
+
+def read_optional_json(path: pathlib.Path) -> dict[str, Any]:
+  """The object in a JSON file, empty where there is no such file.
+
+  Raises:
+    WeightsError: as `read_json`, or if it holds no object.
+  """
+  if not path.is_file():
+    return {}
+  values = read_json(path)
+  if not isinstance(values, dict):
+    raise WeightsError(f"{path}: expected a JSON object")
+  return values
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A folder to fill, which appears at `path` when the block ends well.
+
+  It is filled beside `path` and then renamed, so that nobody ever sees half
+  a model; where the block raises, nothing is left behind.
+
+  Args:
+    path: must not exist or be an empty folder; its parents are made.
+
+  Raises:
+    ValueError: for anything else at `path`, before the block is entered.
+  """
+  check_new(path)
+  path = pathlib.Path(path).absolute()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(
+    dir=path.parent, prefix=f".{path.name}."
+  ) as work:
+    folder = pathlib.Path(work) / "model"
+    folder.mkdir()
+    yield folder
+    if path.exists():
+      path.rmdir()
+    os.replace(folder, path)
+
+
+def check_new(path: str | os.PathLike) -> None:
+  """Refuses a path at which a new folder would hide or mix with something.
+
+  Raises:
+    ValueError: if there is anything but an empty folder.
+  """
+  path = pathlib.Path(path)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise ValueError(f"{path} exists and is not an empty folder")

@@ -1,0 +1,157 @@
+"""A model as an Orbax folder, with a manifest of our own.
+
+The folder holds `params/` (Orbax), `sinkjax.json` (config, and the shape, dtype
+and SHA-256 of every array) and, where there is one, the tokenizer. Orbax
+restores a flipped bit or another dtype without a word; the manifest does not.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sinkjax.config import ModelConfig
+from sinkjax.models.transformer import Params, param_shapes
+from sinkjax.sharding import to_host
+from sinkjax.weights.assemble import check_params, flatten, nest
+from sinkjax.weights.folders import check_new, new_folder
+from sinkjax.weights.tokenizer import Tokenizer
+from sinkjax.weights.validate import WeightsError, first_line
+
+MANIFEST = "sinkjax.json"
+SCHEMA = 1
+
+
+def is_checkpoint(path: str | os.PathLike) -> bool:
+  """Whether a folder was written by `save`."""
+  return (pathlib.Path(path) / MANIFEST).is_file()
+
+
+def digest(array: jax.Array) -> dict[str, Any]:
+  """Shape, dtype and SHA-256 of an array, as a manifest has them."""
+  array = to_host(array)
+  data = np.ascontiguousarray(array).view(np.uint8).data
+  return {
+    "shape": list(array.shape),
+    "dtype": str(array.dtype),
+    "sha256": hashlib.sha256(data).hexdigest(),
+  }
+
+
+def save(
+  path: str | os.PathLike,
+  params: Params,
+  cfg: ModelConfig,
+  tokenizer: Tokenizer | None = None,
+) -> None:
+  """Writes an Orbax folder that `sinkjax.load` reads; exact.
+
+  Args:
+    path: the folder; it must not exist or be empty.
+    params: the parameters; on this host, where there are several processes,
+      of which one calls this.
+    cfg: their config.
+    tokenizer: saved as `tokenizer.json` where given.
+
+  Raises:
+    ValueError: if the folder is not empty or the parameters are not those of
+      `cfg`; nothing is left behind then.
+  """
+  check_new(path)
+  flat = check_params(cfg, params)
+  manifest = {
+    "schema": SCHEMA,
+    "config": cfg.to_dict(),
+    "arrays": {name: digest(array) for name, array in flat.items()},
+  }
+  with new_folder(path) as folder:
+    with ocp.StandardCheckpointer(
+      multiprocessing_options=_this_process_alone()
+    ) as checkpointer:
+      checkpointer.save(folder / "params", params)
+    if tokenizer is not None:
+      tokenizer.save(folder)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _this_process_alone() -> ocp.options.MultiprocessingOptions:
+  """Orbax would have all processes of a run write one folder together."""
+  if jax.process_count() == 1:
+    return ocp.options.MultiprocessingOptions()
+  mine = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=mine, active_processes={mine}, barrier_sync_key_prefix="model"
+  )
+
+
+def load_config(path: str | os.PathLike) -> ModelConfig:
+  """The config of a folder that `save` wrote."""
+  return _read_manifest(pathlib.Path(path) / MANIFEST)[0]
+
+
+def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
+  """Parameters and config of a folder that `save` wrote.
+
+  Raises:
+    WeightsError: for a damaged manifest, a missing array, another shape or
+      dtype, or content that is not what was written, naming the array.
+  """
+  path = pathlib.Path(path).absolute()
+  cfg, arrays = _read_manifest(path / MANIFEST)
+  target = jax.tree.map(abstract, param_shapes(cfg))
+  flat_target = flatten(target)
+  for name in sorted(set(flat_target) ^ set(arrays)):
+    raise WeightsError(f"{path}: array {name!r} is missing or unknown")
+  for name, entry in arrays.items():
+    want = flat_target[name]
+    if (entry["shape"], entry["dtype"]) != (list(want.shape), str(want.dtype)):
+      raise WeightsError(
+        f"{path}: array {name!r} is {entry['dtype']} {entry['shape']}, the "
+        f"config asks for {want.dtype} {list(want.shape)}"
+      )
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      params = checkpointer.restore(path / "params", target)
+  except Exception as error:  # Orbax and TensorStore raise many kinds
+    reason = first_line(error)
+    raise WeightsError(f"{path}: Orbax cannot restore: {reason}") from None
+  flat = flatten(params)
+  for name, entry in arrays.items():
+    if digest(flat[name]) != entry:
+      raise WeightsError(f"{path}: array {name!r} is not what was written")
+  return nest(flat), cfg
+
+
+def abstract(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """What Orbax is to restore, and where: on the first device by default."""
+  where = getattr(shape, "sharding", None)
+  if where is None:
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
+
+def _read_manifest(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
+  try:
+    manifest = json.loads(path.read_text("utf-8"))
+    if manifest["schema"] != SCHEMA:
+      raise ValueError(f"schema {manifest['schema']!r}, expected {SCHEMA}")
+    cfg = ModelConfig.from_dict(manifest["config"])
+    arrays = {
+      str(name): {key: entry[key] for key in ("shape", "dtype", "sha256")}
+      for name, entry in manifest["arrays"].items()
+    }
+  except (
+    AttributeError,
+    KeyError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+  ) as error:
+    raise WeightsError(f"{path}: no valid manifest: {error}") from None
+  return cfg, arrays

@@ -1,0 +1,149 @@
+"""The benchmark experiment: conditions, what is compared, the page."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sinkjax.experiments.paper.first_token import EXPERIMENT
+from sinkjax.experiments.paper.first_token import experiment as module
+from sinkjax.experiments.paper.first_token.benchmark_tasks import Item
+from sinkjax.experiments.paper.first_token.experiment import Config, measure
+
+CONFIG = Config(lengths=(220, 600), needles=8, from_layer=1)
+
+
+@pytest.fixture(scope="module")
+def tasks(items):
+  return {"one": items(6), "two/three": items(5)}
+
+
+@pytest.fixture(scope="module")
+def result(reader, tasks):
+  return measured(reader, CONFIG, tasks)
+
+
+def measured(subject, config, items):
+  """The result as its files hold it."""
+  return measure(subject, config, items=items).as_stored(config, "tiny")
+
+
+def test_conditions_are_what_they_say(reader, tasks, result, monkeypatch):
+  asked = []
+
+  def watched(subject, items, prefix, edits, progress):
+    asked.append((prefix, [(int(e.key), int(e.from_layer)) for e in edits]))
+    return np.arange(len(items)) < 3
+
+  monkeypatch.setattr(module, "grade", watched)
+  short = Config(lengths=(), from_layer=1)
+  measure(reader, short, items={"one": tasks["one"]})
+  assert asked == [([1], []), ([], []), ([], [(0, 1)]), ([], [(1, 1)])]
+  asked.clear()
+  measure(reader._replace(prefix=[9]), short, items={"one": tasks["one"]})
+  assert asked == [
+    ([1], []),
+    ([], []),
+    ([9], []),
+    ([9], [(0, 1)]),
+    ([9], [(1, 1)]),
+  ]
+
+
+def test_numbers_are_of_the_items(result, tasks):
+  assert result.numbers["lengths"] == [220]
+  assert result.numbers["left_out"] == [600]
+  right = [result.arrays[f"right {task}, no BOS"] for task in tasks]
+  mean = result.numbers["tasks"]["no BOS"]["value"]
+  assert mean == pytest.approx(np.concatenate(right).mean())
+  assert result.numbers["chance"] == pytest.approx(1 / 3)
+  texts = module.ROW // 220
+  assert result.arrays["found 220, sink hidden"].shape == (8 * texts,)
+  rows = result.tables["needles.csv"][1]
+  assert [row[1] for row in rows] == [
+    "BOS first",
+    "no BOS",
+    "sink hidden",
+    "next token hidden",
+  ]
+
+
+def planted(reader, tasks, monkeypatch, shares, prefix=(1,)):
+  """The claims where every condition has a given share of right answers."""
+
+  def by_share(subject, items, prefix, edits, progress):
+    key = int(edits[0].key) if edits else ("bos" if prefix else "none")
+    return np.arange(len(items)) < shares[key] * len(items)
+
+  monkeypatch.setattr(module, "grade", by_share)
+  many = {"one": tasks["one"] * 40}
+  config = Config(lengths=(), from_layer=1)
+  subject = reader._replace(prefix=list(prefix))
+  return EXPERIMENT.claims(measured(subject, config, many))
+
+
+def test_verdicts(reader, tasks, monkeypatch):
+  def verdicts(prefix=(1,), **shares):
+    names = {"own": "bos", "none": "none", "sink": 0, "next": 1}
+    shares = {names[name]: share for name, share in shares.items()}
+    claims = planted(reader, tasks, monkeypatch, shares, prefix)
+    return [claim.verdict for claim in claims]
+
+  agree, not_here = "agrees", "cannot be tested"
+  assert verdicts(own=0.9, none=0.35, sink=0.4, next=0.9) == [
+    agree,
+    agree,
+    not_here,
+  ]
+  assert verdicts(own=0.9, none=0.85, sink=0.9, next=0.9)[0] == "disagrees"
+  # No worse than hiding another token is no effect of the sink.
+  assert verdicts(own=0.9, none=0.3, sink=0.4, next=0.4)[1] == "undecided"
+  assert verdicts(own=0.4, none=0.3, sink=0.6, next=0.9)[1] == "disagrees"
+  # BOS is not how this model's texts start.
+  shares = {"bos": 0.9, "none": 0.3, 0: 0.3, 1: 0.3}
+  claims = planted(reader, tasks, monkeypatch, shares, prefix=())
+  assert claims[0].verdict == not_here
+
+
+def test_the_layer_is_found_where_none_is_given(reader, tasks, monkeypatch):
+  seen = []
+
+  def found(subject, config):
+    seen.append(config.from_layer)
+    return Config(**{**config.__dict__, "from_layer": 2})
+
+  monkeypatch.setattr(module, "resolve_from_layer", found)
+  got = measure(reader, Config(lengths=(), needles=4), items=tasks)
+  assert seen == [None]
+  assert got.numbers["from_layer"] == 2
+
+
+def test_the_page(result):
+  drawn = EXPERIMENT.draw(result)
+  assert set(drawn) == {"tasks.png", "needles.png", "depth.png"}
+  sections = EXPERIMENT.sections(result, drawn)
+  assert "600" in sections[1].body
+
+
+def test_items_beyond_the_context_are_left_out_and_counted(reader, tasks):
+  words = " ".join(["word"] * reader.cfg.max_len)
+  long = Item(words, (" a", " b"), (True, False))
+  one = [*tasks["one"], long]
+  got = measured(reader, Config(lengths=(), from_layer=1), {"one": one})
+  assert got.numbers["items"] == {"one": len(tasks["one"])}
+  assert got.numbers["items_too_long"] == {"one": 1}
+  first, *_ = EXPERIMENT.sections(got, EXPERIMENT.draw(got))
+  assert "context: 1 more" in first.body
+  with pytest.raises(ValueError, match="items of one fit the model's context"):
+    measure(reader, Config(lengths=()), items={"one": [one[0], long, long]})
+
+
+def test_a_table_of_chance_stands_in_for_that_of_each_item(reader, tasks):
+  """As in files that were recorded before chance was kept by item."""
+  config = Config(lengths=(), from_layer=1)
+  new = measured(reader._replace(prefix=[1]), config, tasks)
+  arrays = {k: v for k, v in new.arrays.items() if "chance" not in k}
+  assert len(arrays) == len(new.arrays) - len(tasks)
+  old = dataclasses.replace(new, arrays=arrays)
+  assert EXPERIMENT.claims(old) == EXPERIMENT.claims(new)
+  assert EXPERIMENT.claims(old)[0].verdict != "cannot be tested"

@@ -1,0 +1,106 @@
+"""Massive activations: found in arrays made by hand, and changed in a model."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sinkjax
+from sinkjax.experiments.paper.massive import EXPERIMENT
+from sinkjax.experiments.paper.massive import experiment as module
+from sinkjax.experiments.paper.massive.experiment import (
+  Config,
+  SetFirst,
+  find,
+  measure,
+)
+
+
+def stream(layers=6, texts=3, tokens=5, width=8):
+  """A residual stream of size about one."""
+  return np.random.default_rng(0).normal(size=(layers, texts, tokens, width))
+
+
+def test_find_what_was_put_there():
+  x = stream()
+  x[2:5, :, 0, [1, 6]] = -3000.0
+  x[2:5, 0, 0, 3] = 3000.0  # in one text of three
+  x[:, :, 0, 5] = 90.0  # large, not massive
+  found = find(x)
+  assert found.dimensions == [1, 6]
+  assert (found.made, found.gone) == (2, 5)
+  assert np.all(found.largest[2:5] == 3000) and np.all(found.largest[5] == 90)
+  assert found.elsewhere.max() < 10
+  x[5, :, 0, 1] = 5000.0
+  assert find(x).gone == 6
+
+
+def test_large_against_a_large_median_is_not_massive():
+  x = stream() * 100
+  x[2:5, :, 0, 1] = 3000.0
+  assert find(x).made is None
+
+
+def test_set_first_is_one_token_in_one_layer():
+  chosen = jnp.arange(8) == 3
+  edit = SetFirst(chosen, jnp.full(8, 7.0), jnp.asarray(2))
+  x = jnp.asarray(stream()[0])
+  np.testing.assert_array_equal(edit(x, 1), x)
+  want = np.array(x)
+  want[:, 0, 3] = 7
+  np.testing.assert_array_equal(edit(x, 2), want)
+
+
+def test_run_on_a_model_with_massive_activations(subject, text, monkeypatch):
+  """Dimension 3 of position 0 gets 50000 in layer 1."""
+  plain = module.forward
+
+  def forward(cfg):
+    def grow(value, layer):
+      at = value[:, :1].at[..., 3].add(50000.0)
+      new = jnp.concatenate([at, value[:, 1:]], axis=1)
+      return jnp.where(layer == 1, new, value)
+
+    return sinkjax.intervene(plain(cfg), {"mlp_out": grow})
+
+  monkeypatch.setattr(module, "forward", forward)
+  config = Config(texts=text, tokens=14, eps=0.15)
+  found = measure(subject, config).as_stored(config, "tiny")
+  assert found.numbers["dimensions"] == [3]
+  assert found.numbers["made"] == 1 and found.numbers["gone"] == 3
+  assert found.arrays["by_mlp"][1, 0] == pytest.approx(50000, rel=0.01)
+  assert found.arrays["by_attention"].max() < 100
+  edits = found.numbers["conditions"]
+  assert edits["as it is"]["loss_change"]["value"] == 0
+  small = abs(edits["set to their mean"]["loss_change"]["value"])
+  large = abs(edits["set to zero"]["loss_change"]["value"])
+  assert small < 0.1 * large
+  first, *_ = EXPERIMENT.claims(found)
+  assert first.verdict == "agrees" and "dimensions 3, after" in first.ours
+  drawn = EXPERIMENT.draw(found)
+  assert set(drawn) == {"layers.png", "sinks.png"}
+  assert "2 texts of 14" in EXPERIMENT.sections(found, drawn)[0].body
+  # the loss of the edited model, for itself
+  made = found.numbers["made"]
+  monkeypatch.undo()
+  edit = SetFirst(
+    jnp.arange(subject.cfg.d_model) == 3,
+    jnp.zeros(subject.cfg.d_model),
+    jnp.asarray(made),
+  )
+  ids = module.texts_of(subject, text, 14)
+  g = sinkjax.intervene(forward(subject.cfg), {"resid_post": edit})
+  logits = np.asarray(g(subject.params, ids).logits, np.float64)[:, :-1]
+  logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  nll = -np.take_along_axis(logs, ids[:, 1:, None], -1).mean()
+  assert edits["set to zero"]["loss"]["value"] == pytest.approx(nll, rel=1e-4)
+
+
+def test_a_model_without_them_says_so(subject, text):
+  config = Config(texts=text, tokens=14)
+  found = measure(subject, config).as_stored(config, "tiny")
+  assert found.numbers["made"] is None
+  verdicts = [claim.verdict for claim in EXPERIMENT.claims(found)]
+  assert verdicts == ["disagrees"] + 3 * ["cannot be tested"]
+  assert EXPERIMENT.draw(found)
+  for one in found.numbers["conditions"].values():
+    assert one["loss_change"]["value"] == pytest.approx(0, abs=1e-6)

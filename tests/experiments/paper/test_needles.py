@@ -1,0 +1,71 @@
+"""Needles: lengths, depths, and answers against one pass a question."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sinkjax
+from sinkjax.experiments.paper.first_token.needles import find_needles, haystack
+
+
+@pytest.mark.parametrize("prefix", [[], [1]])
+@pytest.mark.parametrize("tokens", [200, 201, 400])
+def test_a_haystack_is_as_long_as_asked(reader, prefix, tokens):
+  pile = haystack(reader, prefix, tokens, 6, seed=3)
+  row, decode = pile.row, reader.tokenizer.decode
+  assert len(row.tokens) == tokens
+  assert row.tokens[: len(prefix)].tolist() == prefix
+  text = decode(row.tokens[row.branch == 0])
+  told = dict(re.findall(r"The password of (\w+) is (\w+)\.", text))
+  assert len(told) == len(set(told.values())) == 6
+  for i, (place, word) in enumerate(told.items()):
+    question = decode(row.tokens[row.branch == i + 1])
+    assert question == f"\nThe password of {place} is"
+    assert pile.asked[i] == np.flatnonzero(row.branch == i + 1)[-1]
+    assert decode([pile.choices[i]]) == f" {word}"
+    at = text.index(f"The password of {place}") / len(text)
+    assert pile.depth[i] == pytest.approx(at, abs=0.05)
+  assert (np.diff(pile.depth) > 0).all()
+  again = haystack(reader, prefix, tokens, 6, seed=3)
+  assert again.row.tokens.tolist() == row.tokens.tolist()
+  other = haystack(reader, prefix, tokens, 6, seed=4)
+  assert other.row.tokens.tolist() != row.tokens.tolist()
+
+
+@pytest.mark.parametrize("edits", [(), (sinkjax.knockout(0, from_layer=1),)])
+def test_answers_are_those_of_a_pass_for_each_question(reader, edits):
+  piles = [haystack(reader, [], 220, 8, seed) for seed in range(4)]
+  got = find_needles(reader, piles, edits)
+  f = sinkjax.forward(reader.cfg)
+  if edits:
+    f = sinkjax.intervene(f, {"scores": edits[0]})
+  f = jax.jit(f)
+  want = np.zeros((4, 8), bool)
+  for i, pile in enumerate(piles):
+    context = pile.row.tokens[pile.row.branch == 0]
+    for j in range(8):
+      own = pile.row.tokens[pile.row.branch == j + 1]
+      tokens = np.concatenate([context, own])
+      row = np.zeros(512, int)  # one program: what follows changes nothing
+      row[: len(tokens)] = tokens
+      logits = f(reader.params, row).logits[0, len(tokens) - 1, pile.choices]
+      want[i, j] = int(jnp.argmax(logits)) == j
+  assert got.tolist() == want.tolist()
+  assert 0 < want.sum() < want.size
+
+
+def test_refusals(reader):
+  with pytest.raises(ValueError, match="needles must be 2 to"):
+    haystack(reader, [], 400, 1, seed=0)
+  with pytest.raises(ValueError, match="do not fit 60 tokens"):
+    haystack(reader, [], 60, 6, seed=0)
+
+  class Letters:
+    def encode(self, text):
+      return [ord(c) for c in text]
+
+  with pytest.raises(ValueError, match="distinguishes 1 of the"):
+    haystack(reader._replace(tokenizer=Letters()), [], 400, 6, seed=0)

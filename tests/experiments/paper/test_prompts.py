@@ -1,0 +1,146 @@
+"""Sink rates over prompts: groups, conditions, and where texts come from."""
+
+import numpy as np
+import pytest
+
+from sinkjax.analysis.sink_profile import sink_profile
+from sinkjax.experiments.paper.prompts import EXPERIMENT
+from sinkjax.experiments.paper.prompts.experiment import Config, measure
+from sinkjax.experiments.shared import prompt_corpus
+from sinkjax.experiments.shared.prompt_corpus import Text, apart
+
+CONFIG = Config(tokens=8, lengths=(4, 12), eps=(0.15, 0.3))
+
+
+@pytest.fixture(scope="module")
+def texts(subject):
+  words, rng = list(subject.tokenizer.ids), np.random.default_rng(0)
+
+  def one(domain, i, length):
+    return Text(domain, f"{i}", " ".join(rng.choice(words[:20], length)))
+
+  return [
+    *(one("a", i, 14) for i in range(4)),
+    *(one("b", i, 9) for i in range(3)),
+    one("b", 9, 5),
+    one("lonely", 0, 14),
+  ]
+
+
+@pytest.fixture(scope="module")
+def result(subject, texts):
+  return measure(subject, CONFIG, texts=texts).as_stored(CONFIG, "tiny")
+
+
+def rates(subject, prompts, eps):
+  alpha = sink_profile(subject.params, subject.cfg, prompts).alpha
+  return (alpha > eps).mean(axis=(1, 2))
+
+
+def test_rates_are_of_each_domain_s_own_prompts(subject, texts, result):
+  assert result.numbers["prompts"] == 8  # one is too short
+  assert set(result.numbers["by_domain"]) == {"a", "b"}
+  for domain in "ab":
+    ids = [
+      subject.tokenizer.encode(t.text)[:8]
+      for t in texts
+      if t.domain == domain and len(t.text.split()) >= 8
+    ]
+    want = rates(subject, ids, 0.15).mean()
+    got = result.numbers["by_domain"][domain]["0.15"]["value"]
+    assert got == pytest.approx(want)
+
+
+def test_conditions(subject, texts, result):
+  ids = [subject.tokenizer.encode(t.text) for t in texts]
+  first = [[1, *row[:7]] for row in ids if len(row) >= 8]
+  got = result.numbers["by_condition"]["special token first"]["0.3"]["value"]
+  assert got == pytest.approx(rates(subject, first, 0.3).mean())
+  repeated = result.arrays["rates"][3]
+  assert set(result.numbers["by_condition"]) == {
+    "natural",
+    "special token first",
+    "random tokens",
+    "one token repeated",
+  }
+  assert repeated.shape == (2, 8)
+  with_prefix = subject._replace(prefix=[1])
+  again = measure(with_prefix, CONFIG, texts=texts).as_stored(CONFIG, "tiny")
+  assert "special token first" not in again.numbers["by_condition"]
+  assert EXPERIMENT.claims(again)[-1].verdict == "cannot be tested"
+
+
+def test_lengths_are_of_the_same_texts(subject, texts, result):
+  long = [subject.tokenizer.encode(t.text) for t in texts]
+  long = [row for row in long if len(row) >= 12]
+  assert len(long) == 5
+  for length in (4, 12):
+    want = rates(subject, [row[:length] for row in long], 0.15)
+    got = result.numbers["by_length"][f"T={length}"]["0.15"]
+    assert got["value"] == pytest.approx(want.mean())
+  short, whole = (
+    rates(subject, [row[:n] for row in long], 0.15) for n in (4, 12)
+  )
+  assert result.numbers["length"]["value"] == pytest.approx(
+    (short - whole).mean()
+  )
+
+
+def test_claims_and_page(result):
+  claims = EXPERIMENT.claims(result)
+  assert len({claim.id for claim in claims}) == len(claims) == 5
+  rates = {d: one["0.15"] for d, one in result.numbers["by_domain"].items()}
+  least = min(rates, key=lambda domain: rates[domain]["value"])
+  assert f"lowest {100 * rates[least]['value']:.1f} (" in claims[0].ours
+  drawn = EXPERIMENT.draw(result)
+  assert set(drawn) == {"domains.png", "conditions.png", "lengths.png"}
+  assert len(EXPERIMENT.sections(result, drawn)) == 3
+
+
+def test_every_prompt_is_recorded_without_its_text(texts, result):
+  header, rows = result.tables["prompts.csv"]
+  assert len(rows) == 8 and header[:3] == ["domain", "origin", "sha256"]
+  for row in rows:
+    assert len(row[2]) == 16
+    assert all(text.text not in map(str, row) for text in texts)
+
+
+def test_python_s_own_texts():
+  """Those that need no network: source, and pages of HTML."""
+  found = prompt_corpus._python()
+  code = [t for t in found if t.domain == "code"]
+  pages = [t for t in found if t.domain == "HTML"]
+  assert len(code) >= 35 and len(pages) >= 35
+  assert sum(t.text.startswith(("def ", "class ")) for t in code) > 30
+  assert all(t.text.startswith("<!DOCTYPE") for t in pages)
+
+
+def test_too_few_texts(subject, texts):
+  with pytest.raises(ValueError, match="two of one domain are needed"):
+    measure(subject, CONFIG, texts=texts[-2:])
+
+
+@pytest.mark.slow
+def test_gathered_texts():
+  texts = prompt_corpus.gather(20)
+  domains = [text.domain for text in texts]
+  assert len(set(domains)) >= 8 and len(texts) >= 170
+  assert texts == prompt_corpus.gather(20)
+  assert max(map(domains.count, domains)) == 20
+  chat = next(text for text in texts if text.domain == "chat").text
+  lines = chat.split("\n")
+  assert len(lines) == prompt_corpus.TURNS
+  assert {line[:3] for line in lines} == {"A: ", "B: "}
+  assert len({text.origin for text in texts}) == len(texts)
+
+
+def test_what_begins_alike_is_not_parted():
+  rng = np.random.default_rng(0)
+  ids = rng.integers(50, size=(12, 20))
+  ids[3:7, :10] = ids[3, :10]
+  for seed in range(20):
+    one, other = apart(ids, 6, seed)
+    assert len(one) <= 6 and len(one) + len(other) == 12
+    sides = [any((row == x).all() for x in one) for row in ids[3:7]]
+    assert len(set(sides)) == 1
+    assert {tuple(x) for x in (*one, *other)} == {tuple(x) for x in ids}

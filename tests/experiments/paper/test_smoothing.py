@@ -1,0 +1,149 @@
+"""Where sinks go: against runs one by one, and on patterns made by hand."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sinkjax
+from sinkjax.experiments.paper.smoothing import EXPERIMENT
+from sinkjax.experiments.paper.smoothing.experiment import Config, measure
+from sinkjax.experiments.shared.sink_removal import (
+  KEYS,
+  late_layer,
+  resolve_from_layer,
+  sweep,
+  texts_of,
+)
+
+
+@pytest.fixture(scope="module")
+def config(text):
+  return Config(
+    texts=text, tokens=14, eps=0.15, late=1, jacobian_tokens=4, jacobian_texts=2
+  )
+
+
+@pytest.fixture(scope="module")
+def result(subject, config):
+  steps = []
+  found = measure(subject, config, progress=lambda *step: steps.append(step))
+  assert steps == [(i, 9) for i in range(1, 10)]
+  return found.as_stored(config, "tiny")
+
+
+def by_hand(subject, config, ids, edits):
+  """Rates [K], evenness and loss of one text, all from the dense pattern."""
+  watch = {"a": ("pattern", lambda x: x)}
+  f = sinkjax.intervene(sinkjax.forward(subject.cfg), edits)
+  out = sinkjax.capture(f, watch)(subject.params, ids[None])
+  pattern = np.asarray(out.trace["a"], np.float64)[:, 0]
+  length = len(ids)
+  alpha = np.stack([pattern[..., k:, k].mean(-1) for k in range(KEYS)], -1)
+  logs = np.log(np.where(pattern > 0, pattern, 1))
+  entropy = -(pattern * logs).sum(-1)[..., 1:] / np.log(
+    np.arange(2, length + 1)
+  )
+  logits = np.asarray(out.logits, np.float64)[0]
+  start = KEYS - (config.tokens - length)
+  nll = [
+    np.log(np.exp(logits[t - 1]).sum()) - logits[t - 1, ids[t]]
+    for t in range(start, length)
+  ]
+  return (alpha > config.eps).mean((0, 1)), entropy.mean(), np.mean(nll)
+
+
+@pytest.mark.parametrize("layer", [0, 2, None])
+def test_numbers_are_those_of_single_runs(subject, config, result, layer):
+  edits = (
+    {} if layer is None else {"scores": sinkjax.knockout(0, from_layer=layer)}
+  )
+  at = -1 if layer is None else layer
+  for text, ids in enumerate(texts_of(subject, config.texts, config.tokens)):
+    rates, evenness, loss = by_hand(subject, config, ids, edits)
+    np.testing.assert_allclose(result.arrays["rates"][at, text], rates)
+    got = result.arrays["evenness"][at, text], result.arrays["loss"][at, text]
+    np.testing.assert_allclose(got, (evenness, loss), rtol=1e-4)
+
+
+def test_removed_is_the_shorter_text(subject, config, result):
+  """Its loss is of the same tokens."""
+  losses = []
+  for text, ids in enumerate(texts_of(subject, config.texts, config.tokens)):
+    rates, _, loss = by_hand(subject, config, ids[1:], {})
+    np.testing.assert_allclose(result.arrays["rates_removed"][text], rates)
+    losses.append(loss - result.arrays["loss"][-1, text])
+  got = result.numbers["loss_removed"]["value"]
+  assert got == pytest.approx(np.mean(losses), rel=1e-3)
+
+
+def test_mixing_is_of_the_exact_jacobian(subject, config, result):
+  f = sinkjax.forward(subject.cfg)
+  edits = {"scores": sinkjax.knockout(0, from_layer=1)}
+  ids = jnp.asarray(texts_of(subject, config.texts, config.tokens)[1][:4])
+  for i, fn in enumerate((f, sinkjax.intervene(f, edits))):
+    norms = sinkjax.jacobian_norms(fn, subject.params, ids, method="reference")
+    squares = norms**2
+    want = 1 - np.trace(squares) / squares.sum()
+    got = result.numbers["total_mixing"][1][i]
+    assert got == pytest.approx(want, rel=1e-3)
+
+
+def test_late_is_where_the_fewest_sinks_are_left():
+  """A sink that moves to key 1 is still there; one that goes is not."""
+  scores = np.zeros((5, 4, 2, 3, KEYS))  # hidden from 0..3 or never
+  scores[..., 0] = np.array([0, 0, 0, 0.9, 1])[:, None, None, None]
+  scores[:2, ..., 1] = 1  # moved
+  scores[2, :1, ..., 1] = 1  # a quarter moved
+  assert late_layer(scores, 0.3) == 2
+  assert late_layer(scores, 0.95) == 3
+
+
+def test_a_layer_is_found_where_none_is_given(subject, text):
+  config = Layer(text, None)
+  rows = texts_of(subject, text, 16)
+  want = late_layer(sweep(subject, rows)[0], 0.3)
+  assert resolve_from_layer(subject, config).from_layer == want
+  assert resolve_from_layer(subject, Layer(text, 2)).from_layer == 2
+  with pytest.raises(ValueError, match="from_layer must be in"):
+    resolve_from_layer(subject, Layer(text, 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  texts: str
+  from_layer: int | None
+
+
+def test_claims_follow_the_intervals(result):
+  claims = {claim.id: claim for claim in EXPERIMENT.claims(result)}
+  assert len(claims) == 6
+  for claim in claims.values():
+    assert claim.verdict in ("agrees", "disagrees", "undecided")
+  one = claims["loss_without_sink"]
+  mean = result.numbers["loss_late"]
+  expected = (
+    "agrees"
+    if mean["low"] > 0
+    else "disagrees"
+    if mean["high"] < 0
+    else "undecided"
+  )
+  assert one.verdict == expected
+  assert f"{mean['value']:+.2f}" in one.ours
+  assert "the first word" in claims["entropy_without_first_token"].ours
+
+
+def test_the_page(result):
+  drawn = EXPERIMENT.draw(result)
+  assert set(drawn) == {"where.png", "cost.png", "evenness.png"}
+  sections = EXPERIMENT.sections(result, drawn)
+  assert "2 texts of 14 tokens" in sections[0].body
+
+
+def test_refusals(subject, text):
+  with pytest.raises(ValueError, match="0 texts have 40 tokens"):
+    measure(subject, Config(texts=text, tokens=40))
+  with pytest.raises(ValueError, match="late must be in"):
+    measure(subject, Config(texts=text, tokens=14, late=3))

@@ -1,0 +1,101 @@
+"""What is recorded of the experiments that train gives their claims and their
+report again, without training."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from sinkjax.experiments import named
+from sinkjax.experiments.harness import runner, train_runs
+
+RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
+FOLDERS = sorted(
+  path.parent
+  for name in named("training")
+  for path in RESULTS.glob(f"*/{name}/result.json")
+)
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
+QUICK = ("residual_peak", "sink_regulariser", "noise_training")
+"""Experiments whose figures are drawn in every run of the tests."""
+
+NEED_MORE = ("bigram_backcopy", "residual_peak", "trigger_mean", "model_family")
+"""Experiments that read a corpus, draw data or load models of others, beside
+the runs that they collect."""
+
+
+def numbers(text):
+  return sorted(NUMBER.findall(text))
+
+
+def names(folder):
+  return f"{folder.parent.name}-{folder.name}"
+
+
+def test_every_experiment_is_recorded():
+  assert {folder.name for folder in FOLDERS} == set(named("training"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=names)
+def test_claims_are_those_recorded(folder):
+  recorded = json.loads((folder / "result.json").read_text("utf-8"))["claims"]
+  claims = runner.measured(folder).claims()
+  assert claims and len({claim.id for claim in claims}) == len(claims)
+  for claim, old in zip(claims, recorded, strict=True):
+    # Files recorded before claims had ids lack them.
+    assert claim.id == old.get("id", claim.id)
+    assert claim.verdict == old["verdict"], claim.id
+    assert numbers(claim.ours) == numbers(old["ours"]), claim.id
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=names)
+def test_claims_are_sentences(folder):
+  for claim in runner.measured(folder).claims():
+    assert re.fullmatch(r"[A-Z].*\.", claim.claim), claim.claim
+    assert re.fullmatch(r"[a-z][a-z0-9_]+", claim.id), claim.id
+    for text in (claim.source, claim.paper, claim.ours, claim.why):
+      assert text and not re.search(r"\b(None|nan|inf)\b", text), text
+
+
+@pytest.mark.parametrize(
+  "folder",
+  [
+    pytest.param(f, marks=[] if f.name in QUICK else pytest.mark.slow)
+    for f in FOLDERS
+  ],
+  ids=names,
+)
+def test_the_report_is_drawn_from_the_files(folder):
+  recorded = runner.measured(folder)
+  experiment = recorded.entry.load()
+  drawn = experiment.draw(recorded.result)
+  assert drawn and all(png.startswith(b"\x89PNG") for png in drawn.values())
+  sections = experiment.sections(recorded.result, drawn)
+  shown = [section.figure for section in sections if section.figure]
+  assert sections[0].title == experiment.title
+  assert len(shown) == len(set(shown)) == len(drawn)
+
+
+@pytest.mark.parametrize(
+  "folder", [f for f in FOLDERS if f.name not in NEED_MORE], ids=names
+)
+def test_an_interrupted_command_goes_on_with_recorded_runs(
+  folder, tmp_path, monkeypatch
+):
+  """All numbers are those recorded, and no run is made again."""
+  training = "sinkjax.experiments.training"
+  monkeypatch.setattr(train_runs, "train_and_measure", None)
+  for name in ("noise_training", "mixing"):
+    monkeypatch.setattr(f"{training}.{name}.experiment.forms", None)
+  recorded, again = runner.measured(folder), tmp_path / folder.name
+  shutil.copytree(folder, again)
+  config, experiment = recorded.result.config, recorded.entry.load()
+  found = experiment.measure(config, folder=again).as_stored(config)
+  assert found.numbers == recorded.result.numbers
+  assert set(found.tables) == set(recorded.result.tables)
+  assert set(found.arrays) == set(recorded.result.arrays)
+  for name, values in found.arrays.items():
+    np.testing.assert_array_equal(values, recorded.result.arrays[name])

@@ -1,0 +1,192 @@
+"""Tests of the Bigram-Backcopy experiments, and of jobs that share them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sinkjax.data.synthetic import (
+  backcopy_optimum,
+  backcopy_task,
+  sample_backcopy,
+)
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.jobs import Job, run_jobs
+from sinkjax.experiments.shared import backcopy
+from sinkjax.experiments.shared.backcopy_training import (
+  model_of,
+  quantities,
+  train,
+)
+from sinkjax.experiments.training import residual_peak
+from sinkjax.experiments.training.bigram_backcopy import EXPERIMENT, Config
+from sinkjax.models.transformer import forward, init_params
+
+TEXT = "the cat sat on the mat; a dog ate the last of the oats. " * 4
+SMALL = Config(
+  normalizers=("softmax", "relu"),
+  seeds=(0, 1),
+  length=24,
+  batch=16,
+  steps=60,
+  d_model=32,
+  peak=5e-3,
+  warmup=10,
+  every=20,
+  held_out=32,
+)
+
+
+@pytest.fixture(scope="module")
+def task():
+  return backcopy_task(TEXT, triggers=2)
+
+
+def test_excess_is_the_loss_above_the_entropy(task):
+  """KL by position against cross-entropy minus entropy, by sampling."""
+  cfg = model_of(SMALL, task, "softmax")
+  params = init_params(cfg, jax.random.key(0))
+  tokens = sample_backcopy(task, jax.random.key(1), 4096, SMALL.length)
+  found = jax.jit(quantities(cfg, task, tokens))(params)
+  logits = forward(cfg)(params, tokens).logits
+  logp = jax.nn.log_softmax(logits[:, :-1])
+  nats = -jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
+  optimum = backcopy_optimum(task, SMALL.length)
+  gap = np.asarray(nats.mean(axis=1)) - optimum.mean()
+  error = gap.std() / np.sqrt(len(gap))
+  assert abs(float(found["excess"]) - gap.mean()) < 4 * error
+  assert error < 0.05 * float(found["excess"])
+
+
+def test_attention_is_counted_at_the_right_queries(task):
+  """Without keys attention is even: 1 / (t + 1) at every query."""
+  two = dataclasses.replace(SMALL, layers=2)
+  cfg = model_of(two, task, "softmax")
+  params = init_params(cfg, jax.random.key(0))
+  k = params["blocks"]["attn"]["k"]
+  params["blocks"]["attn"]["k"] = jax.tree.map(jnp.zeros_like, k)
+  tokens = np.asarray(sample_backcopy(task, jax.random.key(1), 8, 24))
+  found = quantities(cfg, task, tokens)(params)
+  active = task.triggers[tokens]
+  active[:, 0] = False
+  dormant = ~active
+  dormant[:, 0] = False
+  even = np.broadcast_to(1 / (1 + np.arange(24)), tokens.shape)
+  assert active.any() and dormant.any()
+  for name, where in (
+    ("dormant_first", dormant),
+    ("active_first", active),
+    ("active_previous", active),
+  ):
+    np.testing.assert_allclose(found[name], even[where].mean(), rtol=1e-5)
+  np.testing.assert_allclose(found["sink_logit"], 0, atol=1e-6)
+
+
+def test_a_task_that_is_learned_and_kept(task, tmp_path, monkeypatch):
+  """Runs are kept one by one; the claims follow from them."""
+  monkeypatch.setattr(
+    backcopy, "gather", lambda names: type("D", (), {"texts": [TEXT]})
+  )
+  seen = []
+  config = SMALL.__class__(**{**SMALL.__dict__, "triggers": 2})
+  result = EXPERIMENT.measure(
+    config, folder=tmp_path, progress=lambda done, total: seen.append(done)
+  )
+  assert seen == sorted(seen) and seen[-1] == 4 * config.steps
+  excess = result.arrays["excess"]  # [models, seeds, times]
+  assert excess.shape == (2, 2, 4)
+  assert (excess[..., -1] < 0.5 * excess[..., 0]).all()
+  assert [c.verdict for c in EXPERIMENT.claims(result.as_stored(config))]
+  before = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*.json")}
+  again = EXPERIMENT.measure(config, folder=tmp_path)
+  assert before == {
+    p.name: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*.json")
+  }
+  np.testing.assert_array_equal(again.arrays["excess"], excess)
+  other = SMALL.__class__(**{**config.__dict__, "steps": 61})
+  with pytest.raises(ValueError, match="another config"):
+    EXPERIMENT.measure(other, folder=tmp_path)
+
+
+def test_the_claims_of_a_peak():
+  """It grows from 1.5 to 2.5 with softmax, not with ReLU; or shrinks."""
+  config = residual_peak.Config()
+
+  def verdicts(softmax, relu):
+    ends = np.array([softmax, relu])[:, None] + np.array([0.0, 0.1, -0.1])
+    start = np.full_like(ends, 1.5)
+    arrays = {
+      "residual_peak": np.stack([start, ends], axis=-1),
+      "dormant_first": np.stack([0 * ends, 0.2 * ends], axis=-1),
+      "value_ratio": np.stack([1 + 0 * ends, 0.1 * ends], axis=-1),
+    }
+    numbers = {
+      "models": list(config.normalizers),
+      "layers": config.layers,
+      "seeds": list(config.seeds),
+      "uniform_first": 0.06,
+    }
+    stored = Result(numbers, {}, arrays).as_stored(config)
+    found = residual_peak.EXPERIMENT.claims(stored)
+    assert len({claim.id for claim in found}) == len(found)
+    return [claim.verdict for claim in found]
+
+  assert verdicts(2.5, 1.0) == ["agrees"] * 4
+  assert verdicts(1.0, 2.5) == ["disagrees", "agrees", "agrees", "disagrees"]
+  assert verdicts(1.5, 1.5)[0] == "undecided"
+
+
+def test_one_seed_one_history(task):
+  short = SMALL.__class__(**{**SMALL.__dict__, "steps": 20})
+
+  def last(seed):
+    found = train(short, task, normalizer="softmax", seed=seed)
+    return found["history"][-1]["excess"]
+
+  assert last(0) == last(0) != last(1)
+
+
+def test_jobs_share_devices_and_leave_what_is_done(tmp_path):
+  ran = []
+
+  def job(name, fail=False):
+    def work(folder, device, advance):
+      if fail:
+        raise ArithmeticError(name)
+      ran.append(name)
+      return {"found": name}
+
+    return Job(name, 10, {"name": name}, work)
+
+  devices = [jax.devices()[0]] * 3
+  with pytest.raises(ArithmeticError):
+    run_jobs([job("a"), job("b", fail=True)], tmp_path)
+  jobs = [job(name) for name in "abcdef"]
+  found = run_jobs(jobs, tmp_path, devices=devices)
+  assert [one["found"] for one in found] == list("abcdef")
+  assert sorted(ran) == list("abcdef")  # "a" only once
+  with pytest.raises(ValueError, match="one name"):
+    run_jobs([job("a"), job("a")], tmp_path)
+
+
+def test_a_run_that_another_process_holds_is_waited_for(tmp_path, monkeypatch):
+  """Locked elsewhere: not run here, and read when it is there."""
+  import fcntl
+  import json
+
+  from sinkjax.experiments.harness import jobs as module
+
+  (tmp_path / "runs").mkdir()
+  held = open(tmp_path / "runs" / "a.lock", "w")  # noqa: SIM115
+  fcntl.flock(held, fcntl.LOCK_EX)
+
+  def finish(seconds):
+    path = tmp_path / "runs" / "a.json"
+    path.write_text(json.dumps({"request": {}, "by": 2, "complete": True}))
+    held.close()
+
+  monkeypatch.setattr(module.time, "sleep", finish)
+  mine = Job("a", 1, {}, lambda *args: pytest.fail("run twice"))
+  assert run_jobs([mine], tmp_path)[0]["by"] == 2

@@ -1,0 +1,48 @@
+"""A launcher that is interrupted, or whose reader leaves, says no traceback."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(launcher, *flags):
+  """A launcher as a person starts it, with Ctrl-C not ignored."""
+  # A background shell hands down that Ctrl-C is ignored; a handler is not.
+  ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+  process = subprocess.Popen(
+    [sys.executable, "-m", f"launch.{launcher}", *flags],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  signal.signal(signal.SIGINT, ours)
+  return process
+
+
+def test_a_reader_that_leaves_is_no_error():
+  """As `| head -1` does; its pipe is closed before anything is written."""
+  process = start("reproduce", "--help")
+  process.stdout.close()
+  assert process.stderr.read() == ""
+  assert process.wait(60) == 141  # as a shell says of SIGPIPE
+
+
+@pytest.mark.skipif(
+  not pathlib.Path("/proc/self/maps").exists(), reason="needs Linux's /proc"
+)
+def test_an_interrupt_while_jax_is_imported():
+  process = start("train", "--dry_run")
+  maps = pathlib.Path(f"/proc/{process.pid}/maps")
+  while "jaxlib" not in maps.read_text() and process.poll() is None:
+    time.sleep(0.005)
+  process.send_signal(signal.SIGINT)
+  out, err = process.communicate(timeout=60)
+  assert process.returncode in (-signal.SIGINT, 130)
+  assert out == "" and "Traceback" not in err and err.count("\n") <= 2

@@ -1,0 +1,176 @@
+"""The golden models, and the same weights in other files.
+
+What is golden is found by its folder, and what llama.cpp has of it by the table
+of families: a new family needs no line here.
+
+GGUF files are written as llama.cpp's converter writes them: with the names of
+the `gguf` package, permuted rotary rows, 1 + w in norms that multiply by it,
+turned kernels. None of this is taken from the code under test.
+"""
+
+import json
+import math
+import pathlib
+import threading
+import time
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from sinkjax.weights import families, huggingface
+
+FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
+NAMES = sorted(path.name for path in FAMILIES.iterdir())
+# What the converter does to an architecture's tensors beside renaming them.
+_PERMUTED = ("llama",)
+_TRANSPOSED = {"gpt2": ("attn_qkv", "attn_output", "ffn_up", "ffn_down")}
+
+
+def family_of(name):
+  """The family of a golden model."""
+  values = json.loads((FAMILIES / name / "config.json").read_text())
+  return families.find(values["model_type"])
+
+
+GGUF = {
+  name: family_of(name).gguf.architecture
+  for name in NAMES
+  if family_of(name).gguf
+}
+"""Golden models that llama.cpp has, and its name of their architecture."""
+
+
+def permute(weight, heads):
+  """llama.cpp's converter: half-split rotary rows to neighbouring pairs."""
+  split = weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1)
+  return split.swapaxes(1, 2).reshape(weight.shape)
+
+
+def rope_factors(cfg):
+  """llama.cpp's converter: what Llama 3.1 divides each frequency by."""
+  scaling, factors = cfg.rope_scaling, []
+  long = scaling.original_max_len / scaling.low_freq
+  short = scaling.original_max_len / scaling.high_freq
+  for i in range(cfg.head_dim // 2):
+    wavelength = 2 * math.pi * cfg.rope_base ** (2 * i / cfg.head_dim)
+    if wavelength < short:
+      factors.append(1.0)
+    elif wavelength > long:
+      factors.append(scaling.factor)
+    else:
+      smooth = (scaling.original_max_len / wavelength - scaling.low_freq) / (
+        scaling.high_freq - scaling.low_freq
+      )
+      factors.append(1 / ((1 - smooth) / scaling.factor + smooth))
+  return np.array(factors, np.float32)
+
+
+def converted(name, tensor, cfg, arch):
+  """One tensor as the converter stores it, by its name there."""
+  part = name.split(".")[-2]
+  if arch in _PERMUTED and part in ("attn_q", "attn_k"):
+    tensor = permute(
+      tensor, cfg.n_heads if part == "attn_q" else cfg.n_kv_heads
+    )
+  if "norm" in part and cfg.norm_offset:
+    tensor = tensor + np.float32(cfg.norm_offset)
+  if part in _TRANSPOSED.get(arch, ()):
+    tensor = tensor.T  # of a bias that is itself
+  return np.ascontiguousarray(tensor)
+
+
+def write_gguf(path, model, drop=(), extra=()):
+  """A golden model as a GGUF file.
+
+  Args:
+    path: the file.
+    model: its name.
+    drop: names of tensors, of safetensors, to leave out.
+    extra: (name, tensor) to add.
+  """
+  arch, cfg = GGUF[model], huggingface.load_config(FAMILIES / model)
+  writer = gguf.GGUFWriter(path, arch)
+  write_metadata(writer, cfg)
+  write_vocabulary(writer, cfg)
+  number = {n: i for i, n in gguf.MODEL_ARCH_NAMES.items()}[arch]
+  names = gguf.get_tensor_name_map(number, cfg.n_layers)
+  tensors = load_file(FAMILIES / model / "model.safetensors")
+  for old, tensor in tensors.items():
+    if old not in drop:
+      name = names.get_name(old, try_suffixes=(".weight", ".bias"))
+      writer.add_tensor(name, converted(name, tensor, cfg, arch))
+  if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "llama3":
+    extra = [*extra, ("rope_freqs.weight", rope_factors(cfg))]
+  for name, tensor in extra:
+    writer.add_tensor(name, tensor)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+
+
+def write_metadata(writer, cfg):
+  """Every key that an architecture may have of this config."""
+  writer.add_context_length(cfg.max_len)
+  writer.add_embedding_length(cfg.d_model)
+  writer.add_block_count(cfg.n_layers)
+  writer.add_feed_forward_length(cfg.d_ff)
+  writer.add_head_count(cfg.n_heads)
+  writer.add_head_count_kv(cfg.n_kv_heads)
+  writer.add_key_length(cfg.head_dim)
+  writer.add_value_length(cfg.head_dim)
+  if cfg.norm == "layer":
+    writer.add_layer_norm_eps(cfg.norm_eps)
+  else:
+    writer.add_layer_norm_rms_eps(cfg.norm_eps)
+  if cfg.positions == "rope":
+    writer.add_rope_freq_base(cfg.rope_base)
+  if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "linear":
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(cfg.rope_scaling.factor)
+  if cfg.window:
+    writer.add_sliding_window(cfg.window)
+  if cfg.attn_softcap:
+    writer.add_attn_logit_softcapping(cfg.attn_softcap)
+  if cfg.logit_softcap:
+    writer.add_final_logit_softcapping(cfg.logit_softcap)
+
+
+def write_vocabulary(writer, cfg):
+  """A SentencePiece vocabulary of as many tokens as the model has rows."""
+  tokens = [f"t{i}" for i in range(cfg.vocab_size)]
+  writer.add_tokenizer_model("llama")
+  writer.add_token_list(tokens)
+  writer.add_token_scores([-float(i) for i in range(len(tokens))])
+  writer.add_token_types([1] * len(tokens))
+  writer.add_bos_token_id(1)
+  writer.add_eos_token_id(2)
+
+
+def write_sharded(folder, dtype=None):
+  """The tiny Llama 3 in two shards, as transformers splits large models."""
+  source = FAMILIES / "llama3"
+  tensors = load_file(source / "model.safetensors")
+  if dtype is not None:
+    tensors = {name: tensor.astype(dtype) for name, tensor in tensors.items()}
+  names, weight_map = sorted(tensors), {}
+  for i, part in enumerate((names[::2], names[1::2])):
+    file = f"model-0000{i + 1}-of-00002.safetensors"
+    save_file({name: tensors[name] for name in part}, folder / file)
+    weight_map |= dict.fromkeys(part, file)
+  index = {"metadata": {}, "weight_map": weight_map}
+  text = json.dumps(index)
+  (folder / "model.safetensors.index.json").write_text(text)
+  (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+  return tensors
+
+
+def reading_ahead():
+  """Threads that read ahead; those told to end get a moment."""
+  for _ in range(100):
+    found = [t for t in threading.enumerate() if "sinkjax" in t.name]
+    if not found:
+      break
+    time.sleep(0.01)
+  return found
