@@ -1,0 +1,33 @@
+"""Tests of the helper that reads what compilers write."""
+
+import described
+import jax
+import pytest
+
+from sinkjax import sharding
+
+
+@pytest.mark.parametrize(
+  ("groups", "axes"),
+  [
+    ("{{0,1},{2,3}}", ("tensor",)),
+    ("{{0,2},{1,3}}", ("fsdp",)),
+    ("{{0,1,2,3}}", ("fsdp", "tensor")),
+    ("[2,2]<=[4]", ("tensor",)),
+    ("[2,2]<=[2,2]T(1,0)", ("fsdp",)),
+    ("[1,4]<=[4]", ("fsdp", "tensor")),
+    ("mesh['axis_0'=2,'axis_1'=2] {'axis_1'}", ("tensor",)),
+    ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=2] {'axis_0'}", ("fsdp",)),
+    ("mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}", ("fsdp", "tensor")),
+    ("{}", sharding.AXES),
+  ],
+)
+def test_groups_of_a_collective(groups, axes):
+  """Devices 0 to 3 are numbered along tensor first."""
+
+  class Mesh:
+    axis_names, size = sharding.AXES, 4
+    devices = jax.numpy.arange(4).reshape(1, 2, 2)
+
+  line = f"%x = f32[2] all-reduce(f32[2] %y), replica_groups={groups}, x=y"
+  assert described.axes_of(Mesh, line) == axes

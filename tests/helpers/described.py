@@ -1,0 +1,215 @@
+"""Devices that are described, not attached, and what their compilers make.
+
+The compilers of TPUs (in libtpu) and of GPUs (in JAX's CUDA plugin) need no
+device: they compile for a topology. Abstract arguments with shardings go in;
+out come kernels, collectives, the memory of a device, or a refusal.
+"""
+
+import collections
+import contextlib
+import functools
+import importlib.util
+import math
+import os
+import re
+from typing import NamedTuple
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from sinkjax import sharding
+
+# libtpu asks a server for what the machine is, and takes a lock for chips that
+# only one process may use: here are none.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+PLUGINS = {
+  "tpu": ("libtpu", "pip install '.[tpu]'"),
+  "gpu": ("jax_cuda12_plugin", "pip install '.[cuda]'"),
+}
+
+H100 = """
+gpu_device_info {
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_warp: 32
+  threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  device_memory_size: 84929347584
+  cuda_compute_capability { major: 9 }
+}
+runtime_version { major: 12 minor: 9 }
+dnn_version_info { major: 9 minor: 20 }
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+"""The card's data sheet, as the compiler reads it."""
+
+ALLOWED = {"all-gather": ("fsdp",), "reduce-scatter": ("fsdp",),
+           "all-reduce": sharding.AXES}  # fmt: skip
+"""Axes of the mesh along which devices may exchange what.
+
+A parameter that fsdp splits is gathered for its layer and its gradient
+scattered back. All else that devices have to tell each other are sums: of
+gradients over rows, and of what the heads and the hidden units of each
+contribute to the residual and to the logits' normaliser. So no parameter is
+gathered along tensor, and no activation along any axis.
+"""
+
+COLLECTIVES = (
+  "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
+  "collective-permute", "collective-broadcast", "ragged-all-to-all",
+)  # fmt: skip
+_COLLECTIVE = re.compile(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+_SHAPE = re.compile(r"[a-z]\w*\[([\d,]*)\]")
+_LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
+_IOTA = re.compile(
+  r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
+)
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}:]*)\}")
+_KERNEL = re.compile(r'custom_call_target="([^"]+)"')
+
+
+def kind(name: str) -> str:
+  """ "tpu" or "gpu", of "v5e:2x2" or "h100:4"."""
+  return "gpu" if name.startswith("h100") else "tpu"
+
+
+@functools.cache
+def devices(name: str) -> tuple:
+  """All devices of a topology; the test is skipped where that cannot be.
+
+  Args:
+    name: of a TPU's, "v5e:2x2", or "h100:NODESxGPUS", "h100:4".
+  """
+  plugin, install = PLUGINS[kind(name)]
+  if importlib.util.find_spec(plugin) is None:
+    pytest.skip(f"the compiler for {name} is not installed: {install}")
+  if jax.config.jax_platforms != "cpu":
+    pytest.skip("set JAX_PLATFORMS=cpu: devices here are only described")
+  if kind(name) == "tpu":
+    return tuple(topologies.get_topology_desc(name, "tpu").devices)
+  nodes, _, gpus = name.partition(":")[2].rpartition("x")
+  return tuple(
+    topologies.get_topology_desc(
+      "h100", "cuda", target_config=H100, topology=f"1x{nodes or 1}x{gpus}"
+    ).devices
+  )
+
+
+def mesh(name: str, axes: str) -> Mesh:
+  """Of all devices of a topology, "data:2,fsdp:2"."""
+  found = devices(name)
+  sizes = sharding.MeshConfig.parse(axes).sizes(len(found))
+  kinds = (sharding.AUTO,) * len(sizes)
+  return Mesh(np.array(found).reshape(sizes), sharding.AXES, axis_types=kinds)
+
+
+@contextlib.contextmanager
+def backend(name: str):
+  """Traces what JAX would trace on these devices."""
+  jax.clear_caches()  # a trace holds the choices made for another backend
+  with mock.patch.object(jax, "default_backend", lambda: kind(name)):
+    yield
+  jax.clear_caches()
+
+
+class Program(NamedTuple):
+  """What a compiler made of a function.
+
+  Attributes:
+    collectives: how many there are of each (kind, axes of the mesh).
+    largest: elements of the largest array of each.
+    kernels: names of custom calls.
+    peak: bytes on a device.
+  """
+
+  collectives: collections.Counter
+  largest: dict[tuple[str, tuple[str, ...]], int]
+  kernels: collections.Counter
+  peak: int
+
+
+def program(mesh: Mesh, jitted, *args, **kwargs) -> Program:
+  """Lowers for abstract arguments that lie on a mesh, and compiles."""
+  compiled = jitted.lower(*args, **kwargs).compile()
+  text = compiled.as_text()
+  collectives, largest = collections.Counter(), collections.defaultdict(int)
+  for line in text.splitlines():
+    if match := _COLLECTIVE.search(line):
+      key = match[1], axes_of(mesh, line)
+      collectives[key] += 1
+      shapes = _SHAPE.findall(line[: match.start()])
+      sizes = [math.prod(_numbers(shape)) for shape in shapes]
+      largest[key] = max(largest[key], *sizes)
+  kernels = collections.Counter(_KERNEL.findall(text))
+  peak = compiled.memory_analysis().peak_memory_in_bytes
+  return Program(collectives, dict(largest), kernels, peak)
+
+
+def axes_of(mesh: Mesh, line: str) -> tuple[str, ...]:
+  """The axes along which a collective's devices differ; all if not told."""
+  groups, differ = _groups(mesh.size, line), set()
+  if groups is None:
+    return mesh.axis_names
+  for group in groups:
+    places = np.unravel_index(group, mesh.devices.shape)
+    for axis, at in zip(mesh.axis_names, places, strict=True):
+      if len(set(at.tolist())) > 1:
+        differ.add(axis)
+  return tuple(axis for axis in mesh.axis_names if axis in differ)
+
+
+def _groups(size: int, line: str):
+  """Numbers of the devices of each group, in any of the three notations."""
+  if match := _LISTED.search(line):  # {{0,1},{2,3}}
+    return [_numbers(group) for group in match[1].strip("{}").split("},{")]
+  if match := _IOTA.search(line):  # [2,2]<=[2,2]T(1,0)
+    shape, iota, order = match.groups()
+    ids = np.arange(size).reshape(_numbers(iota))
+    ids = ids.transpose(_numbers(order)) if order else ids
+    return ids.reshape(_numbers(shape))
+  if match := _NAMED.search(line):  # mesh['axis_0'=2,'axis_1'=2] {'axis_0'}
+    axes = [axis.partition("=") for axis in match[1].split(",")]
+    names = [name for name, _, _ in axes]
+    ids = np.arange(size).reshape([int(number) for _, _, number in axes])
+    at = [names.index(name) for name in match[2].split(",")]
+    ids = np.moveaxis(ids, at, range(-len(at), 0))
+    return ids.reshape(-1, np.prod(ids.shape[-len(at) :]))
+  return None
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in text.split(",") if number]
+
+
+def check(
+  program: Program, *, kernel: str | None = None, gathered: int = 0
+) -> None:
+  """Only the exchanges that are `ALLOWED`, and the kernel if one is named.
+
+  Args:
+    program: what was compiled.
+    kernel: how a custom call's name begins.
+    gathered: elements that an array may have to be gathered along any axis: a
+      statistic that is returned, or sorted for a median, is small.
+  """
+  unexpected = {
+    key: size
+    for key, size in program.largest.items()
+    if not set(key[1]) <= set(ALLOWED.get(key[0], ()))
+    and not (key[0] == "all-gather" and size <= gathered)
+  }
+  assert not unexpected, program
+  assert program.collectives, "the devices share their work"
+  if kernel:
+    assert any(name.startswith(kernel) for name in program.kernels), program
