@@ -1,9 +1,7 @@
 """Where arrays live: a mesh, and a rule for every parameter by its path.
 
-The only module that knows about devices. The model says nothing of them; the
-compiler splits its work by where its arrays lie. What it cannot split, a kernel
-made for one device, `per_device` gives to each device for its own rows and
-heads, under the mesh in context.
+The model says nothing of devices; the compiler splits its work by where its
+arrays lie. What it must be told beside that is in `sinkjax.mesh_context`.
 
 A mesh has three axes. `data` copies the parameters and splits the batch;
 `fsdp` splits the batch and one dimension of every large parameter (and of its
@@ -12,15 +10,13 @@ MLP's hidden layer and the vocabulary.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AUTO = AxisType.Auto
 AXES = ("data", "fsdp", "tensor")
 
 RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
@@ -42,13 +38,6 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 }
 """Axes of the mesh by the end of a parameter's path; others are copied.
 The first axis of what is in a block is the layer."""
-
-SPLIT = {
-  "rows": ("data", "fsdp"),
-  "heads": ("tensor",),
-  "vocabulary": ("tensor",),
-}
-"""Axes of the mesh that split a dimension while it is worked on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +103,7 @@ def make_mesh(
   """
   devices = jax.devices() if devices is None else devices
   sizes = config.sizes(len(devices))
-  kinds = (AUTO,) * len(AXES)
+  kinds = (AxisType.Auto,) * len(AXES)
   return jax.make_mesh(sizes, AXES, kinds, devices=devices)
 
 
@@ -204,132 +193,6 @@ def batch_sharding(mesh: Mesh, size: int) -> NamedSharding:
   """
   _check_rows(dict(mesh.shape), size)
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-
-
-def in_context(shardings: Any, fn: Callable) -> Callable:
-  """`fn`, which `jax.jit` then traces with these shardings' mesh in context.
-
-  For a program that cannot ask its caller for `jax.set_mesh`.
-
-  Args:
-    shardings: a pytree of `NamedSharding`s of one mesh; `None` for no mesh.
-    fn: what is traced.
-  """
-  places = jax.tree.leaves(shardings)
-  if not places:
-    return fn
-  mesh = places[0].mesh.abstract_mesh
-
-  @functools.wraps(fn)
-  def traced(*args, **kwargs):
-    with jax.sharding.use_abstract_mesh(mesh):
-      return fn(*args, **kwargs)
-
-  return traced
-
-
-def per_device(
-  kernel: Callable,
-  inputs: Sequence[Sequence[str | None]],
-  output: Sequence[str | None],
-) -> Callable:
-  """`kernel`, called by each device on its own rows and heads.
-
-  A device kernel (Pallas, cuDNN) is opaque to the compiler, which can split
-  only what is plain JAX. The mesh is the one in context, of `jax.set_mesh`, and
-  its axes of type Auto; without one, with one device, or inside a
-  `jax.shard_map` over all of its axes, the result is the kernel itself.
-
-  Axes of the mesh that do not divide a dimension, or that are not ours, leave
-  it whole: each device along them does the same work. So does a dimension of
-  size 1, which is broadcast.
-
-  Args:
-    kernel: of arrays or `None`s; every row and every head for itself.
-    inputs: for each argument, what its dimensions are: a key of `SPLIT`, or
-      `None` for one that stays whole.
-    output: likewise.
-
-  Sharp edges:
-    Gradients inside a caller's `jax.shard_map` over some axes only need its
-    `check_vma=False`: kernels do not say along which axes results differ.
-  """
-
-  def call(*args):
-    free = _free_axes()
-    if not free:
-      return kernel(*args)
-    shapes = [() if x is None else x.shape for x in args]
-    axes = _dividing_axes(free, inputs, shapes)
-    specs = tuple(map(functools.partial(_spec, axes), inputs, shapes))
-    return jax.shard_map(
-      kernel,
-      in_specs=specs,
-      out_specs=PartitionSpec(*map(axes.get, output)),
-      axis_names=set(free),
-      check_vma=False,
-    )(*args)
-
-  return call
-
-
-def constrain(x: jax.Array, kinds: Sequence[str | None]) -> jax.Array:
-  """`x`, which the compiler is told to split as `per_device` would.
-
-  The compiler splits a value by the parameters that it meets unless it is told:
-  by columns, where it should gather a parameter for the value's own rows.
-  Where nothing is split, or without a mesh in context, this is `x` itself.
-
-  Args:
-    x: an array.
-    kinds: what its dimensions are: a key of `SPLIT`, or `None` for one that
-      stays whole.
-  """
-  axes = _dividing_axes(_free_axes(), [kinds], [x.shape])
-  if not any(axes.values()):
-    return x
-  return _constrained(x, _spec(axes, kinds, x.shape))
-
-
-# In a `jit` of its own: outside of any JAX wants a concrete mesh for this.
-@functools.partial(jax.jit, static_argnames="spec", inline=True)
-def _constrained(x, spec):
-  return jax.lax.with_sharding_constraint(x, spec)
-
-
-def _free_axes() -> dict[str, int]:
-  """Sizes of the axes in context that the compiler splits by."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size == 1:
-    return {}
-  kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-  return {name: mesh.shape[name] for name, kind in kinds if kind == AUTO}
-
-
-def _spec(axes, kinds, shape) -> PartitionSpec:
-  sized = zip(kinds, shape, strict=False)
-  return PartitionSpec(
-    *(axes.get(kind) if size > 1 else None for kind, size in sized)
-  )
-
-
-def _dividing_axes(sizes, inputs, shapes) -> dict[str, tuple[str, ...]]:
-  """Of each kind in `SPLIT`, the axes that divide all of its dimensions."""
-  dividing = {}
-  for kind, axes in SPLIT.items():
-    dimensions = {
-      size
-      for kinds, shape in zip(inputs, shapes, strict=True)
-      for name, size in zip(kinds, shape, strict=False)
-      if name == kind and size > 1
-    }
-    used, parts = [], 1
-    for axis in axes:
-      more = parts * sizes.get(axis, 1)
-      if axis in sizes and all(size % more == 0 for size in dimensions):
-        used, parts = [*used, axis], more
-    dividing[kind] = tuple(used) if dimensions else None
-  return dividing
 
 
 def share(mesh: Mesh, size: int) -> tuple[int, int]:

@@ -16,8 +16,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "sinkjax" / "experiments"
 
 LEVELS = (
-  {"artifacts", "config", "metrics", "taps"},
-  {"models", "provenance", "sharding"},
+  {"artifacts", "config", "mesh_context", "metrics", "sharding", "taps"},
+  {"models", "provenance"},
   {"transforms"},
   {"weights"},
   {"data"},

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sinkjax import sharding
+from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import (
   Attention,
@@ -166,7 +166,7 @@ class Block(nn.Module):
     self, x: Float[Array, "B T D"], layer: Array, ctx: Context, taps: Taps
   ) -> tuple[Float[Array, "B T D"], Trace]:
     tap = Tapper(taps, layer)
-    pre = tap("resid_pre", sharding.constrain(x, ("rows", None, None)))
+    pre = tap("resid_pre", mesh_context.constrain(x, ("rows", None, None)))
     q, k, v = self.qkv(pre, layer, ctx, tap)
     # A tap at scores or pattern needs the einsum path, where they exist.
     if self.cfg.attention == "fused" and tap.needs_no_scores():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from sinkjax import sharding
+from sinkjax import mesh_context
 from sinkjax.models.row_blocks import row_attention
 
 SPLASH_BLOCK = 128
@@ -85,7 +85,7 @@ def fused_attention(
 def _per_device(kernel):
   tokens = "rows", None, "heads", None
   inputs = (tokens,) * 3 + (("rows", None, None, None), ("heads",))
-  return sharding.per_device(kernel, inputs, output=tokens)
+  return mesh_context.per_device(kernel, inputs, output=tokens)
 
 
 def _chosen(q, mask) -> str:

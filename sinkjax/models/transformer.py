@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from sinkjax import sharding
+from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import make_context, random_kernel
 from sinkjax.models.blocks import Block, Norm
@@ -49,7 +49,7 @@ class Transformer(nn.Module):
     small = nn.initializers.normal(cfg.init_std or 0.02)
     table = self.param("embed", small, (cfg.vocab_size, cfg.d_model))
     # Of a table that is split by columns the lookup would be, too.
-    rows = sharding.constrain(table, ("vocabulary", None))
+    rows = mesh_context.constrain(table, ("vocabulary", None))
     x = rows[tokens].astype(cfg.dtype)
     # In the compute dtype, as the weights were trained: Gemma rounds its scale.
     x = x * jnp.asarray(cfg.embed_scale, x.dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from sinkjax import sharding
+from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, forward, init_params
 from sinkjax.train.loss import Loss, Noise, SinkTarget, loss_of
@@ -221,7 +221,7 @@ def make_step(
     return state, StepMetrics(mean, targets, norm, applied, told)
 
   placed = None if shardings is None else (shardings, None)
-  step = sharding.in_context(shardings, step)
+  step = mesh_context.in_context(shardings, step)
   return jax.jit(step, donate_argnums=0, out_shardings=placed)
 
 

@@ -110,7 +110,7 @@ def mesh(name: str, axes: str) -> Mesh:
   """Of all devices of a topology, "data:2,fsdp:2"."""
   found = devices(name)
   sizes = sharding.MeshConfig.parse(axes).sizes(len(found))
-  kinds = (sharding.AUTO,) * len(sizes)
+  kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
   return Mesh(np.array(found).reshape(sizes), sharding.AXES, axis_types=kinds)
 
 

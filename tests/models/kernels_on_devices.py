@@ -17,7 +17,7 @@ import optax
 from jax.sharding import AxisType, PartitionSpec
 
 import sinkjax
-from sinkjax import sharding
+from sinkjax import mesh_context, sharding
 from sinkjax.models import fused
 from sinkjax.models.normalizers import softmax
 from sinkjax.train.step import init_state, make_evaluate, make_step
@@ -92,7 +92,7 @@ def on(mesh, attend, arrays):
 
   tokens = "rows", None, "heads", None
   kinds = (tokens, tokens, tokens, ("rows", None, None, None), ("heads",))
-  wrapped = sharding.per_device(kernel, kinds, tokens)
+  wrapped = mesh_context.per_device(kernel, kinds, tokens)
   with jax.set_mesh(mesh):
     got = differentiated(wrapped, *arrays)
   return [error(got, differentiated(plain, *arrays)), *shapes]
@@ -172,7 +172,7 @@ def inside():
     tokens = "rows", None, "heads", None
     kinds = (tokens, tokens, tokens, ("rows", None, None, None), ("heads",))
     outer = jax.shard_map(
-      sharding.per_device(kernel, kinds, tokens),
+      mesh_context.per_device(kernel, kinds, tokens),
       in_specs=(rows, rows, rows, rows, PartitionSpec()),
       out_specs=rows,
       axis_names=set(axes),
