@@ -235,6 +235,19 @@ def test_a_figure_is_made_small_enough():
   np.testing.assert_array_equal(now, exact)
 
 
+def test_a_thin_line_keeps_its_colour():
+  """Among many more frequent shades, where the median cut makes it grey."""
+  rng = np.random.default_rng(0)
+  grey = rng.integers(0, 256, (300, 300, 1), np.uint8).repeat(3, axis=2)
+  pixels = grey - rng.integers(0, 2, grey.shape, np.uint8) * (grey > 0)
+  pixels[150, :9] = (200, 80, 30)
+  out = io.BytesIO()
+  Image.fromarray(pixels).save(out, "png")
+  small = Image.open(io.BytesIO(compact.small_figure(out.getvalue())))
+  now = np.asarray(small.convert("RGB"))[150, :9].astype(int)
+  assert np.abs(now - (200, 80, 30)).max() < 24
+
+
 def test_numbers_beyond_float32_stay():
   x = np.array([1e-60, 1e60, np.nan, 1.0 + 2.0**-20])
   found = compact._rounded(x, 12)
