@@ -96,17 +96,17 @@ def of_pattern(
 ) -> Float[Array, "..."]:
   """The statistic of whole patterns, whatever axes stand before T and S.
 
-  Half precision is widened to float32; the result has the pattern's precision.
+  The result has the pattern's precision, float32 at least.
 
   >>> of_pattern(sink_score(), jnp.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
   0.75
   """
-  pattern = wide(pattern)
   *leading, queries, keys = pattern.shape
   rows = pattern.reshape(1, math.prod(leading), queries, keys)
   result = dense(statistic)(rows)
   # Zeros of a state are float64 under `enable_x64`, whatever the pattern is.
-  return result.reshape(*leading, *result.shape[2:]).astype(pattern.dtype)
+  dtype = jnp.promote_types(pattern.dtype, jnp.float32)
+  return result.reshape(*leading, *result.shape[2:]).astype(dtype)
 
 
 @functools.cache

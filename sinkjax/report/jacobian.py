@@ -213,7 +213,7 @@ def _layers_and_loss(
   if "layers.png" in drawn:
     sections.append(
       html.Section(
-        "Total mixing by layer",
+        "Mixing by layer",
         figure=drawn["layers.png"],
         caption=(
           f"Total mixing of the map from {source} to the residual stream "

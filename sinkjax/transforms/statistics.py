@@ -300,7 +300,7 @@ def _poisson_table() -> np.ndarray:
   return np.cumsum(terms) / math.e
 
 
-def _poisson(key: Array, number: Array, replicates: int) -> Array:
+def _poisson(key: Array, number: ArrayLike, replicates: int) -> Array:
   """[R] Poisson(1) draws of one example, by inversion."""
   u = jax.random.uniform(jax.random.fold_in(key, number), (replicates,))
   below = jnp.asarray(_poisson_table(), u.dtype)
