@@ -26,7 +26,7 @@ from absl import flags
 from launch import app, jacobian
 
 os._exit = sys.exit  # a Ctrl-C ends one command, not this driver
-from sinkjax.experiments import sensitivity
+from sinkjax.analysis import sensitivity
 
 add = sensitivity.Columns.add
 
@@ -280,9 +280,7 @@ def test_bounds_stand_beside_the_truth(done):
   assert (out / "bounds" / "bounds.png").stat().st_size > 10_000
   table = (out / "bounds" / "bounds.csv").read_text().splitlines()
   assert len(table) == 1 + 6
-  assert (
-    "How much the bounds allow" in (out / "bounds" / "report.html").read_text()
-  )
+  assert "Over-squashing bounds" in (out / "bounds" / "report.html").read_text()
 
 
 def test_dry_run_writes_nothing(done):
