@@ -168,7 +168,7 @@ def test_training_by_one_command(tmp_path):
   assert "4 runs" in planned.stdout and "glassllm" not in planned.stdout
   refused = reproduce(*flags, "--dry_run", "--scale=cpu")
   assert refused.returncode != 0
-  assert "--config is of the scale demo" in refused.stderr
+  assert "--config is made for --scale=demo" in refused.stderr
   assert not list(tmp_path.iterdir())
   ran = reproduce(*flags)
   assert ran.returncode == 0, ran.stderr

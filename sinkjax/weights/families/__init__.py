@@ -9,11 +9,11 @@ layouts), `_gguf` (metadata and names of llama.cpp), `_family` (the table).
 
 To add a family:
 
-1. Write its file here; `llama.py` and `gpt2.py` are a plain and a full example.
-2. Make a golden model: `tests/golden/families/NAME/config.json`, small and with
-   every option of the family switched on, then
-   `python tests/golden/make_golden.py NAME`.
-3. Run `python tests/golden/parity_table.py`, then the tests of `tests/weights`.
+First write its file here; `llama.py` and `gpt2.py` are a plain and a full
+example. Then make a golden model, `tests/golden/families/NAME/config.json`,
+small and with every option of the family switched on, and run
+`python tests/golden/make_golden.py NAME`. Last run
+`python tests/golden/parity_table.py` and the tests of `tests/weights`.
 
 Readers, writers, tests and the parity page find both by themselves: no other
 file names a family, and a test holds that. A family that is not ours can
