@@ -78,5 +78,5 @@ def test_refusals():
   with pytest.raises(ValueError, match="at least two groups"):
     mean_over([1.0, 2.0], ["a", "a"])
   with pytest.raises(ValueError, match="verdict must be one of"):
-    Claim("c", "s", "p", "o", "perhaps", "w")
+    Claim("id", "c", "s", "p", "o", "perhaps", "w")
   assert direction(-1, 1) == "undecided"
