@@ -120,6 +120,7 @@ def test_bounds_of_one_head_are_reached():
   assert found.decades("full")[below].max() < 0.5
 
 
+@pytest.mark.slow
 def test_the_naive_constant_is_violated():
   """The residual passes a token on with gain 1; attention alone does not."""
   found = over_squashing(edited(BASE, v=0.01), random_params(BASE, 0), IDS)

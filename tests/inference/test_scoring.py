@@ -94,7 +94,14 @@ def plain(params, ids, max_len=CFG.max_len):
   return losses(f(params, jnp.asarray(ids)).logits[0], ids)
 
 
-@pytest.mark.parametrize(("sinks", "window"), [(0, 6), (1, 5), (3, 7)])
+@pytest.mark.parametrize(
+  ("sinks", "window"),
+  [
+    pytest.param(0, 6, marks=pytest.mark.slow),
+    pytest.param(1, 5, marks=pytest.mark.slow),
+    (3, 7),
+  ],
+)
 def test_a_stream_is_the_walk_by_hand(sinks, window, params, text):
   def kept(t):
     recent = range(max(t - window + 1, 0), t + 1)
@@ -123,6 +130,7 @@ def test_each_token_counts_once_whatever_the_chunk(size, params, text):
     np.testing.assert_allclose(got, want[: size - 1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dense_grows_past_the_context(params):
   ids = np.random.default_rng(1).integers(0, 64, 90)
   want = plain(params, ids, max_len=128)

@@ -187,6 +187,7 @@ def test_prefix_and_prompts_file(tmp_path, glassllm_path):
   assert data["sink_rate_stderr"]["0.2"] is not None
 
 
+@pytest.mark.slow
 def test_different_first_tokens_are_said(tmp_path, glassllm_path):
   file, out = tmp_path / "p.jsonl", tmp_path / "out"
   file.write_text('{"text": "The king sat."}\n{"text": "A fox ran by it."}\n')

@@ -149,6 +149,7 @@ def test_dry_run_writes_nothing(tmp_path, glassllm_path):
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_training_by_one_command(tmp_path):
   """A sweep of four tiny runs, its files, and another config refused."""
   flags = [

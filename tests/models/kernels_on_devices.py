@@ -1,6 +1,8 @@
 """Device kernels on 8 fake devices; a script of test_fused.
 
-python kernels_on_devices.py    prints JSON: {case: [error, shapes]}
+python kernels_on_devices.py [PART ...]    prints {case: [error, shapes]}
+
+A part is a function of this file; without one all are run.
 
 An error is the largest difference from one device's einsum path, relative to
 the array's largest entry; shapes are those of q and k that a kernel is given.
@@ -8,6 +10,7 @@ the array's largest entry; shapes are those of q and k that a kernel is given.
 
 import functools
 import json
+import sys
 from unittest import mock
 
 import jax
@@ -240,7 +243,8 @@ def training():
 def main():
   with jax.default_matmul_precision("highest"):
     parts = splash_everywhere, cudnn, wrapper, inside, training
-    cases = [part() for part in parts]
+    wanted = sys.argv[1:] or [part.__name__ for part in parts]
+    cases = [part() for part in parts if part.__name__ in wanted]
   print(json.dumps({k: v for part in cases for k, v in part.items()}))
 
 

@@ -121,9 +121,7 @@ def test_huge_scores(name, level, dtype):
     np.testing.assert_allclose(sums, 1, rtol=2e-2)
 
 
-@pytest.mark.parametrize(
-  "name", quick(NORMALIZERS, "softmax1", "sigmoid", "softpick")
-)
+@pytest.mark.parametrize("name", quick(NORMALIZERS, "softpick"))
 def test_in_the_model(name, tokens):
   """A prefix gives what it gives alone; the exact Jacobian is jacfwd's."""
   cfg = sinkjax.TINY.replace(normalizer=name, n_layers=2)

@@ -65,6 +65,7 @@ def _timeless(records):
   ]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
   config, data, tmp_path
 ):
@@ -240,6 +241,7 @@ def test_a_share_of_the_texts(config, data, monkeypatch):
   assert half < full and tokens[0] >= tokens[1] / 2
 
 
+@pytest.mark.slow
 def test_noise_is_asked_for_by_the_config(config, data, tmp_path):
   """Without it a config is what it was, and so is the run; with it another."""
   assert config.disturbance() is None

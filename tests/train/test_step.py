@@ -200,6 +200,7 @@ def test_gradient_details(tiny, batch):
   np.testing.assert_allclose(told["signal"], signal, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch):
   """The gradient of nats and penalty by hand; what is told is the nats."""
   params, cfg = tiny

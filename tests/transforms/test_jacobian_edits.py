@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 import sinkjax
 from sinkjax.models.layerwise import InMemory
@@ -201,7 +202,7 @@ def plain(case, source=FIRST, target=LAST):
   return case.dense()(source, target)
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", quick(SITES, "resid_pre", "v"))
 def test_edits_of_each_token(case, site, monkeypatch):
   kinds = ["scale", "add", "bend", "patch"]
   if site in ("q", "k", "v"):
@@ -293,6 +294,7 @@ def test_edits_at_every_site_at_once(case):
   assert error(check(case, "everywhere", kinds), plain(case)) > 1e-2
 
 
+@pytest.mark.slow
 def test_plain_functions_are_edits_too(case):
   """Alone and in a chain, as `forward` takes them."""
   plain = {

@@ -152,7 +152,10 @@ def test_one_step_is_the_best_of_a_linear_objective():
     ascend(jnp.sum, radius, (2,), steps=0)
 
 
-@pytest.mark.parametrize(("site", "size"), [("embed", 0.02), ("v", 0.3)])
+@pytest.mark.parametrize(
+  ("site", "size"),
+  [("embed", 0.02), pytest.param("v", 0.3, marks=pytest.mark.slow)],
+)
 def test_the_attack_beats_random_directions(subject, row, site, size):
   """Where the shift is small against the token's vector."""
   attack = module.attacker(subject.cfg, site, CONFIG)

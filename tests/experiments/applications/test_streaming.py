@@ -109,6 +109,7 @@ def test_the_same_tokens_count_whatever_comes_before(ran, short, text):
   assert row[4] == pytest.approx(own[96:].mean(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_losses_by_cache(ran, short, text):
   ids = short.tokenizer.encode(text)[:131]
   rows = {tuple(row[:5]): row[5:] for row in ran.tables["sinks.csv"][1]}

@@ -43,7 +43,11 @@ def one_by_one(subject, item, prefix, edits):
 
 
 @pytest.mark.parametrize(
-  ("prefix", "edits"), [([], ()), ([1], (sinkjax.knockout(0, from_layer=1),))]
+  ("prefix", "edits"),
+  [
+    pytest.param([], (), marks=pytest.mark.slow),
+    ([1], (sinkjax.knockout(0, from_layer=1),)),
+  ],
 )
 def test_grades_are_those_of_a_pass_for_each_ending(
   subject, items, prefix, edits, monkeypatch

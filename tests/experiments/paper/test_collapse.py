@@ -77,6 +77,7 @@ def test_indistinct_is_equality_after_rounding():
   assert module._merged_from(same, np.array([2, 3, 4, 5])) == [4, None, 2]
 
 
+@pytest.mark.slow
 def test_gaps_are_of_a_sequence_and_the_same_once_more(marked, config, result):
   """Two runs of different length, as the definition has it."""
   edit = {"scores": sinkjax.knockout(0, from_layer=1)}

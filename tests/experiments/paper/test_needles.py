@@ -35,7 +35,13 @@ def test_a_haystack_is_as_long_as_asked(reader, prefix, tokens):
   assert other.row.tokens.tolist() != row.tokens.tolist()
 
 
-@pytest.mark.parametrize("edits", [(), (sinkjax.knockout(0, from_layer=1),)])
+@pytest.mark.parametrize(
+  "edits",
+  [
+    pytest.param((), marks=pytest.mark.slow),
+    (sinkjax.knockout(0, from_layer=1),),
+  ],
+)
 def test_answers_are_those_of_a_pass_for_each_question(reader, edits):
   piles = [haystack(reader, [], 220, 8, seed) for seed in range(4)]
   got = find_needles(reader, piles, edits)

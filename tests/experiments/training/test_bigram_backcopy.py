@@ -84,6 +84,7 @@ def test_attention_is_counted_at_the_right_queries(task):
   np.testing.assert_allclose(found["sink_logit"], 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_learned_and_kept(task, tmp_path, monkeypatch):
   """Runs are kept one by one; the claims follow from them."""
   monkeypatch.setattr(
@@ -138,6 +139,7 @@ def test_the_claims_of_a_peak():
   assert verdicts(1.5, 1.5)[0] == "undecided"
 
 
+@pytest.mark.slow
 def test_one_seed_one_history(task):
   short = SMALL.__class__(**{**SMALL.__dict__, "steps": 20})
 

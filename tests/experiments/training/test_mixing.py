@@ -116,6 +116,7 @@ def model():
 ROWS = np.arange(36).reshape(3, 12) * 7 % 60
 
 
+@pytest.mark.slow
 def test_the_numbers_are_of_the_reference_jacobian(model):
   cfg, params = model
   found, norms = measure_model(CONFIG, cfg, params, ROWS, front=1)

@@ -42,6 +42,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_models_are_trained_and_measured(corpus, tmp_path):
   """Two tiny models trained here; a third that another experiment shares."""
   config = Config(

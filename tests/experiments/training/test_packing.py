@@ -71,6 +71,7 @@ def test_nine_rows_of_five_ways(small):
     variants(dataclasses.replace(small, ways=("loose",)))
 
 
+@pytest.mark.slow
 def test_with_bos_and_without_are_of_the_same_targets(trained, data):
   """Cross-entropy by hand, token by token of each text."""
   cfg = trained.model.replace(bos_id=data.tokenizer.bos_id)
@@ -119,6 +120,7 @@ def test_no_text_is_long_enough(trained, data):
     measure(params, trained.model, data, longer)
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_models_and_no_checkpoints(small, tmp_path):
   steps = []
   result = EXPERIMENT.measure(

@@ -106,6 +106,7 @@ def test_even_attention_by_the_triggers_places():
   np.testing.assert_allclose(uniform_first(SMALL), even[rows].mean(), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_sweep_by_one_call(tmp_path):
   result = EXPERIMENT.measure(SMALL, folder=tmp_path)
   assert result.arrays["loss"].shape == (2, 2, 4)
