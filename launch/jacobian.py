@@ -237,11 +237,7 @@ def _dry_run(job: "Job | None") -> None:
 
   print(f"model     {MODEL.value}")
   if job is None:
-    package = registry.REGISTRY[MODEL.value]
-    print(
-      f"          not in the cache: {package.megabytes:.0f} MB would be "
-      f"fetched ({package.project} {package.version}, {package.licence})"
-    )
+    print(f"          {registry.would_fetch(MODEL.value)}")
     return
   size, (seconds, memory) = len(job.ids), job.cost()
   crossed = job.config.crossed(job.cfg)

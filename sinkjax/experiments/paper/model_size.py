@@ -193,7 +193,7 @@ def _needs(name: str) -> str:
   # Only a model of the registry can be absent: for others that is an error.
   found = registry.peek(name)
   if found is None:
-    return f"{registry.REGISTRY[name].megabytes:.0f} MB would be fetched"
+    return registry.would_fetch(name)
   cfg, _, parameters = found
   return (
     f"{4 * parameters / 1e9:.3g} GB of float32 weights, "
