@@ -57,7 +57,7 @@ MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", 256, "How many new tokens; 0 for no limit.", lower_bound=0
 )
 IGNORE_EOS = flags.DEFINE_bool(
-  "ignore_eos", False, "Continue after the end-of-text token."
+  "ignore_eos", False, "Continue after a token that ends a text or a turn."
 )
 TEMPERATURE = flags.DEFINE_float(
   "temperature", 0.0, "Of the sampling; 0 always takes the most likely token."
@@ -125,7 +125,9 @@ def _run(how: "Sampling") -> None:
   # each layer's weights first.
   params = split_layers(params)
   ids = _encoded(tokenizer)
-  stop = set() if IGNORE_EOS.value else {cfg.eos_id, tokenizer.eos_id} - {None}
+  stop = (
+    set() if IGNORE_EOS.value else {cfg.eos_id, *tokenizer.end_ids} - {None}
+  )
   tokens = generate(
     cfg,
     params,

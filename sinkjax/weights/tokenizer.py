@@ -24,7 +24,7 @@ import os
 import pathlib
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import tokenizers
@@ -57,6 +57,8 @@ class Tokenizer:
     vocab_size: number of ids, the largest id plus one.
     bos_id: id of the beginning-of-sequence token, or `None`.
     eos_id: id of the end-of-sequence token, or `None`.
+    end_ids: every id that ends a text: instruct models end a turn with a
+      token of its own.
     unk_id: id of the unknown token, or `None`.
     pad_id: id of the padding token, or `None`.
     add_bos: whether the file says that texts begin with BOS. `encode` does
@@ -70,6 +72,7 @@ class Tokenizer:
     *,
     bos_id: int | None = None,
     eos_id: int | None = None,
+    end_ids: Collection[int] = (),
     unk_id: int | None = None,
     pad_id: int | None = None,
     add_bos: bool = False,
@@ -93,6 +96,9 @@ class Tokenizer:
           f"tokenizer: {name}_id {token} is outside the vocabulary of "
           f"{self.vocab_size}"
         )
+    # Lists of published configs name ids of larger relatives, too.
+    known = (i for i in (eos_id, *end_ids) if i is not None)
+    self.end_ids = frozenset(i for i in known if 0 <= i < self.vocab_size)
     if add_bos and bos_id is None:
       raise WeightsError("tokenizer: adds a BOS token but names none")
     added = backend.get_added_tokens_decoder()
@@ -257,6 +263,8 @@ class Tokenizer:
   def save(self, path: str | os.PathLike) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json` for transformers.
 
+    Where other tokens than EOS end a text, `generation_config.json`, too.
+
     Args:
       path: a folder, made if need be.
     """
@@ -283,6 +291,9 @@ class Tokenizer:
       config["chat_template"] = self.chat_template
     text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(text, "utf-8")
+    if self.end_ids - {self.eos_id}:
+      text = json.dumps({"eos_token_id": sorted(self.end_ids)}) + "\n"
+      (folder / "generation_config.json").write_text(text, "utf-8")
 
 
 def _part_types(part: Any) -> list[str]:

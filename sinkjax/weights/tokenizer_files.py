@@ -61,6 +61,7 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   return Tokenizer(
     backend,
     **first,
+    end_ids=_end_ids(folder),
     add_bos=template is not None or config.get("add_bos_token") is True,
     chat_template=_chat_template(folder, config),
   )
@@ -97,6 +98,16 @@ def _chat_template(folder: pathlib.Path, config: dict[str, Any]) -> str | None:
     chat = {entry.get("name"): entry.get("template") for entry in named}
     chat = chat.get("default")
   return chat if isinstance(chat, str) else None
+
+
+def _end_ids(folder: pathlib.Path) -> set[int]:
+  """Every id that the folder's files call an end, alone or in a list."""
+  found = set()
+  for file in ("config.json", "generation_config.json"):
+    ids = read_optional_json(folder / file).get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [ids]
+    found |= {i for i in ids if type(i) is int}
+  return found
 
 
 def _special_ids(

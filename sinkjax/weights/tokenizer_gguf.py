@@ -78,6 +78,8 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
     name: read.token(f"{name}_token_id", len(vocab))
     for name in ("bos", "eos", "unknown", "padding")
   }
+  # The ends of a turn and of a message.
+  ends = [read.token(f"{name}_token_id", len(vocab)) for name in ("eot", "eom")]
   if kind == "gpt2":
     backend, add_bos = _byte_level(read, vocab, special, user)
   else:
@@ -91,6 +93,7 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
     backend,
     bos_id=ids["bos"],
     eos_id=ids["eos"],
+    end_ids=[i for i in ends if i is not None],
     unk_id=ids["unknown"],
     pad_id=ids["padding"],
     add_bos=read.flag("add_bos_token", add_bos and ids["bos"] is not None),

@@ -205,6 +205,25 @@ def test_where_special_tokens_come_from(tmp_path):
   assert not tokenizer.add_bos
 
 
+def test_every_end_of_a_text(tmp_path):
+  """Of all files, alone or in lists; saved and read again."""
+  end = {"eos_token": END}
+  folder = folder_with(
+    tmp_path / "model",
+    tokenizer_config=end,
+    config={"eos_token_id": [5, 6, 1 << 20]},
+    generation_config={"eos_token_id": 7},
+  )
+  tokenizer = tokenizer_from_folder(folder)
+  assert tokenizer.end_ids == {tokenizer.token_to_id(END), 5, 6, 7}
+  tokenizer.save(tmp_path / "again")
+  again = tokenizer_from_folder(tmp_path / "again")
+  assert again.end_ids == tokenizer.end_ids
+  assert again.eos_id == tokenizer.eos_id == tokenizer.token_to_id(END)
+  folder = folder_with(tmp_path / "one", tokenizer_config=end)
+  assert tokenizer_from_folder(folder).end_ids == {tokenizer.eos_id}
+
+
 def test_chat_templates(tmp_path):
   def read(**config):
     folder = folder_with(tmp_path, tokenizer_config=config)

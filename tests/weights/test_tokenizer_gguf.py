@@ -53,6 +53,13 @@ def test_defaults_of_sentencepiece_ids():
   assert tokenizer_from_gguf(changed).bos_id is None
 
 
+def test_ends_of_turns_and_messages_end_a_text():
+  ids = {"eos_token_id": 3, "eot_token_id": 5, "eom_token_id": 7}
+  tokenizer = tokenizer_from_gguf(metadata("bytes", **ids))
+  assert tokenizer.end_ids == {3, 5, 7}
+  assert tokenizer.eos_id == 3
+
+
 def test_no_pre_tokenizer_is_the_default_one():
   tokenizer = tokenizer_from_gguf(metadata("bytes"))
   assert differing(tokenizer, TEXTS[::PRE_STEP], golden("pre.default")) == set()
