@@ -70,6 +70,11 @@ OFFLOAD = flags.DEFINE_bool(
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan and write nothing."
 )
+LIST_MODELS = flags.DEFINE_bool(
+  "list_models",
+  False,
+  "Print the models and the families of checkpoints that can be read.",
+)
 OVERWRITE = flags.DEFINE_bool(
   "overwrite", False, "Replace the result of another command in --out."
 )
@@ -81,6 +86,9 @@ OVERHEAD = 110_000_000
 
 def main() -> None:
   """Checks the flags, then plans or measures."""
+  if LIST_MODELS.value:
+    _list_models()
+    return
   eps = _thresholds()
   if MAX_TOKENS.value < 2:
     raise ValueError(f"--max_tokens must be at least 2: {MAX_TOKENS.value}")
@@ -123,6 +131,26 @@ def _thresholds() -> list[float]:
   if len(set(eps)) != len(eps):
     raise ValueError(f"--eps names a threshold twice: {EPS.value}")
   return eps
+
+
+def _list_models() -> None:
+  import sinkjax
+
+  known = sinkjax.supported_models()
+  width = max(len(row.name) for row in known)
+  print("Models that --model fetches by name:")
+  for row in known:
+    if row.kind == "model":
+      print(f"  {row.name:{width}}  {row.about}")
+  print("Families of checkpoints, by model_type in config.json:")
+  for row in known:
+    if row.kind == "family":
+      gguf = f"; GGUF files of architecture {row.gguf}" if row.gguf else ""
+      print(f"  {row.name:{width}}  {row.about}{gguf}")
+  print(
+    "--model also takes a .gguf file, a Hugging Face folder, hf:org/name,\n"
+    "hf:org/name@revision and hf:org/name:file.gguf."
+  )
 
 
 def _plan(texts: list[str]) -> None:

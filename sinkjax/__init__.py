@@ -53,7 +53,7 @@ from sinkjax.transforms.jacobian import (
 )
 from sinkjax.transforms.statistics import Statistic
 from sinkjax.transforms.streaming import stream_statistics
-from sinkjax.weights import Model, load, open_layers, save
+from sinkjax.weights import Model, load, open_layers, save, supported_models
 
 __version__ = "0.1.0"
 
@@ -92,6 +92,7 @@ __all__ = [
   "sink_rate",
   "sink_score",
   "stream_statistics",
+  "supported_models",
   "token_jacobian",
   "token_norms",
   "value_norm_ratio",

