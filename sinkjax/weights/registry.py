@@ -17,7 +17,7 @@ from sinkjax.weights import packages
 from sinkjax.weights.assemble import flat_shapes
 from sinkjax.weights.packages import Package, cache_folder, fetch_package
 from sinkjax.weights.tokenizer import Tokenizer
-from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
+from sinkjax.weights.validate import WeightsError, first_line, fit_tokenizer
 
 
 class Model(NamedTuple):
@@ -198,7 +198,7 @@ def _load_path(
   else:
     params, cfg = reader.load(path)
   tokenizer = tokenizer_from_folder(path)
-  check_tokenizer(cfg, tokenizer, str(path))
+  cfg = fit_tokenizer(cfg, tokenizer, str(path))
   return Model(params, cfg, tokenizer)
 
 
