@@ -20,7 +20,7 @@ from sinkjax.weights.formats.gguf import (
 from sinkjax.weights.layout import Shape
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_gguf import tokenizer_from_gguf
-from sinkjax.weights.validate import WeightsError, check_tokenizer
+from sinkjax.weights.validate import WeightsError, fit_tokenizer
 
 # The one is read with the config, the other is a table that can be computed.
 _IGNORED = (r"^rope_freqs\.weight$", r"\.attn_rot_embd$")
@@ -78,8 +78,7 @@ def load_header(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer]:
 def _header(file: GGUFFile) -> tuple[ModelConfig, Tokenizer]:
   cfg = config_from_gguf(file)
   tokenizer = tokenizer_from_gguf(file.metadata)
-  check_tokenizer(cfg, tokenizer, str(file.path))
-  return cfg, tokenizer
+  return fit_tokenizer(cfg, tokenizer, str(file.path)), tokenizer
 
 
 def load_gguf(path: str | os.PathLike) -> tuple[Params, ModelConfig, Tokenizer]:

@@ -18,7 +18,7 @@ from sinkjax.weights.assemble import assemble
 from sinkjax.weights.layout import Kernel, Layout, Leaf, Shape
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_files import tokenizer_from_glassllm
-from sinkjax.weights.validate import WeightsError, check_tokenizer, first_line
+from sinkjax.weights.validate import WeightsError, first_line, fit_tokenizer
 
 # Unpacked: the package has 3 MB, and a zip of a few KB can hold any size.
 _MAX_BYTES = 64 << 20
@@ -114,6 +114,6 @@ def load_glassllm(
   tokenizer = tokenizer_from_glassllm(
     pathlib.Path(folder) / f"{language}.tokenizer.json"
   )
-  check_tokenizer(cfg, tokenizer, str(path))
+  cfg = fit_tokenizer(cfg, tokenizer, str(path))
   params = assemble(cfg, LEAVES, _NpzSource(arrays, str(path)))
   return params, cfg, tokenizer

@@ -6,7 +6,7 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights import families
 from sinkjax.weights.families._config import Reader
-from sinkjax.weights.validate import WeightsError
+from sinkjax.weights.validate import WeightsError, warn
 
 # Switches that change the function and that we do not implement: the value
 # that they must have, where they are there at all.
@@ -49,17 +49,33 @@ def config_from_hf(values: Any, where: str) -> ModelConfig:
     if values.get(key) not in (None, value):
       raise WeightsError(f"{where}: {key}={values[key]!r} is not supported")
   try:
+    fields = family.read_config(read)
     return ModelConfig(
-      **family.read_config(read),
+      **fields,
       model_type=family.name,
-      bos_id=read.token("bos_token_id"),
-      eos_id=read.token("eos_token_id"),
+      bos_id=_special(read, "bos_token_id", fields["vocab_size"]),
+      eos_id=_special(read, "eos_token_id", fields["vocab_size"]),
     )
   except WeightsError:
     raise
   # Arithmetic on sizes that are no sizes: the root of -1, NaN as an integer.
   except (ArithmeticError, ValueError) as error:
     raise WeightsError(f"{where}: {error}") from None
+
+
+def _special(read: Reader, key: str, size: int) -> int | None:
+  """A special token's id; one outside the vocabulary is none, and a warning.
+
+  Models with a vocabulary of their own often keep the default ids of the class
+  (50256 of GPT-2), which then mean nothing.
+  """
+  token = read.token(key)
+  if token is None or 0 <= token < size:
+    return token
+  warn(
+    f"{read.where}: {key} {token} is outside the vocabulary of {size}: ignored"
+  )
+  return None
 
 
 def config_to_hf(cfg: ModelConfig) -> dict[str, Any]:

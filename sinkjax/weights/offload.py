@@ -43,7 +43,7 @@ from sinkjax.weights.assemble import (
 )
 from sinkjax.weights.layout import Leaf, Linear
 from sinkjax.weights.tokenizer import Tokenizer
-from sinkjax.weights.validate import WeightsError, check_tokenizer
+from sinkjax.weights.validate import WeightsError, fit_tokenizer
 
 _FLOAT = 4  # bytes
 # A layer of fewer is read by one thread: each keeps 10 MB or so of scratch.
@@ -290,7 +290,8 @@ def open_layers(
 
     unread = huggingface.open_model(path)
     tokenizer = tokenizer_from_folder(path)
-    check_tokenizer(unread.cfg, tokenizer, str(path))
+    cfg = fit_tokenizer(unread.cfg, tokenizer, str(path))
+    unread = unread._replace(cfg=cfg)
   else:
     raise WeightsError(
       f"{name}: stored as {form}; layers are read one by one only from a .gguf "

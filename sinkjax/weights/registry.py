@@ -16,7 +16,7 @@ from sinkjax.weights import families, hub, packages
 from sinkjax.weights.assemble import flat_shapes
 from sinkjax.weights.packages import Package, fetch_package
 from sinkjax.weights.tokenizer import Tokenizer
-from sinkjax.weights.validate import WeightsError, check_tokenizer
+from sinkjax.weights.validate import WeightsError, fit_tokenizer
 
 
 class Model(NamedTuple):
@@ -233,7 +233,7 @@ def _load_path(
   else:
     params, cfg = reader.load(path)
   tokenizer = tokenizer_from_folder(path)
-  check_tokenizer(cfg, tokenizer, str(path))
+  cfg = fit_tokenizer(cfg, tokenizer, str(path))
   return Model(params, cfg, tokenizer)
 
 

@@ -64,6 +64,8 @@ class Tokenizer:
     add_bos: whether the file says that texts begin with BOS. `encode` does
       not act on it; callers that follow it say so.
     chat_template: the file's Jinja template, or `None`.
+    rows: the rows of the embedding that goes with it, set by who loads both;
+      `None` where there is no model.
   """
 
   def __init__(
@@ -89,6 +91,7 @@ class Tokenizer:
     self.bos_id, self.eos_id = bos_id, eos_id
     self.unk_id, self.pad_id = unk_id, pad_id
     self.add_bos, self.chat_template = add_bos, chat_template
+    self.rows: int | None = None
     for name in NAMES:
       token = getattr(self, f"{name}_id")
       if token is not None and not 0 <= token < self.vocab_size:
@@ -124,8 +127,9 @@ class Tokenizer:
         tokens, instead of as ordinary characters.
 
     Raises:
-      ValueError: for `add_bos` where there is no BOS, or for a text with half
-        a surrogate pair.
+      ValueError: for `add_bos` where there is no BOS, for a text with half
+        a surrogate pair, or for one with a token that the model has no
+        embedding of.
       TypeError: for anything but a string.
 
     Warns:
@@ -147,7 +151,14 @@ class Tokenizer:
       message = f"the vocabulary has no token for {lost}: left out"
       warnings.warn(message, UserWarning, stacklevel=2)
     ids = self._backend.encode(text, add_special_tokens=False).ids
-    return [self.bos_id, *ids] if add_bos else ids
+    ids = [self.bos_id, *ids] if add_bos else ids
+    if self.rows is not None and max(ids, default=0) >= self.rows:
+      token = next(token for token in ids if token >= self.rows)
+      raise ValueError(
+        f"token {self.token(token)!r} has id {token}, but the model's "
+        f"embedding has only {self.rows} rows"
+      )
+    return ids
 
   def _lost(self, text: str, raw: bytes) -> str:
     """What of the text the vocabulary cannot spell, for a message."""

@@ -11,7 +11,11 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from sinkjax.weights.folders import read_optional_json
 from sinkjax.weights.post_processor import template_bos
 from sinkjax.weights.tokenizer import NAMES, Tokenizer, build
-from sinkjax.weights.validate import WeightsError, first_line
+from sinkjax.weights.validate import WeightsError, first_line, warn
+
+# They describe the model and how it is run; where they name a special token
+# that the tokenizer names too, the tokenizer is right.
+_MODEL_FILES = ("config.json", "generation_config.json")
 
 
 def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
@@ -24,7 +28,12 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
 
   Raises:
     WeightsError: for a damaged file, a special token outside the vocabulary,
-      or two BOS tokens.
+      or a post-processor that puts two tokens first.
+
+  Warns:
+    UserWarning: where the tokenizer's own files name different BOS tokens
+      (the post-processor's, else the first file's is used), or a number is no
+      token's id (it is ignored).
   """
   folder = pathlib.Path(path)
   file = folder / "tokenizer.json"
@@ -54,10 +63,11 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   template = template_bos(data.get("post_processor"), str(file))
   if template is not None:
     found["bos"]["tokenizer.json"] = first["bos_id"] = template
-  found["bos"].pop("generation_config.json", None)
-  if len(set(found["bos"].values())) > 1:
-    named = ", ".join(f"{i} in {where}" for where, i in found["bos"].items())
-    raise WeightsError(f"{folder}: more than one BOS token: {named}")
+  # What the model's files say is no word of the tokenizer: see `fit_tokenizer`.
+  own = {k: i for k, i in found["bos"].items() if k not in _MODEL_FILES}
+  if len(set(own.values())) > 1:
+    named = ", ".join(f"{i} in {where}" for where, i in own.items())
+    warn(f"{folder}: BOS is {first['bos_id']}, of several: {named}")
   return Tokenizer(
     backend,
     **first,
@@ -130,22 +140,30 @@ def _special_ids(
       raise WeightsError(
         f"{folder / file}: {name}_token {token!r} is not in the vocabulary"
       )
-  for file in ("config.json", "generation_config.json"):
+  ignored = None
+  for file in _MODEL_FILES:
     token_id = read_optional_json(folder / file).get(f"{name}_token_id")
     if isinstance(token_id, list) and token_id and name == "eos":
       token_id = token_id[0]
     # Some configs write -1 where there is no padding token.
     if token_id is None or (name == "pad" and token_id == -1):
       continue
-    # `id_to_token` takes unsigned numbers of 32 bits alone, and `True` is an
-    # instance of int.
-    fits = type(token_id) is int and 0 <= token_id < 1 << 32
-    if not fits or backend.id_to_token(token_id) is None:
+    if type(token_id) is not int:  # `True` is an instance of int
       raise WeightsError(
-        f"{folder / file}: {name}_token_id {token_id!r} is not in the "
-        f"vocabulary of {backend.get_vocab_size()}"
+        f"{folder / file}: {name}_token_id {token_id!r} is not a token id"
       )
-    found[file] = token_id
+    # `id_to_token` takes unsigned numbers of 32 bits alone.
+    if 0 <= token_id < 1 << 32 and backend.id_to_token(token_id) is not None:
+      found[file] = token_id
+    # Class defaults that were never set stand in both files: one line is
+    # enough, and `config_from_hf` has it for BOS and EOS of config.json.
+    elif token_id != ignored:
+      ignored = token_id
+      if file != "config.json" or name not in ("bos", "eos"):
+        warn(
+          f"{folder / file}: {name}_token_id {token_id} is not in the "
+          f"vocabulary of {backend.get_vocab_size()}: ignored"
+        )
   return found
 
 

@@ -6,6 +6,7 @@ that says what was found, where, and what was expected.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the tokenizer raises what is defined here
@@ -22,33 +23,46 @@ def first_line(error: BaseException) -> str:
   return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def check_tokenizer(
+def fit_tokenizer(
   cfg: ModelConfig, tokenizer: Tokenizer | None, where: str
-) -> None:
-  """A tokenizer must name exactly the embedding's rows, and the same BOS.
+) -> ModelConfig:
+  """A config and its tokenizer made to agree, as published files often do not.
 
-  Embeddings may have more rows than the tokenizer has tokens only where they
-  are padded to a multiple of 64 or 128, as checkpoints for tensor cores are.
+  The embedding may have more rows than the tokenizer has tokens (rows padded
+  for tensor cores) or fewer (special tokens that no text contains): then
+  `Tokenizer.encode` refuses a text that would need a row that is not there.
 
   Args:
     cfg: the model's config.
-    tokenizer: its tokenizer, or `None`.
+    tokenizer: its tokenizer, or `None`; its `rows` are set.
     where: the file, for messages.
 
-  Raises:
-    WeightsError: naming both sizes, or both BOS ids.
+  Returns:
+    The config, with the tokenizer's BOS.
+
+  Warns:
+    UserWarning: where BOS ids differ, or tokens have no row.
   """
   if tokenizer is None:
-    return
-  rows, tokens = cfg.vocab_size, tokenizer.vocab_size
-  padded = tokens < rows and rows % 64 == 0
-  if tokens != rows and not padded:
-    raise WeightsError(
-      f"{where}: the tokenizer has {tokens} tokens, the embedding {rows} rows"
+    return cfg
+  rows, tokens, bos = cfg.vocab_size, tokenizer.vocab_size, tokenizer.bos_id
+  tokenizer.rows = rows
+  if tokens > rows:
+    warn(
+      f"{where}: the tokenizer has {tokens} tokens, the embedding {rows} rows; "
+      f"a text with a token from {rows} on will be refused"
     )
-  ids = {cfg.bos_id, tokenizer.bos_id} - {None}
-  if len(ids) > 1:
-    raise WeightsError(
-      f"{where}: two BOS tokens: {tokenizer.bos_id} in the tokenizer, "
-      f"{cfg.bos_id} in the config"
+  # Such a BOS is refused by `encode` too, if it is ever asked for.
+  if bos is None or bos >= rows:
+    return cfg
+  if cfg.bos_id not in (None, bos):
+    warn(
+      f"{where}: BOS is {bos} in the tokenizer, {cfg.bos_id} in the config; "
+      "the tokenizer's is used"
     )
+  return cfg.replace(bos_id=bos)
+
+
+def warn(message: str) -> None:
+  """One line about a file that is read otherwise than it says."""
+  warnings.warn(message, UserWarning, stacklevel=3)

@@ -11,6 +11,7 @@ import pytest
 
 import sinkjax
 from sinkjax.weights.huggingface import load, save
+from sinkjax.weights.offload import open_layers
 from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -130,7 +131,7 @@ def config(**changes):
     ({"vocab_size": 97}, "has shape"),
     ({"hidden_act": "softsign"}, "unknown activation"),
     ({"is_encoder_decoder": True}, "is_encoder_decoder"),
-    ({"bos_token_id": 96}, "bos_id must be in"),
+    ({"bos_token_id": "1"}, "'bos_token_id' must be a token id"),
     ({"rms_norm_eps": float("nan")}, "norm_eps must be a positive"),
     ({"tie_word_embeddings": True}, "differs from"),
   ],
@@ -182,20 +183,81 @@ def with_tokenizer(folder, tokens, bos):
 @pytest.mark.parametrize(
   ("tokens", "bos", "message"),
   [
-    (95, "t1", "95 tokens, the embedding 96 rows"),
-    (97, "t1", "97 tokens, the embedding 96 rows"),
-    (96, "t5", "BOS"),
-    (96, "x", "'x' is not in the vocabulary"),
+    (97, "t1", "the tokenizer has 97 tokens, the embedding 96 rows"),
+    (96, "t5", "BOS is 5 in the tokenizer, 1 in the config"),
   ],
 )
-def test_tokenizer_must_fit_the_model(tokens, bos, message, tmp_path):
+@pytest.mark.parametrize("opened", ["load", "peek", "offload"])
+def test_tokenizer_wins_over_the_config(tokens, bos, message, opened, tmp_path):
   write_sharded(tmp_path)
   with_tokenizer(tmp_path, tokens, bos)
-  with pytest.raises(WeightsError, match=message):
-    sinkjax.load(tmp_path)
+  read = {"load": sinkjax.load, "peek": registry.peek, "offload": open_layers}
+  with pytest.warns(UserWarning, match=message) as seen:
+    found = read[opened](tmp_path)
+  assert len(seen) == 1
+  cfg = found[0] if opened == "peek" else found.cfg
+  tokenizer = found[1] if opened == "peek" else found.tokenizer
+  assert cfg.bos_id == tokenizer.bos_id == int(bos[1:])
+  assert cfg.vocab_size == 96
 
 
-def test_tokenizer_that_fits(tmp_path):
+def test_bos_without_a_row(tmp_path):
+  """It is the tokenizer's, and refused where it is asked for."""
+  write_sharded(tmp_path)
+  with_tokenizer(tmp_path, 97, "t96")
+  with pytest.warns(UserWarning, match="97 tokens"):
+    _, cfg, tokenizer = sinkjax.load(tmp_path)
+  assert (cfg.bos_id, tokenizer.bos_id) == (1, 96)
+  with pytest.raises(ValueError, match="'t96' has id 96, .* only 96 rows"):
+    tokenizer.encode("", add_bos=True)
+
+
+# 95 and 90 are no multiples of 8: rows may be padded to any number.
+@pytest.mark.parametrize("tokens", [96, 95, 90])
+def test_tokenizer_that_fits(tokens, tmp_path):
+  write_sharded(tmp_path)
+  with_tokenizer(tmp_path, tokens, "t1")
+  assert sinkjax.load(tmp_path).tokenizer.bos_id == 1
+
+
+@pytest.mark.filterwarnings("ignore:the vocabulary has no token for")
+def test_only_a_text_that_needs_a_missing_row_is_refused(tmp_path):
+  import tokenizers
+
   write_sharded(tmp_path)
   with_tokenizer(tmp_path, 96, "t1")
-  assert sinkjax.load(tmp_path).tokenizer.bos_id == 1
+  file = str(tmp_path / "tokenizer.json")
+  backend = tokenizers.Tokenizer.from_file(file)
+  backend.add_special_tokens(["<image>"])
+  backend.add_tokens(["xyz"])
+  backend.save(file)
+  with pytest.warns(UserWarning, match="a token from 96 on will be refused"):
+    tokenizer = sinkjax.load(tmp_path).tokenizer
+  assert tokenizer.vocab_size == 98
+  assert 96 not in tokenizer.encode("<image>")
+  with pytest.raises(ValueError, match="token '<image>' has id 96") as error:
+    tokenizer.encode("<image>", parse_special=True)
+  assert "\n" not in str(error.value)
+  with pytest.raises(ValueError, match="token 'xyz' has id 97"):
+    tokenizer.encode("xyz")
+
+
+def test_special_ids_outside_the_vocabulary_are_none(tmp_path):
+  """As of a GPT-2 trained on a vocabulary of its own."""
+  write_sharded(tmp_path)
+  with_tokenizer(tmp_path, 96, None)
+  values = {"bos_token_id": 50256, "eos_token_id": -1}
+  (tmp_path / "config.json").write_text(json.dumps(config(**values)))
+  (tmp_path / "generation_config.json").write_text(json.dumps(values))
+  with pytest.warns(UserWarning, match="outside the vocabulary of 96") as seen:
+    _, cfg, tokenizer = sinkjax.load(tmp_path)
+  assert len(seen) == 2  # one for each of the two tokens
+  assert cfg.bos_id is cfg.eos_id is None
+  assert tokenizer.bos_id is tokenizer.eos_id is None
+
+
+def test_tokenizer_that_names_an_unknown_token(tmp_path):
+  write_sharded(tmp_path)
+  with_tokenizer(tmp_path, 96, "x")
+  with pytest.raises(WeightsError, match="'x' is not in the vocabulary"):
+    sinkjax.load(tmp_path)

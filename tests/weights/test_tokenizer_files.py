@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import warnings
 
 import pytest
 import tokenizers
@@ -97,26 +98,15 @@ ROBERTA = {
     ),
     (None, {"tokenizer_config": {"bos_token": 3}}, "bos_token 3 is not in the"),
     (None, {"tokenizer_config": {"bos_token": "\ud800"}}, "is not in the voc"),
-    (None, {"config": {"bos_token_id": SIZE}}, "bos_token_id .* is not in the"),
-    (None, {"config": {"bos_token_id": 1 << 40}}, "bos_token_id .* not in the"),
-    (None, {"config": {"bos_token_id": -1}}, "bos_token_id -1 is not in the"),
-    (None, {"config": {"bos_token_id": True}}, "bos_token_id True is not in"),
-    (None, {"config": {"eos_token_id": "2"}}, "eos_token_id '2' is not in the"),
-    (None, {"config": {"eos_token_id": []}}, "eos_token_id .* is not in the"),
-    (None, {"generation_config": {"pad_token_id": -2}}, "pad_token_id -2 is"),
-    (
-      None,
-      {"config": {"bos_token_id": 3}},
-      "more than one BOS token: .* in tokenizer_config.json, 3 in config.json",
-    ),
-    (None, {"special_tokens_map": {"bos_token": END}}, "more than one BOS"),
+    (None, {"config": {"bos_token_id": True}}, "bos_token_id True is not a"),
+    (None, {"config": {"eos_token_id": "2"}}, "eos_token_id '2' is not a tok"),
+    (None, {"config": {"eos_token_id": []}}, "eos_token_id .* is not a token"),
     (template(START, END), {}, "adds more than one BOS token"),
     (
       {"type": "Sequence", "processors": [template(START), template(END)]},
       {},
       "adds more than one BOS token",
     ),
-    (template(END), {}, "more than one BOS token: .* in tokenizer.json"),
     (
       None,
       {"tokenizer_config": {"add_bos_token": True}},
@@ -129,6 +119,49 @@ def test_refused_folders(tmp_path, processor, files, message):
   with pytest.raises(WeightsError, match=message) as error:
     tokenizer_from_folder(folder)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "processor, files, message, bos",
+  [
+    (template(END), {}, "of several: .* in tokenizer.json", END),
+    (None, {"special_tokens_map": {"bos_token": END}}, "of several", START),
+  ],
+)
+def test_files_that_name_two_bos(tmp_path, processor, files, message, bos):
+  """What the post-processor puts first is BOS, else the first file's."""
+  folder = folder_with(tmp_path, processor, **files)
+  with pytest.warns(UserWarning, match=message) as seen:
+    tokenizer = tokenizer_from_folder(folder)
+  assert len(seen) == 1
+  assert tokenizer.token(tokenizer.bos_id) == bos
+
+
+@pytest.mark.parametrize("token_id", [SIZE, 1 << 40, -2])
+@pytest.mark.parametrize(
+  "file, name, warns",
+  [
+    ("config", "bos", 0),  # who reads the config says it
+    ("config", "pad", 1),
+    ("generation_config", "eos", 1),
+  ],
+)
+def test_ids_that_are_no_tokens(tmp_path, file, name, warns, token_id):
+  files = {file: {f"{name}_token_id": token_id}}
+  folder = folder_with(tmp_path, tokenizer_config={}, **files)
+  with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    tokenizer = tokenizer_from_folder(folder)
+  assert getattr(tokenizer, f"{name}_id") is None
+  assert [f"{token_id} is not in the" in str(w.message) for w in seen] == (
+    [True] * warns
+  )
+
+
+def test_the_config_has_no_say_in_the_tokenizers_bos(tmp_path):
+  folder = folder_with(tmp_path, config={"bos_token_id": 3})
+  tokenizer = tokenizer_from_folder(folder)
+  assert tokenizer.token(tokenizer.bos_id) == START
 
 
 @pytest.mark.parametrize(
