@@ -5,6 +5,7 @@ family's table is little more than pairs of our path and their name.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.layout import (
@@ -87,8 +88,15 @@ def tables(
   return found
 
 
-def decoder_tensors(cfg: ModelConfig) -> list[Leaf]:
-  """The names of transformers' `LlamaModel`, which most families share."""
+def decoder_tensors(
+  cfg: ModelConfig, mlp: Mapping[str, str] = MappingProxyType({})
+) -> list[Leaf]:
+  """The names of transformers' `LlamaModel`, which most families share.
+
+  Args:
+    cfg: the model.
+    mlp: names of the MLP's maps that are other than "up_proj" and so on.
+  """
   at = "model.layers.{i}."
   names = {
     "blocks/attn_norm": at + "input_layernorm",
@@ -111,5 +119,6 @@ def decoder_tensors(cfg: ModelConfig) -> list[Leaf]:
     bias = cfg.out_bias if part == "o" else cfg.qkv_bias
     found += linear(f"attn/{part}", f"{at}self_attn.{part}_proj", bias)
   for part in ("gate", "up", "down") if cfg.gated_mlp else ("up", "down"):
-    found += linear(f"mlp/{part}", f"{at}mlp.{part}_proj", cfg.mlp_bias)
+    name = mlp.get(part, f"{part}_proj")
+    found += linear(f"mlp/{part}", f"{at}mlp.{name}", cfg.mlp_bias)
   return found + tables(cfg, "model.embed_tokens", "lm_head")
