@@ -31,6 +31,11 @@ def build(name, seed=0):
   model = transformers.AutoModelForCausalLM.from_config(config)
   model = model.to(torch.float32).eval()
   with torch.no_grad():
+    for module in model.modules():
+      # Nemotron's start at 1 + w = 2. With squared ReLUs the residual stream
+      # then reaches 1e3, where float32 itself rounds by 1e-4.
+      if type(module).__name__.endswith("LayerNorm1P"):
+        module.weight.zero_()
     for name, p in model.named_parameters():
       if p.ndim > 1:
         p.normal_(0, 1.5 / p.shape[-1] ** 0.5)
@@ -68,6 +73,7 @@ class Recorder:
     AttentionInterface.register("record", self._attention)
     AttentionMaskInterface.register("record", eager_mask)
     model.config._attn_implementation = "record"
+    self.residual_scale = getattr(model.config, "residual_multiplier", 1.0)
     layers, norm, attn, mlp = _parts(model)
     post = hasattr(layers[0], "post_feedforward_layernorm")
     for layer in layers:
@@ -92,7 +98,10 @@ class Recorder:
 
   def _keep(self, name):
     def hook(module, args, output):
-      self._add(name, output[0] if isinstance(output, tuple) else output)
+      value = output[0] if isinstance(output, tuple) else output
+      # What is added to the residual stream: Granite scales it behind the hook.
+      scaled = name in ("attn_out", "mlp_out")
+      self._add(name, value * self.residual_scale if scaled else value)
 
     return hook
 

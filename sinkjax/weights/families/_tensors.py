@@ -111,6 +111,8 @@ def decoder_tensors(
       "blocks/mlp_norm": at + "pre_feedforward_layernorm",
       "blocks/mlp_post_norm": at + "post_feedforward_layernorm",
     }
+  if not cfg.pre_norms:
+    del names["blocks/attn_norm"], names["blocks/mlp_norm"]
   if cfg.qk_norm:
     names["blocks/attn/q_norm"] = at + "self_attn.q_norm"
     names["blocks/attn/k_norm"] = at + "self_attn.k_norm"
