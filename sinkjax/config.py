@@ -135,6 +135,7 @@ class ModelConfig:
     norm: "rms" or "layer".
     norm_eps: added to the variance inside the root.
     norm_offset: the norm multiplies by `scale + norm_offset` (Gemma: 1).
+    norm_bias: layer norms add a bias (Cohere: they do not).
     post_norms: also normalise each branch's output before it is added (Gemma
       2 and 3).
     pre_norms: normalise what each branch reads. `False`, with `post_norms`,
@@ -150,6 +151,8 @@ class ModelConfig:
       square.
     parallel_residual: the MLP reads the same residual as the attention (GPT-
       NeoX) instead of the attention's result.
+    shared_norm: with a parallel residual, one norm before both (Phi, Cohere).
+      What each reads is still a site of its own.
     positions: "rope", "learned" (absolute, added to the embedding) or "none".
     rope_base: base of the rotary frequencies.
     rope_dim: rotated dimensions of each head, `None` for all.
@@ -207,6 +210,7 @@ class ModelConfig:
   norm: str = "rms"
   norm_eps: float = 1e-5
   norm_offset: float = 0.0
+  norm_bias: bool = True
   post_norms: bool = False
   pre_norms: bool = True
   qk_norm: bool = False
@@ -217,6 +221,7 @@ class ModelConfig:
   mlp_bias: bool = False
   activation: str = "silu"
   parallel_residual: bool = False
+  shared_norm: bool = False
   positions: str = "rope"
   rope_base: float = 10000.0
   rope_dim: int | None = None
@@ -261,6 +266,10 @@ class ModelConfig:
         _positive(name, getattr(self, name))
     if not (self.pre_norms or self.post_norms):
       raise ValueError("pre_norms=False needs post_norms=True")
+    if self.shared_norm and not (self.parallel_residual and self.pre_norms):
+      raise ValueError(
+        "shared_norm=True needs parallel_residual=True and pre_norms=True"
+      )
     self._check_attention()
     self._check_rope()
     self._check_window()

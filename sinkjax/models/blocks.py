@@ -43,9 +43,11 @@ class Norm(nn.Module):
       return (rms_normalize(x, cfg.norm_eps) * scale).astype(x.dtype)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    bias = align(self.param("bias", nn.initializers.zeros, width), x)
-    normed = rms_normalize(centred, cfg.norm_eps)
-    return (normed * scale + bias).astype(x.dtype)
+    normed = rms_normalize(centred, cfg.norm_eps) * scale
+    if cfg.norm_bias:
+      bias = self.param("bias", nn.initializers.zeros, width)
+      normed = normed + align(bias, x)
+    return normed.astype(x.dtype)
 
 
 class Mlp(nn.Module):
@@ -96,7 +98,9 @@ class Block(nn.Module):
     cfg = self.cfg
     self.attn, self.mlp = Attention(cfg), Mlp(cfg)
     if cfg.pre_norms:
-      self.attn_norm, self.mlp_norm = Norm(cfg), Norm(cfg)
+      self.attn_norm = Norm(cfg)
+      if not cfg.shared_norm:
+        self.mlp_norm = Norm(cfg)
     if cfg.post_norms:
       self.attn_post_norm, self.mlp_post_norm = Norm(cfg), Norm(cfg)
 
@@ -146,7 +150,9 @@ class Block(nn.Module):
 
   def mlp_read(self, x: Residual, tap: Tapper) -> Residual:
     """`resid_mid`, or `resid_pre` where parallel -> what the MLP reads."""
-    return tap("mlp_in", self.mlp_norm(x) if self.cfg.pre_norms else x)
+    if self.cfg.pre_norms:
+      x = (self.attn_norm if self.cfg.shared_norm else self.mlp_norm)(x)
+    return tap("mlp_in", x)
 
   def mlp_output(self, x: Residual, tap: Tapper) -> Residual:
     """`resid_mid`, or `resid_pre` where parallel -> the MLP's raw output."""

@@ -42,8 +42,8 @@ class Gains(NamedTuple):
       query_gain ||what x_t's queries add to dX_t/dx_t|| / mlp_gain
 
   where e_ts are scores and z_t the heads' outputs. In a model without post
-  norms, `residual_scale` and edits after the attention, both parts of mlp_gain are the
-  derivative of the MLP with its skip connection. `dz_t/de_ts` is
+  norms, `residual_scale` and edits after the attention, both parts of mlp_gain
+  are the derivative of the MLP with its skip connection. `dz_t/de_ts` is
   a_ts (v_s - z_t) for a softmax.
 
   Attributes:

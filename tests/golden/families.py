@@ -74,6 +74,7 @@ class Recorder:
     AttentionMaskInterface.register("record", eager_mask)
     model.config._attn_implementation = "record"
     self.residual_scale = getattr(model.config, "residual_multiplier", 1.0)
+    self.interleaved = model.config.model_type.startswith("cohere")
     layers, norm, attn, mlp = _parts(model)
     post = hasattr(layers[0], "post_feedforward_layernorm")
     for layer in layers:
@@ -87,6 +88,9 @@ class Recorder:
   def _attention(self, module, q, k, v, mask, scaling=None, **kwargs):
     theirs = sys.modules[type(module).__module__].eager_attention_forward
     z, pattern = theirs(module, q, k, v, mask, scaling=scaling, **kwargs)
+    if self.interleaved:
+      # Rotary pairs lie side by side there, and half a head apart with us.
+      q, k = (torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in (q, k))
     for name, value in (("q", q), ("k", k), ("v", v)):
       self._add(name, value.transpose(1, 2))
     self._add("pattern", pattern)

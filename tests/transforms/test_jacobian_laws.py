@@ -331,6 +331,7 @@ def test_one_head_by_the_derivative_of_its_softmax():
 OPTIONS = [
   {"n_kv_heads": 4},
   {"norm": "layer"},
+  {"norm": "layer", "norm_bias": False},
   {"norm_eps": 1e-2},
   {"norm_offset": 1.0},
   {"post_norms": True},
@@ -347,6 +348,7 @@ OPTIONS = [
   {"activation": "gelu_tanh"},
   {"parallel_residual": True},
   {"parallel_residual": True, "post_norms": True},
+  {"parallel_residual": True, "shared_norm": True},
   {"positions": "learned"},
   {"positions": "none"},
   {"rope_dim": 2},

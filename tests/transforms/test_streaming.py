@@ -52,6 +52,12 @@ VARIANTS = {
     "qk_norm": True,
     "qk_norm_over": "all",
   },
+  "cohere": {
+    "norm": "layer",
+    "norm_bias": False,
+    "parallel_residual": True,
+    "shared_norm": True,
+  },
   "granite": {
     "embed_scale": 5.0,
     "residual_scale": 0.4,

@@ -89,13 +89,17 @@ def tables(
 
 
 def decoder_tensors(
-  cfg: ModelConfig, mlp: Mapping[str, str] = MappingProxyType({})
+  cfg: ModelConfig,
+  *,
+  mlp: Mapping[str, str] = MappingProxyType({}),
+  interleaved_rope: bool = False,
 ) -> list[Leaf]:
   """The names of transformers' `LlamaModel`, which most families share.
 
   Args:
     cfg: the model.
     mlp: names of the MLP's maps that are other than "up_proj" and so on.
+    interleaved_rope: of queries and keys, see `layout.Vector`.
   """
   at = "model.layers.{i}."
   names = {
@@ -113,13 +117,19 @@ def decoder_tensors(
     }
   if not cfg.pre_norms:
     del names["blocks/attn_norm"], names["blocks/mlp_norm"]
+  if cfg.shared_norm:
+    del names["blocks/mlp_norm"]
   if cfg.qk_norm:
     names["blocks/attn/q_norm"] = at + "self_attn.q_norm"
     names["blocks/attn/k_norm"] = at + "self_attn.k_norm"
-  found = norms(names, bias=cfg.norm == "layer")
+  found = norms(names, bias=cfg.norm == "layer" and cfg.norm_bias)
   for part in "qkvo":
-    bias = cfg.out_bias if part == "o" else cfg.qkv_bias
-    found += linear(f"attn/{part}", f"{at}self_attn.{part}_proj", bias)
+    found += linear(
+      f"attn/{part}",
+      f"{at}self_attn.{part}_proj",
+      cfg.out_bias if part == "o" else cfg.qkv_bias,
+      interleaved_rope=interleaved_rope and part in "qk",
+    )
   for part in ("gate", "up", "down") if cfg.gated_mlp else ("up", "down"):
     name = mlp.get(part, f"{part}_proj")
     found += linear(f"mlp/{part}", f"{at}mlp.{name}", cfg.mlp_bias)

@@ -12,9 +12,10 @@ from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
 
 
-def read_config(read: Reader) -> dict[str, Any]:
+def read_config(read: Reader, rope_base: float = 1e4) -> dict[str, Any]:
   """See `Family`."""
-  return llama.read_config(read, eps_default=1e-5) | {
+  fields = llama.read_config(read, eps_default=1e-5, rope_base=rope_base)
+  return fields | {
     "mlp_bias": False,
     "pre_norms": False,
     "post_norms": True,
