@@ -14,13 +14,14 @@ from typing import Any
 from sinkjax.models.normalizers import NORMALIZERS
 
 NORMS = ("rms", "layer")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 POSITIONS = ("rope", "learned", "none")
 ROPE_SCALINGS = ("linear", "llama3", "factors")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
 ATTENTIONS = ("einsum", "fused")
 ATTN_BIASES = ("none", "k", "kv", "v")
+QK_NORM_OVER = ("head", "all")
 GATES = ("none", "head", "element", "value")
 REMATS = ("none", "full", "dots")
 CHOICES = {
@@ -33,6 +34,7 @@ CHOICES = {
   "normalizer": NORMALIZERS,
   "attn_bias": ATTN_BIASES,
   "gate": GATES,
+  "qk_norm_over": QK_NORM_OVER,
   "remat": REMATS,
 }
 """The valid values of each field of `ModelConfig` that is a choice."""
@@ -48,6 +50,15 @@ SIZES = (
   "max_len",
 )
 """Fields that are positive integers."""
+
+POSITIVE = (
+  "norm_eps",
+  "rope_base",
+  "embed_scale",
+  "logit_scale",
+  "residual_scale",
+)
+"""Fields that are positive numbers."""
 
 OPTIONAL = (
   "attn_scale",
@@ -124,19 +135,29 @@ class ModelConfig:
     norm: "rms" or "layer".
     norm_eps: added to the variance inside the root.
     norm_offset: the norm multiplies by `scale + norm_offset` (Gemma: 1).
+    norm_bias: layer norms add a bias (Cohere: they do not).
     post_norms: also normalise each branch's output before it is added (Gemma
       2 and 3).
-    qk_norm: RMS-normalise queries and keys over the head dimension.
+    pre_norms: normalise what each branch reads. `False`, with `post_norms`,
+      leaves the norms on the branches' outputs alone (OLMo 2).
+    qk_norm: RMS-normalise queries and keys.
+    qk_norm_over: "head", each head by itself, with one scale for all; "all",
+      the heads of a token together, with a scale of each (OLMo 2).
     qkv_bias: biases on the query, key and value projections.
     out_bias: a bias on the attention's output projection.
     gated_mlp: `act(x W_gate) * (x W_up)` instead of `act(x W_up)`.
     mlp_bias: biases in the MLP.
-    activation: "silu", "gelu" (exact), "gelu_tanh" or "relu".
+    activation: "silu", "gelu" (exact), "gelu_tanh", "relu" or "relu2", its
+      square.
     parallel_residual: the MLP reads the same residual as the attention (GPT-
       NeoX) instead of the attention's result.
+    shared_norm: with a parallel residual, one norm before both (Phi, Cohere).
+      What each reads is still a site of its own.
     positions: "rope", "learned" (absolute, added to the embedding) or "none".
     rope_base: base of the rotary frequencies.
     rope_dim: rotated dimensions of each head, `None` for all.
+    rope_layers: one bool a layer, `False` where nothing is rotated (SmolLM3);
+      empty for all.
     rope_scaling: a `RopeScaling` or `None`.
     rope_local_base: base for local layers (Gemma 3), `None` for the same; a
       separate local base is not scaled.
@@ -145,6 +166,9 @@ class ModelConfig:
     attn_scale: factor on the dot products, `None` for `head_dim ** -0.5`.
     attn_softcap: `c tanh(score / c)` on scores, or `None`.
     logit_softcap: the same on logits, or `None`.
+    logit_scale: factor on logits, before any soft cap (Granite, Cohere).
+    residual_scale: factor on each branch's output before it is added to the
+      residual stream (Granite); "attn_out" and "mlp_out" have it.
     normalizer: how scores become a pattern, see `models.normalizers`.
     sink_logit: each head has a learned logit that takes weight and has no
       value, so that rows of attention sum to less than one.
@@ -186,17 +210,22 @@ class ModelConfig:
   norm: str = "rms"
   norm_eps: float = 1e-5
   norm_offset: float = 0.0
+  norm_bias: bool = True
   post_norms: bool = False
+  pre_norms: bool = True
   qk_norm: bool = False
+  qk_norm_over: str = "head"
   qkv_bias: bool = False
   out_bias: bool = False
   gated_mlp: bool = True
   mlp_bias: bool = False
   activation: str = "silu"
   parallel_residual: bool = False
+  shared_norm: bool = False
   positions: str = "rope"
   rope_base: float = 10000.0
   rope_dim: int | None = None
+  rope_layers: tuple[bool, ...] = ()
   rope_scaling: RopeScaling | None = None
   rope_local_base: float | None = None
   window: int | None = None
@@ -204,6 +233,8 @@ class ModelConfig:
   attn_scale: float | None = None
   attn_softcap: float | None = None
   logit_softcap: float | None = None
+  logit_scale: float = 1.0
+  residual_scale: float = 1.0
   normalizer: str = "softmax"
   sink_logit: bool = False
   attn_bias: str = "none"
@@ -228,11 +259,17 @@ class ModelConfig:
       )
     for name, valid in CHOICES.items():
       _one_of(name, getattr(self, name), valid)
-    for name in ("norm_eps", "rope_base", "embed_scale"):
+    for name in POSITIVE:
       _positive(name, getattr(self, name))
     for name in OPTIONAL:
       if getattr(self, name) is not None:
         _positive(name, getattr(self, name))
+    if not (self.pre_norms or self.post_norms):
+      raise ValueError("pre_norms=False needs post_norms=True")
+    if self.shared_norm and not (self.parallel_residual and self.pre_norms):
+      raise ValueError(
+        "shared_norm=True needs parallel_residual=True and pre_norms=True"
+      )
     self._check_attention()
     self._check_rope()
     self._check_window()
@@ -268,7 +305,12 @@ class ModelConfig:
 
   def _check_rope(self):
     if self.positions != "rope":
+      if self.rope_layers:
+        raise ValueError(
+          f"rope_layers needs positions='rope', got {self.positions!r}"
+        )
       return
+    self._check_one_a_layer("rope_layers")
     dim = self.rotary_dim
     # Dimensions are rotated in pairs.
     if dim % 2 or not 0 < dim <= self.head_dim:
@@ -283,15 +325,18 @@ class ModelConfig:
       )
 
   def _check_window(self):
-    if self.local_layers and len(self.local_layers) != self.n_layers:
-      raise ValueError(
-        f"local_layers must have n_layers={self.n_layers} entries, got "
-        f"{len(self.local_layers)}"
-      )
+    self._check_one_a_layer("local_layers")
     if self.window is not None:
       _positive_int("window", self.window)
     if any(self.local_layers) and self.window is None:
       raise ValueError("local_layers needs a window, got window=None")
+
+  def _check_one_a_layer(self, name: str):
+    entries = getattr(self, name)
+    if entries and len(entries) != self.n_layers:
+      raise ValueError(
+        f"{name} must have n_layers={self.n_layers} entries, got {len(entries)}"
+      )
 
   @property
   def rotary_dim(self) -> int:
@@ -337,7 +382,8 @@ class ModelConfig:
       scaling["factors"] = tuple(scaling.get("factors", ()))
       values["rope_scaling"] = RopeScaling(**scaling)
     # JSON has lists, a hashable config needs tuples.
-    values["local_layers"] = tuple(values.get("local_layers", ()))
+    for name in ("local_layers", "rope_layers"):
+      values[name] = tuple(values.get(name, ()))
     return cls(**values)
 
 

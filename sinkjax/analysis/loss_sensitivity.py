@@ -22,6 +22,7 @@ from sinkjax.models.layerwise import (
   apply_final_norm,
   as_layers,
 )
+from sinkjax.models.transformer import finish_logits
 from sinkjax.taps import Layer, Tapper, Taps
 from sinkjax.transforms.residual import (
   Point,
@@ -221,9 +222,7 @@ def _loss(pieces: list[Array], tokens: Array) -> tuple[Array, list[Array]]:
 def _logits(x: Array, kernel: Array, *, cfg: ModelConfig) -> Array:
   with jax.default_matmul_precision(cfg.precision):
     logits = jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype))
-    if cfg.logit_softcap is not None:
-      logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
-    return logits
+    return finish_logits(cfg, logits)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")

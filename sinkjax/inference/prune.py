@@ -41,6 +41,11 @@ def _checked(cfg: ModelConfig, removed: Any) -> np.ndarray:
       f"removed must be bool of shape [L, H] = {want}, got {removed.dtype} "
       f"{removed.shape}"
     )
+  if cfg.qk_norm and cfg.qk_norm_over == "all":
+    raise ValueError(
+      "heads whose queries and keys are normalised together cannot be removed "
+      "one by one: use ablate_heads"
+    )
   return removed
 
 
@@ -68,8 +73,8 @@ def remove_heads(
     those of the whole model with `ablate_heads(removed, mean=mean)`.
 
   Raises:
-    ValueError: for `removed` that is not [L, H] bool, or a mean where outputs
-      are gated, which no bias can express.
+    ValueError: for `removed` that is not [L, H] bool, a mean where outputs are
+      gated, which no bias can express, or heads that are normalised together.
 
   Cost: a copy of the attention's parameters.
 
@@ -168,12 +173,14 @@ def remove_by_layer(
         lambda x, at=layer: x[at : at + 1], params["blocks"]
       )
     }
-    local = cfg.local_layers[layer : layer + 1]
+    at = slice(layer, layer + 1)
+    its = cfg.replace(
+      n_layers=1,
+      local_layers=cfg.local_layers[at],
+      rope_layers=cfg.rope_layers[at],
+    )
     small, its = remove_heads(
-      one,
-      cfg.replace(n_layers=1, local_layers=local),
-      removed[layer : layer + 1],
-      mean=None if mean is None else mean[layer : layer + 1],
+      one, its, removed[at], mean=None if mean is None else mean[at]
     )
     blocks.append(jax.tree.map(lambda x: x[0], small["blocks"]))
     cfgs.append(its)

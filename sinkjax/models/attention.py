@@ -97,7 +97,12 @@ def rotary_of(
   row = 0
   if ctx.cos.shape[0] == 2:
     row = jnp.asarray(cfg.local_layers)[layer].astype(jnp.int32)
-  return ctx.cos[row], ctx.sin[row]
+  cos, sin = ctx.cos[row], ctx.sin[row]
+  if cfg.rope_layers:
+    # `layer` is traced under scan; by an angle of 0 nothing is rotated.
+    rotated = jnp.asarray(cfg.rope_layers)[layer]
+    cos, sin = jnp.where(rotated, cos, 1.0), jnp.where(rotated, sin, 0.0)
+  return cos, sin
 
 
 def rms_normalize(x: Array, eps: float) -> Array:
@@ -149,7 +154,7 @@ def _one_by_one(batch: int, length: int, heads: int) -> bool:
 
 
 class HeadNorm(nn.Module):
-  """RMS norm over each head's dimension, one scale for all heads."""
+  """RMS norm of each head with one scale for all, or of all heads together."""
 
   cfg: ModelConfig
 
@@ -157,8 +162,10 @@ class HeadNorm(nn.Module):
   def __call__(self, x: Float[Array, "B T N K"]) -> Float[Array, "B T N K"]:
     # Fresh norms multiply by one, also where an offset is added to the scale.
     init = nn.initializers.constant(1.0 - self.cfg.norm_offset)
-    scale = self.param("scale", init, (x.shape[-1],))
-    normed = rms_normalize(x, self.cfg.norm_eps)
+    axes = 2 if self.cfg.qk_norm_over == "all" else 1
+    scale = self.param("scale", init, x.shape[-axes:])
+    flat = x.reshape(*x.shape[:-axes], -1)
+    normed = rms_normalize(flat, self.cfg.norm_eps).reshape(x.shape)
     scale = align(scale + self.cfg.norm_offset, x)
     return (normed * scale).astype(x.dtype)
 

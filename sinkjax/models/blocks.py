@@ -24,6 +24,7 @@ _ACTIVATIONS = {
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
   "relu": jax.nn.relu,
+  "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
 
 
@@ -42,9 +43,11 @@ class Norm(nn.Module):
       return (rms_normalize(x, cfg.norm_eps) * scale).astype(x.dtype)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    bias = align(self.param("bias", nn.initializers.zeros, width), x)
-    normed = rms_normalize(centred, cfg.norm_eps)
-    return (normed * scale + bias).astype(x.dtype)
+    normed = rms_normalize(centred, cfg.norm_eps) * scale
+    if cfg.norm_bias:
+      bias = self.param("bias", nn.initializers.zeros, width)
+      normed = normed + align(bias, x)
+    return normed.astype(x.dtype)
 
 
 class Mlp(nn.Module):
@@ -83,7 +86,7 @@ class Block(nn.Module):
 
   `resid_mid = resid_pre + attn_out` and `resid_post = resid_mid + mlp_out` in
   every family; a parallel residual changes only what the MLP reads, and post
-  norms only what "attn_out" and "mlp_out" are.
+  norms and `residual_scale` only what "attn_out" and "mlp_out" are.
 
   The steps are methods. All but `mix` act on every token alone; the steps
   inside attention and MLP are methods of `Attention` and `Mlp`.
@@ -93,14 +96,17 @@ class Block(nn.Module):
 
   def setup(self):
     cfg = self.cfg
-    self.attn_norm, self.attn = Norm(cfg), Attention(cfg)
-    self.mlp_norm, self.mlp = Norm(cfg), Mlp(cfg)
+    self.attn, self.mlp = Attention(cfg), Mlp(cfg)
+    if cfg.pre_norms:
+      self.attn_norm = Norm(cfg)
+      if not cfg.shared_norm:
+        self.mlp_norm = Norm(cfg)
     if cfg.post_norms:
       self.attn_post_norm, self.mlp_post_norm = Norm(cfg), Norm(cfg)
 
   def read(self, pre: Residual, tap: Tapper) -> Residual:
     """`resid_pre` -> what the attention reads."""
-    return tap("attn_in", self.attn_norm(pre))
+    return tap("attn_in", self.attn_norm(pre) if self.cfg.pre_norms else pre)
 
   def qkv(
     self, pre: Residual, layer: Layer, ctx: Context, tap: Tapper
@@ -134,7 +140,7 @@ class Block(nn.Module):
     """(`resid_pre`, the attention's raw output) -> `resid_mid`."""
     if self.cfg.post_norms:
       attn_out = self.attn_post_norm(attn_out)
-    return tap("resid_mid", pre + tap("attn_out", attn_out))
+    return tap("resid_mid", pre + tap("attn_out", self._scaled(attn_out)))
 
   def add_attention(
     self, pre: Residual, z: Float[Array, "B T H K"], tap: Tapper
@@ -144,7 +150,9 @@ class Block(nn.Module):
 
   def mlp_read(self, x: Residual, tap: Tapper) -> Residual:
     """`resid_mid`, or `resid_pre` where parallel -> what the MLP reads."""
-    return tap("mlp_in", self.mlp_norm(x))
+    if self.cfg.pre_norms:
+      x = (self.attn_norm if self.cfg.shared_norm else self.mlp_norm)(x)
+    return tap("mlp_in", x)
 
   def mlp_output(self, x: Residual, tap: Tapper) -> Residual:
     """`resid_mid`, or `resid_pre` where parallel -> the MLP's raw output."""
@@ -155,7 +163,12 @@ class Block(nn.Module):
     """(`resid_mid`, the MLP's raw output) -> `resid_post`."""
     if self.cfg.post_norms:
       mlp_out = self.mlp_post_norm(mlp_out)
-    return tap("resid_post", mid + tap("mlp_out", mlp_out))
+    return tap("resid_post", mid + tap("mlp_out", self._scaled(mlp_out)))
+
+  def _scaled(self, out: Residual) -> Residual:
+    """A branch's output as it is added."""
+    scale = self.cfg.residual_scale
+    return out if scale == 1.0 else out * jnp.asarray(scale, out.dtype)
 
   def transform(self, pre: Residual, mid: Residual, tap: Tapper) -> Residual:
     """(`resid_pre`, `resid_mid`) -> `resid_post`."""

@@ -98,7 +98,15 @@ def logits_of(
     logits = jnp.einsum("rd,vd->rv", rows, table.astype(x.dtype))
   else:
     logits = rows @ table.astype(x.dtype)
-  logits = logits.reshape(*x.shape[:2], cfg.vocab_size)
+  return finish_logits(cfg, logits.reshape(*x.shape[:2], cfg.vocab_size))
+
+
+def finish_logits(
+  cfg: ModelConfig, logits: Float[Array, "B T V"]
+) -> Float[Array, "B T V"]:
+  """The product with the unembedding, or some columns of it -> logits."""
+  if cfg.logit_scale != 1.0:
+    logits = logits * jnp.asarray(cfg.logit_scale, logits.dtype)
   if cfg.logit_softcap is not None:
     logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
   return logits

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import Layers
+from sinkjax.models.transformer import finish_logits
 from sinkjax.taps import Layer
 
 CHUNK = 1024
@@ -83,8 +84,7 @@ def _add_logits(
   def add(args: tuple) -> tuple[Array, Array, Array]:
     (top, total, picked), x, targets = args
     logits = jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype))
-    if cfg.logit_softcap is not None:
-      logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
+    logits = finish_logits(cfg, logits)
     logits = logits.astype(top.dtype)
     new = jnp.maximum(top, jnp.max(logits, axis=-1))
     more = jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)

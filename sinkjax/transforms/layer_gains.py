@@ -42,8 +42,8 @@ class Gains(NamedTuple):
       query_gain ||what x_t's queries add to dX_t/dx_t|| / mlp_gain
 
   where e_ts are scores and z_t the heads' outputs. In a model without post
-  norms and edits after the attention, both parts of mlp_gain are the
-  derivative of the MLP with its skip connection. `dz_t/de_ts` is
+  norms, `residual_scale` and edits after the attention, both parts of mlp_gain
+  are the derivative of the MLP with its skip connection. `dz_t/de_ts` is
   a_ts (v_s - z_t) for a softmax.
 
   Attributes:
@@ -155,7 +155,8 @@ def _gains(
     by_input, by_write = _tail(run, x)
     mlp_gain = top_singular(by_input)
     apart = {"resid_pre", "attn_out"} & set(edits)
-    if cfg.post_norms or cfg.parallel_residual or apart:  # else they are equal
+    scaled = cfg.post_norms or cfg.residual_scale != 1.0
+    if scaled or cfg.parallel_residual or apart:  # else they are equal
       mlp_gain = jnp.maximum(mlp_gain, top_singular(by_write))
     queries = fold.out[..., : cfg.d_model] - by_input
     writing = _writing(run)

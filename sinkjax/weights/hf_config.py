@@ -108,6 +108,8 @@ def config_to_hf(cfg: ModelConfig) -> dict[str, Any]:
     # The file has a power of it, which comes back with an error of rounding.
     if name == "attn_scale" and math.isclose(back.score_scale, cfg.score_scale):
       continue
+    if name == "logit_scale" and math.isclose(value, theirs[name]):
+      continue
     if name == "rope_dim" and back.rotary_dim == cfg.rotary_dim:
       continue
     raise ValueError(

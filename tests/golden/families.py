@@ -31,6 +31,11 @@ def build(name, seed=0):
   model = transformers.AutoModelForCausalLM.from_config(config)
   model = model.to(torch.float32).eval()
   with torch.no_grad():
+    for module in model.modules():
+      # Nemotron's start at 1 + w = 2. With squared ReLUs the residual stream
+      # then reaches 1e3, where float32 itself rounds by 1e-4.
+      if type(module).__name__.endswith("LayerNorm1P"):
+        module.weight.zero_()
     for name, p in model.named_parameters():
       if p.ndim > 1:
         p.normal_(0, 1.5 / p.shape[-1] ** 0.5)
@@ -68,6 +73,8 @@ class Recorder:
     AttentionInterface.register("record", self._attention)
     AttentionMaskInterface.register("record", eager_mask)
     model.config._attn_implementation = "record"
+    self.residual_scale = getattr(model.config, "residual_multiplier", 1.0)
+    self.interleaved = model.config.model_type.startswith("cohere")
     layers, norm, attn, mlp = _parts(model)
     post = hasattr(layers[0], "post_feedforward_layernorm")
     for layer in layers:
@@ -81,6 +88,9 @@ class Recorder:
   def _attention(self, module, q, k, v, mask, scaling=None, **kwargs):
     theirs = sys.modules[type(module).__module__].eager_attention_forward
     z, pattern = theirs(module, q, k, v, mask, scaling=scaling, **kwargs)
+    if self.interleaved:
+      # Rotary pairs lie side by side there, and half a head apart with us.
+      q, k = (torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in (q, k))
     for name, value in (("q", q), ("k", k), ("v", v)):
       self._add(name, value.transpose(1, 2))
     self._add("pattern", pattern)
@@ -92,7 +102,10 @@ class Recorder:
 
   def _keep(self, name):
     def hook(module, args, output):
-      self._add(name, output[0] if isinstance(output, tuple) else output)
+      value = output[0] if isinstance(output, tuple) else output
+      # What is added to the residual stream: Granite scales it behind the hook.
+      scaled = name in ("attn_out", "mlp_out")
+      self._add(name, value * self.residual_scale if scaled else value)
 
     return hook
 

@@ -38,6 +38,26 @@ VARIANTS = {
   },
   "neox": {"parallel_residual": True, "rope_dim": 2, "norm": "layer"},
   "nope": {"positions": "none", "activation": "relu"},
+  "olmo2": {
+    "pre_norms": False,
+    "post_norms": True,
+    "qk_norm": True,
+    "qk_norm_over": "all",
+  },
+  "cohere": {
+    "norm": "layer",
+    "norm_bias": False,
+    "parallel_residual": True,
+    "shared_norm": True,
+  },
+  "granite": {
+    "embed_scale": 5.0,
+    "residual_scale": 0.4,
+    "logit_scale": 0.3,
+    "rope_layers": (True, False, True),
+    "activation": "relu2",
+    "gated_mlp": False,
+  },
 }
 
 

@@ -19,12 +19,14 @@ _ACTIVATIONS = {
   "gelu_pytorch_tanh": "gelu_tanh",
   "gelu_fast": "gelu_tanh",
   "relu": "relu",
+  "relu2": "relu2",
 }
 ACTIVATION_NAMES = {
   "silu": "silu",
   "gelu": "gelu",
   "gelu_tanh": "gelu_pytorch_tanh",
   "relu": "relu",
+  "relu2": "relu2",
 }
 """Our activations as transformers calls them."""
 _LAYER_TYPES = {"sliding_attention": True, "full_attention": False}

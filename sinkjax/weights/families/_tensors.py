@@ -5,6 +5,7 @@ family's table is little more than pairs of our path and their name.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.layout import (
@@ -87,8 +88,19 @@ def tables(
   return found
 
 
-def decoder_tensors(cfg: ModelConfig) -> list[Leaf]:
-  """The names of transformers' `LlamaModel`, which most families share."""
+def decoder_tensors(
+  cfg: ModelConfig,
+  *,
+  mlp: Mapping[str, str] = MappingProxyType({}),
+  interleaved_rope: bool = False,
+) -> list[Leaf]:
+  """The names of transformers' `LlamaModel`, which most families share.
+
+  Args:
+    cfg: the model.
+    mlp: names of the MLP's maps that are other than "up_proj" and so on.
+    interleaved_rope: of queries and keys, see `layout.Vector`.
+  """
   at = "model.layers.{i}."
   names = {
     "blocks/attn_norm": at + "input_layernorm",
@@ -103,13 +115,22 @@ def decoder_tensors(cfg: ModelConfig) -> list[Leaf]:
       "blocks/mlp_norm": at + "pre_feedforward_layernorm",
       "blocks/mlp_post_norm": at + "post_feedforward_layernorm",
     }
+  if not cfg.pre_norms:
+    del names["blocks/attn_norm"], names["blocks/mlp_norm"]
+  if cfg.shared_norm:
+    del names["blocks/mlp_norm"]
   if cfg.qk_norm:
     names["blocks/attn/q_norm"] = at + "self_attn.q_norm"
     names["blocks/attn/k_norm"] = at + "self_attn.k_norm"
-  found = norms(names, bias=cfg.norm == "layer")
+  found = norms(names, bias=cfg.norm == "layer" and cfg.norm_bias)
   for part in "qkvo":
-    bias = cfg.out_bias if part == "o" else cfg.qkv_bias
-    found += linear(f"attn/{part}", f"{at}self_attn.{part}_proj", bias)
+    found += linear(
+      f"attn/{part}",
+      f"{at}self_attn.{part}_proj",
+      cfg.out_bias if part == "o" else cfg.qkv_bias,
+      interleaved_rope=interleaved_rope and part in "qk",
+    )
   for part in ("gate", "up", "down") if cfg.gated_mlp else ("up", "down"):
-    found += linear(f"mlp/{part}", f"{at}mlp.{part}_proj", cfg.mlp_bias)
+    name = mlp.get(part, f"{part}_proj")
+    found += linear(f"mlp/{part}", f"{at}mlp.{name}", cfg.mlp_bias)
   return found + tables(cfg, "model.embed_tokens", "lm_head")

@@ -17,11 +17,13 @@ from sinkjax.weights.families._gguf import gguf_tensors
 from sinkjax.weights.families._tensors import decoder_tensors
 
 
-def read_config(read: Reader) -> dict[str, Any]:
-  """See `Family`."""
+def read_config(
+  read: Reader, *, activation: str = "silu", **defaults: Any
+) -> dict[str, Any]:
+  """See `Family`; `defaults` are those of `decoder_fields`."""
   bias = read.get("attention_bias", bool, False)
-  return decoder_fields(read) | {
-    "activation": read.activation("hidden_act", default="silu"),
+  return decoder_fields(read, **defaults) | {
+    "activation": read.activation("hidden_act", default=activation),
     "qkv_bias": bias,
     "out_bias": bias,
     "mlp_bias": read.get("mlp_bias", bool, False),

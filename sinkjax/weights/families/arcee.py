@@ -1,0 +1,26 @@
+"""Arcee's AFM: Llama whose MLP has no gate and squares a ReLU."""
+
+from typing import Any
+
+from sinkjax.weights.families import llama
+from sinkjax.weights.families._config import Reader
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import decoder_tensors
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  return llama.read_config(read, eps_default=1e-5, activation="relu2") | {
+    "gated_mlp": False
+  }
+
+
+register(
+  Family(
+    name="arcee",
+    transformers_class="ArceeForCausalLM",
+    read_config=read_config,
+    write_config=llama.write_config,
+    tensors=decoder_tensors,
+  )
+)

@@ -1,0 +1,54 @@
+"""Cohere's Command R: attention and MLP in parallel behind one shared norm.
+
+Layer norms have no bias, rotary pairs lie side by side, logits are scaled.
+"""
+
+import functools
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families import llama
+from sinkjax.weights.families._config import Reader, decoder_values
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import decoder_tensors
+from sinkjax.weights.validate import WeightsError
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  if read.get("use_qk_norm", bool, False):
+    raise WeightsError(
+      f"{read.where}: use_qk_norm=true, layer norms of queries and keys with a "
+      "scale of each head, is not supported"
+    )
+  fields = llama.read_config(
+    read, eps="layer_norm_eps", eps_default=1e-5, tied=True
+  )
+  return fields | {
+    "norm": "layer",
+    "norm_bias": False,
+    "mlp_bias": False,
+    "parallel_residual": True,
+    "shared_norm": True,
+    "logit_scale": read.get("logit_scale", float, 0.0625),
+  }
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  return decoder_values(cfg, eps="layer_norm_eps") | {
+    "logit_scale": cfg.logit_scale
+  }
+
+
+tensors = functools.partial(decoder_tensors, interleaved_rope=True)
+
+register(
+  Family(
+    name="cohere",
+    transformers_class="CohereForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=tensors,
+  )
+)

@@ -1,0 +1,42 @@
+"""Cohere's Command R7B and Command A: Cohere with a window in most layers.
+
+Layers without the window, every fourth by default, rotate nothing.
+"""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families import cohere
+from sinkjax.weights.families._config import (
+  Reader,
+  window_fields,
+  window_values,
+)
+from sinkjax.weights.families._family import Family, register
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  fields = cohere.read_config(read)
+  layers = fields["n_layers"]
+  every = read.get("sliding_window_pattern", int, 4)
+  window = Reader({"sliding_window": 4096} | read.values, read.where)
+  fields |= window_fields(window, layers, lambda i: (i + 1) % every != 0)
+  local = fields["local_layers"] or (False,) * layers
+  return fields | {"rope_layers": () if all(local) else local}
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  return cohere.write_config(cfg) | window_values(cfg)
+
+
+register(
+  Family(
+    name="cohere2",
+    transformers_class="Cohere2ForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=cohere.tensors,
+  )
+)

@@ -1,0 +1,46 @@
+"""Granite 3: Llama with factors on embedding, scores, branches and logits."""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families import llama
+from sinkjax.weights.families._config import Reader
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import decoder_tensors
+from sinkjax.weights.validate import WeightsError
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  divisor = read.get("logits_scaling", float, 1.0)
+  if not divisor > 0:
+    raise WeightsError(
+      f"{read.where}: logits_scaling must be positive, got {divisor}"
+    )
+  return llama.read_config(read) | {
+    "embed_scale": read.get("embedding_multiplier", float, 1.0),
+    "attn_scale": read.get("attention_multiplier", float, 1.0),
+    "residual_scale": read.get("residual_multiplier", float, 1.0),
+    "logit_scale": 1.0 / divisor,
+  }
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  return llama.write_config(cfg) | {
+    "embedding_multiplier": cfg.embed_scale,
+    "attention_multiplier": cfg.score_scale,
+    "residual_multiplier": cfg.residual_scale,
+    "logits_scaling": 1.0 / cfg.logit_scale,
+  }
+
+
+register(
+  Family(
+    name="granite",
+    transformers_class="GraniteForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=decoder_tensors,
+  )
+)

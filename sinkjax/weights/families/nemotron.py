@@ -1,0 +1,39 @@
+"""Nemotron 3 and 4: layer norms that multiply by 1 + w, squared ReLUs.
+
+Half of each head is rotated by default, and the MLP has no gate.
+"""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families import llama
+from sinkjax.weights.families._config import Reader, decoder_values
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import decoder_tensors
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  fields = llama.read_config(
+    read, eps="norm_eps", eps_default=1e-5, rope_share=0.5, activation="relu2"
+  )
+  return fields | {"norm": "layer", "norm_offset": 1.0, "gated_mlp": False}
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  return decoder_values(cfg, eps="norm_eps") | {
+    "mlp_bias": cfg.mlp_bias,
+    "partial_rotary_factor": cfg.rotary_dim / cfg.head_dim,
+  }
+
+
+register(
+  Family(
+    name="nemotron",
+    transformers_class="NemotronForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=decoder_tensors,
+  )
+)

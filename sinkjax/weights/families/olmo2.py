@@ -1,0 +1,40 @@
+"""OLMo 2: norms on the branches' outputs alone.
+
+Queries and keys are normalised over all heads of a token together.
+"""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families import llama
+from sinkjax.weights.families._config import Reader, decoder_values
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import decoder_tensors
+
+
+def read_config(read: Reader, rope_base: float = 1e4) -> dict[str, Any]:
+  """See `Family`."""
+  fields = llama.read_config(read, eps_default=1e-5, rope_base=rope_base)
+  return fields | {
+    "mlp_bias": False,
+    "pre_norms": False,
+    "post_norms": True,
+    "qk_norm": True,
+    "qk_norm_over": "all",
+  }
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  return decoder_values(cfg)
+
+
+register(
+  Family(
+    name="olmo2",
+    transformers_class="Olmo2ForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=decoder_tensors,
+  )
+)

@@ -1,0 +1,60 @@
+"""OLMo 3: OLMo 2 with a window in three of four layers.
+
+RoPE is scaled in the layers that see the whole context alone.
+"""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families import olmo2
+from sinkjax.weights.families._config import (
+  Reader,
+  window_fields,
+  window_values,
+)
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import decoder_tensors
+from sinkjax.weights.validate import WeightsError
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  fields = olmo2.read_config(read, rope_base=5e5)
+  both = Reader(read.get("rope_parameters", dict, {}), read.where)
+  sliding = Reader(both.get("sliding_attention", dict, {}), read.where)
+  if sliding.get("rope_type", str, "default") != "default":
+    raise WeightsError(f"{read.where}: scaled RoPE in local layers")
+  window = Reader({"sliding_window": 4096} | read.values, read.where)
+  return (
+    fields
+    | {"rope_local_base": sliding.get("rope_theta", float, fields["rope_base"])}
+    | window_fields(window, fields["n_layers"], lambda i: (i + 1) % 4 != 0)
+  )
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  values = olmo2.write_config(cfg) | window_values(cfg)
+  base = values.pop("rope_theta")
+  scaling = values.pop("rope_scaling") or {"rope_type": "default"}
+  # Where the older keys are used, transformers gives local layers a base of
+  # 5e5, whatever `rope_theta` says.
+  values["rope_parameters"] = {
+    "full_attention": scaling | {"rope_theta": base},
+    "sliding_attention": {
+      "rope_type": "default",
+      "rope_theta": cfg.rope_local_base,
+    },
+  }
+  return values
+
+
+register(
+  Family(
+    name="olmo3",
+    transformers_class="Olmo3ForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=decoder_tensors,
+  )
+)

@@ -1,0 +1,39 @@
+"""Seed-OSS: Llama whose attention has its output's bias by a key of its own."""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families import llama
+from sinkjax.weights.families._config import Reader
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import decoder_tensors
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  fields = llama.read_config(read)
+  if "head_dim" not in read.values:
+    fields["head_dim"] = 128  # the default of transformers' config class
+  return fields | {
+    "qkv_bias": read.get("attention_bias", bool, True),
+    "out_bias": read.get("attention_out_bias", bool, False),
+  }
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  return llama.write_config(cfg) | {
+    "attention_bias": cfg.qkv_bias,
+    "attention_out_bias": cfg.out_bias,
+  }
+
+
+register(
+  Family(
+    name="seed_oss",
+    transformers_class="SeedOssForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=decoder_tensors,
+  )
+)

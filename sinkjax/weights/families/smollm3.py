@@ -1,0 +1,68 @@
+"""SmolLM3: Llama with layers, every fourth by default, that rotate nothing.
+
+Where a window is used, those layers have it.
+"""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families import llama
+from sinkjax.weights.families._config import (
+  Reader,
+  window_fields,
+  window_values,
+)
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import decoder_tensors
+from sinkjax.weights.validate import WeightsError
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  fields = llama.read_config(read, tied=True, rope_base=2e6)
+  layers = fields["n_layers"]
+  rotated = _rotated(read, layers)
+  used = read.get("use_sliding_window", bool, False)
+  return (
+    fields
+    | {"rope_layers": () if all(rotated) else rotated}
+    | window_fields(read, layers, lambda i: used and not rotated[i])
+  )
+
+
+def _rotated(read: Reader, layers: int) -> tuple[bool, ...]:
+  """Which layers rotate: the key's name says the opposite of its ones."""
+  listed = read.get("no_rope_layers", list)
+  if listed is None:
+    every = read.get("no_rope_layer_interval", int, 4)
+    return tuple((i + 1) % every != 0 for i in range(layers))
+  if len(listed) < layers or any(one not in (0, 1) for one in listed):
+    raise WeightsError(
+      f"{read.where}: no_rope_layers must be {layers} of 0 and 1"
+    )
+  return tuple(bool(one) for one in listed[:layers])
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  rotated = cfg.rope_layers or (True,) * cfg.n_layers
+  return (
+    llama.write_config(cfg)
+    | window_values(cfg)
+    | {
+      "no_rope_layers": [int(one) for one in rotated],
+      # The class's default, 128004, is outside smaller vocabularies.
+      "pad_token_id": None,
+    }
+  )
+
+
+register(
+  Family(
+    name="smollm3",
+    transformers_class="SmolLM3ForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=decoder_tensors,
+  )
+)

@@ -1,0 +1,56 @@
+"""StarCoder2: Llama with layer norms, an MLP without gate, and biases.
+
+Every layer may attend over a window.
+"""
+
+import functools
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families._config import (
+  Reader,
+  decoder_fields,
+  decoder_values,
+  window_fields,
+)
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import decoder_tensors
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  fields = decoder_fields(read, eps="norm_epsilon", eps_default=1e-5, tied=True)
+  bias = read.get("use_bias", bool, True)
+  return (
+    fields
+    | {
+      "norm": "layer",
+      "activation": read.activation("hidden_act", default="gelu_pytorch_tanh"),
+      "gated_mlp": False,
+      "qkv_bias": bias,
+      "out_bias": bias,
+      "mlp_bias": bias,
+    }
+    | window_fields(read, fields["n_layers"], lambda i: True)
+  )
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`: every layer has the window, or it is `null`."""
+  return decoder_values(cfg, eps="norm_epsilon") | {
+    "use_bias": cfg.mlp_bias,
+    "sliding_window": cfg.window if any(cfg.local_layers) else None,
+  }
+
+
+register(
+  Family(
+    name="starcoder2",
+    transformers_class="Starcoder2ForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=functools.partial(
+      decoder_tensors, mlp={"up": "c_fc", "down": "c_proj"}
+    ),
+  )
+)
