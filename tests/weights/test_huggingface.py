@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.weights import registry
 from sinkjax.weights.huggingface import load, save
 from sinkjax.weights.offload import open_layers
 from sinkjax.weights.validate import WeightsError
