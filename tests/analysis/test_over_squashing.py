@@ -44,6 +44,13 @@ FAMILIES = {
     "local_layers": (True, False, True),
   },
   "gemma2": {"post_norms": True, "attn_softcap": 2.0, "attn_scale": 0.7},
+  "olmo2": {
+    "pre_norms": False,
+    "post_norms": True,
+    "qk_norm": True,
+    "qk_norm_over": "all",
+  },
+  "granite": {"residual_scale": 0.4, "rope_layers": (True, False, True)},
 }
 IDS = np.array([3, 1, 4, 1, 5, 9])
 

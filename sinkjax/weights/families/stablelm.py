@@ -1,0 +1,54 @@
+"""StableLM 2: layer norms, a quarter of each head rotated.
+
+Attention and MLP may be parallel, and then share a norm.
+"""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families import llama
+from sinkjax.weights.families._config import Reader, decoder_values
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import decoder_tensors
+from sinkjax.weights.validate import WeightsError
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  if read.get("qk_layernorm", bool, False):
+    raise WeightsError(
+      f"{read.where}: qk_layernorm=true, layer norms of queries and keys with "
+      "a scale of each head, is not supported"
+    )
+  fields = llama.read_config(
+    read, eps="layer_norm_eps", eps_default=1e-5, rope_share=0.25
+  )
+  parallel = read.get("use_parallel_residual", bool, False)
+  return fields | {
+    "norm": "layer",
+    "qkv_bias": read.get("use_qkv_bias", bool, False),
+    "out_bias": False,
+    "mlp_bias": False,
+    "parallel_residual": parallel,
+    "shared_norm": parallel,
+  }
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`."""
+  return decoder_values(cfg, eps="layer_norm_eps") | {
+    "use_qkv_bias": cfg.qkv_bias,
+    "use_parallel_residual": cfg.parallel_residual,
+    "partial_rotary_factor": cfg.rotary_dim / cfg.head_dim,
+  }
+
+
+register(
+  Family(
+    name="stablelm",
+    transformers_class="StableLmForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    tensors=decoder_tensors,
+  )
+)
