@@ -6,6 +6,7 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights import families
 from sinkjax.weights.families._config import Reader
+from sinkjax.weights.quantised import refuse_quantised
 from sinkjax.weights.validate import WeightsError, warn
 
 # Switches that change the function and that we do not implement: the value
@@ -38,9 +39,11 @@ def config_from_hf(values: Any, where: str) -> ModelConfig:
   """
   if not isinstance(values, dict):
     raise WeightsError(f"{where}: expected a JSON object")
+  refuse_quantised(values, where)
   if isinstance(values.get("text_config"), dict):  # of a multimodal model
     shared = {key: values[key] for key in _SHARED if key in values}
     values = {**shared, **values["text_config"]}
+    refuse_quantised(values, where)
   family = families.find(values.get("model_type"))
   if family is None:
     raise WeightsError(

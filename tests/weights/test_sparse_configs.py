@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sinkjax.config import RopeScaling
+from sinkjax.weights import registry
 from sinkjax.weights.hf_config import config_from_hf
 from sinkjax.weights.huggingface import load
 from sinkjax.weights.validate import WeightsError
@@ -136,4 +137,80 @@ def test_two_tensors_of_one_name(tmp_path):
   tensors = load_file(file)
   save_file(tensors | {"norm.weight": tensors["model.norm.weight"]}, file)
   with pytest.raises(WeightsError, match="and 'norm.weight' are 'model.norm"):
+    load(tmp_path)
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+MLX = {"group_size": 64, "bits": 4}
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"quantization_config": GPTQ}, r"quantised \(GPTQ, 4 bits\)"),
+    (
+      {"quantization_config": {"quant_method": "awq", "w_bit": 4}},
+      r"quantised \(AWQ, 4 bits\)",
+    ),
+    (
+      {
+        "quantization_config": {
+          "quant_method": "bitsandbytes",
+          "load_in_4bit": False,
+          "load_in_8bit": True,
+        }
+      },
+      r"quantised \(bitsandbytes, 8 bits\)",
+    ),
+    ({"quantization_config": {"load_in_4bit": True}}, "bitsandbytes, 4 bits"),
+    (
+      {"quantization_config": {"quant_method": "compressed-tensors"}},
+      r"quantised \(compressed-tensors\)",
+    ),
+    ({"compression_config": {"format": "dense"}}, "compressed-tensors"),
+    ({"quantization": MLX, "quantization_config": MLX}, "MLX, 4 bits"),
+    ({"quantization_config": {"quant_method": "new"}}, r"quantised \(new\)"),
+    ({"quantization_config": {"x": 1}}, "an unknown kind"),
+    ({"quantization_config": 4}, "quantization_config must be an object"),
+  ],
+)
+@pytest.mark.parametrize("read", [registry.peek, registry.load])
+def test_quantised_folders_are_refused_by_name(values, message, read, tmp_path):
+  """From the config alone: the folder has no tensors to look at."""
+  values = golden_config("llama3") | values
+  (tmp_path / "config.json").write_text(json.dumps(values))
+  with pytest.raises(WeightsError, match=message) as error:
+    read(tmp_path)
+  assert "\n" not in str(error.value)
+  if "must be" not in message:
+    assert "use the original checkpoint" in str(error.value)
+
+
+def test_a_quantised_text_part_and_one_that_is_no_longer():
+  text = golden_config("gemma3")
+  with pytest.raises(WeightsError, match="GPTQ"):
+    config_from_hf({"text_config": text | {"quantization_config": GPTQ}}, "c")
+  with pytest.raises(WeightsError, match="GPTQ"):
+    config_from_hf({"text_config": text, "quantization_config": GPTQ}, "c")
+  for empty in (None, {}):
+    config_from_hf(text | {"quantization_config": empty}, "c")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "consolidated.safetensors",
+    "model.fp16.safetensors",
+    "model-00001-of-00001.safetensors",
+  ],
+)
+def test_the_one_file_of_a_folder_is_read(name, tmp_path):
+  with_tensors(tmp_path, "llama3", lambda key: key)
+  (tmp_path / "model.safetensors").rename(tmp_path / name)
+  (tmp_path / "._model.safetensors").write_bytes(b"notes of a file system")
+  params, _ = load(tmp_path)
+  want, _ = load(FAMILIES / "llama3")
+  jax.tree.map(np.testing.assert_array_equal, params, want)
+  (tmp_path / "another.safetensors").write_bytes(b"")
+  with pytest.raises(WeightsError, match="2 safetensors files.*call the one"):
     load(tmp_path)
