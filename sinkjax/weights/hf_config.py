@@ -81,7 +81,8 @@ def _special(read: Reader, key: str, size: int) -> int | None:
   if token is None or 0 <= token < size:
     return token
   warn(
-    f"{read.where}: {key} {token} is outside the vocabulary of {size}: ignored"
+    f"{read.where}: {key} {token!r:.40} is outside the vocabulary of {size}: "
+    "ignored"
   )
   return None
 

@@ -140,6 +140,16 @@ def test_two_tensors_of_one_name(tmp_path):
     load(tmp_path)
 
 
+def test_a_model_without_a_head_that_needs_one(tmp_path):
+  with_tensors(tmp_path, "llama3", lambda key: key)
+  file = tmp_path / "model.safetensors"
+  tensors = load_file(file)
+  del tensors["lm_head.weight"]
+  save_file(tensors, file)
+  with pytest.raises(WeightsError, match="'lm_head.weight' is missing: the m"):
+    load(tmp_path)
+
+
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 MLX = {"group_size": 64, "bits": 4}
 
