@@ -176,7 +176,10 @@ def _quiet() -> None:
   """Keeps the terminal for what the launcher says."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   warnings.filterwarnings("ignore", category=DeprecationWarning)
-  if not DEBUG.value:  # Orbax logs the traceback of what it raises, too
+  if not DEBUG.value:
+    # Python adds the line of code that warns, which says nothing to a user.
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    # Orbax logs the traceback of what it raises, too.
     logging.set_verbosity(logging.FATAL)
 
 

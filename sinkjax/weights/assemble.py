@@ -129,7 +129,10 @@ def check_names(
     for i in range(cfg.n_layers if leaf.per_layer else 1):
       name = leaf.name.format(i=i)
       if name not in theirs:
-        raise WeightsError(f"{source.where}: tensor {name!r} is missing")
+        why = ""
+        if leaf.path == "unembed":
+          why = ": the model has no head, and its config does not tie one"
+        raise WeightsError(f"{source.where}: tensor {name!r} is missing{why}")
       if tuple(theirs[name]) != shape:
         raise WeightsError(
           f"{source.where}: tensor {name!r} has shape {tuple(theirs[name])}, "

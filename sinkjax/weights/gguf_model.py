@@ -10,7 +10,11 @@ from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights import families
 from sinkjax.weights.assemble import Unread, assemble
-from sinkjax.weights.families._gguf import Metadata, common_fields
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  check_rope_keys,
+  common_fields,
+)
 from sinkjax.weights.formats.gguf import (
   GGUFFile,
   open_gguf,
@@ -44,6 +48,7 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
   read = Metadata(file, architecture)
   if read.get("expert_count", int, 0):
     raise WeightsError(f"{file.path}: mixture-of-experts models: unknown")
+  check_rope_keys(read, family.gguf.rope_keys)
   try:
     fields = common_fields(read, file)
     fields |= family.gguf.read_config(read, fields)

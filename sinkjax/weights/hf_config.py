@@ -6,6 +6,7 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights import families
 from sinkjax.weights.families._config import Reader
+from sinkjax.weights.quantised import refuse_quantised
 from sinkjax.weights.validate import WeightsError, warn
 
 # Switches that change the function and that we do not implement: the value
@@ -17,6 +18,8 @@ _FIXED = {
   "is_encoder_decoder": False,
   "use_bidirectional_attention": False,
 }
+# What a multimodal model may say outside its `text_config`.
+_SHARED = ("model_type", "tie_word_embeddings", "bos_token_id", "eos_token_id")
 # How a model is run, not what it is: no `config.json` says it.
 _RUNTIME = frozenset(
   ["dtype", "precision", "scan_layers", "attention", "remat", "init_std"]
@@ -36,15 +39,20 @@ def config_from_hf(values: Any, where: str) -> ModelConfig:
   """
   if not isinstance(values, dict):
     raise WeightsError(f"{where}: expected a JSON object")
+  refuse_quantised(values, where)
   if isinstance(values.get("text_config"), dict):  # of a multimodal model
-    values = {**values["text_config"]}
-  read = Reader(values, where)
+    shared = {key: values[key] for key in _SHARED if key in values}
+    values = {**shared, **values["text_config"]}
+    refuse_quantised(values, where)
   family = families.find(values.get("model_type"))
   if family is None:
     raise WeightsError(
       f"{where}: unknown model_type {values.get('model_type')!r}; known: "
       f"{sorted(families.FAMILIES)}"
     )
+  named = {family.aliases.get(key, key): v for key, v in values.items()}
+  values = {**family.defaults, **named}
+  read = Reader(values, where)
   for key, value in _FIXED.items():
     if values.get(key) not in (None, value):
       raise WeightsError(f"{where}: {key}={values[key]!r} is not supported")
@@ -73,7 +81,8 @@ def _special(read: Reader, key: str, size: int) -> int | None:
   if token is None or 0 <= token < size:
     return token
   warn(
-    f"{read.where}: {key} {token} is outside the vocabulary of {size}: ignored"
+    f"{read.where}: {key} {token!r:.40} is outside the vocabulary of {size}: "
+    "ignored"
   )
   return None
 

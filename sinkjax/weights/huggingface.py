@@ -51,6 +51,10 @@ class _FolderSource:
       full = _without_wrapper(name)
       if full.split(".")[0] in inside:
         full = optional_prefix + full
+      if full in self._names:
+        raise WeightsError(
+          f"{where}: both {self._names[full]!r} and {name!r} are {full!r}"
+        )
       self._names[full] = name
 
   def shapes(self) -> Mapping[str, Shape]:
@@ -70,9 +74,7 @@ def _without_wrapper(name: str) -> str:
   for prefix in ("model.language_model.", "language_model.model."):
     if name.startswith(prefix):
       return "model." + name[len(prefix) :]
-  if name.startswith("language_model.lm_head."):
-    return name[len("language_model.") :]
-  return name
+  return name.removeprefix("language_model.")
 
 
 def load_config(path: str | os.PathLike) -> ModelConfig:

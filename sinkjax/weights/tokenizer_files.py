@@ -31,7 +31,7 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
       or a post-processor that puts two tokens first.
 
   Warns:
-    UserWarning: where the tokenizer's own files name different BOS tokens
+    WeightsWarning: where the tokenizer's own files name different BOS tokens
       (the post-processor's, else the first file's is used), or a number is no
       token's id (it is ignored).
   """
@@ -161,8 +161,8 @@ def _special_ids(
       ignored = token_id
       if file != "config.json" or name not in ("bos", "eos"):
         warn(
-          f"{folder / file}: {name}_token_id {token_id} is not in the "
-          f"vocabulary of {backend.get_vocab_size()}: ignored"
+          f"{folder / file}: {name}_token_id {token_id!r:.40} is not in "
+          f"the vocabulary of {backend.get_vocab_size()}: ignored"
         )
   return found
 

@@ -18,6 +18,10 @@ class WeightsError(ValueError):
   """A weight file, folder or tokenizer that is damaged, hostile or unknown."""
 
 
+class WeightsWarning(UserWarning):
+  """One line about a file that is read otherwise than it says."""
+
+
 def first_line(error: BaseException) -> str:
   """The first line of an error, or its type's name."""
   return (str(error).splitlines() or [type(error).__name__])[0]
@@ -41,7 +45,7 @@ def fit_tokenizer(
     The config, with the tokenizer's BOS.
 
   Warns:
-    UserWarning: where BOS ids differ, or tokens have no row.
+    WeightsWarning: where BOS ids differ, or tokens have no row.
   """
   if tokenizer is None:
     return cfg
@@ -64,5 +68,5 @@ def fit_tokenizer(
 
 
 def warn(message: str) -> None:
-  """One line about a file that is read otherwise than it says."""
-  warnings.warn(message, UserWarning, stacklevel=3)
+  """Warns the caller of the caller; see `WeightsWarning`."""
+  warnings.warn(message, WeightsWarning, stacklevel=3)

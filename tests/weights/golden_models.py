@@ -80,7 +80,7 @@ def converted(name, tensor, cfg, arch):
   return np.ascontiguousarray(tensor)
 
 
-def write_gguf(path, model, drop=(), extra=()):
+def write_gguf(path, model, drop=(), extra=(), values=()):
   """A golden model as a GGUF file.
 
   Args:
@@ -88,9 +88,13 @@ def write_gguf(path, model, drop=(), extra=()):
     model: its name.
     drop: names of tensors, of safetensors, to leave out.
     extra: (name, tensor) to add.
+    values: (key below the architecture's, string or number) to add.
   """
   arch, cfg = GGUF[model], huggingface.load_config(FAMILIES / model)
   writer = gguf.GGUFWriter(path, arch)
+  for key, value in values:
+    add = writer.add_string if isinstance(value, str) else writer.add_float32
+    add(f"{arch}.{key}", value)
   write_metadata(writer, cfg)
   write_vocabulary(writer, cfg)
   number = {n: i for i, n in gguf.MODEL_ARCH_NAMES.items()}[arch]

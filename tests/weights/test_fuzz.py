@@ -2,7 +2,7 @@
 
 A case mutates a small valid file, loads every tensor, and accepts a load of
 finite float32 arrays or a `WeightsError` of one line, within two seconds,
-without a warning.
+without a warning but those about files that disagree.
 """
 
 import collections
@@ -24,7 +24,7 @@ from jax.tree_util import tree_leaves as leaves
 
 import sinkjax
 from sinkjax.weights.formats import gguf, safetensors_io
-from sinkjax.weights.validate import WeightsError
+from sinkjax.weights.validate import WeightsError, WeightsWarning
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import gguf_files as files
@@ -233,6 +233,8 @@ def outcome(kind: str, folder: pathlib.Path, rng: random.Random) -> str:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("error")
+      # A mutated id of a special token may be outside the vocabulary.
+      warnings.simplefilter("ignore", WeightsWarning)
       values = load()
   except WeightsError as error:
     message = str(error)

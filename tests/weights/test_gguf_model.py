@@ -9,7 +9,7 @@ import pytest
 
 import sinkjax
 from sinkjax.weights import huggingface
-from sinkjax.weights.gguf_model import load_gguf
+from sinkjax.weights.gguf_model import load_gguf, load_header
 from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -69,6 +69,55 @@ def test_rope_factors_scale_frequencies(tmp_path):
   assert cfg.rope_scaling == sinkjax.RopeScaling(
     "factors", factors=(1, 1, 4, 8)
   )
+
+
+LINEAR = "rope.scaling.type", "linear"
+FACTOR = "rope.scaling.factor", 4.0
+
+
+@pytest.mark.parametrize(
+  ("values", "factor"),
+  [
+    ([("rope.scale_linear", 4.0)], 4.0),  # files of 2023
+    ([("rope.scale_linear", 1.0)], None),
+    ([FACTOR], 4.0),
+    ([LINEAR, FACTOR], 4.0),
+    ([FACTOR, ("rope.scale_linear", 2.0)], 4.0),
+    ([LINEAR], None),
+    ([LINEAR, ("rope.scaling.factor", 0.0)], None),
+    ([("rope.scaling.type", "none"), FACTOR], None),
+  ],
+)
+def test_linear_rope_scaling_as_llama_cpp_reads_it(values, factor, tmp_path):
+  write_gguf(tmp_path / "m.gguf", "llama2", values=values)
+  scaling = load_gguf(tmp_path / "m.gguf")[1].rope_scaling
+  want = factor and sinkjax.RopeScaling("linear", factor=factor)
+  assert scaling == want
+
+
+def test_rope_factors_and_a_linear_factor(tmp_path):
+  extra = [("rope_freqs.weight", np.array([1, 1, 4, 8], np.float32))]
+  write_gguf(tmp_path / "m.gguf", "llama2", extra=extra, values=[FACTOR])
+  scaling = load_gguf(tmp_path / "m.gguf")[1].rope_scaling
+  assert scaling == sinkjax.RopeScaling("factors", factors=(4, 4, 16, 32))
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("rope.scaling.attn_factor", 0.5, "llama.rope.scaling.attn_factor=0.5 is"),
+    ("rope.scaling.alpha", 8.0, "llama.rope.scaling.alpha=8.0 is not supp"),
+    ("rope.freq_base_swa", 1e4, "llama.rope.freq_base_swa=10000.0 is not"),
+    ("rope.scaling.type", "yarn", "unknown RoPE scaling 'yarn'"),
+    ("rope.scaling.factor", -1.0, "RoPE scaling factor -1.0"),
+    ("rope.scale_linear", float("nan"), "RoPE scaling factor nan"),
+  ],
+)
+def test_unknown_keys_of_rope_are_refused(name, value, message, tmp_path):
+  write_gguf(tmp_path / "m.gguf", "llama2", values=[(name, value)])
+  with pytest.raises(WeightsError, match=message) as error:
+    load_header(tmp_path / "m.gguf")
+  assert "\n" not in str(error.value)
 
 
 def test_missing_and_extra_tensors(tmp_path):

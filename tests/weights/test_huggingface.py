@@ -13,7 +13,7 @@ import sinkjax
 from sinkjax.weights import registry
 from sinkjax.weights.huggingface import load, save
 from sinkjax.weights.offload import open_layers
-from sinkjax.weights.validate import WeightsError
+from sinkjax.weights.validate import WeightsError, WeightsWarning
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from golden_models import FAMILIES, NAMES, write_sharded
@@ -193,7 +193,7 @@ def test_tokenizer_wins_over_the_config(tokens, bos, message, opened, tmp_path):
   write_sharded(tmp_path)
   with_tokenizer(tmp_path, tokens, bos)
   read = {"load": sinkjax.load, "peek": registry.peek, "offload": open_layers}
-  with pytest.warns(UserWarning, match=message) as seen:
+  with pytest.warns(WeightsWarning, match=message) as seen:
     found = read[opened](tmp_path)
   assert len(seen) == 1
   cfg = found[0] if opened == "peek" else found.cfg
@@ -206,7 +206,7 @@ def test_bos_without_a_row(tmp_path):
   """It is the tokenizer's, and refused where it is asked for."""
   write_sharded(tmp_path)
   with_tokenizer(tmp_path, 97, "t96")
-  with pytest.warns(UserWarning, match="97 tokens"):
+  with pytest.warns(WeightsWarning, match="97 tokens"):
     _, cfg, tokenizer = sinkjax.load(tmp_path)
   assert (cfg.bos_id, tokenizer.bos_id) == (1, 96)
   with pytest.raises(ValueError, match="'t96' has id 96, .* only 96 rows"):
@@ -232,7 +232,7 @@ def test_only_a_text_that_needs_a_missing_row_is_refused(tmp_path):
   backend.add_special_tokens(["<image>"])
   backend.add_tokens(["xyz"])
   backend.save(file)
-  with pytest.warns(UserWarning, match="a token from 96 on will be refused"):
+  with pytest.warns(WeightsWarning, match="a token from 96 on will be refused"):
     tokenizer = sinkjax.load(tmp_path).tokenizer
   assert tokenizer.vocab_size == 98
   assert 96 not in tokenizer.encode("<image>")
@@ -250,7 +250,9 @@ def test_special_ids_outside_the_vocabulary_are_none(tmp_path):
   values = {"bos_token_id": 50256, "eos_token_id": -1}
   (tmp_path / "config.json").write_text(json.dumps(config(**values)))
   (tmp_path / "generation_config.json").write_text(json.dumps(values))
-  with pytest.warns(UserWarning, match="outside the vocabulary of 96") as seen:
+  with pytest.warns(
+    WeightsWarning, match="outside the vocabulary of 96"
+  ) as seen:
     _, cfg, tokenizer = sinkjax.load(tmp_path)
   assert len(seen) == 2  # one for each of the two tokens
   assert cfg.bos_id is cfg.eos_id is None

@@ -10,6 +10,8 @@ import pytest
 
 import sinkjax
 from sinkjax.weights import huggingface
+from sinkjax.weights.families import FAMILIES
+from sinkjax.weights.hf_config import config_from_hf
 
 pytestmark = pytest.mark.parity
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -53,6 +55,18 @@ def test_transformers_reads_our_export(families, name, tmp_path):
     theirs = model(torch.tensor(tokens)).logits.numpy()
   ours = sinkjax.forward(cfg)(params, tokens).logits
   np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "name", [f.name for f in FAMILIES.values() if f.defaults]
+)
+def test_defaults_are_those_of_the_class(name):
+  from transformers import AutoConfig
+
+  theirs = AutoConfig.for_model(name).to_dict()
+  theirs |= {"bos_token_id": None, "eos_token_id": None}
+  ours = config_from_hf({"model_type": name}, "config.json")
+  assert ours == config_from_hf(theirs, "config.json")
 
 
 def test_smollm2_from_the_same_file(families, smollm2, smollm2_path):

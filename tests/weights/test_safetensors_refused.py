@@ -164,9 +164,9 @@ def test_folders_without_weights_are_refused(tmp_path):
   )
   missing = tmp_path / "none"
   files.expect_refusal(missing, lambda: load(missing), "No such file")
-  write(tmp_path, files.safetensors_bytes(), "other.safetensors")
+  write(tmp_path, b"", "other.gguf")
   files.expect_refusal(
-    tmp_path, lambda: load(tmp_path), "'other.safetensors': pass the path"
+    tmp_path, lambda: load(tmp_path), "'other.gguf': pass the path"
   )
   with pytest.raises(WeightsError, match="expected a path"):
     safetensors_io.open_folder(3)

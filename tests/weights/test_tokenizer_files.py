@@ -12,7 +12,7 @@ from sinkjax.weights.tokenizer_files import (
   tokenizer_from_folder,
   tokenizer_from_glassllm,
 )
-from sinkjax.weights.validate import WeightsError
+from sinkjax.weights.validate import WeightsError, WeightsWarning
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from tokenizer_cases import SIZE, TEXTS, byte_level, differing
@@ -131,7 +131,7 @@ def test_refused_folders(tmp_path, processor, files, message):
 def test_files_that_name_two_bos(tmp_path, processor, files, message, bos):
   """What the post-processor puts first is BOS, else the first file's."""
   folder = folder_with(tmp_path, processor, **files)
-  with pytest.warns(UserWarning, match=message) as seen:
+  with pytest.warns(WeightsWarning, match=message) as seen:
     tokenizer = tokenizer_from_folder(folder)
   assert len(seen) == 1
   assert tokenizer.token(tokenizer.bos_id) == bos

@@ -18,6 +18,9 @@ _ACTIVATIONS = {
   "gelu_new": "gelu_tanh",
   "gelu_pytorch_tanh": "gelu_tanh",
   "gelu_fast": "gelu_tanh",
+  "gelu_accurate": "gelu_tanh",
+  "gelu_python": "gelu",
+  "gelu_python_tanh": "gelu_tanh",
   "relu": "relu",
   "relu2": "relu2",
 }

@@ -25,11 +25,14 @@ class Gguf:
     tensors: where each parameter lies in them.
     read_config: the fields of `ModelConfig` that differ from, or are not
       among, those that every file's metadata has: (metadata, those fields).
+    rope_keys: the keys under `{architecture}.rope.` that it reads beside those
+      of `common_fields`; any other is refused.
   """
 
   architecture: str
   tensors: Callable[[ModelConfig], list[Leaf]]
   read_config: Callable[[Metadata, Fields], Fields] = _nothing
+  rope_keys: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,11 @@ class Family:
       that all families share and checks that both ways agree.
     tensors: where each parameter lies in the safetensors of a folder.
     also_called: other values of `model_type` that mean the same.
+    defaults: what `config.json` may leave out, with the values that the class
+      of transformers then has; a key that is there and `null` stays `null`.
+      Names of special tokens do not belong here: the tokenizer has them.
+    aliases: other spellings of keys of `config.json`, as the class's
+      `attribute_map` has them, and the key that each means.
     optional_prefix: which checkpoints without an output matrix leave out in
       front of their tensors' names.
     ignored_tensors: patterns of names that may be there and are not read.
@@ -57,7 +65,9 @@ class Family:
   write_config: Callable[[ModelConfig], Fields]
   tensors: Callable[[ModelConfig], list[Leaf]]
   also_called: tuple[str, ...] = ()
-  optional_prefix: str = ""
+  defaults: Fields = dataclasses.field(default_factory=dict)
+  aliases: dict[str, str] = dataclasses.field(default_factory=dict)
+  optional_prefix: str = "model."
   ignored_tensors: tuple[str, ...] = ()
   gguf: Gguf | None = None
 

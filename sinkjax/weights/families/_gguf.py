@@ -47,6 +47,35 @@ class Metadata:
     return value
 
 
+# Under `{architecture}.rope.`. The last two only have a say in YaRN, which
+# `_scaling` refuses.
+_ROPE_KEYS = (
+  "dimension_count",
+  "freq_base",
+  "scale_linear",
+  "scaling.type",
+  "scaling.factor",
+  "scaling.original_context_length",
+  "scaling.finetuned",
+)
+
+
+def check_rope_keys(read: Metadata, more: tuple[str, ...] = ()) -> None:
+  """Refuses a key about RoPE that is not read: it would change the function.
+
+  Args:
+    read: the metadata.
+    more: the keys that the family reads beside the common ones.
+  """
+  prefix = f"{read.architecture}.rope."
+  for name in read.values:
+    key = name.removeprefix(prefix)
+    if name.startswith(prefix) and key not in (*_ROPE_KEYS, *more):
+      raise WeightsError(
+        f"{read.where}: {name}={read.values[name]!r:.80} is not supported"
+      )
+
+
 def common_fields(read: Metadata, file: GGUFFile) -> dict[str, Any]:
   """Fields of `ModelConfig` that every architecture's file tells alike."""
   width = read.need("embedding_length", int)
@@ -92,7 +121,7 @@ def common_fields(read: Metadata, file: GGUFFile) -> dict[str, Any]:
 
 
 def _scaling(read: Metadata, file: GGUFFile, dim: int) -> RopeScaling | None:
-  kind = read.get("rope.scaling.type", str, "none")
+  factor = _linear_factor(read)
   # llama.cpp's converter stores Llama 3's scaling as a table of factors,
   # without a type.
   if "rope_freqs.weight" in file.tensors:
@@ -103,17 +132,28 @@ def _scaling(read: Metadata, file: GGUFFile, dim: int) -> RopeScaling | None:
     factors = read_tensor(file, "rope_freqs.weight")
     if not np.all(factors > 0):
       raise WeightsError(f"{read.where}: 'rope_freqs.weight' not positive")
-    return RopeScaling("factors", factors=tuple(float(f) for f in factors))
-  if kind == "none":
-    return None
-  if kind != "linear":
+    both = tuple(float(f) * factor for f in factors)
+    return RopeScaling("factors", factors=both)
+  return None if factor == 1 else RopeScaling("linear", factor=factor)
+
+
+def _linear_factor(read: Metadata) -> float:
+  """What positions are divided by, as llama.cpp reads it.
+
+  A factor without a type is linear, files of 2023 have it under another key,
+  and none, or 0, stands for 1.
+  """
+  kind = read.get("rope.scaling.type", str, "linear")
+  if kind not in ("none", "linear"):
     raise WeightsError(
       f"{read.where}: unknown RoPE scaling {kind!r}; known: none, linear"
     )
-  factor = read.need("rope.scaling.factor", float)
-  if not (math.isfinite(factor) and factor > 0):
+  factor = read.get("rope.scaling.factor", float)
+  if factor is None:
+    factor = read.get("rope.scale_linear", float, 0.0)
+  if not (math.isfinite(factor) and factor >= 0):
     raise WeightsError(f"{read.where}: RoPE scaling factor {factor}")
-  return RopeScaling("linear", factor=factor)
+  return 1.0 if kind == "none" or factor == 0 else factor
 
 
 def gguf_tensors(

@@ -14,6 +14,21 @@ from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
 
+# Of transformers' Gemma2Config.
+_DEFAULTS = {
+  "vocab_size": 256000,
+  "hidden_size": 2304,
+  "intermediate_size": 9216,
+  "num_hidden_layers": 26,
+  "num_attention_heads": 8,
+  "max_position_embeddings": 8192,
+  "num_key_value_heads": 4,
+  "head_dim": 256,
+  "sliding_window": 4096,
+  "attn_logit_softcapping": 50.0,
+  "final_logit_softcapping": 30.0,
+}
+
 
 def read_config(
   read: Reader, pattern: int = 2, rope_base: float = 1e4
@@ -29,6 +44,10 @@ def read_config(
   return (
     fields
     | {
+      # Only Gemma 1 reads `hidden_act`, which published configs still have.
+      "activation": read.activation(
+        "hidden_activation", default="gelu_pytorch_tanh"
+      ),
       "post_norms": True,
       "attn_scale": scalar**-0.5,
       "attn_softcap": read.get("attn_logit_softcapping", float),
@@ -84,6 +103,7 @@ register(
     transformers_class="Gemma2ForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
     gguf=Gguf(
       architecture="gemma2", tensors=gguf_tensors, read_config=read_gguf

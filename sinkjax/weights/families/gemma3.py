@@ -12,6 +12,19 @@ from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
 
+# Of transformers' Gemma3TextConfig.
+_DEFAULTS = {
+  "vocab_size": 262208,
+  "hidden_size": 2304,
+  "intermediate_size": 9216,
+  "num_hidden_layers": 26,
+  "num_attention_heads": 8,
+  "max_position_embeddings": 131072,
+  "num_key_value_heads": 4,
+  "head_dim": 256,
+  "sliding_window": 4096,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -52,10 +65,14 @@ register(
     transformers_class="Gemma3ForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
     ignored_tensors=(r"^(model\.)?vision_tower\.", r"multi_modal_projector\."),
     gguf=Gguf(
-      architecture="gemma3", tensors=gguf_tensors, read_config=read_gguf
+      architecture="gemma3",
+      tensors=gguf_tensors,
+      read_config=read_gguf,
+      rope_keys=("freq_base_swa",),
     ),
   )
 )

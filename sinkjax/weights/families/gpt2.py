@@ -9,6 +9,15 @@ from sinkjax.weights.families._gguf import Metadata, gguf_tensors_fused
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.layout import FusedThirds, Kernel, Leaf
 
+# Of transformers' GPT2Config.
+_DEFAULTS = {
+  "vocab_size": 50257,
+  "n_embd": 768,
+  "n_layer": 12,
+  "n_head": 12,
+  "n_positions": 1024,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -83,6 +92,13 @@ register(
     transformers_class="GPT2LMHeadModel",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
+    aliases={
+      "hidden_size": "n_embd",
+      "max_position_embeddings": "n_positions",
+      "num_attention_heads": "n_head",
+      "num_hidden_layers": "n_layer",
+    },
     tensors=tensors,
     optional_prefix="transformer.",
     gguf=Gguf(

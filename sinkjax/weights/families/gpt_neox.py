@@ -16,6 +16,16 @@ from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.layout import FusedHeads, Leaf
 
+# Of transformers' GPTNeoXConfig.
+_DEFAULTS = {
+  "vocab_size": 50432,
+  "hidden_size": 6144,
+  "intermediate_size": 24576,
+  "num_hidden_layers": 44,
+  "num_attention_heads": 64,
+  "max_position_embeddings": 2048,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -71,6 +81,8 @@ register(
     transformers_class="GPTNeoXForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
+    optional_prefix="gpt_neox.",
     tensors=tensors,
   )
 )

@@ -16,6 +16,16 @@ from sinkjax.weights.families._family import Family, Gguf, register
 from sinkjax.weights.families._gguf import gguf_tensors
 from sinkjax.weights.families._tensors import decoder_tensors
 
+# Of transformers' LlamaConfig.
+_DEFAULTS = {
+  "vocab_size": 32000,
+  "hidden_size": 4096,
+  "intermediate_size": 11008,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "max_position_embeddings": 2048,
+}
+
 
 def read_config(
   read: Reader, *, activation: str = "silu", **defaults: Any
@@ -41,6 +51,7 @@ register(
     transformers_class="LlamaForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
     gguf=Gguf(
       architecture="llama",

@@ -16,6 +16,18 @@ from sinkjax.weights.families._config import (
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
 
+# Of transformers' MistralConfig.
+_DEFAULTS = {
+  "vocab_size": 32000,
+  "hidden_size": 4096,
+  "intermediate_size": 14336,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "max_position_embeddings": 131072,
+  "num_key_value_heads": 8,
+  "sliding_window": 4096,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -38,6 +50,7 @@ register(
     transformers_class="MistralForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
   )
 )

@@ -17,6 +17,18 @@ from sinkjax.weights.families._family import Family, Gguf, register
 from sinkjax.weights.families._gguf import gguf_tensors
 from sinkjax.weights.families._tensors import decoder_tensors
 
+# Of transformers' Qwen2Config.
+_DEFAULTS = {
+  "vocab_size": 151936,
+  "hidden_size": 4096,
+  "intermediate_size": 22016,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "max_position_embeddings": 32768,
+  "num_key_value_heads": 32,
+  "sliding_window": 4096,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -48,6 +60,7 @@ register(
     transformers_class="Qwen2ForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
     gguf=Gguf(architecture="qwen2", tensors=gguf_tensors),
   )

@@ -8,6 +8,19 @@ from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._tensors import decoder_tensors
 
+# Of transformers' Qwen3Config.
+_DEFAULTS = {
+  "vocab_size": 151936,
+  "hidden_size": 4096,
+  "intermediate_size": 22016,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "max_position_embeddings": 32768,
+  "num_key_value_heads": 32,
+  "sliding_window": 4096,
+  "head_dim": 128,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -26,6 +39,7 @@ register(
     transformers_class="Qwen3ForCausalLM",
     read_config=read_config,
     write_config=qwen2.write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
     gguf=Gguf(
       architecture="qwen3", tensors=gguf_tensors, read_config=read_gguf

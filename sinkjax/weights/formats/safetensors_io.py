@@ -159,8 +159,9 @@ def open_folder(path: str | os.PathLike) -> SafetensorsFolder:
   """Reads and checks the headers of a safetensors file or folder.
 
   Args:
-    path: a folder with `model.safetensors`, or with
-      `model.safetensors.index.json` and its shards; or one file.
+    path: a folder with `model.safetensors`, with
+      `model.safetensors.index.json` and its shards, or with one safetensors
+      file of any other name; or one file.
 
   Returns:
     The checked headers. No tensor bytes are read.
@@ -179,30 +180,51 @@ def open_folder(path: str | os.PathLike) -> SafetensorsFolder:
   elif os.path.lexists(os.path.join(folder, INDEX)):
     tensors = _sharded_tensors(folder, _inside(folder, folder, INDEX))
   else:
-    _refuse_folder(folder)
+    tensors = _file_tensors(_inside(folder, folder, _only_file(folder)))
   return SafetensorsFolder(folder, tensors)
 
 
-def _refuse_folder(folder: str):
+def _only_file(folder: str) -> str:
+  """The one safetensors file of a folder without the usual names.
+
+  Raises:
+    WeightsError: where there is none, or more than one.
+  """
   try:
     names = sorted(os.listdir(folder))
   except OSError as error:
     rawfile.refuse(folder, f"cannot be listed ({error.strerror})")
-  pickles = [name for name in names if rawfile.is_pickle_name(name)]
-  others = [n for n in names if n.endswith((".safetensors", ".gguf"))]
-  if others:
+  # Files such as "._model.safetensors" are some system's notes on others.
+  names = [name for name in names if not name.startswith(".")]
+  found = [name for name in names if name.endswith(".safetensors")]
+  if len(found) != 1:
+    _refuse_folder(folder, names, found)
+  return found[0]
+
+
+def _refuse_folder(folder: str, names: list[str], found: list[str]) -> None:
+  neither = f"has neither {SINGLE} nor {INDEX}"
+  if found:
+    listed = rawfile.show(", ".join(found[:4]), 120)
     rawfile.refuse(
       folder,
-      f"has neither {SINGLE} nor {INDEX}, but {rawfile.show(others[0])}: "
-      "pass the path of that file",
+      f"{neither}, but {len(found)} safetensors files: {listed}; add the "
+      f"index of the shards, or call the one to read {SINGLE}",
     )
+  ggufs = [name for name in names if name.endswith(".gguf")]
+  if ggufs:
+    rawfile.refuse(
+      folder,
+      f"{neither}, but {rawfile.show(ggufs[0])}: pass the path of that file",
+    )
+  pickles = [name for name in names if rawfile.is_pickle_name(name)]
   if pickles:
     rawfile.refuse(
       folder,
       f"has only pickles ({rawfile.show(pickles[0])}), which can run code "
       f"when read and never are; {rawfile.ACCEPTED}",
     )
-  rawfile.refuse(folder, f"has neither {SINGLE} nor {INDEX}")
+  rawfile.refuse(folder, neither)
 
 
 def _inside(folder: str, speaker: str, name: str) -> str:
