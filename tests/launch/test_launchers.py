@@ -3,12 +3,14 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tokenizers
 
 import sinkjax
 
@@ -155,6 +157,32 @@ def test_offload_gives_the_same_numbers(tmp_path, glassllm_path):
   refused = run("analyze", "--model=glassllm-en", "--dry_run", "--offload")
   assert refused.returncode == 1
   assert "launch.convert" in refused.stderr
+
+
+def test_what_a_folder_says_of_itself_is_one_line(tmp_path):
+  """A warning of BOS ids that differ, a refusal of quantised weights."""
+  source = ROOT / "tests" / "golden" / "families" / "llama3"
+  shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+  vocab = {f"t{i}": i for i in range(96)}
+  backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, "t0"))
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  backend.save(str(tmp_path / "tokenizer.json"))
+  file = tmp_path / "tokenizer_config.json"
+  file.write_text(json.dumps({"bos_token": "t5"}))
+  done = run("analyze", f"--model={tmp_path}", "--dry_run")
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.count("\n") == 1
+  assert done.stderr.startswith("warning: ")
+  assert "BOS is 5 in the tokenizer, 1 in the config" in done.stderr
+
+  file = tmp_path / "config.json"
+  stated = {"quant_method": "gptq", "bits": 4}
+  values = json.loads(file.read_text()) | {"quantization_config": stated}
+  file.write_text(json.dumps(values))
+  done = run("analyze", f"--model={tmp_path}", "--dry_run")
+  assert done.returncode == 1
+  assert done.stderr.count("\n") == 1
+  assert "quantised (GPTQ, 4 bits)" in done.stderr
 
 
 def test_prefix_and_prompts_file(tmp_path, glassllm_path):
