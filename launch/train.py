@@ -29,6 +29,7 @@ it was saved on.
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 import pathlib
@@ -243,7 +244,7 @@ def _started(config: "TrainConfig") -> tuple["Params", "Prepared"]:
   from sinkjax.data.prepare import prepare
 
   params, cfg, tokenizer = sinkjax.load(START.value)
-  mine, theirs = config.model.to_dict(), cfg.to_dict()
+  mine, theirs = map(dataclasses.asdict, (config.model, cfg))
   for name, value in theirs.items():
     if name not in START_FREE and mine[name] != value:
       raise ValueError(

@@ -69,6 +69,17 @@ OPTIONAL = (
 )
 """Fields that are positive numbers or `None`."""
 
+ADDED = (
+  "norm_bias",
+  "pre_norms",
+  "qk_norm_over",
+  "shared_norm",
+  "rope_layers",
+  "logit_scale",
+  "residual_scale",
+)
+"""Fields that configs recorded earlier lack; a new field goes here."""
+
 # Beyond these a file is damaged: no model has a thousand layers, and 2^27 is
 # hundreds of times the largest vocabulary.
 MAX_LAYERS = 4096
@@ -360,8 +371,17 @@ class ModelConfig:
     return dataclasses.replace(self, **changes)
 
   def to_dict(self) -> dict[str, Any]:
-    """Plain JSON-ready values; `from_dict` is the inverse."""
-    return dataclasses.asdict(self)
+    """Plain JSON-ready values; `from_dict` is the inverse.
+
+    Fields of `ADDED` are left out at their defaults, so that runs recorded
+    before there were such fields are still recognised.
+    """
+    values = dataclasses.asdict(self)
+    defaults = {field.name: field.default for field in dataclasses.fields(self)}
+    for name in ADDED:
+      if values[name] == defaults[name]:
+        del values[name]
+    return values
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":

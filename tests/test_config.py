@@ -1,8 +1,11 @@
 """A bad config cannot be built, and every error names the field."""
 
+import json
+
 import pytest
 
 import sinkjax
+from sinkjax.config import ADDED
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,20 @@ def test_factors_must_fit_the_head():
   scaling = sinkjax.RopeScaling("factors", factors=(1.0, 2.0))
   with pytest.raises(ValueError, match="must have 4 entries"):
     sinkjax.TINY.replace(rope_scaling=scaling)
+
+
+def test_fields_that_recorded_configs_lack():
+  """They are written where they are used, and read as their defaults."""
+  assert not set(ADDED) & set(sinkjax.TINY.to_dict())
+  used = sinkjax.TINY.replace(
+    logit_scale=0.5,
+    rope_layers=(True, False, True),
+    pre_norms=False,
+    post_norms=True,
+  )
+  values = json.loads(json.dumps(used.to_dict()))
+  assert {"logit_scale", "rope_layers", "pre_norms"} <= set(values)
+  assert sinkjax.ModelConfig.from_dict(values) == used
 
 
 def test_dict_round_trip():

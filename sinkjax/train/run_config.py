@@ -200,7 +200,7 @@ class TrainConfig:
     Fields of the noise are left out where there is none, so that runs made
     before there were such fields are still recognised.
     """
-    values = dataclasses.asdict(self)
+    values = dataclasses.asdict(self) | {"model": self.model.to_dict()}
     if not self.noise:
       del values["noise"], values["adversarial"]
     return values

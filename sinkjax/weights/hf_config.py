@@ -1,5 +1,6 @@
 """Hugging Face's `config.json` to `ModelConfig` and back, by the family."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -110,7 +111,7 @@ def config_to_hf(cfg: ModelConfig) -> dict[str, Any]:
     "torch_dtype": "float32",
   }
   back = config_from_hf(values, "the exported config")
-  mine, theirs = cfg.to_dict(), back.to_dict()
+  mine, theirs = dataclasses.asdict(cfg), dataclasses.asdict(back)
   for name, value in mine.items():
     if name in _RUNTIME or theirs[name] == value:
       continue
