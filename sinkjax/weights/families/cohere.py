@@ -13,6 +13,17 @@ from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
 
+# Of transformers' CohereConfig.
+_DEFAULTS = {
+  "vocab_size": 256000,
+  "hidden_size": 8192,
+  "intermediate_size": 22528,
+  "num_hidden_layers": 40,
+  "num_attention_heads": 64,
+  "max_position_embeddings": 8192,
+  "rope_theta": 500000.0,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -49,6 +60,7 @@ register(
     transformers_class="CohereForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=tensors,
   )
 )

@@ -14,14 +14,24 @@ from sinkjax.weights.families._config import (
 )
 from sinkjax.weights.families._family import Family, register
 
+# Of transformers' Cohere2Config.
+_DEFAULTS = {
+  "vocab_size": 256000,
+  "hidden_size": 8192,
+  "intermediate_size": 22528,
+  "num_hidden_layers": 40,
+  "num_attention_heads": 64,
+  "max_position_embeddings": 8192,
+  "sliding_window": 4096,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
   fields = cohere.read_config(read)
   layers = fields["n_layers"]
   every = read.get("sliding_window_pattern", int, 4)
-  window = Reader({"sliding_window": 4096} | read.values, read.where)
-  fields |= window_fields(window, layers, lambda i: (i + 1) % every != 0)
+  fields |= window_fields(read, layers, lambda i: (i + 1) % every != 0)
   local = fields["local_layers"] or (False,) * layers
   return fields | {"rope_layers": () if all(local) else local}
 
@@ -37,6 +47,7 @@ register(
     transformers_class="Cohere2ForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=cohere.tensors,
   )
 )

@@ -6,27 +6,33 @@ nothing.
 
 from typing import Any
 
-from sinkjax.config import ModelConfig
-from sinkjax.weights.families import llama
-from sinkjax.weights.families._config import (
-  Reader,
-  decoder_values,
-  window_fields,
-  window_values,
-)
+from sinkjax.weights.families import llama, qwen2
+from sinkjax.weights.families._config import Reader, window_fields
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
+
+# Of transformers' Exaone4Config.
+_DEFAULTS = {
+  "vocab_size": 102400,
+  "hidden_size": 4096,
+  "intermediate_size": 16384,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "num_key_value_heads": 32,
+  "max_position_embeddings": 2048,
+  "sliding_window": 4096,
+}
 
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
   fields = llama.read_config(read, eps_default=1e-5)
   layers = fields["n_layers"]
-  window = Reader({"sliding_window": 4096} | read.values, read.where)
+  # Beside `layer_types` the pattern is a text, "LLLG", and says no more.
   every = 4
   if read.values.get("layer_types") is None:
     every = read.get("sliding_window_pattern", int, 4)
-  fields |= window_fields(window, layers, lambda i: (i + 1) % every != 0)
+  fields |= window_fields(read, layers, lambda i: (i + 1) % every != 0)
   local = fields["local_layers"] or (False,) * layers
   rotated = (True,) * layers if fields["window"] is None else local
   return fields | {
@@ -40,17 +46,13 @@ def read_config(read: Reader) -> dict[str, Any]:
   }
 
 
-def write_config(cfg: ModelConfig) -> dict[str, Any]:
-  """See `Family`."""
-  return decoder_values(cfg) | window_values(cfg)
-
-
 register(
   Family(
     name="exaone4",
     transformers_class="Exaone4ForCausalLM",
     read_config=read_config,
-    write_config=write_config,
+    write_config=qwen2.write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
   )
 )

@@ -1,32 +1,29 @@
-"""Ministral: Llama with a window in every layer, or in those that are listed.
-
-Its config class has a window of 4096 where the key is left out.
-"""
+"""Ministral: Llama with a window in every layer, or in the listed ones."""
 
 from typing import Any
 
-from sinkjax.config import ModelConfig
-from sinkjax.weights.families import llama
-from sinkjax.weights.families._config import (
-  Reader,
-  decoder_values,
-  window_fields,
-  window_values,
-)
+from sinkjax.weights.families import llama, qwen2
+from sinkjax.weights.families._config import Reader, window_fields
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
+
+# Of transformers' MinistralConfig.
+_DEFAULTS = {
+  "vocab_size": 32000,
+  "hidden_size": 4096,
+  "intermediate_size": 14336,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "num_key_value_heads": 8,
+  "max_position_embeddings": 131072,
+  "sliding_window": 4096,
+}
 
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
   fields = llama.read_config(read)
-  window = Reader({"sliding_window": 4096} | read.values, read.where)
-  return fields | window_fields(window, fields["n_layers"], lambda i: True)
-
-
-def write_config(cfg: ModelConfig) -> dict[str, Any]:
-  """See `Family`."""
-  return decoder_values(cfg) | window_values(cfg)
+  return fields | window_fields(read, fields["n_layers"], lambda i: True)
 
 
 register(
@@ -34,7 +31,8 @@ register(
     name="ministral",
     transformers_class="MinistralForCausalLM",
     read_config=read_config,
-    write_config=write_config,
+    write_config=qwen2.write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
   )
 )

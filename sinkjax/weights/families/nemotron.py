@@ -11,6 +11,16 @@ from sinkjax.weights.families._config import Reader, decoder_values
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
 
+# Of transformers' NemotronConfig.
+_DEFAULTS = {
+  "vocab_size": 256000,
+  "hidden_size": 6144,
+  "intermediate_size": 24576,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 48,
+  "max_position_embeddings": 4096,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -34,6 +44,7 @@ register(
     transformers_class="NemotronForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
   )
 )

@@ -5,11 +5,20 @@ Queries and keys are normalised over all heads of a token together.
 
 from typing import Any
 
-from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import Reader, decoder_values
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
+
+# Of transformers' Olmo2Config.
+DEFAULTS = {
+  "vocab_size": 50304,
+  "hidden_size": 4096,
+  "intermediate_size": 11008,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "max_position_embeddings": 2048,
+}
 
 
 def read_config(read: Reader, rope_base: float = 1e4) -> dict[str, Any]:
@@ -24,17 +33,13 @@ def read_config(read: Reader, rope_base: float = 1e4) -> dict[str, Any]:
   }
 
 
-def write_config(cfg: ModelConfig) -> dict[str, Any]:
-  """See `Family`."""
-  return decoder_values(cfg)
-
-
 register(
   Family(
     name="olmo2",
     transformers_class="Olmo2ForCausalLM",
     read_config=read_config,
-    write_config=write_config,
+    write_config=decoder_values,
+    defaults=DEFAULTS,
     tensors=decoder_tensors,
   )
 )

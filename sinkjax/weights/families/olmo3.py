@@ -9,12 +9,16 @@ from sinkjax.config import ModelConfig
 from sinkjax.weights.families import olmo2
 from sinkjax.weights.families._config import (
   Reader,
+  decoder_values,
   window_fields,
   window_values,
 )
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
+
+# Of transformers' Olmo3Config.
+_DEFAULTS = olmo2.DEFAULTS | {"sliding_window": 4096}
 
 
 def read_config(read: Reader) -> dict[str, Any]:
@@ -24,17 +28,16 @@ def read_config(read: Reader) -> dict[str, Any]:
   sliding = Reader(both.get("sliding_attention", dict, {}), read.where)
   if sliding.get("rope_type", str, "default") != "default":
     raise WeightsError(f"{read.where}: scaled RoPE in local layers")
-  window = Reader({"sliding_window": 4096} | read.values, read.where)
   return (
     fields
     | {"rope_local_base": sliding.get("rope_theta", float, fields["rope_base"])}
-    | window_fields(window, fields["n_layers"], lambda i: (i + 1) % 4 != 0)
+    | window_fields(read, fields["n_layers"], lambda i: (i + 1) % 4 != 0)
   )
 
 
 def write_config(cfg: ModelConfig) -> dict[str, Any]:
   """See `Family`."""
-  values = olmo2.write_config(cfg) | window_values(cfg)
+  values = decoder_values(cfg) | window_values(cfg)
   base = values.pop("rope_theta")
   scaling = values.pop("rope_scaling") or {"rope_type": "default"}
   # Where the older keys are used, transformers gives local layers a base of
@@ -55,6 +58,7 @@ register(
     transformers_class="Olmo3ForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
   )
 )

@@ -18,7 +18,7 @@ from sinkjax.weights.families._gguf import gguf_tensors
 from sinkjax.weights.families._tensors import decoder_tensors
 
 # Of transformers' Qwen2Config.
-_DEFAULTS = {
+DEFAULTS = {
   "vocab_size": 151936,
   "hidden_size": 4096,
   "intermediate_size": 22016,
@@ -60,7 +60,7 @@ register(
     transformers_class="Qwen2ForCausalLM",
     read_config=read_config,
     write_config=write_config,
-    defaults=_DEFAULTS,
+    defaults=DEFAULTS,
     tensors=decoder_tensors,
     gguf=Gguf(architecture="qwen2", tensors=gguf_tensors),
   )

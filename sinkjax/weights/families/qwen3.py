@@ -9,17 +9,7 @@ from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._tensors import decoder_tensors
 
 # Of transformers' Qwen3Config.
-_DEFAULTS = {
-  "vocab_size": 151936,
-  "hidden_size": 4096,
-  "intermediate_size": 22016,
-  "num_hidden_layers": 32,
-  "num_attention_heads": 32,
-  "max_position_embeddings": 32768,
-  "num_key_value_heads": 32,
-  "sliding_window": 4096,
-  "head_dim": 128,
-}
+_DEFAULTS = qwen2.DEFAULTS | {"head_dim": 128}
 
 
 def read_config(read: Reader) -> dict[str, Any]:

@@ -8,12 +8,22 @@ from sinkjax.weights.families._config import Reader
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
 
+# Of transformers' SeedOssConfig.
+_DEFAULTS = {
+  "vocab_size": 155136,
+  "hidden_size": 4096,
+  "intermediate_size": 27648,
+  "num_hidden_layers": 64,
+  "num_attention_heads": 80,
+  "num_key_value_heads": 8,
+  "head_dim": 128,
+  "max_position_embeddings": 524288,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
   fields = llama.read_config(read)
-  if "head_dim" not in read.values:
-    fields["head_dim"] = 128  # the default of transformers' config class
   return fields | {
     "qkv_bias": read.get("attention_bias", bool, True),
     "out_bias": read.get("attention_out_bias", bool, False),
@@ -34,6 +44,7 @@ register(
     transformers_class="SeedOssForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
   )
 )

@@ -16,6 +16,17 @@ from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
 
+# Of transformers' SmolLM3Config.
+_DEFAULTS = {
+  "vocab_size": 128256,
+  "hidden_size": 2048,
+  "intermediate_size": 11008,
+  "num_hidden_layers": 36,
+  "num_attention_heads": 16,
+  "num_key_value_heads": 4,
+  "max_position_embeddings": 32768,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -63,6 +74,7 @@ register(
     transformers_class="SmolLM3ForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
   )
 )

@@ -12,6 +12,17 @@ from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
 
+# Of transformers' StableLmConfig.
+_DEFAULTS = {
+  "vocab_size": 50304,
+  "hidden_size": 2560,
+  "intermediate_size": 6912,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "num_key_value_heads": 32,
+  "max_position_embeddings": 4096,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -49,6 +60,7 @@ register(
     transformers_class="StableLmForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=decoder_tensors,
   )
 )

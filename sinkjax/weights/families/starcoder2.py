@@ -16,6 +16,17 @@ from sinkjax.weights.families._config import (
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors
 
+# Of transformers' Starcoder2Config.
+_DEFAULTS = {
+  "vocab_size": 49152,
+  "hidden_size": 3072,
+  "intermediate_size": 12288,
+  "num_hidden_layers": 30,
+  "num_attention_heads": 24,
+  "num_key_value_heads": 2,
+  "max_position_embeddings": 4096,
+}
+
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
@@ -49,6 +60,7 @@ register(
     transformers_class="Starcoder2ForCausalLM",
     read_config=read_config,
     write_config=write_config,
+    defaults=_DEFAULTS,
     tensors=functools.partial(
       decoder_tensors, mlp={"up": "c_fc", "down": "c_proj"}
     ),
