@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import variants
 from jax.extend import core
 from streamed import SOME, STATISTICS, observed, observers, reference, same
 
@@ -18,62 +19,10 @@ from sinkjax.models.layerwise import InMemory
 from sinkjax.transforms import chunks, streaming
 from sinkjax.transforms.streaming import stream_statistics
 
-VARIANTS = {
-  "llama": {},
-  "gpt2": {
-    "norm": "layer",
-    "qkv_bias": True,
-    "out_bias": True,
-    "gated_mlp": False,
-    "mlp_bias": True,
-    "positions": "learned",
-    "tie_embeddings": True,
-  },
-  "gemma2": {
-    "norm_offset": 1.0,
-    "post_norms": True,
-    "attn_softcap": 5.0,
-    "logit_softcap": 3.0,
-    "window": 3,
-    "embed_scale": 5.0,
-    "local_layers": (True, False, True),
-  },
-  "gemma3": {
-    "qk_norm": True,
-    "window": 3,
-    "local_layers": (True, True, False),
-    "rope_local_base": 100.0,
-  },
-  "neox": {"parallel_residual": True, "rope_dim": 2, "norm": "layer"},
-  "nope": {"positions": "none", "activation": "relu"},
-  "olmo2": {
-    "pre_norms": False,
-    "post_norms": True,
-    "qk_norm": True,
-    "qk_norm_over": "all",
-  },
-  "cohere": {
-    "norm": "layer",
-    "norm_bias": False,
-    "parallel_residual": True,
-    "shared_norm": True,
-  },
-  "granite": {
-    "embed_scale": 5.0,
-    "residual_scale": 0.4,
-    "logit_scale": 0.3,
-    "rope_layers": (True, False, True),
-    "activation": "relu2",
-    "gated_mlp": False,
-  },
-}
 
-
-@pytest.fixture(params=VARIANTS, scope="module")
+@pytest.fixture(params=variants.VARIANTS, scope="module")
 def variant(request):
-  cfg = sinkjax.TINY.replace(**VARIANTS[request.param])
-  params = sinkjax.init_params(cfg, jax.random.key(0))
-  return jax.tree.map(lambda x: x * 1.5, params), cfg
+  return variants.build(request.param)
 
 
 def test_every_statistic_and_the_likelihood(variant, tokens):
@@ -207,7 +156,7 @@ def sizes(jaxpr):
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_no_array_of_all_pairs(name):
   """No intermediate as large as [T, T] where the heads alone are four."""
-  cfg = sinkjax.TINY.replace(**VARIANTS[name])
+  cfg = sinkjax.TINY.replace(**variants.VARIANTS[name])
   params = sinkjax.init_params(cfg, jax.random.key(0))
   tokens = jnp.zeros((1, 64), int)
   edit = {"scores": sinkjax.knockout(1)}

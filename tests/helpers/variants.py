@@ -1,0 +1,62 @@
+"""What families differ in, each on the tiny model."""
+
+import jax
+
+import sinkjax
+
+VARIANTS = {
+  "llama": {},
+  "gpt2": {
+    "norm": "layer",
+    "qkv_bias": True,
+    "out_bias": True,
+    "gated_mlp": False,
+    "mlp_bias": True,
+    "positions": "learned",
+    "tie_embeddings": True,
+  },
+  "gemma2": {
+    "norm_offset": 1.0,
+    "post_norms": True,
+    "attn_softcap": 5.0,
+    "logit_softcap": 3.0,
+    "window": 3,
+    "embed_scale": 5.0,
+    "local_layers": (True, False, True),
+  },
+  "gemma3": {
+    "qk_norm": True,
+    "window": 3,
+    "local_layers": (True, True, False),
+    "rope_local_base": 100.0,
+  },
+  "neox": {"parallel_residual": True, "rope_dim": 2, "norm": "layer"},
+  "nope": {"positions": "none", "activation": "relu"},
+  "olmo2": {
+    "pre_norms": False,
+    "post_norms": True,
+    "qk_norm": True,
+    "qk_norm_over": "all",
+  },
+  "cohere": {
+    "norm": "layer",
+    "norm_bias": False,
+    "parallel_residual": True,
+    "shared_norm": True,
+  },
+  "granite": {
+    "embed_scale": 5.0,
+    "residual_scale": 0.4,
+    "logit_scale": 0.3,
+    "rope_layers": (True, False, True),
+    "activation": "relu2",
+    "gated_mlp": False,
+  },
+}
+
+
+def build(name):
+  """(params, cfg) of a random model that attends unevenly."""
+  cfg = sinkjax.TINY.replace(**VARIANTS[name])
+  params = sinkjax.init_params(cfg, jax.random.key(0))
+  return jax.tree.map(lambda x: x * 1.5, params), cfg
