@@ -377,9 +377,8 @@ class ModelConfig:
     before there were such fields are still recognised.
     """
     values = dataclasses.asdict(self)
-    defaults = {field.name: field.default for field in dataclasses.fields(self)}
     for name in ADDED:
-      if values[name] == defaults[name]:
+      if values[name] == getattr(ModelConfig, name):  # the field's default
         del values[name]
     return values
 

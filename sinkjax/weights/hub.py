@@ -7,6 +7,7 @@ with `:file.gguf` for one file of a repository. The client's settings hold:
 
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from sinkjax.weights.validate import WeightsError, first_line
@@ -66,12 +67,16 @@ def is_here(name: str) -> bool:
   Raises:
     WeightsError: as `parse`.
   """
-  import huggingface_hub
-
   repo, revision, file = parse(name)
   if file is None:
     return True
-  found = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
+  found = _call(
+    name,
+    "try_to_load_from_cache",
+    repo_id=repo,
+    filename=file,
+    revision=revision,
+  )
   return isinstance(found, str)
 
 
@@ -87,57 +92,41 @@ def fetch(name: str, *, weights: bool = True) -> pathlib.Path:
       that is out of reach, or a repository that holds no model we can read.
   """
   repo, revision, file = parse(name)
+  at = {"repo_id": repo, "revision": revision}
   if file is not None:
-    import huggingface_hub
-
-    path = _call(
-      name, huggingface_hub.hf_hub_download, repo, file, revision=revision
-    )
-    return pathlib.Path(path)
+    return pathlib.Path(_call(name, "hf_hub_download", filename=file, **at))
   patterns = (*_DESCRIPTION, *_WEIGHTS) if weights else _DESCRIPTION
-  folder = _snapshot(name, repo, revision, patterns)
-  if not any((folder / f).is_file() for f in ("config.json", "sinkjax.json")):
-    raise WeightsError(f"{name}: {_what_is_there(name, repo, revision)}")
-  return folder
-
-
-def _snapshot(
-  name: str, repo: str, revision: str | None, patterns: tuple[str, ...]
-) -> pathlib.Path:
-  import huggingface_hub
-
-  path = _call(
+  folder = _call(
     name,
-    huggingface_hub.snapshot_download,
-    repo,
-    revision=revision,
+    "snapshot_download",
     allow_patterns=list(patterns),
     ignore_patterns=list(_LEFT_OUT),
+    **at,
   )
-  return pathlib.Path(path)
+  if not (pathlib.Path(folder) / "config.json").is_file():
+    there = _call(name, "list_repo_files", **at)
+    raise WeightsError(f"{name}: {_without_config(repo, there)}")
+  return pathlib.Path(folder)
 
 
-def _what_is_there(name: str, repo: str, revision: str | None) -> str:
+def _without_config(repo: str, names: Iterable[str]) -> str:
   """Why a repository without a config cannot be read, and what to do."""
-  import huggingface_hub
-
-  names = _call(
-    name, huggingface_hub.HfApi().list_repo_files, repo, revision=revision
+  files = sorted(name for name in names if name.endswith(".gguf"))
+  if not files:
+    return "the repository has neither config.json nor a GGUF file"
+  return (
+    "the repository has GGUF files and no config.json: name one of them, as "
+    f"hf:{repo}:{files[0]}; there are {len(files)}: {', '.join(files[:4])}"
   )
-  files = sorted(n for n in names if n.endswith(".gguf"))
-  if files:
-    some = ", ".join(files[:4])
-    return (
-      f"the repository has GGUF files and no config.json: name one of them, "
-      f"as hf:{repo}:{files[0]}; there are {len(files)}: {some}"
-    )
-  return "the repository has neither config.json nor a GGUF file"
 
 
-def _call(name: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+def _call(name: str, function: str, **arguments: Any) -> Any:
+  """What a function of the Hub's client returns."""
+  import huggingface_hub  # where it is needed: most models come from elsewhere
+
   try:
-    return function(*args, **kwargs)
-  except Exception as error:  # the Hub's client raises many kinds
+    return getattr(huggingface_hub, function)(**arguments)
+  except Exception as error:  # the client raises many kinds
     raise WeightsError(
       f"{name} could not be fetched: {first_line(error)}"
     ) from None

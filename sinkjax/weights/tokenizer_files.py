@@ -113,7 +113,7 @@ def _chat_template(folder: pathlib.Path, config: dict[str, Any]) -> str | None:
 def _end_ids(folder: pathlib.Path) -> set[int]:
   """Every id that the folder's files call an end, alone or in a list."""
   found = set()
-  for file in ("config.json", "generation_config.json"):
+  for file in _MODEL_FILES:
     ids = read_optional_json(folder / file).get("eos_token_id")
     ids = ids if isinstance(ids, list) else [ids]
     found |= {i for i in ids if type(i) is int}

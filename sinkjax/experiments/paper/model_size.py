@@ -190,7 +190,6 @@ def plan(config: Config) -> list[str]:
 
 def _needs(name: str) -> str:
   """The memory that a model's weights take, whole or layer by layer."""
-  # Only a model of the registry can be absent: for others that is an error.
   found = registry.peek(name)
   if found is None:
     return registry.would_fetch(name)
