@@ -12,6 +12,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -72,6 +73,7 @@ def run(main: Callable[[], None], doc: str) -> None:
   """
   if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of `launch`
     signal.signal(signal.SIGINT, signal.default_int_handler)
+  sys.unraisablehook = _interrupt_again
   try:
     if HELP & set(sys.argv[1:]):
       _show_help(doc)
@@ -95,6 +97,22 @@ def run(main: Callable[[], None], doc: str) -> None:
       traceback.print_exc()
     print(f"error: {_one_line(error)}", file=sys.stderr)
     sys.exit(1)
+
+
+def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
+  """Sends Ctrl-C once more if it came where Python drops exceptions.
+
+  JAX runs a callback at each garbage collection. An exception in a callback, or
+  in `__del__`, is printed and forgotten, and the launcher would go on.
+  """
+  if dropped.exc_type is not KeyboardInterrupt:
+    sys.__unraisablehook__(dropped)
+    return
+  main = threading.main_thread().ident
+  # By then the callback has returned; if it has not, this runs again.
+  again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+  again.daemon = True  # a launcher that is done need not wait for it
+  again.start()
 
 
 def _show_help(doc: str) -> None:
