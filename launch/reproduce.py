@@ -314,7 +314,7 @@ class _Subject:
 def _print(found: Any) -> None:
   """Every claim with its verdict."""
   for one in found:
-    print(f"\n{one.entry.name}: {one.about['title']}")
+    print(f"\n{one.entry.name}: {one.entry.load().title}")
     for claim in one.claims():
       print(f"  {claim.verdict:<18}{claim.claim}\n{'':20}{claim.ours}")
 

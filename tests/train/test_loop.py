@@ -12,7 +12,7 @@ from sinkjax.data.corpus import Documents, tokenize, train_tokenizer
 from sinkjax.data.packing import Packing
 from sinkjax.data.pipeline import StateError
 from sinkjax.data.prepare import Prepared
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.train.checkpoint import RunCheckpoints
 from sinkjax.train.loop import BAD_STEPS, DivergedError, probe_tokens, run
 from sinkjax.train.optimizer import OptimizerConfig
@@ -21,7 +21,7 @@ from sinkjax.train.run_config import Stage, TrainConfig
 
 @pytest.fixture(scope="module")
 def data():
-  texts = [text for text in TEXTS.split("\n\n") if len(text) > 200]
+  texts = [text for text in SWAP_TEXTS.split("\n\n") if len(text) > 200]
   tokenizer = train_tokenizer(texts, 300)
   corpus = tokenize(Documents("swaps", texts, {}), tokenizer)
   return Prepared(*corpus.split(0.2), tokenizer)
