@@ -19,7 +19,9 @@ from sinkjax.analysis.sensitivity import (
   sensitivity_map,
 )
 from sinkjax.analysis.sensitivity_config import SensitivityConfig, work
+from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.config import ModelConfig
+from sinkjax.transforms.jacobian_engine import SelfCheckError
 from sinkjax.transforms.jacobian_plan import default_budget, matmul_rate
 from sinkjax.weights import registry
 from sinkjax.weights.offload import open_layers, peak_estimate
@@ -145,6 +147,13 @@ def compute(job: Job, partial: resume.Partial) -> Sensitivity:
       _announce(job, partial)
       for name, fn in functions.items():
         maps[name] = _map(job, partial, name, fn, params)
+  except SelfCheckError:
+    # Columns that contradict the model are no beginning to go on from. Where
+    # the model itself overflows, this names the layer.
+    partial.delete()
+    with job.weights() as params:
+      sink_profile(params, job.cfg, [job.ids])
+    raise
   # Ctrl-C is no Exception, and it is how a long run is usually stopped.
   except BaseException:
     _keep(partial)

@@ -53,6 +53,22 @@ def read_texts(text_file: str | None, prompts_file: str | None) -> list[str]:
   return texts
 
 
+def require_finite(
+  params: Any, cfg: Any, tokenizer: Any, prefix: list[int]
+) -> None:
+  """One forward pass on the built-in paragraph, before anything is measured.
+
+  Accuracies and ranks are finite whatever the activations are.
+
+  Raises:
+    NotFiniteError: naming the first layer that overflows.
+  """
+  from sinkjax.analysis.sink_profile import sink_profile
+
+  (ids,) = encode_all([PARAGRAPH], tokenizer, prefix, min(64, cfg.max_len))
+  sink_profile(params, cfg, [ids])
+
+
 def _read(path: str) -> str:
   try:
     text = pathlib.Path(path).expanduser().read_text("utf-8")

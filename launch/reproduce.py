@@ -307,6 +307,7 @@ class _Subject:
       params, cfg, tokenizer = sinkjax.load(_model())
       prompts.need_tokenizer(tokenizer, _model())
       prefix, _ = prompts.resolve_prefix(_prefix(), tokenizer)
+      prompts.require_finite(params, cfg, tokenizer, prefix)
       self._loaded = Subject(_model(), params, cfg, tokenizer, prefix)
     return self._loaded
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sinkjax import finite
 from sinkjax.config import ModelConfig
 from sinkjax.inference import kv_policy
 from sinkjax.inference.kv_by_position import more_room
@@ -81,6 +82,17 @@ def _chunks(ids: np.ndarray, chunk: int) -> Iterator[tuple]:
     yield padded[None, :-1], padded[None, 1:], len(part) - 1
 
 
+def _whole(losses: list[np.ndarray]) -> np.ndarray:
+  """The losses in one array, which must be finite.
+
+  Raises:
+    NotFiniteError: naming the first that is not.
+  """
+  whole = np.concatenate(losses)
+  finite.require(whole, "the loss", ["place"])
+  return whole
+
+
 def _checked(cfg: ModelConfig, ids: Sequence[int]) -> np.ndarray:
   ids = np.asarray(ids, np.int32)
   if ids.ndim != 1 or len(ids) < 2:
@@ -115,6 +127,7 @@ def stream_nats(
   Raises:
     ValueError: for fewer than two tokens, an id outside the vocabulary, more
       tokens than the policy has room for, or a model that it cannot serve.
+    NotFiniteError: where a loss is not finite.
 
   Cost: that of the model on N tokens; with chunk c a query meets c - 1 keys
     more than the policy keeps.
@@ -129,7 +142,7 @@ def stream_nats(
     nats, cache = score(params, tokens, targets, np.array([count]), cache)
     losses.append(np.asarray(nats)[0, :count])
     progress(count)
-  return np.concatenate(losses)
+  return _whole(losses)
 
 
 def dense_nats(
@@ -175,7 +188,7 @@ def dense_nats(
     losses.append(np.asarray(nats)[0, :count])
     fed += count
     progress(count)
-  return np.concatenate(losses)
+  return _whole(losses)
 
 
 def recompute_nats(
@@ -233,4 +246,4 @@ def recompute_nats(
     nats = nats_of(f(params, part), jnp.asarray(targets))
     losses.append(np.asarray(nats)[: len(here)])
     progress(len(here) * total)
-  return np.concatenate(losses)
+  return _whole(losses)

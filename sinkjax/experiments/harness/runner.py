@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sinkjax import artifacts, provenance
+from sinkjax import artifacts, finite, provenance
 from sinkjax.experiments import BY_NAME, REGISTRY, Entry
 from sinkjax.experiments.harness import claims_page, compact
 from sinkjax.experiments.harness.api import Claim, Experiment, Result
@@ -205,6 +205,7 @@ def run(
           found = experiment.measure(
             request.config, folder=folder, progress=progress
           )
+      finite.require_result(found.numbers, found.arrays, request.entry.name)
       _write(folder, request, found, time.monotonic() - start)
     _draw(folder)
 
