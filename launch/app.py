@@ -143,20 +143,27 @@ def _one_line(error: Exception) -> str:
 
 
 def finished(
-  out: pathlib.Path, request: dict[str, Any], *, overwrite: bool
+  out: pathlib.Path,
+  request: dict[str, Any],
+  *,
+  model: str | None = None,
+  overwrite: bool,
 ) -> dict[str, Any] | None:
   """What `summary.json` in `out` holds, if it is this very result.
 
   Args:
     out: the folder of --out, which need not exist.
     request: what was asked for, as `summary.json` keeps it.
+    model: the model's name or path, if there is one; its bytes must be those
+      that `summary.json` was made from.
     overwrite: whether whatever is there may go.
 
   Returns:
     The summary, `None` where the work is still to be done.
 
   Raises:
-    ValueError: if `out` is a file or holds another command's result.
+    ValueError: if `out` is a file, or holds the result of another command or
+      of other bytes under the model's name.
   """
   if out.exists() and not out.is_dir():
     raise ValueError(f"--out={out} is a file, not a folder")
@@ -169,6 +176,22 @@ def finished(
   except (OSError, ValueError):
     old = {}
   if old.get("complete") is True and old.get("request") == request:
+    from sinkjax.weights import identity
+
+    same = model is None or identity.unchanged(
+      old.get("weights"), model, without=out
+    )
+    if same is None:
+      print(
+        f"{out} does not say which bytes of {model} it was made from: measured "
+        "again"
+      )
+      return None
+    if not same:
+      raise ValueError(
+        f"{model} has changed since {out} was made from it; choose another "
+        "--out or give --overwrite"
+      )
     print(f"Already done: {out}. Give --overwrite to measure again.")
     return old
   raise ValueError(

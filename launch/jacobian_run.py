@@ -95,8 +95,16 @@ class Job:
     with open_layers(self.model, prefetch=False) as layers:
       yield layers
 
-  def partial(self, out: pathlib.Path, *, overwrite: bool) -> resume.Partial:
-    """The maps in progress; those of an interrupted run of this command."""
+  def partial(
+    self, out: pathlib.Path, weights: str, *, overwrite: bool
+  ) -> resume.Partial:
+    """The maps in progress; those of an interrupted run of this command.
+
+    Args:
+      out: the folder of --out.
+      weights: the SHA-256 of the model's bytes.
+      overwrite: as for `resume.Partial`.
+    """
     config, size = self.config, len(self.ids)
     layers = len(config.crossed(self.cfg)) if config.per_layer else None
     names = ["plain"] + (["edited"] if self.edit else [])
@@ -104,7 +112,7 @@ class Job:
     if self.bounds:
       empty |= {f"{name}_frozen": Columns.none(size) for name in names}
     mark = {
-      "weights": resume.weights_mark(registry.find(self.model)),
+      "weights": weights,
       "ids": self.ids,
       "from": config.source,
       "to": config.target,
