@@ -23,6 +23,9 @@ from absl import flags, logging
 from launch import config_flags
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the traceback.")
+LONGEST = 300
+"""Characters of an error: about four lines of a terminal."""
+
 HELP = {"-h", "-help", "--help", "--helpfull", "-?"}
 
 
@@ -135,11 +138,30 @@ def _parse() -> None:
     raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=VALUE")
 
 
+def printable(text: str) -> str:
+  """A text that moves no cursor and colours nothing: for a terminal.
+
+  Paths, files and models may hold control characters. They become U+FFFD;
+  line breaks and tabs stay.
+
+  >>> printable("a" + chr(27) + "[31m\tb")
+  'a\ufffd[31m\tb'
+  """
+  return "".join(
+    c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text
+  )
+
+
 def _one_line(error: Exception) -> str:
+  """An error in a line of at most `LONGEST` characters."""
   text = " ".join(str(error).split()) or type(error).__name__
-  if isinstance(error, (ValueError, flags.Error)):
+  if not isinstance(error, (ValueError, flags.Error)):
+    text = f"{type(error).__name__}: {text} (--debug shows where)"
+  text = printable(text)
+  if len(text) <= LONGEST:
     return text
-  return f"{type(error).__name__}: {text} (--debug shows where)"
+  # What is wrong stands at the beginning, what to do at the end.
+  return f"{text[: LONGEST - 103]} ... {text[-98:]}"
 
 
 def finished(
@@ -219,7 +241,9 @@ def _quiet() -> None:
   warnings.filterwarnings("ignore", category=DeprecationWarning)
   if not DEBUG.value:
     # Python adds the line of code that warns, which says nothing to a user.
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: (
+      f"warning: {printable(str(message))}\n"
+    )
     # Orbax logs the traceback of what it raises, too.
     logging.set_verbosity(logging.FATAL)
 

@@ -141,7 +141,9 @@ def _run(how: "Sampling") -> None:
   times, start = [], time.perf_counter()
   try:
     for piece in as_text(tokenizer, _timed(tokens, times)):
-      print(piece, end="", flush=True)
+      # A file gets the text as it is.
+      shown = app.printable(piece) if sys.stdout.isatty() else piece
+      print(shown, end="", flush=True)
   except KeyboardInterrupt:
     pass  # the way to end a text without a limit
   print(flush=True)

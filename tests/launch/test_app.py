@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from launch import app
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -66,3 +68,17 @@ def test_an_interrupt_while_jax_is_imported():
   out, err = process.communicate(timeout=60)
   assert process.returncode in (-signal.SIGINT, 130)
   assert out == "" and "Traceback" not in err and err.count("\n") <= 2
+
+
+@pytest.mark.parametrize("size", [10, 300, 301, 5000])
+def test_an_error_is_short_and_keeps_both_ends(size):
+  text = app._one_line(ValueError("wrong: " + "x" * size + "; do this"))
+  assert text.startswith("wrong: x") and text.endswith("; do this")
+  assert len(text) <= app.LONGEST and (" ... " in text) == (size >= 300)
+
+
+def test_no_control_character_reaches_a_terminal():
+  every = "".join(map(chr, [*range(256), 0x2028, 0x202E, 0xFEFF]))
+  assert all(c.isprintable() or c in "\n\t" for c in app.printable(every))
+  line = app._one_line(ValueError("a\x1b[31m\rb\nc\x9b"))
+  assert line.isprintable() and line == "a\ufffd[31m b c\ufffd"
