@@ -183,7 +183,7 @@ def forward(cfg: ModelConfig) -> Callable:
     positions = like_tokens("positions", positions, tokens)
     check_ids("position", positions, cfg.max_len, "the model's context")
     valid = like_tokens("valid", valid, tokens)
-    taps = NO_TAPS if taps is None else taps
+    taps = NO_TAPS if taps is None else taps.placed(cfg, tokens.shape[1])
     with jax.default_matmul_precision(cfg.precision):
       return model.apply({"params": params}, tokens, taps, positions, valid)
 
@@ -196,8 +196,15 @@ def check_tokens(cfg: ModelConfig, tokens: ArrayLike) -> Array:
 
   Raises:
     ValueError: for another rank or dtype, a length that the model cannot
-      have, or an id outside the vocabulary.
+      have, an id outside the vocabulary, or a float64 model while JAX has
+      64-bit types disabled.
   """
+  if cfg.dtype == "float64" and jnp.result_type(float) != jnp.float64:
+    raise ValueError(
+      "a model of dtype float64 would silently be computed in float32: call "
+      'jax.config.update("jax_enable_x64", True) first, or use '
+      'cfg.replace(dtype="float32")'
+    )
   tokens = jnp.atleast_2d(jnp.asarray(tokens))
   if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(

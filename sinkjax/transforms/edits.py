@@ -1,9 +1,16 @@
 """Ready-made edits for `intervene`: callable pytrees, arrays as leaves.
 
 Each has optional `layers`: `None` for all, an integer, a sequence of integers
-or a traced array; elsewhere the edit is the identity. Because fields are
+or a bool mask [L]; elsewhere the edit is the identity. Because fields are
 leaves, one compiled function serves every value of them, and `vmap` over a
 leaf sweeps it.
+
+Indices of layers, heads and positions follow one rule. A concrete index that
+is negative counts from the end, and one out of range raises a ValueError when
+the model is called, where the sizes are known. A traced index (a leaf under
+`jit` or `vmap`) cannot be looked at: it must count from 0, and one that is out
+of range touches nothing. An array of dtype bool is a mask with one entry for
+each layer or head; an array of integers is a list of indices.
 
 At "scores" and "pattern" some also work on a block of query rows, which is
 all that `sinkjax.transforms.streaming` ever has: `edit.rows(value, layer,
@@ -20,8 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sinkjax.config import ModelConfig
 from sinkjax.models.normalizers import MASKED
-from sinkjax.taps import Layer
+from sinkjax.taps import Layer, placed
 
 
 def pytree_dataclass(cls: type) -> type:
@@ -31,17 +39,21 @@ def pytree_dataclass(cls: type) -> type:
   return jax.tree_util.register_dataclass(cls, names, [])
 
 
-def _applies(layers: Any, layer: Layer) -> Array | bool:
-  if layers is None:
-    return True
+def _chosen(which: Any, at: Any) -> Array:
+  """Whether a mask or a list of indices chooses each index of `at`."""
+  which = jnp.asarray(which)
+  if which.dtype == bool:
+    return which[at]
   # A comparison and not `in`: the layer is traced within the scan.
-  return jnp.any(jnp.asarray(layers) == layer)
+  at = jnp.asarray(at)[..., None]
+  which = which.reshape(*[1] * (at.ndim - 1), -1)
+  return jnp.any(at == which, axis=-1)
 
 
 def _select(layers: Any, layer: Layer, edited: Array, value: Array) -> Array:
   if layers is None:  # no select: an edit of all layers costs nothing extra
     return edited
-  return jnp.where(_applies(layers, layer), edited, value)
+  return jnp.where(_chosen(layers, layer), edited, value)
 
 
 def _rows(edit: Any, operand: Any, value: Array, layer: Layer) -> Array:
@@ -62,6 +74,11 @@ class Scale:
   factor: Any
   layers: Any = None
 
+  def placed(self, cfg: ModelConfig, length: int) -> "Scale":
+    """The same with its layers checked against the model's."""
+    layers = place_index("layer", self.layers, cfg.n_layers)
+    return dataclasses.replace(self, layers=layers)
+
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The scaled value where the layer is chosen."""
     edited = value * jnp.asarray(self.factor, value.dtype)
@@ -78,6 +95,11 @@ class Add:
 
   shift: Any
   layers: Any = None
+
+  def placed(self, cfg: ModelConfig, length: int) -> "Add":
+    """The same with its layers checked against the model's."""
+    layers = place_index("layer", self.layers, cfg.n_layers)
+    return dataclasses.replace(self, layers=layers)
 
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The shifted value where the layer is chosen."""
@@ -96,6 +118,11 @@ class Replace:
   value: Any
   layers: Any = None
 
+  def placed(self, cfg: ModelConfig, length: int) -> "Replace":
+    """The same with its layers checked against the model's."""
+    layers = place_index("layer", self.layers, cfg.n_layers)
+    return dataclasses.replace(self, layers=layers)
+
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The fixed value where the layer is chosen."""
     new = jnp.broadcast_to(jnp.asarray(self.value, value.dtype), value.shape)
@@ -112,6 +139,11 @@ class Hold:
 
   layers: Any = None
 
+  def placed(self, cfg: ModelConfig, length: int) -> "Hold":
+    """The same with its layers checked against the model's."""
+    layers = place_index("layer", self.layers, cfg.n_layers)
+    return dataclasses.replace(self, layers=layers)
+
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The value, held where the layer is chosen."""
     return _select(self.layers, layer, jax.lax.stop_gradient(value), value)
@@ -127,8 +159,8 @@ class Patch:
 
   Attributes:
     activations: [L, ...site], one slice for each layer.
-    positions: token positions (axis 1 of a [B, T, ...] site) to patch, or
-      `None` for the whole value.
+    positions: token positions (axis 1 of a [B, T, ...] site) to patch,
+      indices or a bool mask [T], or `None` for the whole value.
     layers: as everywhere.
   """
 
@@ -136,13 +168,20 @@ class Patch:
   positions: Any = None
   layers: Any = None
 
+  def placed(self, cfg: ModelConfig, length: int) -> "Patch":
+    """The same with its layers and positions checked against the sizes."""
+    _check_layers_first("activations", self.activations, cfg.n_layers)
+    return dataclasses.replace(
+      self,
+      positions=place_index("position", self.positions, length),
+      layers=place_index("layer", self.layers, cfg.n_layers),
+    )
+
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The other run's value where layer and position are chosen."""
     new = jnp.asarray(self.activations, value.dtype)[layer]
     if self.positions is not None:
-      chosen = jnp.atleast_1d(jnp.asarray(self.positions))[None]
-      at = jnp.arange(value.shape[1])[:, None]
-      hit = jnp.any(at == chosen, axis=1)
+      hit = _chosen(self.positions, jnp.arange(value.shape[1]))
       new = jnp.where(hit.reshape(1, -1, *[1] * (value.ndim - 2)), new, value)
     return _select(self.layers, layer, new, value)
 
@@ -157,12 +196,22 @@ class Knockout:
   Attributes:
     key: the hidden position.
     from_layer: the first layer in which it is hidden.
-    heads: [H] bool, the heads in which it is hidden, or `None` for all.
+    heads: the heads in which it is hidden, indices or a bool mask [H], or
+      `None` for all.
   """
 
   key: Any
   from_layer: Any = 0
   heads: Any = None
+
+  def placed(self, cfg: ModelConfig, length: int) -> "Knockout":
+    """The same with its key, layer and heads checked against the sizes."""
+    return dataclasses.replace(
+      self,
+      key=place_index("position", self.key, length),
+      from_layer=place_index("layer", self.from_layer, cfg.n_layers),
+      heads=place_index("head", self.heads, cfg.n_heads),
+    )
 
   def __call__(
     self, scores: Float[Array, "B H T S"], layer: Layer
@@ -178,9 +227,12 @@ class Knockout:
     t, s = start + jnp.arange(queries)[:, None], jnp.arange(keys)[None]
     # t != s: the key sees itself, so that no row is left without a key.
     hidden = (s == self.key) & (t != s) & (layer >= self.from_layer)
+    # A traced layer below 0 is out of range, and touches nothing.
+    hidden = hidden & (jnp.asarray(self.from_layer) >= 0)
     hidden = hidden[None, None]
     if self.heads is not None:
-      hidden = hidden & jnp.asarray(self.heads, bool)[None, :, None, None]
+      chosen = _chosen(self.heads, jnp.arange(scores.shape[1]))
+      hidden = hidden & chosen[None, :, None, None]
     return jnp.where(hidden, jnp.asarray(MASKED, scores.dtype), scores)
 
 
@@ -195,6 +247,18 @@ class AblateHeads:
 
   heads: Any
   mean: Any = None
+
+  def placed(self, cfg: ModelConfig, length: int) -> "AblateHeads":
+    """The same, its arrays checked to have the model's layers and heads."""
+    heads, shape = jnp.asarray(self.heads), (cfg.n_layers, cfg.n_heads)
+    if heads.dtype != bool or heads.shape != shape:
+      raise ValueError(
+        f"heads must be a bool mask [L, H] = {list(shape)}, got {heads.dtype} "
+        f"{list(heads.shape)}"
+      )
+    if self.mean is not None:
+      _check_layers_first("mean", self.mean, cfg.n_layers)
+    return self
 
   def __call__(
     self, z: Float[Array, "B T H K"], layer: Layer
@@ -214,6 +278,10 @@ class Chain:
 
   edits: tuple
 
+  def placed(self, cfg: ModelConfig, length: int) -> "Chain":
+    """Every edit with its indices checked against the sizes."""
+    return Chain(tuple(placed(edit, cfg, length) for edit in self.edits))
+
   def __call__(self, value: Array, layer: Layer) -> Array:
     """Every edit's result handed to the next."""
     for edit in self.edits:
@@ -229,6 +297,59 @@ class Chain:
     for edit in self.edits:
       value = rows_of(edit)(value, layer, start)
     return value
+
+
+def place_index(name: str, index: Any, size: int) -> Any:
+  """Concrete indices counted from the start; a mask or a tracer stays.
+
+  Args:
+    name: of what is counted, for the message.
+    index: an integer, a list of them, a bool mask [size], or `None` for all.
+    size: how many there are.
+
+  Raises:
+    ValueError: for an index out of range, naming it, a mask of another length
+      or anything that is neither integer nor bool.
+
+  >>> place_index("layer", [0, -1], 12).tolist()
+  [0, 11]
+  """
+  if index is None:
+    return None
+  traced = any(isinstance(i, jax.core.Tracer) for i in jax.tree.leaves(index))
+  array = jnp.asarray(index) if traced else np.asarray(index)
+  if array.dtype == bool:
+    if array.shape != (size,):
+      raise ValueError(
+        f"a bool mask of {name}s must have shape [{size}], got "
+        f"{list(array.shape)}"
+      )
+    return array
+  if array.size == 0:  # an empty list has the dtype of floats
+    return array.astype(np.int32)
+  if not jnp.issubdtype(array.dtype, jnp.integer):
+    raise ValueError(
+      f"a {name} must be an integer or a bool mask, got {array.dtype}"
+    )
+  if traced:
+    return array
+  wrong = array[(array < -size) | (array >= size)]
+  if wrong.size:
+    raise ValueError(
+      f"{name} {wrong.flat[0]} is out of range: there are {size}, so an index "
+      f"must be from {-size} to {size - 1}"
+    )
+  return np.where(array < 0, array + size, array).astype(np.int32)
+
+
+def _check_layers_first(name: str, array: Any, n_layers: int) -> None:
+  """An array with another number of layers would be clamped silently."""
+  shape = jnp.shape(array)
+  if not shape or shape[0] != n_layers:
+    raise ValueError(
+      f"{name} must have the model's {n_layers} layers on its first axis, got "
+      f"shape {list(shape)}"
+    )
 
 
 def rows_of(edit: Any) -> Callable:
@@ -293,7 +414,7 @@ def patch(
 
   Args:
     activations: [L, ...], what an identity observer at that site returned.
-    positions: which token positions, `None` for all.
+    positions: which token positions, indices or a bool mask, `None` for all.
     layers: which layers, `None` for all.
   """
   return Patch(activations, positions, layers)
@@ -302,7 +423,8 @@ def patch(
 def knockout(key: Any, *, from_layer: Any = 0, heads: Any = None) -> Knockout:
   """Hides key position `key` from every other token, from a layer on.
 
-  For site "scores". `vmap` over `from_layer` gives the whole sweep.
+  For site "scores". `vmap` over `from_layer` gives the whole sweep. `heads`
+  are indices or a bool mask [H], `None` for all.
 
   >>> import sinkjax
   >>> edit = sinkjax.knockout(0, from_layer=2)

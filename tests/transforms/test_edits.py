@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.analysis.loss_sensitivity import loss_gradient
+from sinkjax.analysis.over_squashing import over_squashing
+from sinkjax.analysis.sink_profile import measure
+from sinkjax.transforms.layer_gains import layer_gains
 
 
 def trace(f, params, tokens, *sites):
@@ -151,3 +155,122 @@ def test_rows_are_rows_of_the_whole(edit, layer):
 def test_rows_need_an_edit_that_is_the_same_for_all(edit, name):
   with pytest.raises(ValueError, match=f"{name} .*of .*rows"):
     edit.rows(jnp.zeros((1, 2, 3, 6)), 0, 2)
+
+
+def same_logits(tiny, tokens, site, *edits):
+  params, cfg = tiny
+  f = sinkjax.forward(cfg)
+  plain = np.asarray(f(params, tokens).logits)
+  logits = [sinkjax.intervene(f, {site: e})(params, tokens)[0] for e in edits]
+  assert np.any(np.asarray(logits[0]) != plain)
+  np.testing.assert_array_equal(*logits)
+
+
+HEAD_2 = [False, False, True, False]
+LAYER_2 = [False, False, True]
+
+
+@pytest.mark.parametrize(
+  ("one", "other"),
+  [
+    (sinkjax.knockout(-10), sinkjax.knockout(2)),
+    (sinkjax.knockout(0, from_layer=-1), sinkjax.knockout(0, from_layer=2)),
+    (sinkjax.knockout(0, heads=[2]), sinkjax.knockout(0, heads=HEAD_2)),
+    (sinkjax.knockout(0, heads=-2), sinkjax.knockout(0, heads=[2])),
+    (sinkjax.scale(0.5, layers=-1), sinkjax.scale(0.5, layers=2)),
+    (sinkjax.scale(0.5, layers=LAYER_2), sinkjax.scale(0.5, layers=[2])),
+  ],
+)
+def test_negative_indices_and_masks_of_scores(tiny, tokens, one, other):
+  same_logits(tiny, tokens, "scores", one, other)
+  same_logits(tiny, tokens, "scores", *map(sinkjax.chain, (one, other)))
+
+
+@pytest.mark.parametrize(
+  ("one", "other"), [(-2, 10), ([-12, 3], [0, 3]), (np.arange(12) == 4, 4)]
+)
+def test_positions_of_a_patch(tiny, tokens, one, other):
+  new = np.ones((3, 2, 12, tiny[1].d_model), np.float32)
+  edits = [sinkjax.patch(new, positions=p) for p in (one, other)]
+  same_logits(tiny, tokens, "resid_mid", *edits)
+
+
+WRONG = [
+  ("scores", sinkjax.knockout(12), "position 12 .* 12"),
+  ("scores", sinkjax.knockout(-13), "position -13"),
+  ("scores", sinkjax.knockout(0, from_layer=3), "layer 3 .* 3"),
+  ("scores", sinkjax.knockout(0, heads=[4]), "head 4 .* 4"),
+  ("scores", sinkjax.knockout(0, heads=[True]), r"heads must have shape \[4"),
+  ("scores", sinkjax.knockout(0, heads=[1.0]), "integer or a bool mask"),
+  ("mlp_out", sinkjax.scale(1.0, layers=3), "layer 3"),
+  ("mlp_out", sinkjax.add(1.0, layers=[0, -4]), "layer -4"),
+  ("mlp_out", sinkjax.replace(1.0, layers=[9]), "layer 9"),
+  ("mlp_out", sinkjax.hold(layers=[True, False]), r"shape \[3\]"),
+  ("mlp_out", sinkjax.chain(sinkjax.hold(layers=3)), "layer 3"),
+  ("mlp_out", sinkjax.patch(np.ones((1, 2, 12, 1))), "3 layers"),
+  ("mlp_out", sinkjax.patch(np.ones((3, 1)), positions=12), "position 12"),
+  ("z", sinkjax.ablate_heads(np.ones((1, 4), bool)), r"\[3, 4\]"),
+  ("z", sinkjax.ablate_heads(np.ones((3, 4), int)), "bool mask"),
+  (
+    "z",
+    sinkjax.ablate_heads(np.ones((3, 4), bool), mean=np.ones((1, 4, 16))),
+    "mean must have the model's 3 layers",
+  ),
+]
+
+
+@pytest.mark.parametrize(("site", "edit", "message"), WRONG)
+def test_an_index_that_is_not_there_raises(tiny, tokens, site, edit, message):
+  """In forward, in what takes the model apart, and in the streamed pass."""
+  params, cfg = tiny
+  g = sinkjax.intervene(sinkjax.forward(cfg), {site: edit})
+  with pytest.raises(ValueError, match=message):
+    g(params, tokens)
+  with pytest.raises(ValueError, match=message):
+    sinkjax.jacobian_norms(g, params, tokens[0])
+  with pytest.raises(ValueError, match=message):
+    sinkjax.stream_statistics(g, {})(params, tokens)
+
+
+@pytest.mark.parametrize("index", [-1, 12])
+def test_a_traced_index_out_of_range_touches_nothing(tiny, tokens, index):
+  params, cfg = tiny
+  f = sinkjax.forward(cfg)
+
+  @jax.jit
+  def run(i):
+    edits = {
+      "scores": sinkjax.chain(
+        sinkjax.knockout(i),
+        sinkjax.knockout(0, from_layer=i),
+        sinkjax.knockout(0, heads=i),
+      ),
+      "mlp_out": sinkjax.scale(0.0, layers=i),
+      "resid_mid": sinkjax.patch(jnp.ones((3, 1, 1, 1)), positions=i),
+    }
+    return sinkjax.intervene(f, edits)(params, tokens).logits
+
+  np.testing.assert_array_equal(run(index), jax.jit(f)(params, tokens).logits)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [([1, 64], "token id 64"), ([-1, 2], "token id -1"), ([1] * 4096, "max_len")],
+)
+def test_texts_that_the_model_cannot_have(tiny, text, message):
+  params, cfg = tiny
+  f, text = sinkjax.forward(cfg), jnp.array(text)
+  for analysis in (
+    lambda: sinkjax.jacobian_norms(f, params, text),
+    lambda: sinkjax.jacobian_norms(f, params, text, method="reference"),
+    lambda: sinkjax.token_jacobian(f, params, text, [(1, 0)]),
+    lambda: sinkjax.estimate_norms(f, params, text, samples=2),
+    lambda: sinkjax.power_norms(f, params, text, [(1, 0)]),
+    lambda: layer_gains(f, params, text),
+    lambda: sinkjax.stream_statistics(f, {})(params, text),
+    lambda: loss_gradient(f, params, text),
+    lambda: over_squashing(f, params, text),
+    lambda: measure(cfg)(params, text[None]),
+  ):
+    with pytest.raises(ValueError, match=message):
+      analysis()
