@@ -151,6 +151,11 @@ def test_tokens_and_titles_are_no_formulas(drawn):
   assert labels == ["$x^2$", "$\\bad{$", "\ufffd\ufffd", "<b>", "↵"]
 
 
+def test_the_first_token_in_a_colour_bar_is_no_formula():
+  size(figures.sink_map(np.ones((2, 2)), 0.3, "$$"))
+  size(figures.sink_map(np.ones((2, 2)), 0.3, "$\\bad{$"))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (30, 9)])
 @pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
 def test_entropy_of_constants(shape, value):
