@@ -1,6 +1,6 @@
 """The decoder, and `forward`, the pure function that everything else uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -191,7 +191,9 @@ def forward(cfg: ModelConfig) -> Callable:
   return f
 
 
-def check_tokens(cfg: ModelConfig, tokens: ArrayLike) -> Array:
+def check_tokens(
+  cfg: ModelConfig, tokens: ArrayLike | Sequence[Any]
+) -> Array:
   """[B, T] ids from [B, T] or [T].
 
   Raises:

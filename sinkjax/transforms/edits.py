@@ -195,7 +195,7 @@ class Knockout:
 
   Attributes:
     key: the hidden position.
-    from_layer: the first layer in which it is hidden.
+    from_layer: the first layer in which it is hidden; L for none.
     heads: the heads in which it is hidden, indices or a bool mask [H], or
       `None` for all.
   """
@@ -209,7 +209,9 @@ class Knockout:
     return dataclasses.replace(
       self,
       key=place_index("position", self.key, length),
-      from_layer=place_index("layer", self.from_layer, cfg.n_layers),
+      from_layer=place_index(
+        "layer", self.from_layer, cfg.n_layers, boundary=True
+      ),
       heads=place_index("head", self.heads, cfg.n_heads),
     )
 
@@ -299,13 +301,16 @@ class Chain:
     return value
 
 
-def place_index(name: str, index: Any, size: int) -> Any:
+def place_index(
+  name: str, index: Any, size: int, *, boundary: bool = False
+) -> Any:
   """Concrete indices counted from the start; a mask or a tracer stays.
 
   Args:
     name: of what is counted, for the message.
     index: an integer, a list of them, a bool mask [size], or `None` for all.
     size: how many there are.
+    boundary: the index is where a range starts, which may be its end, `size`.
 
   Raises:
     ValueError: for an index out of range, naming it, a mask of another length
@@ -333,11 +338,12 @@ def place_index(name: str, index: Any, size: int) -> Any:
     )
   if traced:
     return array
-  wrong = array[(array < -size) | (array >= size)]
+  most = size if boundary else size - 1
+  wrong = array[(array < -size) | (array > most)]
   if wrong.size:
     raise ValueError(
       f"{name} {wrong.flat[0]} is out of range: there are {size}, so an index "
-      f"must be from {-size} to {size - 1}"
+      f"must be from {-size} to {most}"
     )
   return np.where(array < 0, array + size, array).astype(np.int32)
 

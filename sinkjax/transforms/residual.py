@@ -1,7 +1,7 @@
 """Points on the residual stream, and the map from one of them to another."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -83,7 +83,7 @@ def parse_pair(
 
 
 def taken_apart(
-  fn: Callable, tokens: ArrayLike | None = None
+  fn: Callable, tokens: ArrayLike | Sequence[Any] | None = None
 ) -> tuple[ModelConfig, Mapping[str, Any]]:
   """The config and the edits of a function.
 

@@ -195,10 +195,20 @@ def test_positions_of_a_patch(tiny, tokens, one, other):
   same_logits(tiny, tokens, "resid_mid", *edits)
 
 
+def test_a_knockout_from_no_layer_on(tiny, tokens):
+  params, cfg = tiny
+  f = sinkjax.forward(cfg)
+  g = sinkjax.intervene(f, {"scores": sinkjax.knockout(0, from_layer=3)})
+  np.testing.assert_array_equal(
+    g(params, tokens).logits, f(params, tokens).logits
+  )
+
+
 WRONG = [
   ("scores", sinkjax.knockout(12), "position 12 .* 12"),
   ("scores", sinkjax.knockout(-13), "position -13"),
-  ("scores", sinkjax.knockout(0, from_layer=3), "layer 3 .* 3"),
+  ("scores", sinkjax.knockout(0, from_layer=4), "layer 4 .* to 3"),
+  ("scores", sinkjax.knockout(0, from_layer=-4), "layer -4"),
   ("scores", sinkjax.knockout(0, heads=[4]), "head 4 .* 4"),
   ("scores", sinkjax.knockout(0, heads=[True]), r"heads must have shape \[4"),
   ("scores", sinkjax.knockout(0, heads=[1.0]), "integer or a bool mask"),

@@ -63,7 +63,7 @@ def removal(layers: int, key: Any, hidden: Any, empty: Any) -> dict[str, Any]:
   at = jnp.arange(layers)
   zero = jnp.zeros((layers, 1, 1, 1, 1))
   # Every condition has both edits, so one compiled function serves all.
-  value = patch(zero, positions=0, layers=jnp.where(at >= empty, at, -1))
+  value = patch(zero, positions=0, layers=at >= empty)
   return {"scores": knockout(key, from_layer=hidden), "v": value}
 
 
