@@ -191,9 +191,7 @@ def forward(cfg: ModelConfig) -> Callable:
   return f
 
 
-def check_tokens(
-  cfg: ModelConfig, tokens: ArrayLike | Sequence[Any]
-) -> Array:
+def check_tokens(cfg: ModelConfig, tokens: ArrayLike | Sequence[Any]) -> Array:
   """[B, T] ids from [B, T] or [T].
 
   Raises:

@@ -55,9 +55,7 @@ FAMILIES = {
 IDS = np.array([3, 1, 4, 1, 5, 9])
 
 
-def edits(
-  *, sink_until=BASE.n_layers, scores=1.0, v=1.0, mlp=1.0, others=None
-):
+def edits(*, sink_until=BASE.n_layers, scores=1.0, v=1.0, mlp=1.0, others=None):
   """Every edit there is in these tests, most of them idle: compiled once."""
   sites = ("attn_out", "resid_mid", "z", "resid_pre", "pattern", "k")
   others = others or (1.0,) * len(sites)
