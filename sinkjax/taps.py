@@ -167,7 +167,9 @@ class Taps:
     Raises:
       ValueError: for an index out of range, naming it.
     """
-    edits = {k: placed(edit, cfg, length) for k, edit in self.edits.items()}
+    edits = {
+      site: placed(edit, cfg, length, site) for site, edit in self.edits.items()
+    }
     return Taps(edits, self.observers)
 
   def tree_flatten(self) -> tuple[list[Any], tuple]:
@@ -201,14 +203,14 @@ class Taps:
 NO_TAPS = Taps()
 
 
-def placed(edit: Any, cfg: Any, length: int) -> Any:
-  """An edit for this model and length: `edit.placed`, where it has one.
+def placed(edit: Any, cfg: Any, length: int, site: str) -> Any:
+  """An edit for this model, length and site: `edit.placed`, if it has one.
 
   Inside the layers an index may be traced and the number of layers is not
   known, so that indices are checked once, before the model runs.
   """
   place = getattr(edit, "placed", None)
-  return edit if place is None else place(cfg, length)
+  return edit if place is None else place(cfg, length, site)
 
 
 class Tapper:

@@ -111,7 +111,7 @@ class Separate:
 
   branch: Any
 
-  def placed(self, cfg: ModelConfig, length: int) -> "Separate":
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
     """The same, checked to have a branch for each token."""
     shape = jnp.shape(self.branch)
     if shape[-1] != length:

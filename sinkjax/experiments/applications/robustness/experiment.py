@@ -35,8 +35,9 @@ from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.sink_removal import resolve_from_layer
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.models.transformer import forward
+from sinkjax.transforms.attention_edits import knockout
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.edits import add, knockout, patch
+from sinkjax.transforms.edits import add, patch
 from sinkjax.transforms.intervene import intervene
 
 
