@@ -205,11 +205,12 @@ def check_tokens(cfg: ModelConfig, tokens: ArrayLike | Sequence[Any]) -> Array:
       'jax.config.update("jax_enable_x64", True) first, or use '
       'cfg.replace(dtype="float32")'
     )
-  tokens = jnp.atleast_2d(jnp.asarray(tokens))
+  given = jnp.asarray(tokens)
+  tokens = jnp.atleast_2d(given)
   if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(
-      f"tokens must be integers of shape [B, T] or [T], got {tokens.dtype} "
-      f"{tokens.shape}"
+      f"tokens must be integers of shape [T] or [B, T], got {given.dtype} "
+      f"{given.shape}"
     )
   if not 0 < tokens.shape[1] <= cfg.max_len:
     raise ValueError(
@@ -234,7 +235,9 @@ def check_ids(name: str, ids: Any, size: int, what: str) -> None:
   """
   if ids is None or isinstance(ids, jax.core.Tracer) or not ids.size:
     return
-  low, high = int(ids.min()), int(ids.max())
+  # Under jit also what is computed from a constant would be traced.
+  with jax.ensure_compile_time_eval():
+    low, high = int(ids.min()), int(ids.max())
   if low < 0 or high >= size:
     raise ValueError(
       f"{name} {low if low < 0 else high} is outside {what} of {size}"
