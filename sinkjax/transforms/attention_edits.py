@@ -105,8 +105,9 @@ class AblateHeads:
 def knockout(key: Any, *, from_layer: Any = 0, heads: Any = None) -> Knockout:
   """Hides key position `key` from every other token, from a layer on.
 
-  For site "scores". `vmap` over `from_layer` gives the whole sweep. `heads`
-  are indices or a bool mask [H], `None` for all.
+  For site "scores". `vmap` over `from_layer` gives the whole sweep, and L as
+  `from_layer` hides nothing. `heads` are indices or a bool mask [H], `None`
+  for all.
 
   >>> import sinkjax
   >>> edit = sinkjax.knockout(0, from_layer=2)
