@@ -54,7 +54,7 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before each text: auto (BOS if the model's file says so), none, "
-  "a vocabulary entry, or an id.",
+  "a token's text, or id:N for the token of id N.",
 )
 EPS = flags.DEFINE_list(
   "eps",

@@ -51,7 +51,8 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before a prompt: auto (BOS if the model's file says so), none, a "
-  "vocabulary entry, or an id. A chat template brings its own.",
+  "token's text, or id:N for the token of id N. A chat template brings its "
+  "own.",
 )
 MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", 256, "How many new tokens; 0 for no limit.", lower_bound=0

@@ -80,7 +80,7 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   None,
   "Token put before every text: auto (BOS if the model's file says so; the "
-  "default), none, a vocabulary entry, or an id.",
+  "default), none, a token's text, or id:N for the token of id N.",
 )
 MODELS = flags.DEFINE_list(
   "models",

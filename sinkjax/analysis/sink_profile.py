@@ -21,7 +21,7 @@ from sinkjax.metrics import registry, rows
 from sinkjax.metrics.sinks import sink_rate, sink_rate_stderr
 from sinkjax.models.layerwise import UNEMBED_COLUMNS, Layers
 from sinkjax.models.normalizers import UNNORMALIZED
-from sinkjax.models.transformer import Params, forward
+from sinkjax.models.transformer import Params, check_tokens, forward
 from sinkjax.transforms import chunks, streaming
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.streaming import stream_statistics
@@ -171,7 +171,9 @@ def measure(cfg: ModelConfig, *, streamed: bool = False) -> Callable:
     out = watched(params, tokens)
     return {**out.trace, "nll": token_nll(out.logits, tokens)}
 
-  return jax.jit(statistics)
+  compiled = jax.jit(statistics)
+  # Under jit the ids are traced, and could no longer be checked.
+  return lambda params, tokens: compiled(params, check_tokens(cfg, tokens))
 
 
 def streamed_bytes(cfg: ModelConfig, length: int) -> int:

@@ -15,7 +15,12 @@ from sinkjax.config import ModelConfig
 from sinkjax.inference import kv_policy
 from sinkjax.inference.kv_by_position import more_room
 from sinkjax.models.cache import CHUNK, Cache, Policy, advance, init_cache
-from sinkjax.models.transformer import check_ids, forward, logits_of
+from sinkjax.models.transformer import (
+  check_ids,
+  check_tokens,
+  forward,
+  logits_of,
+)
 from sinkjax.transforms.capture import capture
 
 Progress = Callable[[int], Any]
@@ -55,6 +60,7 @@ def last_logits(cfg: ModelConfig) -> Callable:
   """`f(params, tokens [B, T]) -> [B, V]`: a forward pass, its last row.
 
   With fused attention where the model allows it: the fastest pass there is.
+  The ids are checked as `forward` does, but not by what `lower` compiles.
   """
   with contextlib.suppress(ValueError):  # of a model that cannot have it
     cfg = cfg.replace(attention="fused")
@@ -68,7 +74,16 @@ def last_logits(cfg: ModelConfig) -> Callable:
     with jax.default_matmul_precision(cfg.precision):
       return logits_of(cfg, x, table)[:, 0]
 
-  return jax.jit(f)
+  compiled = jax.jit(f)
+
+  def checked(
+    params: dict[str, Any], tokens: Int[Array, "B T"]
+  ) -> Float[Array, "B V"]:
+    # Under jit the ids are traced, and could no longer be checked.
+    return compiled(params, check_tokens(cfg, tokens))
+
+  checked.lower = compiled.lower
+  return checked
 
 
 def _chunks(ids: np.ndarray, chunk: int) -> Iterator[tuple]:

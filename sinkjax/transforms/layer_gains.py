@@ -92,7 +92,7 @@ def layer_gains(
   >>> layer_gains(f, params, jax.numpy.array([1, 2, 3])).mlp_gain.shape
   (3, 3)
   """
-  cfg, edits = taken_apart(fn)
+  cfg, edits = taken_apart(fn, tokens)
   if cfg.normalizer not in ("softmax", "softmax1"):
     raise ValueError(
       f"the bounds are those of a softmax, the model has {cfg.normalizer}"

@@ -55,7 +55,7 @@ FAMILIES = {
 IDS = np.array([3, 1, 4, 1, 5, 9])
 
 
-def edits(*, sink_until=99, scores=1.0, v=1.0, mlp=1.0, others=None):
+def edits(*, sink_until=BASE.n_layers, scores=1.0, v=1.0, mlp=1.0, others=None):
   """Every edit there is in these tests, most of them idle: compiled once."""
   sites = ("attn_out", "resid_mid", "z", "resid_pre", "pattern", "k")
   others = others or (1.0,) * len(sites)
@@ -140,7 +140,8 @@ def test_the_full_bound_counts_a_learned_value():
 def test_bounds_of_one_head_are_reached():
   """One layer, one head, no MLP: the frozen bound is the Jacobian."""
   cfg = BASE.replace(n_layers=1, n_heads=1, n_kv_heads=1)
-  found = over_squashing(edited(cfg, mlp=0.0), random_params(cfg, 0), IDS)
+  fn = edited(cfg, mlp=0.0, sink_until=1)
+  found = over_squashing(fn, random_params(cfg, 0), IDS)
   decades = found.decades("frozen")
   below = np.tri(len(IDS), k=-1, dtype=bool)
   np.testing.assert_allclose(decades[below], 0, atol=1e-5)
