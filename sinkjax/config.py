@@ -75,6 +75,7 @@ ADDED = (
   "qk_norm_over",
   "shared_norm",
   "rope_layers",
+  "rope_bases",
   "logit_scale",
   "residual_scale",
 )
@@ -169,6 +170,8 @@ class ModelConfig:
     rope_dim: rotated dimensions of each head, `None` for all.
     rope_layers: one bool a layer, `False` where nothing is rotated (SmolLM3);
       empty for all.
+    rope_bases: one base a layer in place of `rope_base` (Granite SWA); empty
+      for the same in all.
     rope_scaling: a `RopeScaling` or `None`.
     rope_local_base: base for local layers (Gemma 3), `None` for the same; a
       separate local base is not scaled.
@@ -237,6 +240,7 @@ class ModelConfig:
   rope_base: float = 10000.0
   rope_dim: int | None = None
   rope_layers: tuple[bool, ...] = ()
+  rope_bases: tuple[float, ...] = ()
   rope_scaling: RopeScaling | None = None
   rope_local_base: float | None = None
   window: int | None = None
@@ -316,12 +320,18 @@ class ModelConfig:
 
   def _check_rope(self):
     if self.positions != "rope":
-      if self.rope_layers:
-        raise ValueError(
-          f"rope_layers needs positions='rope', got {self.positions!r}"
-        )
+      for name in ("rope_layers", "rope_bases"):
+        if getattr(self, name):
+          raise ValueError(
+            f"{name} needs positions='rope', got {self.positions!r}"
+          )
       return
     self._check_one_a_layer("rope_layers")
+    self._check_one_a_layer("rope_bases")
+    for base in self.rope_bases:
+      _positive("rope_bases", base)
+    if self.rope_bases and self.rope_local_base is not None:
+      raise ValueError("rope_bases takes the place of rope_local_base")
     dim = self.rotary_dim
     # Dimensions are rotated in pairs.
     if dim % 2 or not 0 < dim <= self.head_dim:
@@ -401,7 +411,7 @@ class ModelConfig:
       scaling["factors"] = tuple(scaling.get("factors", ()))
       values["rope_scaling"] = RopeScaling(**scaling)
     # JSON has lists, a hashable config needs tuples.
-    for name in ("local_layers", "rope_layers"):
+    for name in ("local_layers", "rope_layers", "rope_bases"):
       values[name] = tuple(values.get(name, ()))
     return cls(**values)
 

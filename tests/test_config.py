@@ -63,6 +63,7 @@ def test_fields_that_recorded_configs_lack():
   used = sinkjax.TINY.replace(
     logit_scale=0.5,
     rope_layers=(True, False, True),
+    rope_bases=(1e2, 1e4, 1e3),
     pre_norms=False,
     post_norms=True,
   )

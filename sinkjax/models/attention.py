@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sinkjax.config import ModelConfig
 from sinkjax.models import normalizers
 from sinkjax.models.fused import fused_attention
-from sinkjax.models.positions import rotary_tables, rotate
+from sinkjax.models.positions import rope_row, rotary_tables, rotate
 from sinkjax.taps import Layer, Tapper
 
 
@@ -95,8 +95,8 @@ def rotary_of(
   if ctx.cos is None:
     return None, None
   row = 0
-  if ctx.cos.shape[0] == 2:
-    row = jnp.asarray(cfg.local_layers)[layer].astype(jnp.int32)
+  if ctx.cos.shape[0] > 1:
+    row = jnp.asarray(rope_row(cfg))[layer]
   cos, sin = ctx.cos[row], ctx.sin[row]
   if cfg.rope_layers:
     # `layer` is traced under scan; by an angle of 0 nothing is rotated.

@@ -40,15 +40,30 @@ def inverse_frequencies(
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
-  """Frequencies of global layers and, where they differ, of local ones.
+  """Frequencies of the layers that differ in them.
 
   Returns:
-    [1 or 2, rotary_dim / 2]: row 0 for global layers, row 1 for local ones.
+    [C, rotary_dim / 2], see `rope_row`: a row for each base of `rope_bases`,
+    or row 0 for global layers and, where they differ, row 1 for local ones.
   """
-  rows = [inverse_frequencies(cfg.rotary_dim, cfg.rope_base, cfg.rope_scaling)]
+  bases = sorted(set(cfg.rope_bases)) or [cfg.rope_base]
+  rows = [
+    inverse_frequencies(cfg.rotary_dim, base, cfg.rope_scaling)
+    for base in bases
+  ]
   if cfg.rope_local_base is not None:
     rows.append(inverse_frequencies(cfg.rotary_dim, cfg.rope_local_base))
   return np.stack(rows)
+
+
+def rope_row(cfg: ModelConfig) -> tuple[int, ...]:
+  """Which row of `rope_frequencies` each layer has."""
+  if cfg.rope_bases:
+    bases = sorted(set(cfg.rope_bases))
+    return tuple(bases.index(base) for base in cfg.rope_bases)
+  if cfg.rope_local_base is not None and cfg.local_layers:
+    return tuple(map(int, cfg.local_layers))
+  return (0,) * cfg.n_layers
 
 
 def rotary_tables(

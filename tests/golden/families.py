@@ -65,6 +65,14 @@ def _parts(model):
   return layers, norm, attention, mlp
 
 
+def _left_by_sink(module, q, k, mask, scaling):
+  """[B, H, T, 1] of its weight that a query gives to tokens."""
+  k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+  scores = q @ k.transpose(2, 3) * scaling + mask
+  total = torch.logsumexp(scores, dim=-1, keepdim=True)
+  return torch.sigmoid(total - module.sinks.reshape(1, -1, 1, 1))
+
+
 class Recorder:
   """Runs a model and keeps what our sites see."""
 
@@ -74,6 +82,8 @@ class Recorder:
     AttentionMaskInterface.register("record", eager_mask)
     model.config._attn_implementation = "record"
     self.residual_scale = getattr(model.config, "residual_multiplier", 1.0)
+    # Its rows sum to one, and the sink takes its share of what they mix.
+    self.scales_output = model.config.model_type == "granite_swa"
     self.interleaved = model.config.model_type.startswith("cohere")
     layers, norm, attn, mlp = _parts(model)
     post = hasattr(layers[0], "post_feedforward_layernorm")
@@ -91,6 +101,8 @@ class Recorder:
     if self.interleaved:
       # Rotary pairs lie side by side there, and half a head apart with us.
       q, k = (torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in (q, k))
+    if self.scales_output:
+      pattern = pattern * _left_by_sink(module, q, k, mask, scaling)
     for name, value in (("q", q), ("k", k), ("v", v)):
       self._add(name, value.transpose(1, 2))
     self._add("pattern", pattern)
@@ -164,9 +176,12 @@ def errors(name, folder, seed):
   record, found = Recorder(model), {}
   for case, (tokens, valid, positions) in inputs(seed).items():
     theirs = record(tokens, valid, positions)
+    if cfg.sink_logit:
+      theirs["sink"] = 1 - theirs["pattern"].sum(axis=-1)
     keep = np.ones(tokens.shape, bool) if valid is None else valid
     out = ours(params, jnp.asarray(tokens), valid=jnp.asarray(keep))
     mine = {**out.trace, "logits": out.logits}
+    mine["sink"] = 1 - mine["pattern"].sum(axis=-1)
     found[case] = {
       site: _largest(np.asarray(mine[site]), value, keep, site)
       for site, value in theirs.items()
@@ -180,7 +195,9 @@ def _largest(a, b, keep, site):
   worst = 0.0
   for row, valid in enumerate(keep):
     diff = np.abs(np.take(a, row, rows) - np.take(b, row, rows))
-    if site == "pattern":
+    if site == "sink":
+      diff = diff[..., valid]
+    elif site == "pattern":
       diff = diff[..., valid, :][..., valid]
     else:
       diff = np.compress(valid, diff, axis=rows)

@@ -49,6 +49,8 @@ VARIANTS = {
     "residual_scale": 0.4,
     "logit_scale": 0.3,
     "rope_layers": (True, False, True),
+    "rope_bases": (100.0, 1e4, 1e3),
+    "sink_logit": True,
     "activation": "relu2",
     "gated_mlp": False,
   },

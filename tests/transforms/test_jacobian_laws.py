@@ -353,6 +353,7 @@ OPTIONS = [
   {"positions": "none"},
   {"rope_dim": 2},
   {"rope_layers": (True, False, True)},
+  {"rope_bases": (9.0, 1e4, 9.0)},
   {"attn_scale": 0.7},
   {"attn_softcap": 1.0},
   {"embed_scale": 3.0},

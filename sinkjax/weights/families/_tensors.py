@@ -123,6 +123,8 @@ def decoder_tensors(
     names["blocks/attn/q_norm"] = at + "self_attn.q_norm"
     names["blocks/attn/k_norm"] = at + "self_attn.k_norm"
   found = norms(names, bias=cfg.norm == "layer" and cfg.norm_bias)
+  if cfg.sink_logit:
+    found.append(Leaf("blocks/attn/sinks", f"{at}self_attn.sinks"))
   for part in "qkvo":
     found += linear(
       f"attn/{part}",
