@@ -78,6 +78,10 @@ ADDED = (
   "rope_bases",
   "logit_scale",
   "residual_scale",
+  "n_experts",
+  "experts_per_token",
+  "norm_topk",
+  "shared_d_ff",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -140,7 +144,7 @@ class ModelConfig:
     n_heads: H, query heads.
     n_kv_heads: key and value heads; divides `n_heads`.
     head_dim: K, width of one head; need not be `d_model / n_heads`.
-    d_ff: F, width of the MLP's hidden layer.
+    d_ff: F, width of the MLP's hidden layer, or of each expert's.
     max_len: longest context that the positions are defined for.
     model_type: the family's name in Hugging Face's `config.json`. A label for
       reading and writing weights; the model never looks at it.
@@ -161,6 +165,12 @@ class ModelConfig:
     mlp_bias: biases in the MLP.
     activation: "silu", "gelu" (exact), "gelu_tanh", "relu" or "relu2", its
       square.
+    n_experts: MLPs that a layer has in place of one, 0 for one; see
+      `models.experts`.
+    experts_per_token: of them, those that each token uses.
+    norm_topk: the weights of a token's experts are divided by their sum.
+    shared_d_ff: width of an expert that every token uses beside those, opened
+      by a sigmoid gate (Qwen 2 MoE); 0 for none.
     parallel_residual: the MLP reads the same residual as the attention (GPT-
       NeoX) instead of the attention's result.
     shared_norm: with a parallel residual, one norm before both (Phi, Cohere).
@@ -234,6 +244,10 @@ class ModelConfig:
   gated_mlp: bool = True
   mlp_bias: bool = False
   activation: str = "silu"
+  n_experts: int = 0
+  experts_per_token: int = 1
+  norm_topk: bool = False
+  shared_d_ff: int = 0
   parallel_residual: bool = False
   shared_norm: bool = False
   positions: str = "rope"
@@ -286,6 +300,7 @@ class ModelConfig:
         "shared_norm=True needs parallel_residual=True and pre_norms=True"
       )
     self._check_attention()
+    self._check_experts()
     self._check_rope()
     self._check_window()
     for name in ("bos_id", "eos_id"):
@@ -317,6 +332,19 @@ class ModelConfig:
     # and the softmax.
     if fused and self.attn_softcap is not None:
       raise ValueError("attention='fused' has no attn_softcap: use 'einsum'")
+
+  def _check_experts(self):
+    _positive_int("experts_per_token", self.experts_per_token)
+    for name in ("n_experts", "shared_d_ff"):
+      if getattr(self, name) != 0:
+        _positive_int(name, getattr(self, name))
+    if not self.n_experts and (self.shared_d_ff or self.norm_topk):
+      raise ValueError("shared_d_ff and norm_topk need n_experts, got 0")
+    if self.n_experts and self.experts_per_token > self.n_experts:
+      raise ValueError(
+        f"experts_per_token must be at most n_experts={self.n_experts}, got "
+        f"{self.experts_per_token}"
+      )
 
   def _check_rope(self):
     if self.positions != "rope":
@@ -363,6 +391,11 @@ class ModelConfig:
   def rotary_dim(self) -> int:
     """Rotated dimensions of each head."""
     return self.head_dim if self.rope_dim is None else self.rope_dim
+
+  @property
+  def mlp_width(self) -> int:
+    """Numbers that a token's hidden layers have, those of all experts."""
+    return self.d_ff * max(1, self.n_experts) + self.shared_d_ff
 
   @property
   def score_scale(self) -> float:

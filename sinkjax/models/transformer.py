@@ -184,6 +184,7 @@ def forward(cfg: ModelConfig) -> Callable:
     check_ids("position", positions, cfg.max_len, "the model's context")
     valid = like_tokens("valid", valid, tokens)
     taps = NO_TAPS if taps is None else taps
+    taps.check_sites(cfg.n_experts > 0)
     with jax.default_matmul_precision(cfg.precision):
       return model.apply({"params": params}, tokens, taps, positions, valid)
 

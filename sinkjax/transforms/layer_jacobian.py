@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import Context
 from sinkjax.models.layerwise import Params
-from sinkjax.taps import Layer
+from sinkjax.taps import MLP_SITES, Layer
 from sinkjax.transforms.layer_steps import (
   MID,
   PRE,
@@ -301,7 +301,7 @@ def _fold_mlp(run: LayerSteps, read: Array) -> Array:
 
   With an edit inside, one output at a time for all tokens, and more work.
   """
-  if {"mlp_in", "mlp_act"} & set(run.edits):
+  if set(MLP_SITES) & set(run.edits):
     _, pull = jax.vjp(run.mlp_output, read)
     units = jnp.eye(read.shape[-1], dtype=read.dtype)
 

@@ -219,7 +219,8 @@ class Leaf:
 
   Attributes:
     path: ours, "blocks/attn/q/kernel".
-    name: theirs, "{i}" standing for the layer.
+    name: theirs, "{i}" standing for the layer and "{e}" for the expert, where
+      each has a tensor of its own.
     layout: how it is stored.
     norm_offset: what the file has added to a norm's scale, which it stores as
       1 + w where the model computes with 1 + w: GGUF does so, Hugging Face
@@ -236,9 +237,34 @@ class Leaf:
     """Whether the parameter is stacked over layers."""
     return "{i}" in self.name
 
-  def read(self, source: Source, slot: np.ndarray, layer: int = 0) -> None:
-    """Fills our `slot`, of one layer, from a source."""
-    self.layout.read(source, self.name.format(i=layer), slot)
+  def places(
+    self, shape: Shape, layer: int | None = None
+  ) -> list[tuple[tuple[int, ...], str]]:
+    """Every tensor of the file that the parameter is in: (index, its name).
+
+    Args:
+      shape: of our parameter, which `index` takes a part of.
+      layer: where our parameter is that of one layer, without that axis.
+    """
+    found: list[tuple[tuple[int, ...], str]] = [((), self.name)]
+    if "{i}" in self.name:
+      layers = range(shape[0]) if layer is None else [layer]
+      shape = shape[1:] if layer is None else shape
+      found = [
+        ((i,) if layer is None else (), self.name.replace("{i}", str(i)))
+        for i in layers
+      ]
+    if "{e}" in self.name:
+      found = [
+        ((*index, e), name.replace("{e}", str(e)))
+        for index, name in found
+        for e in range(shape[0])
+      ]
+    return found
+
+  def read(self, source: Source, name: str, slot: np.ndarray) -> None:
+    """Fills our `slot` from a source's tensor, one of `places`."""
+    self.layout.read(source, name, slot)
     if self.norm_offset:
       slot -= np.float32(self.norm_offset)
 

@@ -61,7 +61,9 @@ def _parts(model):
     type(part).__name__: name for name, part in layers[0].named_children()
   }
   attention = next(n for kind, n in kinds.items() if kind.endswith("Attention"))
-  mlp = next(n for kind, n in kinds.items() if kind.endswith("MLP"))
+  mlp = next(
+    n for kind, n in kinds.items() if kind.endswith(("MLP", "MoeBlock"))
+  )
   return layers, norm, attention, mlp
 
 
@@ -93,6 +95,9 @@ class Recorder:
       out.register_forward_hook(self._keep("attn_out"))
       out = layer.post_feedforward_layernorm if post else getattr(layer, mlp)
       out.register_forward_hook(self._keep("mlp_out"))
+      for part in layer.modules():
+        if type(part).__name__.endswith("Router"):
+          part.register_forward_hook(self._router)
     norm.register_forward_hook(self._keep("final"))
 
   def _attention(self, module, q, k, v, mask, scaling=None, **kwargs):
@@ -121,13 +126,17 @@ class Recorder:
 
     return hook
 
+  def _router(self, module, args, output):
+    # Of all tokens of all rows.
+    self._add("router_logits", output[0].reshape(*self.shape, -1))
+
   def _layer(self, module, args, kwargs, output):
     self._add("resid_pre", args[0] if args else kwargs["hidden_states"])
     self._add("resid_post", output[0] if isinstance(output, tuple) else output)
 
   def __call__(self, tokens, valid=None, positions=None):
     """{site: [L, ...]}, with "embed", "final" and "logits" unstacked."""
-    self.seen = {}
+    self.seen, self.shape = {}, tokens.shape
     kwargs = {}
     if valid is not None:
       kwargs["attention_mask"] = torch.tensor(valid.astype(np.int64))
@@ -171,7 +180,8 @@ def errors(name, folder, seed):
   model = build(name, seed)
   model.save_pretrained(folder)
   params, cfg = huggingface.load(folder)
-  observe = {site: (site, lambda x: x) for site in sinkjax.SITES}
+  sites = [*sinkjax.SITES, *(sinkjax.EXPERT_SITES if cfg.n_experts else ())]
+  observe = {site: (site, lambda x: x) for site in sites}
   ours = sinkjax.capture(sinkjax.forward(cfg), observe)
   record, found = Recorder(model), {}
   for case, (tokens, valid, positions) in inputs(seed).items():

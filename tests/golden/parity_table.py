@@ -27,6 +27,7 @@ SITES = (
   "v",
   "z",
   "attn_out",
+  "router_logits",
   "mlp_out",
   "resid_post",
   "final",
@@ -65,10 +66,9 @@ def measure(names=(), recorded=None):
     with tempfile.TemporaryDirectory() as folder:
       found = families.errors(name, folder, seed=11)
     worst = {
-      site: max(
-        (case[site] for case in found.values() if site in case), default=""
-      )
+      site: max(case[site] for case in found.values() if site in case)
       for site in SITES
+      if site in found["single"]
     }
     rows.append({"family": name, **worst})
   rows.sort(key=lambda row: row["family"])
@@ -107,7 +107,7 @@ def page(found):
       f"`{family.name}`",
       row["family"],
       f"`{family.gguf.architecture}`" if family.gguf else "",
-      *(f"{row[site]:.0e}" if row[site] != "" else "" for site in SITES),
+      *(f"{row[site]:.0e}" if row.get(site) else "" for site in SITES),
     ]
     lines.append("| " + " | ".join(cells) + " |")
   smollm2 = found["smollm2"]
@@ -134,7 +134,7 @@ def main(arguments):
     found = measure(arguments, found)
     artifacts.write_json(DOCS / "parity.json", found)
     header = ["family", *SITES]
-    rows = [[row[key] for key in header] for row in found["families"]]
+    rows = [[row.get(key, "") for key in header] for row in found["families"]]
     artifacts.write_csv(DOCS / "parity.csv", header, rows)
   artifacts.write_text(DOCS / "parity.md", page(found))
   print(page(found), end="")

@@ -31,7 +31,15 @@ VARIANTS = {
     "rope_local_base": 100.0,
   },
   "neox": {"parallel_residual": True, "rope_dim": 2, "norm": "layer"},
-  "nope": {"positions": "none", "activation": "relu"},
+  "nope": {
+    "positions": "none",
+    "activation": "relu",
+    "n_experts": 4,
+    "experts_per_token": 2,
+    "shared_d_ff": 12,
+    "norm_topk": True,
+    "d_ff": 20,
+  },
   "olmo2": {
     "pre_norms": False,
     "post_norms": True,

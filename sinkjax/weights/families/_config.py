@@ -224,6 +224,39 @@ def window_fields(
   return {"window": window, "local_layers": local if any(local) else ()}
 
 
+def expert_fields(read: Reader, count: str = "num_experts") -> dict[str, Any]:
+  """The experts of every layer; `count` is the key of their number.
+
+  Raises:
+    WeightsError: for none, or where some layers have one MLP: all layers of a
+      model have the same parameters here.
+  """
+  experts = read.need(count, int)
+  step = read.get("decoder_sparse_step", int, 1)
+  if experts < 1 or step != 1 or read.get("mlp_only_layers", list):
+    raise WeightsError(
+      f"{read.where}: layers without experts are not supported in a model with "
+      "experts (num_experts=0, decoder_sparse_step or mlp_only_layers)"
+    )
+  return {
+    "n_experts": experts,
+    "experts_per_token": read.need("num_experts_per_tok", int),
+    "norm_topk": read.get("norm_topk_prob", bool, False),
+    "mlp_bias": False,
+  }
+
+
+def expert_values(
+  cfg: ModelConfig, count: str = "num_experts"
+) -> dict[str, Any]:
+  """The keys that `expert_fields` reads."""
+  return {
+    count: cfg.n_experts,
+    "num_experts_per_tok": cfg.experts_per_token,
+    "norm_topk_prob": cfg.norm_topk,
+  }
+
+
 def decoder_values(
   cfg: ModelConfig, *, eps: str = "rms_norm_eps"
 ) -> dict[str, Any]:
