@@ -14,9 +14,9 @@ from typing import Any
 from sinkjax.models.normalizers import NORMALIZERS
 
 NORMS = ("rms", "layer")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
 POSITIONS = ("rope", "learned", "none")
-ROPE_SCALINGS = ("linear", "llama3", "factors")
+ROPE_SCALINGS = ("linear", "llama3", "factors", "yarn")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
 ATTENTIONS = ("einsum", "fused")
@@ -65,6 +65,7 @@ OPTIONAL = (
   "attn_softcap",
   "logit_softcap",
   "rope_local_base",
+  "mlp_clamp",
   "init_std",
 )
 """Fields that are positive numbers or `None`."""
@@ -82,8 +83,14 @@ ADDED = (
   "experts_per_token",
   "norm_topk",
   "shared_d_ff",
+  "router_bias",
+  "mlp_clamp",
+  "up_offset",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
+
+ADDED_TO_SCALING = ("beta_fast", "beta_slow", "truncate", "attention")
+"""The same of `RopeScaling`."""
 
 # Beyond these a file is damaged: no model has a thousand layers, and 2^27 is
 # hundreds of times the largest vocabulary.
@@ -99,12 +106,20 @@ class RopeScaling:
     kind: "linear" divides every frequency by `factor`; "llama3" divides only
       the slow ones, with a smooth ramp between the wavelengths
       `original_max_len / high_freq` and `original_max_len / low_freq`;
-      "factors" divides frequency i by `factors[i]`, as GGUF files store it.
+      "factors" divides frequency i by `factors[i]`, as GGUF files store it;
+      "yarn" divides those that turn less than `beta_slow` times within
+      `original_max_len`, not those that turn more than `beta_fast` times, and
+      ramps over the dimensions between (arXiv 2309.00071).
     factor: the stretch, > 0.
     low_freq: llama3's `low_freq_factor`.
     high_freq: llama3's `high_freq_factor`.
-    original_max_len: llama3's `original_max_position_embeddings`.
+    original_max_len: llama3's and yarn's `original_max_position_embeddings`.
     factors: one divisor a frequency, for kind "factors".
+    beta_fast: see "yarn".
+    beta_slow: likewise.
+    truncate: yarn's ramp begins and ends at whole dimensions.
+    attention: cosines and sines are multiplied by it, so that rotated queries
+      and keys grow (yarn's `attention_factor`).
   """
 
   kind: str
@@ -113,6 +128,10 @@ class RopeScaling:
   high_freq: float = 4.0
   original_max_len: int = 8192
   factors: tuple[float, ...] = ()
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  truncate: bool = True
+  attention: float = 1.0
 
   def __post_init__(self):
     _one_of("rope_scaling.kind", self.kind, ROPE_SCALINGS)
@@ -126,6 +145,11 @@ class RopeScaling:
           "rope_scaling.high_freq must exceed low_freq, got "
           f"{self.high_freq} and {self.low_freq}"
         )
+    if self.kind == "yarn":
+      for name in ("beta_fast", "beta_slow", "original_max_len", "attention"):
+        _positive(f"rope_scaling.{name}", getattr(self, name))
+    elif self.attention != 1.0:
+      raise ValueError("rope_scaling.attention needs the kind 'yarn'")
     if self.kind == "factors":
       if not self.factors:
         raise ValueError("rope_scaling.factors must not be empty")
@@ -163,14 +187,18 @@ class ModelConfig:
     out_bias: a bias on the attention's output projection.
     gated_mlp: `act(x W_gate) * (x W_up)` instead of `act(x W_up)`.
     mlp_bias: biases in the MLP.
-    activation: "silu", "gelu" (exact), "gelu_tanh", "relu" or "relu2", its
-      square.
+    activation: "silu", "gelu" (exact), "gelu_tanh", "quick_gelu",
+      `x sigmoid(1.702 x)`, "relu" or "relu2", its square.
     n_experts: MLPs that a layer has in place of one, 0 for one; see
       `models.experts`.
     experts_per_token: of them, those that each token uses.
     norm_topk: the weights of a token's experts are divided by their sum.
     shared_d_ff: width of an expert that every token uses beside those, opened
       by a sigmoid gate (Qwen 2 MoE); 0 for none.
+    router_bias: a bias on the logits by which tokens choose experts.
+    mlp_clamp: what enters a gated MLP is clipped, the gate from above and the
+      rest from both sides (gpt-oss), or `None`.
+    up_offset: `act(x W_gate) * (x W_up + up_offset)` (gpt-oss: 1).
     parallel_residual: the MLP reads the same residual as the attention (GPT-
       NeoX) instead of the attention's result.
     shared_norm: with a parallel residual, one norm before both (Phi, Cohere).
@@ -248,6 +276,9 @@ class ModelConfig:
   experts_per_token: int = 1
   norm_topk: bool = False
   shared_d_ff: int = 0
+  router_bias: bool = False
+  mlp_clamp: float | None = None
+  up_offset: float = 0.0
   parallel_residual: bool = False
   shared_norm: bool = False
   positions: str = "rope"
@@ -338,8 +369,11 @@ class ModelConfig:
     for name in ("n_experts", "shared_d_ff"):
       if getattr(self, name) != 0:
         _positive_int(name, getattr(self, name))
-    if not self.n_experts and (self.shared_d_ff or self.norm_topk):
-      raise ValueError("shared_d_ff and norm_topk need n_experts, got 0")
+    for name in ("shared_d_ff", "norm_topk", "router_bias"):
+      if getattr(self, name) and not self.n_experts:
+        raise ValueError(f"{name} needs n_experts, got 0")
+    if not self.gated_mlp and (self.mlp_clamp is not None or self.up_offset):
+      raise ValueError("mlp_clamp and up_offset need gated_mlp=True")
     if self.n_experts and self.experts_per_token > self.n_experts:
       raise ValueError(
         f"experts_per_token must be at most n_experts={self.n_experts}, got "
@@ -423,6 +457,10 @@ class ModelConfig:
     for name in ADDED:
       if values[name] == getattr(ModelConfig, name):  # the field's default
         del values[name]
+    scaling = values["rope_scaling"] or {}
+    for name in ADDED_TO_SCALING:
+      if name in scaling and scaling[name] == getattr(RopeScaling, name):
+        del scaling[name]
     return values
 
   @classmethod

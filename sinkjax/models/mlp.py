@@ -26,6 +26,7 @@ ACTIVATIONS = {
   "silu": jax.nn.silu,
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
   "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
   "relu": jax.nn.relu,
   "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
@@ -35,8 +36,14 @@ def hidden_layer(
   cfg: ModelConfig, *pre: Float[Array, "*B F"]
 ) -> Float[Array, "*B F"]:
   """The hidden layer, from (up,) or (gate, up)."""
-  hidden = ACTIVATIONS[cfg.activation](pre[0])
-  return hidden * pre[1] if cfg.gated_mlp else hidden
+  act = ACTIVATIONS[cfg.activation]
+  if not cfg.gated_mlp:
+    return act(pre[0])
+  gate, up = pre
+  if cfg.mlp_clamp is not None:
+    gate = jnp.minimum(gate, cfg.mlp_clamp)
+    up = jnp.clip(up, -cfg.mlp_clamp, cfg.mlp_clamp)
+  return act(gate) * (up + cfg.up_offset if cfg.up_offset else up)
 
 
 class Mlp(nn.Module):
@@ -114,7 +121,7 @@ class Experts(nn.Module):
     def project(fan_in: int, fan_out: int, bias: bool) -> Projection:
       return Projection((fan_in,), (fan_out,), bias, cfg.init_std)
 
-    self.router = project(cfg.d_model, cfg.n_experts, False)
+    self.router = project(cfg.d_model, cfg.n_experts, cfg.router_bias)
     self.expert_up, self.expert_down = stack(wide), stack(narrow)
     if cfg.gated_mlp:
       self.expert_gate = stack(wide)

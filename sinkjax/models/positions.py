@@ -31,6 +31,20 @@ def inverse_frequencies(
     return freq / scaling.factor
   if scaling.kind == "factors":
     return freq / np.asarray(scaling.factors, np.float64)
+  if scaling.kind == "yarn":
+    low, high = (
+      dim
+      * math.log(scaling.original_max_len / (turns * 2 * math.pi))
+      / (2 * math.log(base))
+      for turns in (scaling.beta_fast, scaling.beta_slow)
+    )
+    if scaling.truncate:
+      low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    # transformers has the same width of a ramp that would have none.
+    ramp = (np.arange(dim // 2) - low) / (high - low or 0.001)
+    slow = np.clip(ramp, 0.0, 1.0)
+    return freq / scaling.factor * slow + freq * (1.0 - slow)
   wavelength = 2 * math.pi / freq
   ramp = (scaling.original_max_len / wavelength - scaling.low_freq) / (
     scaling.high_freq - scaling.low_freq
@@ -82,7 +96,15 @@ def rotary_tables(
   dtype = jnp.promote_types(cfg.dtype, jnp.float32)
   freq = jnp.asarray(rope_frequencies(cfg), dtype)
   angles = positions[None, :, :, None].astype(dtype) * freq[:, None, None]
-  return jnp.cos(angles), jnp.sin(angles)
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  grown = cfg.rope_scaling.attention if cfg.rope_scaling else 1.0
+  if grown != 1.0:
+    # Local layers with a base of their own, the last row, are not scaled.
+    rows = np.full(len(freq), grown)
+    rows[1:] = grown if cfg.rope_local_base is None else 1.0
+    factor = jnp.asarray(rows, dtype)[:, None, None, None]
+    cos, sin = cos * factor, sin * factor
+  return cos, sin
 
 
 def rotate(
@@ -98,7 +120,8 @@ def rotate(
     sin: sine of each angle.
 
   Returns:
-    `x` rotated; dimensions beyond 2 R pass through; norms are unchanged.
+    `x` rotated; dimensions beyond 2 R pass through. Norms are unchanged but
+    where `RopeScaling.attention` is in the tables.
   """
   half = cos.shape[-1]
   cos, sin = cos[:, :, None], sin[:, :, None]

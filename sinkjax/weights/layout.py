@@ -160,14 +160,14 @@ def _matrix_shape(shape: Shape, inputs: int) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Fused(Layout):
-  """Queries, keys or values of one tensor that holds all three.
+  """One of several parameters that a tensor holds.
 
   Attributes:
-    each: how each of the three would be stored alone.
-    index: 0 for queries, 1 for keys, 2 for values.
+    each: how each of them would be stored alone.
+    index: which it is; of queries, keys and values, 0 to 2.
   """
 
-  each: Vector | Linear | Kernel
+  each: Layout
   index: int
 
   @property
@@ -211,6 +211,19 @@ class FusedHeads(_Fused):
     """See `Layout`."""
     heads, width = slot.shape[-2:]
     return tensor.reshape(heads, 3, width, *tensor.shape[1:])[:, self.index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternating(_Fused):
+  """The numbers of two parameters in turn, along the last axis."""
+
+  def stored_shape(self, shape: Shape) -> Shape:
+    """See `Layout`."""
+    return (*shape[:-1], 2 * shape[-1])
+
+  def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
+    """See `Layout`."""
+    return tensor[..., self.index :: 2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,13 @@ OPTIONS = {
   "one": {"experts_per_token": 1},
   "sum": {"norm_topk": True, "mlp_bias": True, "gated_mlp": False},
   "shared": {"shared_d_ff": 5, "mlp_bias": True},
+  "clamped": {
+    "norm_topk": True,
+    "router_bias": True,
+    "activation": "quick_gelu",
+    "mlp_clamp": 1.0,
+    "up_offset": 1.0,
+  },
 }
 
 
@@ -28,7 +35,7 @@ def logistic(x):
   return 1 / (1 + np.exp(-x))
 
 
-def one_mlp(w, kind, x, expert=()):
+def one_mlp(cfg, w, kind, x, expert=()):
   """The output of one expert, or of the shared one."""
 
   def linear(part, x):
@@ -39,23 +46,31 @@ def one_mlp(w, kind, x, expert=()):
   if f"{kind}_gate" not in w:
     up = linear("up", x)
     return linear("down", up * logistic(up))
-  gate = linear("gate", x)
-  return linear("down", gate * logistic(gate) * linear("up", x))
+  gate, up = linear("gate", x), linear("up", x)
+  slope = 1.0
+  if cfg.mlp_clamp is not None:
+    limit, slope = cfg.mlp_clamp, 1.702
+    gate, up = (
+      np.minimum(gate, limit),
+      np.maximum(np.minimum(up, limit), -limit),
+    )
+  hidden = gate * logistic(slope * gate) * (up + cfg.up_offset)
+  return linear("down", hidden)
 
 
 def by_hand(cfg, w, x):
   """What the experts give [T, D], token by token."""
   out = np.zeros_like(x)
   for t, token in enumerate(x):
-    logits = token @ w["router"]["kernel"]
+    logits = token @ w["router"]["kernel"] + w["router"].get("bias", 0.0)
     share = np.exp(logits) / np.exp(logits).sum()
     chosen = np.argsort(-logits)[: cfg.experts_per_token]
     total = share[chosen].sum() if cfg.norm_topk else 1
     for e in chosen:
-      out[t] += share[e] / total * one_mlp(w, "expert", token, e)
+      out[t] += share[e] / total * one_mlp(cfg, w, "expert", token, e)
     if cfg.shared_d_ff:
       opened = logistic(token @ w["shared_open"]["kernel"])
-      out[t] += opened * one_mlp(w, "shared", token)
+      out[t] += opened * one_mlp(cfg, w, "shared", token)
   return out
 
 
@@ -185,7 +200,8 @@ def test_refusals():
     quantize_linear.quantize_weights(model(BASE), 8)
   for changes, message in [
     ({"n_experts": 3, "experts_per_token": 4}, "must be at most n_experts=3"),
-    ({"shared_d_ff": 5}, "need n_experts, got 0"),
+    ({"shared_d_ff": 5}, "shared_d_ff needs n_experts, got 0"),
+    ({"gated_mlp": False, "up_offset": 1.0}, "need gated_mlp=True"),
     ({"n_experts": -1}, "n_experts must be a positive integer"),
   ]:
     with pytest.raises(ValueError, match=message):

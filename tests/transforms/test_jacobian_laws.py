@@ -349,6 +349,7 @@ OPTIONS = [
   {"activation": "relu2"},
   {"activation": "gelu"},
   {"activation": "gelu_tanh"},
+  {"activation": "quick_gelu", "mlp_clamp": 1.0, "up_offset": 1.0},
   {"parallel_residual": True},
   {"parallel_residual": True, "post_norms": True},
   {"parallel_residual": True, "shared_norm": True},
@@ -365,6 +366,7 @@ OPTIONS = [
   {"window": 2, "local_layers": (True, False, True), "rope_local_base": 9.0},
   {"rope_scaling": sinkjax.RopeScaling("linear", factor=2.0)},
   {"rope_scaling": sinkjax.RopeScaling("llama3", original_max_len=8)},
+  {"rope_scaling": sinkjax.RopeScaling("yarn", factor=4.0, attention=1.3)},
   {"rope_scaling": sinkjax.RopeScaling("factors", factors=(1.0, 4.0, 9.0))},
 ]
 

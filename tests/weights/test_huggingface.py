@@ -63,7 +63,7 @@ def check(got, want, valid, site):
 
 
 # The gate has time for two compilations of these: one text, and padding.
-_BRIEFLY = ("granite_swa", "mixtral", "qwen2_moe", "qwen3_moe")
+_BRIEFLY = ("gpt_oss", "granite_swa", "mixtral", "qwen2_moe", "qwen3_moe")
 
 
 def runs():
@@ -136,7 +136,8 @@ def config(**changes):
   [
     ({"model_type": "rwkv"}, "unknown model_type 'rwkv'"),
     ({"model_type": None}, "unknown model_type None"),
-    ({"rope_parameters": {"rope_type": "yarn"}}, "unknown RoPE scaling 'yarn'"),
+    ({"rope_parameters": {"rope_type": "ntk"}}, "unknown RoPE scaling 'ntk'"),
+    ({"rope_parameters": {"rope_type": "yarn"}}, "'factor' is missing"),
     ({"rope_parameters": {"rope_type": "linear"}}, "'factor' is missing"),
     ({"hidden_size": "32"}, "'hidden_size' must be int"),
     ({"hidden_size": True}, "'hidden_size' must be int"),
