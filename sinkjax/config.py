@@ -66,6 +66,7 @@ OPTIONAL = (
   "logit_softcap",
   "rope_local_base",
   "mlp_clamp",
+  "qkv_clip",
   "init_std",
 )
 """Fields that are positive numbers or `None`."""
@@ -86,6 +87,7 @@ ADDED = (
   "router_bias",
   "mlp_clamp",
   "up_offset",
+  "qkv_clip",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -183,6 +185,8 @@ class ModelConfig:
     qk_norm: RMS-normalise queries and keys.
     qk_norm_over: "head", each head by itself, with one scale for all; "all",
       the heads of a token together, with a scale of each (OLMo 2).
+    qkv_clip: queries and keys, after their norms, and values are clipped to
+      within plus and minus this (OLMoE), or `None`.
     qkv_bias: biases on the query, key and value projections.
     out_bias: a bias on the attention's output projection.
     gated_mlp: `act(x W_gate) * (x W_up)` instead of `act(x W_up)`.
@@ -267,6 +271,7 @@ class ModelConfig:
   pre_norms: bool = True
   qk_norm: bool = False
   qk_norm_over: str = "head"
+  qkv_clip: float | None = None
   qkv_bias: bool = False
   out_bias: bool = False
   gated_mlp: bool = True

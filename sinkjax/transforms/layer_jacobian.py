@@ -185,7 +185,8 @@ def _fold_attention(
   normed = run.read(pre)
   raw = run.project_qkv(normed)
   (q, k, v), push = jax.linearize(run.norm_and_rotate_qk, *raw)
-  if cfg.gate == "value":  # not linear: another matrix at each token
+  # Values are then not linear: another matrix at each token.
+  if cfg.gate == "value" or cfg.qkv_clip is not None:
     columns = columns_of(jax.linearize(run.project_qkv, normed)[1])(units)
   else:
     kernels = _kernel(run.project_qkv, (width,), pre.dtype)

@@ -339,6 +339,7 @@ OPTIONS = [
   {"qk_norm": True},
   {"qk_norm": True, "qk_norm_over": "all"},
   {"qkv_bias": True},
+  {"qkv_clip": 0.3, "qk_norm": True},
   {"out_bias": True},
   {"gated_mlp": False},
   {"mlp_bias": True},

@@ -63,7 +63,14 @@ def check(got, want, valid, site):
 
 
 # The gate has time for two compilations of these: one text, and padding.
-_BRIEFLY = ("gpt_oss", "granite_swa", "mixtral", "qwen2_moe", "qwen3_moe")
+_BRIEFLY = (
+  "gpt_oss",
+  "granite_swa",
+  "mixtral",
+  "olmoe",
+  "qwen2_moe",
+  "qwen3_moe",
+)
 
 
 def runs():
