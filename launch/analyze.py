@@ -197,7 +197,7 @@ def _memory(
     # About six arrays like the scores live at once in a layer: scores, pattern
     # and what the metrics make of them.
     scores = 4 * cfg.n_heads * length**2
-    activations = 4 * length * (cfg.vocab_size + 4 * cfg.d_ff)
+    activations = 4 * length * (cfg.vocab_size + 4 * cfg.mlp_width)
     return 4 * parameters, 6 * scores + activations + OVERHEAD
   from sinkjax.analysis.sink_profile import streamed_bytes
   from sinkjax.weights.offload import open_layers, peak_estimate

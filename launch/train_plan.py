@@ -75,7 +75,7 @@ def memory(
   for stage in config.all_stages():
     share = rows * config.packing.length / stage.length
     tokens = share * stage.length
-    inside = item * tokens * (8 * cfg.d_model + 3 * cfg.d_ff / tensor)
+    inside = item * tokens * (8 * cfg.d_model + 3 * cfg.mlp_width / tensor)
     scores = 0.0
     if cfg.attention == "einsum":
       heads = cfg.n_heads / tensor

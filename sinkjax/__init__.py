@@ -32,7 +32,7 @@ from sinkjax.models.transformer import (
   init_params,
   param_shapes,
 )
-from sinkjax.taps import SITES, Taps
+from sinkjax.taps import EXPERT_SITES, SITES, Taps
 from sinkjax.transforms.attention_edits import ablate_heads, knockout
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import add, chain, hold, patch, replace, scale
@@ -50,6 +50,7 @@ from sinkjax.weights import Model, load, open_layers, save, supported_models
 __version__ = "0.1.0"
 
 __all__ = [
+  "EXPERT_SITES",
   "SITES",
   "TINY",
   "Model",

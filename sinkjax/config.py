@@ -15,9 +15,9 @@ from sinkjax import finite
 from sinkjax.models.normalizers import NORMALIZERS
 
 NORMS = ("rms", "layer")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
 POSITIONS = ("rope", "learned", "none")
-ROPE_SCALINGS = ("linear", "llama3", "factors")
+ROPE_SCALINGS = ("linear", "llama3", "factors", "yarn")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
 ATTENTIONS = ("einsum", "fused")
@@ -66,6 +66,8 @@ OPTIONAL = (
   "attn_softcap",
   "logit_softcap",
   "rope_local_base",
+  "mlp_clamp",
+  "qkv_clip",
   "init_std",
 )
 """Fields that are positive numbers or `None`."""
@@ -76,10 +78,22 @@ ADDED = (
   "qk_norm_over",
   "shared_norm",
   "rope_layers",
+  "rope_bases",
   "logit_scale",
   "residual_scale",
+  "n_experts",
+  "experts_per_token",
+  "norm_topk",
+  "shared_d_ff",
+  "router_bias",
+  "mlp_clamp",
+  "up_offset",
+  "qkv_clip",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
+
+ADDED_TO_SCALING = ("beta_fast", "beta_slow", "truncate", "attention")
+"""The same of `RopeScaling`."""
 
 # Beyond these a file is damaged: no model has a thousand layers, and 2^27 is
 # hundreds of times the largest vocabulary.
@@ -95,12 +109,20 @@ class RopeScaling:
     kind: "linear" divides every frequency by `factor`; "llama3" divides only
       the slow ones, with a smooth ramp between the wavelengths
       `original_max_len / high_freq` and `original_max_len / low_freq`;
-      "factors" divides frequency i by `factors[i]`, as GGUF files store it.
+      "factors" divides frequency i by `factors[i]`, as GGUF files store it;
+      "yarn" divides those that turn less than `beta_slow` times within
+      `original_max_len`, not those that turn more than `beta_fast` times, and
+      ramps over the dimensions between (arXiv 2309.00071).
     factor: the stretch, > 0.
     low_freq: llama3's `low_freq_factor`.
     high_freq: llama3's `high_freq_factor`.
-    original_max_len: llama3's `original_max_position_embeddings`.
+    original_max_len: llama3's and yarn's `original_max_position_embeddings`.
     factors: one divisor a frequency, for kind "factors".
+    beta_fast: see "yarn".
+    beta_slow: likewise.
+    truncate: yarn's ramp begins and ends at whole dimensions.
+    attention: cosines and sines are multiplied by it, so that rotated queries
+      and keys grow (yarn's `attention_factor`).
   """
 
   kind: str
@@ -109,6 +131,10 @@ class RopeScaling:
   high_freq: float = 4.0
   original_max_len: int = 8192
   factors: tuple[float, ...] = ()
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  truncate: bool = True
+  attention: float = 1.0
 
   def __post_init__(self):
     _one_of("rope_scaling.kind", self.kind, ROPE_SCALINGS)
@@ -122,6 +148,11 @@ class RopeScaling:
           "rope_scaling.high_freq must exceed low_freq, got "
           f"{self.high_freq} and {self.low_freq}"
         )
+    if self.kind == "yarn":
+      for name in ("beta_fast", "beta_slow", "original_max_len", "attention"):
+        _positive(f"rope_scaling.{name}", getattr(self, name))
+    elif self.attention != 1.0:
+      raise ValueError("rope_scaling.attention needs the kind 'yarn'")
     if self.kind == "factors":
       if not self.factors:
         raise ValueError("rope_scaling.factors must not be empty")
@@ -140,7 +171,7 @@ class ModelConfig:
     n_heads: H, query heads.
     n_kv_heads: key and value heads; divides `n_heads`.
     head_dim: K, width of one head; need not be `d_model / n_heads`.
-    d_ff: F, width of the MLP's hidden layer.
+    d_ff: F, width of the MLP's hidden layer, or of each expert's.
     max_len: longest context that the positions are defined for.
     model_type: the family's name in Hugging Face's `config.json`. A label for
       reading and writing weights; the model never looks at it.
@@ -155,12 +186,24 @@ class ModelConfig:
     qk_norm: RMS-normalise queries and keys.
     qk_norm_over: "head", each head by itself, with one scale for all; "all",
       the heads of a token together, with a scale of each (OLMo 2).
+    qkv_clip: queries and keys, after their norms, and values are clipped to
+      within plus and minus this (OLMoE), or `None`.
     qkv_bias: biases on the query, key and value projections.
     out_bias: a bias on the attention's output projection.
     gated_mlp: `act(x W_gate) * (x W_up)` instead of `act(x W_up)`.
     mlp_bias: biases in the MLP.
-    activation: "silu", "gelu" (exact), "gelu_tanh", "relu" or "relu2", its
-      square.
+    activation: "silu", "gelu" (exact), "gelu_tanh", "quick_gelu",
+      `x sigmoid(1.702 x)`, "relu" or "relu2", its square.
+    n_experts: MLPs that a layer has in place of one, 0 for one; see
+      `models.experts`.
+    experts_per_token: of them, those that each token uses.
+    norm_topk: the weights of a token's experts are divided by their sum.
+    shared_d_ff: width of an expert that every token uses beside those, opened
+      by a sigmoid gate (Qwen 2 MoE); 0 for none.
+    router_bias: a bias on the logits by which tokens choose experts.
+    mlp_clamp: what enters a gated MLP is clipped, the gate from above and the
+      rest from both sides (gpt-oss), or `None`.
+    up_offset: `act(x W_gate) * (x W_up + up_offset)` (gpt-oss: 1).
     parallel_residual: the MLP reads the same residual as the attention (GPT-
       NeoX) instead of the attention's result.
     shared_norm: with a parallel residual, one norm before both (Phi, Cohere).
@@ -170,6 +213,8 @@ class ModelConfig:
     rope_dim: rotated dimensions of each head, `None` for all.
     rope_layers: one bool a layer, `False` where nothing is rotated (SmolLM3);
       empty for all.
+    rope_bases: one base a layer in place of `rope_base` (Granite SWA); empty
+      for the same in all.
     rope_scaling: a `RopeScaling` or `None`.
     rope_local_base: base for local layers (Gemma 3), `None` for the same; a
       separate local base is not scaled.
@@ -227,17 +272,26 @@ class ModelConfig:
   pre_norms: bool = True
   qk_norm: bool = False
   qk_norm_over: str = "head"
+  qkv_clip: float | None = None
   qkv_bias: bool = False
   out_bias: bool = False
   gated_mlp: bool = True
   mlp_bias: bool = False
   activation: str = "silu"
+  n_experts: int = 0
+  experts_per_token: int = 1
+  norm_topk: bool = False
+  shared_d_ff: int = 0
+  router_bias: bool = False
+  mlp_clamp: float | None = None
+  up_offset: float = 0.0
   parallel_residual: bool = False
   shared_norm: bool = False
   positions: str = "rope"
   rope_base: float = 10000.0
   rope_dim: int | None = None
   rope_layers: tuple[bool, ...] = ()
+  rope_bases: tuple[float, ...] = ()
   rope_scaling: RopeScaling | None = None
   rope_local_base: float | None = None
   window: int | None = None
@@ -284,6 +338,7 @@ class ModelConfig:
         "shared_norm=True needs parallel_residual=True and pre_norms=True"
       )
     self._check_attention()
+    self._check_experts()
     self._check_rope()
     self._check_window()
     for name in ("bos_id", "eos_id"):
@@ -316,14 +371,36 @@ class ModelConfig:
     if fused and self.attn_softcap is not None:
       raise ValueError("attention='fused' has no attn_softcap: use 'einsum'")
 
+  def _check_experts(self):
+    _positive_int("experts_per_token", self.experts_per_token)
+    for name in ("n_experts", "shared_d_ff"):
+      if getattr(self, name) != 0:
+        _positive_int(name, getattr(self, name))
+    for name in ("shared_d_ff", "norm_topk", "router_bias"):
+      if getattr(self, name) and not self.n_experts:
+        raise ValueError(f"{name} needs n_experts, got 0")
+    if not self.gated_mlp and (self.mlp_clamp is not None or self.up_offset):
+      raise ValueError("mlp_clamp and up_offset need gated_mlp=True")
+    if self.n_experts and self.experts_per_token > self.n_experts:
+      raise ValueError(
+        f"experts_per_token must be at most n_experts={self.n_experts}, got "
+        f"{self.experts_per_token}"
+      )
+
   def _check_rope(self):
     if self.positions != "rope":
-      if self.rope_layers:
-        raise ValueError(
-          f"rope_layers needs positions='rope', got {self.positions!r}"
-        )
+      for name in ("rope_layers", "rope_bases"):
+        if getattr(self, name):
+          raise ValueError(
+            f"{name} needs positions='rope', got {self.positions!r}"
+          )
       return
     self._check_one_a_layer("rope_layers")
+    self._check_one_a_layer("rope_bases")
+    for base in self.rope_bases:
+      _positive("rope_bases", base)
+    if self.rope_bases and self.rope_local_base is not None:
+      raise ValueError("rope_bases takes the place of rope_local_base")
     dim = self.rotary_dim
     # Dimensions are rotated in pairs.
     if dim % 2 or not 0 < dim <= self.head_dim:
@@ -357,6 +434,11 @@ class ModelConfig:
     return self.head_dim if self.rope_dim is None else self.rope_dim
 
   @property
+  def mlp_width(self) -> int:
+    """Numbers that a token's hidden layers have, those of all experts."""
+    return self.d_ff * max(1, self.n_experts) + self.shared_d_ff
+
+  @property
   def score_scale(self) -> float:
     """The factor on query-key dot products."""
     if self.attn_scale is not None:
@@ -382,6 +464,10 @@ class ModelConfig:
     for name in ADDED:
       if values[name] == getattr(ModelConfig, name):  # the field's default
         del values[name]
+    scaling = values["rope_scaling"] or {}
+    for name in ADDED_TO_SCALING:
+      if name in scaling and scaling[name] == getattr(RopeScaling, name):
+        del scaling[name]
     return values
 
   @classmethod
@@ -403,7 +489,7 @@ class ModelConfig:
       scaling["factors"] = tuple(scaling.get("factors", ()))
       values["rope_scaling"] = RopeScaling(**scaling)
     # JSON has lists, a hashable config needs tuples.
-    for name in ("local_layers", "rope_layers"):
+    for name in ("local_layers", "rope_layers", "rope_bases"):
       values[name] = tuple(values.get(name, ()))
     return cls(**values)
 

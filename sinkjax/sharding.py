@@ -35,6 +35,15 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
   ("mlp", "gate", "bias"): (None, "tensor"),
   ("mlp", "up", "bias"): (None, "tensor"),
   ("mlp", "down", "kernel"): (None, "tensor", "fsdp"),
+  # Each expert is split as an MLP is.
+  ("expert_gate", "kernel"): (None, None, "fsdp", "tensor"),
+  ("expert_up", "kernel"): (None, None, "fsdp", "tensor"),
+  ("expert_gate", "bias"): (None, None, "tensor"),
+  ("expert_up", "bias"): (None, None, "tensor"),
+  ("expert_down", "kernel"): (None, None, "tensor", "fsdp"),
+  ("shared_gate", "kernel"): (None, "fsdp", "tensor"),
+  ("shared_up", "kernel"): (None, "fsdp", "tensor"),
+  ("shared_down", "kernel"): (None, "tensor", "fsdp"),
 }
 """Axes of the mesh by the end of a parameter's path; others are copied.
 The first axis of what is in a block is the layer."""

@@ -67,22 +67,39 @@ SITES: dict[str, Site] = {
   "resid_post": Site("B T D", "residual stream leaving the block"),
   "final": Site("B T D", "after the final norm, before the logits", False),
 }
-"""Every site, in the order in which a forward pass meets them."""
+"""The sites of every model, in the order in which a forward pass meets them."""
+
+EXPERT_SITES: dict[str, Site] = {
+  "router_logits": Site("B T E", "logits by which tokens choose experts"),
+  "expert_out": Site(
+    "B T E D", "what each expert adds, weighted; a shared one comes last"
+  ),
+}
+"""The sites that only models with experts have; they meet them inside the MLP.
+
+There "mlp_act" has the hidden layers of all experts side by side, whether a
+token uses them or not, and that of a shared one behind them.
+"""
+
+MLP_SITES = ("mlp_in", "mlp_act", *EXPERT_SITES)
+"""The sites from what the MLP reads to its output."""
+
+_ALL = {**SITES, **EXPERT_SITES}
 
 
 def markdown() -> str:
   """The table of sites as markdown, for the docs."""
   rows = [("Site", "Axes", "What stands there", "In every layer")]
   rows.append(("---",) * len(rows[0]))
-  for name, site in SITES.items():
+  for name, site in _ALL.items():
     layered = "yes" if site.stacked else "once"
     rows.append((f"`{name}`", site.axes, site.meaning, layered))
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _check_site(site: str) -> None:
-  if site not in SITES:
-    raise ValueError(f"unknown site {site!r}; valid sites: {list(SITES)}")
+  if site not in _ALL:
+    raise ValueError(f"unknown site {site!r}; valid sites: {list(_ALL)}")
 
 
 def _observer_sites(name: str, sites: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -93,7 +110,7 @@ def _observer_sites(name: str, sites: str | tuple[str, ...]) -> tuple[str, ...]:
     _check_site(site)
   # Sites outside the layers have a `Tapper` each, so that no reducer could be
   # given values of two of them.
-  if len({s if not SITES[s].stacked else "layer" for s in sites}) > 1:
+  if len({s if not _ALL[s].stacked else "layer" for s in sites}) > 1:
     raise ValueError(
       f"observer {name!r} mixes sites inside and outside the layers: {sites}"
     )
@@ -165,12 +182,30 @@ class Taps:
       length: tokens in a row.
 
     Raises:
-      ValueError: for an index out of range, naming it.
+      ValueError: for an index out of range, or a site that the model does not
+        have, naming it.
     """
+    self.check_sites(cfg.n_experts > 0)
     edits = {
       site: placed(edit, cfg, length, site) for site, edit in self.edits.items()
     }
     return Taps(edits, self.observers)
+
+  def check_sites(self, experts: bool) -> None:
+    """Raises ValueError for a site that a model does not have.
+
+    Args:
+      experts: whether it has experts.
+    """
+    if experts:
+      return
+    observed = [site for sites, _ in self.observers.values() for site in sites]
+    for site in (*self.edits, *observed):
+      if site in EXPERT_SITES:
+        raise ValueError(
+          f"site {site!r} is one of models with experts, and this model has "
+          "none (n_experts=0)"
+        )
 
   def tree_flatten(self) -> tuple[list[Any], tuple]:
     """Edits and reducers that are pytrees are children, the rest static."""
@@ -242,7 +277,7 @@ class Tapper:
       if jax.numpy.shape(edited) != value.shape:
         raise ValueError(
           f"the edit at {site!r} returned shape {jax.numpy.shape(edited)}, "
-          f"expected {value.shape} ({SITES[site].axes})"
+          f"expected {value.shape} ({_ALL[site].axes})"
         )
       # An edit in float32 must not change what the rest of the model is in.
       value = jax.numpy.asarray(edited, value.dtype)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import sinkjax
-from sinkjax.config import ADDED
+from sinkjax.config import ADDED, ADDED_TO_SCALING
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,9 @@ def test_refuses(changes, message):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"kind": "yarn"}, "rope_scaling.kind must be one of"),
+    ({"kind": "dynamic"}, "rope_scaling.kind must be one of"),
+    ({"kind": "yarn", "beta_slow": 0.0}, "rope_scaling.beta_slow must be"),
+    ({"kind": "linear", "attention": 2.0}, "attention needs the kind 'yarn'"),
     ({"kind": "linear", "factor": 0}, "rope_scaling.factor"),
     ({"kind": "llama3", "low_freq": 4.0}, "high_freq must exceed"),
     ({"kind": "factors"}, "must not be empty"),
@@ -63,9 +65,16 @@ def test_fields_that_recorded_configs_lack():
   used = sinkjax.TINY.replace(
     logit_scale=0.5,
     rope_layers=(True, False, True),
+    rope_bases=(1e2, 1e4, 1e3),
     pre_norms=False,
     post_norms=True,
   )
+  # Those that a scaling of RoPE has more are left out alike.
+  linear = sinkjax.RopeScaling("linear", factor=2.0)
+  values = sinkjax.TINY.replace(rope_scaling=linear).to_dict()
+  assert not set(ADDED_TO_SCALING) & set(values["rope_scaling"])
+  yarn = sinkjax.RopeScaling("yarn", attention=1.2, truncate=False)
+  used = used.replace(rope_scaling=yarn)
   values = json.loads(json.dumps(used.to_dict()))
   assert {"logit_scale", "rope_layers", "pre_norms"} <= set(values)
   assert sinkjax.ModelConfig.from_dict(values) == used

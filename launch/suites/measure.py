@@ -148,7 +148,7 @@ def forward_flops(
   """Operations of a causal forward pass over `length` tokens."""
   heads = cfg.n_heads * cfg.head_dim
   keys = 2 * cfg.n_kv_heads * cfg.head_dim
-  mlp = (3 if cfg.gated_mlp else 2) * cfg.d_ff
+  mlp = (3 if cfg.gated_mlp else 2) * cfg.mlp_width
   # Scores and mixture need 2 H K T operations each for a token, and the causal
   # half of both is counted; the factor 2 of an operation comes last.
   layer = cfg.d_model * (2 * heads + keys + mlp) + heads * length

@@ -181,7 +181,7 @@ def streamed_bytes(cfg: ModelConfig, length: int) -> int:
   # Six arrays like the residual stream and four like q, k, v and z live in a
   # layer; four blocks of rows: scores, pattern, logarithms and a product.
   piece = min(length, chunks.CHUNK)
-  widest = max(4 * cfg.d_ff, 2 * min(cfg.vocab_size, UNEMBED_COLUMNS))
+  widest = max(4 * cfg.mlp_width, 2 * min(cfg.vocab_size, UNEMBED_COLUMNS))
   tokens = length * (6 * cfg.d_model + 4 * cfg.n_heads * cfg.head_dim)
   rows = 4 * streaming.default_block(cfg, 1, length) * cfg.n_heads * length
   drawn = cfg.n_layers * cfg.n_heads * min(length, DRAWN) ** 2

@@ -178,6 +178,7 @@ def remove_by_layer(
       n_layers=1,
       local_layers=cfg.local_layers[at],
       rope_layers=cfg.rope_layers[at],
+      rope_bases=cfg.rope_bases[at],
     )
     small, its = remove_heads(
       one, its, removed[at], mean=None if mean is None else mean[at]
@@ -200,11 +201,11 @@ def ragged_forward(
   def f(params: Params, tokens: Any) -> Array:
     tokens = check_tokens(cfg, tokens)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    ctx = make_context(cfg, positions, None)
     with jax.default_matmul_precision(cfg.precision):
       x = embed(InMemory(cfg, params), tokens, positions)
       layer = jnp.asarray(0)  # each config has one layer
       for its, block in zip(cfgs, params["blocks"], strict=True):
+        ctx = make_context(its, positions, None)
         x, _ = apply_block(its, block, x, layer, ctx, NO_TAPS)
       x = apply_final_norm(cfg, params["final_norm"], x)
       table = params["embed" if cfg.tie_embeddings else "unembed"]

@@ -263,7 +263,13 @@ class BeforeRotation:
     cos, sin = rotary_of(self.cfg, ctx, layer)
     shape = (value.shape[0], *cos.shape[1:])
     cos, sin = jnp.broadcast_to(cos, shape), jnp.broadcast_to(sin, shape)
-    plain = rotate(value, cos, -sin)
+    back = cos, -sin
+    scaling = self.cfg.rope_scaling
+    if scaling is not None and scaling.attention != 1.0:
+      # The tables do more than rotate: what they multiply by is divided out.
+      size = cos**2 + sin**2
+      back = cos / size, -sin / size
+    plain = rotate(value, *back)
     return value + rotate(self.edit(plain, layer) - plain, cos, sin)
 
 

@@ -34,6 +34,10 @@ INPUTS = ("attn_in", "z", "mlp_in", "mlp_act")
 RANGES = ("tensor, static", "tensor", "token")
 """Which activations share a step; "tensor" and "token" are dynamic."""
 
+_EXPERTS = (
+  "rounding the projections of a model with experts is not supported: a router "
+  "reads what the experts read, and would be rounded with them"
+)
 _INNER = {"o": 2}
 """How many axes of a kernel are summed over; 1 where not named: the output
 projection [H, K, D] sums over heads and their dimensions."""
@@ -52,8 +56,10 @@ def quantize_weights(params: Any, bits: Any) -> Any:
     over the inputs of each output and layer.
 
   Raises:
-    ValueError: for fewer than 2 bits, or more than 16.
+    ValueError: for fewer than 2 bits, or more than 16, or a model with experts.
   """
+  if "router" in params["blocks"]["mlp"]:
+    raise ValueError(_EXPERTS)
   if isinstance(bits, (int, float)) and not 2 <= bits <= 16:
     raise ValueError(f"bits must be in [2, 16], got {bits}")
 
@@ -119,8 +125,9 @@ def quantize_inputs(
     limits: `{site: [L, 2]}` of `limits_of`, for "tensor, static" alone.
 
   Raises:
-    ValueError: for unknown ranges, limits that are missing or unused, or a
-      model whose output projection reads gated heads, which have no tap.
+    ValueError: for unknown ranges, limits that are missing or unused, a model
+      whose output projection reads gated heads, which have no tap, or one with
+      experts.
 
   >>> import sinkjax
   >>> sorted(quantize_inputs(sinkjax.TINY, 8, ranges="token"))
@@ -128,6 +135,8 @@ def quantize_inputs(
   """
   if ranges not in RANGES:
     raise ValueError(f"ranges must be one of {list(RANGES)}, got {ranges!r}")
+  if cfg.n_experts:
+    raise ValueError(_EXPERTS)
   if cfg.gate in ("head", "element"):
     raise ValueError(
       "the input of the output projection has no tap where heads are gated, "

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sinkjax.config import ModelConfig
 from sinkjax.models import normalizers
 from sinkjax.models.fused import fused_attention
-from sinkjax.models.positions import rotary_tables, rotate
+from sinkjax.models.positions import rope_row, rotary_tables, rotate
 from sinkjax.taps import Layer, Tapper
 
 
@@ -95,8 +95,8 @@ def rotary_of(
   if ctx.cos is None:
     return None, None
   row = 0
-  if ctx.cos.shape[0] == 2:
-    row = jnp.asarray(cfg.local_layers)[layer].astype(jnp.int32)
+  if ctx.cos.shape[0] > 1:
+    row = jnp.asarray(rope_row(cfg))[layer]
   cos, sin = ctx.cos[row], ctx.sin[row]
   if cfg.rope_layers:
     # `layer` is traced under scan; by an angle of 0 nothing is rotated.
@@ -208,6 +208,10 @@ class Projection(nn.Module):
     return out
 
 
+def _clipped(x: Array, limit: float | None) -> Array:
+  return x if limit is None else jnp.clip(x, -limit, limit)
+
+
 class Attention(nn.Module):
   """Grouped-query attention, step by step. Heads H, KV heads N, H = N G.
 
@@ -253,12 +257,12 @@ class Attention(nn.Module):
   def project_qkv(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
     """Queries [B, T, H, K], keys and values [B, T, N, K], as projected.
 
-    Where there is a gate on values, they come gated.
+    Where there is a gate on values or a clip, they come gated and clipped.
     """
     q, k, v = self.q(x), self.k(x), self.v(x)
     if self.cfg.gate == "value":
       v = v * jax.nn.sigmoid(self.gate(x))
-    return q, k, v
+    return q, k, _clipped(v, self.cfg.qkv_clip)
 
   def norm_and_rotate_qk(
     self,
@@ -271,6 +275,7 @@ class Attention(nn.Module):
     cfg = self.cfg
     if cfg.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
+    q, k = _clipped(q, cfg.qkv_clip), _clipped(k, cfg.qkv_clip)
     cos, sin = rotary_of(cfg, ctx, layer)
     if cos is not None:
       q, k = rotate(q, cos, sin), rotate(k, cos, sin)

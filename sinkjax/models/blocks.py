@@ -1,7 +1,6 @@
-"""Norm, MLP and the block that joins them to attention."""
+"""Norm, and the block that joins attention and MLP."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -10,22 +9,14 @@ from sinkjax.config import ModelConfig
 from sinkjax.models.attention import (
   Attention,
   Context,
-  Projection,
   align,
   mask_of,
   rms_normalize,
 )
+from sinkjax.models.mlp import Experts, Mlp
 from sinkjax.taps import Layer, Tapper, Taps, Trace
 
 Residual = Float[Array, "B T D"]
-
-_ACTIVATIONS = {
-  "silu": jax.nn.silu,
-  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-  "relu": jax.nn.relu,
-  "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-}
 
 
 class Norm(nn.Module):
@@ -50,37 +41,6 @@ class Norm(nn.Module):
     return normed.astype(x.dtype)
 
 
-class Mlp(nn.Module):
-  """`act(x W_gate) * (x W_up) W_down`, or without the gate."""
-
-  cfg: ModelConfig
-
-  def setup(self):
-    cfg = self.cfg
-
-    def project(fan_in: int, fan_out: int) -> Projection:
-      return Projection((fan_in,), (fan_out,), cfg.mlp_bias, cfg.init_std)
-
-    self.up = project(cfg.d_model, cfg.d_ff)
-    if cfg.gated_mlp:
-      self.gate = project(cfg.d_model, cfg.d_ff)
-    self.down = project(cfg.d_ff, cfg.d_model)
-
-  def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
-    """What enters the non-linearity, [B, T, F] each: (up,) or (gate, up)."""
-    return (self.gate(x), self.up(x)) if self.cfg.gated_mlp else (self.up(x),)
-
-  def activate(
-    self, *pre: Float[Array, "B T F"], tap: Tapper
-  ) -> Float[Array, "B T D"]:
-    """The non-linearity and what follows it."""
-    act = _ACTIVATIONS[self.cfg.activation]
-    hidden = act(pre[0])
-    if self.cfg.gated_mlp:
-      hidden = hidden * pre[1]
-    return self.down(tap("mlp_act", hidden))
-
-
 class Block(nn.Module):
   """One layer: [B, T, D] residual in, residual and trace out.
 
@@ -89,14 +49,15 @@ class Block(nn.Module):
   norms and `residual_scale` only what "attn_out" and "mlp_out" are.
 
   The steps are methods. All but `mix` act on every token alone; the steps
-  inside attention and MLP are methods of `Attention` and `Mlp`.
+  inside attention and MLP are methods of `Attention`, `Mlp` and `Experts`.
   """
 
   cfg: ModelConfig
 
   def setup(self):
     cfg = self.cfg
-    self.attn, self.mlp = Attention(cfg), Mlp(cfg)
+    self.attn = Attention(cfg)
+    self.mlp = Experts(cfg) if cfg.n_experts else Mlp(cfg)
     if cfg.pre_norms:
       self.attn_norm = Norm(cfg)
       if not cfg.shared_norm:
@@ -156,8 +117,16 @@ class Block(nn.Module):
 
   def mlp_output(self, x: Residual, tap: Tapper) -> Residual:
     """`resid_mid`, or `resid_pre` where parallel -> the MLP's raw output."""
-    inner = self.mlp.linear(self.mlp_read(x, tap))
-    return self.mlp.activate(*inner, tap=tap)
+    inner = self.mlp_linear(self.mlp_read(x, tap))
+    return self.mlp_activate(*inner, tap=tap)
+
+  def mlp_linear(self, normed: Residual) -> tuple[Array, ...]:
+    """What the MLP reads -> what enters its non-linearity."""
+    return self.mlp.linear(normed)
+
+  def mlp_activate(self, *pre: Array, tap: Tapper) -> Residual:
+    """What enters the MLP's non-linearity -> its raw output."""
+    return self.mlp.activate(*pre, tap=tap)
 
   def finish(self, mid: Residual, mlp_out: Residual, tap: Tapper) -> Residual:
     """(`resid_mid`, the MLP's raw output) -> `resid_post`."""

@@ -31,6 +31,20 @@ def inverse_frequencies(
     return freq / scaling.factor
   if scaling.kind == "factors":
     return freq / np.asarray(scaling.factors, np.float64)
+  if scaling.kind == "yarn":
+    low, high = (
+      dim
+      * math.log(scaling.original_max_len / (turns * 2 * math.pi))
+      / (2 * math.log(base))
+      for turns in (scaling.beta_fast, scaling.beta_slow)
+    )
+    if scaling.truncate:
+      low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    # transformers has the same width of a ramp that would have none.
+    ramp = (np.arange(dim // 2) - low) / (high - low or 0.001)
+    slow = np.clip(ramp, 0.0, 1.0)
+    return freq / scaling.factor * slow + freq * (1.0 - slow)
   wavelength = 2 * math.pi / freq
   ramp = (scaling.original_max_len / wavelength - scaling.low_freq) / (
     scaling.high_freq - scaling.low_freq
@@ -40,15 +54,30 @@ def inverse_frequencies(
 
 
 def rope_frequencies(cfg: ModelConfig) -> np.ndarray:
-  """Frequencies of global layers and, where they differ, of local ones.
+  """Frequencies of the layers that differ in them.
 
   Returns:
-    [1 or 2, rotary_dim / 2]: row 0 for global layers, row 1 for local ones.
+    [C, rotary_dim / 2], see `rope_row`: a row for each base of `rope_bases`,
+    or row 0 for global layers and, where they differ, row 1 for local ones.
   """
-  rows = [inverse_frequencies(cfg.rotary_dim, cfg.rope_base, cfg.rope_scaling)]
+  bases = sorted(set(cfg.rope_bases)) or [cfg.rope_base]
+  rows = [
+    inverse_frequencies(cfg.rotary_dim, base, cfg.rope_scaling)
+    for base in bases
+  ]
   if cfg.rope_local_base is not None:
     rows.append(inverse_frequencies(cfg.rotary_dim, cfg.rope_local_base))
   return np.stack(rows)
+
+
+def rope_row(cfg: ModelConfig) -> tuple[int, ...]:
+  """Which row of `rope_frequencies` each layer has."""
+  if cfg.rope_bases:
+    bases = sorted(set(cfg.rope_bases))
+    return tuple(bases.index(base) for base in cfg.rope_bases)
+  if cfg.rope_local_base is not None and cfg.local_layers:
+    return tuple(map(int, cfg.local_layers))
+  return (0,) * cfg.n_layers
 
 
 def rotary_tables(
@@ -67,7 +96,15 @@ def rotary_tables(
   dtype = jnp.promote_types(cfg.dtype, jnp.float32)
   freq = jnp.asarray(rope_frequencies(cfg), dtype)
   angles = positions[None, :, :, None].astype(dtype) * freq[:, None, None]
-  return jnp.cos(angles), jnp.sin(angles)
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  grown = cfg.rope_scaling.attention if cfg.rope_scaling else 1.0
+  if grown != 1.0:
+    # Local layers with a base of their own, the last row, are not scaled.
+    rows = np.full(len(freq), grown)
+    rows[1:] = grown if cfg.rope_local_base is None else 1.0
+    factor = jnp.asarray(rows, dtype)[:, None, None, None]
+    cos, sin = cos * factor, sin * factor
+  return cos, sin
 
 
 def rotate(
@@ -83,7 +120,8 @@ def rotate(
     sin: sine of each angle.
 
   Returns:
-    `x` rotated; dimensions beyond 2 R pass through; norms are unchanged.
+    `x` rotated; dimensions beyond 2 R pass through. Norms are unchanged but
+    where `RopeScaling.attention` is in the tables.
   """
   half = cos.shape[-1]
   cos, sin = cos[:, :, None], sin[:, :, None]

@@ -39,6 +39,8 @@ def with_taps(fn: Callable, mine: Taps) -> Callable:
   def wrapped(*args, taps: Taps | None = None, **kwargs):
     return fn(*args, taps=mine.merge(taps), **kwargs)
 
+  if hasattr(fn, "cfg"):
+    mine.check_sites(fn.cfg.n_experts > 0)
   if hasattr(fn, "taps"):
     wrapped.taps = fn.taps.merge(mine)
   return wrapped

@@ -85,7 +85,7 @@ class Costs:
       wide = 2 * cfg.d_model + self._keys + self._heads + scores
     else:  # what the layer's linearisation holds, with its residuals
       wide = 6 * cfg.d_model + 3 * (self._heads + self._keys)
-      wide += 4 * scores + 4 * cfg.d_ff
+      wide += 4 * scores + 4 * cfg.mlp_width
     return self._size * self.length * wide
 
   def fold(self) -> int:
@@ -99,13 +99,13 @@ class Costs:
     """Bytes in use while one layer is folded, beside the result."""
     cfg = self.cfg
     rows = 4 * cfg.d_model * (cfg.d_model + self._heads + self._keys)
-    return self._size * (self.length * rows + 5 * cfg.d_model * cfg.d_ff)
+    return self._size * (self.length * rows + 5 * cfg.d_model * cfg.mlp_width)
 
   def fold_flops(self) -> float:
     """Operations of folding one layer."""
     cfg, square = self.cfg, self.cfg.d_model**2
-    token = square * (cfg.d_ff + 2 * self._heads + cfg.d_model)
-    shared = square * (self._heads + self._keys + 2 * cfg.d_ff)
+    token = square * (cfg.mlp_width + 2 * self._heads + cfg.d_model)
+    shared = square * (self._heads + self._keys + 2 * cfg.mlp_width)
     mixing = 4 * self.length**2 * self._heads * cfg.d_model
     return 2.0 * (self.length * token + shared + mixing)
 
@@ -115,7 +115,7 @@ class Costs:
     if folded:
       token = cfg.d_model * (cfg.d_model + self._heads + self._keys)
       return 2.0 * tokens * (token + 3 * self._heads * tokens)
-    mlp = (3 if cfg.gated_mlp else 2) * cfg.d_ff
+    mlp = (3 if cfg.gated_mlp else 2) * cfg.mlp_width
     token = cfg.d_model * (2 * self._heads + self._keys + mlp)
     return 2.0 * self.length * (token + 4 * self._heads * self.length)
 

@@ -47,7 +47,7 @@ def reference_norms(
   cfg, length = fn.cfg, tokens.shape[0]
   # Of one direction at one token, and 4 of them alive at the same time: the
   # residual stream, three arrays of the MLP, three of the heads' scores.
-  numbers = cfg.d_model + 3 * cfg.d_ff + 3 * cfg.n_heads * length
+  numbers = cfg.d_model + 3 * cfg.mlp_width + 3 * cfg.n_heads * length
   column = 4 * jnp.dtype(cfg.dtype).itemsize * length * numbers
   most = max(1, budget // column)
   piece = max(

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import Context
 from sinkjax.models.layerwise import Params
-from sinkjax.taps import Layer
+from sinkjax.taps import MLP_SITES, Layer
 from sinkjax.transforms.layer_steps import (
   MID,
   PRE,
@@ -185,7 +185,8 @@ def _fold_attention(
   normed = run.read(pre)
   raw = run.project_qkv(normed)
   (q, k, v), push = jax.linearize(run.norm_and_rotate_qk, *raw)
-  if cfg.gate == "value":  # not linear: another matrix at each token
+  # Values are then not linear: another matrix at each token.
+  if cfg.gate == "value" or cfg.qkv_clip is not None:
     columns = columns_of(jax.linearize(run.project_qkv, normed)[1])(units)
   else:
     kernels = _kernel(run.project_qkv, (width,), pre.dtype)
@@ -301,7 +302,7 @@ def _fold_mlp(run: LayerSteps, read: Array) -> Array:
 
   With an edit inside, one output at a time for all tokens, and more work.
   """
-  if {"mlp_in", "mlp_act"} & set(run.edits):
+  if set(MLP_SITES) & set(run.edits):
     _, pull = jax.vjp(run.mlp_output, read)
     units = jnp.eye(read.shape[-1], dtype=read.dtype)
 

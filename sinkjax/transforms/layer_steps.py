@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import Attention, Context, mask_of
-from sinkjax.models.blocks import Block, Mlp
+from sinkjax.models.blocks import Block
 from sinkjax.models.layerwise import (
   Params,
   apply_block,
@@ -49,8 +49,8 @@ WHOLE = Segment("in", POST)
 class LayerSteps:
   """The steps of one layer with its edits, on one row of tokens.
 
-  What each does is said at the method of `Block`, `Attention` or `Mlp` that it
-  runs. Modules are made anew in every call: Flax refuses one that was made
+  What each does is said at the method of `Block` or `Attention` that it runs.
+  Modules are made anew in every call: Flax refuses one that was made
   outside the JAX transform that is being traced.
 
   Args:
@@ -75,7 +75,6 @@ class LayerSteps:
     self.mask = mask_of(cfg, ctx, layer)
     self._block = methods_of(Block(cfg), params)
     self._attention = methods_of(Attention(cfg), params["attn"])
-    self._mlp = methods_of(Mlp(cfg), params["mlp"])
 
   def enter(self, x: Residual) -> Residual:
     """What enters the layer -> `resid_pre`."""
@@ -120,10 +119,10 @@ class LayerSteps:
     return self._block(Block.mlp_read, x, self.tap)
 
   def mlp_linear(self, normed: Residual) -> tuple[Array, ...]:
-    return self._mlp(Mlp.linear, normed)
+    return self._block(Block.mlp_linear, normed)
 
   def mlp_activate(self, *pre: Array) -> Residual:
-    return self._mlp(Mlp.activate, *pre, tap=self.tap)
+    return self._block(Block.mlp_activate, *pre, tap=self.tap)
 
   def mlp_output(self, x: Residual) -> Residual:
     return self._block(Block.mlp_output, x, self.tap)

@@ -32,7 +32,7 @@ from sinkjax.models.layerwise import (
 from sinkjax.models.normalizers import MASKED
 from sinkjax.models.positions import rotary_tables
 from sinkjax.models.transformer import check_ids, check_tokens, like_tokens
-from sinkjax.taps import Layer, Tapper, Taps, Trace
+from sinkjax.taps import MLP_SITES, Layer, Tapper, Taps, Trace
 from sinkjax.transforms.chunks import in_chunks, streamed_nll
 from sinkjax.transforms.edits import rows_of
 
@@ -126,7 +126,7 @@ def stream_statistics(
 
   Cost: time of a causal forward pass, 7/12 of the full square of scores;
   memory of `block` rows of scores and some [T, D] arrays, and of [T, F] where
-  a tap stands at "mlp_in" or "mlp_act".
+  a tap stands inside the MLP.
 
   >>> import jax, sinkjax
   >>> from sinkjax.metrics import rows
@@ -281,7 +281,7 @@ def _layer(
     return apply(Block.mlp_output, x, tap)
 
   read = pre if cfg.parallel_residual else mid
-  whole = tap.meets("mlp_in", "mlp_act")  # who looks there sees every token
+  whole = tap.meets(*MLP_SITES)  # who looks there sees every token
   out = mlp(read) if whole else in_chunks(mlp, read)
   return apply(Block.finish, mid, out, tap), {**trace, **tap.trace()}
 

@@ -45,23 +45,23 @@ class Unread(NamedTuple):
 
 
 class Job(NamedTuple):
-  """One parameter of one layer, still to be read.
+  """A tensor of a file, still to be read.
 
   Attributes:
-    leaf: where it lies.
+    leaf: the parameter that it is of.
+    name: its name.
     slot: where it goes, of our shape.
     source: what it is read from.
-    layer: of a leaf that each layer has, which.
   """
 
   leaf: Leaf
+  name: str
   slot: np.ndarray
   source: Source
-  layer: int = 0
 
   def run(self) -> None:
     """Reads it."""
-    self.leaf.read(self.source, self.slot, self.layer)
+    self.leaf.read(self.source, self.name, self.slot)
 
 
 @functools.lru_cache(maxsize=16)
@@ -124,10 +124,8 @@ def check_names(
     )
   wanted = set()
   for leaf in leaves:
-    shape = ours[leaf.path][1:] if leaf.per_layer else ours[leaf.path]
-    shape = leaf.layout.stored_shape(shape)
-    for i in range(cfg.n_layers if leaf.per_layer else 1):
-      name = leaf.name.format(i=i)
+    for index, name in leaf.places(ours[leaf.path]):
+      shape = leaf.layout.stored_shape(ours[leaf.path][len(index) :])
       if name not in theirs:
         why = ""
         if leaf.path == "unembed":
@@ -179,8 +177,8 @@ def assemble(
   jobs = []
   for leaf in leaves:
     slots = buffers[leaf.path]
-    for i, slot in enumerate(slots if leaf.per_layer else [slots]):
-      jobs.append(Job(leaf, slot, source, i))
+    for index, name in leaf.places(slots.shape):
+      jobs.append(Job(leaf, name, slots[index], source))
   fill_all(jobs, workers or default_workers())
   return nest({path: jax.device_put(b) for path, b in buffers.items()})
 
@@ -232,8 +230,8 @@ def disassemble(
   unwritten: dict[str, int] = {}
   for leaf in leaves:
     values = np.ascontiguousarray(flat[leaf.path], np.float32)
-    for i, slot in enumerate(values if leaf.per_layer else [values]):
-      name = leaf.name.format(i=i)
+    for index, name in leaf.places(values.shape):
+      slot = values[index]
       shape = leaf.layout.stored_shape(slot.shape)
       tensor = tensors.setdefault(name, np.empty(shape, np.float32))
       if tensor.shape != shape:

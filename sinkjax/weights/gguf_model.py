@@ -47,7 +47,10 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     )
   read = Metadata(file, architecture)
   if read.get("expert_count", int, 0):
-    raise WeightsError(f"{file.path}: mixture-of-experts models: unknown")
+    raise WeightsError(
+      f"{file.path}: models with experts are not read from GGUF files; use the "
+      "Hugging Face folder of the model"
+    )
   check_rope_keys(read, family.gguf.rope_keys)
   try:
     fields = common_fields(read, file)

@@ -160,14 +160,14 @@ def _matrix_shape(shape: Shape, inputs: int) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Fused(Layout):
-  """Queries, keys or values of one tensor that holds all three.
+  """One of several parameters that a tensor holds.
 
   Attributes:
-    each: how each of the three would be stored alone.
-    index: 0 for queries, 1 for keys, 2 for values.
+    each: how each of them would be stored alone.
+    index: which it is; of queries, keys and values, 0 to 2.
   """
 
-  each: Vector | Linear | Kernel
+  each: Layout
   index: int
 
   @property
@@ -214,12 +214,26 @@ class FusedHeads(_Fused):
 
 
 @dataclasses.dataclass(frozen=True)
+class Alternating(_Fused):
+  """The numbers of two parameters in turn, along the last axis."""
+
+  def stored_shape(self, shape: Shape) -> Shape:
+    """See `Layout`."""
+    return (*shape[:-1], 2 * shape[-1])
+
+  def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
+    """See `Layout`."""
+    return tensor[..., self.index :: 2]
+
+
+@dataclasses.dataclass(frozen=True)
 class Leaf:
   """Where one parameter lies in a file.
 
   Attributes:
     path: ours, "blocks/attn/q/kernel".
-    name: theirs, "{i}" standing for the layer.
+    name: theirs, "{i}" standing for the layer and "{e}" for the expert, where
+      each has a tensor of its own.
     layout: how it is stored.
     norm_offset: what the file has added to a norm's scale, which it stores as
       1 + w where the model computes with 1 + w: GGUF does so, Hugging Face
@@ -236,9 +250,34 @@ class Leaf:
     """Whether the parameter is stacked over layers."""
     return "{i}" in self.name
 
-  def read(self, source: Source, slot: np.ndarray, layer: int = 0) -> None:
-    """Fills our `slot`, of one layer, from a source."""
-    self.layout.read(source, self.name.format(i=layer), slot)
+  def places(
+    self, shape: Shape, layer: int | None = None
+  ) -> list[tuple[tuple[int, ...], str]]:
+    """Every tensor of the file that the parameter is in: (index, its name).
+
+    Args:
+      shape: of our parameter, which `index` takes a part of.
+      layer: where our parameter is that of one layer, without that axis.
+    """
+    found: list[tuple[tuple[int, ...], str]] = [((), self.name)]
+    if "{i}" in self.name:
+      layers = range(shape[0]) if layer is None else [layer]
+      shape = shape[1:] if layer is None else shape
+      found = [
+        ((i,) if layer is None else (), self.name.replace("{i}", str(i)))
+        for i in layers
+      ]
+    if "{e}" in self.name:
+      found = [
+        ((*index, e), name.replace("{e}", str(e)))
+        for index, name in found
+        for e in range(shape[0])
+      ]
+    return found
+
+  def read(self, source: Source, name: str, slot: np.ndarray) -> None:
+    """Fills our `slot` from a source's tensor, one of `places`."""
+    self.layout.read(source, name, slot)
     if self.norm_offset:
       slot -= np.float32(self.norm_offset)
 

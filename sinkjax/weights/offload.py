@@ -54,14 +54,16 @@ _PATIENCE_S = 60.0
 
 def _read_part(unread: Unread, leaves: list[Leaf], index: int = 0) -> Params:
   """The parameters of some leaves, of one layer where they are stacked."""
-  ours, jobs = flat_shapes(unread.cfg), []
+  ours, slots, jobs = flat_shapes(unread.cfg), {}, []
   for leaf in leaves:
     shape = ours[leaf.path]
     slot = memory.mapped_empty(shape[1:] if leaf.per_layer else shape)
-    jobs.append(Job(leaf, slot, unread.source, index))
-  elements = sum(job.slot.size for job in jobs)
+    slots[leaf.path] = slot
+    for at, name in leaf.places(slot.shape, index):
+      jobs.append(Job(leaf, name, slot[at], unread.source))
+  elements = sum(slot.size for slot in slots.values())
   fill_all(jobs, min(default_workers(), 1 + elements // _ELEMENTS_A_WORKER))
-  return nest({job.leaf.path: job.slot for job in jobs})
+  return nest(slots)
 
 
 def _read_layer(unread: Unread, index: int) -> Params:

@@ -61,8 +61,18 @@ def _parts(model):
     type(part).__name__: name for name, part in layers[0].named_children()
   }
   attention = next(n for kind, n in kinds.items() if kind.endswith("Attention"))
-  mlp = next(n for kind, n in kinds.items() if kind.endswith("MLP"))
+  mlp = next(
+    n for kind, n in kinds.items() if kind.endswith(("MLP", "MoeBlock"))
+  )
   return layers, norm, attention, mlp
+
+
+def _left_by_sink(module, q, k, mask, scaling):
+  """[B, H, T, 1] of its weight that a query gives to tokens."""
+  k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+  scores = q @ k.transpose(2, 3) * scaling + mask
+  total = torch.logsumexp(scores, dim=-1, keepdim=True)
+  return torch.sigmoid(total - module.sinks.reshape(1, -1, 1, 1))
 
 
 class Recorder:
@@ -74,6 +84,8 @@ class Recorder:
     AttentionMaskInterface.register("record", eager_mask)
     model.config._attn_implementation = "record"
     self.residual_scale = getattr(model.config, "residual_multiplier", 1.0)
+    # Its rows sum to one, and the sink takes its share of what they mix.
+    self.scales_output = model.config.model_type == "granite_swa"
     self.interleaved = model.config.model_type.startswith("cohere")
     layers, norm, attn, mlp = _parts(model)
     post = hasattr(layers[0], "post_feedforward_layernorm")
@@ -83,6 +95,9 @@ class Recorder:
       out.register_forward_hook(self._keep("attn_out"))
       out = layer.post_feedforward_layernorm if post else getattr(layer, mlp)
       out.register_forward_hook(self._keep("mlp_out"))
+      for part in layer.modules():
+        if type(part).__name__.endswith("Router"):
+          part.register_forward_hook(self._router)
     norm.register_forward_hook(self._keep("final"))
 
   def _attention(self, module, q, k, v, mask, scaling=None, **kwargs):
@@ -91,6 +106,8 @@ class Recorder:
     if self.interleaved:
       # Rotary pairs lie side by side there, and half a head apart with us.
       q, k = (torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in (q, k))
+    if self.scales_output:
+      pattern = pattern * _left_by_sink(module, q, k, mask, scaling)
     for name, value in (("q", q), ("k", k), ("v", v)):
       self._add(name, value.transpose(1, 2))
     self._add("pattern", pattern)
@@ -109,13 +126,17 @@ class Recorder:
 
     return hook
 
+  def _router(self, module, args, output):
+    # Of all tokens of all rows.
+    self._add("router_logits", output[0].reshape(*self.shape, -1))
+
   def _layer(self, module, args, kwargs, output):
     self._add("resid_pre", args[0] if args else kwargs["hidden_states"])
     self._add("resid_post", output[0] if isinstance(output, tuple) else output)
 
   def __call__(self, tokens, valid=None, positions=None):
     """{site: [L, ...]}, with "embed", "final" and "logits" unstacked."""
-    self.seen = {}
+    self.seen, self.shape = {}, tokens.shape
     kwargs = {}
     if valid is not None:
       kwargs["attention_mask"] = torch.tensor(valid.astype(np.int64))
@@ -159,14 +180,18 @@ def errors(name, folder, seed):
   model = build(name, seed)
   model.save_pretrained(folder)
   params, cfg = huggingface.load(folder)
-  observe = {site: (site, lambda x: x) for site in sinkjax.SITES}
+  sites = [*sinkjax.SITES, *(sinkjax.EXPERT_SITES if cfg.n_experts else ())]
+  observe = {site: (site, lambda x: x) for site in sites}
   ours = sinkjax.capture(sinkjax.forward(cfg), observe)
   record, found = Recorder(model), {}
   for case, (tokens, valid, positions) in inputs(seed).items():
     theirs = record(tokens, valid, positions)
+    if cfg.sink_logit:
+      theirs["sink"] = 1 - theirs["pattern"].sum(axis=-1)
     keep = np.ones(tokens.shape, bool) if valid is None else valid
     out = ours(params, jnp.asarray(tokens), valid=jnp.asarray(keep))
     mine = {**out.trace, "logits": out.logits}
+    mine["sink"] = 1 - mine["pattern"].sum(axis=-1)
     found[case] = {
       site: _largest(np.asarray(mine[site]), value, keep, site)
       for site, value in theirs.items()
@@ -180,7 +205,9 @@ def _largest(a, b, keep, site):
   worst = 0.0
   for row, valid in enumerate(keep):
     diff = np.abs(np.take(a, row, rows) - np.take(b, row, rows))
-    if site == "pattern":
+    if site == "sink":
+      diff = diff[..., valid]
+    elif site == "pattern":
       diff = diff[..., valid, :][..., valid]
     else:
       diff = np.compress(valid, diff, axis=rows)

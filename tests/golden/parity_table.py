@@ -1,10 +1,12 @@
 """Writes docs/parity.md, .json and .csv: our errors against transformers.
 
-  python tests/golden/parity_table.py [--redraw]
+  python tests/golden/parity_table.py [NAME ... | --redraw]
 
 Every golden model, every option of its family switched on, four kinds of batch;
 and SmolLM2 from its GGUF. Needs the extra `parity`, but for `--redraw`, which
-draws the page again from the recorded numbers and the table of families.
+draws the page again from the recorded numbers and the table of families. With
+names of golden models only their rows are measured, and the others are kept if
+they were measured with the same versions.
 """
 
 import json
@@ -19,11 +21,13 @@ HERE = pathlib.Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 SITES = (
   "pattern",
+  "sink",
   "q",
   "k",
   "v",
   "z",
   "attn_out",
+  "router_logits",
   "mlp_out",
   "resid_post",
   "final",
@@ -31,8 +35,13 @@ SITES = (
 )
 
 
-def measure():
-  """What parity.json holds: the largest errors, and the versions."""
+def measure(names=(), recorded=None):
+  """What parity.json holds: the largest errors, and the versions.
+
+  Args:
+    names: of the golden models, or none for all of them and SmolLM2.
+    recorded: what is kept of the others.
+  """
   import families
   import jax
   import torch
@@ -41,25 +50,36 @@ def measure():
   import sinkjax
   from sinkjax.weights.registry import fetch
 
+  versions = (
+    f"transformers {transformers.__version__}, torch {torch.__version__}, "
+    f"jax {jax.__version__}"
+  )
   rows = []
-  for name in families.names():
+  if names:
+    if recorded["versions"] != versions:
+      raise SystemExit(
+        f"recorded with {recorded['versions']}, here are {versions}: measure "
+        "all, without names"
+      )
+    rows = [row for row in recorded["families"] if row["family"] not in names]
+  for name in names or families.names():
     with tempfile.TemporaryDirectory() as folder:
       found = families.errors(name, folder, seed=11)
     worst = {
-      site: max(case.get(site, 0.0) for case in found.values())
+      site: max(case[site] for case in found.values() if site in case)
       for site in SITES
+      if site in found["single"]
     }
     rows.append({"family": name, **worst})
-  return {
-    "families": rows,
-    "smollm2": families.smollm2_errors(
+  rows.sort(key=lambda row: row["family"])
+  smollm2 = (
+    recorded["smollm2"]
+    if names
+    else families.smollm2_errors(
       sinkjax.load("smollm2-135m"), fetch("smollm2-135m")
-    ),
-    "versions": (
-      f"transformers {transformers.__version__}, torch {torch.__version__}, "
-      f"jax {jax.__version__}"
-    ),
-  }
+    )
+  )
+  return {"families": rows, "smollm2": smollm2, "versions": versions}
 
 
 def page(found):
@@ -72,7 +92,8 @@ def page(found):
     "models (3 layers, weights far from initialisation) with every option of "
     "the family switched on; the worst of single, batch, right-padded and "
     "left-padded inputs, padding excluded. `q`, `k`, `v` and `pattern` are "
-    "recorded inside transformers' own attention. The family is the "
+    "recorded inside transformers' own attention; `sink` is the weight that a "
+    "learned sink takes, in families that have one. The family is the "
     "`model_type` of `config.json`; under GGUF stands llama.cpp's name of its "
     "architecture, where such files are read under a name of its own. "
     f"Written by `tests/golden/parity_table.py` with {found['versions']}.",
@@ -86,7 +107,7 @@ def page(found):
       f"`{family.name}`",
       row["family"],
       f"`{family.gguf.architecture}`" if family.gguf else "",
-      *(f"{row[site]:.0e}" for site in SITES),
+      *(f"{row[site]:.0e}" if row.get(site) else "" for site in SITES),
     ]
     lines.append("| " + " | ".join(cells) + " |")
   smollm2 = found["smollm2"]
@@ -106,19 +127,18 @@ def _family(model):
   return registry.find(config["model_type"])
 
 
-def main(redraw=False):
+def main(arguments):
   """Measures, unless told to redraw, and writes."""
-  if redraw:
-    found = json.loads((DOCS / "parity.json").read_text())
-  else:
-    found = measure()
+  found = json.loads((DOCS / "parity.json").read_text())
+  if arguments != ["--redraw"]:
+    found = measure(arguments, found)
     artifacts.write_json(DOCS / "parity.json", found)
     header = ["family", *SITES]
-    rows = [[row[key] for key in header] for row in found["families"]]
+    rows = [[row.get(key, "") for key in header] for row in found["families"]]
     artifacts.write_csv(DOCS / "parity.csv", header, rows)
   artifacts.write_text(DOCS / "parity.md", page(found))
   print(page(found), end="")
 
 
 if __name__ == "__main__":
-  main("--redraw" in sys.argv[1:])
+  main(sys.argv[1:])

@@ -203,6 +203,8 @@ OPTIONS = {
   "element": {"gate": "element"},
   "value": {"gate": "value", "remat": "full", "scan_layers": False},
   "nope": {"positions": "none"},
+  "experts": {"n_experts": 4, "experts_per_token": 2, "shared_d_ff": 12},
+  "bases": {"rope_bases": (50.0, 1e4, 9.0), "rope_layers": (True, True, False)},
 }
 
 

@@ -25,6 +25,7 @@ VARIANTS = {
     "local_layers": (True, False, True),
     "rope_local_base": 50.0,
   },
+  "bases": {"rope_bases": (50.0, 1e4, 9.0)},
   "tied": {
     "tie_embeddings": True,
     "logit_softcap": 5.0,

@@ -223,10 +223,14 @@ def test_static_limits_are_of_each_layer():
     np.testing.assert_array_equal(edit(x, layer), want)
 
 
-@pytest.mark.parametrize("local", [False, True])
-def test_keys_before_rotation(local):
+@pytest.mark.parametrize("kind", ["global", "local", "grown"])
+def test_keys_before_rotation(kind):
   """The edit's own keys, turned in complex numbers here."""
   cfg = sinkjax.TINY.replace(rope_dim=4)
+  local, grown = kind == "local", 1.3 if kind == "grown" else 1.0
+  if kind == "grown":
+    scaling = sinkjax.RopeScaling("yarn", factor=1.0, attention=grown)
+    cfg = cfg.replace(rope_scaling=scaling)
   if local:
     cfg = cfg.replace(
       window=3, local_layers=(False, True, False), rope_local_base=50.0
@@ -239,6 +243,7 @@ def test_keys_before_rotation(local):
   for layer in (0, 1):
     base = 50.0 if local and layer == 1 else cfg.rope_base
     turn = np.exp(1j * np.outer(np.arange(9), base ** -(np.arange(2) / 2)))
+    turn *= grown
 
     def rotated(k, turn=turn):
       z = (k[..., :2] + 1j * k[..., 2:4]) * turn[:, None]

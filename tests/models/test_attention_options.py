@@ -25,7 +25,7 @@ OPTIONS = {
   "head": {"gate": "head"},
   "element": {"gate": "element"},
   "value": {"gate": "value"},
-  "qk_norm": {"qk_norm": True},
+  "qk_norm": {"qk_norm": True, "qkv_clip": 0.8},
   "all": {"attn_bias": "kv", "gate": "element", "qk_norm": True},
 }
 
@@ -53,6 +53,9 @@ def by_hand(cfg, params, x):
   if cfg.qk_norm:
     q = normed(q, attn["q_norm"]["scale"], eps)
     k = normed(k, attn["k_norm"]["scale"], eps)
+  if cfg.qkv_clip is not None:
+    limit = cfg.qkv_clip
+    q, k, v = (np.minimum(np.maximum(x, -limit), limit) for x in (q, k, v))
   out = np.zeros_like(q)
   for t in range(len(x)):
     for h in range(cfg.n_heads):

@@ -125,7 +125,7 @@ def test_norm_offset_is_in_the_file_and_not_in_the_parameter():
   leaf.write(numbers((D,)), tensor)
   np.testing.assert_array_equal(tensor, numbers((D,)) + 1)
   slot = np.empty(D, np.float32)
-  leaf.read(Arrays({"norm.weight": tensor}), slot)
+  leaf.read(Arrays({"norm.weight": tensor}), "norm.weight", slot)
   np.testing.assert_array_equal(slot, numbers((D,)))
 
 

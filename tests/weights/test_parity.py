@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.models.positions import rotary_tables
 from sinkjax.weights import huggingface
 from sinkjax.weights.families import FAMILIES
 from sinkjax.weights.hf_config import config_from_hf
@@ -67,6 +68,44 @@ def test_defaults_are_those_of_the_class(name):
   theirs |= {"bos_token_id": None, "eos_token_id": None}
   ours = config_from_hf({"model_type": name}, "config.json")
   assert ours == config_from_hf(theirs, "config.json")
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0}
+
+
+@pytest.mark.parametrize(
+  "more",
+  [
+    {},
+    {"truncate": False, "beta_fast": 16, "beta_slow": 2},
+    {"attention_factor": 1.5},
+    {"mscale": 0.7, "mscale_all_dim": 0.4},
+    {"factor": None},
+    {"partial_rotary_factor": 0.5},
+  ],
+  ids=str,
+)
+def test_yarn_within_and_beyond_the_trained_length(more):
+  """Cosines and sines of positions 0 to 4 times what was trained on."""
+  import torch
+  from transformers import LlamaConfig
+  from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+  rope = {**YARN, "original_max_position_embeddings": 64, **more}
+  theirs = LlamaConfig(
+    hidden_size=64,
+    num_attention_heads=2,
+    num_hidden_layers=1,
+    max_position_embeddings=256,
+    rope_parameters=rope,
+  )
+  cfg = config_from_hf(theirs.to_dict(), "config.json")
+  at = np.arange(256)[None]
+  want = LlamaRotaryEmbedding(theirs)(torch.zeros(1), torch.tensor(at))
+  for got, table in zip(rotary_tables(cfg, jnp.asarray(at)), want, strict=True):
+    half = table.shape[-1] // 2
+    # A float32 angle of 256 is off by 3e-5.
+    np.testing.assert_allclose(got[0], table[..., :half], atol=1e-4)
 
 
 def test_smollm2_from_the_same_file(families, smollm2, smollm2_path):

@@ -23,6 +23,7 @@ _ACTIVATIONS = {
   "gelu_accurate": "gelu_tanh",
   "gelu_python": "gelu",
   "gelu_python_tanh": "gelu_tanh",
+  "quick_gelu": "quick_gelu",
   "relu": "relu",
   "relu2": "relu2",
 }
@@ -30,6 +31,7 @@ ACTIVATION_NAMES = {
   "silu": "silu",
   "gelu": "gelu",
   "gelu_tanh": "gelu_pytorch_tanh",
+  "quick_gelu": "quick_gelu",
   "relu": "relu",
   "relu2": "relu2",
 }
@@ -192,7 +194,7 @@ def _rope_fields(
   share = _first([(sub, key), (read, key), (read, "rotary_pct")], share)
   return {
     "rope_base": base,
-    "rope_scaling": _scaling(sub),
+    "rope_scaling": _scaling(sub, read),
     "rope_dim": None if share == 1.0 else int(head_dim * share),
   }
 
@@ -205,7 +207,7 @@ def _first(places: list[tuple[Reader, str]], default: float) -> float:
   return default
 
 
-def _scaling(read: Reader) -> RopeScaling | None:
+def _scaling(read: Reader, model: Reader) -> RopeScaling | None:
   kind = read.values.get("rope_type", read.values.get("type", "default"))
   if kind in (None, "default"):
     return None
@@ -222,9 +224,45 @@ def _scaling(read: Reader) -> RopeScaling | None:
       )
     except ValueError as error:
       raise WeightsError(f"{read.where}: {error}") from None
+  if kind == "yarn":
+    return _yarn(read, model)
   raise WeightsError(
-    f"{read.where}: unknown RoPE scaling {kind!r}; known: linear, llama3"
+    f"{read.where}: unknown RoPE scaling {kind!r}; known: linear, llama3, yarn"
   )
+
+
+def _yarn(read: Reader, model: Reader) -> RopeScaling:
+  """YaRN as transformers reads it, where `null` and 0 are defaults as well."""
+  longest = model.need("max_position_embeddings", int)
+  key = "original_max_position_embeddings"
+  original = read.get(key, int) or model.get(key, int) or longest
+  if original < 1:
+    raise WeightsError(f"{read.where}: {key} must be positive, got {original}")
+  if "factor" not in read.values:
+    read.need("factor", float)
+  factor = read.get("factor", float) or longest / original
+  grown = read.get("attention_factor", float)
+  if grown is None:
+    scales = [read.get(name, float) for name in ("mscale", "mscale_all_dim")]
+    grown = _mscale(factor)
+    if all(scales):
+      grown = _mscale(factor, scales[0]) / _mscale(factor, scales[1])
+  try:
+    return RopeScaling(
+      "yarn",
+      factor=factor,
+      original_max_len=original,
+      beta_fast=read.get("beta_fast", float) or 32.0,
+      beta_slow=read.get("beta_slow", float) or 1.0,
+      truncate=read.get("truncate", bool, True),
+      attention=grown,
+    )
+  except ValueError as error:
+    raise WeightsError(f"{read.where}: {error}") from None
+
+
+def _mscale(factor: float, scale: float = 1.0) -> float:
+  return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def window_fields(
@@ -249,6 +287,39 @@ def window_fields(
   else:
     local = tuple(window is not None and is_local(i) for i in range(n_layers))
   return {"window": window, "local_layers": local if any(local) else ()}
+
+
+def expert_fields(read: Reader, count: str = "num_experts") -> dict[str, Any]:
+  """The experts of every layer; `count` is the key of their number.
+
+  Raises:
+    WeightsError: for none, or where some layers have one MLP: all layers of a
+      model have the same parameters here.
+  """
+  experts = read.need(count, int)
+  step = read.get("decoder_sparse_step", int, 1)
+  if experts < 1 or step != 1 or read.get("mlp_only_layers", list):
+    raise WeightsError(
+      f"{read.where}: layers without experts are not supported in a model with "
+      "experts (num_experts=0, decoder_sparse_step or mlp_only_layers)"
+    )
+  return {
+    "n_experts": experts,
+    "experts_per_token": read.need("num_experts_per_tok", int),
+    "norm_topk": read.get("norm_topk_prob", bool, False),
+    "mlp_bias": False,
+  }
+
+
+def expert_values(
+  cfg: ModelConfig, count: str = "num_experts"
+) -> dict[str, Any]:
+  """The keys that `expert_fields` reads."""
+  return {
+    count: cfg.n_experts,
+    "num_experts_per_tok": cfg.experts_per_token,
+    "norm_topk_prob": cfg.norm_topk,
+  }
 
 
 def decoder_values(
@@ -283,6 +354,16 @@ def _scaling_values(scaling: RopeScaling | None) -> dict[str, Any] | None:
       "factor": scaling.factor,
       "low_freq_factor": scaling.low_freq,
       "high_freq_factor": scaling.high_freq,
+      "original_max_position_embeddings": scaling.original_max_len,
+    }
+  if scaling.kind == "yarn":
+    return {
+      "rope_type": "yarn",
+      "factor": scaling.factor,
+      "beta_fast": scaling.beta_fast,
+      "beta_slow": scaling.beta_slow,
+      "truncate": scaling.truncate,
+      "attention_factor": scaling.attention,
       "original_max_position_embeddings": scaling.original_max_len,
     }
   raise ValueError(

@@ -92,6 +92,7 @@ def decoder_tensors(
   cfg: ModelConfig,
   *,
   mlp: Mapping[str, str] = MappingProxyType({}),
+  experts: list[Leaf] | None = None,
   interleaved_rope: bool = False,
 ) -> list[Leaf]:
   """The names of transformers' `LlamaModel`, which most families share.
@@ -99,6 +100,7 @@ def decoder_tensors(
   Args:
     cfg: the model.
     mlp: names of the MLP's maps that are other than "up_proj" and so on.
+    experts: where a layer's experts are, by default as `expert_tensors` says.
     interleaved_rope: of queries and keys, see `layout.Vector`.
   """
   at = "model.layers.{i}."
@@ -123,6 +125,8 @@ def decoder_tensors(
     names["blocks/attn/q_norm"] = at + "self_attn.q_norm"
     names["blocks/attn/k_norm"] = at + "self_attn.k_norm"
   found = norms(names, bias=cfg.norm == "layer" and cfg.norm_bias)
+  if cfg.sink_logit:
+    found.append(Leaf("blocks/attn/sinks", f"{at}self_attn.sinks"))
   for part in "qkvo":
     found += linear(
       f"attn/{part}",
@@ -130,7 +134,41 @@ def decoder_tensors(
       cfg.out_bias if part == "o" else cfg.qkv_bias,
       interleaved_rope=interleaved_rope and part in "qk",
     )
-  for part in ("gate", "up", "down") if cfg.gated_mlp else ("up", "down"):
+  if cfg.n_experts:
+    found += expert_tensors(cfg) if experts is None else experts
+  for part in () if cfg.n_experts else mlp_parts(cfg):
     name = mlp.get(part, f"{part}_proj")
     found += linear(f"mlp/{part}", f"{at}mlp.{name}", cfg.mlp_bias)
   return found + tables(cfg, "model.embed_tokens", "lm_head")
+
+
+def mlp_parts(cfg: ModelConfig) -> tuple[str, ...]:
+  """The maps of an MLP."""
+  return ("gate", "up", "down") if cfg.gated_mlp else ("up", "down")
+
+
+def expert_tensors(
+  cfg: ModelConfig,
+  at: str = "model.layers.{i}.mlp",
+  names: Mapping[str, str] = MappingProxyType({}),
+) -> list[Leaf]:
+  """A layer's experts, each with tensors of its own, as most families have.
+
+  Args:
+    cfg: the model.
+    at: what their names begin with.
+    names: of an expert's maps that are other than "up_proj" and so on.
+  """
+  found = linear("mlp/router", f"{at}.gate", False)
+  for part in mlp_parts(cfg):
+    name = names.get(part, f"{part}_proj")
+    found += linear(
+      f"mlp/expert_{part}", f"{at}.experts.{{e}}.{name}", cfg.mlp_bias
+    )
+    if cfg.shared_d_ff:
+      found += linear(
+        f"mlp/shared_{part}", f"{at}.shared_expert.{part}_proj", cfg.mlp_bias
+      )
+  if cfg.shared_d_ff:
+    found += linear("mlp/shared_open", f"{at}.shared_expert_gate", False)
+  return found

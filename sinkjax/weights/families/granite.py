@@ -20,14 +20,14 @@ _DEFAULTS = {
 }
 
 
-def read_config(read: Reader) -> dict[str, Any]:
-  """See `Family`."""
+def read_config(read: Reader, *, tied: bool = False) -> dict[str, Any]:
+  """See `Family`; `tied` is the default of a family that has its code."""
   divisor = read.get("logits_scaling", float, 1.0)
   if not divisor > 0:
     raise WeightsError(
       f"{read.where}: logits_scaling must be positive, got {divisor}"
     )
-  return llama.read_config(read) | {
+  return llama.read_config(read, tied=tied) | {
     "embed_scale": read.get("embedding_multiplier", float, 1.0),
     "attn_scale": read.get("attention_multiplier", float, 1.0),
     "residual_scale": read.get("residual_multiplier", float, 1.0),

@@ -1,0 +1,187 @@
+"""The MLP of a layer: one, or experts among which each token chooses.
+
+Both have two steps: `linear`, all that is affine in what the MLP reads, and
+`activate`, the rest, so that an analysis can treat them apart.
+
+Experts are computed for every token and weighted by the routing, where most
+weights are 0. This is exact, has every derivative, and no token takes another
+one's place; it costs `n_experts / experts_per_token` times the work of the
+chosen ones.
+
+Sharp edges: which experts a token uses is piecewise constant. Derivatives are
+those within a piece, and say nothing of a step to another choice. There is no
+loss that balances the use of experts in training.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sinkjax.config import ModelConfig
+from sinkjax.models.attention import Projection, align, random_kernel
+from sinkjax.taps import Tapper
+
+ACTIVATIONS = {
+  "silu": jax.nn.silu,
+  "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "relu": jax.nn.relu,
+  "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+def hidden_layer(
+  cfg: ModelConfig, *pre: Float[Array, "*B F"]
+) -> Float[Array, "*B F"]:
+  """The hidden layer, from (up,) or (gate, up)."""
+  act = ACTIVATIONS[cfg.activation]
+  if not cfg.gated_mlp:
+    return act(pre[0])
+  gate, up = pre
+  if cfg.mlp_clamp is not None:
+    gate = jnp.minimum(gate, cfg.mlp_clamp)
+    up = jnp.clip(up, -cfg.mlp_clamp, cfg.mlp_clamp)
+  return act(gate) * (up + cfg.up_offset if cfg.up_offset else up)
+
+
+class Mlp(nn.Module):
+  """`act(x W_gate) * (x W_up) W_down`, or without the gate."""
+
+  cfg: ModelConfig
+
+  def setup(self):
+    cfg = self.cfg
+
+    def project(fan_in: int, fan_out: int) -> Projection:
+      return Projection((fan_in,), (fan_out,), cfg.mlp_bias, cfg.init_std)
+
+    self.up = project(cfg.d_model, cfg.d_ff)
+    if cfg.gated_mlp:
+      self.gate = project(cfg.d_model, cfg.d_ff)
+    self.down = project(cfg.d_ff, cfg.d_model)
+
+  def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
+    """What enters the non-linearity, [B, T, F] each: (up,) or (gate, up)."""
+    return (self.gate(x), self.up(x)) if self.cfg.gated_mlp else (self.up(x),)
+
+  def activate(
+    self, *pre: Float[Array, "B T F"], tap: Tapper
+  ) -> Float[Array, "B T D"]:
+    """The non-linearity and what follows it."""
+    return self.down(tap("mlp_act", hidden_layer(self.cfg, *pre)))
+
+
+class Stack(nn.Module):
+  """As many linear maps as there are experts, of one shape.
+
+  Attributes:
+    shape: experts, inputs, outputs.
+    bias: whether each has one.
+    std: see `attention.Projection`.
+  """
+
+  shape: tuple[int, int, int]
+  bias: bool
+  std: float | None
+
+  @nn.compact
+  def __call__(self, x: Array) -> Float[Array, "B T E O"]:
+    """Every expert's outputs, of [B, T, I] or of its own [B, T, E, I]."""
+    experts, fan_in, fan_out = self.shape
+    kernel = self.param("kernel", random_kernel(fan_in, self.std), self.shape)
+    form = "btd,edf->btef" if x.ndim == 3 else "bted,edf->btef"
+    out = jnp.einsum(form, x, kernel.astype(x.dtype))
+    if self.bias:
+      init = nn.initializers.zeros
+      bias = self.param("bias", init, (experts, fan_out))
+      out = out + align(bias, out).astype(x.dtype)
+    return out
+
+
+class Experts(nn.Module):
+  """Gated MLPs, of which each token uses some, and one that all use.
+
+      y = sum_e w_e MLP_e(x) + sigmoid(x W_open) MLP_shared(x)
+
+  w is the softmax of the router's logits, 0 for all but the largest
+  `experts_per_token`, and with `norm_topk` divided by its sum.
+  """
+
+  cfg: ModelConfig
+
+  def setup(self):
+    cfg = self.cfg
+    wide, narrow = (cfg.d_model, cfg.d_ff), (cfg.d_ff, cfg.d_model)
+
+    def stack(shape: tuple[int, int]) -> Stack:
+      return Stack((cfg.n_experts, *shape), cfg.mlp_bias, cfg.init_std)
+
+    def project(fan_in: int, fan_out: int, bias: bool) -> Projection:
+      return Projection((fan_in,), (fan_out,), bias, cfg.init_std)
+
+    self.router = project(cfg.d_model, cfg.n_experts, cfg.router_bias)
+    self.expert_up, self.expert_down = stack(wide), stack(narrow)
+    if cfg.gated_mlp:
+      self.expert_gate = stack(wide)
+    if cfg.shared_d_ff:
+      self.shared_open = project(cfg.d_model, 1, False)
+      self.shared_up = project(cfg.d_model, cfg.shared_d_ff, cfg.mlp_bias)
+      if cfg.gated_mlp:
+        self.shared_gate = project(cfg.d_model, cfg.shared_d_ff, cfg.mlp_bias)
+      self.shared_down = project(cfg.shared_d_ff, cfg.d_model, cfg.mlp_bias)
+
+  def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
+    """The router's logits, and what enters each expert's non-linearity.
+
+    Of experts [B, T, E, F] each; of a shared one its gate's logit comes first.
+    """
+    gated, shared = self.cfg.gated_mlp, self.cfg.shared_d_ff
+    maps = [self.router]
+    maps += [self.expert_gate] if gated else []
+    maps += [self.expert_up]
+    maps += [self.shared_open] if shared else []
+    maps += [self.shared_gate] if shared and gated else []
+    maps += [self.shared_up] if shared else []
+    return tuple(f(x) for f in maps)
+
+  def activate(self, *pre: Array, tap: Tapper) -> Float[Array, "B T D"]:
+    """The routing, the non-linearity and what follows it."""
+    cfg, logits = self.cfg, pre[0]
+    weights = routing(cfg, tap("router_logits", logits))
+    of_experts, of_shared = pre[1:3], pre[3:]
+    if not cfg.gated_mlp:
+      of_experts, of_shared = pre[1:2], pre[2:]
+    hidden = [hidden_layer(cfg, *of_experts)]
+    if of_shared:
+      hidden.append(hidden_layer(cfg, *of_shared[1:]))
+    if tap.meets("mlp_act"):
+      hidden = _tapped(hidden, tap)
+    out = self.expert_down(hidden[0]) * weights[..., None]
+    if of_shared:
+      shared = jax.nn.sigmoid(of_shared[0]) * self.shared_down(hidden[1])
+      out = jnp.concatenate([out, shared[:, :, None]], axis=2)
+    return jnp.sum(tap("expert_out", out), axis=2)
+
+
+def _tapped(hidden: list[Array], tap: Tapper) -> list[Array]:
+  """Hidden layers after a tap that sees all of them side by side."""
+  flat = [x.reshape(*x.shape[:2], -1) for x in hidden]
+  seen = tap("mlp_act", jnp.concatenate(flat, axis=-1))
+  parts = jnp.split(seen, [flat[0].shape[-1]], axis=-1)
+  return [part.reshape(x.shape) for part, x in zip(parts, hidden, strict=False)]
+
+
+def routing(
+  cfg: ModelConfig, logits: Float[Array, "B T E"]
+) -> Float[Array, "B T E"]:
+  """The weight of every expert, 0 for those that a token does not use."""
+  # In float32 at least, as transformers has it: experts are often near a tie.
+  wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  _, chosen = jax.lax.top_k(jax.lax.stop_gradient(wide), cfg.experts_per_token)
+  used = jnp.sum(jax.nn.one_hot(chosen, cfg.n_experts, dtype=wide.dtype), -2)
+  weights = jax.nn.softmax(wide, axis=-1) * used
+  if cfg.norm_topk:
+    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+  return weights.astype(logits.dtype)
