@@ -60,6 +60,8 @@ setuptools.setup(
     "test": TEST,
     "docs": ["furo", "myst-nb", "sphinx"],
     "notebooks": NOTEBOOKS,
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
     "manuals": ["lxml"],
     "parquet": ["pyarrow"],
     "parity": ["accelerate", "torch==2.13.0", "transformers"],

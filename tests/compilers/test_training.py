@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 import sinkjax
+from configs.train import barbero_120m
 from sinkjax import sharding
-from sinkjax.train import optimizer, step
+from sinkjax.train import optimizer, run_config, step
 from sinkjax.train.probe import make_probe
 
 pytestmark = pytest.mark.compilers
@@ -57,11 +58,6 @@ WITH_KERNEL = {
 """Variants that run a device kernel; the others are plain JAX there: splash
 takes no mask, cuDNN 16 bits only."""
 
-PLACES = {"tpu": "v5e:2x2", "gpu": "h100:4"}
-MESHES = (
-  "data:4", "fsdp:4", "tensor:4", "data:2,fsdp:2", "data:2,tensor:2",
-  "fsdp:2,tensor:2",
-)  # fmt: skip
 QUICK = {
   ("fused", "data:4"), ("fused", "fsdp:4"), ("fused", "fsdp:2,tensor:2"),
   ("fused sink logit", "data:2,tensor:2"), ("fused window", "data:2,fsdp:2"),
@@ -72,9 +68,9 @@ QUICK = {
 
 
 def cases():
-  for kind, place in PLACES.items():
+  for kind, place in described.PLACES.items():
     for variant in VARIANTS:
-      for axes in MESHES:
+      for axes in described.MESHES:
         quick = kind == "tpu" and (variant, axes) in QUICK
         marks = () if quick else pytest.mark.slow
         yield pytest.param(place, axes, variant, marks=marks)
@@ -112,11 +108,12 @@ def test_step(place, axes, variant):
     program = described.program(mesh, run, state, batch)
   wanted = KERNELS[kind] if variant in WITH_KERNEL[kind] else None
   described.check(program, kernel=wanted)
+  assert program.collectives, "the devices work on one gradient"
 
 
 def loop_cases():
-  for kind, place in PLACES.items():
-    for axes in MESHES:
+  for kind, place in described.PLACES.items():
+    for axes in described.MESHES:
       quick = kind == "tpu" and axes == "fsdp:2,tensor:2"
       yield pytest.param(place, axes, marks=() if quick else pytest.mark.slow)
 
@@ -142,3 +139,43 @@ def test_what_the_loop_runs_between_steps(place, axes):
     probe = make_probe(cfg)
     program = described.program(mesh, probe, state.params, texts)
     described.check(program, gathered=64)  # L B H numbers, for a median
+
+
+GIGABYTES = {"v5e": 16, "v6e": 32, "v5p": 95, "h100": 80}
+"""Memory of a device."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("place", "axes"),
+  [
+    ("v5e:4x4", "data:16"),
+    ("v5e:4x4", "data:4,fsdp:4"),
+    ("v5e:4x4", "fsdp:8,tensor:2"),
+    ("v6e:4x4", "fsdp:16"),
+    ("v6e:4x4", "data:4,tensor:4"),
+    ("v5p:2x2x2", "data:2,fsdp:2,tensor:2"),
+    ("h100:8", "data:4,fsdp:2"),
+    ("h100:2x8", "data:2,fsdp:8"),
+    ("h100:2x8", "data:4,fsdp:2,tensor:2"),
+  ],
+)
+def test_step_of_the_120m_configuration(place, axes):
+  """It fits, and only parameters and sums are exchanged."""
+  values = barbero_120m.get_config().to_dict()
+  config = run_config.TrainConfig.from_dict(values)
+  mesh, kind = described.mesh(place, axes), described.kind(place)
+  optim = optimizer.make_optimizer(config.optimizer, config.steps)
+  size = config.batch, config.packing.length
+  state, batch, shardings = arguments(mesh, config.model, optim, *size)
+  with described.backend(place):
+    run = step.make_step(
+      config.model,
+      optim,
+      separated=False,
+      accumulate=config.accumulate,
+      shardings=shardings,
+    )
+    program = described.program(mesh, run, state, batch)
+  described.check(program, kernel=KERNELS[kind])
+  assert program.peak < GIGABYTES[place.partition(":")[0]] * 1e9

