@@ -74,7 +74,15 @@ def test_what_does_not_divide_is_named():
     sharding.check_divides({"data": 1, "fsdp": 2, "tensor": 1}, shapes, 3)
 
 
-def test_every_large_parameter_has_a_rule():
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"sink_logit": True, "gate": "value"},
+    {"attn_bias": "kv", "gate": "element"},
+    {"gate": "head"},
+  ],
+)
+def test_every_large_parameter_has_a_rule(changes):
   """A new parameter without one would be copied to every device, in silence."""
   cfg = sinkjax.TINY.replace(
     qkv_bias=True,
@@ -83,7 +91,7 @@ def test_every_large_parameter_has_a_rule():
     qk_norm=True,
     norm="layer",
     post_norms=True,
-    sink_logit=True,
+    **changes,
   )
   copied = set()
   for path, leaf in jax.tree_util.tree_flatten_with_path(param_shapes(cfg))[0]:

@@ -6,8 +6,8 @@ rows with a backward pass of our own (see `sinkjax.models.row_blocks`). Equal
 to the einsum path within rounding. All have reverse mode only, and no place
 for a tap.
 
-On several devices cuDNN and splash run on each for its own rows and heads,
-which needs the mesh in context: `jax.set_mesh`.
+On several devices each works on its own rows and heads, which needs the mesh in
+context: `jax.set_mesh`.
 """
 
 import functools
@@ -57,12 +57,22 @@ def fused_attention(
   """
   if implementation is None:
     implementation = _chosen(q, mask)
-  if implementation == "rows":
-    return row_attention(q, k, v, scale, window, mask, sinks)
   if implementation == "splash":
     _check_splash(q.shape[1], mask)
     kernel = functools.partial(_splash, scale=scale, window=window)
-    return _per_device(kernel)(q, k, v, mask, sinks)
+  elif implementation == "rows":
+
+    def kernel(q, k, v, mask, sinks):
+      return row_attention(q, k, v, scale, window, mask, sinks)
+  else:
+    kernel = _library_attention(scale, window, implementation)
+  if implementation != "xla":  # which the compiler splits well by itself
+    kernel = _per_device(kernel)
+  return kernel(q, k, v, mask, sinks)
+
+
+def _library_attention(scale, window, implementation):
+  """JAX's own, to which a sink logit is added."""
   attend = functools.partial(
     jax.nn.dot_product_attention,
     scale=scale,
@@ -77,9 +87,7 @@ def fused_attention(
       return attend(q, k, v, mask=mask)
     return _sunk(attend, scale)(q, k, v, mask, sinks)
 
-  if implementation == "cudnn":
-    kernel = _per_device(kernel)
-  return kernel(q, k, v, mask, sinks)
+  return kernel
 
 
 def _per_device(kernel):

@@ -25,9 +25,8 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 import sinkjax
 from sinkjax import sharding
 from sinkjax.inference import generate, kv_policy
-from sinkjax.metrics import registry
+from sinkjax.metrics import registry, rows
 from sinkjax.metrics.table import METRICS
-from sinkjax.transforms import rows
 
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"

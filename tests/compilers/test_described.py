@@ -19,6 +19,11 @@ from sinkjax import sharding
     ("mesh['axis_0'=2,'axis_1'=2] {'axis_1'}", ("tensor",)),
     ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=2] {'axis_0'}", ("fsdp",)),
     ("mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}", ("fsdp", "tensor")),
+    (
+      "mesh['axis_0'=2,'axis_1'=1,'axis_2'=2], device_ids=([2,2]T(1,0))"
+      " {'axis_0'}",
+      ("tensor",),
+    ),
     ("{}", sharding.AXES),
   ],
 )

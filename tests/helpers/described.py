@@ -78,10 +78,12 @@ COLLECTIVES = (
 _COLLECTIVE = re.compile(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _SHAPE = re.compile(r"[a-z]\w*\[([\d,]*)\]")
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
-_IOTA = re.compile(
-  r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"
+_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+_IOTA = re.compile(rf"replica_groups=\[([\d,]+)\]<={_ORDER}")
+_NAMED = re.compile(
+  rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_ORDER}\))?"
+  r" \{([^}:]*)\}"
 )
-_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}:]*)\}")
 _KERNEL = re.compile(r'custom_call_target="([^"]+)"')
 
 
@@ -180,18 +182,26 @@ def _groups(size: int, line: str):
   if match := _LISTED.search(line):  # {{0,1},{2,3}}
     return [_numbers(group) for group in match[1].strip("{}").split("},{")]
   if match := _IOTA.search(line):  # [2,2]<=[2,2]T(1,0)
-    shape, iota, order = match.groups()
-    ids = np.arange(size).reshape(_numbers(iota))
-    ids = ids.transpose(_numbers(order)) if order else ids
-    return ids.reshape(_numbers(shape))
+    shape, *order = match.groups()
+    return _ordered(size, *order).reshape(_numbers(shape))
   if match := _NAMED.search(line):  # mesh['axis_0'=2,'axis_1'=2] {'axis_0'}
-    axes = [axis.partition("=") for axis in match[1].split(",")]
+    axes, *order, chosen = match.groups()
+    axes = [axis.partition("=") for axis in axes.split(",")]
     names = [name for name, _, _ in axes]
-    ids = np.arange(size).reshape([int(number) for _, _, number in axes])
-    at = [names.index(name) for name in match[2].split(",")]
+    shape = [int(number) for _, _, number in axes]
+    at = [names.index(name) for name in chosen.split(",")]
+    ids = _ordered(size, *order).reshape(shape)
     ids = np.moveaxis(ids, at, range(-len(at), 0))
-    return ids.reshape(-1, np.prod(ids.shape[-len(at) :]))
+    return ids.reshape(-1, math.prod(ids.shape[-len(at) :]))
   return None
+
+
+def _ordered(size: int, shape: str | None, axes: str | None):
+  """Devices numbered in another order: [2,2]T(1,0)."""
+  ids = np.arange(size)
+  if shape:
+    ids = ids.reshape(_numbers(shape))
+  return ids.transpose(_numbers(axes)) if axes else ids
 
 
 def _numbers(text: str) -> list[int]:

@@ -161,6 +161,20 @@ def cudnn():
   return found
 
 
+def rows():
+  """{case: [error]} of blocks of rows."""
+
+  def attend(q, k, v, mask, sinks):
+    return fused.fused_attention(
+      q, k, v, scale=0.25, mask=mask, sinks=sinks, implementation="rows"
+    )
+
+  arrays = inputs(8, 8, 4, masks=8)
+  with jax.set_mesh(mesh_of("data:2,fsdp:2,tensor:2")):
+    got = differentiated(attend, *arrays)
+  return {"rows": [error(got, differentiated(plain, *arrays))]}
+
+
 def inside():
   """{case: [error, shapes]} where the caller has a shard_map of its own."""
   found, arrays = {}, inputs(8, 8, 8, masks=8)
@@ -242,7 +256,7 @@ def training():
 
 def main():
   with jax.default_matmul_precision("highest"):
-    parts = splash_everywhere, cudnn, wrapper, inside, training
+    parts = splash_everywhere, cudnn, rows, wrapper, inside, training
     wanted = sys.argv[1:] or [part.__name__ for part in parts]
     cases = [part() for part in parts if part.__name__ in wanted]
   print(json.dumps({k: v for part in cases for k, v in part.items()}))

@@ -118,15 +118,17 @@ KERNEL_SHAPES = {
 
 
 @pytest.mark.parametrize(
-  ("parts", "unshaped"),
+  ("parts", "shapes", "unshaped"),
   [
-    (["cudnn", "wrapper", "inside"], 0),
+    (["cudnn", "wrapper", "inside", "rows"], KERNEL_SHAPES, 1),
     # The interpreted TPU kernel, on seven meshes and in a step of training.
-    pytest.param(["splash_everywhere", "training"], 8, marks=pytest.mark.slow),
+    pytest.param(
+      ["splash_everywhere", "training"], {}, 8, marks=pytest.mark.slow
+    ),
   ],
   ids=["wrapped", "splash"],
 )
-def test_kernels_on_every_mesh(parts, unshaped):
+def test_kernels_on_every_mesh(parts, shapes, unshaped):
   """Output and gradients are one device's, and each does its part alone."""
   ran = subprocess.run(
     [sys.executable, SCRIPT, *parts],
@@ -142,9 +144,9 @@ def test_kernels_on_every_mesh(parts, unshaped):
   )
   assert ran.returncode == 0, ran.stderr[-2000:]
   cases = json.loads(ran.stdout.splitlines()[-1])
-  shapes = {k: v[1] for k, v in cases.items() if v[1:] and v[1]}
-  assert shapes == ({} if unshaped else KERNEL_SHAPES)
-  assert len(cases) == unshaped + len(shapes)
+  found = {k: v[1] for k, v in cases.items() if v[1:] and v[1]}
+  assert found == shapes
+  assert len(cases) == unshaped + len(found)
   for case, (error, *_) in cases.items():
     assert error < 2e-6, case  # float32, sums in another order
 
