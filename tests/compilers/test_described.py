@@ -1,10 +1,17 @@
 """Tests of the helper that reads what compilers write."""
 
 import described
-import jax
+import numpy as np
 import pytest
 
 from sinkjax import sharding
+
+
+class Mesh:
+  """Two devices along fsdp and two along tensor."""
+
+  axis_names, size = sharding.AXES, 4
+  devices = np.arange(4).reshape(1, 2, 2)
 
 
 @pytest.mark.parametrize(
@@ -29,10 +36,12 @@ from sinkjax import sharding
 )
 def test_groups_of_a_collective(groups, axes):
   """Devices 0 to 3 are numbered along tensor first."""
-
-  class Mesh:
-    axis_names, size = sharding.AXES, 4
-    devices = jax.numpy.arange(4).reshape(1, 2, 2)
-
   line = f"%x = f32[2] all-reduce(f32[2] %y), replica_groups={groups}, x=y"
   assert described.axes_of(Mesh, line) == axes
+
+
+def test_another_notation_is_refused():
+  """Taken for all devices, it would be a fault of the program."""
+  line = "%x = f32[2] all-reduce(f32[2] %y), replica_groups=other(2), x=y"
+  with pytest.raises(ValueError, match="notation"):
+    described.axes_of(Mesh, line)

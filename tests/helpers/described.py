@@ -165,7 +165,11 @@ def program(mesh: Mesh, jitted, *args, **kwargs) -> Program:
 
 
 def axes_of(mesh: Mesh, line: str) -> tuple[str, ...]:
-  """The axes along which a collective's devices differ; all if not told."""
+  """The axes along which a collective's devices differ; all if not told.
+
+  Raises:
+    ValueError: for groups in a notation that is not known here.
+  """
   groups, differ = _groups(mesh.size, line), set()
   if groups is None:
     return mesh.axis_names
@@ -193,6 +197,8 @@ def _groups(size: int, line: str):
     ids = _ordered(size, *order).reshape(shape)
     ids = np.moveaxis(ids, at, range(-len(at), 0))
     return ids.reshape(-1, math.prod(ids.shape[-len(at) :]))
+  if "replica_groups=" in line and "replica_groups={}" not in line:
+    raise ValueError(f"no known notation of groups: {line}")
   return None
 
 
