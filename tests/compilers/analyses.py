@@ -84,7 +84,8 @@ def streaming(params, tokens):
 
 def jacobian(params, tokens):
   """The exact one by its three norms, and of an edited model."""
-  devices = tokens.sharding.mesh.devices.flat if _placed(tokens) else None
+  mesh = getattr(tokens.sharding, "mesh", None)
+  devices = None if mesh is None else list(mesh.devices.flat)
   hidden = sinkjax.intervene(F, {"scores": sinkjax.knockout(0, from_layer=1)})
   norms = functools.partial(sinkjax.jacobian_norms, devices=devices)
   for norm in "fro", "spectral", "max":
@@ -115,10 +116,6 @@ ANALYSES = {
   f.__name__: f
   for f in (forward, capture, streaming, jacobian, estimates, generation)
 }
-
-
-def _placed(x) -> bool:
-  return isinstance(x.sharding, NamedSharding)
 
 
 def run(axes: str, analysis: str) -> None:
@@ -164,6 +161,7 @@ def compiled(call: call_recorder.Call, mesh: Mesh) -> dict[str, Any]:
       [*key, count, program.largest[key]]
       for key, count in program.collectives.items()
     ],
+    "kernels": program.kernels,
   }
 
 

@@ -1,5 +1,6 @@
 """The programs of the analyses, by the compilers of TPUs and GPUs."""
 
+import collections
 import json
 import os
 import pathlib
@@ -25,6 +26,10 @@ ANALYSES = (
 QUICK = {("capture", "fsdp:2,tensor:2"), ("generation", "tensor:4")}
 """What the gate compiles for TPUs."""
 
+GATHERED = 2 * 4 * 4 * 32
+"""A number for each layer, row, head and token: a statistic that is returned.
+Activations and patterns of the same texts are at least eight times larger."""
+
 
 def cases():
   for kind, place in described.PLACES.items():
@@ -49,3 +54,18 @@ def test_every_program_compiles(place, axes, analysis):
   programs = json.loads(ran.stdout.splitlines()[-1])
   refused = {p["name"]: p["refused"] for p in programs if "refused" in p}
   assert programs and not refused
+  for program in programs:
+    described.check(_read(program), gathered=GATHERED)
+
+
+def _read(program) -> described.Program:
+  keyed = {
+    (kind, tuple(axes)): (count, largest)
+    for kind, axes, count, largest in program["collectives"]
+  }
+  return described.Program(
+    collections.Counter({key: count for key, (count, _) in keyed.items()}),
+    {key: largest for key, (_, largest) in keyed.items()},
+    collections.Counter(program["kernels"]),
+    program["peak"],
+  )
