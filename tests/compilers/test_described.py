@@ -40,6 +40,12 @@ def test_groups_of_a_collective(groups, axes):
   assert described.axes_of(Mesh, line) == axes
 
 
+def test_partners_of_a_permute():
+  line = "%x = f32[2] collective-permute(f32[2] %y), source_target_pairs="
+  assert described.axes_of(Mesh, line + "{{0,1},{1,0}}, x=y") == ("tensor",)
+  assert described.axes_of(Mesh, line + "{{0,2},{2,0}}, x=y") == ("fsdp",)
+
+
 def test_another_notation_is_refused():
   """Taken for all devices, it would be a fault of the program."""
   line = "%x = f32[2] all-reduce(f32[2] %y), replica_groups=other(2), x=y"

@@ -71,6 +71,8 @@ def cases():
   for kind, place in described.PLACES.items():
     for variant in VARIANTS:
       for axes in described.MESHES:
+        if "n_kv_heads" in VARIANTS[variant] and axes == "tensor:4":
+          continue  # 2 heads do not divide by 4, which is refused
         quick = kind == "tpu" and (variant, axes) in QUICK
         marks = () if quick else pytest.mark.slow
         yield pytest.param(place, axes, variant, marks=marks)

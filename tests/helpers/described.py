@@ -60,15 +60,19 @@ MESHES = (
   "fsdp:2,tensor:2",
 )  # fmt: skip
 
-ALLOWED = {"all-gather": ("fsdp",), "reduce-scatter": ("fsdp",),
-           "all-reduce": sharding.AXES}  # fmt: skip
+ALLOWED = {
+  "all-gather": ("fsdp",),
+  "collective-permute": ("fsdp",),
+  "reduce-scatter": ("fsdp",),
+  "all-reduce": sharding.AXES,
+}
 """Axes of the mesh along which devices may exchange what.
 
-A parameter that fsdp splits is gathered for its layer and its gradient
-scattered back. All else that devices have to tell each other are sums: of
-gradients over rows, and of what the heads and the hidden units of each
-contribute to the residual and to the logits' normaliser. So no parameter is
-gathered along tensor, and no activation along any axis.
+A parameter that fsdp splits is gathered for its layer, a small one by permutes
+around a ring, and its gradient scattered back. All else that devices have to
+tell each other are sums: of gradients over rows, and of what the heads and the
+hidden units of each contribute to the residual and to the logits' normaliser.
+So no parameter is gathered along tensor, and no activation along any axis.
 """
 
 COLLECTIVES = (
@@ -84,6 +88,7 @@ _NAMED = re.compile(
   rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_ORDER}\))?"
   r" \{([^}:]*)\}"
 )
+_PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}]*\})\}")
 _KERNEL = re.compile(r'custom_call_target="([^"]+)"')
 
 
@@ -182,7 +187,7 @@ def axes_of(mesh: Mesh, line: str) -> tuple[str, ...]:
 
 
 def _groups(size: int, line: str):
-  """Numbers of the devices of each group, in any of the three notations."""
+  """Numbers of the devices of each group, in any of the notations."""
   if match := _LISTED.search(line):  # {{0,1},{2,3}}
     return [_numbers(group) for group in match[1].strip("{}").split("},{")]
   if match := _IOTA.search(line):  # [2,2]<=[2,2]T(1,0)
@@ -197,6 +202,8 @@ def _groups(size: int, line: str):
     ids = _ordered(size, *order).reshape(shape)
     ids = np.moveaxis(ids, at, range(-len(at), 0))
     return ids.reshape(-1, math.prod(ids.shape[-len(at) :]))
+  if match := _PAIRS.search(line):  # source_target_pairs={{0,1},{1,0}}
+    return [_numbers(pair) for pair in match[1].strip("{}").split("},{")]
   if "replica_groups=" in line and "replica_groups={}" not in line:
     raise ValueError(f"no known notation of groups: {line}")
   return None
