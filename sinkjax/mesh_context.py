@@ -88,6 +88,28 @@ def per_device(
   return call
 
 
+@functools.cache  # so that a compiled program knows the same reducer again
+def by_rows(reducer: Callable) -> Callable:
+  """A reducer of residual states that each device runs on its own texts.
+
+  The compiler cannot split singular values by rows: every device would gather
+  all texts and work on each. Values of other sites go to the reducer as they
+  are.
+
+  Args:
+    reducer: of values [B, T, D], every text for itself, to [B, ...].
+  """
+
+  @functools.wraps(reducer)
+  def reduced(*values):
+    if any(x.ndim != 3 for x in values):
+      return reducer(*values)
+    inputs = (("rows", None, None),) * len(values)
+    return per_device(reducer, inputs, output=("rows",))(*values)
+
+  return reduced
+
+
 def constrain(x: jax.Array, kinds: Sequence[str | None]) -> jax.Array:
   """`x`, which the compiler is told to split as `per_device` would.
 

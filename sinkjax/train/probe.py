@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics import registry
 from sinkjax.metrics.sinks import uniform_mass as uniform_mass
@@ -58,6 +59,10 @@ def make_probe(
   observers = registry.observers(
     registry.shown_in("probe"), share=cfg.normalizer in UNNORMALIZED
   )
+  observers = {
+    name: (site, mesh_context.by_rows(reducer))
+    for name, (site, reducer) in observers.items()
+  }
   plugged = {name: _imported(name)(cfg) for name in statistics}
   for name, (more, _) in plugged.items():
     twice = sorted(set(more) & set(observers))

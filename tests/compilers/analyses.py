@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 import sinkjax
-from sinkjax import sharding
+from sinkjax import mesh_context, sharding
 from sinkjax.inference import generate, kv_policy
 from sinkjax.metrics import registry, rows
 from sinkjax.metrics.table import METRICS
@@ -70,7 +70,10 @@ def capture(params, tokens):
       "resid_post": sinkjax.patch(jnp.zeros(shape), positions=[3]),
     },
   )
-  observers = registry.observers(METRICS)
+  observers = {
+    name: (site, mesh_context.by_rows(reducer))
+    for name, (site, reducer) in registry.observers(METRICS).items()
+  }
   for f in F, edited:
     observed = sinkjax.capture(f, observers)
     jax.jit(lambda p, t, g=observed: g(p, t).trace)(params, tokens)

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import sinkjax
 from sinkjax import mesh_context, sharding
+from sinkjax.metrics.collapse import effective_rank
 from sinkjax.models import fused
 from sinkjax.models.normalizers import softmax
 from sinkjax.train.step import init_state, make_evaluate, make_step
@@ -175,6 +176,17 @@ def rows():
   return {"rows": [error(got, differentiated(plain, *arrays))]}
 
 
+def reducers():
+  """{case: [error]} of a metric by singular values, on each mesh."""
+  found, states = {}, jax.random.normal(jax.random.key(0), (8, 12, 16))
+  want = effective_rank(states)
+  for axes in MESHES:
+    with jax.set_mesh(mesh_of(axes)):
+      got = jax.jit(mesh_context.by_rows(effective_rank))(states)
+    found[f"effective rank {axes}"] = [error([got], [want])]
+  return found
+
+
 def inside():
   """{case: [error, shapes]} where the caller has a shard_map of its own."""
   found, arrays = {}, inputs(8, 8, 8, masks=8)
@@ -256,7 +268,7 @@ def training():
 
 def main():
   with jax.default_matmul_precision("highest"):
-    parts = splash_everywhere, cudnn, rows, wrapper, inside, training
+    parts = splash_everywhere, cudnn, rows, reducers, wrapper, inside, training
     wanted = sys.argv[1:] or [part.__name__ for part in parts]
     cases = [part() for part in parts if part.__name__ in wanted]
   print(json.dumps({k: v for part in cases for k, v in part.items()}))

@@ -120,7 +120,7 @@ KERNEL_SHAPES = {
 @pytest.mark.parametrize(
   ("parts", "shapes", "unshaped"),
   [
-    (["cudnn", "wrapper", "inside", "rows"], KERNEL_SHAPES, 1),
+    (["cudnn", "wrapper", "inside", "rows", "reducers"], KERNEL_SHAPES, 8),
     # The interpreted TPU kernel, on seven meshes and in a step of training.
     pytest.param(
       ["splash_everywhere", "training"], {}, 8, marks=pytest.mark.slow
