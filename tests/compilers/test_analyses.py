@@ -26,9 +26,11 @@ ANALYSES = (
 QUICK = {("capture", "fsdp:2,tensor:2"), ("generation", "tensor:4")}
 """What the gate compiles for TPUs."""
 
-GATHERED = 2 * 4 * 4 * 32
-"""A number for each layer, row, head and token: a statistic that is returned.
-Activations and patterns of the same texts are at least eight times larger."""
+GATHERED = {"forward": 0, "capture": 0, "streaming": 0, "generation": 1024}
+"""Elements that may be gathered along any axis. Every device has the whole
+cache of a generation, here of 16 places, so keys and values are gathered for
+it. The Jacobian's programs are not listed: blocks of derivatives move along
+axes that split parameters, and they need only compile."""
 
 
 def cases():
@@ -54,8 +56,9 @@ def test_every_program_compiles(place, axes, analysis):
   programs = json.loads(ran.stdout.splitlines()[-1])
   refused = {p["name"]: p["refused"] for p in programs if "refused" in p}
   assert programs and not refused
-  for program in programs:
-    described.check(_read(program), gathered=GATHERED)
+  if analysis in GATHERED:
+    for program in programs:
+      described.check(_read(program), gathered=GATHERED[analysis])
 
 
 def _read(program) -> described.Program:

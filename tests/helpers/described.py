@@ -120,8 +120,8 @@ def devices(name: str) -> tuple:
 
 
 def mesh(name: str, axes: str) -> Mesh:
-  """Of all devices of a topology, "data:2,fsdp:2"."""
-  found = devices(name)
+  """Of all devices of a topology, "data:2,fsdp:2"; of one for ""."""
+  found = devices(name) if axes else devices(name)[:1]
   sizes = sharding.MeshConfig.parse(axes).sizes(len(found))
   kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
   return Mesh(np.array(found).reshape(sizes), sharding.AXES, axis_types=kinds)
