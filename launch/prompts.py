@@ -88,23 +88,23 @@ def resolve_prefix(prefix: str, tokenizer: Any) -> tuple[list[int], str]:
 
   Args:
     prefix: "auto" for BOS where the file says that texts begin with it,
-      "none", "id:N" for the token of id N, or else a token's text.
+      "none", "id:N" for the token of id N, or else a token's text. Many
+      vocabularies have tokens "auto" and "none"; they are named by their ids.
     tokenizer: the model's.
 
   Returns:
     ([] or [id], "bos", "none" or "given").
 
   Raises:
-    ValueError: for a token that the vocabulary does not have, and for what
-      could be read in two ways: a bare number that is also a token's text,
-      or a token whose text is one of our two words.
+    ValueError: for a token that the vocabulary does not have, and for a bare
+      number that is also a token's text, which could be read in two ways.
   """
   token = tokenizer.token_to_id(prefix)
-  if token is not None and (prefix in ("auto", "none") or _number(prefix)):
-    other = f"id:{int(prefix)}" if _number(prefix) else "the word of this flag"
+  if token is not None and _number(prefix):
     raise ValueError(
-      f"--prefix={prefix} can be read in two ways: as {other}, and as the "
-      f"token with that text, which is --prefix=id:{token}"
+      f"--prefix={prefix} can be read in two ways: as --prefix=id:"
+      f"{int(prefix)}, and as the token with that text, which is "
+      f"--prefix=id:{token}"
     )
   if prefix == "none" or (prefix == "auto" and not tokenizer.add_bos):
     return [], "none"

@@ -52,10 +52,19 @@ def test_prefix(prefix, found):
   assert prompts.resolve_prefix(prefix, Vocabulary("the", "cat")) == found
 
 
-@pytest.mark.parametrize("prefix", ["0", "none", "auto"])
-def test_a_prefix_of_two_readings_is_refused(prefix):
-  with pytest.raises(ValueError, match="two ways.*--prefix=id:1"):
-    prompts.resolve_prefix(prefix, Vocabulary("the", prefix))
+def test_a_number_of_two_readings_is_refused():
+  with pytest.raises(ValueError, match="two ways: as --prefix=id:0,.*=id:1"):
+    prompts.resolve_prefix("0", Vocabulary("the", "0"))
+
+
+@pytest.mark.parametrize(
+  ("prefix", "found"), [("auto", ([5], "bos")), ("none", ([], "none"))]
+)
+def test_our_words_come_before_tokens_of_that_text(prefix, found):
+  """SmolLM2's vocabulary has both; the default must not be refused."""
+  vocabulary = Vocabulary("the", prefix)
+  assert prompts.resolve_prefix(prefix, vocabulary) == found
+  assert prompts.resolve_prefix("id:1", vocabulary) == ([1], "given")
 
 
 @pytest.mark.parametrize("prefix", ["3", "id:6", "id:", "id:-1", "id:٣"])
