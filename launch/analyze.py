@@ -54,7 +54,7 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before each text: auto (BOS if the model's file says so), none, "
-  "a vocabulary entry, or an id.",
+  "a token's text, or id:N for the token of id N.",
 )
 EPS = flags.DEFINE_list(
   "eps",
@@ -111,11 +111,11 @@ def main() -> None:
   if DRY_RUN.value:
     _plan(texts)
     return
-  old = app.finished(out, request, overwrite=OVERWRITE.value)
+  old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
     _print_table(old)
     return
-  with artifacts.folder(out):
+  with artifacts.folder(out), artifacts.alone(out):
     data = _report(out, texts, eps, request)
   _print_table(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
@@ -214,7 +214,10 @@ def _report(
   from tqdm import tqdm
 
   from launch import prompts
+  from sinkjax.weights import identity
 
+  # Before they are read: a file that is replaced meanwhile is another one.
+  weights = identity.of(MODEL.value, without=out)
   with tqdm(
     total=len(texts) + 6, desc="loading", unit="step", leave=False
   ) as bar:
@@ -229,6 +232,7 @@ def _report(
     first = profile.prompts[0][0]
     data |= {
       "model": MODEL.value,
+      "weights": weights,
       "config": model.cfg.to_dict(),
       "first_token": {
         **prompts.first_token(model.tokenizer, first, prefix),

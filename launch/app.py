@@ -12,6 +12,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from absl import flags, logging
 from launch import config_flags
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the traceback.")
+LONGEST = 300
+"""Characters of an error: about four lines of a terminal."""
+
 HELP = {"-h", "-help", "--help", "--helpfull", "-?"}
 
 
@@ -72,6 +76,7 @@ def run(main: Callable[[], None], doc: str) -> None:
   """
   if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of `launch`
     signal.signal(signal.SIGINT, signal.default_int_handler)
+  sys.unraisablehook = _interrupt_again
   try:
     if HELP & set(sys.argv[1:]):
       _show_help(doc)
@@ -97,6 +102,22 @@ def run(main: Callable[[], None], doc: str) -> None:
     sys.exit(1)
 
 
+def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
+  """Sends Ctrl-C once more if it came where Python drops exceptions.
+
+  JAX runs a callback at each garbage collection. An exception in a callback, or
+  in `__del__`, is printed and forgotten, and the launcher would go on.
+  """
+  if dropped.exc_type is not KeyboardInterrupt:
+    sys.__unraisablehook__(dropped)
+    return
+  main = threading.main_thread().ident
+  # By then the callback has returned; if it has not, this runs again.
+  again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+  again.daemon = True  # a launcher that is done need not wait for it
+  again.start()
+
+
 def _show_help(doc: str) -> None:
   print(doc.strip(), "\n\nFlags:")
   for module in ("__main__", "launch.app"):
@@ -117,28 +138,54 @@ def _parse() -> None:
     raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=VALUE")
 
 
+def printable(text: str) -> str:
+  """A text that moves no cursor and colours nothing: for a terminal.
+
+  Paths, files and models may hold control characters. They become U+FFFD;
+  line breaks and tabs stay.
+
+  >>> printable("a" + chr(27) + "[31m\tb")
+  'a\ufffd[31m\tb'
+  """
+  return "".join(
+    c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text
+  )
+
+
 def _one_line(error: Exception) -> str:
+  """An error in a line of at most `LONGEST` characters."""
   text = " ".join(str(error).split()) or type(error).__name__
-  if isinstance(error, (ValueError, flags.Error)):
+  if not isinstance(error, (ValueError, flags.Error)):
+    text = f"{type(error).__name__}: {text} (--debug shows where)"
+  text = printable(text)
+  if len(text) <= LONGEST:
     return text
-  return f"{type(error).__name__}: {text} (--debug shows where)"
+  # What is wrong stands at the beginning, what to do at the end.
+  return f"{text[: LONGEST - 103]} ... {text[-98:]}"
 
 
 def finished(
-  out: pathlib.Path, request: dict[str, Any], *, overwrite: bool
+  out: pathlib.Path,
+  request: dict[str, Any],
+  *,
+  model: str | None = None,
+  overwrite: bool,
 ) -> dict[str, Any] | None:
   """What `summary.json` in `out` holds, if it is this very result.
 
   Args:
     out: the folder of --out, which need not exist.
     request: what was asked for, as `summary.json` keeps it.
+    model: the model's name or path, if there is one; its bytes must be those
+      that `summary.json` was made from.
     overwrite: whether whatever is there may go.
 
   Returns:
     The summary, `None` where the work is still to be done.
 
   Raises:
-    ValueError: if `out` is a file or holds another command's result.
+    ValueError: if `out` is a file, or holds the result of another command or
+      of other bytes under the model's name.
   """
   if out.exists() and not out.is_dir():
     raise ValueError(f"--out={out} is a file, not a folder")
@@ -151,6 +198,22 @@ def finished(
   except (OSError, ValueError):
     old = {}
   if old.get("complete") is True and old.get("request") == request:
+    from sinkjax.weights import identity
+
+    same = model is None or identity.unchanged(
+      old.get("weights"), model, without=out
+    )
+    if same is None:
+      print(
+        f"{out} does not say which bytes of {model} it was made from: measured "
+        "again"
+      )
+      return None
+    if not same:
+      raise ValueError(
+        f"{model} has changed since {out} was made from it; choose another "
+        "--out or give --overwrite"
+      )
     print(f"Already done: {out}. Give --overwrite to measure again.")
     return old
   raise ValueError(
@@ -178,7 +241,9 @@ def _quiet() -> None:
   warnings.filterwarnings("ignore", category=DeprecationWarning)
   if not DEBUG.value:
     # Python adds the line of code that warns, which says nothing to a user.
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: (
+      f"warning: {printable(str(message))}\n"
+    )
     # Orbax logs the traceback of what it raises, too.
     logging.set_verbosity(logging.FATAL)
 

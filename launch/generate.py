@@ -51,7 +51,8 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before a prompt: auto (BOS if the model's file says so), none, a "
-  "vocabulary entry, or an id. A chat template brings its own.",
+  "token's text, or id:N for the token of id N. A chat template brings its "
+  "own.",
 )
 MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", 256, "How many new tokens; 0 for no limit.", lower_bound=0
@@ -141,7 +142,9 @@ def _run(how: "Sampling") -> None:
   times, start = [], time.perf_counter()
   try:
     for piece in as_text(tokenizer, _timed(tokens, times)):
-      print(piece, end="", flush=True)
+      # A file gets the text as it is.
+      shown = app.printable(piece) if sys.stdout.isatty() else piece
+      print(shown, end="", flush=True)
   except KeyboardInterrupt:
     pass  # the way to end a text without a limit
   print(flush=True)

@@ -54,7 +54,7 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before the text: auto (BOS if the model's file says so), none, "
-  "a vocabulary entry, or an id.",
+  "a token's text, or id:N for the token of id N.",
 )
 METHOD = flags.DEFINE_enum(
   "method",
@@ -121,13 +121,13 @@ def main() -> None:
     return
   out = pathlib.Path(OUT.value).expanduser()
   request = _request(text)
-  old = app.finished(out, request, overwrite=OVERWRITE.value)
+  old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
     jacobian_table.show(old)
     return
   app.warm_compiler()
   job = _prepare(text, config, edit)
-  with artifacts.folder(out):
+  with artifacts.folder(out), artifacts.alone(out):
     data = _report(out, job, request)
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
@@ -261,14 +261,18 @@ def _report(
   """Everything in `out`; returns what `summary.json` holds."""
   from launch import jacobian_run, prompts
   from sinkjax.report import jacobian as report
+  from sinkjax.weights import identity
 
-  partial = job.partial(out, overwrite=OVERWRITE.value)
+  # Before they are read: a file that is replaced meanwhile is another one.
+  weights = identity.of(MODEL.value, without=out)
+  partial = job.partial(out, weights["sha256"], overwrite=OVERWRITE.value)
   result = jacobian_run.compute(job, partial)
   tokens = [job.tokenizer.token(t) for t in job.ids]
   drawn = report.draw(result, tokens)
   data = {
     **report.summary(result),
     "model": MODEL.value,
+    "weights": weights,
     "config": job.cfg.to_dict(),
     "first_token": prompts.first_token(job.tokenizer, job.ids[0], job.prefix),
     "tokens_text": tokens,

@@ -19,7 +19,9 @@ from sinkjax.analysis.sensitivity import (
   sensitivity_map,
 )
 from sinkjax.analysis.sensitivity_config import SensitivityConfig, work
+from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.config import ModelConfig
+from sinkjax.transforms.jacobian_engine import SelfCheckError
 from sinkjax.transforms.jacobian_plan import default_budget, matmul_rate
 from sinkjax.weights import registry
 from sinkjax.weights.offload import open_layers, peak_estimate
@@ -93,8 +95,16 @@ class Job:
     with open_layers(self.model, prefetch=False) as layers:
       yield layers
 
-  def partial(self, out: pathlib.Path, *, overwrite: bool) -> resume.Partial:
-    """The maps in progress; those of an interrupted run of this command."""
+  def partial(
+    self, out: pathlib.Path, weights: str, *, overwrite: bool
+  ) -> resume.Partial:
+    """The maps in progress; those of an interrupted run of this command.
+
+    Args:
+      out: the folder of --out.
+      weights: the SHA-256 of the model's bytes.
+      overwrite: as for `resume.Partial`.
+    """
     config, size = self.config, len(self.ids)
     layers = len(config.crossed(self.cfg)) if config.per_layer else None
     names = ["plain"] + (["edited"] if self.edit else [])
@@ -102,7 +112,7 @@ class Job:
     if self.bounds:
       empty |= {f"{name}_frozen": Columns.none(size) for name in names}
     mark = {
-      "weights": resume.weights_mark(registry.find(self.model)),
+      "weights": weights,
       "ids": self.ids,
       "from": config.source,
       "to": config.target,
@@ -145,6 +155,13 @@ def compute(job: Job, partial: resume.Partial) -> Sensitivity:
       _announce(job, partial)
       for name, fn in functions.items():
         maps[name] = _map(job, partial, name, fn, params)
+  except SelfCheckError:
+    # Columns that contradict the model are no beginning to go on from. Where
+    # the model itself overflows, this names the layer.
+    partial.delete()
+    with job.weights() as params:
+      sink_profile(params, job.cfg, [job.ids])
+    raise
   # Ctrl-C is no Exception, and it is how a long run is usually stopped.
   except BaseException:
     _keep(partial)

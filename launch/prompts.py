@@ -33,7 +33,9 @@ def read_texts(text_file: str | None, prompts_file: str | None) -> list[str]:
   if not prompts_file:
     return [PARAGRAPH]
   texts = []
-  for number, line in enumerate(_read(prompts_file).splitlines(), 1):
+  # Not `splitlines`: a JSON string may hold U+2028 and other characters at
+  # which that would cut a line.
+  for number, line in enumerate(_read(prompts_file).split("\n"), 1):
     if not line.strip():
       continue
     try:
@@ -53,9 +55,25 @@ def read_texts(text_file: str | None, prompts_file: str | None) -> list[str]:
   return texts
 
 
+def require_finite(
+  params: Any, cfg: Any, tokenizer: Any, prefix: list[int]
+) -> None:
+  """One forward pass on the built-in paragraph, before anything is measured.
+
+  Accuracies and ranks are finite whatever the activations are.
+
+  Raises:
+    NotFiniteError: naming the first layer that overflows.
+  """
+  from sinkjax.analysis.sink_profile import sink_profile
+
+  (ids,) = encode_all([PARAGRAPH], tokenizer, prefix, min(64, cfg.max_len))
+  sink_profile(params, cfg, [ids])
+
+
 def _read(path: str) -> str:
   try:
-    text = pathlib.Path(path).expanduser().read_text("utf-8")
+    text = pathlib.Path(path).expanduser().read_text("utf-8-sig")
   except OSError as error:
     raise ValueError(f"cannot read {path}: {error.strerror}") from None
   except UnicodeDecodeError as error:
@@ -70,29 +88,41 @@ def resolve_prefix(prefix: str, tokenizer: Any) -> tuple[list[int], str]:
 
   Args:
     prefix: "auto" for BOS where the file says that texts begin with it,
-      "none", a vocabulary entry, or an id.
+      "none", "id:N" for the token of id N, or else a token's text.
     tokenizer: the model's.
 
   Returns:
     ([] or [id], "bos", "none" or "given").
 
   Raises:
-    ValueError: for a token that the vocabulary does not have.
+    ValueError: for a token that the vocabulary does not have, and for what
+      could be read in two ways: a bare number that is also a token's text,
+      or a token whose text is one of our two words.
   """
+  token = tokenizer.token_to_id(prefix)
+  if token is not None and (prefix in ("auto", "none") or _number(prefix)):
+    other = f"id:{int(prefix)}" if _number(prefix) else "the word of this flag"
+    raise ValueError(
+      f"--prefix={prefix} can be read in two ways: as {other}, and as the "
+      f"token with that text, which is --prefix=id:{token}"
+    )
   if prefix == "none" or (prefix == "auto" and not tokenizer.add_bos):
     return [], "none"
   if prefix == "auto":
     return [tokenizer.bos_id], "bos"
-  # The vocabulary comes first: most have an entry "1", which is not the id 1.
-  token = tokenizer.token_to_id(prefix)
-  if token is None and prefix.isdecimal():
-    token = int(prefix)
+  if prefix.startswith("id:") and _number(prefix[3:]):
+    token = int(prefix[3:])
   if token is None or token >= tokenizer.vocab_size:
     raise ValueError(
       f"--prefix={prefix}: no such token among {tokenizer.vocab_size}; use "
-      "auto, none, a vocabulary entry or an id"
+      "auto, none, a token's text, or id:N for the token of id N"
     )
   return [token], "bos" if token == tokenizer.bos_id else "given"
+
+
+def _number(text: str) -> bool:
+  # Not `isdecimal` alone, which takes the digits of every script.
+  return text.isascii() and text.isdecimal()
 
 
 def encode_all(

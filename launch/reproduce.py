@@ -80,7 +80,7 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   None,
   "Token put before every text: auto (BOS if the model's file says so; the "
-  "default), none, a vocabulary entry, or an id.",
+  "default), none, a token's text, or id:N for the token of id N.",
 )
 MODELS = flags.DEFINE_list(
   "models",
@@ -307,6 +307,7 @@ class _Subject:
       params, cfg, tokenizer = sinkjax.load(_model())
       prompts.need_tokenizer(tokenizer, _model())
       prefix, _ = prompts.resolve_prefix(_prefix(), tokenizer)
+      prompts.require_finite(params, cfg, tokenizer, prefix)
       self._loaded = Subject(_model(), params, cfg, tokenizer, prefix)
     return self._loaded
 
@@ -314,7 +315,7 @@ class _Subject:
 def _print(found: Any) -> None:
   """Every claim with its verdict."""
   for one in found:
-    print(f"\n{one.entry.name}: {one.about['title']}")
+    print(f"\n{one.entry.name}: {one.entry.load().title}")
     for claim in one.claims():
       print(f"  {claim.verdict:<18}{claim.claim}\n{'':20}{claim.ours}")
 

@@ -17,18 +17,6 @@ EVERY = 10.0
 """Seconds between two writes."""
 
 
-def weights_mark(path: pathlib.Path) -> list[list[Any]]:
-  """Name, size and time of change of every file of a model."""
-  found = [path] if path.is_file() else sorted(path.rglob("*"))
-  # Size and time of change stand for the content, which may be many gigabytes
-  # to read.
-  return [
-    [file.name, file.stat().st_size, file.stat().st_mtime_ns]
-    for file in found
-    if file.is_file()
-  ]
-
-
 class Partial:
   """Maps in progress, by name, kept in `NAME` of a folder.
 

@@ -36,7 +36,6 @@ import pathlib
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -48,6 +47,9 @@ if TYPE_CHECKING:
   from sinkjax.data.prepare import Prepared
   from sinkjax.models.transformer import Params
   from sinkjax.train.run_config import TrainConfig
+
+START_FILE = "start.json"
+"""The file of --workdir that says what the run began from."""
 
 START_FREE = {
   "max_len",
@@ -123,14 +125,18 @@ def main() -> None:
 
     train_report.write_so_far(config, workdir, request)
     return
+  begun = _same_start(workdir)
   if app.finished(workdir, request, overwrite=False) is not None:
     return
   first = train_processes.join(
     DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
   )
-  with artifacts.folder(workdir), _alone(workdir, first):
+  # One process of a run of several keeps the folder for all.
+  lock = artifacts.alone(workdir) if first else contextlib.nullcontext()
+  with artifacts.folder(workdir), lock:
     if first:
       _same_run(workdir, request)
+      artifacts.write_json(workdir / START_FILE, begun)
     app.warm_compiler()
     _train(config, workdir, request, first)
   train_processes.leave()
@@ -152,29 +158,28 @@ def _config() -> "TrainConfig":
   return _declared().from_dict(CONFIG.value)
 
 
-@contextlib.contextmanager
-def _alone(workdir: pathlib.Path, first: bool) -> Iterator[None]:
-  """Locks the folder against a second run; the first process does so.
+def _same_start(workdir: pathlib.Path) -> dict[str, Any]:
+  """What is recorded of --start: its name, and the SHA-256 of its bytes.
 
   Raises:
-    ValueError: if another process trains in it.
+    ValueError: where the folder holds a run that began from something else.
   """
-  import fcntl
+  path, begun = workdir / START_FILE, {"model": None, "sha256": None}
+  if START.value:
+    from sinkjax.weights import identity
 
-  if not first:
-    yield
-    return
-  with open(workdir / ".lock", "w") as lock:
-    try:
-      # The system drops this lock when its process ends, however that happens,
-      # so that no stale lock keeps a run from resuming.
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      raise ValueError(
-        f"another process is training in {workdir}; wait for it, stop it, or "
-        "choose another --workdir"
-      ) from None
-    yield
+    sha = identity.of(START.value, without=workdir)["sha256"]
+    begun = {"model": START.value, "sha256": sha}
+  # Runs begun before this was recorded lack the file.
+  old = json.loads(path.read_text("utf-8")) if path.exists() else begun
+  if begun["sha256"] != old["sha256"]:
+    raise ValueError(
+      f"{workdir} holds a run that began from "
+      f"{old['model'] or 'random parameters'}, this one begins from "
+      f"{START.value or 'random parameters'} with other bytes; choose another "
+      "--workdir"
+    )
+  return begun
 
 
 def _same_run(workdir: pathlib.Path, request: dict[str, Any]) -> None:

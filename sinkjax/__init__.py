@@ -33,17 +33,9 @@ from sinkjax.models.transformer import (
   param_shapes,
 )
 from sinkjax.taps import EXPERT_SITES, SITES, Taps
+from sinkjax.transforms.attention_edits import ablate_heads, knockout
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.edits import (
-  ablate_heads,
-  add,
-  chain,
-  hold,
-  knockout,
-  patch,
-  replace,
-  scale,
-)
+from sinkjax.transforms.edits import add, chain, hold, patch, replace, scale
 from sinkjax.transforms.estimators import estimate_norms, power_norms
 from sinkjax.transforms.intervene import intervene
 from sinkjax.transforms.jacobian import (

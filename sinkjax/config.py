@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+from sinkjax import finite
 from sinkjax.models.normalizers import NORMALIZERS
 
 NORMS = ("rms", "layer")
@@ -329,6 +330,7 @@ class ModelConfig:
     for name in OPTIONAL:
       if getattr(self, name) is not None:
         _positive(name, getattr(self, name))
+    finite.require_fields(self)
     if not (self.pre_norms or self.post_norms):
       raise ValueError("pre_norms=False needs post_norms=True")
     if self.shared_norm and not (self.parallel_residual and self.pre_norms):

@@ -190,6 +190,21 @@ class Taps:
           "none (n_experts=0)"
         )
 
+  def placed(self, cfg: Any, length: int) -> "Taps":
+    """The same taps, the indices in their edits checked against the model.
+
+    Args:
+      cfg: the model.
+      length: tokens in a row.
+
+    Raises:
+      ValueError: for an index out of range, naming it.
+    """
+    edits = {
+      site: placed(edit, cfg, length, site) for site, edit in self.edits.items()
+    }
+    return Taps(edits, self.observers)
+
   def tree_flatten(self) -> tuple[list[Any], tuple]:
     """Edits and reducers that are pytrees are children, the rest static."""
     items = [("edit", site, edit) for site, edit in self.edits.items()]
@@ -219,6 +234,16 @@ class Taps:
 
 
 NO_TAPS = Taps()
+
+
+def placed(edit: Any, cfg: Any, length: int, site: str) -> Any:
+  """An edit for this model, length and site: `edit.placed`, if it has one.
+
+  Inside the layers an index may be traced and the number of layers is not
+  known, so that indices are checked once, before the model runs.
+  """
+  place = getattr(edit, "placed", None)
+  return edit if place is None else place(cfg, length, site)
 
 
 class Tapper:

@@ -16,7 +16,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "sinkjax" / "experiments"
 
 LEVELS = (
-  {"artifacts", "config", "mesh_context", "metrics", "sharding", "taps"},
+  {
+    "artifacts",
+    "config",
+    "finite",
+    "mesh_context",
+    "metrics",
+    "sharding",
+    "taps",
+  },
   {"models", "provenance"},
   {"transforms"},
   {"weights"},

@@ -88,7 +88,7 @@ def loss_gradient(
   positions: Any = None,
 ) -> tuple[float, np.ndarray]:
   """The loss and its gradient with respect to x, [T, D]; as above."""
-  cfg, edits = taken_apart(fn)
+  cfg, edits = taken_apart(fn, tokens)
   point, layers = parse_point(cfg, source, 0), as_layers(cfg, params)
   tokens = jnp.asarray(tokens)
   if tokens.ndim != 1 or tokens.shape[0] < 2:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.analysis.sensitivity import Columns
+from sinkjax.config import ModelConfig
 from sinkjax.metrics import bounds
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.edits import chain, hold
@@ -85,6 +86,17 @@ class OverSquashing:
       jnp.asarray(self.log_bounds[form]), jnp.asarray(self.truth(form))
     )
     return int(exceeding)
+
+
+def uncovered(cfg: ModelConfig) -> tuple[str, ...]:
+  """The forms that bound nothing in a model of this config.
+
+  Where heads have a learned value that belongs to no token, its weight moves
+  with the scores even if the pattern, which is the tokens', is held.
+  """
+  if cfg.attn_bias != "kv":
+    return ()
+  return tuple(name for name, form in FORMS.items() if form.frozen)
 
 
 def paths(gains: Gains) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -160,10 +172,17 @@ def over_squashing(
 
   Raises:
     ValueError, TypeError, SelfCheckError: as `layer_gains` and
-      `jacobian_norms`.
+      `jacobian_norms`; ValueError also for a model that a form does not cover.
 
   Cost: one exact map, two if `norms` is not given, and `layer_gains`.
   """
+  cfg, _ = taken_apart(fn)
+  if uncovered(cfg):
+    raise ValueError(
+      f"the bounds {', '.join(uncovered(cfg))} are about a pattern that is "
+      f"held, which leaves the weight of the learned value of attn_bias="
+      f"{cfg.attn_bias!r} free: this model has none of them"
+    )
   ids = jnp.asarray(tokens, jnp.int32)
   spectral = {
     "norm": "spectral",

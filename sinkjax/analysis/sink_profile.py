@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax import finite
 from sinkjax.config import ModelConfig
 from sinkjax.metrics import registry, rows
 from sinkjax.metrics.sinks import sink_rate, sink_rate_stderr
 from sinkjax.models.layerwise import UNEMBED_COLUMNS, Layers
 from sinkjax.models.normalizers import UNNORMALIZED
-from sinkjax.models.transformer import Params, forward
+from sinkjax.models.transformer import Params, check_tokens, forward
 from sinkjax.transforms import chunks, streaming
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.streaming import stream_statistics
@@ -170,7 +171,9 @@ def measure(cfg: ModelConfig, *, streamed: bool = False) -> Callable:
     out = watched(params, tokens)
     return {**out.trace, "nll": token_nll(out.logits, tokens)}
 
-  return jax.jit(statistics)
+  compiled = jax.jit(statistics)
+  # Under jit the ids are traced, and could no longer be checked.
+  return lambda params, tokens: compiled(params, check_tokens(cfg, tokens))
 
 
 def streamed_bytes(cfg: ModelConfig, length: int) -> int:
@@ -216,6 +219,7 @@ def sink_profile(
   Raises:
     ValueError: for no prompts, or one of fewer than two tokens or with a
       token outside the vocabulary.
+    NotFiniteError: for a model whose activations overflow; it names the layer.
 
   Cost: one forward pass a prompt; the memory of one batch's attention, or
     where layers are read one by one, of a block of its rows.
@@ -242,10 +246,34 @@ def sink_profile(
       maps = out[MAPS][:, 0]
     for row, i in enumerate(batch):
       measured[i] = _of_row(out, row)
+      _require_finite(measured[i])
     progress(len(batch))
   values = jax.tree.map(lambda *xs: np.stack(xs), *measured)
   nll = values.pop("nll")
   return SinkProfile([list(p) for p in prompts], values, nll, maps)
+
+
+AXES = {"L": "layer", "H": "head", "N": "KV head"}
+"""Words for the axes of the table of metrics, in messages."""
+
+
+def _require_finite(values: dict[str, Any]) -> None:
+  """Raises for the first layer in which any metric is not finite."""
+  found = {}
+  for metric in registry.shown_in("summary"):
+    name = metric.measured.name
+    axes = metric.measured.axes.split()
+    if name in values and "L" in axes:
+      for leaf in jax.tree.leaves(values[name]):
+        if (at := finite.where(leaf)) is not None:
+          layer = at[axes.index("L")]
+          found.setdefault(layer, (leaf, metric.measured.label, axes))
+  if found:
+    leaf, label, axes = found[min(found)]
+    finite.require(leaf, f"the {label}", [AXES[axis] for axis in axes])
+  for name, value in values.items():
+    for leaf in jax.tree.leaves(value):
+      finite.require(leaf, f"the {'loss' if name == 'nll' else name}")
 
 
 def _of_row(out: dict[str, Any], row: int) -> dict[str, Any]:

@@ -196,7 +196,8 @@ def _own_texts(path: pathlib.Path, column: str) -> list[str]:
 
 def _read(path: pathlib.Path) -> str:
   try:
-    return path.read_text("utf-8")
+    # A byte order mark is no part of the text.
+    return path.read_text("utf-8-sig")
   except (OSError, UnicodeDecodeError) as error:
     raise ValueError(f"{path}: cannot read as UTF-8: {error}") from None
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sinkjax.config import ModelConfig
+from sinkjax.finite import NotFiniteError
 from sinkjax.inference.sampling import GREEDY, Sampling, draw
 from sinkjax.models.cache import Cache, Policy, advance, init_cache
 from sinkjax.models.transformer import check_ids
@@ -20,7 +21,10 @@ from sinkjax.models.transformer import check_ids
 
 @functools.lru_cache(maxsize=8)  # compiled programs, kept between calls
 def _step(cfg: ModelConfig, policy: Policy, how: Sampling) -> Callable:
-  """`step(params, tokens, count, cache, key) -> (next [B, 1], cache)`."""
+  """`step(params, tokens, count, cache, key) -> (next [B, 1], cache)`.
+
+  The next token is -1 where no logit, or not every one, is a number.
+  """
   walk = advance(cfg, policy, logits="last")
 
   def step(
@@ -33,7 +37,10 @@ def _step(cfg: ModelConfig, policy: Policy, how: Sampling) -> Callable:
     logits, cache = walk(params, tokens, cache, count=count)
     # By position, so that a draw does not depend on how a prompt was cut.
     now = jax.random.fold_in(key, cache.length[0])
-    return draw(logits[:, 0], now, how)[:, None], cache
+    new = draw(logits[:, 0], now, how)
+    # The maximum of logits with a NaN is NaN; -inf alone leaves no choice.
+    known = jnp.isfinite(jnp.max(logits[:, 0], axis=-1))
+    return jnp.where(known, new, -1)[:, None], cache
 
   return jax.jit(step, donate_argnums=3)
 
@@ -73,6 +80,7 @@ def generate(
     Token ids.
 
   Raises:
+    NotFiniteError: where the model's logits are not finite.
     ValueError: at once, for an empty prompt, an id outside the vocabulary, a
       model that the policy cannot serve, or more tokens than it has room for.
 
@@ -126,6 +134,11 @@ def _stream(
   one, given = jnp.ones(1, jnp.int32), 0
   while True:
     new = int(token[0, 0])
+    if new < 0:
+      raise NotFiniteError(
+        f"the logits after {len(prompt) + given} tokens are not finite: the "
+        "activations or weights of this model overflow"
+      )
     if new in stop:
       return
     yield new

@@ -43,7 +43,13 @@ from jaxtyping import Array, Float, Int
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import Context, rotary_of
 from sinkjax.models.positions import rotary_tables, rotate
-from sinkjax.taps import Layer
+from sinkjax.taps import Layer, placed
+from sinkjax.transforms.edit_indices import (
+  OfLayers,
+  check_leading,
+  chosen,
+  place_index,
+)
 
 PER = ("token", "channel", "tensor")
 """Which numbers of [B, T, ..., C] share a step: the C of one token (and
@@ -169,7 +175,7 @@ def _reduce(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Quantize:
+class Quantize(OfLayers):
   """An edit that rounds a site whose axis 1 is tokens: "k", "v", "mlp_in".
 
   Bits, kept tokens and layers are leaves, so one compiled model serves all of
@@ -177,9 +183,9 @@ class Quantize:
 
   Attributes:
     bits: of a level.
-    keep: position or positions left in full precision; `None`, or one that
-      the text does not have (-1), keeps none.
-    layers: as in `transforms.edits`: `None` for all, or which.
+    keep: position or positions left in full precision; `None`, or a traced
+      one that the text does not have (-1), keeps none.
+    layers: `None` for all, or which; both as in `transforms.edit_indices`.
     per: one of `PER`.
     symmetric: as `quantize` takes it.
     group: likewise.
@@ -193,6 +199,14 @@ class Quantize:
   symmetric: bool = dataclasses.field(default=False, metadata={"static": True})
   group: int | None = dataclasses.field(default=None, metadata={"static": True})
   limits: Any = None
+
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same with its layers and kept positions checked."""
+    if self.limits is not None:
+      check_leading("limits", self.limits, cfg.n_layers)
+    keep = place_index("position", self.keep, length)
+    new = dataclasses.replace(self, keep=keep)
+    return OfLayers.placed(new, cfg, length, site)
 
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The rounded value where the layer is chosen."""
@@ -210,15 +224,12 @@ class Quantize:
     )
     if self.layers is None:
       return new
-    return jnp.where(jnp.any(jnp.asarray(self.layers) == layer), new, value)
+    return jnp.where(chosen(self.layers, layer), new, value)
 
 
 def kept_tokens(keep: Any, length: int) -> Array | None:
   """[T] bool, True at the positions `keep`; `None` stays."""
-  if keep is None:
-    return None
-  at = jnp.arange(length)[:, None]
-  return jnp.any(at == jnp.atleast_1d(keep)[None], axis=1)
+  return None if keep is None else chosen(keep, jnp.arange(length))
 
 
 @jax.tree_util.register_dataclass
@@ -240,6 +251,11 @@ class BeforeRotation:
   cos: Any
   sin: Any
   cfg: ModelConfig = dataclasses.field(metadata={"static": True})
+
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same with the indices of its edit checked."""
+    edit = placed(self.edit, cfg, length, site)
+    return dataclasses.replace(self, edit=edit)
 
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The keys, edited as if they had not been rotated."""

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
 from sinkjax.inference.quantize import Quantize, kept_tokens
-from sinkjax.taps import Layer
+from sinkjax.taps import Layer, placed
 
 INPUTS = ("attn_in", "z", "mlp_in", "mlp_act")
 """Sites that the projections read."""
@@ -94,6 +94,10 @@ class Flat:
   """
 
   edit: Any
+
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same with the indices of its edit checked."""
+    return Flat(placed(self.edit, cfg, length, site))
 
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The edited value in its own shape."""

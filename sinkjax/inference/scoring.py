@@ -10,11 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sinkjax import finite
 from sinkjax.config import ModelConfig
 from sinkjax.inference import kv_policy
 from sinkjax.inference.kv_by_position import more_room
 from sinkjax.models.cache import CHUNK, Cache, Policy, advance, init_cache
-from sinkjax.models.transformer import check_ids, forward, logits_of
+from sinkjax.models.transformer import (
+  check_ids,
+  check_tokens,
+  forward,
+  logits_of,
+)
 from sinkjax.transforms.capture import capture
 
 Progress = Callable[[int], Any]
@@ -54,6 +60,7 @@ def last_logits(cfg: ModelConfig) -> Callable:
   """`f(params, tokens [B, T]) -> [B, V]`: a forward pass, its last row.
 
   With fused attention where the model allows it: the fastest pass there is.
+  The ids are checked as `forward` does, but not by what `lower` compiles.
   """
   with contextlib.suppress(ValueError):  # of a model that cannot have it
     cfg = cfg.replace(attention="fused")
@@ -67,7 +74,16 @@ def last_logits(cfg: ModelConfig) -> Callable:
     with jax.default_matmul_precision(cfg.precision):
       return logits_of(cfg, x, table)[:, 0]
 
-  return jax.jit(f)
+  compiled = jax.jit(f)
+
+  def checked(
+    params: dict[str, Any], tokens: Int[Array, "B T"]
+  ) -> Float[Array, "B V"]:
+    # Under jit the ids are traced, and could no longer be checked.
+    return compiled(params, check_tokens(cfg, tokens))
+
+  checked.lower = compiled.lower
+  return checked
 
 
 def _chunks(ids: np.ndarray, chunk: int) -> Iterator[tuple]:
@@ -79,6 +95,17 @@ def _chunks(ids: np.ndarray, chunk: int) -> Iterator[tuple]:
     padded = np.zeros(chunk + 1, np.int32)
     padded[: len(part)] = part
     yield padded[None, :-1], padded[None, 1:], len(part) - 1
+
+
+def _whole(losses: list[np.ndarray]) -> np.ndarray:
+  """The losses in one array, which must be finite.
+
+  Raises:
+    NotFiniteError: naming the first that is not.
+  """
+  whole = np.concatenate(losses)
+  finite.require(whole, "the loss", ["place"])
+  return whole
 
 
 def _checked(cfg: ModelConfig, ids: Sequence[int]) -> np.ndarray:
@@ -115,6 +142,7 @@ def stream_nats(
   Raises:
     ValueError: for fewer than two tokens, an id outside the vocabulary, more
       tokens than the policy has room for, or a model that it cannot serve.
+    NotFiniteError: where a loss is not finite.
 
   Cost: that of the model on N tokens; with chunk c a query meets c - 1 keys
     more than the policy keeps.
@@ -129,7 +157,7 @@ def stream_nats(
     nats, cache = score(params, tokens, targets, np.array([count]), cache)
     losses.append(np.asarray(nats)[0, :count])
     progress(count)
-  return np.concatenate(losses)
+  return _whole(losses)
 
 
 def dense_nats(
@@ -175,7 +203,7 @@ def dense_nats(
     losses.append(np.asarray(nats)[0, :count])
     fed += count
     progress(count)
-  return np.concatenate(losses)
+  return _whole(losses)
 
 
 def recompute_nats(
@@ -233,4 +261,4 @@ def recompute_nats(
     nats = nats_of(f(params, part), jnp.asarray(targets))
     losses.append(np.asarray(nats)[: len(here)])
     progress(len(here) * total)
-  return np.concatenate(losses)
+  return _whole(losses)

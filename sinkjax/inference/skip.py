@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sinkjax.config import ModelConfig
 from sinkjax.models.normalizers import MASKED
 from sinkjax.taps import Layer
+from sinkjax.transforms.edit_indices import check_leading
 from sinkjax.transforms.edits import pytree_dataclass
 
 
@@ -40,6 +42,14 @@ class SkipDormant:
   threshold: Any
   weight: Any = float("nan")
   chosen: Any = None
+
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same, `chosen` checked to be a mask of the model's layers."""
+    if self.chosen is not None:
+      check_leading("chosen", self.chosen, cfg.n_layers)
+      if jnp.asarray(self.chosen).dtype != bool:
+        raise ValueError("chosen must be a bool mask [L, B, H, T]")
+    return self
 
   def __call__(
     self, pattern: Float[Array, "B H T S"], layer: Layer
@@ -84,6 +94,11 @@ class SkipPredicted:
 
   threshold: Any
   level: Any
+
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same, `level` checked to have the model's layers."""
+    check_leading("level", self.level, cfg.n_layers)
+    return self
 
   def __call__(
     self, scores: Float[Array, "B H T S"], layer: Layer

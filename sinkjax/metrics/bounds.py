@@ -232,7 +232,7 @@ def full_steps(
   """Log steps of the bound that counts how attention itself moves.
 
       mlp_gain_t { delta_ts (1 + query_gain_t)
-                   + sum_h |a_ts^h| (copy_gain_hs + key_gain_hts) }
+                   + sum_h (|a_ts^h| copy_gain_hs + key_gain_hts) }
 
   With scores e_tw and z_t = sum_w a_tw v_w, the softmax gives d a_tw / d e_ts =
   a_tw (delta_ws - a_ts), hence sum_w v_w d a_tw / d e_ts = a_ts (v_s - z_t).
@@ -246,18 +246,21 @@ def full_steps(
   and the triangle inequality gives the steps, with the rank-one term's norm
   a product:
 
-      key_gain[l, h, t, s] = ||W_O^h (v_s - z_t)|| ||k_ts||
+      key_gain[l, h, t, s] = ||W_O^h dz_t / d e_ts|| ||k_ts||
+                           = a_ts ||W_O^h (v_s - z_t)|| ||k_ts||
       query_gain[l, t] = ||sum_h W_O^h sum_w a_tw (v_w - z_t) q_tw^T||
 
   Our derivation; holds for a softmax with a further constant in its
   denominator as well. Both additions carry a_ts or delta_ts: attention that
-  goes to the first token lowers this bound too.
+  goes to the first token lowers this bound too. Where the pattern is edited,
+  the first line of key_gain holds and the second does not: a weight that is
+  set to zero leaves the score its part in the other weights.
 
   Args:
     pattern: attention probabilities of every layer and head.
     copy_gain: norms of the heads' copying maps at each token.
     mlp_gain: norms of the MLP's derivative with its skip connection.
-    key_gain: as above; where `pattern` is 0 any finite number will do.
+    key_gain: as above.
     query_gain: as above.
 
   Returns:
@@ -267,13 +270,13 @@ def full_steps(
   >>> pattern = jnp.array([[[[1.0, 0.0], [0.5, 0.5]]]])
   >>> copy, mlp, query = jnp.ones((1, 1, 2)), jnp.ones((1, 2)), jnp.ones((1, 2))
   >>> steps = full_steps(
-  ...   pattern, copy, mlp_gain=mlp, key_gain=6 * pattern, query_gain=query
+  ...   pattern, copy, mlp_gain=mlp, key_gain=6 * pattern**2, query_gain=query
   ... )
   >>> jnp.exp(steps).round().astype(int).tolist()
   [[[9, 0], [2, 4]]]
   """
-  gain = copy_gain[:, :, None, :] + key_gain
-  mixing = jnp.sum(jnp.abs(pattern) * gain, axis=1)
+  mixing = jnp.abs(pattern) * copy_gain[:, :, None, :] + key_gain
+  mixing = jnp.sum(mixing, axis=1)
   return (
     _log(mixing + _stay(mixing, 1 + query_gain)) + (_log(mlp_gain)[:, :, None])
   )

@@ -74,7 +74,8 @@ def sink_rate(
     order: "threshold_first" or "mean_first".
 
   Returns:
-    A share in [0, 1].
+    A share in [0, 1]; NaN if any score is NaN, which is above no threshold
+    and would count as a head without a sink.
 
   Raises:
     ValueError: for another order, or alpha that is not [P, L, H].
@@ -91,7 +92,8 @@ def sink_rate(
     raise ValueError(f"alpha must be [prompts, L, H], got {alpha.shape}")
   if order == "mean_first":
     alpha = jnp.mean(alpha, axis=0)
-  return jnp.mean((alpha > eps).astype(jnp.float32))
+  above = (alpha > eps).astype(jnp.float32)
+  return jnp.mean(jnp.where(jnp.isnan(alpha), jnp.nan, above))
 
 
 def sink_rate_stderr(
@@ -112,7 +114,8 @@ def sink_rate_stderr(
   # give NaN.
   if len(alpha) < 2:
     return None
-  rates = (alpha > eps).mean(axis=(1, 2))
+  above = np.where(np.isnan(alpha), np.nan, alpha > eps)
+  rates = above.mean(axis=(1, 2))
   # One less in the divisor: the prompts are a sample, whose mean is estimated.
   return float(rates.std(ddof=1) / np.sqrt(len(rates)))
 

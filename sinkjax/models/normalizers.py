@@ -45,6 +45,10 @@ def softmax(
   Returns:
     Weights that sum to one over the last axis, or to less with a sink, in the
     dtype of `scores`.
+
+  Raises:
+    ValueError: for concrete scores with a row of -inf. Under a transformation
+      of JAX, which hides the values, such a row becomes NaN.
   """
   s, dtype = _wide(scores, mask)
   top = jnp.max(s, axis=-1, keepdims=True)
@@ -56,6 +60,7 @@ def softmax(
   total = jnp.sum(weights, axis=-1, keepdims=True)
   if sinks is not None:
     total += jnp.exp(sinks.astype(dtype) - top)
+  _check_rows(top, total)
   return (weights / total).astype(scores.dtype)
 
 
@@ -185,6 +190,19 @@ NORMALIZERS: dict[str, Callable] = {
 UNNORMALIZED = ("sigmoid", "elu1", "relu")
 """Those whose rows may sum to more than one: metrics of shares are computed
 from `metrics.sinks.attention_share` there."""
+
+
+def _check_rows(top: Array, total: Array) -> None:
+  """Refuses rows of -inf, where values can be seen."""
+  if isinstance(total, jax.core.Tracer):
+    return
+  # Where a key is masked the largest score is `MASKED`, and nothing is added.
+  if bool(jnp.any((top == -jnp.inf) | (total == 0))):
+    raise ValueError(
+      "a row of attention scores is -inf at every key that it may see, so that "
+      "its softmax is not defined: keep one key, or hide keys by "
+      f"{MASKED} in place of -inf"
+    )
 
 
 def _wide(

@@ -1,6 +1,6 @@
 """The decoder, and `forward`, the pure function that everything else uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -183,7 +183,7 @@ def forward(cfg: ModelConfig) -> Callable:
     positions = like_tokens("positions", positions, tokens)
     check_ids("position", positions, cfg.max_len, "the model's context")
     valid = like_tokens("valid", valid, tokens)
-    taps = NO_TAPS if taps is None else taps
+    taps = NO_TAPS if taps is None else taps.placed(cfg, tokens.shape[1])
     taps.check_sites(cfg.n_experts > 0)
     with jax.default_matmul_precision(cfg.precision):
       return model.apply({"params": params}, tokens, taps, positions, valid)
@@ -192,18 +192,26 @@ def forward(cfg: ModelConfig) -> Callable:
   return f
 
 
-def check_tokens(cfg: ModelConfig, tokens: ArrayLike) -> Array:
+def check_tokens(cfg: ModelConfig, tokens: ArrayLike | Sequence[Any]) -> Array:
   """[B, T] ids from [B, T] or [T].
 
   Raises:
     ValueError: for another rank or dtype, a length that the model cannot
-      have, or an id outside the vocabulary.
+      have, an id outside the vocabulary, or a float64 model while JAX has
+      64-bit types disabled.
   """
-  tokens = jnp.atleast_2d(jnp.asarray(tokens))
+  if cfg.dtype == "float64" and jnp.result_type(float) != jnp.float64:
+    raise ValueError(
+      "a model of dtype float64 would silently be computed in float32: call "
+      'jax.config.update("jax_enable_x64", True) first, or use '
+      'cfg.replace(dtype="float32")'
+    )
+  given = jnp.asarray(tokens)
+  tokens = jnp.atleast_2d(given)
   if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
     raise ValueError(
-      f"tokens must be integers of shape [B, T] or [T], got {tokens.dtype} "
-      f"{tokens.shape}"
+      f"tokens must be integers of shape [T] or [B, T], got {given.dtype} "
+      f"{given.shape}"
     )
   if not 0 < tokens.shape[1] <= cfg.max_len:
     raise ValueError(
@@ -228,7 +236,9 @@ def check_ids(name: str, ids: Any, size: int, what: str) -> None:
   """
   if ids is None or isinstance(ids, jax.core.Tracer) or not ids.size:
     return
-  low, high = int(ids.min()), int(ids.max())
+  # Under jit also what is computed from a constant would be traced.
+  with jax.ensure_compile_time_eval():
+    low, high = int(ids.min()), int(ids.max())
   if low < 0 or high >= size:
     raise ValueError(
       f"{name} {low if low < 0 else high} is outside {what} of {size}"

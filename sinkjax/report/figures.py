@@ -64,6 +64,11 @@ def drawing(width: float, height: float) -> Iterator[Any]:
 
 def png(figure: Any) -> bytes:
   """Draws a figure of `drawing`; the same arrays give the same bytes."""
+  from matplotlib.text import Text
+
+  # The labels of axes and colour bars do not take the setting of the style.
+  for text in figure.findobj(Text):
+    text.set_parse_math(False)
   for ax in figure.axes:
     for axis in (ax.xaxis, ax.yaxis):
       _plain_log_ticks(axis)

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
-from sinkjax import sharding
+from sinkjax import finite, sharding
 from sinkjax.data.packing import Windows
 from sinkjax.data.pipeline import Batches
 from sinkjax.data.prepare import Prepared
@@ -26,11 +28,15 @@ from sinkjax.train.run_config import Stage, TrainConfig
 from sinkjax.train.step import TrainState, init_state, make_evaluate, make_step
 
 BAD_STEPS = 20
-"""Steps in a row that were not applied, after which a run gives up."""
+"""Steps in a row that were not applied, after which a run gives up; counted on
+over checkpoints, so that a repeated command does not begin to count again."""
+
+
+ADVICE = "the last whole checkpoint stands. Lower optimizer.peak, or clip"
 
 
 class DivergedError(ArithmeticError):
-  """Too many steps in a row could not be applied."""
+  """Too many steps in a row could not be applied, or a state is not finite."""
 
 
 class _Phase:
@@ -165,7 +171,8 @@ def run(
     StateError: for a checkpoint of other data.
     ValueError: for a mesh that does not divide the model or the batch.
     WeightsError: for a checkpoint of another model.
-    DivergedError: after `BAD_STEPS` steps in a row that were not applied.
+    DivergedError: after `BAD_STEPS` steps in a row that were not applied, or
+      where parameters, a held-out loss or a probe are not finite.
   """
   mesh = sharding.make_mesh(sharding.MeshConfig()) if mesh is None else mesh
   optimizer = make_optimizer(config.optimizer, config.steps)
@@ -198,11 +205,17 @@ def run(
     last = step == config.steps
     length = {"length": phase.stage.length}
     if step % config.eval_every == 0 or last:
-      yield record("eval", step, loss=phase.evaluate(state.params), **length)
+      loss = phase.evaluate(state.params)
+      _require("the held-out loss", loss, step)
+      yield record("eval", step, loss=loss, **length)
     if step % config.probe_every == 0 or last:
-      yield record("probe", step, **phase.probe(state.params), **length)
+      probed = phase.probe(state.params)
+      for name, value in probed.items():
+        _require(f"the probe's {name}", value, step)
+      yield record("probe", step, **probed, **length)
 
-  bad, done = 0, int(state.step)
+  largest_of = jax.jit(lambda params: optax.tree.norm(params, ord=jnp.inf))
+  bad, done = about.get("bad", 0), int(state.step)
   for stage in config.all_stages():
     if done >= stage.end:
       continue
@@ -232,8 +245,7 @@ def run(
           if bad >= BAD_STEPS:
             raise DivergedError(
               f"{bad} steps up to {step} had no finite gradient, or losses "
-              "beyond optimizer.spike; the last whole checkpoint stands. Lower "
-              "optimizer.peak, or clip"
+              f"beyond optimizer.spike; {ADVICE}"
             )
         took = time.perf_counter() - since
         tokens = len(values) * phase.batch * stage.length
@@ -250,11 +262,15 @@ def run(
         pending, waited, since = [], 0.0, time.perf_counter()
       yield from measure(phase, step)
       if saves:
+        with jax.set_mesh(mesh):
+          largest = sharding.to_host(largest_of(state.params))
+        _require("the largest parameter", largest, step)
         losses = [r["loss"] for r in records if r["kind"] == "eval"]
         about = {
           "data": phase.batches.state(),
           "stage": stage.number,
           "records": records,
+          "bad": bad,
         }
         loss = losses[-1] if losses else None
         checkpoints.save(step, state, about, loss=loss)
@@ -268,6 +284,13 @@ def run(
         since = time.perf_counter()
     done = stage.end
   checkpoints.wait()
+
+
+def _require(what: str, value: Any, step: int) -> None:
+  if (at := finite.where(value)) is not None:
+    raise DivergedError(
+      f"{what} is {np.asarray(value)[at]} at step {step}; {ADVICE}"
+    )
 
 
 def _averages(values) -> dict[str, Any]:

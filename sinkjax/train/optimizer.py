@@ -51,12 +51,21 @@ class OptimizerConfig:
         f"optimizer.schedule must be one of {list(SCHEDULES)}, got "
         f"{self.schedule!r}"
       )
-    if self.peak <= 0:
-      raise ValueError(f"optimizer.peak must be positive, got {self.peak}")
-    if self.warmup < 0 or self.decay < 0 or self.weight_decay < 0:
-      raise ValueError(
-        "optimizer.warmup, decay and weight_decay must not be negative"
-      )
+    # Asked as what must hold, because a comparison with NaN is false.
+    for name in ("peak", "eps", "clip", "spike"):
+      value = getattr(self, name)
+      if value is not None and not value > 0:
+        raise ValueError(f"optimizer.{name} must be positive, got {value}")
+    for name in ("warmup", "decay", "weight_decay", "final"):
+      if not getattr(self, name) >= 0:
+        raise ValueError(
+          f"optimizer.{name} must not be negative, got {getattr(self, name)}"
+        )
+    for name in ("b1", "b2"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(
+          f"optimizer.{name} must be in [0, 1), got {getattr(self, name)}"
+        )
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:

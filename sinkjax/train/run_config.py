@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from sinkjax import finite
 from sinkjax.config import ModelConfig
 from sinkjax.data.packing import Packing
 from sinkjax.train.loss import Noise, SinkTarget
@@ -100,6 +101,7 @@ class TrainConfig:
   keep: int = 2
 
   def __post_init__(self):
+    finite.require_fields(self)
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       # 0 is a seed like any other; of everything else that is counted there

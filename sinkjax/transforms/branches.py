@@ -111,6 +111,13 @@ class Separate:
 
   branch: Any
 
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same, checked to have a branch for each token."""
+    shape = jnp.shape(self.branch)
+    if shape[-1] != length:
+      raise ValueError(f"branch of shape {shape} for rows of {length} tokens")
+    return self
+
   def __call__(
     self, scores: Float[Array, "B H T S"], layer: Layer
   ) -> Float[Array, "B H T S"]:

@@ -1,9 +1,12 @@
 """Ready-made edits for `intervene`: callable pytrees, arrays as leaves.
 
 Each has optional `layers`: `None` for all, an integer, a sequence of integers
-or a traced array; elsewhere the edit is the identity. Because fields are
+or a bool mask [L]; elsewhere the edit is the identity. Because fields are
 leaves, one compiled function serves every value of them, and `vmap` over a
 leaf sweeps it.
+
+How layers, heads and positions are given is said in `edit_indices`; edits that
+name heads and keys are in `attention_edits`.
 
 At "scores" and "pattern" some also work on a block of query rows, which is
 all that `sinkjax.transforms.streaming` ever has: `edit.rows(value, layer,
@@ -17,11 +20,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from sinkjax.models.normalizers import MASKED
-from sinkjax.taps import Layer
+from sinkjax.config import ModelConfig
+from sinkjax.taps import Layer, placed
+from sinkjax.transforms.edit_indices import (
+  OfLayers,
+  check_leading,
+  chosen,
+  place_index,
+)
 
 
 def pytree_dataclass(cls: type) -> type:
@@ -31,17 +39,10 @@ def pytree_dataclass(cls: type) -> type:
   return jax.tree_util.register_dataclass(cls, names, [])
 
 
-def _applies(layers: Any, layer: Layer) -> Array | bool:
-  if layers is None:
-    return True
-  # A comparison and not `in`: the layer is traced within the scan.
-  return jnp.any(jnp.asarray(layers) == layer)
-
-
 def _select(layers: Any, layer: Layer, edited: Array, value: Array) -> Array:
   if layers is None:  # no select: an edit of all layers costs nothing extra
     return edited
-  return jnp.where(_applies(layers, layer), edited, value)
+  return jnp.where(chosen(layers, layer), edited, value)
 
 
 def _rows(edit: Any, operand: Any, value: Array, layer: Layer) -> Array:
@@ -56,7 +57,7 @@ def _rows(edit: Any, operand: Any, value: Array, layer: Layer) -> Array:
 
 
 @pytree_dataclass
-class Scale:
+class Scale(OfLayers):
   """`value * factor`; `factor=1` is the identity."""
 
   factor: Any
@@ -73,7 +74,7 @@ class Scale:
 
 
 @pytree_dataclass
-class Add:
+class Add(OfLayers):
   """`value + shift`, the shift broadcast; `shift=0` is the identity."""
 
   shift: Any
@@ -90,7 +91,7 @@ class Add:
 
 
 @pytree_dataclass
-class Replace:
+class Replace(OfLayers):
   """A fixed value, broadcast to the site's shape."""
 
   value: Any
@@ -107,7 +108,7 @@ class Replace:
 
 
 @pytree_dataclass
-class Hold:
+class Hold(OfLayers):
   """The value itself with derivative zero: a constant to what follows."""
 
   layers: Any = None
@@ -122,13 +123,13 @@ class Hold:
 
 
 @pytree_dataclass
-class Patch:
+class Patch(OfLayers):
   """Activations of another run, as an identity observer returned them.
 
   Attributes:
     activations: [L, ...site], one slice for each layer.
-    positions: token positions (axis 1 of a [B, T, ...] site) to patch, or
-      `None` for the whole value.
+    positions: token positions (axis 1 of a [B, T, ...] site) to patch,
+      indices or a bool mask [T], or `None` for the whole value.
     layers: as everywhere.
   """
 
@@ -136,76 +137,20 @@ class Patch:
   positions: Any = None
   layers: Any = None
 
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same with its layers and positions checked against the sizes."""
+    check_leading("activations", self.activations, cfg.n_layers)
+    positions = place_index("position", self.positions, length)
+    new = dataclasses.replace(self, positions=positions)
+    return OfLayers.placed(new, cfg, length, site)
+
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The other run's value where layer and position are chosen."""
     new = jnp.asarray(self.activations, value.dtype)[layer]
     if self.positions is not None:
-      chosen = jnp.atleast_1d(jnp.asarray(self.positions))[None]
-      at = jnp.arange(value.shape[1])[:, None]
-      hit = jnp.any(at == chosen, axis=1)
+      hit = chosen(self.positions, jnp.arange(value.shape[1]))
       new = jnp.where(hit.reshape(1, -1, *[1] * (value.ndim - 2)), new, value)
     return _select(self.layers, layer, new, value)
-
-
-@pytree_dataclass
-class Knockout:
-  """Hides one key position from all later queries, from a layer on.
-
-  For the site "scores". The position still sees itself, so its own row stays
-  a distribution and its own residual stream is what the other edits make it.
-
-  Attributes:
-    key: the hidden position.
-    from_layer: the first layer in which it is hidden.
-    heads: [H] bool, the heads in which it is hidden, or `None` for all.
-  """
-
-  key: Any
-  from_layer: Any = 0
-  heads: Any = None
-
-  def __call__(
-    self, scores: Float[Array, "B H T S"], layer: Layer
-  ) -> Float[Array, "B H T S"]:
-    """The scores with the key's column switched off below the diagonal."""
-    return self.rows(scores, layer, 0)
-
-  def rows(
-    self, scores: Float[Array, "B H T S"], layer: Layer, start: Any
-  ) -> Float[Array, "B H T S"]:
-    """The same for query rows from `start` on."""
-    queries, keys = scores.shape[-2:]
-    t, s = start + jnp.arange(queries)[:, None], jnp.arange(keys)[None]
-    # t != s: the key sees itself, so that no row is left without a key.
-    hidden = (s == self.key) & (t != s) & (layer >= self.from_layer)
-    hidden = hidden[None, None]
-    if self.heads is not None:
-      hidden = hidden & jnp.asarray(self.heads, bool)[None, :, None, None]
-    return jnp.where(hidden, jnp.asarray(MASKED, scores.dtype), scores)
-
-
-@pytree_dataclass
-class AblateHeads:
-  """Replaces some heads' output by zero, or by a given mean. For site "z".
-
-  Attributes:
-    heads: [L, H] bool, True where ablated.
-    mean: [L, H, K], or `None` for zero.
-  """
-
-  heads: Any
-  mean: Any = None
-
-  def __call__(
-    self, z: Float[Array, "B T H K"], layer: Layer
-  ) -> Float[Array, "B T H K"]:
-    """The heads' outputs with the chosen ones replaced."""
-    hit = jnp.asarray(self.heads, bool)[layer][None, None, :, None]
-    # Selected and not multiplied by 0, which would keep a NaN or infinity.
-    if self.mean is None:
-      return jnp.where(hit, jnp.zeros((), z.dtype), z)
-    mean = jnp.asarray(self.mean, z.dtype)[layer][None, None]
-    return jnp.where(hit, mean, z)
 
 
 @pytree_dataclass
@@ -213,6 +158,10 @@ class Chain:
   """Edits of one site, applied in order."""
 
   edits: tuple
+
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """Every edit with its indices checked against the sizes."""
+    return Chain(tuple(placed(edit, cfg, length, site) for edit in self.edits))
 
   def __call__(self, value: Array, layer: Layer) -> Array:
     """Every edit's result handed to the next."""
@@ -293,41 +242,10 @@ def patch(
 
   Args:
     activations: [L, ...], what an identity observer at that site returned.
-    positions: which token positions, `None` for all.
+    positions: which token positions, indices or a bool mask, `None` for all.
     layers: which layers, `None` for all.
   """
   return Patch(activations, positions, layers)
-
-
-def knockout(key: Any, *, from_layer: Any = 0, heads: Any = None) -> Knockout:
-  """Hides key position `key` from every other token, from a layer on.
-
-  For site "scores". `vmap` over `from_layer` gives the whole sweep.
-
-  >>> import sinkjax
-  >>> edit = sinkjax.knockout(0, from_layer=2)
-  >>> edit(jax.numpy.zeros((1, 1, 2, 2)), 1)[0, 0].tolist()
-  [[0.0, 0.0], [0.0, 0.0]]
-  >>> bool(edit(jax.numpy.zeros((1, 1, 2, 2)), 2)[0, 0, 1, 0] < -1e29)
-  True
-  """
-  return Knockout(key, from_layer, heads)
-
-
-def ablate_heads(heads: Any, *, mean: Any = None) -> AblateHeads:
-  """Silences heads: their output becomes zero, or `mean`. For site "z".
-
-  Args:
-    heads: [L, H] bool.
-    mean: [L, H, K] their average output over some data, `None` for zero.
-
-  Raises:
-    ValueError: for concrete `heads` that are not [L, H].
-  """
-  # A JAX array is not checked: it may have an axis that vmap takes away.
-  if isinstance(heads, (list, np.ndarray)) and np.ndim(heads) != 2:
-    raise ValueError(f"heads must be [L, H] bool, got {np.shape(heads)}")
-  return AblateHeads(heads, mean)
 
 
 def chain(*edits: Any) -> Chain:

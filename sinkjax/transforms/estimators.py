@@ -123,7 +123,7 @@ def estimate_norms(
   >>> estimate.norms.shape, bool((estimate.stderr[2] > 0).all())
   ((3, 3), True)
   """
-  cfg, edits = taken_apart(fn)
+  cfg, edits = taken_apart(fn, tokens)
   check_model(cfg)
   if samples < 2:
     raise ValueError(f"a standard error needs 2 samples or more, got {samples}")
@@ -318,7 +318,7 @@ def power_norms(
 
   Cost: P `iterations` forward and backward passes of tangents.
   """
-  cfg, edits = taken_apart(fn)
+  cfg, edits = taken_apart(fn, tokens)
   check_model(cfg)
   if iterations < 1:
     raise ValueError(f"iterations must be 1 or more, got {iterations}")

@@ -139,7 +139,7 @@ def jacobian_norms(
   >>> norms.shape, float(norms[0, 2])
   ((3, 3), 0.0)
   """
-  check_model(taken_apart(fn)[0])
+  check_model(taken_apart(fn, tokens)[0])
   for name, value, valid in (
     ("norm", norm, NORMS),
     ("method", method, METHODS),
@@ -258,7 +258,7 @@ def engine_of(
   devices: Sequence[jax.Device] | None = None,
 ) -> Engine:
   """The engine for a function on one text; arguments as `jacobian_norms`."""
-  cfg, edits = taken_apart(fn)
+  cfg, edits = taken_apart(fn, tokens)
   return Engine(
     cfg,
     as_layers(cfg, params),
@@ -331,7 +331,7 @@ def token_jacobian(
 
   Cost: that of the columns of the different sources.
   """
-  cfg, _ = taken_apart(fn)
+  cfg, _ = taken_apart(fn, tokens)
   check_model(cfg)
   tokens = one_text(tokens)
   length, many = tokens.shape[0], cfg.d_model

@@ -38,13 +38,14 @@ class Gains(NamedTuple):
       pattern    weights a_ts with which the heads mix values
       copy_gain  ||W_O^h dv_s/dx_s||
       mlp_gain   the greater of ||dX_t/dx_t|| at held o and ||dX_t/do_t||
-      key_gain   ||W_O^h dz_t/de_ts|| ||de_ts/dx_s|| / a_ts, 0 where a_ts is
+      key_gain   ||W_O^h dz_t/de_ts|| ||de_ts/dx_s||
       query_gain ||what x_t's queries add to dX_t/dx_t|| / mlp_gain
 
   where e_ts are scores and z_t the heads' outputs. In a model without post
   norms, `residual_scale` and edits after the attention, both parts of mlp_gain
   are the derivative of the MLP with its skip connection. `dz_t/de_ts` is
-  a_ts (v_s - z_t) for a softmax.
+  a_ts (v_s - z_t) for a softmax; with edits of scores and pattern it is the
+  edited model's, whose weight a_ts may be zero where this is not.
 
   Attributes:
     pattern: [L, H, T, S].
@@ -91,7 +92,7 @@ def layer_gains(
   >>> layer_gains(f, params, jax.numpy.array([1, 2, 3])).mlp_gain.shape
   (3, 3)
   """
-  cfg, edits = taken_apart(fn)
+  cfg, edits = taken_apart(fn, tokens)
   if cfg.normalizer not in ("softmax", "softmax1"):
     raise ValueError(
       f"the bounds are those of a softmax, the model has {cfg.normalizer}"
@@ -166,9 +167,7 @@ def _gains(
       pattern=pattern,
       copy_gain=copy_gain,
       mlp_gain=mlp_gain,
-      key_gain=jnp.where(
-        pattern != 0, key_gain / jnp.where(pattern != 0, jnp.abs(pattern), 1), 0
-      ),
+      key_gain=key_gain,
       query_gain=top_singular(queries) / mlp_gain,
     )
 
@@ -212,7 +211,7 @@ def _writing(run: LayerSteps) -> Array:
 def _head_gains(
   cfg: ModelConfig, fold: Fold, writing: Array
 ) -> tuple[Array, Array]:
-  """copy_gain [H, S] and, times the pattern, key_gain [H, T, S]."""
+  """copy_gain [H, S] and key_gain [H, T, S]."""
   length, kv = fold.keys.shape[0], cfg.n_kv_heads
   writing = writing.reshape(kv, cfg.group_size, *writing.shape[1:])
   by_input = fold.keys.reshape(length, 2, kv, cfg.head_dim, cfg.d_model)

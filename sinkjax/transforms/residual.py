@@ -1,7 +1,7 @@
 """Points on the residual stream, and the map from one of them to another."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from sinkjax.models.layerwise import (
   as_layers,
   embed,
 )
+from sinkjax.models.transformer import check_ids, check_tokens
 from sinkjax.taps import Tapper, Taps
 from sinkjax.transforms.edits import add, chain
 
@@ -81,14 +82,20 @@ def parse_pair(
   return a, b
 
 
-def taken_apart(fn: Callable) -> tuple[ModelConfig, Mapping[str, Any]]:
+def taken_apart(
+  fn: Callable, tokens: ArrayLike | Sequence[Any] | None = None
+) -> tuple[ModelConfig, Mapping[str, Any]]:
   """The config and the edits of a function.
+
+  With tokens, they and the indices in the edits are checked as `forward` does.
 
   Plain functions among the edits become pytrees, so that all can be given to
   compiled code.
 
   Raises:
     TypeError: for a function that is not `forward(cfg)`, edited or watched.
+    ValueError: for tokens that the model cannot have, or an edit's index that
+      is out of range.
   """
   if not hasattr(fn, "cfg") or not hasattr(fn, "taps"):
     raise TypeError(
@@ -99,7 +106,10 @@ def taken_apart(fn: Callable) -> tuple[ModelConfig, Mapping[str, Any]]:
   def as_pytree(edit: Any) -> Any:
     return jax.tree_util.Partial(edit) if callable(edit) else edit
 
-  return fn.cfg, jax.tree.map(as_pytree, dict(fn.taps.edits))
+  taps = fn.taps
+  if tokens is not None:
+    taps = taps.placed(fn.cfg, check_tokens(fn.cfg, tokens).shape[1])
+  return fn.cfg, jax.tree.map(as_pytree, dict(taps.edits))
 
 
 def context_of(
@@ -111,6 +121,7 @@ def context_of(
   if positions is None:
     positions = jnp.arange(tokens.shape[1])[None]
   positions = jnp.broadcast_to(positions, tokens.shape)
+  check_ids("position", positions, cfg.max_len, "the model's context")
   return _context(cfg, positions, None), positions
 
 
@@ -153,7 +164,7 @@ def residual_map(
     target: what is returned.
     positions: as for `forward`.
   """
-  cfg, edits = taken_apart(fn)
+  cfg, edits = taken_apart(fn, tokens)
   layers = as_layers(cfg, params)
   ctx, positions = context_of(cfg, tokens, positions)
   last = cfg.n_layers - 1 if target.site == "final" else target.layer

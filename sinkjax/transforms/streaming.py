@@ -155,7 +155,8 @@ def stream_statistics(
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     with jax.default_matmul_precision(cfg.precision):
-      return _run(cfg, taps, rows, block, nll, params, tokens, positions)
+      mine = taps.placed(cfg, tokens.shape[1])
+      return _run(cfg, mine, rows, block, nll, params, tokens, positions)
 
   return run
 

@@ -9,7 +9,7 @@ import numpy as np
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights import families
-from sinkjax.weights.assemble import Unread, assemble
+from sinkjax.weights.assemble import Unread, assemble, check_names
 from sinkjax.weights.families._gguf import (
   Metadata,
   check_rope_keys,
@@ -58,7 +58,9 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
     return ModelConfig(**fields, model_type=family.name)
   except WeightsError:
     raise
-  except (ArithmeticError, ValueError) as error:  # as in hf_config
+  except ArithmeticError as error:  # as in hf_config
+    raise read.refused(error) from None
+  except ValueError as error:
     raise WeightsError(f"{file.path}: {error}") from None
 
 
@@ -79,13 +81,22 @@ class _GGUFSource:
 
 
 def load_header(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer]:
-  """Config and tokenizer of a GGUF file; no weights are read."""
-  return _header(open_gguf(path))
+  """Config and tokenizer of a GGUF file; no weights are read.
+
+  Raises:
+    WeightsError: as `load_gguf`, but for damaged values of weights.
+  """
+  unread, tokenizer = open_model(path)
+  check_names(*unread)
+  return unread.cfg, tokenizer
 
 
 def _header(file: GGUFFile) -> tuple[ModelConfig, Tokenizer]:
   cfg = config_from_gguf(file)
-  tokenizer = tokenizer_from_gguf(file.metadata)
+  try:
+    tokenizer = tokenizer_from_gguf(file.metadata)
+  except WeightsError as error:
+    raise WeightsError(f"{file.path}: {error}") from None
   return fit_tokenizer(cfg, tokenizer, str(file.path)), tokenizer
 
 

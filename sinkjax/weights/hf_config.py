@@ -67,8 +67,9 @@ def config_from_hf(values: Any, where: str) -> ModelConfig:
     )
   except WeightsError:
     raise
-  # Arithmetic on sizes that are no sizes: the root of -1, NaN as an integer.
-  except (ArithmeticError, ValueError) as error:
+  except ArithmeticError as error:  # as of a period of 0 layers
+    raise read.refused(error) from None
+  except ValueError as error:  # of the config, which names its field
     raise WeightsError(f"{where}: {error}") from None
 
 

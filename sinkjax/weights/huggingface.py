@@ -11,7 +11,7 @@ import numpy as np
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights import families
-from sinkjax.weights.assemble import Unread, assemble, disassemble
+from sinkjax.weights.assemble import Unread, assemble, check_names, disassemble
 from sinkjax.weights.folders import check_new, new_folder, read_json
 from sinkjax.weights.formats import safetensors_io
 from sinkjax.weights.hf_config import config_from_hf, config_to_hf
@@ -60,6 +60,9 @@ class _FolderSource:
   def shapes(self) -> Mapping[str, Shape]:
     return {n: self.folder.tensors[t].shape for n, t in self._names.items()}
 
+  def check_dtype(self, name: str) -> None:
+    self.folder.check_dtype(self._names[name])
+
   def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
     return self.folder.read(self._names[name], out=out)
 
@@ -83,6 +86,20 @@ def load_config(path: str | os.PathLike) -> ModelConfig:
   return config_from_hf(read_json(where), str(where))
 
 
+def check(path: str | os.PathLike) -> ModelConfig:
+  """The config, checked against the names and shapes in the weights' headers.
+
+  Raises:
+    WeightsError: as `load`, but for damaged values of weights.
+  """
+  unread = open_model(path, compare=False)
+  check_names(*unread)
+  for leaf in unread.leaves:
+    for i in range(unread.cfg.n_layers if leaf.per_layer else 1):
+      unread.source.check_dtype(leaf.name.format(i=i))
+  return unread.cfg
+
+
 def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
   """Parameters in float32 and the config of a Hugging Face folder.
 
@@ -94,8 +111,14 @@ def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
   return assemble(cfg, leaves, source, ignored=ignored), cfg
 
 
-def open_model(path: str | os.PathLike) -> Unread:
-  """What `load` loads, before its weights are read."""
+def open_model(path: str | os.PathLike, *, compare: bool = True) -> Unread:
+  """What `load` loads, before its weights are read.
+
+  Args:
+    path: the folder.
+    compare: read the output matrix that a tied model may store, which must be
+      the embedding.
+  """
   cfg = load_config(path)
   family = families.FAMILIES[cfg.model_type]
   leaves = family.tensors(cfg)
@@ -110,7 +133,8 @@ def open_model(path: str | os.PathLike) -> Unread:
     untied = family.tensors(cfg.replace(tie_embeddings=False))
     unembed = _name_of("unembed", untied)
     ignored.append(f"^{re.escape(unembed)}$")
-    _check_tied(source, _name_of("embed", leaves), unembed)
+    if compare:
+      _check_tied(source, _name_of("embed", leaves), unembed)
   return Unread(cfg, leaves, source, tuple(ignored))
 
 

@@ -91,9 +91,34 @@ def _this_process_alone() -> ocp.options.MultiprocessingOptions:
   )
 
 
-def load_config(path: str | os.PathLike) -> ModelConfig:
-  """The config of a folder that `save` wrote."""
-  return _read_manifest(pathlib.Path(path) / MANIFEST)[0]
+def check(path: str | os.PathLike) -> ModelConfig:
+  """The config of a folder that `save` wrote, checked against its arrays.
+
+  Raises:
+    WeightsError: as `load`, but for what stands in the arrays themselves.
+  """
+  path = pathlib.Path(path).absolute()
+  cfg, arrays = _read_manifest(path / MANIFEST)
+  _check_arrays(path, cfg, arrays)
+  if not (path / "params").is_dir():
+    raise WeightsError(f"{path}: the folder params, of the arrays, is missing")
+  return cfg
+
+
+def _check_arrays(
+  path: pathlib.Path, cfg: ModelConfig, arrays: dict[str, Any]
+) -> None:
+  """Raises for an array of the manifest that the config does not ask for."""
+  wanted = flatten(param_shapes(cfg))
+  for name in sorted(set(wanted) ^ set(arrays)):
+    raise WeightsError(f"{path}: array {name!r} is missing or unknown")
+  for name, entry in arrays.items():
+    want = wanted[name]
+    if (entry["shape"], entry["dtype"]) != (list(want.shape), str(want.dtype)):
+      raise WeightsError(
+        f"{path}: array {name!r} is {entry['dtype']} {entry['shape']}, the "
+        f"config asks for {want.dtype} {list(want.shape)}"
+      )
 
 
 def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
@@ -105,17 +130,8 @@ def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
   """
   path = pathlib.Path(path).absolute()
   cfg, arrays = _read_manifest(path / MANIFEST)
+  _check_arrays(path, cfg, arrays)
   target = jax.tree.map(abstract, param_shapes(cfg))
-  flat_target = flatten(target)
-  for name in sorted(set(flat_target) ^ set(arrays)):
-    raise WeightsError(f"{path}: array {name!r} is missing or unknown")
-  for name, entry in arrays.items():
-    want = flat_target[name]
-    if (entry["shape"], entry["dtype"]) != (list(want.shape), str(want.dtype)):
-      raise WeightsError(
-        f"{path}: array {name!r} is {entry['dtype']} {entry['shape']}, the "
-        f"config asks for {want.dtype} {list(want.shape)}"
-      )
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       params = checkpointer.restore(path / "params", target)

@@ -229,7 +229,9 @@ def _load_path(
   else:
     from sinkjax.weights import huggingface as reader
   if header_only:
-    params, cfg = {}, reader.load_config(path)
+    # Of a repository of the Hub, the weights may not be here yet.
+    remote = name.startswith(hub.PREFIX) and not any(path.glob("*.safetensors"))
+    params, cfg = {}, (reader.load_config if remote else reader.check)(path)
   else:
     params, cfg = reader.load(path)
   tokenizer = tokenizer_from_folder(path)

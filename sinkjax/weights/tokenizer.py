@@ -31,7 +31,7 @@ import tokenizers
 from tokenizers import decoders, models
 
 from sinkjax.weights.post_processor import template_bos, with_bos
-from sinkjax.weights.validate import WeightsError
+from sinkjax.weights.validate import WeightsError, first_line
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 NAMES = ("bos", "eos", "unk", "pad")
@@ -150,7 +150,7 @@ class Tokenizer:
     if lost:
       message = f"the vocabulary has no token for {lost}: left out"
       warnings.warn(message, UserWarning, stacklevel=2)
-    ids = self._backend.encode(text, add_special_tokens=False).ids
+    ids = self._ids(text)
     ids = [self.bos_id, *ids] if add_bos else ids
     if self.rows is not None and max(ids, default=0) >= self.rows:
       token = next(token for token in ids if token >= self.rows)
@@ -159,6 +159,21 @@ class Tokenizer:
         f"embedding has only {self.rows} rows"
       )
     return ids
+
+  def _ids(self, text: str) -> list[int]:
+    """The backend's ids.
+
+    Raises:
+      ValueError: where the backend fails on a damaged tokenizer's rules.
+    """
+    try:
+      return self._backend.encode(text, add_special_tokens=False).ids
+    except (KeyboardInterrupt, SystemExit):
+      raise
+    except BaseException as error:  # the library panics, which is no Exception
+      raise ValueError(
+        f"the tokenizer's rules fail on this text: {first_line(error)}"
+      ) from None
 
   def _lost(self, text: str, raw: bytes) -> str:
     """What of the text the vocabulary cannot spell, for a message."""

@@ -30,7 +30,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from sinkjax.weights.pre_tokenizers import ADD_BOS, PRE_TOKENIZERS, WHOLE_WORDS
 from sinkjax.weights.tokenizer import Tokenizer, build
-from sinkjax.weights.validate import WeightsError, first_line
+from sinkjax.weights.validate import WeightsError, first_line, warn
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
@@ -44,6 +44,10 @@ _ENDS = """
 _CONTROL_TEXTS = frozenset(_ENDS.split())
 
 # SentencePiece's own, which its trainer gives where it is not told otherwise.
+MERGES = 16
+"""Merges for each token, at most: of Llama 2's vocabulary and Gemma's there are
+two. Tokens that are the beginnings of one long token have half their number."""
+
 _USUAL_IDS = {"bos": 1, "eos": 2, "unknown": 0}
 
 
@@ -56,8 +60,12 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
 
   Raises:
     WeightsError: for an unknown model or pre-tokenizer, arrays of the wrong
-      type or of unequal length, duplicate tokens, malformed merges or merges
-      of unknown tokens, or ids outside the vocabulary.
+      type or of unequal length, duplicate tokens, malformed merges, merges of
+      unknown tokens, or more merges than a vocabulary of text has.
+
+  Warns:
+    WeightsWarning: for the id of a special token outside the vocabulary, which
+      is ignored.
   """
   read = _Fields(metadata)
   kind = read.text("model", required=True)
@@ -224,6 +232,11 @@ def _merges_by_score(
     known = [(a, b) for a, b in splits if a in plain and b in plain]
     known.sort(key=lambda pair: (plain[pair[0]], plain[pair[1]]))
     merges += known
+    if len(merges) > MERGES * len(vocab):
+      raise WeightsError(
+        f"tokenizer: its {len(vocab)} tokens have more than "
+        f"{MERGES * len(vocab)} merges, as no vocabulary of text has"
+      )
   return merges
 
 
@@ -300,9 +313,10 @@ class _Fields:
     if isinstance(value, bool) or not isinstance(value, int):
       raise self.bad(key, "a token id")
     if not 0 <= value < size:
-      raise WeightsError(
-        f"tokenizer: {key} {value} is outside the vocabulary of {size}"
+      warn(
+        f"tokenizer: {key} {value} is outside the vocabulary of {size}: ignored"
       )
+      return None
     return value
 
   def chat_template(self) -> str | None:

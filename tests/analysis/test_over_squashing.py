@@ -55,7 +55,7 @@ FAMILIES = {
 IDS = np.array([3, 1, 4, 1, 5, 9])
 
 
-def edits(*, sink_until=99, scores=1.0, v=1.0, mlp=1.0, others=None):
+def edits(*, sink_until=BASE.n_layers, scores=1.0, v=1.0, mlp=1.0, others=None):
   """Every edit there is in these tests, most of them idle: compiled once."""
   sites = ("attn_out", "resid_mid", "z", "resid_pre", "pattern", "k")
   others = others or (1.0,) * len(sites)
@@ -68,10 +68,13 @@ def edits(*, sink_until=99, scores=1.0, v=1.0, mlp=1.0, others=None):
   }
 
 
+THIN = np.random.default_rng(5).choice([0.0, 0.01, 1.0], (1, 1, 6, 6))
 EDITS = {
   "none": {},
   "no sink": {"sink_until": 1},
   "scaled": {"others": (3.0, 0.5, 2.0, 1.5, 0.8, 2.0)},
+  # Weights that an edit makes zero or small still move with their scores.
+  "thinned": {"others": (1.0, 1.0, 1.0, 1.0, THIN, 1.0)},
 }
 
 
@@ -116,10 +119,29 @@ def test_valid_forms_are_never_violated(family):
   assert np.median(gaps) < 3  # a bound that is never near shows nothing
 
 
+def test_a_learned_value_has_no_held_forms():
+  """Its weight is no part of the pattern that is held."""
+  cfg = BASE.replace(attn_bias="kv")
+  with pytest.raises(ValueError, match="paper, frozen, naive .*'kv'"):
+    over_squashing(sinkjax.forward(cfg), random_params(cfg, 0), IDS)
+
+
+def test_the_full_bound_counts_a_learned_value():
+  cfg = BASE.replace(attn_bias="kv")
+  ids = jax.numpy.asarray(IDS)
+  for seed in range(3):
+    params, f = random_params(cfg, seed), sinkjax.forward(cfg)
+    logs, _ = module.paths(module.layer_gains(f, params, ids))
+    true = module.jacobian_norms(f, params, ids, norm="spectral")
+    full = jax.numpy.asarray(logs["full"])
+    assert not module.bounds.violations(full, jax.numpy.asarray(true)).any()
+
+
 def test_bounds_of_one_head_are_reached():
   """One layer, one head, no MLP: the frozen bound is the Jacobian."""
   cfg = BASE.replace(n_layers=1, n_heads=1, n_kv_heads=1)
-  found = over_squashing(edited(cfg, mlp=0.0), random_params(cfg, 0), IDS)
+  fn = edited(cfg, mlp=0.0, sink_until=1)
+  found = over_squashing(fn, random_params(cfg, 0), IDS)
   decades = found.decades("frozen")
   below = np.tri(len(IDS), k=-1, dtype=bool)
   np.testing.assert_allclose(decades[below], 0, atol=1e-5)

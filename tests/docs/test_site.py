@@ -31,6 +31,15 @@ def test_pages_are_what_the_generator_writes(written):
   assert generate.stale(written) == []
 
 
+def test_every_promise_names_a_test_that_is_there():
+  text = (DOCS / "promises.md").read_text("utf-8")
+  named = re.findall(r"`(tests/\S+\.py)(?:::(\w+))?`", text)
+  assert len(named) == text.count("`tests/")
+  for path, name in named:
+    code = (ROOT / path).read_text("utf-8")
+    assert not name or f"def {name}(" in code, (path, name)
+
+
 def test_every_recorded_folder_is_a_known_experiment(written):
   folders = {path.parent.name for path in DOCS.glob("results/*/*/result.json")}
   assert folders <= set(BY_NAME)

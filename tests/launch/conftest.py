@@ -7,7 +7,7 @@ import types
 import pytest
 from launcher import Launched
 
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 
 SMALL = (
   "--config.model.d_model=32",
@@ -34,7 +34,7 @@ SMALL = (
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
   folder = tmp_path_factory.mktemp("corpus")
-  for i, text in enumerate(t for t in TEXTS.split("\n\n") if len(t) > 200):
+  for i, text in enumerate(t for t in SWAP_TEXTS.split("\n\n") if len(t) > 200):
     (folder / f"{i:02}.txt").write_text(text, "utf-8")
   return folder
 

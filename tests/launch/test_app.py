@@ -8,15 +8,17 @@ import time
 
 import pytest
 
+from launch import app
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def start(launcher, *flags):
-  """A launcher as a person starts it, with Ctrl-C not ignored."""
+def start(*arguments):
+  """Python as a person starts it, with Ctrl-C not ignored."""
   # A background shell hands down that Ctrl-C is ignored; a handler is not.
   ours = signal.signal(signal.SIGINT, signal.default_int_handler)
   process = subprocess.Popen(
-    [sys.executable, "-m", f"launch.{launcher}", *flags],
+    [sys.executable, *arguments],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -28,17 +30,37 @@ def start(launcher, *flags):
 
 def test_a_reader_that_leaves_is_no_error():
   """As `| head -1` does; its pipe is closed before anything is written."""
-  process = start("reproduce", "--help")
+  process = start("-m", "launch.reproduce", "--help")
   process.stdout.close()
   assert process.stderr.read() == ""
   assert process.wait(60) == 141  # as a shell says of SIGPIPE
+
+
+def test_an_interrupt_that_python_drops_comes_again():
+  """An exception in a callback of the garbage collector is dropped."""
+  program = """
+import gc, signal, time
+from launch import app
+def main():
+  gc.callbacks.append(
+    lambda phase, _: phase == "start" and signal.raise_signal(signal.SIGINT)
+  )
+  gc.collect()
+  gc.callbacks.pop()
+  time.sleep(30)
+app.run(main, "")
+"""
+  process = start("-c", program)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 130, err
+  assert err.strip() == "stopped: nothing half written"
 
 
 @pytest.mark.skipif(
   not pathlib.Path("/proc/self/maps").exists(), reason="needs Linux's /proc"
 )
 def test_an_interrupt_while_jax_is_imported():
-  process = start("train", "--dry_run")
+  process = start("-m", "launch.train", "--dry_run")
   maps = pathlib.Path(f"/proc/{process.pid}/maps")
   while "jaxlib" not in maps.read_text() and process.poll() is None:
     time.sleep(0.005)
@@ -46,3 +68,17 @@ def test_an_interrupt_while_jax_is_imported():
   out, err = process.communicate(timeout=60)
   assert process.returncode in (-signal.SIGINT, 130)
   assert out == "" and "Traceback" not in err and err.count("\n") <= 2
+
+
+@pytest.mark.parametrize("size", [10, 300, 301, 5000])
+def test_an_error_is_short_and_keeps_both_ends(size):
+  text = app._one_line(ValueError("wrong: " + "x" * size + "; do this"))
+  assert text.startswith("wrong: x") and text.endswith("; do this")
+  assert len(text) <= app.LONGEST and (" ... " in text) == (size >= 300)
+
+
+def test_no_control_character_reaches_a_terminal():
+  every = "".join(map(chr, [*range(256), 0x2028, 0x202E, 0xFEFF]))
+  assert all(c.isprintable() or c in "\n\t" for c in app.printable(every))
+  line = app._one_line(ValueError("a\x1b[31m\rb\nc\x9b"))
+  assert line.isprintable() and line == "a\ufffd[31m b c\ufffd"

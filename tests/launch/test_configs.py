@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import sinkjax
 from sinkjax.experiments import REGISTRY, named
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.weights import huggingface
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def model_of(family: str, folder: pathlib.Path) -> pathlib.Path:
     show_progress=False,
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
   )
-  plain = TEXTS.replace("{", "").replace("|", " ").replace("}", "")
+  plain = SWAP_TEXTS.replace("{", "").replace("|", " ").replace("}", "")
   tokenizer.train_from_iterator([plain], trainer)
   tokenizer.save(str(folder / "tokenizer.json"))
   (folder / "tokenizer_config.json").write_text(

@@ -130,7 +130,7 @@ def test_two_runs_in_one_folder(train, tmp_path):
   )
   first.kill()
   first.communicate()
-  assert code == 1 and "another process is training in" in err
+  assert code == 1 and "another process is writing to" in err
   code, _, err = train.ended(train.start(workdir, "--config.steps=50"))
   assert code == 1 and "holds a run of another config: " in err
 
@@ -217,6 +217,8 @@ def test_a_model_goes_on_as_another_run_s_start(whole, train, tmp_path):
   first = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
   ended = json.loads((whole / "summary.json").read_text())["loss"]
   assert first["loss"] == pytest.approx(ended, rel=1e-5)
+  code, _, err = train.ended(train.start(workdir, "--config.steps=6"))
+  assert code == 1 and "this one begins from random parameters" in err
   code, _, err = train.ended(
     train.start(tmp_path / "b", "--config.model.d_ff=64", f"--start={whole}")
   )

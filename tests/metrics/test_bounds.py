@@ -47,7 +47,7 @@ def gains(w, a, x, h):
     "pattern": a,
     "copy_gain": jnp.broadcast_to(norm2(w["u"])[:, None], a.shape[:2]),
     "mlp_gain": norm2(mlp + jnp.eye(x.shape[1])[None]),
-    "key_gain": jnp.sqrt((moved**2).sum(-1) * (k**2).sum(-1)[..., None]),
+    "key_gain": a * jnp.sqrt((moved**2).sum(-1) * (k**2).sum(-1)[..., None]),
     "query_gain": norm2(jnp.einsum("hts,htsd,hse->tde", a, moved, q)),
   }
 
@@ -164,7 +164,9 @@ def test_builders_by_loops():
   ]
   for l, t, s in itertools.product(range(2), range(4), range(4)):
     own, size = float(t == s), np.abs(a[l, :, t, s])
-    more = own * (1 + query[l, t]) + (gain[l, :, s] + key[l, :, t, s]) @ size
+    more = (
+      own * (1 + query[l, t]) + gain[l, :, s] @ size + key[l, :, t, s].sum()
+    )
     want = [
       c[l] * (size.sum() + own / 3),
       mlp[l, t] * (own + gain[l, :, s] @ size),

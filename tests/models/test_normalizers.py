@@ -7,7 +7,7 @@ import pytest
 from quick import quick
 
 import sinkjax
-from sinkjax.models.normalizers import NORMALIZERS
+from sinkjax.models.normalizers import NORMALIZERS, softmax1
 from sinkjax.transforms.layer_gains import layer_gains
 
 ROWS, KEYS = 6, 9
@@ -139,6 +139,18 @@ def test_in_the_model(name, tokens):
     for method in ("exact", "reference")
   ]
   np.testing.assert_allclose(*norms, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["softmax", "normalized_sigmoid"])
+def test_a_row_without_a_finite_score(name):
+  scores = jnp.zeros((2, 3)).at[1, :2].set(-jnp.inf)
+  mask = jnp.array([[True, True, True], [True, True, False]])
+  with pytest.raises(ValueError, match="row of attention scores is -inf"):
+    NORMALIZERS[name](scores, mask)
+  # One key is enough, and so is a sink that takes the weight.
+  allowed = NORMALIZERS[name](scores, jnp.ones((2, 3), bool))
+  np.testing.assert_allclose(allowed[1], [0, 0, 1])
+  np.testing.assert_array_equal(softmax1(scores, mask)[1], 0)
 
 
 def test_what_does_not_go_together():

@@ -170,3 +170,12 @@ def test_bad_padding_shape(tiny):
   params, cfg = tiny
   with pytest.raises(ValueError, match="valid must have the tokens' shape"):
     sinkjax.forward(cfg)(params, jnp.arange(4), valid=jnp.ones((2, 4), bool))
+
+
+def test_float64_needs_jax_s_64_bit_types(tiny, tokens):
+  params, cfg = tiny
+  f = sinkjax.forward(cfg.replace(dtype="float64"))
+  with pytest.raises(ValueError, match="jax_enable_x64"):
+    f(params, tokens)
+  with jax.enable_x64(True):
+    assert f(params, tokens).logits.dtype == jnp.float64

@@ -151,6 +151,14 @@ def test_tokens_and_titles_are_no_formulas(drawn):
   assert labels == ["$x^2$", "$\\bad{$", "\ufffd\ufffd", "<b>", "↵"]
 
 
+def test_no_label_of_any_axis_is_a_formula(drawn):
+  from matplotlib.text import Text
+
+  size(figures.sink_map(np.ones((2, 2)), 0.3, "$$"))
+  shown = [text for text in drawn[0].findobj(Text) if "$$" in text.get_text()]
+  assert shown and not any(text.get_parse_math() for text in shown)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (30, 9)])
 @pytest.mark.parametrize("value", [0.0, 1.0, np.nan])
 def test_entropy_of_constants(shape, value):

@@ -15,7 +15,7 @@ from sinkjax import sharding
 from sinkjax.data.corpus import Documents, tokenize, train_tokenizer
 from sinkjax.data.packing import Packing
 from sinkjax.data.prepare import Prepared
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.train.checkpoint import RunCheckpoints
 from sinkjax.train.loop import run
 from sinkjax.train.optimizer import OptimizerConfig
@@ -58,7 +58,7 @@ def losses(mesh, data, folder):
 
 
 def main():
-  texts = [text for text in TEXTS.split("\n\n") if len(text) > 200]
+  texts = [text for text in SWAP_TEXTS.split("\n\n") if len(text) > 200]
   tokenizer = train_tokenizer(texts, 300)
   corpus = tokenize(Documents("swaps", texts, {}), tokenizer)
   data = Prepared(*corpus.split(0.2), tokenizer)

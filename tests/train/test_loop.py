@@ -12,7 +12,7 @@ from sinkjax.data.corpus import Documents, tokenize, train_tokenizer
 from sinkjax.data.packing import Packing
 from sinkjax.data.pipeline import StateError
 from sinkjax.data.prepare import Prepared
-from sinkjax.experiments.shared.swap_texts import TEXTS
+from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.train.checkpoint import RunCheckpoints
 from sinkjax.train.loop import BAD_STEPS, DivergedError, probe_tokens, run
 from sinkjax.train.optimizer import OptimizerConfig
@@ -21,7 +21,7 @@ from sinkjax.train.run_config import Stage, TrainConfig
 
 @pytest.fixture(scope="module")
 def data():
-  texts = [text for text in TEXTS.split("\n\n") if len(text) > 200]
+  texts = [text for text in SWAP_TEXTS.split("\n\n") if len(text) > 200]
   tokenizer = train_tokenizer(texts, 300)
   corpus = tokenize(Documents("swaps", texts, {}), tokenizer)
   return Prepared(*corpus.split(0.2), tokenizer)
@@ -48,9 +48,11 @@ def config():
 def _go(config, data, folder, stop=lambda: False):
   checkpoints = RunCheckpoints(folder, keep=config.keep)
   kinds, records, state = [], [], None
-  for record, records, state in run(config, data, checkpoints, stop=stop):  # noqa: B007
-    kinds.append((record["kind"], record["step"]))
-  checkpoints.close()
+  try:
+    for record, records, state in run(config, data, checkpoints, stop=stop):  # noqa: B007
+      kinds.append((record["kind"], record["step"]))
+  finally:
+    checkpoints.close()
   return kinds, records, state
 
 
@@ -116,6 +118,35 @@ def test_other_data_is_refused(config, data, tmp_path):
   other = dataclasses.replace(config, seed=1)
   with pytest.raises(StateError, match="seed"):
     _go(other, data, tmp_path)
+
+
+@pytest.mark.parametrize("save_every", [1, 5])
+def test_a_diverged_run_stays_refused(config, data, tmp_path, save_every):
+  """However often the command is repeated: no count begins again, and no state
+  that is not finite is saved."""
+  wild = dataclasses.replace(
+    config,
+    steps=60,
+    log_every=5,
+    save_every=save_every,
+    eval_every=60,
+    probe_every=60,
+    keep=100,
+    optimizer=OptimizerConfig(
+      peak=1e30, warmup=0, schedule="constant", clip=None
+    ),
+  )
+  for _ in range(4):
+    with pytest.raises(DivergedError):
+      _go(wild, data, tmp_path)
+  calm = dataclasses.replace(
+    wild, optimizer=OptimizerConfig(warmup=0, clip=None)
+  )
+  checkpoints = RunCheckpoints(tmp_path, keep=100)
+  record, _, state = next(iter(run(calm, data, checkpoints)))
+  checkpoints.close()
+  assert save_every > 1 or record["kind"] == "resume"
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
 def test_divergence_ends_the_run(config, data, tmp_path):

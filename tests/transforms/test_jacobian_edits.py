@@ -124,7 +124,8 @@ class Case:
 
       def where(kind):
         last = {"embed": 0, "final": CFG.n_layers - 1}.get(site, layer)
-        return np.int64(last if kind in mine else NOWHERE)
+        # A mask: in use or not, its shape is the same.
+        return np.arange(CFG.n_layers) == (last if kind in mine else NOWHERE)
 
       # An attention weight out of nothing would be one to the future, too.
       size = "scale" in mine, "add" in mine and site != "pattern"
@@ -143,7 +144,7 @@ class Case:
       if site in HEADS:
         chain += [Mix(number("heads", 0.4 * np.ones((many, many))), heads)]
       if site == "scores":
-        start = np.int64(layer if "knockout" in mine else 99)
+        start = np.int64(layer if "knockout" in mine else CFG.n_layers)
         some = np.array([True, False, True, True])
         chain += [sinkjax.knockout(np.int64(1), from_layer=start, heads=some)]
       if site == "z":

@@ -110,7 +110,7 @@ def test_rope_factors_and_a_linear_factor(tmp_path):
     ("rope.freq_base_swa", 1e4, "llama.rope.freq_base_swa=10000.0 is not"),
     ("rope.scaling.type", "yarn", "unknown RoPE scaling 'yarn'"),
     ("rope.scaling.factor", -1.0, "RoPE scaling factor -1.0"),
-    ("rope.scale_linear", float("nan"), "RoPE scaling factor nan"),
+    ("rope.scale_linear", float("nan"), "scale_linear must be a finite"),
   ],
 )
 def test_unknown_keys_of_rope_are_refused(name, value, message, tmp_path):

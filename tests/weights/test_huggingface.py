@@ -160,7 +160,7 @@ def config(**changes):
     ({"hidden_act": "softsign"}, "unknown activation"),
     ({"is_encoder_decoder": True}, "is_encoder_decoder"),
     ({"bos_token_id": "1"}, "'bos_token_id' must be a token id"),
-    ({"rms_norm_eps": float("nan")}, "norm_eps must be a positive"),
+    ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' must be a finite"),
     ({"tie_word_embeddings": True}, "differs from"),
   ],
 )

@@ -11,6 +11,7 @@ Claims, figures and the report are functions of these files, so they are made
 again without measuring. `compact` has the form of the folder that git keeps.
 """
 
+import contextlib
 import io
 import json
 import pathlib
@@ -21,11 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sinkjax import artifacts, provenance
+from sinkjax import artifacts, finite, provenance
 from sinkjax.experiments import BY_NAME, REGISTRY, Entry
 from sinkjax.experiments.harness import claims_page, compact
 from sinkjax.experiments.harness.api import Claim, Experiment, Result
 from sinkjax.report import html
+from sinkjax.weights import identity
 
 
 class Request(NamedTuple):
@@ -40,6 +42,13 @@ class Request(NamedTuple):
   entry: Entry
   config: Any
   of: dict[str, str]
+
+  def models(self) -> list[str]:
+    """Names of the models that are read, none for one that trains its own."""
+    if "model" not in self.of:
+      return []
+    beside = getattr(self.config, "models", ())
+    return list(dict.fromkeys([self.of["model"], *beside]))
 
   def plain(self) -> dict[str, Any]:
     """As `result.json` keeps it."""
@@ -162,8 +171,35 @@ def is_missing(
       f"{'on ' + of['model'] if 'model' in of else '--scale=' + of['scale']}; "
       "choose another --out or give --overwrite"
     )
+  if not _same_weights(folder, request, old):
+    return True
   print(f"{folder.name}: already done, --overwrite runs it again")
   return False
+
+
+def _same_weights(
+  folder: pathlib.Path, request: Request, old: dict[str, Any]
+) -> bool:
+  """Whether the models are those measured; `False` where the file lacks that.
+
+  Raises:
+    ValueError: where the bytes under a model's name have changed.
+  """
+  known = old.get("weights", {})
+  for name in request.models():
+    same = identity.unchanged(known.get(name), name, without=folder)
+    if same is None:
+      print(
+        f"{folder.name}: the record does not say which bytes of {name} it was "
+        "made from: measured again"
+      )
+      return False
+    if not same:
+      raise ValueError(
+        f"{name} has changed since {folder} was made from it; choose another "
+        "--out or give --overwrite"
+      )
+  return True
 
 
 def run(
@@ -184,9 +220,20 @@ def run(
     overwrite: measure, and train, again what was done before.
   """
   experiment = request.entry.load()
-  with artifacts.folder(folder):
+  # Processes may share a sweep, each run of which has a lock of its own.
+  sweeps = experiment.scales is not None
+  lock = contextlib.nullcontext() if sweeps else artifacts.alone(folder)
+  with artifacts.folder(folder), lock:
     old = None if overwrite else _stored(folder / "result.json")
-    if old is None or old["request"] != request.plain():
+    if (
+      old is None
+      or old["request"] != request.plain()
+      or not _same_weights(folder, request, old)
+    ):
+      # Before they are read: a file replaced meanwhile is another one.
+      weights = {
+        name: identity.of(name, without=folder) for name in request.models()
+      }
       # A sweep goes on from the runs of a compact folder, which are in its
       # archive.
       artifacts.unpack(folder)
@@ -205,12 +252,17 @@ def run(
           found = experiment.measure(
             request.config, folder=folder, progress=progress
           )
-      _write(folder, request, found, time.monotonic() - start)
+      finite.require_result(found.numbers, found.arrays, request.entry.name)
+      _write(folder, request, found, weights, time.monotonic() - start)
     _draw(folder)
 
 
 def _write(
-  folder: pathlib.Path, request: Request, found: Result, seconds: float
+  folder: pathlib.Path,
+  request: Request,
+  found: Result,
+  weights: dict[str, Any],
+  seconds: float,
 ) -> None:
   """The numbers, before anything is drawn; not complete yet."""
   from sinkjax.experiments.harness.jobs import seconds_of
@@ -222,6 +274,7 @@ def _write(
     "name": request.entry.name,
     "title": request.entry.load().title,
     "request": request.plain(),
+    **({"weights": weights} if weights else {}),
     "numbers": found.numbers,
     # Its runs may have been others' work, or that of an earlier command.
     "seconds": max(seconds, seconds_of(folder)),

@@ -14,6 +14,7 @@ from sinkjax.experiments.harness.api import Subject
 from sinkjax.models.transformer import forward
 from sinkjax.taps import Layer
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.edit_indices import check_leading
 
 SITES = {
   "embed": "embedding",
@@ -75,6 +76,12 @@ class Clip:
   """
 
   limit: Any
+
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same, its limits checked to be of every layer."""
+    layers = 1 if site == "embed" else cfg.n_layers
+    check_leading("limit", self.limit, layers)
+    return self
 
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The site with no token longer than its limit."""

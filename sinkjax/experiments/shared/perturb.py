@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.shared.prompt_corpus import Text, gather
 from sinkjax.metrics.spread import spread
 from sinkjax.taps import Layer
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.edit_indices import check_leading, chosen, place_index
 
 MEASURES = ("kl", "loss", "spread", "kept")
 """Fields of `Effect`, in their order."""
@@ -37,16 +39,23 @@ class Shift:
 
   Attributes:
     shift: [L, ...] for a site [B, T, ...]; [1, ...] at "embed".
-    position: the token. Every other token keeps its bits.
+    position: the token, or several. Every other token keeps its bits.
   """
 
   shift: Any
   position: Any
 
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same with its position and its layers checked."""
+    layers = 1 if site == "embed" else cfg.n_layers
+    check_leading("shift", self.shift, layers)
+    position = place_index("position", self.position, length)
+    return dataclasses.replace(self, position=position)
+
   def __call__(self, value: Array, layer: Layer) -> Array:
     """The site with that token shifted."""
     shift = jnp.asarray(self.shift, value.dtype)[layer][None, None]
-    at = jnp.arange(value.shape[1]) == self.position
+    at = chosen(self.position, jnp.arange(value.shape[1]))
     at = at.reshape(1, -1, *[1] * (value.ndim - 2))
     return jnp.where(at, value + jnp.broadcast_to(shift, value.shape), value)
 

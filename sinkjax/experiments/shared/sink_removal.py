@@ -18,8 +18,8 @@ from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.shared.swap_texts import parse_swaps
 from sinkjax.metrics.sinks import attention_entropy, sink_score
 from sinkjax.models.transformer import forward
+from sinkjax.transforms.attention_edits import knockout
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.edits import knockout
 from sinkjax.transforms.intervene import intervene
 
 

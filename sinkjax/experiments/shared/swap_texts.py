@@ -82,8 +82,6 @@ would still {hold|work} for {larger|smaller} numbers. It was a {good|hard}
 question, and it took the {rest|whole} of the hour.
 """
 
-TEXTS = SWAP_TEXTS  # the former name, until its last users move
-
 
 class Swap(NamedTuple):
   """One swap at one place.

@@ -143,8 +143,8 @@ def claims(trained: Trained, result: Result) -> list[Claim]:
   claim = functools.partial(_claim, trained)
   # Depth is compared at one width and width at one depth, so that neither can
   # stand for the other.
-  width, same_width = _largest_group(sizes, "width")
-  depth, same_depth = _largest_group(sizes, "layers")
+  same_width = _largest_group(sizes, "width")
+  same_depth = _largest_group(sizes, "layers")
   found = [
     claim(
       "larger_stronger_sinks",
@@ -155,14 +155,14 @@ def claims(trained: Trained, result: Result) -> list[Claim]:
     ),
     claim(
       "deeper_stronger_sinks",
-      f"At width {width}, deeper models have stronger sinks.",
+      "Among models of the same width, deeper ones have stronger sinks.",
       PERCENT,
       same_width,
       "layers",
     ),
     claim(
       "wider_stronger_sinks",
-      f"At {depth} layers, wider models have stronger sinks.",
+      "Among models of the same depth, wider ones have stronger sinks.",
       "not apart from depth",
       same_depth,
       "width",
@@ -175,12 +175,12 @@ Size = Mapping[str, Any]
 """An entry of `numbers["sizes"]`."""
 
 
-def _largest_group(sizes: Sequence[Size], key: str) -> tuple[int, list[Size]]:
-  """(value, sizes) of the value that most sizes share, the first of equals."""
+def _largest_group(sizes: Sequence[Size], key: str) -> list[Size]:
+  """Sizes of the value of `key` that most share, the first of equals."""
   groups: dict[int, list[Size]] = {}
   for size in sizes:
     groups.setdefault(size[key], []).append(size)
-  return max(groups.items(), key=lambda item: len(item[1]))
+  return max(groups.values(), key=len)
 
 
 def _claim(

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from sinkjax import finite
 from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
 from sinkjax.weights.validate import WeightsError
 
@@ -49,6 +50,12 @@ class Reader:
 
   def __init__(self, values: dict[str, Any], where: str):
     self.values, self.where = values, where
+    self._last = ""
+
+  def refused(self, error: Exception) -> WeightsError:
+    """What arithmetic on a value says, with the key that was read last."""
+    value = str(self.values.get(self._last))[:40]
+    return WeightsError(f"{self.where}: {self._last}={value}: {error}")
 
   def get(self, key: str, kind: type, default: Any = None) -> Any:
     """A value of a kind; `null` and no such key are the default.
@@ -57,19 +64,28 @@ class Reader:
       WeightsError: for a value of another kind, or more layers than a model
         can have.
     """
-    value = self.values.get(key)
+    self._last, value = key, self.values.get(key)
     if value is None:
       if default is _REQUIRED:
         raise WeightsError(f"{self.where}: {key!r} is missing")
       return default
     # JSON often has a float without its point, as 10000.
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-      value = float(value)
+    value = as_float(value) if kind is float else value
     if not isinstance(value, kind) or (
       isinstance(value, bool) and kind is not bool
     ):
       raise WeightsError(
-        f"{self.where}: {key!r} must be {kind.__name__}, got {value!r}"
+        f"{self.where}: {key!r} must be {kind.__name__}, got {value!r:.40}"
+      )
+    if kind is float and not abs(value) <= finite.LARGEST:
+      raise WeightsError(
+        f"{self.where}: {key!r} must be a finite number of float32, got "
+        f"{value!r:.40}"
+      )
+    # Every so many layers; the remainder is taken before the config is made.
+    if kind is int and key.endswith("pattern") and value < 1:
+      raise WeightsError(
+        f"{self.where}: {key!r} must be at least 1, got {value}"
       )
     # Lists of one entry a layer are made before the config is validated.
     if kind is int and "layer" in key and value > MAX_LAYERS:
@@ -102,6 +118,16 @@ class Reader:
     ):
       raise WeightsError(f"{self.where}: {key!r} must be a token id")
     return value
+
+
+def as_float(value: Any) -> Any:
+  """An integer as a float, inf where it is too large; all else as it is."""
+  if not isinstance(value, int) or isinstance(value, bool):
+    return value
+  try:
+    return float(value)
+  except OverflowError:
+    return math.inf
 
 
 def head_dim(read: Reader, width: int, heads: int) -> int:

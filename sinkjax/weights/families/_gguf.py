@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from sinkjax import finite
 from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
+from sinkjax.weights.families._config import as_float
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.formats.gguf import GGUFFile, read_tensor
 from sinkjax.weights.layout import FusedThirds, Leaf
@@ -19,7 +21,12 @@ class Metadata:
 
   def __init__(self, file: GGUFFile, architecture: str):
     self.values, self.where = file.metadata, str(file.path)
-    self.architecture = architecture
+    self.architecture, self._last = architecture, ""
+
+  def refused(self, error: Exception) -> WeightsError:
+    """What arithmetic on a value says, with the key that was read last."""
+    value = str(self.values.get(self._last))[:40]
+    return WeightsError(f"{self.where}: {self._last}={value}: {error}")
 
   def get(self, key: str, kind: type, default: Any = None) -> Any:
     """A value of a kind, or the default.
@@ -27,17 +34,39 @@ class Metadata:
     Raises:
       WeightsError: for a value of another kind.
     """
-    name = f"{self.architecture}.{key}"
+    name = self._last = f"{self.architecture}.{key}"
     value = self.values.get(name, default)
     if value is None:
       return None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-      value = float(value)
+    value = as_float(value) if kind is float else value
     if not isinstance(value, kind) or isinstance(value, bool):
       raise WeightsError(
-        f"{self.where}: {name} must be {kind.__name__}, got {value!r}"
+        f"{self.where}: {name} must be {kind.__name__}, got {value!r:.40}"
+      )
+    if kind is float and not abs(value) <= finite.LARGEST:
+      raise WeightsError(
+        f"{self.where}: {name} must be a finite number of float32, got "
+        f"{value!r:.40}"
       )
     return value
+
+  def token(self, key: str, size: int) -> int | None:
+    """The id of a special token, `None` for one outside the vocabulary.
+
+    The tokenizer, which has the same key, warns of it.
+
+    Raises:
+      WeightsError: for anything but an integer.
+    """
+    name = f"tokenizer.ggml.{key}"
+    value = self.values.get(name)
+    if value is None:
+      return None
+    if not isinstance(value, int) or isinstance(value, bool):
+      raise WeightsError(
+        f"{self.where}: {name} must be a token id, got {value!r:.40}"
+      )
+    return value if 0 <= value < size else None
 
   def need(self, key: str, kind: type) -> Any:
     """As `get`, of a key that must be there."""
@@ -115,8 +144,8 @@ def common_fields(read: Metadata, file: GGUFFile) -> dict[str, Any]:
     "qkv_bias": has("attn_q.bias") or has("attn_qkv.bias"),
     "out_bias": has("attn_output.bias"),
     "mlp_bias": has("ffn_up.bias"),
-    "bos_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
-    "eos_id": file.metadata.get("tokenizer.ggml.eos_token_id"),
+    "bos_id": read.token("bos_token_id", int(embed.shape[0])),
+    "eos_id": read.token("eos_token_id", int(embed.shape[0])),
   }
 
 

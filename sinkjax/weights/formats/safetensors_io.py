@@ -105,6 +105,10 @@ class SafetensorsFolder:
     """
     return tiles.read_rows(self._stored(name), rows, out)
 
+  def check_dtype(self, name: str) -> None:
+    """Raises WeightsError for a tensor that `read` would refuse unread."""
+    self._stored(name)
+
   def _stored(self, name: str) -> tiles.Stored:
     tensor = self._tensor(name)
     codec = _TO_FLOAT32.get(tensor.dtype)

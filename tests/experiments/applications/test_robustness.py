@@ -43,8 +43,8 @@ from sinkjax.experiments.shared.perturb import (
   perturbed_rows,
 )
 from sinkjax.experiments.shared.prompt_corpus import Text
+from sinkjax.transforms.attention_edits import knockout
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.edits import knockout
 from sinkjax.transforms.intervene import intervene
 
 CONFIG = Config(

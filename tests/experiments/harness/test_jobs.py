@@ -1,8 +1,13 @@
 """The bookkeeping of many runs, beside the training itself."""
 
+import fcntl
+import json
+
 import jax
+import pytest
 
 from sinkjax import artifacts
+from sinkjax.experiments.harness import jobs
 from sinkjax.experiments.harness.jobs import (
   Job,
   made_on,
@@ -37,3 +42,42 @@ def test_who_made_the_runs_is_kept(tmp_path):
   here = made_on(jax.devices()[0])
   assert makers(tmp_path) == sorted([here, "a card, jax 9"])
   assert jax.__version__ in here
+
+
+def test_jobs_share_devices_and_leave_what_is_done(tmp_path):
+  ran = []
+
+  def job(name, fail=False):
+    def work(folder, device, advance):
+      if fail:
+        raise ArithmeticError(name)
+      ran.append(name)
+      return {"found": name}
+
+    return Job(name, 10, {"name": name}, work)
+
+  devices = [jax.devices()[0]] * 3
+  with pytest.raises(ArithmeticError):
+    run_jobs([job("a"), job("b", fail=True)], tmp_path)
+  all_jobs = [job(name) for name in "abcdef"]
+  found = run_jobs(all_jobs, tmp_path, devices=devices)
+  assert [one["found"] for one in found] == list("abcdef")
+  assert sorted(ran) == list("abcdef")  # "a" only once
+  with pytest.raises(ValueError, match="one name"):
+    run_jobs([job("a"), job("a")], tmp_path)
+
+
+def test_a_run_that_another_process_holds_is_waited_for(tmp_path, monkeypatch):
+  """Locked elsewhere: not run here, and read when it is there."""
+  (tmp_path / "runs").mkdir()
+  held = open(tmp_path / "runs" / "a.lock", "w")  # noqa: SIM115
+  fcntl.flock(held, fcntl.LOCK_EX)
+
+  def finish(seconds):
+    path = tmp_path / "runs" / "a.json"
+    path.write_text(json.dumps({"request": {}, "by": 2, "complete": True}))
+    held.close()
+
+  monkeypatch.setattr(jobs.time, "sleep", finish)
+  mine = Job("a", 1, {}, lambda *args: pytest.fail("run twice"))
+  assert run_jobs([mine], tmp_path)[0]["by"] == 2

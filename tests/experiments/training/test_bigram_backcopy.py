@@ -1,4 +1,4 @@
-"""Tests of the Bigram-Backcopy experiments, and of jobs that share them."""
+"""Tests of the Bigram-Backcopy experiments."""
 
 import dataclasses
 
@@ -13,7 +13,6 @@ from sinkjax.data.synthetic import (
   sample_backcopy,
 )
 from sinkjax.experiments.harness.api import Result
-from sinkjax.experiments.harness.jobs import Job, run_jobs
 from sinkjax.experiments.shared import backcopy
 from sinkjax.experiments.shared.backcopy_training import (
   model_of,
@@ -148,47 +147,3 @@ def test_one_seed_one_history(task):
     return found["history"][-1]["excess"]
 
   assert last(0) == last(0) != last(1)
-
-
-def test_jobs_share_devices_and_leave_what_is_done(tmp_path):
-  ran = []
-
-  def job(name, fail=False):
-    def work(folder, device, advance):
-      if fail:
-        raise ArithmeticError(name)
-      ran.append(name)
-      return {"found": name}
-
-    return Job(name, 10, {"name": name}, work)
-
-  devices = [jax.devices()[0]] * 3
-  with pytest.raises(ArithmeticError):
-    run_jobs([job("a"), job("b", fail=True)], tmp_path)
-  jobs = [job(name) for name in "abcdef"]
-  found = run_jobs(jobs, tmp_path, devices=devices)
-  assert [one["found"] for one in found] == list("abcdef")
-  assert sorted(ran) == list("abcdef")  # "a" only once
-  with pytest.raises(ValueError, match="one name"):
-    run_jobs([job("a"), job("a")], tmp_path)
-
-
-def test_a_run_that_another_process_holds_is_waited_for(tmp_path, monkeypatch):
-  """Locked elsewhere: not run here, and read when it is there."""
-  import fcntl
-  import json
-
-  from sinkjax.experiments.harness import jobs as module
-
-  (tmp_path / "runs").mkdir()
-  held = open(tmp_path / "runs" / "a.lock", "w")  # noqa: SIM115
-  fcntl.flock(held, fcntl.LOCK_EX)
-
-  def finish(seconds):
-    path = tmp_path / "runs" / "a.json"
-    path.write_text(json.dumps({"request": {}, "by": 2, "complete": True}))
-    held.close()
-
-  monkeypatch.setattr(module.time, "sleep", finish)
-  mine = Job("a", 1, {}, lambda *args: pytest.fail("run twice"))
-  assert run_jobs([mine], tmp_path)[0]["by"] == 2

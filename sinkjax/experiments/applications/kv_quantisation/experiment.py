@@ -22,10 +22,10 @@ from sinkjax.experiments.applications.kv_quantisation.settings import (
   Kv,
   Limits,
   Setting,
+  kept_masks,
   kv_settings,
   layer_settings,
   linear_settings,
-  positions_of,
   site_settings,
 )
 from sinkjax.experiments.harness.api import Result, Subject
@@ -123,7 +123,7 @@ def _calibrate(subject: Subject, config: Config, ids: np.ndarray) -> Limits:
 
   found = {}
   # The kept token does not count in the range, so ranges depend on it.
-  for kept, keep in positions_of(config).items():
+  for kept, keep in kept_masks(config).items():
     parts = [
       look(subject.params, jnp.asarray(part), jnp.asarray(keep))
       for part in np.array_split(ids, _count(ids, config))

@@ -25,9 +25,6 @@ from sinkjax.inference.quantize_linear import (
 STATIC, _, TOKEN = RANGES
 """Ranges of activations: found on other texts, and a token's own."""
 
-NOWHERE = -1
-"""A position and a layer that no text and no model has."""
-
 Limits = Mapping[Kept, Mapping[str, Array]]
 """[L, 2] static ranges by site, by the token that does not count in them."""
 
@@ -70,9 +67,14 @@ class Site(NamedTuple):
   kept: Kept
 
 
-def positions_of(config: Config) -> dict[Kept, int]:
-  """The position that is kept."""
-  return {Kept.NOTHING: NOWHERE, Kept.SINK: 0, Kept.CONTROL: config.control}
+def kept_masks(config: Config) -> dict[Kept, np.ndarray]:
+  """[T] the kept token; of one shape, so that one program serves all."""
+  at = np.arange(config.tokens)
+  return {
+    Kept.NOTHING: at < 0,
+    Kept.SINK: at == 0,
+    Kept.CONTROL: at == config.control,
+  }
 
 
 def kv_edits(
@@ -80,7 +82,7 @@ def kv_edits(
   config: Config,
   layout: Layout,
   bits: int,
-  keep: int,
+  keep: np.ndarray,
   layers: np.ndarray,
 ) -> dict[str, Any]:
   """Edits that round keys and values."""
@@ -104,14 +106,19 @@ def kv_settings(subject: Subject, config: Config) -> dict[Kv, Setting]:
   found = {}
   for layout in Layout:
     for bits in config.bits:
-      for kept, keep in positions_of(config).items():
+      for kept, keep in kept_masks(config).items():
         edits = kv_edits(subject, config, layout, bits, keep, layers)
         found[Kv(layout, bits, kept)] = Setting(params, edits)
   return found
 
 
 def _input_edits(
-  subject: Subject, limits: Any, ranges: str, bits: int, keep: int, layers: Any
+  subject: Subject,
+  limits: Any,
+  ranges: str,
+  bits: int,
+  keep: np.ndarray,
+  layers: Any,
 ) -> dict[str, Any]:
   return quantize_inputs(
     subject.cfg,
@@ -128,7 +135,7 @@ def linear_settings(
   subject: Subject, config: Config, limits: Limits
 ) -> dict[Linear, Setting]:
   """Weights alone, then every range, pair of widths and kept token."""
-  layers = jnp.arange(subject.cfg.n_layers)
+  layers = np.ones(subject.cfg.n_layers, bool)
   # Rounded once for each width, not for each setting that uses it.
   rounded = {
     bits: jax.jit(quantize_weights)(subject.params, float(bits))
@@ -140,7 +147,7 @@ def linear_settings(
   }
   for ranges in RANGES:
     for weights, bits in config.widths:
-      for kept, keep in positions_of(config).items():
+      for kept, keep in kept_masks(config).items():
         edits = _input_edits(subject, limits[kept], ranges, bits, keep, layers)
         key = Linear(ranges, weights, bits, kept)
         found[key] = Setting(rounded[weights], edits)
@@ -151,7 +158,7 @@ def layer_settings(
   subject: Subject, config: Config, layout: Layout, bits: int
 ) -> dict[Layer, Setting]:
   """Keys and values of single layers, with nothing and with the sink kept."""
-  layers, keep = subject.cfg.n_layers, positions_of(config)
+  layers, keep = subject.cfg.n_layers, kept_masks(config)
   found = {}
   for layer in range(layers):
     for kept in (Kept.NOTHING, Kept.SINK):
@@ -165,9 +172,9 @@ def site_settings(
   subject: Subject, config: Config, limits: Limits
 ) -> dict[Site, Setting]:
   """Activations at single sites, with nothing and with the sink kept."""
-  layers = jnp.arange(subject.cfg.n_layers)
+  layers = np.ones(subject.cfg.n_layers, bool)
   # The other sites round in no layer: one structure of edits, one program.
-  none, keep = jnp.full_like(layers, NOWHERE), positions_of(config)
+  none, keep = ~layers, kept_masks(config)
   found = {}
   for site in INPUTS:
     for kept in (Kept.NOTHING, Kept.SINK):

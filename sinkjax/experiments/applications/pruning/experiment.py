@@ -49,8 +49,8 @@ from sinkjax.inference.prune import (
 )
 from sinkjax.inference.skip import SkipDormant, SkipPredicted
 from sinkjax.models.transformer import forward
+from sinkjax.transforms.attention_edits import AblateHeads
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.edits import AblateHeads
 from sinkjax.transforms.intervene import intervene
 
 FEWEST = 8

@@ -60,7 +60,7 @@ def pins_of(cfg: ModelConfig) -> Callable:
   def pins(params: Any, token: Array) -> Guard:
     # No text is needed: position 0 attends to nothing else.
     trace = f(params, jnp.reshape(token, (1, 1))).trace
-    layers = jnp.arange(cfg.n_layers)
+    layers = jnp.ones(cfg.n_layers, bool)
     return {
       name: patch(value, positions=0, layers=layers)
       for name, value in trace.items()
@@ -78,8 +78,7 @@ def no_guard(cfg: ModelConfig, length: int) -> Guard:
     cfg: the model.
     length: T.
   """
-  # A layer that no model has: the edit never applies.
-  none = jnp.full(cfg.n_layers, -1)
+  none = jnp.zeros(cfg.n_layers, bool)
   zero = jnp.zeros((cfg.n_layers, 1, 1, cfg.n_kv_heads, cfg.head_dim))
   far = np.finfo(np.float32).max ** 0.5 / 2  # its square is finite
   return {

@@ -35,8 +35,9 @@ from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.sink_removal import resolve_from_layer
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.models.transformer import forward
+from sinkjax.transforms.attention_edits import knockout
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.edits import add, knockout, patch
+from sinkjax.transforms.edits import add, patch
 from sinkjax.transforms.intervene import intervene
 
 
@@ -63,7 +64,7 @@ def removal(layers: int, key: Any, hidden: Any, empty: Any) -> dict[str, Any]:
   at = jnp.arange(layers)
   zero = jnp.zeros((layers, 1, 1, 1, 1))
   # Every condition has both edits, so one compiled function serves all.
-  value = patch(zero, positions=0, layers=jnp.where(at >= empty, at, -1))
+  value = patch(zero, positions=0, layers=at >= empty)
   return {"scores": knockout(key, from_layer=hidden), "v": value}
 
 

@@ -20,7 +20,7 @@ from sinkjax.experiments.paper.first_token.benchmark_tasks import (
 from sinkjax.experiments.paper.first_token.needles import find_needles, haystack
 from sinkjax.experiments.shared.sink_removal import resolve_from_layer
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
-from sinkjax.transforms.edits import knockout
+from sinkjax.transforms.attention_edits import knockout
 
 
 class Condition(enum.StrEnum):

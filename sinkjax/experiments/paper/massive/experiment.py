@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import Mean, mean_over
 from sinkjax.experiments.shared.sink_removal import loss_from, texts_of
@@ -16,6 +17,7 @@ from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.metrics.sinks import sink_score
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.edit_indices import chosen, place_index
 from sinkjax.transforms.intervene import intervene
 
 SIZE, RATIO = 100.0, 1000.0
@@ -53,7 +55,7 @@ class SetFirst:
   """Some dimensions of position 0 set to numbers, in one layer.
 
   Attributes:
-    chosen: [D] bool.
+    chosen: the dimensions, [D] bool or indices.
     values: [D].
     layer: the layer after which they are set.
   """
@@ -62,9 +64,16 @@ class SetFirst:
   values: Any
   layer: Any
 
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same with its layer and dimensions checked."""
+    layer = place_index("layer", self.layer, cfg.n_layers)
+    which = place_index("dimension", self.chosen, cfg.d_model)
+    return dataclasses.replace(self, chosen=which, layer=layer)
+
   def __call__(self, value: jax.Array, layer: Any) -> jax.Array:
     """The residual stream [B, T, D] with its first token changed."""
-    new = jnp.where(self.chosen, self.values, value[:, 0])
+    which = chosen(self.chosen, jnp.arange(value.shape[-1]))
+    new = jnp.where(which, self.values, value[:, 0])
     new = jnp.where(layer == self.layer, new, value[:, 0])
     return value.at[:, 0].set(new.astype(value.dtype))
 
@@ -165,21 +174,21 @@ def find(resid: np.ndarray) -> Massive:
 def _edits(massive: Massive, resid: np.ndarray) -> dict[Edit, SetFirst]:
   """Edits of the residual stream after the layer that makes them."""
   width = resid.shape[-1]
-  chosen, other = np.zeros(width, bool), np.zeros(width, bool)
-  chosen[massive.dimensions] = True
+  large, other = np.zeros(width, bool), np.zeros(width, bool)
+  large[massive.dimensions] = True
   # A model without massive activations runs every edit on no dimension at all;
   # its claims are then untested.
   made = 0 if massive.made is None else massive.made
   mean = resid[made, :, 0].mean(axis=0)
   # Massive dimensions count as 0 here and come last, so that the control holds
   # none of them.
-  order = np.argsort(-np.abs(mean) * ~chosen)
+  order = np.argsort(-np.abs(mean) * ~large)
   other[order[: len(massive.dimensions)]] = True
   zero = np.zeros(width, resid.dtype)
   changes = {
     Edit.NONE: (np.zeros(width, bool), zero),
-    Edit.ZERO: (chosen, zero),
-    Edit.MEAN: (chosen, mean),
+    Edit.ZERO: (large, zero),
+    Edit.MEAN: (large, mean),
     Edit.OTHERS: (other, zero),  # as many of the next largest: a control
   }
   return {

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.analysis.over_squashing import paths
+from sinkjax.analysis.over_squashing import paths, uncovered
 from sinkjax.config import ModelConfig
 from sinkjax.data.prepare import prepare
 from sinkjax.experiments.harness.api import Result
@@ -227,8 +227,12 @@ def _bounds(
   # A norm that underflowed to 0 has no logarithm.
   above = decades["full"] - np.log10(np.maximum(true[seen], 1e-30))
   over = bounds.violations(jnp.asarray(logs["full"]), jnp.asarray(true))
+  without = uncovered(fn.cfg)
   return {
-    **{f"bound_{form}": _mean(found) for form, found in decades.items()},
+    **{
+      f"bound_{form}": None if form in without else _mean(found)
+      for form, found in decades.items()
+    },
     "loose": _mean(above),
     "violated": float(over),
   }

@@ -1,0 +1,105 @@
+"""Which bytes a result was made from: a name or a path may come to hold others.
+
+A model that is fetched by name is pinned by the SHA-256 that stands in the
+registry. A file or a folder is known by the SHA-256 of its content; where
+names, sizes and times of change are still those recorded, it is not read again.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sinkjax.weights import registry
+
+
+def of(
+  name: str,
+  *,
+  without: pathlib.Path | None = None,
+  progress: Callable[[int], Any] = lambda size: None,
+) -> dict[str, Any]:
+  """What a record keeps of a model's bytes.
+
+  Args:
+    name: as `registry.load` takes it; fetched if need be.
+    without: a folder that is left out: of results, inside the model's.
+    progress: called with the bytes read since the last call.
+
+  Returns:
+    {"sha256": of names and contents; "files": [[name, bytes, time of change in
+    ns]]}; a model of the registry has no "files".
+
+  Cost: reading every file once.
+  """
+  if name in registry.REGISTRY:
+    files = registry.REGISTRY[name].files
+    return {"sha256": _digest(sorted(files.items()))}
+  path, found = registry.find(name), []
+  paths = _files(path, without)
+  for file in paths:
+    content = hashlib.sha256()
+    with open(file, "rb") as stream:
+      while block := stream.read(1 << 22):
+        content.update(block)
+        progress(len(block))
+    found.append((_name(file, path), content.hexdigest()))
+  return {"sha256": _digest(found), "files": _mark(paths, path)}
+
+
+def unchanged(
+  recorded: Mapping[str, Any] | None,
+  name: str,
+  *,
+  without: pathlib.Path | None = None,
+) -> bool | None:
+  """Whether a model's bytes are those of a record.
+
+  Args:
+    recorded: what `of` gave.
+    name: as for `of`.
+    without: as for `of`.
+
+  Returns:
+    `None` where the record does not say: it was written before records did.
+    A registered model's bytes have never changed, so that there it is True.
+  """
+  if recorded is None:
+    return True if name in registry.REGISTRY else None
+  if recorded.get("files"):
+    path = registry.find(name)
+    if _mark(_files(path, without), path) == recorded["files"]:
+      return True
+  return of(name, without=without)["sha256"] == recorded["sha256"]
+
+
+def _files(
+  path: pathlib.Path, without: pathlib.Path | None
+) -> list[pathlib.Path]:
+  """The model's files, hidden ones left out."""
+  if path.is_file():
+    return [path]
+  without = None if without is None else without.resolve()
+  return sorted(
+    file
+    for file in path.rglob("*")
+    if file.is_file()
+    and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    # Links of the Hub's cache lead out of the folder; their names are in it.
+    and (without is None or without not in file.parent.resolve().parents)
+    and file.parent.resolve() != without
+  )
+
+
+def _name(file: pathlib.Path, path: pathlib.Path) -> str:
+  return file.name if file == path else file.relative_to(path).as_posix()
+
+
+def _mark(paths: list[pathlib.Path], path: pathlib.Path) -> list[list[Any]]:
+  states = [(file, file.stat()) for file in paths]
+  return [[_name(f, path), s.st_size, s.st_mtime_ns] for f, s in states]
+
+
+def _digest(parts: list[tuple[str, str]]) -> str:
+  text = "\n".join(f"{sha} {name}" for name, sha in parts)
+  return hashlib.sha256(text.encode("utf-8")).hexdigest()
