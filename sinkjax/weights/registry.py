@@ -229,9 +229,9 @@ def _load_path(
   else:
     from sinkjax.weights import huggingface as reader
   if header_only:
-    # Of a repository of the Hub, the weights may not be here yet.
-    remote = name.startswith(hub.PREFIX) and not any(path.glob("*.safetensors"))
-    params, cfg = {}, (reader.load_config if remote else reader.check)(path)
+    # A plan needs the config alone; a repository's weights may not be here yet.
+    bare = form == "huggingface" and not any(path.glob("*.safetensors*"))
+    params, cfg = {}, (reader.load_config if bare else reader.check)(path)
   else:
     params, cfg = reader.load(path)
   tokenizer = tokenizer_from_folder(path)
