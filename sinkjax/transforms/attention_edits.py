@@ -109,7 +109,7 @@ def knockout(key: Any, *, from_layer: Any = 0, heads: Any = None) -> Knockout:
   `from_layer` hides nothing. `heads` are indices or a bool mask [H], `None`
   for all.
 
-  >>> import sinkjax
+  >>> import jax, sinkjax
   >>> edit = sinkjax.knockout(0, from_layer=2)
   >>> edit(jax.numpy.zeros((1, 1, 2, 2)), 1)[0, 0].tolist()
   [[0.0, 0.0], [0.0, 0.0]]

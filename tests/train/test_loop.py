@@ -120,7 +120,9 @@ def test_other_data_is_refused(config, data, tmp_path):
     _go(other, data, tmp_path)
 
 
-@pytest.mark.parametrize("save_every", [1, 5])
+@pytest.mark.parametrize(
+  "save_every", [pytest.param(1, marks=pytest.mark.slow), 5]
+)
 def test_a_diverged_run_stays_refused(config, data, tmp_path, save_every):
   """However often the command is repeated: no count begins again, and no state
   that is not finite is saved."""
