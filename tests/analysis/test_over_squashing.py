@@ -115,7 +115,10 @@ def test_valid_forms_are_never_violated(family):
     logs = {name: log[seen] for name, log in found.log_bounds.items()}
     assert np.all(logs["frozen"] <= logs["paper"] + 1e-4)
     assert np.all(logs["frozen"] <= logs["full"] + 1e-4)
-    gaps.append(np.nanmedian(found.decades("frozen")))
+    # Where most weights are 0 a bound is of few paths, and its distance says
+    # nothing of that in a model as it is.
+    if edit != "thinned":
+      gaps.append(np.nanmedian(found.decades("frozen")))
   assert np.median(gaps) < 3  # a bound that is never near shows nothing
 
 
