@@ -8,6 +8,7 @@ then no [T, T] array exists either.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -258,22 +259,20 @@ AXES = {"L": "layer", "H": "head", "N": "KV head"}
 
 
 def _require_finite(values: dict[str, Any]) -> None:
-  """Raises for the first layer in which any metric is not finite."""
-  found = {}
-  for metric in registry.shown_in("summary"):
-    name = metric.measured.name
-    axes = metric.measured.axes.split()
-    if name in values and "L" in axes:
-      for leaf in jax.tree.leaves(values[name]):
-        if (at := finite.where(leaf)) is not None:
-          layer = at[axes.index("L")]
-          found.setdefault(layer, (leaf, metric.measured.label, axes))
-  if found:
-    leaf, label, axes = found[min(found)]
-    finite.require(leaf, f"the {label}", [AXES[axis] for axis in axes])
+  """Raises for what is not finite, in the first layer where anything is not."""
+  metrics = {m.measured.name: m.measured for m in registry.shown_in("summary")}
+  found = []
   for name, value in values.items():
+    label, axes = "loss", []
+    if name in metrics:
+      label, axes = metrics[name].label, metrics[name].axes.split()
     for leaf in jax.tree.leaves(value):
-      finite.require(leaf, f"the {'loss' if name == 'nll' else name}")
+      if (at := finite.where(leaf)) is not None:
+        layer = at[axes.index("L")] if "L" in axes else math.inf
+        found.append((layer, leaf, label, axes))
+  if found:
+    _, leaf, label, axes = min(found, key=lambda one: one[0])
+    finite.require(leaf, f"the {label}", [AXES[axis] for axis in axes])
 
 
 def _of_row(out: dict[str, Any], row: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ registry. A file or a folder is known by the SHA-256 of its content; where
 names, sizes and times of change are still those recorded, it is not read again.
 """
 
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping
@@ -24,27 +25,24 @@ def of(
   Args:
     name: as `registry.load` takes it; fetched if need be.
     without: a folder that is left out: of results, inside the model's.
-    progress: called with the bytes read since the last call.
+    progress: called with the bytes done since the last call.
 
   Returns:
     {"sha256": of names and contents; "files": [[name, bytes, time of change in
     ns]]}; a model of the registry has no "files".
 
-  Cost: reading every file once.
+  Cost: reading every file, once in a process.
   """
   if name in registry.REGISTRY:
     files = registry.REGISTRY[name].files
     return {"sha256": _digest(sorted(files.items()))}
   path, found = registry.find(name), []
   paths = _files(path, without)
-  for file in paths:
-    content = hashlib.sha256()
-    with open(file, "rb") as stream:
-      while block := stream.read(1 << 22):
-        content.update(block)
-        progress(len(block))
-    found.append((_name(file, path), content.hexdigest()))
-  return {"sha256": _digest(found), "files": _mark(paths, path)}
+  marks = _mark(paths, path)
+  for file, (name, size, changed) in zip(paths, marks, strict=True):
+    found.append((name, _content(file, size, changed)))
+    progress(size)
+  return {"sha256": _digest(found), "files": marks}
 
 
 def unchanged(
@@ -73,6 +71,31 @@ def unchanged(
   return of(name, without=without)["sha256"] == recorded["sha256"]
 
 
+def made_from(
+  recorded: Mapping[str, Any] | None, name: str, made: pathlib.Path
+) -> bool:
+  """Whether the results in a folder are of a model's bytes.
+
+  Args:
+    recorded: what `of` gave, as the results keep it.
+    name: as for `of`.
+    made: the folder of the results.
+
+  Returns:
+    `False` where the record does not say.
+
+  Raises:
+    ValueError: if the bytes have changed.
+  """
+  same = unchanged(recorded, name, without=made)
+  if same is False:
+    raise ValueError(
+      f"{name} has changed since {made} was made from it; choose another --out "
+      "or give --overwrite"
+    )
+  return bool(same)
+
+
 def _files(
   path: pathlib.Path, without: pathlib.Path | None
 ) -> list[pathlib.Path]:
@@ -89,6 +112,13 @@ def _files(
     and (without is None or without not in file.parent.resolve().parents)
     and file.parent.resolve() != without
   )
+
+
+@functools.lru_cache(maxsize=4096)  # experiments ask for one model in turn
+def _content(file: pathlib.Path, size: int, changed: int) -> str:
+  """A file's SHA-256; `size` and `changed` tell the cache of a new one."""
+  with open(file, "rb") as stream:
+    return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _name(file: pathlib.Path, path: pathlib.Path) -> str:

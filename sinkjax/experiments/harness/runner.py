@@ -172,6 +172,10 @@ def is_missing(
       "choose another --out or give --overwrite"
     )
   if not _same_weights(folder, request, old):
+    print(
+      f"{folder.name}: the record does not say which bytes of the model it was "
+      "made from: measured again"
+    )
     return True
   print(f"{folder.name}: already done, --overwrite runs it again")
   return False
@@ -186,20 +190,10 @@ def _same_weights(
     ValueError: where the bytes under a model's name have changed.
   """
   known = old.get("weights", {})
-  for name in request.models():
-    same = identity.unchanged(known.get(name), name, without=folder)
-    if same is None:
-      print(
-        f"{folder.name}: the record does not say which bytes of {name} it was "
-        "made from: measured again"
-      )
-      return False
-    if not same:
-      raise ValueError(
-        f"{name} has changed since {folder} was made from it; choose another "
-        "--out or give --overwrite"
-      )
-  return True
+  return all(
+    identity.made_from(known.get(name), name, folder)
+    for name in request.models()
+  )
 
 
 def run(

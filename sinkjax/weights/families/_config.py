@@ -70,18 +70,7 @@ class Reader:
         raise WeightsError(f"{self.where}: {key!r} is missing")
       return default
     # JSON often has a float without its point, as 10000.
-    value = as_float(value) if kind is float else value
-    if not isinstance(value, kind) or (
-      isinstance(value, bool) and kind is not bool
-    ):
-      raise WeightsError(
-        f"{self.where}: {key!r} must be {kind.__name__}, got {value!r:.40}"
-      )
-    if kind is float and not abs(value) <= finite.LARGEST:
-      raise WeightsError(
-        f"{self.where}: {key!r} must be a finite number of float32, got "
-        f"{value!r:.40}"
-      )
+    value = typed(value, kind, f"{self.where}: {key!r}")
     # Every so many layers; the remainder is taken before the config is made.
     if kind is int and key.endswith("pattern") and value < 1:
       raise WeightsError(
@@ -120,14 +109,29 @@ class Reader:
     return value
 
 
-def as_float(value: Any) -> Any:
-  """An integer as a float, inf where it is too large; all else as it is."""
-  if not isinstance(value, int) or isinstance(value, bool):
-    return value
-  try:
-    return float(value)
-  except OverflowError:
-    return math.inf
+def typed(value: Any, kind: type, what: str) -> Any:
+  """A value of a kind; a whole number will do for a float.
+
+  Args:
+    value: as the file has it.
+    kind: the type that it must have.
+    what: the file and the key, for the message.
+
+  Raises:
+    WeightsError: for a value of another kind, or a number beyond float32.
+  """
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    # `float` fails beyond its own range, which is larger.
+    value = float(value) if abs(value) <= finite.LARGEST else math.inf
+  if not isinstance(value, kind) or (
+    isinstance(value, bool) and kind is not bool
+  ):
+    raise WeightsError(f"{what} must be {kind.__name__}, got {value!r:.40}")
+  if kind is float and not abs(value) <= finite.LARGEST:
+    raise WeightsError(
+      f"{what} must be a finite number of float32, got {value!r:.40}"
+    )
+  return value
 
 
 def head_dim(read: Reader, width: int, heads: int) -> int:

@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax import finite
 from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
-from sinkjax.weights.families._config import as_float
+from sinkjax.weights.families._config import typed
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.formats.gguf import GGUFFile, read_tensor
 from sinkjax.weights.layout import FusedThirds, Leaf
@@ -38,17 +37,7 @@ class Metadata:
     value = self.values.get(name, default)
     if value is None:
       return None
-    value = as_float(value) if kind is float else value
-    if not isinstance(value, kind) or isinstance(value, bool):
-      raise WeightsError(
-        f"{self.where}: {name} must be {kind.__name__}, got {value!r:.40}"
-      )
-    if kind is float and not abs(value) <= finite.LARGEST:
-      raise WeightsError(
-        f"{self.where}: {name} must be a finite number of float32, got "
-        f"{value!r:.40}"
-      )
-    return value
+    return typed(value, kind, f"{self.where}: {name}")
 
   def token(self, key: str, size: int) -> int | None:
     """The id of a special token, `None` for one outside the vocabulary.
