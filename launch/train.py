@@ -173,11 +173,11 @@ def _same_start(workdir: pathlib.Path) -> dict[str, Any]:
   # Runs begun before this was recorded lack the file.
   old = json.loads(path.read_text("utf-8")) if path.exists() else begun
   if begun["sha256"] != old["sha256"]:
+    now = f"{START.value} as it is now" if START.value else "random parameters"
     raise ValueError(
       f"{workdir} holds a run that began from "
-      f"{old['model'] or 'random parameters'}, this one begins from "
-      f"{START.value or 'random parameters'} with other bytes; choose another "
-      "--workdir"
+      f"{old['model'] or 'random parameters'}, this one begins from {now}; "
+      "choose another --workdir"
     )
   return begun
 
