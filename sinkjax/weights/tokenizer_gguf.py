@@ -28,7 +28,12 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from sinkjax.weights.pre_tokenizers import ADD_BOS, PRE_TOKENIZERS, WHOLE_WORDS
+from sinkjax.weights.pre_tokenizers import (
+  ADD_BOS,
+  CHARACTERS,
+  PRE_TOKENIZERS,
+  WHOLE_WORDS,
+)
 from sinkjax.weights.tokenizer import Tokenizer, build
 from sinkjax.weights.validate import WeightsError, first_line, warn
 
@@ -131,6 +136,12 @@ def _byte_level(
 ) -> tuple[tokenizers.Tokenizer, bool]:
   """Byte-level BPE, and whether BOS comes first by default."""
   pre = read.text("pre") or "default"
+  if pre in CHARACTERS:
+    raise WeightsError(
+      f"tokenizer: pre-tokenizer {pre!r} merges characters in place of bytes, "
+      "which is not read; use the model's Hugging Face folder, whose "
+      "tokenizer.json is"
+    )
   if pre not in PRE_TOKENIZERS:
     raise WeightsError(
       f"tokenizer: unknown pre-tokenizer {pre[:80]!r}; known: "
