@@ -52,6 +52,7 @@ setuptools.setup(
     "pyyaml",
     "safetensors",
     "scipy",
+    "sentencepiece",
     "tensorboardX",
     "tokenizers",
     "tqdm",

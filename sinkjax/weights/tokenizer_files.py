@@ -11,6 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from sinkjax.weights.folders import read_optional_json
 from sinkjax.weights.post_processor import template_bos
 from sinkjax.weights.tokenizer import NAMES, Tokenizer, build
+from sinkjax.weights.tokenizer_legacy import legacy_backend
 from sinkjax.weights.validate import WeightsError, first_line, warn
 
 # They describe the model and how it is run; where they name a special token
@@ -21,10 +22,11 @@ _MODEL_FILES = ("config.json", "generation_config.json")
 def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   """The tokenizer of a Hugging Face folder, `None` if it has none.
 
-  `tokenizer.json` gives the rules, and with its post-processor says whether
-  BOS comes first; `tokenizer_config.json`, `special_tokens_map.json`,
-  `config.json` and `generation_config.json`, the first that has it, name the
-  special tokens.
+  `tokenizer.json`, or the files of `tokenizer_legacy`, give the rules, and the
+  former's post-processor says whether BOS comes first (with `tokenizer.model`
+  it does unless the config says otherwise); `tokenizer_config.json`,
+  `special_tokens_map.json`, `config.json` and `generation_config.json`, the
+  first that has it, name the special tokens.
 
   Raises:
     WeightsError: for a damaged file, a special token outside the vocabulary,
@@ -36,9 +38,40 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
       token's id (it is ignored).
   """
   folder = pathlib.Path(path)
-  file = folder / "tokenizer.json"
-  if not file.is_file():
-    return None
+  file, template = folder / "tokenizer.json", None
+  config = read_optional_json(folder / "tokenizer_config.json")
+  if file.is_file():
+    backend, template = _whole(file)
+    usual = False
+  else:
+    legacy = legacy_backend(folder)
+    if legacy is None:
+      return None
+    backend, usual = legacy
+  found = {name: _special_ids(folder, name, backend) for name in NAMES}
+  first = {
+    f"{name}_id": next(iter(ids.values()), None) for name, ids in found.items()
+  }
+  if template is not None:
+    found["bos"]["tokenizer.json"] = first["bos_id"] = template
+  usual = usual and first["bos_id"] is not None
+  add_bos = config.get("add_bos_token", usual) is True
+  # What the model's files say is no word of the tokenizer: see `fit_tokenizer`.
+  own = {k: i for k, i in found["bos"].items() if k not in _MODEL_FILES}
+  if len(set(own.values())) > 1:
+    named = ", ".join(f"{i} in {where}" for where, i in own.items())
+    warn(f"{folder}: BOS is {first['bos_id']}, of several: {named}")
+  return Tokenizer(
+    backend,
+    **first,
+    end_ids=_end_ids(folder),
+    add_bos=template is not None or add_bos,
+    chat_template=_chat_template(folder, config),
+  )
+
+
+def _whole(file: pathlib.Path) -> tuple[tokenizers.Tokenizer, int | None]:
+  """The rules of a `tokenizer.json`, and the BOS that it puts first."""
   try:
     text = file.read_text("utf-8")
     data = json.loads(text)
@@ -55,26 +88,7 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   except BaseException as error:  # the library raises Exception, and panics
     reason = first_line(error)
     raise WeightsError(f"{file}: not a tokenizer: {reason}") from None
-  config = read_optional_json(folder / "tokenizer_config.json")
-  found = {name: _special_ids(folder, name, backend) for name in NAMES}
-  first = {
-    f"{name}_id": next(iter(ids.values()), None) for name, ids in found.items()
-  }
-  template = template_bos(data.get("post_processor"), str(file))
-  if template is not None:
-    found["bos"]["tokenizer.json"] = first["bos_id"] = template
-  # What the model's files say is no word of the tokenizer: see `fit_tokenizer`.
-  own = {k: i for k, i in found["bos"].items() if k not in _MODEL_FILES}
-  if len(set(own.values())) > 1:
-    named = ", ".join(f"{i} in {where}" for where, i in own.items())
-    warn(f"{folder}: BOS is {first['bos_id']}, of several: {named}")
-  return Tokenizer(
-    backend,
-    **first,
-    end_ids=_end_ids(folder),
-    add_bos=template is not None or config.get("add_bos_token") is True,
-    chat_template=_chat_template(folder, config),
-  )
+  return backend, template_bos(data.get("post_processor"), str(file))
 
 
 def _bad_prefix(data: Any) -> str | None:

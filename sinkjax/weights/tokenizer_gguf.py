@@ -23,7 +23,7 @@ asked to add special tokens).
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
@@ -73,6 +73,65 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
       is ignored.
   """
   read = _Fields(metadata)
+  rules = _rules(read)
+  vocab = rules.vocab
+  ids = {
+    name: read.token(f"{name}_token_id", len(vocab))
+    for name in ("bos", "eos", "unknown", "padding")
+  }
+  # The ends of a turn and of a message.
+  ends = [read.token(f"{name}_token_id", len(vocab)) for name in ("eot", "eom")]
+  if rules.kind == "llama":
+    fitting = {vocab[t] for t in (rules.special if rules.stated else vocab)}
+    for name, usual in _USUAL_IDS.items():
+      if ids[name] is None and usual in fitting:
+        ids[name] = usual
+  return Tokenizer(
+    rules.backend,
+    bos_id=ids["bos"],
+    eos_id=ids["eos"],
+    end_ids=[i for i in ends if i is not None],
+    unk_id=ids["unknown"],
+    pad_id=ids["padding"],
+    add_bos=read.flag(
+      "add_bos_token", rules.add_bos and ids["bos"] is not None
+    ),
+    chat_template=read.chat_template(),
+  )
+
+
+def backend_from_gguf(metadata: dict[str, Any]) -> tokenizers.Tokenizer:
+  """The rules alone of `tokenizer_from_gguf`, without the special ids.
+
+  Raises:
+    WeightsError: as `tokenizer_from_gguf`.
+  """
+  return _rules(_Fields(metadata)).backend
+
+
+class _Rules(NamedTuple):
+  """A vocabulary with its rules.
+
+  Attributes:
+    kind: "gpt2" or "llama".
+    vocab: ids by token.
+    types: of each id, and whether the file has them.
+    stated: see `types`.
+    special: control tokens and the unknown one.
+    backend: the rules.
+    add_bos: whether BOS comes first unless the file says otherwise.
+  """
+
+  kind: str
+  vocab: dict[str, int]
+  types: list[int]
+  stated: bool
+  special: list[str]
+  backend: tokenizers.Tokenizer
+  add_bos: bool
+
+
+def _rules(read: "_Fields") -> _Rules:
   kind = read.text("model", required=True)
   if kind not in ("gpt2", "llama"):
     raise WeightsError(
@@ -87,31 +146,12 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
   scores = read.numbers("scores", len(vocab), float)
   special = [t for t, i in vocab.items() if types[i] in (CONTROL, UNKNOWN)]
   user = [t for t, i in vocab.items() if types[i] == USER_DEFINED]
-  ids = {
-    name: read.token(f"{name}_token_id", len(vocab))
-    for name in ("bos", "eos", "unknown", "padding")
-  }
-  # The ends of a turn and of a message.
-  ends = [read.token(f"{name}_token_id", len(vocab)) for name in ("eot", "eom")]
   if kind == "gpt2":
     backend, add_bos = _byte_level(read, vocab, special, user)
   else:
     backend = _sentencepiece(read, vocab, scores, types, special, user)
     add_bos = True
-    fitting = {vocab[token] for token in (special if stated else vocab)}
-    for name, usual in _USUAL_IDS.items():
-      if ids[name] is None and usual in fitting:
-        ids[name] = usual
-  return Tokenizer(
-    backend,
-    bos_id=ids["bos"],
-    eos_id=ids["eos"],
-    end_ids=[i for i in ends if i is not None],
-    unk_id=ids["unknown"],
-    pad_id=ids["padding"],
-    add_bos=read.flag("add_bos_token", add_bos and ids["bos"] is not None),
-    chat_template=read.chat_template(),
-  )
+  return _Rules(kind, vocab, types, bool(stated), special, backend, add_bos)
 
 
 def _vocabulary(read: "_Fields") -> dict[str, int]:
