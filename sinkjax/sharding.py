@@ -223,6 +223,22 @@ def check_fits(sizes: Mapping[str, int], state: Any) -> None:
     ) from None
 
 
+def largest_share(sizes: Mapping[str, int], state: Any) -> int:
+  """Elements of this on a device of a mesh that can hold it.
+
+  Args:
+    sizes: devices along data, fsdp and tensor.
+    state: arrays or their shapes.
+  """
+  specs = jax.tree.leaves(
+    _specs(sizes, state), is_leaf=lambda x: isinstance(x, PartitionSpec)
+  )
+  return sum(
+    leaf.size // int(np.prod([sizes[axis] for axis in spec if axis]))
+    for leaf, spec in zip(jax.tree.leaves(state), specs, strict=True)
+  )
+
+
 def check_divides(sizes: Mapping[str, int], state: Any, rows: int) -> None:
   """Whether a mesh that need not exist can hold this.
 
