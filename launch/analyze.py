@@ -18,7 +18,11 @@ Texts: a built-in paragraph by default, --text_file, or --prompts_file with one
 {"text": "..."} a line.
 
 With --offload a model may be larger than memory: the weights of one layer are
-read at a time.
+read at a time. With several devices --mesh=fsdp:2,tensor:4 splits weights and
+work over them, and --dtype=bfloat16 halves the weights:
+
+  python -m launch.analyze --model=hf:org/name --mesh=tensor:8 \
+    --dtype=bfloat16 --out=out/name
 
 Results depend on the first token. --prefix sets what is put before the text,
 and every output names the token at position 0.
@@ -31,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import app
+from launch import app, devices
 from sinkjax import artifacts, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
@@ -94,6 +98,7 @@ def main() -> None:
     raise ValueError(f"--max_tokens must be at least 2: {MAX_TOKENS.value}")
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
+  devices.check_offload(OFFLOAD.value)
   from launch import prompts
 
   # Texts are read before a model is fetched: a misspelt path costs no download.
@@ -106,6 +111,7 @@ def main() -> None:
     "max_tokens": MAX_TOKENS.value,
     "prefix": PREFIX.value,
     "eps": eps,
+    **devices.request(),
   }
   out = pathlib.Path(OUT.value or ".").expanduser()
   if DRY_RUN.value:
@@ -174,36 +180,39 @@ def _plan(texts: list[str]) -> None:
   # A multiplication and an addition for each parameter and token.
   flops = 2 * tokens * parameters
   rate = matmul_rate()
-  weights, beside = _memory(cfg, length, parameters)
+  weights, beside, where = _memory(cfg, length)
   print(
     f"          {cfg.n_layers} layers, {cfg.n_heads} heads, {parameters:,} "
     f"parameters\n"
     f"texts     {len(texts)}, {tokens} tokens, the longest {length}\n"
     f"position 0  {prompts.name(tokenizer, ids[0][0])}\n"
     f"memory    about {(weights + beside) / 1e9:.2f} GB at most, "
-    f"{weights / 1e9:.2f} of it weights"
-    f"{', one layer at a time' if OFFLOAD.value else ''}\n"
+    f"{weights / 1e9:.2f} of it weights, on {where}\n"
     f"time      about {8 + flops / rate * 4:.0f} s at the measured "
     f"{rate / 1e9:.0f} GFLOP/s, compilation included\n"
     f"writes    nothing (dry run); else to {OUT.value or '--out'}"
   )
 
 
-def _memory(
-  cfg: "ModelConfig", length: int, parameters: int
-) -> tuple[int, int]:
-  """(bytes of weights, bytes beside them) at the peak, for one text."""
+def _memory(cfg: "ModelConfig", length: int) -> tuple[int, int, str]:
+  """Of a device at its peak, for one text.
+
+  Returns:
+    (bytes of weights, bytes beside them, what to say of the devices).
+  """
   if not OFFLOAD.value:
     # About six arrays like the scores live at once in a layer: scores, pattern
     # and what the metrics make of them.
     scores = 4 * cfg.n_heads * length**2
     activations = 4 * length * (cfg.vocab_size + 4 * cfg.mlp_width)
-    return 4 * parameters, 6 * scores + activations + OVERHEAD
+    weights, where = devices.planned(cfg)
+    return weights, 6 * scores + activations + OVERHEAD, where
   from sinkjax.analysis.sink_profile import streamed_bytes
   from sinkjax.weights.offload import open_layers, peak_estimate
 
   open_layers(MODEL.value)  # says so where the format has no layers
-  return peak_estimate(cfg), streamed_bytes(cfg, length) + OVERHEAD
+  beside = streamed_bytes(cfg, length) + OVERHEAD
+  return peak_estimate(cfg), beside, "one device, one layer at a time"
 
 
 def _report(
@@ -245,6 +254,7 @@ def _report(
       # Nothing here is drawn at random.
       "seed": None,
       "offload": OFFLOAD.value,
+      **devices.described(model.params),
       "command": provenance.command("analyze"),
       "request": request,
     }
@@ -278,11 +288,10 @@ def _measure(texts: list[str], bar: Any) -> tuple["SinkProfile", "Model", str]:
 
 def _open() -> "Model":
   """The model, its weights in memory or on disk."""
-  from sinkjax.weights.registry import Model, load
-
   if not OFFLOAD.value:
-    return load(MODEL.value)
+    return devices.load(MODEL.value)
   from sinkjax.weights.offload import open_layers
+  from sinkjax.weights.registry import Model
 
   layers = open_layers(MODEL.value)
   return Model(layers, layers.cfg, layers.tokenizer)

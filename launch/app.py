@@ -120,8 +120,10 @@ def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
 
 def _show_help(doc: str) -> None:
   print(doc.strip(), "\n\nFlags:")
-  for module in ("__main__", "launch.app"):
-    print(flags.FLAGS.module_help(module))
+  given = flags.FLAGS.flags_by_module_dict()
+  for module in ("__main__", "launch.devices", "launch.mesh_flag", __name__):
+    if module in given:
+      print(flags.FLAGS.module_help(module))
 
 
 def _parse() -> None:

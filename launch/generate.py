@@ -19,7 +19,8 @@ With --max_tokens=0 only the model's end-of-text token ends the text, and with
   full     all; prompt and --max_tokens must fit the model's context
 Except for full, memory and time of a token do not depend on how many came
 before it. Positions are counted within the cache, so that a long text never
-leaves the model's context.
+leaves the model's context. With several devices --mesh=tensor:4 splits a
+token's work over them.
 
 Models: smollm2-135m, glassllm-en, glassllm-pt (fetched once, from the package
 index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from launch import app
+from launch import app, devices
 
 if TYPE_CHECKING:
   from sinkjax.config import ModelConfig
@@ -116,12 +117,11 @@ def main() -> None:
 
 def _run(how: "Sampling") -> None:
   """Generates and prints the text, then its speed."""
-  import sinkjax
   from sinkjax.inference.generate import as_text, generate
   from sinkjax.models.cache import split_layers
 
   app.warm_compiler()
-  params, cfg, tokenizer = sinkjax.load(MODEL.value)
+  params, cfg, tokenizer = devices.load(MODEL.value)
   # A step for one token is bound by memory: from stacked layers it would copy
   # each layer's weights first.
   params = split_layers(params)
@@ -257,10 +257,11 @@ def _plan(
   leaves = jax.tree.leaves(cache)
   size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
   most = MAX_TOKENS.value or "endlessly many"
+  weights, where = devices.planned(cfg)
   print(
     f"{MODEL.value}: {prompt} tokens of prompt, {most} new ones; a cache of "
-    f"{policy.capacity} tokens, {size / 1e6:.1f} MB; generates nothing (dry "
-    "run)"
+    f"{policy.capacity} tokens, {size / 1e6:.1f} MB; {weights / 1e6:.1f} MB of "
+    f"weights on {where}; generates nothing (dry run)"
   )
 
 

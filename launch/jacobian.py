@@ -20,6 +20,10 @@ More:
   --norm=spectral --bounds           over-squashing bounds beside the norms
   --method=hutchinson --samples=64   estimates, each with a standard error
 
+Several devices: --mesh=fsdp:8 splits the weights over them, and whatever the
+mesh, the columns are spread over all. With --dtype=bfloat16 the weights are
+held in bfloat16, and each layer is cast to float32 when it is used.
+
 Points are embed, resid_pre@L, resid_mid@L, resid_post@L and final. Without @L,
 --from means the first layer and --to the last. The command first prints how
 long it will take. If it is stopped, the columns that are complete are kept
@@ -32,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import app, jacobian_table, points
+from launch import app, devices, jacobian_table, points
 from sinkjax import artifacts, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
@@ -112,6 +116,7 @@ def main() -> None:
     raise ValueError(f"--max_tokens must be at least 2: {MAX_TOKENS.value}")
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
+  devices.check_offload(OFFLOAD.value)
   from launch import prompts
 
   config, edit = _config(), points.parse_edit(EDIT.value)
@@ -150,7 +155,8 @@ def _request(text: str) -> dict[str, Any]:
   # The other methods draw nothing, so that another seed asks for the same map.
   if METHOD.value == "hutchinson":
     kept += (SAMPLES, SEED)
-  return {"text": text, **{flag.name: flag.value for flag in kept}}
+  asked = {flag.name: flag.value for flag in kept}
+  return {"text": text, **asked, **devices.request()}
 
 
 def _config() -> "SensitivityConfig":
@@ -240,6 +246,7 @@ def _dry_run(job: "Job | None") -> None:
     print(f"          {registry.would_fetch(MODEL.value)}")
     return
   size, (seconds, memory) = len(job.ids), job.cost()
+  weights, where = job.weight_bytes()
   crossed = job.config.crossed(job.cfg)
   print(
     f"          {job.cfg.n_layers} layers, {len(crossed)} of them crossed, "
@@ -249,7 +256,7 @@ def _dry_run(job: "Job | None") -> None:
     f"edit      {EDIT.value}{', both maps' if job.edit else ''}\n"
     f"position 0  {prompts.name(job.tokenizer, job.ids[0])}\n"
     f"memory    about {memory / 1e9:.2f} GB beside "
-    f"{job.weight_bytes() / 1e9:.2f} GB of weights\n"
+    f"{weights / 1e9:.2f} GB of weights on {where}\n"
     f"time      about {app.duration(seconds)}, compilation included\n"
     f"writes    nothing (dry run); else to {OUT.value or '--out'}"
   )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import sinkjax
-from launch import app, points, resume
+from launch import app, devices, points, resume
 from sinkjax import artifacts
 from sinkjax.analysis.over_squashing import over_squashing
 from sinkjax.analysis.sensitivity import (
@@ -23,7 +23,6 @@ from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.config import ModelConfig
 from sinkjax.transforms.jacobian_engine import SelfCheckError
 from sinkjax.transforms.jacobian_plan import default_budget, matmul_rate
-from sinkjax.weights import registry
 from sinkjax.weights.offload import open_layers, peak_estimate
 
 SMALL_BUDGET = 30_000_000
@@ -80,15 +79,17 @@ class Job:
     seconds = sum(COMPILATION + one.seconds(rate) for one in works)
     return seconds, max(one.bytes for one in works)
 
-  def weight_bytes(self) -> int:
-    """Memory of the weights."""
-    return peak_estimate(self.cfg) if self.offload else 4 * self.parameters
+  def weight_bytes(self) -> tuple[int, str]:
+    """(memory of the weights on a device, what to say of the devices)."""
+    if self.offload:
+      return peak_estimate(self.cfg), "one device, one layer at a time"
+    return devices.planned(self.cfg)
 
   @contextlib.contextmanager
   def weights(self) -> Iterator[Any]:
     """The parameters, in memory or read layer by layer."""
     if not self.offload:
-      yield registry.load(self.model).params
+      yield devices.load(self.model).params
       return
     # Prefetching would hold a second layer in memory, which --offload is there
     # to save.
@@ -122,6 +123,7 @@ class Job:
       "edit": self.edit,
       "bounds": self.bounds,
       "version": sinkjax.__version__,
+      **devices.request(),
     }
     return resume.Partial(out, mark, empty, overwrite=overwrite)
 

@@ -36,6 +36,11 @@ Every field of an experiment's Config is a flag:
 
   python -m launch.reproduce --config.perturbation.threshold=0.1 --out=out/paper
 
+With several devices --mesh=fsdp:2,tensor:4 splits the model that the paper's
+experiments and the applications measure; models that are trained here, and
+those of --models, are on one device each. Exact Jacobians and bounds want
+--dtype=float32.
+
 A config file sets the model and many fields at once. configs/reproduce/ has
 those of the paper for Gemma 7B and Llama 3.1, and all defaults written out.
 """
@@ -48,7 +53,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import app
+from launch import app, devices
 from sinkjax import artifacts, provenance
 from sinkjax.experiments import BY_NAME, GROUPS, REGISTRY, SCALES, named
 
@@ -254,7 +259,7 @@ def _request(name: str) -> Any:
   from sinkjax.experiments.harness.runner import Request
 
   entry = BY_NAME[name]
-  of = {"model": _model(), "prefix": _prefix()}
+  of = {"model": _model(), "prefix": _prefix(), **devices.request()}
   if entry.load().scales is not None:
     # Such an experiment trains its own models: another --model or --prefix does
     # not ask for another result.
@@ -286,9 +291,10 @@ def _show_model() -> None:
   cfg, tokenizer, parameters = found
   prompts.need_tokenizer(tokenizer, _model())
   _, why = prompts.resolve_prefix(_prefix(), tokenizer)
+  weights, where = devices.planned(cfg)
   print(
     f"             {cfg.n_layers} layers, {parameters:,} parameters, "
-    f"{4 * parameters / 1e9:.2f} GB of weights\nprefix       {why}"
+    f"{weights / 1e9:.2f} GB of weights on {where}\nprefix       {why}"
   )
 
 
@@ -300,11 +306,10 @@ class _Subject:
 
   def __call__(self) -> Any:
     if self._loaded is None:
-      import sinkjax
       from launch import prompts
       from sinkjax.experiments.harness.api import Subject
 
-      params, cfg, tokenizer = sinkjax.load(_model())
+      params, cfg, tokenizer = devices.load(_model())
       prompts.need_tokenizer(tokenizer, _model())
       prefix, _ = prompts.resolve_prefix(_prefix(), tokenizer)
       prompts.require_finite(params, cfg, tokenizer, prefix)

@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from launch import app, train_log, train_processes
+from launch.mesh_flag import MESH
 from sinkjax import artifacts
 
 if TYPE_CHECKING:
@@ -73,11 +74,6 @@ CONFIG = app.config_file(
   lambda: _declared(),
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder to write to.")
-MESH = flags.DEFINE_string(
-  "mesh",
-  "data:-1",
-  "Devices along each axis (data, fsdp, tensor); -1 takes all that are left.",
-)
 START = flags.DEFINE_string(
   "start", None, "A model's name or path, to start from its parameters."
 )
@@ -114,7 +110,7 @@ def main() -> None:
   if DRY_RUN.value:
     from launch import train_plan
 
-    train_plan.show(config, WORKDIR.value, MESH.value, ACCELERATOR.value)
+    train_plan.show(config, WORKDIR.value, _mesh(), ACCELERATOR.value)
     return
   workdir = pathlib.Path(WORKDIR.value).expanduser()
   # As JSON gives it back, with lists for tuples and rounded numbers: it is
@@ -140,6 +136,11 @@ def main() -> None:
     app.warm_compiler()
     _train(config, workdir, request, first)
   train_processes.leave()
+
+
+def _mesh() -> str:
+  """--mesh, which stands for all devices along data where it is not given."""
+  return "data:-1" if MESH.value == "auto" else MESH.value
 
 
 def _declared() -> type:
@@ -279,7 +280,7 @@ def _train(
   from sinkjax import sharding
   from sinkjax.train import checkpoint, loop
 
-  mesh = sharding.make_mesh(sharding.MeshConfig.parse(MESH.value))
+  mesh = sharding.make_mesh(sharding.MeshConfig.parse(_mesh()))
   start, data = _data(config)
   stops, began = [], time.monotonic()
   for number in (signal.SIGTERM, signal.SIGINT):

@@ -7,6 +7,7 @@ kept split by rows (`constrain`). Without a mesh in context nothing is done.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -132,6 +133,16 @@ def constrain(x: jax.Array, kinds: Sequence[str | None]) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="spec", inline=True)
 def _constrained(x, spec):
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+def ways(kind: str) -> int:
+  """Over how many devices the mesh in context splits a dimension of a kind.
+
+  Args:
+    kind: a key of `SPLIT`.
+  """
+  free = _free_axes()
+  return math.prod(free.get(axis, 1) for axis in SPLIT[kind])
 
 
 def _free_axes() -> dict[str, int]:

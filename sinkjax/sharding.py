@@ -9,6 +9,7 @@ optimizer state), which is gathered layer by layer; `tensor` splits heads, the
 MLP's hidden layer and the vocabulary.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,6 +85,16 @@ class MeshConfig:
       except ValueError:
         raise ValueError(f"--mesh={text}: {size!r} is no number") from None
     return cls(**{"data": 1, **sizes})
+
+  def __str__(self) -> str:
+    """As `parse` reads it; axes of one device are left out.
+
+    >>> str(MeshConfig(data=4, fsdp=2))
+    'data:4,fsdp:2'
+    """
+    sizes = dataclasses.asdict(self)
+    named = [f"{name}:{n}" for name, n in sizes.items() if n != 1]
+    return ",".join(named) or "data:1"
 
   def sizes(self, devices: int) -> tuple[int, int, int]:
     """Devices along data, fsdp and tensor.
@@ -168,6 +179,64 @@ def _specs(sizes: Mapping[str, int], state: Any) -> Any:
     return spec
 
   return jax.tree_util.tree_map_with_path(one, state)
+
+
+def fitting(devices: int, state: Any) -> list[MeshConfig]:
+  """The meshes of this many devices that can hold this, of those first that
+  split heads most, and then parameters.
+
+  Args:
+    devices: how many.
+    state: arrays or their shapes.
+  """
+  found = []
+  for tensor in _divisors(devices)[::-1]:
+    for fsdp in _divisors(devices // tensor)[::-1]:
+      config = MeshConfig(devices // tensor // fsdp, fsdp, tensor)
+      with contextlib.suppress(ValueError):
+        _specs(dataclasses.asdict(config), state)
+        found.append(config)
+  return found
+
+
+def _divisors(number: int) -> list[int]:
+  return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def check_fits(sizes: Mapping[str, int], state: Any) -> None:
+  """Whether a mesh can hold this.
+
+  Args:
+    sizes: devices along data, fsdp and tensor.
+    state: arrays or their shapes.
+
+  Raises:
+    ValueError: as `state_shardings`, with the meshes that can.
+  """
+  try:
+    _specs(sizes, state)
+  except ValueError as error:
+    devices = int(np.prod(list(sizes.values())))
+    meshes = ", or ".join(map(str, fitting(devices, state)[:4]))
+    raise ValueError(
+      f"{error}; of {devices} devices, take --mesh={meshes}"
+    ) from None
+
+
+def largest_share(sizes: Mapping[str, int], state: Any) -> int:
+  """Elements of this on a device of a mesh that can hold it.
+
+  Args:
+    sizes: devices along data, fsdp and tensor.
+    state: arrays or their shapes.
+  """
+  specs = jax.tree.leaves(
+    _specs(sizes, state), is_leaf=lambda x: isinstance(x, PartitionSpec)
+  )
+  return sum(
+    leaf.size // int(np.prod([sizes[axis] for axis in spec if axis]))
+    for leaf, spec in zip(jax.tree.leaves(state), specs, strict=True)
+  )
 
 
 def check_divides(sizes: Mapping[str, int], state: Any, rows: int) -> None:

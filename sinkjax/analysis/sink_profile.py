@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax import finite
+from sinkjax import finite, mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics import registry, rows
+from sinkjax.metrics.precision import wide
 from sinkjax.metrics.sinks import sink_rate, sink_rate_stderr
 from sinkjax.models.layerwise import UNEMBED_COLUMNS, Layers
 from sinkjax.models.normalizers import UNNORMALIZED
@@ -105,6 +106,7 @@ def coarse_map(size: int = DRAWN) -> rows.RowStatistic:
     """The last axis summed over blocks."""
     # The last block may be shorter; zeros add nothing to its sum.
     rest = -x.shape[-1] % cell
+    x = wide(x)
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, rest)]) if rest else x
     return x.reshape(*x.shape[:-1], -1, cell).sum(axis=-1)
 
@@ -190,14 +192,22 @@ def streamed_bytes(cfg: ModelConfig, length: int) -> int:
 
 
 def batches(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-  """Indices of prompts of equal length, at most `BATCH_TOKENS` together."""
+  """Indices of prompts of equal length, at most `BATCH_TOKENS` together.
+
+  With a mesh in context that is for each of the devices that split texts, and
+  all of them have as many; what is left over comes in a batch of its own, of
+  which every device does the whole.
+  """
+  devices = mesh_context.ways("rows")
   by_length: dict[int, list[int]] = {}
   for i, prompt in enumerate(prompts):
     by_length.setdefault(len(prompt), []).append(i)
   parts = []
   for length, members in by_length.items():
-    size = max(1, BATCH_TOKENS // length)
-    parts += [members[i : i + size] for i in range(0, len(members), size)]
+    size = devices * max(1, BATCH_TOKENS // length)
+    even = len(members) // devices * devices
+    parts += [members[i : min(i + size, even)] for i in range(0, even, size)]
+    parts += [members[even:]] if even < len(members) else []
   return sorted(parts, key=lambda batch: batch[0])
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sinkjax.metrics.precision import wide
 from sinkjax.models.layerwise import Params
 from sinkjax.models.normalizers import MASKED
 
@@ -86,6 +87,7 @@ def _reads(
   pattern: Float[Array, "B H T S"], v: Float[Array, "B S N K"]
 ) -> tuple[Array, Array, Array, Array]:
   """[B, H] of mass off the sink, read off it, read in all, norm of values."""
+  pattern, v = wide(pattern), wide(v)
   size = jnp.sqrt(jnp.sum(v * v, axis=-1))
   size = jnp.repeat(size, pattern.shape[1] // v.shape[2], axis=2)
   # Position 0 can only attend to itself, whatever the head does.
@@ -99,7 +101,7 @@ def _reads(
 
 def _moments(z: Float[Array, "B T H K"]) -> tuple[Array, Array]:
   """(second moments [B, H, K, K], means [B, H, K])."""
-  z = z[:, 1:]
+  z = wide(z[:, 1:])
   count = z.shape[1]
   return jnp.einsum("bthk,bthj->bhkj", z, z) / count, jnp.mean(z, axis=1)
 
@@ -109,13 +111,14 @@ def _level(scores: Float[Array, "B H T S"]) -> Float[Array, "B H"]:
   t = jnp.arange(scores.shape[2])[:, None]
   s = jnp.arange(scores.shape[3])[None]
   seen = ((s > 0) & (s <= t))[None, None]
-  total = jax.nn.logsumexp(jnp.where(seen, scores, MASKED), axis=-1)[:, :, 1:]
+  scores = jnp.where(seen, wide(scores), MASKED)
+  total = jax.nn.logsumexp(scores, axis=-1)[:, :, 1:]
   return jnp.mean(total - jnp.log(t[1:, 0])[None, None], axis=-1)
 
 
 def _square(x: Float[Array, "B T D"]) -> Float[Array, "B"]:
   """Mean squared norm."""
-  return jnp.mean(jnp.sum(jnp.square(x[:, 1:]), axis=-1), axis=-1)
+  return jnp.mean(jnp.sum(jnp.square(wide(x[:, 1:])), axis=-1), axis=-1)
 
 
 def seen_of(trace: dict[str, Any]) -> Seen:

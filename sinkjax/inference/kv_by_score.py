@@ -16,6 +16,7 @@ from sinkjax.inference.kv_places import (
   rotary,
   rotate_at,
 )
+from sinkjax.metrics.precision import wide
 from sinkjax.models.attention import Attention
 from sinkjax.models.cache import CHUNK
 from sinkjax.taps import Tapper, Taps
@@ -104,7 +105,8 @@ class ByScore:
       kept = self._take(kept, layer, k, v, t, real)
       z, pattern = self._look(apply, cfg, layer, kept, q, t)
       if self.kind == "heavy":
-        got = pattern.reshape(*kept.rank.shape[:2], -1, self.capacity).sum(2)
+        got = wide(pattern).reshape(*kept.rank.shape[:2], -1, self.capacity)
+        got = got.sum(2)
         score = kept.score + jnp.where(real[:, None, None], got, 0)
         kept = kept._replace(score=score)
       return kept, z

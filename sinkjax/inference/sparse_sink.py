@@ -42,10 +42,15 @@ from sinkjax.models.normalizers import MASKED
 
 def exact_products(function: Callable) -> Callable:
   """Products in the inputs' own precision on any device, which the margins of
-  rounding rely on."""
+  rounding rely on; half precision is widened to float32 before."""
+
+  def widened(x):
+    half = getattr(x, "dtype", None) in (jnp.bfloat16, jnp.float16)
+    return x.astype(jnp.float32) if half else x
 
   @functools.wraps(function)
   def run(*args, **keywords):
+    args, keywords = jax.tree.map(widened, (args, keywords))
     with jax.default_matmul_precision("highest"):
       return function(*args, **keywords)
 

@@ -102,7 +102,10 @@ def of_pattern(
   0.75
   """
   *leading, queries, keys = pattern.shape
-  rows = pattern.reshape(1, math.prod(leading), queries, keys)
+  # Texts and heads that devices share stay apart: joined to one axis, no device
+  # would have its part, and all would gather every pattern.
+  first = math.prod(leading[:-1])
+  rows = pattern.reshape(first, math.prod(leading[-1:]), queries, keys)
   result = dense(statistic)(rows)
   # Zeros of a state are float64 under `enable_x64`, whatever the pattern is.
   dtype = jnp.promote_types(pattern.dtype, jnp.float32)

@@ -105,10 +105,19 @@ def rotary_of(
   return cos, sin
 
 
+def widened(x: Array) -> Array:
+  """`x` in float32 at least."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def softcapped(x: Array, cap: float) -> Array:
+  """`cap tanh(x / cap)`, computed in float32 at least."""
+  return (cap * jnp.tanh(widened(x) / cap)).astype(x.dtype)
+
+
 def rms_normalize(x: Array, eps: float) -> Array:
   """`x / sqrt(mean(x^2) + eps)` over the last axis, in float32 at least."""
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  wide = x.astype(dtype)
+  wide = widened(x)
   # The mean of squares in half precision would lose small entries.
   square = jnp.mean(wide * wide, axis=-1, keepdims=True)
   return wide * jax.lax.rsqrt(square + eps)
@@ -166,7 +175,7 @@ class HeadNorm(nn.Module):
     scale = self.param("scale", init, x.shape[-axes:])
     flat = x.reshape(*x.shape[:-axes], -1)
     normed = rms_normalize(flat, self.cfg.norm_eps).reshape(x.shape)
-    scale = align(scale + self.cfg.norm_offset, x)
+    scale = align(widened(scale) + self.cfg.norm_offset, x)
     return (normed * scale).astype(x.dtype)
 
 
@@ -327,7 +336,7 @@ class Attention(nn.Module):
     """
     cfg, (batch, _, length, _) = self.cfg, scores.shape
     if cfg.attn_softcap is not None:
-      scores = cfg.attn_softcap * jnp.tanh(scores / cfg.attn_softcap)
+      scores = softcapped(scores, cfg.attn_softcap)
     scores_BxHxTxS = tap("scores", scores)
     normalize = normalizers.NORMALIZERS[cfg.normalizer]
     # `ModelConfig` allows sink logits with a softmax only.

@@ -12,6 +12,7 @@ from sinkjax.models.attention import (
   align,
   mask_of,
   rms_normalize,
+  widened,
 )
 from sinkjax.models.mlp import Experts, Mlp
 from sinkjax.taps import Layer, Tapper, Taps, Trace
@@ -29,10 +30,12 @@ class Norm(nn.Module):
     cfg, width = self.cfg, (self.cfg.d_model,)
     # Fresh norms multiply by one, also where an offset is added to the scale.
     init = nn.initializers.constant(1.0 - cfg.norm_offset)
-    scale = align(self.param("scale", init, width) + cfg.norm_offset, x)
+    # Beside 1, a small scale in half precision would lose its digits.
+    scale = widened(self.param("scale", init, width))
+    scale = align(scale + cfg.norm_offset, x)
     if cfg.norm == "rms":
       return (rms_normalize(x, cfg.norm_eps) * scale).astype(x.dtype)
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widened(x)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = rms_normalize(centred, cfg.norm_eps) * scale
     if cfg.norm_bias:

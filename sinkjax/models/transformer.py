@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import make_context, random_kernel
+from sinkjax.models.attention import make_context, random_kernel, softcapped
 from sinkjax.models.blocks import Block, Norm
 from sinkjax.taps import NO_TAPS, Tapper, Taps, Trace
 
@@ -108,7 +108,7 @@ def finish_logits(
   if cfg.logit_scale != 1.0:
     logits = logits * jnp.asarray(cfg.logit_scale, logits.dtype)
   if cfg.logit_softcap is not None:
-    logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
+    logits = softcapped(logits, cfg.logit_softcap)
   return logits
 
 

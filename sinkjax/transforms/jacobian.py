@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -64,7 +65,7 @@ def check_model(cfg: ModelConfig) -> None:
   if cfg.dtype not in ("float32", "float64"):
     raise ValueError(
       f"Jacobians need a float32 or float64 model, got {cfg.dtype}: use "
-      'cfg.replace(dtype="float32")'
+      'cfg.replace(dtype="float32"), which casts weights a layer at a time'
     )
 
 
@@ -110,7 +111,8 @@ def jacobian_norms(
     budget_bytes: memory beside the weights, a quarter of what is free by
       default. The result does not depend on it.
     positions: as for `forward`.
-    devices: spread source tokens over these.
+    devices: spread source tokens over these; by default over those that the
+      parameters are split over.
     finished: called now and then with some source tokens and their checked
       columns, [R, n] or [L, R, n]: keep them, and after an interruption ask
       for the other `cols` only.
@@ -212,6 +214,7 @@ def _exact_norms(
 ) -> np.ndarray:
   """The norms of one text by the engine; arguments as `jacobian_norms`."""
   cfg, many = fn.cfg, fn.cfg.d_model
+  devices = devices or holders(params)
   engine = engine_of(fn, params, tokens, points, positions, devices)
   plan = make_plan(
     cfg,
@@ -220,7 +223,7 @@ def _exact_norms(
     many=many,
     layers=len(engine.steps),
     budget=budget,
-    devices=len(devices or [0]),
+    devices=len(devices),
   )
   report({"plan": plan})
   # None is the target; per layer the target is the last of them.
@@ -247,6 +250,14 @@ def _exact_norms(
   )
   report({"check": error})
   return values(columns)
+
+
+def holders(params: Any) -> list[jax.Device]:
+  """The devices of the mesh that the parameters are split over, or one."""
+  leaves = [x for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
+  if leaves and isinstance(leaves[0].sharding, NamedSharding):
+    return list(leaves[0].sharding.mesh.devices.flat)
+  return jax.devices()[:1]
 
 
 def engine_of(
@@ -340,7 +351,8 @@ def token_jacobian(
   # targets.
   columns = sorted({s for _, s in wanted})
   points = parse_pair(cfg, source, target)
-  engine = engine_of(fn, params, tokens, points, positions)
+  devices = holders(params)
+  engine = engine_of(fn, params, tokens, points, positions, devices)
   plan = make_plan(
     cfg,
     length,
@@ -348,6 +360,7 @@ def token_jacobian(
     many=many,
     layers=len(engine.steps),
     budget=budget_bytes or default_budget(),
+    devices=len(devices),
   )
   blocks = np.zeros((len(wanted), many, many), cfg.dtype)
 

@@ -12,7 +12,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from numpy.typing import DTypeLike
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, param_shapes
 from sinkjax.weights.layout import Leaf, RowSource, Shape, Source
+from sinkjax.weights.placement import ON_ONE, Placement, shards
 from sinkjax.weights.validate import WeightsError
 
 # Bytes: JAX on the CPU adopts a buffer without a copy where it is so aligned.
@@ -62,6 +63,31 @@ class Job(NamedTuple):
   def run(self) -> None:
     """Reads it."""
     self.leaf.read(self.source, self.name, self.slot)
+
+
+class PartJob(NamedTuple):
+  """A part of a tensor of a file, still to be read.
+
+  Attributes:
+    leaf: the parameter that it is of.
+    name: its name.
+    slot: where the part goes.
+    source: what it is read from.
+    shape: of the whole tensor, in our order.
+    index: the part of it.
+  """
+
+  leaf: Leaf
+  name: str
+  slot: np.ndarray
+  source: Source
+  shape: Shape
+  index: tuple[slice, ...]
+
+  def run(self) -> None:
+    """Reads it."""
+    leaf, name, slot, source, shape, index = self
+    leaf.read_part(source, name, shape, index, slot)
 
 
 @functools.lru_cache(maxsize=16)
@@ -155,6 +181,7 @@ def assemble(
   *,
   ignored: Iterable[str] = (),
   workers: int | None = None,
+  place: Placement = ON_ONE,
 ) -> Params:
   """Our parameter tree from a source of tensors.
 
@@ -168,11 +195,27 @@ def assemble(
     source: the file.
     ignored: patterns of tensor names that may be there and are not read.
     workers: decoding threads, one a core (8 at most) by default.
+    place: where the parameters go, in which dtype. Anywhere but on one device
+      in float32, the parts go there one after the other, and the peak on this
+      host is the largest part of a parameter, with a tensor's part in float32
+      for each worker.
 
   Raises:
+    ValueError: for a mesh that cannot hold the parameters.
     WeightsError: for a missing, extra or mis-shaped tensor, before reading.
   """
   ours = check_names(cfg, leaves, source, ignored)
+  if place != ON_ONE:
+    where = flatten(place.shardings(param_shapes(cfg)))
+    workers = workers or default_workers()
+    return nest(
+      {
+        leaf.path: _in_parts(
+          leaf, source, ours[leaf.path], where[leaf.path], place.dtype, workers
+        )
+        for leaf in leaves
+      }
+    )
   buffers = {path: aligned_empty(shape) for path, shape in ours.items()}
   jobs = []
   for leaf in leaves:
@@ -183,12 +226,40 @@ def assemble(
   return nest({path: jax.device_put(b) for path, b in buffers.items()})
 
 
+def _in_parts(
+  leaf: Leaf,
+  source: Source,
+  shape: Shape,
+  where: jax.sharding.NamedSharding | None,
+  dtype: str,
+  workers: int,
+) -> jax.Array:
+  """A parameter of which every device's part is read for itself."""
+  arrays = []
+  for index, devices in shards(where, shape):
+    part = aligned_empty(tuple(at.stop - at.start for at in index), dtype)
+    jobs = []
+    for at, name in leaf.places(shape):
+      n = len(at)  # layers and experts, which no rule splits
+      whole, inside = shape[n:], index[n:]
+      jobs.append(PartJob(leaf, name, part[at], source, whole, inside))
+    fill_all(jobs, workers)
+    # One after the other: the next part must not be read while this one waits
+    # on the host for its device.
+    arrays += [
+      jax.block_until_ready(jax.device_put(part, device)) for device in devices
+    ]
+  if where is None:
+    return arrays[0]
+  return jax.make_array_from_single_device_arrays(shape, where, arrays)
+
+
 def default_workers() -> int:
   """Decoding threads: one a core, 8 at most: each keeps 10 MB of scratch."""
   return min(8, os.cpu_count() or 1)
 
 
-def fill_all(jobs: list[Job], workers: int) -> None:
+def fill_all(jobs: Sequence[Job | PartJob], workers: int) -> None:
   """Reads tensors into their places, in threads, the largest first.
 
   Args:

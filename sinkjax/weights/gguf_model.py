@@ -18,10 +18,12 @@ from sinkjax.weights.families._gguf import (
 from sinkjax.weights.formats.gguf import (
   GGUFFile,
   open_gguf,
+  read_part,
   read_rows,
   read_tensor,
 )
 from sinkjax.weights.layout import Shape
+from sinkjax.weights.placement import ON_ONE, Placement
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_gguf import tokenizer_from_gguf
 from sinkjax.weights.validate import WeightsError, fit_tokenizer
@@ -79,6 +81,9 @@ class _GGUFSource:
   ) -> np.ndarray:
     return read_rows(self.file, name, rows, out=out)
 
+  def read_part(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
+    return read_part(self.file, name, part)
+
 
 def load_header(path: str | os.PathLike) -> tuple[ModelConfig, Tokenizer]:
   """Config and tokenizer of a GGUF file; no weights are read.
@@ -100,15 +105,22 @@ def _header(file: GGUFFile) -> tuple[ModelConfig, Tokenizer]:
   return fit_tokenizer(cfg, tokenizer, str(file.path)), tokenizer
 
 
-def load_gguf(path: str | os.PathLike) -> tuple[Params, ModelConfig, Tokenizer]:
-  """Parameters in float32, config and tokenizer of a GGUF file.
+def load_gguf(
+  path: str | os.PathLike, place: Placement = ON_ONE
+) -> tuple[Params, ModelConfig, Tokenizer]:
+  """Parameters, config and tokenizer of a GGUF file.
+
+  Args:
+    path: the file.
+    place: where the parameters go, in which dtype.
 
   Raises:
     WeightsError: one line about what is damaged, missing, extra or unknown.
   """
   unread, tokenizer = open_model(path)
   cfg, leaves, source, ignored = unread
-  return assemble(cfg, leaves, source, ignored=ignored), cfg, tokenizer
+  params = assemble(cfg, leaves, source, ignored=ignored, place=place)
+  return params, cfg, tokenizer
 
 
 def open_model(path: str | os.PathLike) -> tuple[Unread, Tokenizer]:

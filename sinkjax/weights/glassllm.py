@@ -16,6 +16,7 @@ from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights.assemble import assemble
 from sinkjax.weights.layout import Kernel, Layout, Leaf, Shape
+from sinkjax.weights.placement import ON_ONE, Placement
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_files import tokenizer_from_glassllm
 from sinkjax.weights.validate import WeightsError, first_line, fit_tokenizer
@@ -88,9 +89,14 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def load_glassllm(
-  folder: str | os.PathLike, language: str
+  folder: str | os.PathLike, language: str, place: Placement = ON_ONE
 ) -> tuple[Params, ModelConfig, Tokenizer]:
   """Parameters, config and tokenizer of "en" or "pt".
+
+  Args:
+    folder: of the package's files.
+    language: "en" or "pt".
+    place: where the parameters go, in which dtype.
 
   Raises:
     WeightsError: one line about what is damaged or missing.
@@ -115,5 +121,6 @@ def load_glassllm(
     pathlib.Path(folder) / f"{language}.tokenizer.json"
   )
   cfg = fit_tokenizer(cfg, tokenizer, str(path))
-  params = assemble(cfg, LEAVES, _NpzSource(arrays, str(path)))
+  source = _NpzSource(arrays, str(path))
+  params = assemble(cfg, LEAVES, source, place=place)
   return params, cfg, tokenizer

@@ -58,6 +58,26 @@ def parse(name: str) -> HubName:
   return found
 
 
+def with_revision(name: str, revision: str) -> str:
+  """The name of a model at a branch, a tag or a commit.
+
+  Raises:
+    WeightsError: for a name that is not of the Hub, or has a revision.
+
+  >>> with_revision("hf:org/name:model.gguf", "v2")
+  'hf:org/name@v2:model.gguf'
+  """
+  if not name.startswith(PREFIX):
+    raise WeightsError(
+      f"revision={revision!r} goes with a name of the Hub, as hf:org/name; got "
+      f"{name!r}"
+    )
+  repo, given, file = parse(name)
+  if given is not None:
+    raise WeightsError(f"{name!r} has a revision, and {revision!r} is another")
+  return f"{PREFIX}{repo}@{revision}" + (f":{file}" if file else "")
+
+
 def is_here(name: str) -> bool:
   """Whether what describes a model can be read without its weights.
 

@@ -16,6 +16,7 @@ from sinkjax.weights.folders import check_new, new_folder, read_json
 from sinkjax.weights.formats import safetensors_io
 from sinkjax.weights.hf_config import config_from_hf, config_to_hf
 from sinkjax.weights.layout import Leaf, Shape
+from sinkjax.weights.placement import ON_ONE, Placement
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError
 
@@ -71,6 +72,9 @@ class _FolderSource:
   ) -> np.ndarray:
     return self.folder.read_rows(self._names[name], rows, out=out)
 
+  def read_part(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
+    return self.folder.read_part(self._names[name], part)
+
 
 def _without_wrapper(name: str) -> str:
   """A language model's tensor without what a multimodal one puts around."""
@@ -100,15 +104,21 @@ def check(path: str | os.PathLike) -> ModelConfig:
   return unread.cfg
 
 
-def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
-  """Parameters in float32 and the config of a Hugging Face folder.
+def load(
+  path: str | os.PathLike, place: Placement = ON_ONE
+) -> tuple[Params, ModelConfig]:
+  """Parameters and the config of a Hugging Face folder.
+
+  Args:
+    path: the folder.
+    place: where the parameters go, in which dtype.
 
   Raises:
     WeightsError: one line about what is damaged, missing, extra or unknown.
   """
   unread = open_model(path)
   cfg, leaves, source, ignored = unread
-  return assemble(cfg, leaves, source, ignored=ignored), cfg
+  return assemble(cfg, leaves, source, ignored=ignored, place=place), cfg
 
 
 def open_model(path: str | os.PathLike, *, compare: bool = True) -> Unread:

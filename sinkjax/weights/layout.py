@@ -45,6 +45,15 @@ class RowSource(Source, Protocol):
     ...
 
 
+@runtime_checkable
+class PartSource(Source, Protocol):
+  """A source that can also read a box of a tensor."""
+
+  def read_part(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
+    """The box, float32."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """How one parameter is stored; this one has our axes in our order.
@@ -71,6 +80,16 @@ class Layout:
   def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
     """The view of the file's tensor that belongs to `slot`."""
     return tensor
+
+  def stored_part(
+    self, shape: Shape, index: tuple[slice, ...]
+  ) -> tuple[slice, ...] | None:
+    """The box of the stored tensor that holds `index` of our `shape`.
+
+    Returns:
+      `None` where that is no box.
+    """
+    return index
 
   def read(self, source: Source, name: str, slot: np.ndarray) -> None:
     """Fills `slot` from the tensor of that name."""
@@ -103,6 +122,12 @@ class Vector(Layout):
       return slot.reshape(-1)
     return slot.reshape(-1, 2, slot.shape[-1] // 2).transpose(0, 2, 1)
 
+  def stored_part(
+    self, shape: Shape, index: tuple[slice, ...]
+  ) -> tuple[slice, ...] | None:
+    """See `Layout`."""
+    return _flat_parts((shape, index))
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Layout):
@@ -128,6 +153,13 @@ class Linear(Layout):
     pairs = matrix.reshape(len(matrix), -1, 2, slot.shape[-1] // 2)
     return pairs.transpose(1, 3, 2, 0)
 
+  def stored_part(
+    self, shape: Shape, index: tuple[slice, ...]
+  ) -> tuple[slice, ...] | None:
+    """See `Layout`."""
+    n = self.inputs
+    return _flat_parts((shape[n:], index[n:]), (shape[:n], index[:n]))
+
 
 @dataclasses.dataclass(frozen=True)
 class Kernel(Layout):
@@ -152,6 +184,38 @@ class Kernel(Layout):
       return matrix
     pairs = matrix.reshape(len(matrix), -1, 2, slot.shape[-1] // 2)
     return pairs.transpose(0, 1, 3, 2)
+
+  def stored_part(
+    self, shape: Shape, index: tuple[slice, ...]
+  ) -> tuple[slice, ...] | None:
+    """See `Layout`."""
+    n = self.inputs
+    return _flat_parts((shape[:n], index[:n]), (shape[n:], index[n:]))
+
+
+def _flat_parts(
+  *groups: tuple[Shape, tuple[slice, ...]],
+) -> tuple[slice, ...] | None:
+  """One slice for each group of axes that the file has as one axis.
+
+  Returns:
+    `None` where a group is cut along another axis than its first: what is
+    wanted is then no range.
+  """
+  parts = []
+  for shape, index in groups:
+    ranges = [
+      at.indices(size)[:2] for at, size in zip(index, shape, strict=True)
+    ]
+    if any(
+      (start, stop) != (0, size)
+      for (start, stop), size in zip(ranges[1:], shape[1:], strict=True)
+    ):
+      return None
+    inner = math.prod(shape[1:])
+    start, stop = ranges[0] if ranges else (0, 1)
+    parts.append(slice(start * inner, stop * inner))
+  return tuple(parts)
 
 
 def _matrix_shape(shape: Shape, inputs: int) -> tuple[int, int]:
@@ -183,6 +247,12 @@ class _Fused(Layout):
   def in_file_order(self, slot: np.ndarray) -> np.ndarray:
     """See `Layout`."""
     return self.each.in_file_order(slot)
+
+  def stored_part(
+    self, shape: Shape, index: tuple[slice, ...]
+  ) -> tuple[slice, ...] | None:
+    """See `Layout`; the tensor is read whole."""
+    return None
 
   def read(self, source: Source, name: str, slot: np.ndarray) -> None:
     """See `Layout`; the whole tensor is read for each of its parts."""
@@ -280,6 +350,37 @@ class Leaf:
     self.layout.read(source, name, slot)
     if self.norm_offset:
       slot -= np.float32(self.norm_offset)
+
+  def read_part(
+    self,
+    source: Source,
+    name: str,
+    shape: Shape,
+    index: tuple[slice, ...],
+    out: np.ndarray,
+  ) -> None:
+    """Fills `out` with a part of our slot, rounded to its dtype.
+
+    A part that is no box of the file's tensor is cut out of the whole.
+
+    Args:
+      source: what is read.
+      name: one of `places`.
+      shape: of the slot.
+      index: of every axis of the slot a slice.
+      out: C-contiguous, of any float dtype.
+    """
+    part = self.layout.stored_part(shape, index)
+    if part is None or not isinstance(source, PartSource):
+      slot = np.empty(shape, np.float32)
+      self.read(source, name, slot)
+      out[...] = slot[index]
+      return
+    values = source.read_part(name, part)
+    if self.norm_offset:
+      values -= np.float32(self.norm_offset)
+    view = self.layout.in_file_order(out)
+    view[...] = values.reshape(view.shape)
 
   def write(self, slot: np.ndarray, tensor: np.ndarray) -> None:
     """Fills what belongs to this parameter of a file's tensor."""

@@ -17,9 +17,10 @@ import orbax.checkpoint as ocp
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, param_shapes
-from sinkjax.sharding import to_host
+from sinkjax.sharding import placed, to_host
 from sinkjax.weights.assemble import check_params, flatten, nest
 from sinkjax.weights.folders import check_new, new_folder
+from sinkjax.weights.placement import ON_ONE, Placement
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, first_line
 
@@ -121,8 +122,16 @@ def _check_arrays(
       )
 
 
-def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
+def load(
+  path: str | os.PathLike, place: Placement = ON_ONE
+) -> tuple[Params, ModelConfig]:
   """Parameters and config of a folder that `save` wrote.
+
+  Args:
+    path: the folder.
+    place: where the parameters go, in which dtype. Orbax reads each device's
+      part for itself, in float32; the digests are those of whole arrays, so
+      that one array at a time is on the host.
 
   Raises:
     WeightsError: for a damaged manifest, a missing array, another shape or
@@ -131,7 +140,10 @@ def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
   path = pathlib.Path(path).absolute()
   cfg, arrays = _read_manifest(path / MANIFEST)
   _check_arrays(path, cfg, arrays)
-  target = jax.tree.map(abstract, param_shapes(cfg))
+  shapes = param_shapes(cfg)
+  if place.mesh is not None:
+    shapes = placed(shapes, place.shardings(shapes))
+  target = jax.tree.map(abstract, shapes)
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       params = checkpointer.restore(path / "params", target)
@@ -142,6 +154,7 @@ def load(path: str | os.PathLike) -> tuple[Params, ModelConfig]:
   for name, entry in arrays.items():
     if digest(flat[name]) != entry:
       raise WeightsError(f"{path}: array {name!r} is not what was written")
+    flat[name] = flat[name].astype(place.dtype)
   return nest(flat), cfg
 
 

@@ -10,11 +10,15 @@ import os
 import pathlib
 from typing import NamedTuple
 
+from jax.sharding import Mesh
+
+from sinkjax import sharding
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights import families, hub, packages
 from sinkjax.weights.assemble import flat_shapes
 from sinkjax.weights.packages import Package, fetch_package
+from sinkjax.weights.placement import ON_ONE, Placement
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, fit_tokenizer
 
@@ -23,7 +27,7 @@ class Model(NamedTuple):
   """A loaded model; unpacks as `params, cfg, tokenizer`.
 
   Attributes:
-    params: float32 parameters, a nested dict.
+    params: the parameters, a nested dict, in float32 unless asked otherwise.
     cfg: its config.
     tokenizer: its tokenizer, or `None` where the folder has none.
   """
@@ -101,26 +105,53 @@ def supported_models() -> list[Known]:
   ]
 
 
-def load(name_or_path: str | os.PathLike) -> Model:
-  """A model by name or path, checked, in float32.
+def load(
+  name_or_path: str | os.PathLike,
+  *,
+  mesh: Mesh | str | None = None,
+  dtype: str | None = None,
+  revision: str | None = None,
+) -> Model:
+  """A model by name or path, checked.
+
+    sinkjax.load("hf:org/name", mesh="fsdp:2,tensor:4", dtype="bfloat16")
 
   Args:
     name_or_path: a name of `REGISTRY`; a .gguf file; a Hugging Face folder;
       an Orbax folder written by `launch/convert.py`; or "hf:org/name",
       "hf:org/name@revision" or "hf:org/name:file.gguf", see
       `sinkjax.weights.hub`.
+    mesh: of `sinkjax.sharding.make_mesh`, or its sizes as a launcher's --mesh
+      has them, over all devices. Each device's part of every parameter, by the
+      rules of `sinkjax.sharding`, is read from the file for itself. By default
+      all are on one device.
+    dtype: "float32" or "bfloat16", of the parameters, in which the model then
+      computes as well; norms, softmax and metrics accumulate in float32. By
+      default float32 parameters, with the config as the file has it.
+    revision: a branch, a tag or a commit of a "hf:" name.
 
   Returns:
     `Model(params, cfg, tokenizer)`.
 
   Raises:
+    ValueError: for a mesh that cannot hold the model, with those that can, or
+      another dtype.
     WeightsError: one line about what is unknown, damaged or out of reach.
 
-  Cost: one pass over the file; peak memory is the float32 parameters and a
-  few MB.
+  Cost: one pass over the file; on one device in float32 the peak of memory is
+  the parameters and a few MB. Otherwise this host holds one device's part of
+  one parameter at a time.
   """
   name = os.fspath(name_or_path)
-  return _load_path(find(name), name)
+  if revision is not None:
+    name = hub.with_revision(name, revision)
+  if isinstance(mesh, str):
+    mesh = sharding.make_mesh(sharding.MeshConfig.parse(mesh))
+  place = Placement(mesh, dtype or "float32")
+  model = _load_path(find(name), name, place=place)
+  if dtype is None:
+    return model
+  return model._replace(cfg=model.cfg.replace(dtype=dtype))
 
 
 def save(
@@ -209,19 +240,22 @@ def find(name: str, *, weights: bool = True) -> pathlib.Path:
 
 
 def _load_path(
-  path: pathlib.Path, name: str, header_only: bool = False
+  path: pathlib.Path,
+  name: str,
+  header_only: bool = False,
+  place: Placement = ON_ONE,
 ) -> Model:
   form = form_of(path, name)
   if form == "glassllm":
     from sinkjax.weights.glassllm import load_glassllm
 
-    return Model(*load_glassllm(path.parent, name.split("-")[1]))
+    return Model(*load_glassllm(path.parent, name.split("-")[1], place))
   if form == "gguf":
     from sinkjax.weights import gguf_model
 
     if header_only:
       return Model({}, *gguf_model.load_header(path))
-    return Model(*gguf_model.load_gguf(path))
+    return Model(*gguf_model.load_gguf(path, place))
   from sinkjax.weights.tokenizer_files import tokenizer_from_folder
 
   if form == "orbax":
@@ -233,7 +267,7 @@ def _load_path(
     bare = form == "huggingface" and not any(path.glob("*.safetensors*"))
     params, cfg = {}, (reader.load_config if bare else reader.check)(path)
   else:
-    params, cfg = reader.load(path)
+    params, cfg = reader.load(path, place)
   tokenizer = tokenizer_from_folder(path)
   cfg = fit_tokenizer(cfg, tokenizer, str(path))
   return Model(params, cfg, tokenizer)

@@ -147,6 +147,20 @@ def read_rows(
   return tiles.read_rows(_stored(file, name), rows, out)
 
 
+def read_part(file: GGUFFile, name: str, part: tuple[slice, ...]) -> np.ndarray:
+  """Reads a box of a tensor as float32, in whole blocks of its rows.
+
+  Args:
+    file: from `open_gguf`.
+    name: a name in `file.tensors`.
+    part: of every axis a slice without a step.
+
+  Raises:
+    WeightsError: as `read_tensor`.
+  """
+  return tiles.read_part(_stored(file, name), part)
+
+
 def _stored(file: GGUFFile, name: str) -> tiles.Stored:
   tensor = file.tensors.get(name)
   if tensor is None:

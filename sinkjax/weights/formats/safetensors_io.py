@@ -105,6 +105,18 @@ class SafetensorsFolder:
     """
     return tiles.read_rows(self._stored(name), rows, out)
 
+  def read_part(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
+    """Reads a box of a tensor as float32, and no other bytes.
+
+    Args:
+      name: a name in `tensors`.
+      part: of every axis a slice without a step.
+
+    Raises:
+      WeightsError: as `read`.
+    """
+    return tiles.read_part(self._stored(name), part)
+
   def check_dtype(self, name: str) -> None:
     """Raises WeightsError for a tensor that `read` would refuse unread."""
     self._stored(name)

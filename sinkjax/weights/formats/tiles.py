@@ -105,20 +105,57 @@ def read_rows(
   if out is None:
     out = np.empty(part.shape, np.float32)
   _check_out(part, len(rows) * row, out)
-  step = _rows_a_tile(row)
-  raw_row = row // stored.codec.block * stored.codec.block_bytes
+  _fill_rows(stored, rows, 0, out)
+  return out
+
+
+def read_part(stored: Stored, part: tuple[slice, ...]) -> np.ndarray:
+  """Reads a box of the tensor as float32, and no other bytes of its rows.
+
+  Along a row the bytes are those of whole blocks, so that up to one block at
+  each end is read and dropped.
+
+  Args:
+    stored: a tensor.
+    part: of every axis a slice without a step.
+
+  Raises:
+    WeightsError: as `read`.
+  """
+  *lead, row = stored.shape or (1,)
+  start, stop, _ = (part or (slice(None),))[-1].indices(row)
+  rows = np.arange(math.prod(lead)).reshape(lead)[part[:-1]]
+  block = stored.codec.block
+  first, last = start // block * block, -(-stop // block) * block
+  out = np.empty((rows.size, last - first), np.float32)
+  _fill_rows(stored, rows.ravel(), first, out)
+  return out[:, start - first : stop - first].reshape(*rows.shape, -1)
+
+
+def _fill_rows(
+  stored: Stored, rows: np.ndarray, column: int, out: np.ndarray
+) -> None:
+  """Fills `out` [rows, columns] with some rows, from a column on."""
+  width, codec = out.shape[1], stored.codec
+  whole, raw_row, skipped = (
+    n // codec.block * codec.block_bytes
+    for n in ((stored.shape or (1,))[-1], width, column)
+  )
+  step = _rows_a_tile(width)
   buffer = np.empty(min(step, len(rows)) * raw_row, np.uint8)
   with np.errstate(all="ignore"), rawfile.open_binary(stored.path) as file:
     for start in range(0, len(rows), step):
       chunk = rows[start : start + step]
       raw = buffer[: len(chunk) * raw_row]
-      ends = np.flatnonzero(np.diff(chunk) != 1) + 1
+      follows = np.diff(chunk) == 1
+      if raw_row != whole:  # between two parts of rows there are other bytes
+        follows[:] = False
+      ends = np.flatnonzero(~follows) + 1
       for first, last in itertools.pairwise([0, *ends, len(chunk)]):
-        file.seek(stored.offset + int(chunk[first]) * raw_row)
+        file.seek(stored.offset + int(chunk[first]) * whole + skipped)
         bytes_ = memoryview(raw[first * raw_row : last * raw_row])
         rawfile.read_exact(file, bytes_, stored.path)
-      _decode_or_refuse(stored, raw, row, out[start : start + step])
-  return out
+      _decode_or_refuse(stored, raw, width, out[start : start + step])
 
 
 def _check_out(stored: Stored, size: int, out: object) -> None:

@@ -1,0 +1,143 @@
+"""--mesh and --dtype: where a model's weights lie, and in which precision.
+
+`load` is what a launcher calls in place of `sinkjax.load`. `planned` says what
+lies on a device, for a dry run, which needs neither devices nor weights.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from launch.mesh_flag import MESH
+
+if TYPE_CHECKING:  # imported where they are needed: --help should be quick
+  from sinkjax.config import ModelConfig
+  from sinkjax.sharding import MeshConfig
+  from sinkjax.weights.registry import Model
+
+DTYPE = flags.DEFINE_enum(
+  "dtype",
+  None,
+  ["float32", "bfloat16"],
+  "What weights and activations are held in; norms, softmax and metrics "
+  "accumulate in float32 in either case. bfloat16 halves the memory and keeps "
+  "two to three digits; launch.jacobian then still differentiates in float32. "
+  "By default float32, but for a training run whose config says otherwise.",
+)
+
+
+def load(name: str) -> "Model":
+  """The model in the shards that --mesh says, which becomes JAX's own mesh.
+
+  Args:
+    name: as for `sinkjax.load`.
+
+  Raises:
+    ValueError: for a mesh that this machine or the model does not allow.
+    WeightsError: as `sinkjax.load`.
+  """
+  import jax
+
+  from sinkjax import sharding
+  from sinkjax.weights import registry
+
+  registry.find(name)  # `peek` fetches nothing
+  cfg, _, _ = registry.peek(name)
+  config, mesh = _config(cfg, jax.device_count()), None
+  if config is not None:
+    mesh = sharding.make_mesh(config)
+    jax.set_mesh(mesh)  # the model tells the compiler to split rows by it
+  return registry.load(name, mesh=mesh, dtype=DTYPE.value)
+
+
+def check_offload(offload: bool) -> None:
+  """Refuses flags that --offload does not know.
+
+  Raises:
+    ValueError: naming them.
+  """
+  if offload and (MESH.value != "auto" or DTYPE.value is not None):
+    raise ValueError(
+      "--offload reads one layer at a time to one device, in float32: leave "
+      "out --mesh and --dtype, or --offload"
+    )
+
+
+def request() -> dict[str, Any]:
+  """What decides a result: not the mesh, which changes only the rounding."""
+  return {} if DTYPE.value in (None, "float32") else {"dtype": DTYPE.value}
+
+
+def described(params: Any) -> dict[str, Any]:
+  """What a summary says of the weights: {"mesh": ..., "dtype": ...}.
+
+  Args:
+    params: the parameters, or weights read layer by layer.
+  """
+  import jax
+
+  leaf = jax.tree.leaves(params)[0]
+  if not isinstance(leaf, jax.Array):
+    return {"mesh": None, "weights_dtype": "float32"}
+  mesh = getattr(leaf.sharding, "mesh", None)
+  return {
+    "mesh": None if mesh is None else dict(mesh.shape),
+    "weights_dtype": str(leaf.dtype),
+  }
+
+
+def planned(cfg: "ModelConfig") -> tuple[int, str]:
+  """(bytes of weights on a device, what to say of the devices).
+
+  Args:
+    cfg: the model.
+
+  Raises:
+    ValueError: for a mesh that cannot hold it.
+  """
+  import jax
+
+  from sinkjax import sharding
+  from sinkjax.models.transformer import param_shapes
+
+  shapes, item = param_shapes(cfg), 2 if DTYPE.value == "bfloat16" else 4
+  whole = item * sum(x.size for x in jax.tree.leaves(shapes))
+  config = _config(cfg, None)
+  if config is None:
+    return whole, "one device"
+  sizes = dict(zip(sharding.AXES, config.sizes(_asked(config)), strict=True))
+  share = sharding.largest_share(sizes, shapes)
+  count = math.prod(sizes.values())
+  return item * share, f"each of {count} devices, --mesh={config}"
+
+
+def _config(cfg: "ModelConfig", devices: int | None) -> "MeshConfig | None":
+  """The mesh for a model; `None` for one device without --mesh.
+
+  Args:
+    cfg: the model.
+    devices: how many there are; `None` where they need not be there, and as
+      many are taken as --mesh names.
+  """
+  import jax
+
+  from sinkjax import sharding
+  from sinkjax.models.transformer import param_shapes
+
+  shapes = param_shapes(cfg)
+  if MESH.value == "auto":
+    count = jax.device_count()
+    return sharding.fitting(count, shapes)[0] if count > 1 else None
+  config = sharding.MeshConfig.parse(MESH.value)
+  sizes = config.sizes(_asked(config) if devices is None else devices)
+  sharding.check_fits(dict(zip(sharding.AXES, sizes, strict=True)), shapes)
+  return config
+
+
+def _asked(config: "MeshConfig") -> int:
+  """The devices that a mesh names, or all there are where one axis is -1."""
+  import jax
+
+  sizes = (config.data, config.fsdp, config.tensor)
+  return jax.device_count() if -1 in sizes else math.prod(sizes)

@@ -1,0 +1,15 @@
+"""--mesh, as every launcher has it that works on several devices."""
+
+from absl import flags
+
+MESH = flags.DEFINE_string(
+  "mesh",
+  "auto",
+  "How many devices along each axis, as in data:2,fsdp:2,tensor:4. data splits "
+  "texts and copies the weights; fsdp splits texts and weights, and gathers a "
+  "layer's weights when they are used; tensor splits the heads, the MLP and "
+  "the vocabulary of one text's work. Their product is the number of devices; "
+  "-1 for one axis takes all that are left. auto: all devices of this machine; "
+  "training has them along data, an analysis along tensor as far as the heads "
+  "allow, and the rest along fsdp.",
+)

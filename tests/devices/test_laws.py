@@ -1,0 +1,73 @@
+"""A mesh changes nothing but the rounding: laws on 8 fake devices."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import sinkjax
+from sinkjax import sharding
+from sinkjax.models.transformer import param_shapes
+
+SCRIPT = pathlib.Path(__file__).with_name("laws.py")
+ROOT = SCRIPT.parents[2]
+CUBE = "data:2,fsdp:2,tensor:2"
+OTHERS = "tensor:4,fsdp:2;fsdp:8;data:8;data:2,tensor:4"
+
+
+@pytest.mark.parametrize(
+  ("meshes", "parts"),
+  [
+    (
+      CUBE,
+      ("forward", "profile", "jacobian", "collectives", "weights_in_shards"),
+    ),
+    pytest.param(CUBE, ("stream", "text", "odd_heads"), marks=pytest.mark.slow),
+    pytest.param(
+      OTHERS,
+      ("forward", "profile", "jacobian", "stream", "text", "weights_in_shards"),
+      marks=pytest.mark.slow,
+    ),
+  ],
+  ids=["some", "more", "meshes"],
+)
+def test_laws(meshes, parts):
+  ran = subprocess.run(
+    [sys.executable, SCRIPT, meshes, *parts],
+    text=True,
+    capture_output=True,
+    check=False,
+    env={
+      **os.environ,
+      "PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers",
+      "XLA_FLAGS": os.environ["XLA_FLAGS"]
+      + " --xla_force_host_platform_device_count=8",
+    },
+  )
+  assert ran.returncode == 0, ran.stderr[-2000:]
+  found = json.loads(ran.stdout.splitlines()[-1])
+  print(found)
+  assert len(found) >= len(parts)
+  wrong = {name: pair for name, pair in found.items() if not pair[0] <= pair[1]}
+  assert not wrong
+
+
+def test_a_mesh_that_cannot_hold_a_model_is_refused_with_those_that_can():
+  cfg = sinkjax.TINY.replace(n_heads=9, n_kv_heads=3, d_ff=96, d_model=72)
+  shapes = param_shapes(cfg)
+  with pytest.raises(ValueError, match=r"tensor:2 .*attn/k.*--mesh=fsdp:8, or"):
+    sharding.check_fits({"data": 1, "fsdp": 4, "tensor": 2}, shapes)
+  first = sharding.fitting(6, shapes)[0]
+  assert (first.fsdp, first.tensor) == (2, 3)
+  assert [str(mesh) for mesh in sharding.fitting(1, shapes)] == ["data:1"]
+
+
+def test_the_share_of_a_device():
+  shapes = param_shapes(sinkjax.TINY)
+  whole = sharding.largest_share({"data": 8, "fsdp": 1, "tensor": 1}, shapes)
+  half = sharding.largest_share({"data": 1, "fsdp": 2, "tensor": 1}, shapes)
+  # Norms alone are copied.
+  assert whole / 2 < half < 0.51 * whole
