@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from sinkjax.weights.formats import gguf_parts
 from sinkjax.weights.validate import WeightsError, first_line
 
 PREFIX = "hf:"
@@ -114,7 +115,12 @@ def fetch(name: str, *, weights: bool = True) -> pathlib.Path:
   repo, revision, file = parse(name)
   at = {"repo_id": repo, "revision": revision}
   if file is not None:
-    return pathlib.Path(_call(name, "hf_hub_download", filename=file, **at))
+    # All parts of a model in parts are read, whichever is named.
+    there = {
+      part: _call(name, "hf_hub_download", filename=part, **at)
+      for part in gguf_parts.parts(file)
+    }
+    return pathlib.Path(there[file])
   patterns = (*_DESCRIPTION, *_WEIGHTS) if weights else _DESCRIPTION
   folder = _call(
     name,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sinkjax.weights import registry
+from sinkjax.weights.formats import gguf_parts
 
 
 def of(
@@ -101,7 +102,8 @@ def _files(
 ) -> list[pathlib.Path]:
   """The model's files, hidden ones left out."""
   if path.is_file():
-    return [path]
+    named = [pathlib.Path(part) for part in gguf_parts.parts(path)]
+    return named if all(part.is_file() for part in named) else [path]
   without = None if without is None else without.resolve()
   return sorted(
     file
@@ -122,7 +124,7 @@ def _content(file: pathlib.Path, size: int, changed: int) -> str:
 
 
 def _name(file: pathlib.Path, path: pathlib.Path) -> str:
-  return file.name if file == path else file.relative_to(path).as_posix()
+  return file.relative_to(path).as_posix() if path.is_dir() else file.name
 
 
 def _mark(paths: list[pathlib.Path], path: pathlib.Path) -> list[list[Any]]:

@@ -62,7 +62,7 @@ _CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _DEEPSEEK_LLM = (
   _LINES,
   rf"\s?[{_CASED}]+",
-  r"\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+  r"\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001\u3002]+",
   r"\s+\z",
   _CJK,
   r"\p{N}+",
@@ -84,9 +84,9 @@ _CHAMELEON = (
   _GPT2,
 )
 _VIKING = (_BLOOM, r"\p{N}")
-# Digits in threes from the right: what follows is a whole number of threes.
-_THREES = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
-_BOUND = r"\d{1,3}(?=(?:\d{3})*\b)"
+# Digits in threes from the right: what follows is a whole number of threes. The
+# first of them stays with the text in front, as in llama.cpp.
+_THREES = r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 _SUPERBPE = (r"\p{N}+", r"(?=(\d{3})+(?!\d))")
 _BAILING = (
   "'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])"
@@ -106,8 +106,8 @@ _SPARK = (
   r"\p{N}",
 )
 _ASIAN = (
-  "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u309f\u30a0-\u30ff"
-  "\uff65-\uff9f\u2f00-\u2fdf\u0e00-\u0e7f\u0e80-\u0eff\u1780-\u17ff"
+  "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff"
+  "\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f\u0e80-\u0eff\u1780-\u17ff"
   "\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
 )
 # With marks on letters, and without telling cases apart, as llama.cpp reads
@@ -120,9 +120,9 @@ _YOUTU = (
   "|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
   _ANY_CASE + r"|\p{N}" + _MARKS + _TAIL,
 )
-_TINY_AYA = (_BOUND, _ANY_CASE + r"|\p{N}{1,3}" + _MARKS + _TAIL)
+_TINY_AYA = (_THREES, _ANY_CASE + r"|\p{N}{1,3}" + _MARKS + _TAIL)
 _GRANITE = _GPT4O.replace(r"(?=[\p{L}])", r"(?=[\p{L}\p{M}])")
-_NOT_HAN = r"[\p{L}\p{M}&&[^\p{Han}]]"
+_NOT_HAN = r"[\p{L}&&[^\p{Han}]]"
 _KIMI = (
   r"\p{Han}+|[^\r\n\p{L}\p{N}]?" + _NOT_HAN + "+" + _CASES + r"?|\p{N}{1,3}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _TAIL

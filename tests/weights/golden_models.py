@@ -80,7 +80,7 @@ def converted(name, tensor, cfg, arch):
   return np.ascontiguousarray(tensor)
 
 
-def write_gguf(path, model, drop=(), extra=(), values=()):
+def write_gguf(path, model, drop=(), extra=(), values=(), **more):
   """A golden model as a GGUF file.
 
   Args:
@@ -89,9 +89,10 @@ def write_gguf(path, model, drop=(), extra=(), values=()):
     drop: names of tensors, of safetensors, to leave out.
     extra: (name, tensor) to add.
     values: (key below the architecture's, string or number) to add.
+    **more: of the writer, as how many tensors a part has.
   """
   arch, cfg = GGUF[model], huggingface.load_config(FAMILIES / model)
-  writer = gguf.GGUFWriter(path, arch)
+  writer = gguf.GGUFWriter(path, arch, **more)
   for key, value in values:
     add = writer.add_string if isinstance(value, str) else writer.add_float32
     add(f"{arch}.{key}", value)

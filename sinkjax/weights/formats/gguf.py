@@ -8,9 +8,11 @@ Cost: `open_gguf` is linear in the header (0.05 s for 49k tokens and 49k
 merges); `read_tensor` is linear in the elements, about 1.5 ns each, and takes
 about 4 MB beside its output.
 
+A model in parts (`NAME-00001-of-00003.gguf` and so on) is one file here,
+whichever part is named.
+
 Sharp edges: llama-architecture files store q and k rows permuted for
-interleaved RoPE; tensors come out here as stored. Split GGUF files
-(`-00001-of-0000N`) are read one file at a time and not joined.
+interleaved RoPE; tensors come out here as stored.
 """
 
 import dataclasses
@@ -21,7 +23,13 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from sinkjax.weights.formats import gguf_dequant, gguf_header, rawfile, tiles
+from sinkjax.weights.formats import (
+  gguf_dequant,
+  gguf_header,
+  gguf_parts,
+  rawfile,
+  tiles,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +38,7 @@ class GGUFTensor:
 
   Attributes:
     name: as stored, for example `blk.0.attn_q.weight`.
+    file: the path of the file, or part, that holds it.
     shape: numpy order, slowest axis first (the reverse of ggml's `ne`).
     type: the quantisation type.
     offset: first byte, counted from the start of the file.
@@ -37,6 +46,7 @@ class GGUFTensor:
   """
 
   name: str
+  file: str
   shape: tuple[int, ...]
   type: GGMLQuantizationType
   offset: int
@@ -48,11 +58,11 @@ class GGUFFile:
   """A checked header.
 
   Attributes:
-    path: the file.
+    path: the file; of a model in parts the first.
     version: 2 or 3.
     metadata: Python scalars, str, list[str] for string arrays, numpy arrays
       for number arrays, lists of those for nested arrays.
-    tensors: by name, in file order.
+    tensors: by name, in file order, part after part.
   """
 
   path: str
@@ -62,10 +72,10 @@ class GGUFFile:
 
 
 def open_gguf(path: str | os.PathLike) -> GGUFFile:
-  """Reads and checks the header of a GGUF file.
+  """Reads and checks the header of a GGUF file, or of all parts of a model.
 
   Args:
-    path: a little-endian GGUF file, version 2 or 3.
+    path: a little-endian GGUF file, version 2 or 3, or any part of a model.
 
   Returns:
     The header. No tensor bytes are read.
@@ -73,8 +83,58 @@ def open_gguf(path: str | os.PathLike) -> GGUFFile:
   Raises:
     WeightsError: with one line, for anything else: another or a damaged
       format, counts, lengths, shapes or offsets that do not fit the file
-      exactly, duplicate or unknown things.
+      exactly, duplicate or unknown things, parts that are not there or do not
+      belong together.
   """
+  named = _open_one(path)
+  count = named.metadata.get("split.count", 1)
+  if type(count) is not int or count <= 1:
+    return named
+  paths = gguf_parts.parts(path)
+  if len(paths) != count:
+    rawfile.refuse(
+      path,
+      f"is one of {count} parts of a model; their names must end in "
+      f"-00001-of-{count:05d}.gguf and so on",
+    )
+  missing = [part for part in paths if not os.path.exists(part)]
+  if missing:
+    rawfile.refuse(
+      path,
+      f"is one of {count} parts of a model, and "
+      f"{rawfile.show(os.path.basename(missing[0]))} is not beside it",
+    )
+  return _joined([_open_one(part) for part in paths])
+
+
+def _joined(found: Sequence[GGUFFile]) -> GGUFFile:
+  """All parts as one file; the first has the metadata."""
+  first, tensors = found[0], {}
+  total = first.metadata.get("split.tensors.count")
+  for i, part in enumerate(found):
+    own = [part.metadata.get(f"split.{key}") for key in ("no", "count")]
+    if own != [i, len(found)]:
+      rawfile.refuse(
+        part.path,
+        f"says that it is part {own[0]!r:.20} of {own[1]!r:.20}, counted from "
+        f"0; expected part {i} of {len(found)}",
+      )
+    for name, tensor in part.tensors.items():
+      if name in tensors:
+        rawfile.refuse(
+          part.path, f"tensor {rawfile.show(name)} is in two parts"
+        )
+      tensors[name] = tensor
+  if total is not None and total != len(tensors):
+    rawfile.refuse(
+      first.path,
+      f"its parts have {len(tensors)} tensors, {total!r:.20} are announced",
+    )
+  return dataclasses.replace(first, tensors=tensors)
+
+
+def _open_one(path: str | os.PathLike) -> GGUFFile:
+  """One file, whether or not it is a part."""
   size = rawfile.file_size(path)
   with rawfile.open_binary(path) as file:
     reader = gguf_header.Reader(os.fspath(path), file, size)
@@ -100,7 +160,9 @@ def open_gguf(path: str | os.PathLike) -> GGUFFile:
         f"tensor {rawfile.show(name)} is stored as {type_.name}, which "
         "cannot be dequantised here",
       )
-    tensors[name] = GGUFTensor(name, shape, type_, start + offset, n_bytes)
+    tensors[name] = GGUFTensor(
+      name, os.fspath(path), shape, type_, start + offset, n_bytes
+    )
   return GGUFFile(os.fspath(path), version, metadata, tensors)
 
 
@@ -170,4 +232,4 @@ def _stored(file: GGUFFile, name: str) -> tiles.Stored:
       + rawfile.show(", ".join(list(file.tensors)[:4]), 120),
     )
   codec = gguf_dequant.codec(tensor.type)
-  return tiles.Stored(file.path, name, tensor.shape, tensor.offset, codec)
+  return tiles.Stored(tensor.file, name, tensor.shape, tensor.offset, codec)
