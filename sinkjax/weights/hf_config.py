@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights import families
+from sinkjax.weights import families, unsupported
 from sinkjax.weights.families._config import Reader
 from sinkjax.weights.quantised import refuse_quantised
 from sinkjax.weights.validate import WeightsError, warn
@@ -47,9 +47,15 @@ def config_from_hf(values: Any, where: str) -> ModelConfig:
     refuse_quantised(values, where)
   family = families.find(values.get("model_type"))
   if family is None:
+    kind = unsupported.reason(values.get("model_type"))
+    if kind is not None:
+      raise WeightsError(
+        f"{where}: {values['model_type']!r} is {kind}; sinkjax reads decoders "
+        "with attention in every layer"
+      )
     raise WeightsError(
-      f"{where}: unknown model_type {values.get('model_type')!r}; known: "
-      f"{sorted(families.FAMILIES)}"
+      f"{where}: unknown model_type {values.get('model_type')!r:.80}; python -m "
+      "launch.analyze --list_models prints those that are read"
     )
   named = {family.aliases.get(key, key): v for key, v in values.items()}
   values = {**family.defaults, **named}

@@ -297,6 +297,11 @@ def form_of(path: pathlib.Path, name: str) -> str:
   if orbax_io.is_checkpoint(path):
     return "orbax"
   if not (path / "config.json").is_file():
+    if (path / "adapter_config.json").is_file():
+      raise WeightsError(
+        f"{path}: an adapter (LoRA) and no model: merge it into its base model "
+        "with peft's merge_and_unload and save that"
+      )
     raise WeightsError(
       f"{path}: no model: neither config.json (Hugging Face) nor "
       f"{orbax_io.MANIFEST} (Orbax, by launch.convert) is there"

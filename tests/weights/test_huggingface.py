@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.weights import registry
+from sinkjax.weights import families, registry, unsupported
 from sinkjax.weights.huggingface import load, save
 from sinkjax.weights.offload import open_layers
 from sinkjax.weights.validate import WeightsError, WeightsWarning
@@ -141,7 +141,10 @@ def config(**changes):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"model_type": "rwkv"}, "unknown model_type 'rwkv'"),
+    ({"model_type": "made_up"}, "unknown model_type 'made_up'; .*list_models"),
+    ({"model_type": "mamba"}, "'mamba' is a state-space model"),
+    ({"model_type": "bert"}, "'bert' is an encoder, whose attention"),
+    ({"model_type": "qwen3_next"}, "'qwen3_next' is a hybrid of attention"),
     ({"model_type": None}, "unknown model_type None"),
     ({"rope_parameters": {"rope_type": "ntk"}}, "unknown RoPE scaling 'ntk'"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "'factor' is missing"),
@@ -290,4 +293,16 @@ def test_tokenizer_that_names_an_unknown_token(tmp_path):
   write_sharded(tmp_path)
   with_tokenizer(tmp_path, 96, "x")
   with pytest.raises(WeightsError, match="'x' is not in the vocabulary"):
+    sinkjax.load(tmp_path)
+
+
+def test_no_family_is_called_unsupported():
+  assert not set(families.FAMILIES) & set(unsupported.KINDS)
+
+
+def test_an_adapter_alone_is_named(tmp_path):
+  (tmp_path / "adapter_config.json").write_text("{}")
+  with pytest.raises(
+    WeightsError, match="an adapter .* merge it into its base"
+  ):
     sinkjax.load(tmp_path)
