@@ -54,8 +54,8 @@ def config_from_hf(values: Any, where: str) -> ModelConfig:
         "with attention in every layer"
       )
     raise WeightsError(
-      f"{where}: unknown model_type {values.get('model_type')!r:.80}; python -m "
-      "launch.analyze --list_models prints those that are read"
+      f"{where}: unknown model_type {values.get('model_type')!r:.80}; "
+      "python -m launch.analyze --list_models prints those that are read"
     )
   named = {family.aliases.get(key, key): v for key, v in values.items()}
   values = {**family.defaults, **named}
