@@ -89,6 +89,7 @@ ADDED = (
   "mlp_clamp",
   "up_offset",
   "qkv_clip",
+  "norm_scale",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -179,6 +180,7 @@ class ModelConfig:
     norm_eps: added to the variance inside the root.
     norm_offset: the norm multiplies by `scale + norm_offset` (Gemma: 1).
     norm_bias: layer norms add a bias (Cohere: they do not).
+    norm_scale: norms multiply by a scale (OLMo 1: they do not).
     post_norms: also normalise each branch's output before it is added (Gemma
       2 and 3).
     pre_norms: normalise what each branch reads. `False`, with `post_norms`,
@@ -268,6 +270,7 @@ class ModelConfig:
   norm_eps: float = 1e-5
   norm_offset: float = 0.0
   norm_bias: bool = True
+  norm_scale: bool = True
   post_norms: bool = False
   pre_norms: bool = True
   qk_norm: bool = False

@@ -207,7 +207,7 @@ def ragged_forward(
       for its, block in zip(cfgs, params["blocks"], strict=True):
         ctx = make_context(its, positions, None)
         x, _ = apply_block(its, block, x, layer, ctx, NO_TAPS)
-      x = apply_final_norm(cfg, params["final_norm"], x)
+      x = apply_final_norm(cfg, params.get("final_norm", {}), x)
       table = params["embed" if cfg.tie_embeddings else "unembed"]
       return logits_of(cfg, x, table)
 

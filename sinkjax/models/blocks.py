@@ -28,11 +28,13 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     cfg, width = self.cfg, (self.cfg.d_model,)
-    # Fresh norms multiply by one, also where an offset is added to the scale.
-    init = nn.initializers.constant(1.0 - cfg.norm_offset)
-    # Beside 1, a small scale in half precision would lose its digits.
-    scale = widened(self.param("scale", init, width))
-    scale = align(scale + cfg.norm_offset, x)
+    scale = 1.0
+    if cfg.norm_scale:
+      # Fresh norms multiply by one, also where an offset is added to the scale.
+      init = nn.initializers.constant(1.0 - cfg.norm_offset)
+      # Beside 1, a small scale in half precision would lose its digits.
+      scale = widened(self.param("scale", init, width))
+      scale = align(scale + cfg.norm_offset, x)
     if cfg.norm == "rms":
       return (rms_normalize(x, cfg.norm_eps) * scale).astype(x.dtype)
     wide = widened(x)

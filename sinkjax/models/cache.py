@@ -196,7 +196,7 @@ def _walk(
     layer = _pick(params["blocks"], i)
     x, kept = _block(cfg, policy, layer, x, i, cache.layers[i], shared)
     layers.append(kept)
-  return apply_final_norm(cfg, params["final_norm"], x), tuple(layers)
+  return apply_final_norm(cfg, params.get("final_norm", {}), x), tuple(layers)
 
 
 def _pick(blocks: Any, i: int) -> Params:

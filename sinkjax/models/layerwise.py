@@ -88,7 +88,7 @@ class InMemory:
 
   def final_norm(self) -> Params:
     """See `Layers`."""
-    return self._params["final_norm"]
+    return self._params.get("final_norm", {})
 
   def unembedding(self) -> Iterator[Array]:
     """See `Layers`."""

@@ -309,7 +309,8 @@ def disassemble(
         raise WeightsError(
           f"tensor {name!r} would need both shape {tensor.shape} and {shape}"
         )
-      unwritten.setdefault(name, tensor.size)
+      spare = leaf.layout.spare(slot.shape)
+      unwritten.setdefault(name, tensor.size - spare)
       leaf.write(slot, tensor)
       unwritten[name] -= slot.size
   for name, missing in unwritten.items():

@@ -91,6 +91,14 @@ class Layout:
     """
     return index
 
+  def spare(self, shape: Shape) -> int:
+    """Numbers of the stored tensor that belong to no parameter."""
+    return 0
+
+  def stored_row(self, row: int) -> int:
+    """Where a row of our table is in the stored one."""
+    return row
+
   def read(self, source: Source, name: str, slot: np.ndarray) -> None:
     """Fills `slot` from the tensor of that name."""
     source.read(name, out=self.in_file_order(slot))
@@ -268,6 +276,73 @@ class FusedThirds(_Fused):
   def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
     """See `Layout`."""
     return np.split(tensor, 3, axis=self._out_axis)[self.index]
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedRows(_Fused):
+  """All of the first parameter, then all of the next, along the output.
+
+  Attributes:
+    sizes: of each of them along that axis.
+  """
+
+  sizes: tuple[int, ...]
+
+  def stored_shape(self, shape: Shape) -> Shape:
+    """See `Layout`."""
+    alone = list(self.each.stored_shape(shape))
+    alone[self._out_axis] = sum(self.sizes)
+    return tuple(alone)
+
+  def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
+    """See `Layout`."""
+    start = sum(self.sizes[: self.index])
+    rows = [slice(None)] * tensor.ndim
+    rows[self._out_axis] = slice(start, start + self.sizes[self.index])
+    return tensor[tuple(rows)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Below(Layout):
+  """A table behind rows that nothing reads.
+
+  Attributes:
+    rows: how many; they are written as zeros.
+  """
+
+  rows: int
+
+  def stored_shape(self, shape: Shape) -> Shape:
+    """See `Layout`."""
+    return (shape[0] + self.rows, *shape[1:])
+
+  def spare(self, shape: Shape) -> int:
+    """See `Layout`."""
+    return self.rows * math.prod(shape[1:])
+
+  def stored_row(self, row: int) -> int:
+    """See `Layout`."""
+    return row + self.rows
+
+  def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
+    """See `Layout`."""
+    return tensor[self.rows :]
+
+  def stored_part(
+    self, shape: Shape, index: tuple[slice, ...]
+  ) -> tuple[slice, ...] | None:
+    """See `Layout`."""
+    start, stop, _ = index[0].indices(shape[0])
+    return (slice(start + self.rows, stop + self.rows), *index[1:])
+
+  def read(self, source: Source, name: str, slot: np.ndarray) -> None:
+    """See `Layout`; the rows in front are read, too."""
+    slot[...] = self.part(source.read(name), slot)
+
+  def write(self, slot: np.ndarray, tensor: np.ndarray) -> None:
+    """See `Layout`."""
+    tensor[: self.rows] = 0
+    super().write(slot, tensor)
 
 
 @dataclasses.dataclass(frozen=True)

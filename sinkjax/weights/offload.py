@@ -72,7 +72,7 @@ def _read_layer(unread: Unread, index: int) -> Params:
 
 
 def _read_rows(unread: Unread, leaf: Leaf, rows: Sequence[int]) -> np.ndarray:
-  """Rows, as the file counts them, of one of the two large matrices.
+  """Rows of one of the large matrices, the columns of the unembedding.
 
   Returns:
     [D, rows] of the unembedding, [rows, D] of another table, as ours are.
@@ -80,7 +80,8 @@ def _read_rows(unread: Unread, leaf: Leaf, rows: Sequence[int]) -> np.ndarray:
   shape = (len(rows), unread.cfg.d_model)
   slot = memory.mapped_empty(shape[::-1] if leaf.path == "unembed" else shape)
   view = leaf.layout.in_file_order(slot)
-  unread.source.read_rows(leaf.name, rows, out=view)
+  stored = [leaf.layout.stored_row(row) for row in rows]
+  unread.source.read_rows(leaf.name, stored, out=view)
   return slot
 
 
@@ -218,7 +219,7 @@ class Offloaded:
     leaves = [
       x for x in self._unread.leaves if x.path.startswith("final_norm/")
     ]
-    norm = _read_part(self._unread, leaves)["final_norm"]
+    norm = _read_part(self._unread, leaves).get("final_norm", {})
     return jax.tree.map(jax.device_put, norm)
 
   def unembedding(self) -> Iterator[jax.Array]:

@@ -49,6 +49,7 @@ def build(name, seed=0):
 def _parts(model):
   """(layers, final norm, name of the attention, name of the MLP), by kind."""
   base = model.base_model
+  base = getattr(base, "decoder", base)  # OPT's, inside a wrapper
   layers = next(
     part for part in base.children() if isinstance(part, torch.nn.ModuleList)
   )
@@ -61,8 +62,10 @@ def _parts(model):
     type(part).__name__: name for name, part in layers[0].named_children()
   }
   attention = next(n for kind, n in kinds.items() if kind.endswith("Attention"))
+  # OPT's layers have the MLP's two maps themselves.
   mlp = next(
-    n for kind, n in kinds.items() if kind.endswith(("MLP", "MoeBlock"))
+    (n for kind, n in kinds.items() if kind.endswith(("MLP", "MoeBlock"))),
+    "fc2",
   )
   return layers, norm, attention, mlp
 
@@ -103,6 +106,8 @@ class Recorder:
   def _attention(self, module, q, k, v, mask, scaling=None, **kwargs):
     theirs = sys.modules[type(module).__module__].eager_attention_forward
     z, pattern = theirs(module, q, k, v, mask, scaling=scaling, **kwargs)
+    if scaling == 1.0 and getattr(module, "scaling", 1.0) != 1.0:
+      q = q / module.scaling  # OPT scales queries, not their products
     if self.interleaved:
       # Rotary pairs lie side by side there, and half a head apart with us.
       q, k = (torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in (q, k))
@@ -120,6 +125,8 @@ class Recorder:
   def _keep(self, name):
     def hook(module, args, output):
       value = output[0] if isinstance(output, tuple) else output
+      if value.ndim == 2:  # OPT's MLP sees all tokens of all rows
+        value = value.reshape(*self.shape, -1)
       # What is added to the residual stream: Granite scales it behind the hook.
       scaled = name in ("attn_out", "mlp_out")
       self._add(name, value * self.residual_scale if scaled else value)

@@ -5,7 +5,9 @@ import pytest
 
 from sinkjax.weights.assemble import assemble, disassemble, flat_shapes
 from sinkjax.weights.layout import (
+  Below,
   FusedHeads,
+  FusedRows,
   FusedThirds,
   Kernel,
   Layout,
@@ -156,3 +158,40 @@ def test_a_fused_tensor_is_written_whole_or_not_at_all(tiny):
   key = Leaf("blocks/attn/k/kernel", "{i}.qkv", FusedThirds(Linear(), 1))
   with pytest.raises(WeightsError, match="'0.qkv' would need both shape"):
     disassemble(cfg, [query, key], params)  # of fewer key heads
+
+
+def test_parameters_of_different_sizes_one_after_the_other():
+  """[q; k; v] with fewer key heads, whole and by parts."""
+  shapes = [(D, 4, K), (D, 2, K), (D, 2, K)]
+  slots = [numbers(shape, 1000 * i) for i, shape in enumerate(shapes)]
+  sizes = (4 * K, 2 * K, 2 * K)
+  layouts = [FusedRows(Linear(), i, sizes) for i in range(3)]
+  (stored,) = {
+    layout.stored_shape(slot.shape)
+    for layout, slot in zip(layouts, slots, strict=True)
+  }
+  tensor = np.full(stored, np.nan, np.float32)
+  for layout, slot in zip(layouts, slots, strict=True):
+    layout.write(slot, tensor)
+  rows = [slot.reshape(D, -1).T for slot in slots]
+  np.testing.assert_array_equal(tensor, np.concatenate(rows))
+  for layout, slot in zip(layouts, slots, strict=True):
+    again = np.full(slot.shape, np.nan, np.float32)
+    layout.read(Arrays({"x": tensor}), "x", again)
+    np.testing.assert_array_equal(again, slot)
+
+
+def test_a_table_behind_rows_that_nothing_reads():
+  layout, slot = Below(2), numbers((5, D))
+  tensor = np.full(layout.stored_shape(slot.shape), np.nan, np.float32)
+  layout.write(slot, tensor)
+  np.testing.assert_array_equal(
+    tensor, np.concatenate([np.zeros((2, D)), slot])
+  )
+  assert layout.spare(slot.shape) == 2 * D
+  again = np.empty_like(slot)
+  layout.read(Arrays({"x": tensor}), "x", again)
+  np.testing.assert_array_equal(again, slot)
+  box = layout.stored_part(slot.shape, (slice(1, 3), slice(0, D)))
+  np.testing.assert_array_equal(tensor[box], slot[1:3])
+  assert [layout.stored_row(row) for row in (0, 4)] == [2, 6]

@@ -48,7 +48,7 @@ def check(opened, params, layers=None):
     want = jax.tree.map(lambda x, i=i: x[i], params["blocks"])
     jax.tree.map(same, layer, want)
     jax.tree.map(one_kind, layer)
-  jax.tree.map(same, opened.final_norm(), params["final_norm"])
+  jax.tree.map(same, opened.final_norm(), params.get("final_norm", {}))
   tokens = jnp.array([[5, 6, 7, 0], [cfg.vocab_size - 1, 7, 7, 6]])
   one_kind(opened.embedding(tokens))
   same(opened.embedding(tokens), params["embed"][tokens])

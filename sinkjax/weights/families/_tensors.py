@@ -10,6 +10,7 @@ from types import MappingProxyType
 from sinkjax.config import ModelConfig
 from sinkjax.weights.layout import (
   FusedHeads,
+  FusedRows,
   FusedThirds,
   Kernel,
   Layout,
@@ -59,6 +60,37 @@ def fused_qkv(
     if bias:
       found.append(Leaf(f"{path}/bias", f"{name}.bias", fused(Vector(), part)))
   return found
+
+
+def fused_rows(
+  parts: Mapping[str, int],
+  name: str,
+  bias: bool,
+  kind: type[Linear] | type[Kernel] = Linear,
+) -> list[Leaf]:
+  """Several linear maps of a block that share a tensor, one after the other.
+
+  Args:
+    parts: ours, under "blocks", in their order, and how many outputs each has.
+    name: theirs.
+    bias: whether they have one.
+    kind: how their matrices lie.
+  """
+  sizes, found = tuple(parts.values()), []
+  for i, path in enumerate(parts):
+    layout = FusedRows(kind(), i, sizes)
+    found.append(Leaf(f"blocks/{path}/kernel", f"{name}.weight", layout))
+    if bias:
+      layout = FusedRows(Vector(), i, sizes)
+      found.append(Leaf(f"blocks/{path}/bias", f"{name}.bias", layout))
+  return found
+
+
+def qkv_sizes(cfg: ModelConfig) -> dict[str, int]:
+  """Queries, keys and values of a layer as `fused_rows` takes them."""
+  keys = cfg.n_kv_heads * cfg.head_dim
+  queries = cfg.n_heads * cfg.head_dim
+  return {"attn/q": queries, "attn/k": keys, "attn/v": keys}
 
 
 def norms(
@@ -124,6 +156,8 @@ def decoder_tensors(
   if cfg.qk_norm:
     names["blocks/attn/q_norm"] = at + "self_attn.q_norm"
     names["blocks/attn/k_norm"] = at + "self_attn.k_norm"
+  if not cfg.norm_scale:
+    names = {}
   found = norms(names, bias=cfg.norm == "layer" and cfg.norm_bias)
   if cfg.sink_logit:
     found.append(Leaf("blocks/attn/sinks", f"{at}self_attn.sinks"))

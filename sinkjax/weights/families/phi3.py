@@ -1,0 +1,101 @@
+"""Phi-3, Phi-3.5 and Phi-4: Llama with fused tensors.
+
+Queries, keys and values share a tensor, and so do gate and up. Phi-3 mini has a
+window over which every layer attends; Phi-4 mini rotates a part of each head.
+The long-context models, of longrope, are refused.
+"""
+
+from typing import Any
+
+from sinkjax.config import ModelConfig
+from sinkjax.weights.families._config import (
+  Reader,
+  decoder_fields,
+  decoder_values,
+  window_fields,
+  window_values,
+)
+from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._tensors import (
+  fused_rows,
+  linear,
+  norms,
+  qkv_sizes,
+  tables,
+)
+from sinkjax.weights.layout import Leaf
+from sinkjax.weights.validate import WeightsError
+
+# Of transformers' Phi3Config.
+_DEFAULTS = {
+  "vocab_size": 32064,
+  "hidden_size": 3072,
+  "intermediate_size": 8192,
+  "num_hidden_layers": 32,
+  "num_attention_heads": 32,
+  "max_position_embeddings": 4096,
+}
+
+
+def read_config(read: Reader) -> dict[str, Any]:
+  """See `Family`."""
+  fields = decoder_fields(read, eps_default=1e-5)
+  scaling = fields["rope_scaling"]
+  # The class reads the old name "yarn" of its files as longrope.
+  if scaling is not None and scaling.kind == "yarn":
+    raise WeightsError(
+      f"{read.where}: RoPE scaling 'longrope' (here 'yarn') is not supported"
+    )
+  return (
+    fields
+    | {"activation": read.activation("hidden_act", default="silu")}
+    | window_fields(read, fields["n_layers"], lambda i: True)
+  )
+
+
+def write_config(cfg: ModelConfig) -> dict[str, Any]:
+  """See `Family`: every layer has the window, or it is `null`."""
+  window = window_values(cfg)
+  del window["layer_types"]
+  if not any(cfg.local_layers):
+    window["sliding_window"] = None
+  return (
+    decoder_values(cfg)
+    | window
+    | {
+      "partial_rotary_factor": cfg.rotary_dim / cfg.head_dim,
+      # The class's own may lie outside the vocabulary.
+      "pad_token_id": None,
+    }
+  )
+
+
+def tensors(cfg: ModelConfig) -> list[Leaf]:
+  """See `Family`."""
+  at = "model.layers.{i}."
+  names = {
+    "blocks/attn_norm": at + "input_layernorm",
+    "blocks/mlp_norm": at + "post_attention_layernorm",
+    "final_norm": "model.norm",
+  }
+  halves = {"mlp/gate": cfg.d_ff, "mlp/up": cfg.d_ff}
+  return [
+    *norms(names, bias=False),
+    *fused_rows(qkv_sizes(cfg), at + "self_attn.qkv_proj", False),
+    *linear("attn/o", at + "self_attn.o_proj", False),
+    *fused_rows(halves, at + "mlp.gate_up_proj", False),
+    *linear("mlp/down", at + "mlp.down_proj", False),
+    *tables(cfg, "model.embed_tokens", "lm_head"),
+  ]
+
+
+register(
+  Family(
+    name="phi3",
+    transformers_class="Phi3ForCausalLM",
+    read_config=read_config,
+    write_config=write_config,
+    defaults=_DEFAULTS,
+    tensors=tensors,
+  )
+)
