@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sinkjax.experiments.harness.api import VERDICTS, Claim
+from sinkjax.experiments.harness.protocol import Judged, Verdict
 from sinkjax.report import html
 
 COLUMNS = ("claim", "where", "there", "here", "verdict", "why")
 
 
-def _cells(claim: Claim) -> list[str]:
+def _cells(claim: Judged) -> list[str]:
   return [
     claim.claim,
     claim.source,
@@ -21,14 +21,14 @@ def _cells(claim: Claim) -> list[str]:
 
 
 def table(
-  claims: Sequence[tuple[str, Claim]],
+  claims: Sequence[tuple[str, Judged]],
 ) -> tuple[list[str], list[list[str]]]:
   """(header, rows) of every claim with the name of its experiment."""
   rows = [[name, claim.id, *_cells(claim)] for name, claim in claims]
   return ["experiment", "id", *COLUMNS], rows
 
 
-def markdown(claims: Sequence[tuple[str, Claim]]) -> str:
+def markdown(claims: Sequence[tuple[str, Judged]]) -> str:
   """The claims as a Markdown table."""
   lines = [
     "| claim | where | there | here | verdict |",
@@ -42,7 +42,7 @@ def markdown(claims: Sequence[tuple[str, Claim]]) -> str:
 
 
 def page(
-  claims: Sequence[Claim],
+  claims: Sequence[Judged],
   parts: Sequence[html.Section],
   *,
   model: str | None,
@@ -61,7 +61,7 @@ def page(
     details: versions, device and commit.
   """
   counts = {
-    verdict: sum(c.verdict == verdict for c in claims) for verdict in VERDICTS
+    verdict: sum(c.verdict == verdict for c in claims) for verdict in Verdict
   }
   numbers = [html.Number(verdict, n, "claims") for verdict, n in counts.items()]
   numbers.append(
