@@ -36,7 +36,8 @@ class Unit(NamedTuple):
   """What an effect is measured in, and how it is shown.
 
   Attributes:
-    name: behind the number.
+    name: behind the number that is shown.
+    scale: of the values themselves, as files keep them.
     margin: half-width of the band of effects that do not matter in practice.
     form: format of one number, with its sign where it is a difference.
     shown: from a value to the number that is shown.
@@ -44,6 +45,7 @@ class Unit(NamedTuple):
   """
 
   name: str
+  scale: str
   margin: float
   form: str
   shown: Callable[[float], float] = float
@@ -52,23 +54,25 @@ class Unit(NamedTuple):
 
 # The margins were fixed before any verdict was made by these rules, each as the
 # smallest effect that would change what one does with a model.
-NATS = Unit("nats", 0.02, "+.3f")
+NATS = Unit("nats", "nats", 0.02, "+.3f")
 """Of loss: 0.02 nats are 2 % of perplexity, about what two training seeds of
 one small model differ by."""
-LOG_RATIO = Unit("times", math.log(1.1), ".2f", math.exp, 1.0)
+LOG_RATIO = Unit(
+  "times", "natural logarithm of a ratio", math.log(1.1), ".2f", math.exp, 1.0
+)
 """Values are log ratios, shown as factors: a tenth more or less."""
-SHARE = Unit("percentage points", 0.02, "+.1f", lambda x: 100 * x)
+SHARE = Unit("percentage points", "share", 0.02, "+.1f", lambda x: 100 * x)
 """Of heads, answers, rows or attention: 2 percentage points, five heads of
 270."""
-RELATIVE = Unit("%", 0.01, "+.2f", lambda x: 100 * x)
+RELATIVE = Unit("%", "relative change", 0.01, "+.2f", lambda x: 100 * x)
 """Of a loss or a count, relative to its own size: one per cent, the limit that
 the literature on pruning calls equal."""
-COSINE = Unit("of a cosine", 0.02, "+.3f")
+COSINE = Unit("of a cosine", "cosine", 0.02, "+.3f")
 """Also for normalised entropy and effective rank, which run from 0 to 1 too."""
-DECADES = Unit("decades", math.log10(2), "+.2f")
+DECADES = Unit("decades", "decimal logarithm of a ratio", math.log10(2), "+.2f")
 """Of a norm or a bound: a factor of 2. Bounds lie tens of decades above the
 norms, and a smaller change is invisible there."""
-TOKENS = Unit("tokens", 0.5, "+.2f")
+TOKENS = Unit("tokens", "tokens", 0.5, "+.2f")
 """Of distance: half a token, below the grain of a position."""
 
 
@@ -242,7 +246,7 @@ def plain(evidence: "Effect | Count") -> dict[str, Any]:
   return {
     "kind": "effect",
     "what": evidence.what,
-    "unit": evidence.unit.name,
+    "unit": evidence.unit.scale,
     "per": evidence.per,
     "expect": str(evidence.expect),
     "margin": evidence.margin,

@@ -343,7 +343,7 @@ def report(
   artifacts.write_text(out / "claims.md", claims_page.markdown(claims))
   if page:
     text = claims_page.page(
-      [claim for _, claim in claims],
+      claims,
       [section for one in found for section in one.sections()],
       model=data["model"],
       seconds=data["seconds"],
