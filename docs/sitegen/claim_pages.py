@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from sinkjax.experiments import GROUPS, REGISTRY
-from sinkjax.experiments.harness.api import Claim
+from sinkjax.experiments.harness.protocol import Judged
 from sitegen import markdown as md
 from sitegen.recorded import Run, counted
 
@@ -46,13 +46,17 @@ INTRODUCTION = """\
 
 Each row is a claim, under an id that stays when the wording is improved; each
 column is a model, or a scale of models trained for this. A cell holds the
-verdict and what was measured, with its 95 % interval. The rule that decides,
-what the source reports, and the figures are on the experiment's page.
-[What the verdicts mean](concepts.md#claims-and-verdicts).
+verdict and what was measured, with its 95 % interval. The tests that decided,
+what the source reports, and the figures are on the experiment's page. One rule
+decides all of them: [the protocol](protocol.md).
+
+Everything here was measured before that rule was written, so all rows are
+exploratory: a row is confirmed only by texts or seeds that were not used when
+its claim was made.
 """
 
 
-def effect(claim: Claim) -> str:
+def effect(claim: Judged) -> str:
   """What was measured: the first clause, and the next ones that fit `SHORT`.
 
   A semicolon in brackets ends no clause.
@@ -98,7 +102,7 @@ def _table(runs: Sequence[Run]) -> str:
   rows = []
   for entry in REGISTRY:
     of = {run.subject: run for run in runs if run.name == entry.name}
-    cells: dict[str, dict[str, Claim]] = {}
+    cells: dict[str, dict[str, Judged]] = {}
     for subject, run in of.items():
       for claim in run.claims:
         cells.setdefault(claim.id, {})[subject] = claim
@@ -114,7 +118,7 @@ def _table(runs: Sequence[Run]) -> str:
   return md.table(["experiment, id", "claim", *subjects], rows)
 
 
-def _cell(claim: Claim | None) -> str:
+def _cell(claim: Judged | None) -> str:
   return (
     "" if claim is None else f"**{claim.verdict}** {md.text(effect(claim))}"
   )

@@ -103,14 +103,9 @@ def page(
   numbers.append(
     html.Number("time", f"{seconds / 60:.1f} min", str(details["device"]))
   )
+  glance = claims_figure.draw(claims)
   sections = [
-    html.Section(
-      "Effects at a glance",
-      figure=claims_figure.draw(claims),
-      caption="Each line is a claim's effect with its 95 % interval over "
-      "independent units, divided by the margin below which it would not "
-      "matter (grey band). Right of 0 is as the claim says. Colours: verdicts.",
-    ),
+    *([] if glance is None else [_glance(glance)]),
     html.Section(
       "Claims and measurements",
       body="A click on a claim opens its source, what was measured and the "
@@ -139,6 +134,16 @@ def page(
     warnings=[],
     command=command,
     details=dict(details),
+  )
+
+
+def _glance(figure: bytes) -> html.Section:
+  return html.Section(
+    "Effects at a glance",
+    figure=figure,
+    caption="Each line is a claim's effect with its 95 % interval over "
+    "independent units, divided by the margin below which it would not matter "
+    "(grey band). Right of 0 is as the claim says. Colours are verdicts.",
   )
 
 
