@@ -220,8 +220,9 @@ def predict_dormant(result: Result) -> Claim:
     "no number",
     f"skipping {100 * share:.1f} % of (head, query) pairs by prediction "
     f"changes the loss by {_percent(own)}, as many at random by "
-    f"{_percent(theirs)}; the loss has risen by +1 % at {share_text(predicted)} of pairs skipped "
-    f"by prediction, {share_text(chance)} at random and "
+    f"{_percent(theirs)}; the loss has risen by +1 % at "
+    f"{share_text(predicted)} of pairs skipped by prediction, "
+    f"{share_text(chance)} at random and "
     f"{share_text(at_one[Skip.SINK_VALUE])} with the pattern known",
     _over_texts(
       result,
