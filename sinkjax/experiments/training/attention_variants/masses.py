@@ -6,7 +6,7 @@ weight on every token, so variants are compared in shares of what a row gives.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,9 +35,7 @@ class Masses(NamedTuple):
     return f"{weight} in rows that sum to {self.row_sum.mean():.3f}"
 
 
-def masses(
-  variant: str, scalars: Mapping[str, np.ndarray | list[float]]
-) -> Masses:
+def masses(variant: str, scalars: Mapping[str, Any]) -> Masses:
   """Of one variant's measurements.
 
   Results recorded earlier lack `first_share`. What they have as `first_mass` is
@@ -49,17 +47,21 @@ def masses(
     variant: its name.
     scalars: see `train_runs.measure`.
   """
-  of = {key: np.asarray(values, float) for key, values in scalars.items()}
-  if "first_share" in of:
-    return Masses(of["first_weight"], of["row_sum"], of["first_share"])
-  first, total = of["first_mass"], of["row_sum"]
+  total = np.asarray(scalars["row_sum"], float)
+  if "first_share" in scalars:
+    weight, share = (
+      np.asarray(scalars[name], float)
+      for name in ("first_weight", "first_share")
+    )
+    return Masses(weight, total, share)
+  first = np.asarray(scalars["first_mass"], float)
   if VARIANTS[variant].model.get("normalizer") in UNNORMALIZED:
     return Masses(None, total, first)
   return Masses(first, total, first / total)
 
 
 def relative_sinks(
-  variants: Mapping[str, Mapping[str, np.ndarray | list[float]]],
+  variants: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, list[float]]:
   """The sink of each variant in percent of softmax's, one a seed.
 
