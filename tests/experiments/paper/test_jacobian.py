@@ -10,6 +10,7 @@ import sinkjax
 from sinkjax.analysis.over_squashing import FORMS, over_squashing
 from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.paper import bound, jacobian
+from sinkjax.experiments.paper.bound.experiment import VALID
 
 EDIT = {"scores": sinkjax.knockout(0, from_layer=1)}
 
@@ -150,14 +151,54 @@ def test_bounds_are_those_of_each_text(subject, text, bounds):
   assert got == pytest.approx(rise, rel=1e-4)
   holds, lowers = judge(bound.claims(bounds))
   assert holds.verdict == Verdict.SUPPORTED
-  assert (holds.effect.broken, holds.effect.cases) == (0, 40 * len(bound.VALID))
+  assert (holds.effect.broken, holds.effect.cases) == (0, 60 * len(VALID))
   # Of four positions the pairs (2, 2), (3, 2) and (3, 3) are left.
   pairs = bounds.arrays["log10_bound_paper"][..., [2, 3, 3], [2, 2, 3]]
   change = (pairs[:, 1] - pairs[:, 0]).mean()
   assert lowers.effect.mean.value == pytest.approx(change, rel=1e-4)
-  assert bounds.numbers["pairs"] == 2 * 2 * 10
+  beyond, full = lowers.provided
+  other = bounds.arrays["log10_bound_paper_control"][..., [2, 3, 3], [2, 2, 3]]
+  change = (pairs[:, 1] - other).mean()
+  assert beyond.mean.value == pytest.approx(change, rel=1e-4)
+  pairs = bounds.arrays["log10_bound_full"][..., [2, 3, 3], [2, 2, 3]]
+  change = (pairs[:, 1] - pairs[:, 0]).mean()
+  assert full.mean.value == pytest.approx(change, rel=1e-4)
+  assert bounds.numbers["pairs"] == 3 * 2 * 10
   header, rows = bounds.tables["bounds.csv"]
   assert len(rows) == 40 and all(len(row) == len(header) for row in rows)
+
+
+def test_the_control_of_a_bound_hides_the_next_token(subject, text, bounds):
+  ids = np.asarray(first_ids(subject, text, 4))
+  edit = {"scores": sinkjax.knockout(1, from_layer=1)}
+  g = sinkjax.intervene(sinkjax.forward(subject.cfg), edit)
+  want = over_squashing(g, subject.params, ids).log_bounds["paper"]
+  seen = np.tri(4, dtype=bool)
+  got = bounds.arrays["log10_bound_paper_control"][1]
+  np.testing.assert_allclose(got[seen], want[seen] / np.log(10), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("hidden", "control", "verdict"),
+  [
+    (5.0, 0.0, Verdict.SUPPORTED),
+    (5.0, 5.0, Verdict.INCONCLUSIVE),
+    (-5.0, 0.0, Verdict.CONTRADICTED),
+    (0.0, 0.0, Verdict.NO_EFFECT),
+  ],
+)
+def test_verdicts_on_bounds(bounds, hidden, control, verdict):
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for name in ("paper", "full"):
+    logs = 0.1 * rng.normal(size=(3, 10, 4, 4))
+    logs += np.array([0.0, hidden, control])[:, None, None, None]
+    # What hiding a token does to its own pairs does not count.
+    logs[1, :, :, 0] -= 50
+    arrays[f"log10_bound_{name}"] = np.stack([logs[0], logs[1]], axis=1)
+    arrays[f"log10_bound_{name}_control"] = logs[2]
+  planted = dataclasses.replace(bounds, arrays=arrays)
+  assert judge(bound.claims(planted))[1].verdict == verdict
 
 
 def test_the_pages(maps, bounds):
