@@ -84,6 +84,7 @@ def test_claims_leave_out_the_sink_and_the_control(maps):
   back = squares[..., 1] / squares[..., 1:].sum(axis=-1) / 2
   change = (back[:, 1] - back[:, 0]).mean()
   assert reach.effect.mean.value == pytest.approx(change, rel=1e-3)
+  assert [one.expect for one in (reach.effect, *reach.provided)] == ["more"] * 2
   # Numbers of all tokens are shown beside it.
   mixing = np.array(maps.numbers["total_mixing"])
   whole = np.log(mixing[:, 1] / mixing[:, 0]).mean()
