@@ -1,11 +1,12 @@
 """Texts of equal length, batches of them of one shape, independent texts."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sinkjax.experiments.harness.api import Subject
+from sinkjax.experiments.harness.api import Claim, Subject
 from sinkjax.experiments.harness.stats import group_means
 from sinkjax.experiments.shared.prompt_corpus import ALIKE, Text, gather
 
@@ -81,3 +82,26 @@ def by_template(values: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
       for i, origin in enumerate(origins)
     ]
   return group_means(values, groups)
+
+
+def with_units(
+  claims: Sequence[Claim], numbers: Mapping[str, Any]
+) -> list[Claim]:
+  """The claims, those over texts with a remark where `by_template` is blind.
+
+  Args:
+    claims: of one result.
+    numbers: of that result.
+  """
+  if "templates" in numbers or "origins" in numbers:
+    return list(claims)
+  # Pages of one template agree with each other, so intervals are too narrow.
+  note = (
+    "this file does not tell which texts share a template, so each text counts"
+  )
+  return [
+    dataclasses.replace(one, how=f"{one.how}; {note}" if one.how else note)
+    if getattr(one.effect, "per", "") == "text"
+    else one
+    for one in claims
+  ]

@@ -206,6 +206,9 @@ def test_verdicts():
   assert noisy["nonsink_over_random"].verdict == Verdict.INCONCLUSIVE
 
 
+NOTE = "does not tell which texts share a template"
+
+
 def test_texts_of_one_template_are_one_unit():
   alike = {"templates": [0, 1, 2, 3, 4, *[5] * 7]}
   found = verdicts(alike)
@@ -216,7 +219,12 @@ def test_texts_of_one_template_are_one_unit():
   assert own != mean
   # Older files name no templates, and may name the texts' origins.
   origins = {"origins": ["a", "pydoc: ast", *"bcdefgh", "pydoc: enum", *"ij"]}
-  assert verdicts(origins)["skip_dormant"].effect.n == 11
+  named = verdicts(origins)
+  assert named["skip_dormant"].effect.n == 11
+  silent = [id for id, claim in verdicts().items() if NOTE in claim.how]
+  assert len(silent) == 6 and "faster_without" not in silent
+  for one in (found, named):
+    assert not any(NOTE in claim.how for claim in one.values())
   assert verdicts()["skip_dormant"].effect.n == 12
 
 

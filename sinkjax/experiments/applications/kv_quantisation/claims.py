@@ -14,7 +14,7 @@ from sinkjax.experiments.applications.kv_quantisation.settings import (
 from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.effects import NATS, Effect, Expect, effect
 from sinkjax.experiments.harness.stats import mean_of
-from sinkjax.experiments.shared.text_batches import by_template
+from sinkjax.experiments.shared.text_batches import by_template, with_units
 
 FAILS = 0.1
 """Loss increase in nats from which a quantised model has failed: 10 % of
@@ -32,7 +32,7 @@ def claims(result: Result) -> list[Claim]:
   """Three about keys and values, three about activations."""
   bits = result.config.claim_bits
   unrotated, token = (_kv(result, x) for x in (Layout.UNROTATED, Layout.TOKEN))
-  return [
+  found = [
     _keep_sink(
       result,
       "keep_sink_per_channel",
@@ -64,6 +64,7 @@ def claims(result: Result) -> list[Claim]:
     ),
     _static_over_token(result),
   ]
+  return with_units(found, result.numbers)
 
 
 def _more(result: Result, values: np.ndarray, what: str) -> Effect:

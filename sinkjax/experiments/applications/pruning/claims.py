@@ -20,7 +20,7 @@ from sinkjax.experiments.harness.effects import (
   effect,
 )
 from sinkjax.experiments.harness.stats import Mean, mean_of
-from sinkjax.experiments.shared.text_batches import by_template
+from sinkjax.experiments.shared.text_batches import by_template, with_units
 
 FEW, MORE = 0.04, 0.14
 """Shares of heads that arXiv 2504.03889 sets to zero."""
@@ -36,7 +36,7 @@ is skipped has a tenth of a row's weight at most."""
 
 def claims(result: Result) -> list[Claim]:
   """Heads removed, heads skipped at single queries, time."""
-  return [
+  found = [
     _accuracy(result, FEW, EQUAL),
     _accuracy(result, MORE, WITHIN),
     _better_than(result, Ranking.RANDOM),
@@ -45,6 +45,7 @@ def claims(result: Result) -> list[Claim]:
     predict_dormant(result),
     _faster(result),
   ]
+  return with_units(found, result.numbers)
 
 
 def _loss(result: Result, ranking: Ranking, at: int) -> np.ndarray:
