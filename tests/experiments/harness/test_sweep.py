@@ -388,8 +388,33 @@ def test_masses_of_results_that_lack_shares(variant, wanted):
   weight = None if found.weight is None else found.weight[0]
   assert (weight, found.share[0]) == pytest.approx(wanted)
   assert found.row_sum.tolist() == [0.5, 0.5]
+  little = masses("clipped_softmax", scalars | {"row_sum": [0.1, 0.1]})
+  assert little.share is None and little.weight.tolist() == [0.2, 0.2]
   more = scalars | {"first_weight": [0.3, 0.3], "first_share": [0.7, 0.7]}
   assert masses(variant, more).share.tolist() == [0.7, 0.7]
+
+
+def test_a_share_that_does_not_follow_is_not_tested():
+  """Rows that sum to next to nothing, in results without shares by row."""
+  config = config_of(attention_variants)
+  runs = attention_variants.variants(config)
+  truth = as_the_papers_say(attention_variants)
+  found = made_up(
+    config,
+    runs,
+    lambda name, form: (
+      truth(name, form)
+      | ({"row_sum": 0.016} if name == "clipped_softmax" else {})
+    ),
+  )
+  for one in found:
+    for form in one["final"].values():
+      del form["first_share"]
+  trained = sweep.Trained.collect(config, list(runs), found)
+  claims = judge(attention_variants.claims(trained, None))
+  said = {c.id: c for c in claims if c.verdict == Verdict.NOT_TESTABLE}
+  assert list(said) == ["less_sink_clipped_softmax"]
+  assert "sum to 0.01" in said["less_sink_clipped_softmax"].ours
 
 
 def test_runs_from_before_a_measurement_can_be_gone_on_with():

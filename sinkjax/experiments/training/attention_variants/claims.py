@@ -27,6 +27,12 @@ MEASURES = {
 }
 """What others compare: {key of a row: (in words, format)}."""
 
+UNDEFINED = (
+  "queries give so little to any token that the share of the first one, which "
+  "was not recorded, does not follow from means of weights and sums"
+)
+"""Why a claim on the share of the first token has no effect."""
+
 
 def claims(trained: Trained, result: Result) -> list[Claim]:
   """Claims of the variants that were trained."""
@@ -134,15 +140,19 @@ def _claim(
     f"{words}; loss of {other} {cost} nats above softmax",
     effect,
     f"{how}worse models have weaker sinks and smaller activations",
-    (no_worse(b["loss"], a["loss"], less, more),),
+    () if effect is None else (no_worse(b["loss"], a["loss"], less, more),),
+    UNDEFINED if effect is None else "",
   )
 
 
 def _shares(
   trained: Trained, more: str, less: str, key: str
-) -> tuple[Effect, str, str]:
+) -> tuple[Effect | None, str, str]:
   """(effect, what was measured, how) of the share of the first token."""
   a, b = (masses(name, trained.as_trained(name)) for name in (more, less))
+  weights = f"its weight {a.text()} ({more}) and {b.text()} ({less})"
+  if a.share is None or b.share is None:
+    return None, f"for the first token, {weights}", ""
   effect = seed_effect(
     b.share - a.share,
     f"the first token's share of what a row gives with {less}, less that with "
@@ -152,9 +162,9 @@ def _shares(
   )
   words = (
     f"the first token's share of what a row gives {mean(a.share)} ({more}) and "
-    f"{mean(b.share)} ({less}); its weight {a.text()} and {b.text()}"
+    f"{mean(b.share)} ({less}); {weights}"
   )
-  by_row = "first_share" in trained.as_trained(less)
+  by_row = b.weight is None or "first_share" in trained.as_trained(less)
   how = "shares of every row" if by_row else "mean weight over mean sum of rows"
   return effect, words, f"{how}; "
 

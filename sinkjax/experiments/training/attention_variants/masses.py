@@ -14,6 +14,11 @@ from sinkjax.experiments.harness.stats import mean
 from sinkjax.experiments.training.attention_variants.experiment import VARIANTS
 from sinkjax.models.normalizers import UNNORMALIZED
 
+LEAST_SUM = 0.15
+"""Mean sum of a row from which the mean weight over it is taken for a share.
+The first query can attend to nothing but itself: in texts of 64 tokens its
+weight of 1 is more than a tenth of any smaller sum, and hides the others'."""
+
 
 class Masses(NamedTuple):
   """A variant's attention, means over queries, heads and layers, by seed.
@@ -22,12 +27,13 @@ class Masses(NamedTuple):
     weight: [S] on the first token, as the model has it; `None` where the files
       have only its share.
     row_sum: [S] of all weights of a query.
-    share: [S] of the first token in what a row gives.
+    share: [S] of the first token in what a row gives; `None` where that was
+      not recorded and does not follow from the others.
   """
 
   weight: np.ndarray | None
   row_sum: np.ndarray
-  share: np.ndarray
+  share: np.ndarray | None
 
   def text(self) -> str:
     """As in '0.057 (0.032 to 0.083) in rows that sum to 0.569'."""
@@ -41,7 +47,7 @@ def masses(variant: str, scalars: Mapping[str, Any]) -> Masses:
   Results recorded earlier lack `first_share`. What they have as `first_mass` is
   that share for normalisers whose sums are not bounded, and the weight for all
   others; the share is then the mean weight over the mean sum, in which queries
-  that give more count for more.
+  that give more count for more, unless they give less than `LEAST_SUM`.
 
   Args:
     variant: its name.
@@ -57,6 +63,8 @@ def masses(variant: str, scalars: Mapping[str, Any]) -> Masses:
   first = np.asarray(scalars["first_mass"], float)
   if VARIANTS[variant].model.get("normalizer") in UNNORMALIZED:
     return Masses(None, total, first)
+  if total.mean() < LEAST_SUM:
+    return Masses(first, total, None)
   return Masses(first, total, first / total)
 
 
@@ -77,6 +85,7 @@ def relative_sinks(
     return {}
   uniform = np.mean(variants["softmax"]["uniform_mass"])
   shares = {name: masses(name, of).share for name, of in variants.items()}
+  shares = {name: x for name, x in shares.items() if x is not None}
   # The mean over seeds, because the sink of a single seed may be so close to
   # zero that a quotient by it means nothing.
   above = shares["softmax"].mean() - uniform
