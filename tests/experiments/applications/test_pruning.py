@@ -199,6 +199,8 @@ def test_verdicts():
   assert verdicts(term=[0.0, 0.05])["skip_dormant"].verdict == no
   assert verdicts(term=[0.05, 0.0])["skip_dormant"].verdict != no
   assert verdicts(predicted=[0.0, 0.4])["predict_dormant"].verdict == no
+  # Random pairs that keep the sink's weight are another comparison.
+  assert verdicts(chance_value=0.0)["predict_dormant"].verdict == no
   assert verdicts(faster=0.8)["faster_without"].verdict == no
   assert verdicts(faster=1.02)["faster_without"].verdict == same
   # The spread between texts is twice the difference.

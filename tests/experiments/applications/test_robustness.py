@@ -296,18 +296,21 @@ PERTURBED = [(NOISE, x) for x in ("sink", "next", "middle", "last", ALL)]
 PERTURBED += [(SWAP, "middle"), (SWAP, "last")]
 
 
-def made(change=None, attacks=None, **about):
+def made(change=None, attacks=None, places=None, **about):
   """The claims with verdicts, by id.
 
   Args:
     change: factors on every effect of a condition, by its name.
     attacks: [P, S, D, 3, M] where some defence does something.
+    places: factors on the effects of noise there with the sink, by name.
     about: more numbers.
   """
   rng = np.random.default_rng(0)
   effects = np.exp(0.01 * rng.normal(size=(TEXTS, 4, len(PERTURBED), 4)))
   for name, factor in (change or {}).items():
     effects[:, list(Condition).index(name)] *= factor
+  for place, factor in (places or {}).items():
+    effects[:, 0, PERTURBED.index((NOISE, place))] *= factor
   if attacks is None:
     attacks = np.ones((TEXTS, 3, 8, 3, 4))
   about = {"texts": TEXTS, "positions": {}, "front": 1} | about
@@ -354,6 +357,13 @@ def test_more_than_with_the_sink_alone_decides_nothing():
   assert {found[id].verdict for id in WITHOUT} == {Verdict.SUPPORTED}
   _, found = made({Condition.HIDDEN: 0.8, Condition.CONTROL: 0.5})
   assert {found[id].verdict for id in WITHOUT} == {Verdict.CONTRADICTED}
+
+
+def test_noise_on_the_sink_is_compared_with_the_second_token():
+  more = {"sink": 4.0, "middle": 20.0, "last": 20.0}
+  assert made(places=more)[1]["noise_at_sink"].verdict == Verdict.SUPPORTED
+  less = {"next": 4.0, "middle": 0.1, "last": 0.1}
+  assert made(places=less)[1]["noise_at_sink"].verdict == Verdict.CONTRADICTED
 
 
 def test_defences_are_judged_by_the_loss_under_attack():
