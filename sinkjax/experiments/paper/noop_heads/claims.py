@@ -16,6 +16,7 @@ from sinkjax.experiments.harness.effects import (
 )
 from sinkjax.experiments.harness.stats import Mean, group_means, mean_of
 from sinkjax.experiments.paper.noop_heads.kinds import BROADCAST, NOOP, Kind
+from sinkjax.experiments.shared.text_batches import with_units
 
 FIGURE = "section 3.2, figure 4"
 
@@ -33,7 +34,7 @@ for logarithms of ratios."""
 
 def claims(result: Result) -> list[Claim]:
   """The heads, their values while dormant and active, and kinds of sinks."""
-  return [
+  made = [
     _heads(result),
     _value(
       result,
@@ -51,6 +52,7 @@ def claims(result: Result) -> list[Claim]:
     ),
     _kinds(result),
   ]
+  return with_units(made, result.numbers)
 
 
 def _mean(numbers: Mapping[str, Any], name: str) -> Mean | None:

@@ -172,7 +172,8 @@ def _lengths(result: Result) -> Claim:
       Expect.MORE,
       per="prompt" if kept is None else "text",
     ),
-    how=f"eps {eps}; the same {mean.groups} texts at every length, paired",
+    how=f"eps {eps}; the same {mean.groups} texts at every length, paired"
+    + ("; each prompt counts, those of one template too" * (kept is None)),
   )
 
 
