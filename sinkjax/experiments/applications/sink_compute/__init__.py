@@ -13,7 +13,8 @@ al. (2025, arXiv 2504.02732); bounds from summaries are those of Quest
 
 Takes 14 minutes for SmolLM2-135M on two CPU cores. Expected there: loss, bound
 and faster_known are supported, summaries has no effect beyond the margin, all
-others are inconclusive: a sign-flip test over 8 texts cannot decide 8 claims.
+others are inconclusive; three of them, dormant_rows, few_bits and
+sink_helps_proof, since no sign-flip test over 8 texts can decide 8 claims.
 """
 
 from sinkjax.experiments.applications.sink_compute.claims import claims
