@@ -172,14 +172,3 @@ def _frozen(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return tuple(_frozen(item) for item in value)
   return value
-
-
-# Removed once every experiment hands over effects.
-AGREES, DISAGREES = "agrees", "disagrees"
-UNDECIDED, UNTESTED = "undecided", "cannot be tested"
-VERDICTS = (AGREES, DISAGREES, UNDECIDED, UNTESTED)
-
-
-def direction(low: float, high: float) -> str:
-  """Removed once every experiment hands over effects."""
-  raise NotImplementedError

@@ -242,9 +242,8 @@ class Count:
 def plain(evidence: "Effect | Count") -> dict[str, Any]:
   """Evidence as files keep it, for the JSON beside a table of claims."""
   if isinstance(evidence, Count):
-    return dataclasses.asdict(evidence) | {"kind": "count"}
+    return dataclasses.asdict(evidence)
   return {
-    "kind": "effect",
     "what": evidence.what,
     "unit": evidence.unit.scale,
     "per": evidence.per,
@@ -254,6 +253,5 @@ def plain(evidence: "Effect | Count") -> dict[str, Any]:
     "value": evidence.mean.value,
     "low": evidence.mean.low,
     "high": evidence.mean.high,
-    "p_t": evidence.p_differs(),
     "p_sign_flip": evidence.mean.p,
   }

@@ -72,11 +72,14 @@ class Judged(Claim):
   def record(self) -> dict[str, Any]:
     """What files keep: text and numbers, readable without this code."""
     own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-    return own | {
+    own |= {
       "verdict": str(self.verdict),
       "effect": None if self.effect is None else plain(self.effect),
       "provided": [plain(one) for one in self.provided],
     }
+    # Folders that git keeps have little room: what is empty is left out.
+    nothing = ("", [], 0)
+    return {k: x for k, x in own.items() if x not in nothing and x == x}
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -236,11 +236,3 @@ def slopes(rows, name: str) -> np.ndarray:
     if off @ off > 0:
       found.append(off @ y / (off @ off))
   return np.array(found)
-
-
-def compare(*args, **kwargs):
-  """Removed once every experiment hands over effects."""
-  raise NotImplementedError
-
-
-decided = unless_worse = compare

@@ -135,8 +135,8 @@ def _claim(
     claim=claim,
     source="theorem 3.2, section 3.1",
     paper="no number; the bound falls with sinks",
-    ours=f"{ours}; without the rows and columns of positions 0 and {control}, "
-    f"{shown}",
+    ours=f"without the rows and columns of positions 0 and {control}, {shown}; "
+    f"with them {ours}",
     effect=effect(hidden - sink, f"{about} with the sink", unit, Expect.MORE),
     how=f"{numbers['texts']} texts, position 0 hidden from layer "
     f"{numbers['from_layer']} on; the blocks of positions 0 and {control} do "
