@@ -58,7 +58,7 @@ NATS = Unit("nats", "nats", 0.02, "+.3f")
 """Of loss: 0.02 nats are 2 % of perplexity, about what two training seeds of
 one small model differ by."""
 LOG_RATIO = Unit(
-  "times", "natural logarithm of a ratio", math.log(1.1), ".2f", math.exp, 1.0
+  "times", "natural logarithm of a ratio", math.log(1.1), ".3g", math.exp, 1.0
 )
 """Values are log ratios, shown as factors: a tenth more or less."""
 SHARE = Unit("percentage points", "share", 0.02, "+.1f", lambda x: 100 * x)
