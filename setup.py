@@ -30,7 +30,10 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["sinkjax*", "launch*"]),
-  package_data={"sinkjax.report": ["*.j2"]},
+  package_data={
+    "sinkjax.experiments.harness": ["*.json"],
+    "sinkjax.report": ["*.j2"],
+  },
   install_requires=[
     "absl-py",
     "chex",

@@ -6,12 +6,15 @@
   docs/claims.md          every claim on every model
   docs/experiments/*.md   a page an experiment that is recorded
   docs/runs/*.md          a page a folder of docs/results
+  sinkjax/experiments/harness/spreads.json
+                          how much effects vary between units, for --dry_run
   docs/**/*.md            tables that follow a comment, see sitegen/tables.py
 
 A test compares what is committed with what this writes. The pages of the API
 reference are not kept: Sphinx has them written when it builds the site.
 """
 
+import json
 import pathlib
 import re
 import sys
@@ -28,6 +31,8 @@ from sitegen import (  # noqa: E402
   report_pages,
   tables,
 )
+
+from sinkjax.experiments.harness import power  # noqa: E402
 
 BOARD = re.compile(
   r"(<!-- scoreboard: python docs/generate.py -->\n).*?(<!-- end -->)",
@@ -49,6 +54,12 @@ def pages() -> dict[str, str]:
   for name in dict.fromkeys(run.name for run in runs):
     of = [run for run in runs if run.name == name]
     out[f"docs/experiments/{name}.md"] = experiment_pages.page(of)
+  of_name: dict[str, list] = {}
+  for run in runs:
+    of_name.setdefault(run.name, []).append(run.claims)
+  out[power.FILE.relative_to(ROOT).as_posix()] = (
+    json.dumps(power.spreads(of_name), indent=1) + "\n"
+  )
   out |= {
     f"docs/runs/{name}.md": text
     for name, text in report_pages.pages(runs).items()

@@ -268,6 +268,8 @@ def _request(name: str) -> Any:
 
 
 def _dry_run(names: list[str]) -> None:
+  from sinkjax.experiments.harness import power
+
   found = {name: BY_NAME[name].load() for name in names}
   if any(experiment.scales is None for experiment in found.values()):
     _show_model()
@@ -276,6 +278,11 @@ def _dry_run(names: list[str]) -> None:
     if experiment.plan is not None:
       for line in experiment.plan(_configured(name)):
         print(f"             {line}")
+    # A sweep's units are its seeds; other configs count texts each in its way.
+    seeds = getattr(_configured(name), "seeds", None)
+    units = len(seeds) if isinstance(seeds, tuple) else None
+    for line in power.plan(name, units):
+      print(f"             {line}")
   print(f"writes       nothing (dry run); else to {OUT.value or '--out'}")
 
 
@@ -322,7 +329,7 @@ def _print(found: Any) -> None:
   for one in found:
     print(f"\n{one.entry.name}: {one.entry.load().title}")
     for claim in one.claims():
-      print(f"  {claim.verdict:<18}{claim.claim}\n{'':20}{claim.ours}")
+      print(f"  {claim.verdict:<28}{claim.claim}\n{'':30}{claim.ours}")
 
 
 if __name__ == "__main__":

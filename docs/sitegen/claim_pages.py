@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from sinkjax.experiments import GROUPS, REGISTRY
-from sinkjax.experiments.harness.api import Claim
+from sinkjax.experiments.harness.protocol import Judged
 from sitegen import markdown as md
 from sitegen.recorded import Run, counted
 
@@ -15,8 +15,9 @@ WINGS = {
   ),
   "applications": "What sinks are good and bad for, on such a model.",
   "training": (
-    "Sinks in models trained for this, with three seeds or more. These models "
-    "are small and see few tokens: compare signs with the papers, not sizes."
+    "Sinks in models trained for this. These models are small and see few "
+    "tokens: compare signs with the papers, not sizes. Three seeds decide "
+    "nothing, so nearly all rows are inconclusive until more are trained."
   ),
 }
 """What stands above each wing's table."""
@@ -24,19 +25,18 @@ WINGS = {
 SCOREBOARD = (
   ("massive", "smollm2-135m", "sink_needs_massive"),
   ("streaming", "smollm2-135m", "window_alone"),
-  ("pruning", "smollm2-135m", "remove_14_percent"),
-  ("noop_heads", "smollm2-135m", "two_kinds_of_sinks"),
-  ("noise_training", "cpu scale", "no_sink_changed_more_by_attack_first"),
+  ("collapse", "smollm2-135m", "digits_merge_in_bfloat16"),
+  ("prompts", "smollm2-135m", "first_token_hardly_matters"),
+  ("noop_heads", "smollm2-135m", "active_value_large"),
   ("perturbation", "smollm2-135m", "spread_last_layer"),
-  ("jacobian", "smollm2-135m", "exact_mixing"),
+  ("smoothing", "smollm2-135m", "loss_without_sink"),
   ("first_token", "smollm2-135m", "needles_without_sink"),
   ("robustness", "smollm2-135m", "without_sink_noise_one"),
   ("attack", "smollm2-135m", "attack_v_relative"),
-  ("packing", "gpu scale", "weaker_sink_without_pinned_bos_causal"),
-  ("attention_variants", "gpu scale", "less_sink_softpick"),
+  ("jacobian", "smollm2-135m", "exact_mixing"),
 )
-"""(experiment, subject, claim) of the README's findings, those that disagree
-with their source first."""
+"""(experiment, subject, claim) of the README's findings, those that contradict
+their source first."""
 
 SHORT = 125
 """Characters of an effect that stay in one look at a cell or a line."""
@@ -46,13 +46,17 @@ INTRODUCTION = """\
 
 Each row is a claim, under an id that stays when the wording is improved; each
 column is a model, or a scale of models trained for this. A cell holds the
-verdict and what was measured, with its 95 % interval. The rule that decides,
-what the source reports, and the figures are on the experiment's page.
-[What the verdicts mean](concepts.md#claims-and-verdicts).
+verdict and what was measured, with its 95 % interval. The tests that decided,
+what the source reports, and the figures are on the experiment's page. One rule
+decides all of them: [the protocol](protocol.md).
+
+Everything here was measured before that rule was written, so all rows are
+exploratory: a row is confirmed only by texts or seeds that were not used when
+its claim was made.
 """
 
 
-def effect(claim: Claim) -> str:
+def effect(claim: Judged) -> str:
   """What was measured: the first clause, and the next ones that fit `SHORT`.
 
   A semicolon in brackets ends no clause.
@@ -98,7 +102,7 @@ def _table(runs: Sequence[Run]) -> str:
   rows = []
   for entry in REGISTRY:
     of = {run.subject: run for run in runs if run.name == entry.name}
-    cells: dict[str, dict[str, Claim]] = {}
+    cells: dict[str, dict[str, Judged]] = {}
     for subject, run in of.items():
       for claim in run.claims:
         cells.setdefault(claim.id, {})[subject] = claim
@@ -114,7 +118,7 @@ def _table(runs: Sequence[Run]) -> str:
   return md.table(["experiment, id", "claim", *subjects], rows)
 
 
-def _cell(claim: Claim | None) -> str:
+def _cell(claim: Judged | None) -> str:
   return (
     "" if claim is None else f"**{claim.verdict}** {md.text(effect(claim))}"
   )
@@ -129,7 +133,8 @@ def scoreboard(runs: Sequence[Run]) -> str:
   claims = [claim for run in runs for claim in run.claims]
   text = (
     f"Of {len(claims)} verdicts {counted(claims)} "
-    "([all of them](docs/claims.md)). Intervals are 95 %.\n\n"
+    "([all of them](docs/claims.md)), by [one rule](docs/protocol.md) and all "
+    "exploratory. Intervals are 95 %.\n\n"
   )
   known = {
     (run.name, run.subject, claim.id): claim

@@ -5,7 +5,8 @@ import importlib
 from collections.abc import Sequence
 
 from sinkjax.experiments import GROUPS, Entry
-from sinkjax.experiments.harness.api import Claim
+from sinkjax.experiments.harness.effects import Effect
+from sinkjax.experiments.harness.protocol import Judged
 from sinkjax.report.html import Section
 from sitegen import markdown as md
 from sitegen.recorded import Run, counted
@@ -57,7 +58,7 @@ def page(runs: Sequence[Run]) -> str:
   entry = runs[0].recorded.entry
   text = f"# {entry.name}\n\n{md.from_docstring(_about(entry))}"
   text += "\n## Claims\n"
-  order: dict[str, list[tuple[Run, Claim]]] = {}
+  order: dict[str, list[tuple[Run, Judged]]] = {}
   for run in runs:
     for claim in run.claims:
       order.setdefault(claim.id, []).append((run, claim))
@@ -68,7 +69,7 @@ def page(runs: Sequence[Run]) -> str:
   return text + _settings(runs[0])
 
 
-def _claim(verdicts: Sequence[tuple[Run, Claim]]) -> str:
+def _claim(verdicts: Sequence[tuple[Run, Judged]]) -> str:
   """One claim: the sentence, the source, what was measured on what."""
   first = verdicts[0][1]
   text = (
@@ -77,9 +78,20 @@ def _claim(verdicts: Sequence[tuple[Run, Claim]]) -> str:
   )
   for run, claim in verdicts:
     text += (
-      f"- **{run.subject}: {claim.verdict}.** {md.text(claim.ours)}. "
-      f"*Rule:* {md.text(claim.why)}.\n"
+      f"- **{run.subject}: {claim.verdict}.** {md.text(claim.ours)}."
+      f"{_evidence(claim)} *Decided by:* {md.text(claim.why)}.\n"
     )
+  return text
+
+
+def _evidence(claim: Judged) -> str:
+  """The effect that decides, and how its values were made."""
+  text = ""
+  if isinstance(claim.effect, Effect):
+    one = claim.effect
+    text += f" *Effect:* {md.text(one.what)}, {md.text(one.text())}."
+  if claim.how:
+    text += f" *How:* {md.text(claim.how)}."
   return text
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from sinkjax.experiments.harness import runner
-from sinkjax.experiments.harness.api import VERDICTS, Claim
+from sinkjax.experiments.harness.protocol import Judged, Verdict
 from sinkjax.report.html import Section
 
 DOCS = pathlib.Path(__file__).parents[1]
@@ -19,13 +19,13 @@ class Run(NamedTuple):
     folder: its name in docs/results.
     subject: the model, or the scale of models trained for this.
     recorded: its files, read.
-    claims: made from them.
+    claims: made from them, with their verdicts.
   """
 
   folder: str
   subject: str
   recorded: runner.Recorded
-  claims: list[Claim]
+  claims: list[Judged]
 
   @property
   def name(self) -> str:
@@ -95,15 +95,7 @@ def runs() -> list[Run]:
   return list(found.values())
 
 
-def counted(claims: list[Claim]) -> str:
-  """'3 agree, 1 disagrees' and so on, without what there is none of."""
-  words = {
-    "agrees": ("agrees", "agree"),
-    "disagrees": ("disagrees", "disagree"),
-    "undecided": ("is undecided", "are undecided"),
-    "cannot be tested": ("cannot be tested", "cannot be tested"),
-  }
-  counts = {v: sum(c.verdict == v for c in claims) for v in VERDICTS}
-  return ", ".join(
-    f"{n} {words[verdict][n > 1]}" for verdict, n in counts.items() if n
-  )
+def counted(claims: list[Judged]) -> str:
+  """'3 supported, 1 inconclusive' and so on, without what there is none of."""
+  counts = {v: sum(c.verdict == v for c in claims) for v in Verdict}
+  return ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)

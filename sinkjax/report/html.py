@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sinkjax.artifacts import plain
 
@@ -39,13 +39,45 @@ class Number:
   note: str = ""
 
 
+class Fold(NamedTuple):
+  """A cell that opens on a click.
+
+  Attributes:
+    text: what is always seen.
+    inside: (name, text) of what is seen once it is open.
+  """
+
+  text: str
+  inside: Sequence[tuple[str, str]]
+
+
+class Bar(NamedTuple):
+  """A cell with an interval drawn above its text.
+
+  Attributes:
+    text: the number, in words.
+    sort: by which rows are sorted; `None` for no number.
+    ends: low end, value and high end, each from 0 to 1 of the cell's width;
+      `None` draws nothing.
+    band: from and to, shaded, likewise.
+    color: of the interval, as CSS has it.
+  """
+
+  text: str
+  sort: float | None
+  ends: tuple[float, float, float] | None
+  band: tuple[float, float]
+  color: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
   """A table whose columns the reader can sort.
 
   Attributes:
     header: one name a column.
-    rows: cells; numbers stay numbers, the page formats and sorts them.
+    rows: cells; numbers stay numbers, the page formats and sorts them. A cell
+      may be a `Fold` or a `Bar`.
     whole: shown at its full height, however long.
   """
 
@@ -114,19 +146,24 @@ def _show_float(value: float) -> str:
 def _table(table: Table) -> dict[str, Any]:
   """What the template needs: columns as (name, is numeric), rows of cells.
 
-  A cell is (text, number to sort by or `None`, is empty, is numeric). Numeric
-  columns hold numbers or gaps only; they align right.
+  A cell is (text, number to sort by or `None`, is empty, is numeric, what it
+  holds beside text: a `Fold`, a `Bar` or `None`). Numeric columns hold numbers
+  or gaps only; they align right.
   """
-  rows = [[plain(value) for value in row] for row in table.rows]
   numeric, columns = [], []
   for i in range(len(table.header)):
-    column = [row[i] for row in rows]
+    own = [row[i] for row in table.rows]
+    if any(isinstance(cell, Fold | Bar) for cell in own):
+      numeric.append(False)
+      columns.append([_rich(cell) for cell in own])
+      continue
+    column = [plain(cell) for cell in own]
     kinds = {type(cell) for cell in column} - {type(None)}
     numeric.append(bool(kinds) and kinds <= {int, float})
     texts = _aligned(column) if kinds == {float} else map(show, column)
     columns.append(
       [
-        (text, _sort_key(cell), cell is None, numeric[-1])
+        (text, _sort_key(cell), cell is None, numeric[-1], None)
         for text, cell in zip(texts, column, strict=True)
       ]
     )
@@ -135,6 +172,15 @@ def _table(table: Table) -> dict[str, Any]:
     "columns": list(zip(table.header, numeric, strict=True)),
     "rows": list(zip(*columns, strict=True)),
   }
+
+
+def _rich(cell: Any) -> tuple[str, float | None, bool, bool, Any]:
+  """A cell of a column in which some open or have an interval."""
+  if isinstance(cell, Fold):
+    return show(cell.text), None, False, False, cell
+  if isinstance(cell, Bar):
+    return show(cell.text), cell.sort, cell.sort is None, False, cell
+  return show(cell), _sort_key(plain(cell)), cell is None, False, None
 
 
 def percent(value: float) -> str:

@@ -13,6 +13,7 @@ from sitegen import claim_pages, docstrings, markdown, picture, recorded
 
 import sinkjax
 from sinkjax.experiments import BY_NAME
+from sinkjax.experiments.harness.protocol import Verdict
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -46,10 +47,10 @@ def test_every_recorded_folder_is_a_known_experiment(written):
   assert all(f"docs/experiments/{name}.md" in written for name in folders)
 
 
-def test_the_scoreboard_has_what_disagrees_first(written):
+def test_the_scoreboard_has_what_is_contradicted_first(written):
   lines = re.findall(r"^- \*\*(.*?)\*\*", written["README.md"], re.MULTILINE)
   assert 8 <= len(lines) <= 12
-  assert lines == sorted(lines, key=lambda verdict: verdict != "disagrees")
+  assert lines == sorted(lines, key=lambda verdict: verdict != "contradicted")
 
 
 def test_a_claim_that_is_not_recorded_is_an_error(monkeypatch):
@@ -71,10 +72,10 @@ def test_an_effect_is_the_first_clauses():
 
 def test_counts_in_words():
   assert recorded.counted([]) == ""
-  claim = type("Claim", (), {"verdict": "agrees"})
-  other = type("Claim", (), {"verdict": "undecided"})
+  claim = type("Claim", (), {"verdict": Verdict.SUPPORTED})
+  other = type("Claim", (), {"verdict": Verdict.INCONCLUSIVE})
   assert recorded.counted([claim, other, other]) == (
-    "1 agrees, 2 are undecided"
+    "1 supported, 2 inconclusive"
   )
 
 

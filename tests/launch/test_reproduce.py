@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sinkjax.experiments import named
-from sinkjax.experiments.harness.api import VERDICTS
+from sinkjax.experiments.harness.protocol import Verdict
 
 
 def reproduce(*flags):
@@ -66,7 +66,7 @@ def test_claims_stand_side_by_side(done):
   with open(out / "claims.csv", newline="") as stream:
     rows = list(csv.DictReader(stream))
   assert {row["experiment"] for row in rows} == set(BOTH)
-  assert {row["verdict"] for row in rows} <= set(VERDICTS)
+  assert {row["verdict"] for row in rows} <= set(Verdict)
   page = (out / "report.html").read_text()
   lines = (out / "claims.md").read_text().splitlines()
   assert len(lines) == 2 + len(rows)

@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sinkjax import artifacts
+from sinkjax.experiments.harness.effects import Count, Effect
 from sinkjax.report.html import Section
-
-AGREES, DISAGREES = "agrees", "disagrees"
-UNDECIDED, UNTESTED = "undecided", "cannot be tested"
-VERDICTS = (AGREES, DISAGREES, UNDECIDED, UNTESTED)
 
 
 class Subject(NamedTuple):
@@ -44,7 +41,7 @@ class Subject(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A statement about models beside what was measured.
+  """A statement about models beside what was measured; `protocol` decides.
 
   Attributes:
     id: a short name, unique within its experiment, that never changes: the
@@ -55,8 +52,12 @@ class Claim:
     paper: the figure reported there, with its model; "no number" where the
       source shows a picture or argues.
     ours: what was measured, in words, with its interval.
-    verdict: one of `VERDICTS`.
-    why: the rule that decides; for what cannot be tested, the reason.
+    effect: what decides; `None` for what cannot be tested.
+    how: how the values were made, where the statement leaves it open: texts,
+      layers, what was hidden.
+    provided: conditions that must hold too, before the claim is supported:
+      that a control has less of the effect, that a model is no worse.
+    untested: the reason, where `effect` is `None`.
   """
 
   id: str
@@ -64,14 +65,18 @@ class Claim:
   source: str
   paper: str
   ours: str
-  verdict: str
-  why: str
+  effect: Effect | Count | None
+  how: str = ""
+  provided: tuple[Effect, ...] = ()
+  untested: str = ""
 
   def __post_init__(self):
-    if self.verdict not in VERDICTS:
+    if (self.effect is None) != bool(self.untested):
       raise ValueError(
-        f"verdict must be one of {list(VERDICTS)}, got {self.verdict!r}"
+        f"{self.id}: either an effect or the reason why there is none"
       )
+    if self.provided and not isinstance(self.effect, Effect):
+      raise ValueError(f"{self.id}: conditions qualify an effect")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +131,8 @@ class Experiment:
       an experiment that trains its own models, `measure(config, folder=...,
       progress=...)`; gives a `Result`. `progress` is called with (steps done,
       steps in all).
-    claims: the claims of a result, as the files hold it.
+    claims: the claims of a result, as the files hold it; `protocol.judge` gives
+      them their verdicts, `Recorded.claims` those of a folder.
     draw: its figures, PNG files by name.
     sections: its part of the report, from the result and the figures.
     scales: fields of the config by --scale, for an experiment that trains;
@@ -166,14 +172,3 @@ def _frozen(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return tuple(_frozen(item) for item in value)
   return value
-
-
-def direction(low: float, high: float) -> str:
-  """The verdict on "greater than zero" by an interval.
-
-  >>> direction(0.1, 0.3), direction(-2, -1), direction(-0.1, 0.2)
-  ('agrees', 'disagrees', 'undecided')
-  """
-  if low > 0:
-    return AGREES
-  return DISAGREES if high < 0 else UNDECIDED

@@ -1,34 +1,67 @@
 """Claims as tables, and the page that compares measurements with papers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sinkjax.experiments.harness.api import VERDICTS, Claim
+from sinkjax.experiments.harness import claims_figure
+from sinkjax.experiments.harness.claims_figure import in_margins, place
+from sinkjax.experiments.harness.effects import Effect
+from sinkjax.experiments.harness.protocol import Judged, Verdict
 from sinkjax.report import html
 
 COLUMNS = ("claim", "where", "there", "here", "verdict", "why")
+NUMBERS = (
+  "value",
+  "low",
+  "high",
+  "unit",
+  "margin",
+  "n",
+  "per",
+  "p",
+  "adjusted p",
+)
+"""Columns of claims.csv beside the words; empty for what is no effect."""
 
 
-def _cells(claim: Claim) -> list[str]:
+def _cells(claim: Judged) -> list[str]:
   return [
     claim.claim,
     claim.source,
     claim.paper,
     claim.ours,
-    claim.verdict,
+    str(claim.verdict),
     claim.why,
   ]
 
 
+def _numbers(claim: Judged) -> list[Any]:
+  if not isinstance(claim.effect, Effect):
+    return [None] * len(NUMBERS)
+  one = claim.effect
+  return [
+    *one.mean[:3],
+    one.unit.scale,
+    one.margin,
+    one.n,
+    one.per,
+    None if math.isnan(claim.p) else claim.p,
+    None if math.isnan(claim.adjusted) else claim.adjusted,
+  ]
+
+
 def table(
-  claims: Sequence[tuple[str, Claim]],
-) -> tuple[list[str], list[list[str]]]:
+  claims: Sequence[tuple[str, Judged]],
+) -> tuple[list[str], list[list[Any]]]:
   """(header, rows) of every claim with the name of its experiment."""
-  rows = [[name, claim.id, *_cells(claim)] for name, claim in claims]
-  return ["experiment", "id", *COLUMNS], rows
+  rows = [
+    [name, claim.id, *_cells(claim), *_numbers(claim)] for name, claim in claims
+  ]
+  return ["experiment", "id", *COLUMNS, *NUMBERS], rows
 
 
-def markdown(claims: Sequence[tuple[str, Claim]]) -> str:
+def markdown(claims: Sequence[tuple[str, Judged]]) -> str:
   """The claims as a Markdown table."""
   lines = [
     "| claim | where | there | here | verdict |",
@@ -42,7 +75,7 @@ def markdown(claims: Sequence[tuple[str, Claim]]) -> str:
 
 
 def page(
-  claims: Sequence[Claim],
+  claims: Sequence[tuple[str, Judged]],
   parts: Sequence[html.Section],
   *,
   model: str | None,
@@ -53,7 +86,7 @@ def page(
   """The self-contained report of all experiments.
 
   Args:
-    claims: in the order of the page.
+    claims: (experiment, claim), in the order of the page.
     parts: the experiments' sections.
     model: its name, `None` where the experiments trained their own models.
     seconds: the time that all experiments took.
@@ -61,19 +94,29 @@ def page(
     details: versions, device and commit.
   """
   counts = {
-    verdict: sum(c.verdict == verdict for c in claims) for verdict in VERDICTS
+    verdict: sum(claim.verdict == verdict for _, claim in claims)
+    for verdict in Verdict
   }
-  numbers = [html.Number(verdict, n, "claims") for verdict, n in counts.items()]
+  numbers = [
+    html.Number(str(verdict), n, "claims") for verdict, n in counts.items()
+  ]
   numbers.append(
     html.Number("time", f"{seconds / 60:.1f} min", str(details["device"]))
   )
+  glance = claims_figure.draw(claims)
   sections = [
+    *([] if glance is None else [_glance(glance)]),
     html.Section(
       "Claims and measurements",
-      body="Intervals are 95 % confidence intervals over the units that the "
-      "last column names: texts, blocks of a text, seeds of training, rounds "
-      "of timing.",
-      table=html.Table(COLUMNS, [_cells(c) for c in claims], whole=True),
+      body="A click on a claim opens its source, what was measured and the "
+      "tests that decided. Verdicts are made by one rule from paired effects: "
+      "t tests with Holm's correction over an experiment's claims, and two "
+      "one-sided tests against the margin.",
+      table=html.Table(
+        ("experiment", "claim", "effect", "n", "verdict"),
+        [_row(name, claim) for name, claim in claims],
+        whole=True,
+      ),
     ),
     *parts,
   ]
@@ -92,3 +135,48 @@ def page(
     command=command,
     details=dict(details),
   )
+
+
+def _glance(figure: bytes) -> html.Section:
+  return html.Section(
+    "Effects at a glance",
+    figure=figure,
+    caption="Each line is a claim's effect with its 95 % interval over "
+    "independent units, divided by the margin below which it would not matter "
+    "(grey band). Right of 0 is as the claim says. Colours are verdicts.",
+  )
+
+
+def _row(name: str, claim: Judged) -> list[Any]:
+  inside = [
+    ("source", claim.source),
+    ("reported there", claim.paper),
+    ("measured here", claim.ours),
+    ("how", claim.how),
+    ("decided by", claim.why),
+  ]
+  units = claim.effect.n if isinstance(claim.effect, Effect) else None
+  return [
+    name,
+    html.Fold(claim.claim, [(what, text) for what, text in inside if text]),
+    _bar(claim),
+    units,
+    str(claim.verdict),
+  ]
+
+
+def _bar(claim: Judged) -> html.Bar:
+  """The effect, drawn in margins; 100 margins reach the cell's edge."""
+  if not isinstance(claim.effect, Effect):
+    text = "" if claim.effect is None else claim.effect.text()
+    return html.Bar(text, None, None, (0, 0), "")
+  found = in_margins(claim.effect)
+  reach = place(100.0)
+
+  def across(x: float) -> float:
+    return min(max(0.5 + place(x) / reach / 2, 0.0), 1.0)
+
+  ends = (across(found.low), across(found.value), across(found.high))
+  color = claims_figure.COLORS[claim.verdict]
+  band = (across(-1.0), across(1.0))
+  return html.Bar(claim.effect.text(), found.value, ends, band, color)

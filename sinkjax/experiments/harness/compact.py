@@ -21,13 +21,14 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sinkjax import artifacts
 from sinkjax.experiments.harness.api import Experiment, Result
+from sinkjax.experiments.harness.protocol import Judged, judge
 
 FILES, BYTES = 6, 300_000
 """Limits of an experiment's folder."""
@@ -62,6 +63,11 @@ class _Shown(Mapping[str, bytes]):
     return len(self._drawn)
 
 
+def _said(claims: Sequence[Judged]) -> list[tuple[str, str, str]]:
+  """What is read of claims; the last bits of a number do not show."""
+  return [(claim.id, claim.verdict, claim.ours) for claim in claims]
+
+
 def compact(
   folder: pathlib.Path,
   about: Mapping[str, Any],
@@ -81,10 +87,15 @@ def compact(
   """
   # Before claims had names, a result held its part of the report, too.
   about = {k: v for k, v in about.items() if k not in ("page", "complete")}
-  claims = experiment.claims(result)
+  claims = judge(experiment.claims(result))
+  said = _said(claims)
   if experiment.condense is not None:
     result = experiment.condense(result)
-  about |= {"title": experiment.title, "claims": claims, "complete": True}
+  about |= {
+    "title": experiment.title,
+    "claims": [claim.record() for claim in claims],
+    "complete": True,
+  }
   artifacts.write_json(folder / "result.json", about)
   room = BYTES - (folder / "result.json").stat().st_size
   tables = {
@@ -105,7 +116,7 @@ def compact(
   allowed = [
     bits
     for bits in BITS
-    if experiment.claims(_shortened(result, bits)) == claims
+    if _said(judge(experiment.claims(_shortened(result, bits)))) == said
   ]
   # The most figures, then the most digits, then tables as files of their own.
   for count, bits, packed in itertools.product(

@@ -25,7 +25,8 @@ import numpy as np
 from sinkjax import artifacts, finite, provenance
 from sinkjax.experiments import BY_NAME, REGISTRY, Entry
 from sinkjax.experiments.harness import claims_page, compact
-from sinkjax.experiments.harness.api import Claim, Experiment, Result
+from sinkjax.experiments.harness.api import Experiment, Result
+from sinkjax.experiments.harness.protocol import Judged, judge
 from sinkjax.report import html
 from sinkjax.weights import identity
 
@@ -70,9 +71,9 @@ class Recorded(NamedTuple):
   about: dict[str, Any]
   result: Result
 
-  def claims(self) -> list[Claim]:
-    """The claims, made from the files."""
-    return self.entry.load().claims(self.result)
+  def claims(self) -> list[Judged]:
+    """The claims with their verdicts, made from the files."""
+    return judge(self.entry.load().claims(self.result))
 
   def sections(self) -> list[html.Section]:
     """Its part of the report; figures that are no files are drawn."""
@@ -285,7 +286,8 @@ def _draw(folder: pathlib.Path) -> None:
   found = _recorded(folder, about)
   for name, png in found.entry.load().draw(found.result).items():
     artifacts.write_bytes(folder / name, png)
-  about |= {"claims": found.claims(), "complete": True}
+  claims = [claim.record() for claim in found.claims()]
+  about |= {"claims": claims, "complete": True}
   about["complete"] = about.pop("complete")  # last in the file
   artifacts.write_json(folder / "result.json", about)
 
@@ -331,7 +333,7 @@ def report(
     "seconds": sum(one.about["seconds"] for one in found),
     "seconds_of_this_run": seconds,
     "experiments": [one.entry.name for one in found],
-    "claims": [claim for _, claim in claims],
+    "claims": [claim.record() for _, claim in claims],
   }
   if command is None:
     kept = ("command", "commit", "versions", "seconds_of_this_run")
@@ -341,7 +343,7 @@ def report(
   artifacts.write_text(out / "claims.md", claims_page.markdown(claims))
   if page:
     text = claims_page.page(
-      [claim for _, claim in claims],
+      claims,
       [section for one in found for section in one.sections()],
       model=data["model"],
       seconds=data["seconds"],

@@ -5,14 +5,11 @@ Twenty changes of one paragraph are not twenty independent texts. The group
 group, and its spread over groups is the uncertainty.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from sinkjax.experiments.harness.api import AGREES, UNDECIDED, Claim, direction
 
 # 2^16 are 65,536 assignments, fewer than the 100,000 that are drawn for more
 # groups.
@@ -206,57 +203,6 @@ def format_ratio(mean: Mean, form: str = ".3g") -> str:
   """
   value, low, high = (float(np.exp(x)) for x in mean[:3])
   return f"{value:{form}} ({low:{form}} to {high:{form}}) times"
-
-
-def compare(
-  id: str,
-  claim: str,
-  source: str,
-  paper: str,
-  values: Sequence[float] | np.ndarray,
-  ours: str,
-  *,
-  against: float = 0.0,
-) -> Claim:
-  """A claim that holds where `values`, one a seed, are above a number.
-
-  Raises:
-    ValueError: for fewer than two seeds.
-  """
-  off = np.asarray(values, float) - against
-  return Claim(
-    id,
-    claim,
-    source,
-    paper,
-    ours,
-    decided(off),
-    f"95 % interval over {len(off)} seeds",
-  )
-
-
-def decided(values: Sequence[float] | np.ndarray) -> str:
-  """The verdict on values, one a seed, that should be above zero."""
-  interval = mean_of(values)
-  return direction(interval.low, interval.high)
-
-
-def unless_worse(
-  claim: Claim, cost: Sequence[float] | np.ndarray, why: str
-) -> Claim:
-  """A claim of a model, undecided if it holds for a worse model.
-
-  Args:
-    claim: of `compare`.
-    cost: how much worse the model's loss is, in nats, one a seed.
-    why: what else a worse model explains.
-  """
-  # A cost whose interval contains zero does not show that the model is worse.
-  if claim.verdict != AGREES or mean_of(cost).low <= 0:
-    return claim
-  return dataclasses.replace(
-    claim, verdict=UNDECIDED, why=f"{claim.why}; {why}"
-  )
 
 
 def mean(values: Sequence[float] | np.ndarray, form: str = ".3f") -> str:

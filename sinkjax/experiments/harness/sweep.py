@@ -79,10 +79,14 @@ class Trained(NamedTuple):
       name: [one for one in outcomes if one["request"]["variant"] == name]
       for name in variants
     }
+    # Runs that were made earlier may lack what is measured since.
+    lists = [set(x) for one in outcomes for x in one["final"].values()]
+    known = set.intersection(*lists)
     final = {
       (name, form): {
         key: np.array([one["final"][form][key] for one in runs], float)
         for key in runs[0]["final"][form]
+        if key in known
       }
       for name, runs in by.items()
       for form in runs[0]["final"]
@@ -224,20 +228,6 @@ def _through(
       for name in names
     },
   }
-
-
-def slope_by_doubling(
-  values: np.ndarray, sizes: Sequence[float] | np.ndarray
-) -> np.ndarray:
-  """[S] the least-squares slope of values [S, N] over log2 of sizes [N].
-
-  >>> slope_by_doubling(np.array([[1.0, 1.5, 2.0]]), [1, 2, 4]).tolist()
-  [0.5]
-  """
-  off = np.log2(np.asarray(sizes, float))
-  # Centred sizes make the slope independent of the intercept.
-  off = off - off.mean()
-  return values @ off / (off @ off)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,17 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sinkjax import artifacts, sharding
 from sinkjax.config import ModelConfig
 from sinkjax.data.prepare import Prepared, prepare
 from sinkjax.experiments.harness.jobs import Advance, Job
+from sinkjax.metrics.sinks import attention_entropy, attention_share, sink_score
 from sinkjax.models.transformer import Params, forward
 from sinkjax.train import checkpoint, loop
 from sinkjax.train.loss import next_token_nats
 from sinkjax.train.probe import make_probe, uniform_mass
 from sinkjax.train.run_config import TrainConfig
+from sinkjax.transforms.capture import capture
 from sinkjax.weights import orbax_io
 
 BATCH = 16
@@ -165,15 +168,16 @@ def measure(
   Returns:
     {form: scalars}, see `forms`: `loss` in nats on texts of the trained length,
     from the second token on, without the last `ROOM`; `near_loss`, the same on
-    texts of `probe_tokens`; the probe's scalars at `probe_tokens`; and as
-    `own_*` the attention on the first token and the sink rate at the trained
-    length.
+    texts of `probe_tokens`; at `probe_tokens` the probe's scalars, and those
+    of `_attention`; and as `own_*` the attention on the first token and the
+    sink rate at the trained length.
 
   Raises:
     ValueError: if no held-out document is long enough, or more than `ROOM`
       tokens stand in front.
   """
   probe, run = make_probe(cfg), jax.jit(forward(cfg))
+  attention = _attention(cfg)
   near = document_starts(data, config.probe_tokens, config.probe_texts)
   own = document_starts(data, config.packing.length, config.probe_texts)
   found = {}
@@ -185,12 +189,40 @@ def measure(
       "texts": len(own),
       "near_loss": _loss(run, params, near, prefix),
       **scalars,
+      **_averaged(attention, params, prepend(near, prefix)),
       "uniform_mass": uniform_mass(near.shape[1]),
       "own_first_mass": far["first_mass"],
       "own_sink_rate_0.3": far["sink_rate_0.3"],
       "own_uniform_mass": uniform_mass(own.shape[1]),
     }
   return found
+
+
+def _attention(cfg: ModelConfig) -> Callable:
+  """`f(params, rows) -> scalars` that compare normalisers on equal terms.
+
+  `first_weight` is the mean weight on the first token as the model has it.
+  `first_share` is the same as a share of the query's row, see
+  `attention_share`, and `entropy_of_shares` the entropy of these shares over
+  its maximum. The probe has the sum of a row as `row_sum`.
+  """
+  watched = capture(
+    forward(cfg),
+    {
+      "first_weight": ("pattern", sink_score),
+      "first_share": ("pattern", lambda p: sink_score(attention_share(p))),
+      "entropy_of_shares": (
+        "pattern",
+        lambda p: attention_entropy(attention_share(p), normalize=True),
+      ),
+    },
+  )
+
+  @jax.jit
+  def attention(params: Params, rows: jax.Array) -> dict[str, jax.Array]:
+    return {k: jnp.mean(x) for k, x in watched(params, rows).trace.items()}
+
+  return attention
 
 
 def forms(config: TrainConfig, data: Prepared) -> dict[str, list[int]]:

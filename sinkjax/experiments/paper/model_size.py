@@ -5,10 +5,10 @@
 
 Section 4.2 and table 1 of the paper compare three sizes of one family, trained
 alike. Models that differ in more than size do not test that claim, so its
-verdict is always "cannot be tested"; the table is what is of interest.
+verdict is always "not testable"; the table is what is of interest.
 
 Takes 4 s for SmolLM2-135M and the two glassllm models on two CPU cores.
-Expected: the claim cannot be tested.
+Expected: the claim is not testable.
 """
 
 import dataclasses
@@ -18,13 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sinkjax.experiments.harness.api import (
-  UNTESTED,
-  Claim,
-  Experiment,
-  Result,
-  Subject,
-)
+from sinkjax.experiments.harness.api import Claim, Experiment, Result, Subject
 from sinkjax.experiments.harness.stats import Mean
 from sinkjax.experiments.shared import sink_rates
 from sinkjax.experiments.shared.interval_plots import error_bars
@@ -131,8 +125,8 @@ def claims(result: Result) -> list[Claim]:
       paper="45.97, 73.49 and 78.29 % of heads at eps 0.8 "
       "(Llama 3.1 8B, 70B, 405B)",
       ours=f"at eps {eps:g}: {'; '.join(shown)}",
-      verdict=UNTESTED,
-      why="these models differ in data and training, not in size alone",
+      effect=None,
+      untested="these models differ in data and training, not in size alone",
     )
   ]
 

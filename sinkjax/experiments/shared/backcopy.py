@@ -17,13 +17,15 @@ from sinkjax.data.corpus import gather
 from sinkjax.data.synthetic import Backcopy, backcopy_optimum, backcopy_task
 from sinkjax.experiments.harness import history
 from sinkjax.experiments.harness.api import Claim, Result
+from sinkjax.experiments.harness.effects import LOG_RATIO, SHARE, Effect, Expect
 from sinkjax.experiments.harness.jobs import Advance, Job, run_jobs
-from sinkjax.experiments.harness.stats import compare, mean
+from sinkjax.experiments.harness.stats import mean
 from sinkjax.experiments.shared.backcopy_training import (
   BackcopyConfig,
   train,
   uniform_first,
 )
+from sinkjax.experiments.shared.seed_effects import no_worse, seed_effect
 
 SOURCE = "Guo et al., section 2"
 
@@ -164,35 +166,52 @@ def paper_on(normalizer: str) -> str:
   )
 
 
+def learnt_as_much(result: Result, normalizer: str) -> Effect:
+  """That another normaliser's models are no worse than those of softmax."""
+  other, plain = (
+    through_training(result, "excess", name)[:, -1]
+    for name in (normalizer, "softmax")
+  )
+  return no_worse(other, plain, f"{in_words(normalizer)} attention", "softmax")
+
+
 def dormant_claim(result: Result) -> Claim:
   """That dormant queries of softmax models attend to BOS."""
   first = through_training(result, "dormant_first")[:, -1]
   uniform = result.numbers["uniform_first"]
-  return compare(
+  return Claim(
     "dormant_queries_attend_to_bos",
     f"{models_in_words(result)} dormant queries, which have nothing to copy, "
     "attend to BOS more than uniform attention does.",
     SOURCE,
     "curves, no number",
-    first,
     f"{mean(first)} of their attention is on BOS, uniform attention "
     f"{uniform:.3f}",
-    against=uniform,
+    seed_effect(
+      first - uniform,
+      "attention of dormant queries on BOS, less uniform attention,",
+      SHARE,
+      Expect.MORE,
+    ),
   )
 
 
 def value_claim(result: Result) -> Claim:
   """That the value of BOS is small in softmax models."""
-  # `compare` asks what is above zero, so a ratio below 1 is turned around.
-  missing = 1 - through_training(result, "value_ratio")[:, -1]
-  return compare(
+  ratio = through_training(result, "value_ratio")[:, -1]
+  return Claim(
     "bos_value_is_small",
     f"{models_in_words(result)} the value vector of BOS has a smaller norm "
     "than those of other tokens.",
     SOURCE,
     "curves, no number",
-    missing,
-    f"smaller than the others' by {mean(missing)} of their norm",
+    f"smaller than the others' by {mean(1 - ratio)} of their norm",
+    seed_effect(
+      np.log(ratio),
+      "the norm of BOS's value over that of the other tokens' values",
+      LOG_RATIO,
+      Expect.LESS,
+    ),
   )
 
 

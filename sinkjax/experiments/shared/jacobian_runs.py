@@ -1,4 +1,9 @@
-"""What experiments on exact Jacobians share: few short texts, run twice."""
+"""What experiments on exact Jacobians share: few short texts, run three times.
+
+With the sink, most of the Jacobian is the block of position 0 on itself, which
+no edit of the attention can change. Claims are therefore about the blocks of
+all positions but the sink and the control.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,6 +19,9 @@ from sinkjax.experiments.shared.sink_removal import (
 )
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.models.transformer import forward
+
+CONTROL_KEY = 1
+"""The token hidden as a control, counted after the prefix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +46,7 @@ class JacobianConfig:
 
 def paired(
   subject: Subject, config: Any, tokens: int
-) -> tuple[Any, np.ndarray, tuple[Callable, Callable]]:
+) -> tuple[Any, np.ndarray, tuple[Callable, Callable, Callable]]:
   """What an experiment with a `JacobianConfig` runs.
 
   Args:
@@ -48,7 +56,8 @@ def paired(
 
   Returns:
     The config with its layer, ids [P, tokens], and the model under each
-    `Condition`: unchanged, and with position 0 hidden.
+    `Condition`, unchanged and with position 0 hidden, and with the control
+    hidden.
 
   Raises:
     ValueError: for texts that are too short or too few, or a layer that the
@@ -60,5 +69,23 @@ def paired(
     raise ValueError(f"count must be at least 2, got {config.count}")
   config = resolve_from_layer(subject, config)
   ids = texts_of(subject, config.texts, tokens)[: config.count]
-  f = forward(subject.cfg)
-  return config, ids, (f, hide(f, config.from_layer))
+  f, layer = forward(subject.cfg), config.from_layer
+  control = CONTROL_KEY + len(subject.prefix)
+  return config, ids, (f, hide(f, layer), hide(f, layer, control))
+
+
+def kept_positions(tokens: int, control: int) -> np.ndarray:
+  """All positions but the sink's and the control's."""
+  return np.delete(np.arange(tokens), [0, control])
+
+
+def others(norms: np.ndarray, control: int) -> np.ndarray:
+  """Norms [..., T, T] with the rows and columns of sink and control at zero.
+
+  >>> others(np.ones((3, 3)), 1).sum()
+  1.0
+  """
+  kept = kept_positions(norms.shape[-1], control)
+  found = np.zeros_like(norms)
+  found[..., kept[:, None], kept] = norms[..., kept[:, None], kept]
+  return found

@@ -8,9 +8,8 @@ the start of every window, the model comes to rely on it; if BOS is never there,
 the sink is at the first token.
 
 The cpu scale (15 runs) took 43 minutes on two CPU cores, the gpu scale (15
-runs) 20 minutes on an H200. Expected verdicts: at cpu scale one agrees and six
-are undecided; at gpu scale six agree, and whether there is a sink without any
-BOS is undecided.
+runs) 20 minutes on an H200. Expected verdicts: all inconclusive, as three seeds
+are fewer than a verdict needs; `seeds` takes more.
 """
 
 import dataclasses
@@ -19,7 +18,8 @@ from typing import Any
 
 from sinkjax.experiments.harness import sweep_figures
 from sinkjax.experiments.harness.api import Claim, Result
-from sinkjax.experiments.harness.stats import compare, mean
+from sinkjax.experiments.harness.effects import NATS, SHARE, Expect
+from sinkjax.experiments.harness.stats import mean
 from sinkjax.experiments.harness.sweep import Sweep, Trained
 from sinkjax.experiments.harness.sweep_config import (
   GPU_SCALE,
@@ -37,6 +37,7 @@ from sinkjax.experiments.harness.sweep_figures import (
   Chart,
   Panel,
 )
+from sinkjax.experiments.shared.seed_effects import no_worse, seed_effect
 from sinkjax.train.run_config import TrainConfig
 
 TITLE = "Does the sink belong to BOS?"
@@ -106,38 +107,55 @@ def claims(trained: Trained, result: Result) -> list[Claim]:
     if (f"{mask}-pinned", "bos") in final:
       found += _without_bos(trained, mask)
   for mask in ("causal", "separate"):
-    pinned, loose = f"{mask}-pinned", f"{mask}-document"
-    if (pinned, "bos") in final and (loose, "bos") in final:
-      a, b = final[pinned, "bos"], final[loose, "bos"]
-      found.append(
-        compare(
-          f"pinned_bos_more_attention_{mask}",
-          f"With the {mask} mask, a BOS pinned at the start of every window "
-          "draws more attention than one at the start of each document.",
-          WHERE,
-          f"{PAPER[pinned, 'bos'][0]} and {PAPER[loose, 'bos'][0]} % of heads",
-          a["first_mass"] - b["first_mass"],
-          f"attention on the first token {mean(a['first_mass'])} (pinned) and "
-          f"{mean(b['first_mass'])} (each document)",
-        )
-      )
+    ways = f"{mask}-pinned", f"{mask}-document"
+    if all((way, "bos") in final for way in ways):
+      found.append(_pinned(trained, mask, *ways))
   if ("separate-none", "text") in final:
-    none = final["separate-none", "text"]
-    found.append(
-      compare(
-        "sink_without_bos",
-        "A model trained without any BOS has a sink at the first token.",
-        WHERE,
-        "28.2 % of heads",
-        none["first_mass"],
-        f"attention on the first token {mean(none['first_mass'])}, uniform "
-        f"attention {trained.uniform:.3f}; heads with a sink "
-        f"{mean(100 * none[trained.rate], '.1f')} %",
-        # Attention on the first token is never 0: without a sink it is uniform.
-        against=trained.uniform,
-      )
-    )
+    found.append(_never_bos(trained))
   return found
+
+
+def _pinned(trained: Trained, mask: str, pinned: str, loose: str) -> Claim:
+  """That a BOS that is always there draws more attention."""
+  a, b = trained.final[pinned, "bos"], trained.final[loose, "bos"]
+  return Claim(
+    f"pinned_bos_more_attention_{mask}",
+    f"With the {mask} mask, a BOS pinned at the start of every window "
+    "draws more attention than one at the start of each document.",
+    WHERE,
+    f"{PAPER[pinned, 'bos'][0]} and {PAPER[loose, 'bos'][0]} % of heads",
+    f"attention on the first token {mean(a['first_mass'])} (pinned) and "
+    f"{mean(b['first_mass'])} (each document)",
+    seed_effect(
+      a["first_mass"] - b["first_mass"],
+      "attention on a pinned BOS, less that on a BOS of each document",
+      SHARE,
+      Expect.MORE,
+    ),
+    "both models read texts with BOS in front",
+    (no_worse(b["loss"], a["loss"], loose, pinned),),
+  )
+
+
+def _never_bos(trained: Trained) -> Claim:
+  """That the first token is a sink whatever it is."""
+  none = trained.final["separate-none", "text"]
+  return Claim(
+    "sink_without_bos",
+    "A model trained without any BOS has a sink at the first token.",
+    WHERE,
+    "28.2 % of heads",
+    f"attention on the first token {mean(none['first_mass'])}, uniform "
+    f"attention {trained.uniform:.3f}; heads with a sink "
+    f"{mean(100 * none[trained.rate], '.1f')} %",
+    seed_effect(
+      # Attention on the first token is never 0: without a sink it is uniform.
+      none["first_mass"] - trained.uniform,
+      "attention on the first token, less uniform attention",
+      SHARE,
+      Expect.MORE,
+    ),
+  )
 
 
 def _without_bos(trained: Trained, mask: str) -> list[Claim]:
@@ -145,30 +163,38 @@ def _without_bos(trained: Trained, mask: str) -> list[Claim]:
   way = f"{mask}-pinned"
   bos, text = trained.final[way, "bos"], trained.final[way, "text"]
   (rate, loss), (bare_rate, bare_loss) = PAPER[way, "bos"], PAPER[way, "text"]
-  # Both forms have the same targets, so the losses can be subtracted.
   rise = text["loss"] - bos["loss"]
   return [
-    compare(
+    Claim(
       f"weaker_sink_without_pinned_bos_{mask}",
       f"A model trained with the {mask} mask and a pinned BOS has a weaker "
       "sink when it reads a text without BOS.",
       WHERE,
       f"{rate:.1f} to {bare_rate:.2f} % of heads",
-      bos["first_mass"] - text["first_mass"],
       f"attention on the first token {mean(bos['first_mass'])} to "
       f"{mean(text['first_mass'])}, uniform attention {trained.uniform:.3f}; "
       f"heads with sink score above {trained.eps:g} "
       f"{mean(100 * bos[trained.rate], '.1f')} to "
       f"{mean(100 * text[trained.rate], '.1f')} %",
+      seed_effect(
+        text["first_mass"] - bos["first_mass"],
+        "attention on the first token without BOS, less that on BOS",
+        SHARE,
+        Expect.LESS,
+      ),
+      "one model reads the same texts in both forms",
     ),
-    compare(
+    Claim(
       f"loss_without_pinned_bos_{mask}",
       f"A model trained with the {mask} mask and a pinned BOS has a higher "
       "loss when it reads a text without BOS.",
       WHERE,
       f"{loss} to {bare_loss} nats",
-      rise,
       f"loss {mean(rise)} nats higher than {mean(bos['loss'])}",
+      seed_effect(
+        rise, "the loss without BOS, less that with it", NATS, Expect.MORE
+      ),
+      "one model predicts the same tokens in both forms",
     ),
   ]
 

@@ -13,9 +13,9 @@ from sinkjax.experiments.applications.attack.experiment import (
   changed_rows,
   measure,
 )
-from sinkjax.experiments.applications.attack.results import contrast
-from sinkjax.experiments.harness.api import Result
-from sinkjax.experiments.harness.stats import format_ratio
+from sinkjax.experiments.applications.attack.results import contrast, result_of
+from sinkjax.experiments.harness.protocol import Verdict, judge
+from sinkjax.experiments.harness.stats import Mean, format_ratio
 from sinkjax.experiments.shared.attack_sites import SITES, Clip, shift_shape
 from sinkjax.experiments.shared.perturb import (
   Shift,
@@ -24,6 +24,7 @@ from sinkjax.experiments.shared.perturb import (
   look,
   nats,
   onto,
+  places,
 )
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.transforms.capture import capture
@@ -239,6 +240,7 @@ def test_run(subject, texts):
     subject, CONFIG, texts=texts, progress=lambda *at: seen.append(at)
   )
   assert seen[-1] == (30, 30) and found.numbers["texts"] == 3
+  assert found.numbers["templates"] == [0, 1, 2]
   assert found.arrays["gradient"].shape == (3, 4, 2, 4, 3, 4)
   assert found.arrays["swaps"].shape == (3, 2, 4, 5, 4)
   assert all(np.isfinite(x).all() for x in found.arrays.values())
@@ -261,27 +263,62 @@ def test_run(subject, texts):
 
 
 def test_the_sink_is_compared_with_the_next_token():
-  """KL twice as large on the sink in every text: 2 times, and a verdict."""
+  """KL twice as large on the sink in every text: 2 times."""
   kl = np.array([[2.0, 1.0, 4.0, 8.0], [0.2, 0.1, 0.4, 0.8]])
   found = contrast(kl)
-  assert format_ratio(found["next"]) == "2 (2 to 2) times"
-  assert found["last"].value == pytest.approx(np.log(0.25))
+  np.testing.assert_allclose(found["next"], np.log(2))
+  np.testing.assert_allclose(found["last"], np.log(0.25))
+
+
+def made(factor, texts=12, **about):
+  """A stored result whose KL divergence is larger at the sink by a factor.
+
+  Only where claims look: in attacks of several steps, and in the swap that
+  raises the loss most for the worst; elsewhere it is smaller by as much.
+  """
+  rng = np.random.default_rng(0)
+  gradient = np.exp(0.1 * rng.normal(size=(texts, 4, 2, 4, 3, 4)))
+  gradient[:, :, :, 0, :2, 0] /= factor
+  gradient[:, :, :, 0, 2, 0] *= factor
+  swaps = np.exp(0.1 * rng.normal(size=(texts, 2, 4, 5, 4)))
+  swaps[:, :, 0, :, 0] *= np.array([1 / factor, 1, 1, 1, factor**6])
+  swaps[..., 4, 1] += 10
+  about = {"texts": texts, "origins": [""] * texts} | about
+  about |= {"positions": places(16), "candidates": list(range(5))}
+  norms = np.ones((texts, 4, 4))
+  result = result_of(CONFIG, about, gradient, swaps, norms)
+  return result.as_stored(CONFIG)
 
 
 def test_verdicts_go_by_the_next_token():
   """Ten times the KL at the sink: attacks do more there, and so do swaps."""
-  kl = np.exp(0.1 * np.random.default_rng(0).normal(size=(6, 4)))
-  kl[:, 0] *= 10
-  names = ["swapped, mean", "swapped, worst", "put in, worst"]
-  names += [f"{site}, {norm}" for site in SITES for norm in NORMS]
-  numbers = {
-    "sink_over_others": dict.fromkeys(names, contrast(kl)),
-    "candidates": list(range(16)),
-    "texts": 6,
-  }
-  result = Result(numbers, {}, {"norms": np.ones((6, 4, 4))})
-  found = EXPERIMENT.claims(result.as_stored(Config()))
-  assert [x.verdict for x in found] == ["disagrees"] * 2 + ["agrees"] * 9
+  result = made(10.0)
+  found = judge(EXPERIMENT.claims(result))
+  yes, no = Verdict.SUPPORTED, Verdict.CONTRADICTED
+  assert [x.verdict for x in found] == [no] * 2 + [yes] * 9
+  mean = np.exp([x.effect.mean.value for x in found])
+  np.testing.assert_allclose(mean, [10, 10**6, 10**6, *[10] * 8], rtol=0.2)
+  for claim, of in zip(found, CONTRASTS, strict=True):
+    stored = result.numbers["sink_over_others"][of]["next"]
+    assert claim.effect.mean.value == pytest.approx(stored["value"], rel=1e-6)
+    assert format_ratio(Mean.read(stored)) in claim.ours
+  turned = judge(EXPERIMENT.claims(made(0.1)))
+  assert [x.verdict for x in turned] == [yes] * 2 + [no] * 9
+  same = judge(EXPERIMENT.claims(made(1.0, texts=60)))
+  assert {x.verdict for x in same} == {Verdict.NO_EFFECT}
+
+
+CONTRASTS = ["swapped, mean", "swapped, worst", "put in, worst"]
+CONTRASTS += [f"{site}, {norm}" for site in SITES for norm in NORMS]
+
+
+def test_pages_of_one_template_are_one_unit():
+  origins = ["pydoc: ast", "Python: ast", "pydoc: enum"] + [""] * 9
+  (first, *_) = EXPERIMENT.claims(made(2.0, origins=origins))
+  assert first.effect.n == 11
+  templates = [0, 0, 0, *range(3, 12)]
+  (first, *_) = EXPERIMENT.claims(made(2.0, templates=templates))
+  assert first.effect.n == 10
 
 
 def test_short_texts_are_refused(subject, texts):

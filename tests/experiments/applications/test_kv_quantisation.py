@@ -21,6 +21,7 @@ from sinkjax.experiments.applications.kv_quantisation.results import (
 )
 from sinkjax.experiments.applications.kv_quantisation.settings import kv_edits
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.inference.quantize_linear import (
   INPUTS,
@@ -129,13 +130,14 @@ def test_tables_and_page(ran):
   assert none[-4:] == [None] * 4
   assert sink[-4] == pytest.approx(none[3] - sink[3])
   assert len(ran.tables["weights_and_activations.csv"][1]) == 3 * 2 * 3 + 2
+  assert ran.numbers["templates"] == list(range(6))
   claims = EXPERIMENT.claims(ran)
   assert len({claim.id for claim in claims}) == len(claims) == 6
   drawn = EXPERIMENT.draw(ran)
   assert len(EXPERIMENT.sections(ran, drawn)) == len(drawn) == 4
 
 
-def verdicts(change=None):
+def made(change=None, templates=None):
   """Costs: 1 nat with nothing or the control kept, 0.2 with the sink."""
   rng, means = np.random.default_rng(0), dict.fromkeys(Kept, 1.0)
   means[Kept.SINK] = 0.2
@@ -154,23 +156,40 @@ def verdicts(change=None):
     [[[loss(("kv", x), kept) for kept in Kept]] for x in Layout]
   )
   numbers = {"bits": [3], "layouts": list(Layout), "kept": list(Kept)}
+  if templates is not None:
+    numbers["templates"] = templates
   result = Result(numbers, {}, arrays).as_stored(Config())
-  return [claim.verdict for claim in EXPERIMENT.claims(result)]
+  return judge(EXPERIMENT.claims(result))
+
+
+def verdicts(change=None):
+  return [claim.verdict for claim in made(change)]
 
 
 def test_verdicts():
-  assert verdicts() == ["agrees"] * 6
+  assert verdicts() == [Verdict.SUPPORTED] * 6
+  yes, no = Verdict.SUPPORTED, Verdict.CONTRADICTED
   token, rotated = ("kv", "token"), ("kv", "before rotation")
   static = ("linear", "tensor, static", 8)
-  # the control helps as much: it is not this token
-  assert verdicts({(*rotated, "control"): 0.2})[0] == "undecided"
-  assert verdicts({(*rotated, "control"): 0.1})[0] == "disagrees"
-  # two fifths are not most of it
-  assert verdicts({(*token, "sink"): 0.6})[1:3] == ["agrees", "disagrees"]
+  # The control helps as much, or more: it is not this token.
+  for control in (0.2, 0.1):
+    found = verdicts({(*rotated, "control"): control})
+    assert found == [Verdict.INCONCLUSIVE] + [yes] * 5
+  assert verdicts({(*rotated, "sink"): 1.2})[0] == no
+  assert verdicts({(*rotated, "sink"): 0.99})[0] == Verdict.NO_EFFECT
+  # Two fifths are not most of it.
+  assert verdicts({(*token, "sink"): 0.6})[1:3] == [yes, no]
   few = verdicts({(*static, "nothing"): 0.05, (*static, "sink"): 0.2})
-  assert few[3:5] == ["disagrees"] * 2
+  assert few[3:5] == [no] * 2
   better = {("linear", "token", 8, "nothing"): 0.1}
-  assert verdicts(better)[5] == "disagrees"
+  assert verdicts(better)[5] == no
+
+
+def test_texts_of_one_template_are_one_unit():
+  found = made(templates=[*range(8), *[8] * 12])
+  assert {claim.effect.n for claim in found} == {9}
+  assert {one.n for claim in found for one in claim.provided} == {9}
+  assert {claim.effect.n for claim in made()} == {20}
 
 
 def test_a_share_of_nothing_is_none():

@@ -6,15 +6,13 @@ import pytest
 
 import sinkjax
 from sinkjax.experiments.applications.pruning import EXPERIMENT
-from sinkjax.experiments.applications.pruning.claims import (
-  share_text,
-  skip_dormant,
-)
-from sinkjax.experiments.applications.pruning.config import Config
+from sinkjax.experiments.applications.pruning.claims import share_text
+from sinkjax.experiments.applications.pruning.config import Config, Skip
 from sinkjax.experiments.applications.pruning.experiment import measure, split
 from sinkjax.experiments.applications.pruning.results import share_at
 from sinkjax.experiments.harness import timing
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.inference.prune import lowest
 
@@ -115,6 +113,7 @@ def test_run_and_page(ran):
   assert "5 groups of 5" not in models
   claims = EXPERIMENT.claims(ran)
   assert len({claim.id for claim in claims}) == len(claims) == 7
+  assert ran.numbers["templates"] == list(range(7))
   drawn = EXPERIMENT.draw(ran)
   assert set(drawn) == {"removal.png", "queries.png", "heads.png", "time.png"}
   assert len(EXPERIMENT.sections(ran, drawn)) == 4
@@ -131,21 +130,104 @@ def test_refusals(reader, texts):
     measure(reader, Config(unrolled=()), texts=texts)
 
 
-@pytest.mark.parametrize(
-  ("level", "verdict"), [(0.002, "agrees"), (0.05, "disagrees")]
-)
-def test_the_rest_of_a_row_is_judged_by_the_limit(level, verdict):
-  rng = np.random.default_rng(0)
-  cost = level + 1e-4 * rng.normal(size=(1, 6))
-  arrays = {
-    "skipped, sink's part kept": np.full((1, 6), 0.2),
-    "loss, sink's part kept": cost,
-    "loss, random queries": cost + 0.3,
+def verdicts(numbers=None, noise=1e-4, **change):
+  """On losses and correct tokens made by hand, of 12 texts.
+
+  Args:
+    numbers: more than shares at one per cent.
+    noise: between texts.
+    change: of single arrays, by `NAMES`.
+  """
+  rng, names = np.random.default_rng(0), dict(NAMES)
+  shares, arrays = (0.04, 0.14), {}
+  for name, (array, mean) in names.items():
+    mean = np.broadcast_to(change.get(name, mean), 2)
+    arrays[array] = mean[:, None] + noise * rng.normal(size=(2, 12))
+  rounds = 1 + 0.01 * rng.normal(size=9)
+  faster = "without 14% of heads, unrolled"
+  arrays["seconds, whole, unrolled"] = rounds
+  arrays[f"seconds, {faster}"] = rounds / change.get("faster", 1.5)
+  arrays[f"loss, {faster}"] = np.zeros(12)
+  some = {"value": 0.1, "low": 0.1, "high": 0.1, "passes": True}
+  at_one = [f"{x}, zero" for x in ("beside_sink", "random", "weights")]
+  at_one += [*Skip]
+  saved = {"value": 0.3, "low": 0.3, "high": 0.3, "groups": 9, "p": 0.1}
+  numbers = (numbers or {}) | {
+    "share_at_one_percent": dict.fromkeys(at_one, some),
+    "saved": {faster: saved},
   }
-  at_one = {"sink's part kept": share_at([0.2], cost)}
-  result = Result({"share_at_one_percent": at_one}, {}, arrays)
-  result = result.as_stored(Config(thresholds=(0.9,)))
-  assert skip_dormant(result).verdict == verdict
+  tables = {"time.csv": (["model", "heads_left"], [[faster, 0.86]])}
+  config = Config(shares=shares, thresholds=(0.5, 0.9), unrolled=(0.14,))
+  found = judge(
+    EXPERIMENT.claims(Result(numbers, tables, arrays).as_stored(config))
+  )
+  assert len(found) == 7
+  return {claim.id: claim for claim in found}
+
+
+NAMES = {
+  "right": ("right, dormant, zero", 0.0),
+  "dormant": ("loss, dormant, zero", 0.0),
+  "own": ("loss, beside_sink, zero", 0.05),
+  "norm": ("loss, beside_norm, zero", 0.5),
+  "random": ("loss, random, zero", 0.2),
+  "weights": ("loss, weights, zero", 0.3),
+  "term": ("loss, sink's part kept", 0.002),
+  "chance": ("loss, random queries", 0.3),
+  "predicted": ("loss, foretold", 0.05),
+  "chance_value": ("loss, random queries, sink alone", 0.3),
+  "skipped": ("skipped, sink's part kept", 0.2),
+  "foretold": ("skipped, foretold", 0.1),
+}
+"""Array, and what is in it unless it is changed, at both shares or
+thresholds."""
+
+
+def test_verdicts():
+  assert {x.verdict for x in verdicts().values()} == {Verdict.SUPPORTED}
+  no, same = Verdict.CONTRADICTED, Verdict.NO_EFFECT
+  # A fall of 0.7 % is within one per cent and not equal.
+  fallen = verdicts(right=-0.007)
+  assert fallen["remove_4_percent"].verdict == no
+  assert fallen["remove_14_percent"].verdict == Verdict.SUPPORTED
+  assert verdicts(right=-0.02)["remove_14_percent"].verdict == no
+  # Few heads removed do not decide: 14 % do.
+  for name in ("random", "weights"):
+    id = f"nonsink_over_{name}"
+    assert verdicts(**{name: [0.3, 0.01]})[id].verdict == no
+    assert verdicts(**{name: [0.3, 0.055]})[id].verdict == same
+  assert verdicts(term=[0.0, 0.05])["skip_dormant"].verdict == no
+  assert verdicts(term=[0.05, 0.0])["skip_dormant"].verdict != no
+  assert verdicts(predicted=[0.0, 0.4])["predict_dormant"].verdict == no
+  # Random pairs that keep the sink's weight are another comparison.
+  assert verdicts(chance_value=0.0)["predict_dormant"].verdict == no
+  assert verdicts(faster=0.8)["faster_without"].verdict == no
+  assert verdicts(faster=1.02)["faster_without"].verdict == same
+  # The spread between texts is twice the difference.
+  noisy = verdicts(noise=0.3)
+  assert noisy["nonsink_over_random"].verdict == Verdict.INCONCLUSIVE
+
+
+NOTE = "does not tell which texts share a template"
+
+
+def test_texts_of_one_template_are_one_unit():
+  alike = {"templates": [0, 1, 2, 3, 4, *[5] * 7]}
+  found = verdicts(alike)
+  units = {id: claim.effect.n for id, claim in found.items()}
+  assert units.pop("faster_without") == 9
+  assert set(units.values()) == {6}
+  own, mean = (x["skip_dormant"].effect.mean.value for x in (verdicts(), found))
+  assert own != mean
+  # Older files name no templates, and may name the texts' origins.
+  origins = {"origins": ["a", "pydoc: ast", *"bcdefgh", "pydoc: enum", *"ij"]}
+  named = verdicts(origins)
+  assert named["skip_dormant"].effect.n == 11
+  silent = [id for id, claim in verdicts().items() if NOTE in claim.how]
+  assert len(silent) == 6 and "faster_without" not in silent
+  for one in (found, named):
+    assert not any(NOTE in claim.how for claim in one.values())
+  assert verdicts()["skip_dormant"].effect.n == 12
 
 
 def test_no_share_is_given_below_the_least_that_was_measured():

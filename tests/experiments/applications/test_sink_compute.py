@@ -37,6 +37,7 @@ from sinkjax.experiments.applications.sink_compute.timing import (
   SCORED,
 )
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.protocol import Verdict, judge
 
 SMALL = Config(
   lengths=(32, 48),
@@ -211,31 +212,43 @@ VALUES = {
 }
 
 
+MANY = dataclasses.replace(SMALL, counts=(12, 12))
+
+
 def verdicts(
-  change=None, worst=0.9, loss=0.001, times=(1.0, 0.5, 2.0), longer=0.0
+  change=None,
+  worst=(0.9, 0.8, 0.7),
+  loss=0.001,
+  times=(1.0, 0.5, 2.0),
+  longer=0.0,
+  noise=1e-3,
 ):
-  """On shares made by hand.
+  """On shares made by hand, of twelve texts.
 
   Args:
     change: shares of ways that differ.
-    worst: error over its bound.
+    worst: error over its bound, by tolerance.
     loss: increase.
     times: of fused, known, proven.
     longer: how much more can be skipped in longer texts.
+    noise: between texts.
   """
   rng, values = np.random.default_rng(0), dict(VALUES) | (change or {})
-  shape = (5, len(values), 1, 1, len(SMALL.tolerances))  # [P, way, L, H, E]
+  shape = (12, len(values), 1, 1, len(MANY.tolerances))  # [P, way, L, H, E]
   means = np.array(list(values.values()))[:, None, None, None]
-  long = means + 1e-3 * rng.normal(size=shape)
+  long = means + noise * rng.normal(size=shape)
   share = {48: long, 32: long - longer}  # of the same texts
   change = [loss, loss - 1e-4, loss + 1e-4]
-  rows = [["8 bits", at, *change] for at in SMALL.tolerances]
+  rows = [
+    ["8 bits", at, *change, one]
+    for at, one in zip(MANY.tolerances, worst, strict=True)
+  ]
   header = ["way", "tolerance", "loss_change"]
-  header += ["loss_change_low", "loss_change_high"]
+  header += ["loss_change_low", "loss_change_high", "worst_error_over_bound"]
   ones = 1 + 0.01 * rng.normal(size=6)
   names = {
     FUSED: times[0],
-    ROWS: times[0],
+    ROWS: 1.3 * times[0],
     KNOWN: times[1],
     PROVEN: times[2],
     SCORED: times[2],
@@ -249,29 +262,47 @@ def verdicts(
       timed.append([layer, 48, 0.5, name])
   numbers = {
     "ways": list(values),
-    "worst_error_over_bound": worst,
+    "worst_error_over_bound": max(worst),
     "layers_timed": [2, 1],
   }
   tables = {
     "errors.csv": (header, rows),
     "time.csv": (["layer", "tokens", "left_out", "way"], timed),
   }
-  result = Result(numbers, tables, arrays).as_stored(SMALL)
-  return [claim.verdict for claim in EXPERIMENT.claims(result)]
+  result = Result(numbers, tables, arrays).as_stored(MANY)
+  return {claim.id: claim.verdict for claim in judge(EXPERIMENT.claims(result))}
 
 
 def test_verdicts():
-  yes, no = "agrees", "disagrees"
-  base = [no, no, yes, yes, "undecided", yes, yes, yes, no, no]
-  assert verdicts() == base
-  assert verdicts({ROWS_KNOWN: 0.2})[0] == yes
-  assert verdicts({SUMMARIES: 0.05})[1] == yes
-  assert verdicts({"8 bits": 0.2})[2] == no
-  assert verdicts({"8 bits" + NO_SINK: 0.35})[3] == no
-  assert verdicts(longer=0.1)[4] == yes and verdicts(longer=-0.1)[4] == no
-  assert verdicts(loss=0.02)[5] == no
-  assert verdicts(worst=1.01)[6] == no
-  assert verdicts(times=(1.0, 1.1, 0.9))[7:] == [no, yes, yes]
+  yes, no, same = Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.NO_EFFECT
+  assert verdicts() == {
+    "dormant_rows": no,
+    "summaries": same,
+    "few_bits": yes,
+    "sink_helps_proof": yes,
+    "longer_texts": same,
+    "loss": yes,
+    "bound": yes,
+    "faster_known": yes,
+    "faster_scored": no,
+    "faster_proven": no,
+  }
+  assert verdicts({ROWS_KNOWN: 0.2})["dormant_rows"] == yes
+  assert verdicts({SUMMARIES: 0.05})["summaries"] == yes
+  assert verdicts({"8 bits": 0.2})["few_bits"] == no
+  other = verdicts({"8 bits" + NO_SINK: 0.35})
+  assert other["sink_helps_proof"] == no
+  nothing = verdicts({ORACLE: 0.0}, noise=0.0)
+  assert nothing["sink_helps_proof"] == Verdict.NOT_TESTABLE
+  assert verdicts(longer=0.1)["longer_texts"] == yes
+  assert verdicts(longer=-0.1)["longer_texts"] == no
+  assert verdicts(loss=0.02)["loss"] == no
+  assert verdicts(worst=(0.9, 1.01, 0.9))["bound"] == no
+  # Of the two fused ways the faster one is what skipping has to beat.
+  slower = verdicts(times=(1.0, 1.2, 0.7))
+  assert slower["faster_known"] == no
+  assert slower["faster_scored"] == slower["faster_proven"] == yes
+  assert verdicts(times=(1.0, 1.02, 0.7))["faster_known"] == same
 
 
 @pytest.mark.parametrize(

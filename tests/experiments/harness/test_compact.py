@@ -9,7 +9,8 @@ from PIL import Image
 
 from sinkjax import artifacts
 from sinkjax.experiments.harness import compact, jobs
-from sinkjax.experiments.harness.api import AGREES, Claim, Experiment, Result
+from sinkjax.experiments.harness.api import Claim, Experiment, Result
+from sinkjax.experiments.harness.effects import Count
 from sinkjax.report import html
 
 TABLE = (["layer", "loss"], [[0, 1.25], [1, None]])
@@ -40,8 +41,7 @@ def experiment(digits):
         source="nowhere",
         paper="no number",
         ours=f"{mean:.{digits}f}",
-        verdict=AGREES,
-        why="it is",
+        effect=Count("means are negative", 0, 1),
       )
     ]
 

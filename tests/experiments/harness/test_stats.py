@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sinkjax.experiments.harness.api import Claim, direction
 from sinkjax.experiments.harness.stats import (
   group_means,
   mean_over,
@@ -77,6 +76,3 @@ def test_refusals():
     group_means([1.0], [])
   with pytest.raises(ValueError, match="at least two groups"):
     mean_over([1.0, 2.0], ["a", "a"])
-  with pytest.raises(ValueError, match="verdict must be one of"):
-    Claim("id", "c", "s", "p", "o", "perhaps", "w")
-  assert direction(-1, 1) == "undecided"

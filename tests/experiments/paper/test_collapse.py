@@ -1,10 +1,14 @@
 """Collapse: places to look at, rounding, and numbers of single runs."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.experiments.harness.protocol import Verdict, judge
+from sinkjax.experiments.harness.stats import mean_of
 from sinkjax.experiments.paper.collapse import EXPERIMENT
 from sinkjax.experiments.paper.collapse import experiment as module
 from sinkjax.experiments.paper.collapse.experiment import (
@@ -120,10 +124,64 @@ def test_claims_and_page(result):
   mean = result.numbers["shrinks"]
   shown = f"change {np.exp(mean['value']):.2f} ("
   assert shown in claims["repetition_changes_less"].ours
+  # Of ten repetitions the last tenth is one.
+  late = {k: np.log(result.arrays[k][:, -1]) for k in ("gap", "gap_hidden")}
+  hidden = claims["digits_collapse_without_sink"].effect
+  want = (late["gap"] - late["gap_hidden"]).mean()
+  assert hidden.mean.value == pytest.approx(want, rel=1e-4)
+  assert (hidden.n, hidden.per) == (10, "digit")
+  alike = claims["tokens_alike_without_sink"].effect
+  last = result.arrays["by_layer"][:, -1, :, 0].mean(axis=1)
+  assert alike.mean.value == pytest.approx(last[1] - last[0], abs=1e-5)
   drawn = EXPERIMENT.draw(result)
   assert set(drawn) == {"layers.png", "lengths.png", "digits.png"}
   table = EXPERIMENT.sections(result, drawn)[-1].table
   assert len(table.rows) == 2 * 2 * 3
+
+
+@pytest.mark.parametrize(
+  ("log", "verdict"),
+  [
+    (0.5, Verdict.SUPPORTED),
+    (0.0, Verdict.NO_EFFECT),
+    (-0.5, Verdict.CONTRADICTED),
+  ],
+)
+def test_verdicts_on_changes(result, log, verdict):
+  noise = 0.02 * np.random.default_rng(0).normal(size=10)
+  # The margin of a cosine is a fifth of that of a logarithm of a ratio.
+  names = ("mean cosine", "effective rank")
+  numbers = result.numbers | {
+    **{name: mean_of(log + noise) for name in ("shrinks", "comma", "hidden")},
+    "change_without_sink": {x: mean_of((log + noise) / 5) for x in names},
+  }
+  planted = dataclasses.replace(result, numbers=numbers).as_stored(
+    result.config, "tiny"
+  )
+  claims = judge(EXPERIMENT.claims(planted))
+  of_changes = [c for c in claims if c.id != "digits_merge_in_bfloat16"]
+  assert {claim.verdict for claim in of_changes} == {verdict}
+
+
+@pytest.mark.parametrize(
+  ("merged", "verdict"),
+  [
+    ([50] * 10, Verdict.SUPPORTED),
+    ([None] * 10, Verdict.CONTRADICTED),
+    ([150] * 10, Verdict.CONTRADICTED),  # not after about 50
+    ([50] * 5 + [None] * 5, Verdict.INCONCLUSIVE),
+    ([50] + [None] * 9, Verdict.INCONCLUSIVE),  # after Holm's correction
+  ],
+)
+def test_verdicts_on_rounding(result, merged, verdict):
+  name = "with the sink, digits, bfloat16"
+  stored = result.numbers["indistinct_from"]
+  numbers = result.numbers | {"indistinct_from": stored | {name: merged}}
+  claims = judge(
+    EXPERIMENT.claims(dataclasses.replace(result, numbers=numbers))
+  )
+  (one,) = (c for c in claims if c.id == "digits_merge_in_bfloat16")
+  assert one.verdict == verdict
 
 
 def test_refusals(subject, marked, text):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.paper.first_token import EXPERIMENT
 from sinkjax.experiments.paper.first_token import experiment as module
 from sinkjax.experiments.paper.first_token.benchmark_tasks import Item
@@ -79,7 +80,7 @@ def planted(reader, tasks, monkeypatch, shares, prefix=(1,)):
   many = {"one": tasks["one"] * 40}
   config = Config(lengths=(), from_layer=1)
   subject = reader._replace(prefix=list(prefix))
-  return EXPERIMENT.claims(measured(subject, config, many))
+  return judge(EXPERIMENT.claims(measured(subject, config, many)))
 
 
 def test_verdicts(reader, tasks, monkeypatch):
@@ -89,20 +90,61 @@ def test_verdicts(reader, tasks, monkeypatch):
     claims = planted(reader, tasks, monkeypatch, shares, prefix)
     return [claim.verdict for claim in claims]
 
-  agree, not_here = "agrees", "cannot be tested"
+  held, not_here = Verdict.SUPPORTED, Verdict.NOT_TESTABLE
   assert verdicts(own=0.9, none=0.35, sink=0.4, next=0.9) == [
-    agree,
-    agree,
+    held,
+    held,
     not_here,
   ]
-  assert verdicts(own=0.9, none=0.85, sink=0.9, next=0.9)[0] == "disagrees"
+  contradicted = Verdict.CONTRADICTED
+  assert verdicts(own=0.9, none=0.85, sink=0.9, next=0.9)[0] == contradicted
+  # A model that only guesses has nothing to lose; chance is a third.
+  guessing = verdicts(own=0.33, none=0.1, sink=0.4, next=0.4)
+  assert guessing[0] == Verdict.INCONCLUSIVE
   # No worse than hiding another token is no effect of the sink.
-  assert verdicts(own=0.9, none=0.3, sink=0.4, next=0.4)[1] == "undecided"
-  assert verdicts(own=0.4, none=0.3, sink=0.6, next=0.9)[1] == "disagrees"
+  same = verdicts(own=0.9, none=0.3, sink=0.4, next=0.4)
+  assert same[1] == Verdict.INCONCLUSIVE
+  assert verdicts(own=0.4, none=0.3, sink=0.6, next=0.9)[1] == contradicted
+  unchanged = verdicts(own=0.9, none=0.3, sink=0.9, next=0.9)
+  assert unchanged[1] == Verdict.NO_EFFECT
   # BOS is not how this model's texts start.
   shares = {"bos": 0.9, "none": 0.3, 0: 0.3, 1: 0.3}
   claims = planted(reader, tasks, monkeypatch, shares, prefix=())
   assert claims[0].verdict == not_here
+
+
+def test_needles_count_by_haystack(result):
+  """Nine haystacks of eight needles are nine units."""
+  texts = module.ROW // 220
+  found = {name: np.zeros((texts, 8)) for name in ("own", "sink", "next")}
+  found["own"][:] = found["next"][:] = np.arange(8) < 6
+  found["sink"][:] = np.arange(8) < 2
+  found["sink"][0] = 1  # in one haystack all needles are found
+  keys = {"own": "no BOS", "sink": "sink hidden", "next": "next token hidden"}
+  arrays = result.arrays | {
+    f"found 220, {keys[name]}": values.ravel() > 0
+    for name, values in found.items()
+  }
+  planted = dataclasses.replace(result, arrays=arrays)
+  claim = judge(EXPERIMENT.claims(planted))[-1]
+  assert claim.effect.n == texts and claim.effect.per == "haystack"
+  assert claim.effect.mean.value == pytest.approx((-0.5 * 8 + 0.25) / 9)
+  assert "75.0 (75.0 to 75.0) % unchanged" in claim.ours
+  # One of nine with the other sign: the sign-flip test is at 2 * 2 / 2^9.
+  assert claim.verdict == Verdict.SUPPORTED
+  (few,) = (
+    x
+    for x in EXPERIMENT.claims(
+      dataclasses.replace(
+        planted,
+        arrays={
+          k: v[:8] if k.startswith("found") else v for k, v in arrays.items()
+        },
+      )
+    )
+    if x.id == "needles_without_sink"
+  )
+  assert few.effect is None and "single haystack" in few.untested
 
 
 def test_the_layer_is_found_where_none_is_given(reader, tasks, monkeypatch):
@@ -146,4 +188,4 @@ def test_a_table_of_chance_stands_in_for_that_of_each_item(reader, tasks):
   assert len(arrays) == len(new.arrays) - len(tasks)
   old = dataclasses.replace(new, arrays=arrays)
   assert EXPERIMENT.claims(old) == EXPERIMENT.claims(new)
-  assert EXPERIMENT.claims(old)[0].verdict != "cannot be tested"
+  assert EXPERIMENT.claims(old)[0].effect is not None

@@ -1,12 +1,16 @@
 """Mixing with and without the sink, against the transforms themselves."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sinkjax
 from sinkjax.analysis.over_squashing import FORMS, over_squashing
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.paper import bound, jacobian
+from sinkjax.experiments.paper.bound.experiment import VALID
 
 EDIT = {"scores": sinkjax.knockout(0, from_layer=1)}
 
@@ -57,13 +61,74 @@ def test_estimates_are_of_the_longer_text(subject, text, maps):
   assert 0.7 < maps.numbers["inside_interval"] <= 1
 
 
-def test_verdicts_follow_the_intervals(maps):
+def test_the_control_hides_the_next_token(subject, text, maps):
+  ids = first_ids(subject, text, 4)
+  edit = {"scores": sinkjax.knockout(1, from_layer=1)}
+  g = sinkjax.intervene(sinkjax.forward(subject.cfg), edit)
+  want = sinkjax.jacobian_norms(g, subject.params, ids, method="reference")
+  got = maps.arrays["norms_control"][1]
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+  assert maps.arrays["estimated_control"].shape == (2, 8, 8)
+  assert maps.numbers["control_position"] == 1
+
+
+def test_claims_leave_out_the_sink_and_the_control(maps):
+  """Of four positions two are left, whose blocks are written out here."""
+  norms = maps.arrays["norms"][:, :, -1].astype(float)
+  squares = norms[..., [2, 3, 3], [2, 2, 3]] ** 2
+  share = squares[..., 1] / squares.sum(axis=-1)
+  first, _, reach = jacobian.claims(maps)
+  log = np.log(share[:, 1] / share[:, 0])
+  assert first.effect.mean.value == pytest.approx(log.mean(), rel=1e-4)
+  # Position 2 sees itself alone; position 3 sees one token back.
+  back = squares[..., 1] / squares[..., 1:].sum(axis=-1) / 2
+  change = (back[:, 1] - back[:, 0]).mean()
+  assert reach.effect.mean.value == pytest.approx(change, rel=1e-3)
+  assert [one.expect for one in (reach.effect, *reach.provided)] == ["more"] * 2
+  # Numbers of all tokens are shown beside it.
   mixing = np.array(maps.numbers["total_mixing"])
-  log = np.log(mixing[:, 1] / mixing[:, 0])
-  mean = maps.numbers["log_mixing"]
-  assert mean["value"] == pytest.approx(log.mean(), rel=1e-5)
-  first, *_ = jacobian.claims(maps)
-  assert first.verdict == "undecided" or mean["low"] > 0
+  whole = np.log(mixing[:, 1] / mixing[:, 0]).mean()
+  assert maps.numbers["log_mixing"]["value"] == pytest.approx(whole, rel=1e-5)
+  assert first.ours.startswith(f"{np.exp(whole):.2f} (")
+
+
+def planted(maps, hidden, control, sink_block=1.0):
+  """Ten texts of six tokens; what other tokens give is set by condition."""
+  rng = np.random.default_rng(0)
+
+  def norms(other):
+    size = np.full((10, 6, 6), other) * np.exp(
+      0.02 * rng.normal(size=(10, 6, 6))
+    )
+    size[:, range(6), range(6)] = 1.0
+    size[:, 0, 0] = sink_block
+    return np.tril(size).astype(np.float32)
+
+  pair = np.stack([norms(0.2), norms(hidden)], axis=1)
+  arrays = {
+    "norms": pair[:, :, None],
+    "norms_control": norms(control),
+    "estimated": pair,
+    "estimated_control": norms(control),
+  }
+  result = dataclasses.replace(maps, arrays=arrays)
+  return judge(jacobian.claims(result))
+
+
+def test_verdicts_on_mixing(maps):
+  def verdicts(*args):
+    return {claim.verdict for claim in planted(maps, *args)[:2]}
+
+  assert verdicts(0.4, 0.2) == {Verdict.SUPPORTED}
+  # What hiding any token does is not the sink's doing.
+  assert verdicts(0.4, 0.4) == {Verdict.INCONCLUSIVE}
+  assert verdicts(0.1, 0.2) == {Verdict.CONTRADICTED}
+  assert verdicts(0.2, 0.2) == {Verdict.NO_EFFECT}
+  a, b = (planted(maps, 0.4, 0.2, block) for block in (1.0, 1000.0))
+  # The block of the sink on itself decides nothing.
+  assert [x.effect for x in a] == [x.effect for x in b]
+  (claim, *_) = judge(jacobian.claims(maps))
+  assert claim.verdict == Verdict.INCONCLUSIVE and "2 texts" in claim.why
 
 
 def test_bounds_are_those_of_each_text(subject, text, bounds):
@@ -85,10 +150,56 @@ def test_bounds_are_those_of_each_text(subject, text, bounds):
   )
   got = bounds.numbers["rise_without_sink"]["paper"]["value"]
   assert got == pytest.approx(rise, rel=1e-4)
-  assert bound.claims(bounds)[0].verdict == "agrees"
-  assert bounds.numbers["pairs"] == 2 * 2 * 10
+  holds, lowers = judge(bound.claims(bounds))
+  assert holds.verdict == Verdict.SUPPORTED
+  assert (holds.effect.broken, holds.effect.cases) == (0, 60 * len(VALID))
+  # Of four positions the pairs (2, 2), (3, 2) and (3, 3) are left.
+  pairs = bounds.arrays["log10_bound_paper"][..., [2, 3, 3], [2, 2, 3]]
+  change = (pairs[:, 1] - pairs[:, 0]).mean()
+  assert lowers.effect.mean.value == pytest.approx(change, rel=1e-4)
+  beyond, full = lowers.provided
+  other = bounds.arrays["log10_bound_paper_control"][..., [2, 3, 3], [2, 2, 3]]
+  change = (pairs[:, 1] - other).mean()
+  assert beyond.mean.value == pytest.approx(change, rel=1e-4)
+  pairs = bounds.arrays["log10_bound_full"][..., [2, 3, 3], [2, 2, 3]]
+  change = (pairs[:, 1] - pairs[:, 0]).mean()
+  assert full.mean.value == pytest.approx(change, rel=1e-4)
+  assert bounds.numbers["pairs"] == 3 * 2 * 10
   header, rows = bounds.tables["bounds.csv"]
   assert len(rows) == 40 and all(len(row) == len(header) for row in rows)
+
+
+def test_the_control_of_a_bound_hides_the_next_token(subject, text, bounds):
+  ids = np.asarray(first_ids(subject, text, 4))
+  edit = {"scores": sinkjax.knockout(1, from_layer=1)}
+  g = sinkjax.intervene(sinkjax.forward(subject.cfg), edit)
+  want = over_squashing(g, subject.params, ids).log_bounds["paper"]
+  seen = np.tri(4, dtype=bool)
+  got = bounds.arrays["log10_bound_paper_control"][1]
+  np.testing.assert_allclose(got[seen], want[seen] / np.log(10), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("hidden", "control", "verdict"),
+  [
+    (5.0, 0.0, Verdict.SUPPORTED),
+    (5.0, 5.0, Verdict.INCONCLUSIVE),
+    (-5.0, 0.0, Verdict.CONTRADICTED),
+    (0.0, 0.0, Verdict.NO_EFFECT),
+  ],
+)
+def test_verdicts_on_bounds(bounds, hidden, control, verdict):
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for name in ("paper", "full"):
+    logs = 0.1 * rng.normal(size=(3, 10, 4, 4))
+    logs += np.array([0.0, hidden, control])[:, None, None, None]
+    # What hiding a token does to its own pairs does not count.
+    logs[1, :, :, 0] -= 50
+    arrays[f"log10_bound_{name}"] = np.stack([logs[0], logs[1]], axis=1)
+    arrays[f"log10_bound_{name}_control"] = logs[2]
+  planted = dataclasses.replace(bounds, arrays=arrays)
+  assert judge(bound.claims(planted))[1].verdict == verdict
 
 
 def test_the_pages(maps, bounds):

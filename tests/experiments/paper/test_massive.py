@@ -1,10 +1,14 @@
 """Massive activations: found in arrays made by hand, and changed in a model."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.experiments.harness.protocol import Verdict, judge
+from sinkjax.experiments.harness.stats import mean_of
 from sinkjax.experiments.paper.massive import EXPERIMENT
 from sinkjax.experiments.paper.massive import experiment as module
 from sinkjax.experiments.paper.massive.experiment import (
@@ -74,8 +78,17 @@ def test_run_on_a_model_with_massive_activations(subject, text, monkeypatch):
   small = abs(edits["set to their mean"]["loss_change"]["value"])
   large = abs(edits["set to zero"]["loss_change"]["value"])
   assert small < 0.1 * large
-  first, *_ = EXPERIMENT.claims(found)
-  assert first.verdict == "agrees" and "dimensions 3, after" in first.ours
+  first, broken, *_, sinks = judge(EXPERIMENT.claims(found))
+  assert first.verdict == Verdict.SUPPORTED
+  assert (first.effect.broken, first.effect.cases) == (0, 2)
+  assert "dimensions 3, after" in first.ours
+  assert broken.verdict == Verdict.INCONCLUSIVE and "2 texts" in broken.why
+  rates = found.arrays["sink_rate_by_text"]
+  assert rates.mean(axis=1) == pytest.approx(
+    [one["sink_rate"]["value"] for one in edits.values()], rel=1e-6
+  )
+  (control,) = sinks.provided
+  assert control.mean.value == pytest.approx((rates[1] - rates[3]).mean())
   drawn = EXPERIMENT.draw(found)
   assert set(drawn) == {"layers.png", "sinks.png"}
   assert "2 texts of 14" in EXPERIMENT.sections(found, drawn)[0].body
@@ -99,8 +112,58 @@ def test_a_model_without_them_says_so(subject, text):
   config = Config(texts=text, tokens=14)
   found = measure(subject, config).as_stored(config, "tiny")
   assert found.numbers["made"] is None
-  verdicts = [claim.verdict for claim in EXPERIMENT.claims(found)]
-  assert verdicts == ["disagrees"] + 3 * ["cannot be tested"]
+  first, *others = judge(EXPERIMENT.claims(found))
+  assert first.verdict == Verdict.CONTRADICTED
+  assert first.effect.broken == first.effect.cases == 2
+  assert {claim.verdict for claim in others} == {Verdict.NOT_TESTABLE}
   assert EXPERIMENT.draw(found)
   for one in found.numbers["conditions"].values():
     assert one["loss_change"]["value"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("zero", "fixed", "other", "verdicts"),
+  [
+    (3.0, 0.0, 0.1, (Verdict.SUPPORTED, Verdict.SUPPORTED)),
+    # Other dimensions that break the model as well are no control.
+    (3.0, 0.1, 3.0, (Verdict.INCONCLUSIVE, Verdict.CONTRADICTED)),
+    (0.2, -0.1, 0.1, (Verdict.NO_EFFECT, Verdict.CONTRADICTED)),
+  ],
+)
+def test_verdicts_on_the_loss(subject, text, zero, fixed, other, verdicts):
+  config = Config(texts=text, tokens=14)
+  found = measure(subject, config)
+  noise = 0.01 * np.random.default_rng(0).normal(size=(3, 10))
+  names = ("set to zero", "set to their mean", "next largest set to zero")
+  for name, value, spread in zip(
+    names, (zero, fixed, other), noise, strict=True
+  ):
+    one = found.numbers["conditions"][name]
+    one["loss_change"] = mean_of(value + spread - spread.mean())
+  numbers = found.numbers | {"made": 1, "gone": 3, "dimensions": [3]}
+  planted = dataclasses.replace(found, numbers=numbers).as_stored(config)
+  _, broken, kept, _ = judge(EXPERIMENT.claims(planted))
+  assert (broken.verdict, kept.verdict) == verdicts
+
+
+@pytest.mark.parametrize(
+  ("zero", "other", "verdict"),
+  [
+    (0.1, 0.7, Verdict.SUPPORTED),
+    (0.1, 0.1, Verdict.INCONCLUSIVE),
+    (0.6, 0.7, Verdict.CONTRADICTED),
+  ],
+)
+def test_verdicts_on_the_sink(subject, text, zero, other, verdict):
+  config = Config(texts=text, tokens=14)
+  found = measure(subject, config)
+  noise = 0.01 * np.random.default_rng(0).normal(size=(4, 10))
+  rates = np.array([0.8, zero, 0.8, other])[:, None] + noise
+  one = found.numbers["conditions"]["set to zero"]
+  one["sink_rate_over_half"] = mean_of(rates[1] - rates[0] / 2)
+  planted = dataclasses.replace(
+    found,
+    numbers=found.numbers | {"made": 1, "gone": 3, "dimensions": [3]},
+    arrays=found.arrays | {"sink_rate_by_text": rates},
+  ).as_stored(config)
+  assert judge(EXPERIMENT.claims(planted))[-1].verdict == verdict

@@ -7,6 +7,7 @@ import pytest
 
 import sinkjax
 from sinkjax.experiments.harness.api import Subject
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.paper.model_size import EXPERIMENT, Config, measure
 from sinkjax.experiments.shared.sink_removal import texts_of
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
@@ -43,8 +44,9 @@ def test_each_model_is_measured_for_itself(result):
 
 
 def test_no_comparison_is_claimed(result):
-  (claim,) = EXPERIMENT.claims(result.as_stored(Config(eps=(0.1, 0.2))))
-  assert claim.verdict == "cannot be tested"
+  stored = result.as_stored(Config(eps=(0.1, 0.2)))
+  (claim,) = judge(EXPERIMENT.claims(stored))
+  assert claim.verdict == Verdict.NOT_TESTABLE
   assert "glassllm-en" in claim.ours and "glassllm-pt" in claim.ours
 
 

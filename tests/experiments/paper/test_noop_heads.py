@@ -1,8 +1,12 @@
 """No-op heads: what is said of a head, kinds of sinks, claims, the page."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from sinkjax.experiments.harness.protocol import Verdict, judge
+from sinkjax.experiments.harness.stats import mean_of
 from sinkjax.experiments.paper.noop_heads import EXPERIMENT
 from sinkjax.experiments.paper.noop_heads.examples import WIDTH
 from sinkjax.experiments.paper.noop_heads.experiment import Config, measure
@@ -106,10 +110,67 @@ def test_run_and_page(ran):
     assert pattern.shape == (WIDTH, WIDTH + 1)
     assert (pattern.sum(axis=1) <= 1 + 1e-5).all()
     assert not np.triu(pattern, 2).any()
-  first, second, *_ = EXPERIMENT.claims(strict)
-  assert first.verdict == "disagrees"
-  assert second.verdict == "cannot be tested"
+  first, second, *_ = judge(EXPERIMENT.claims(strict))
+  assert first.verdict == Verdict.CONTRADICTED
+  assert second.verdict == Verdict.NOT_TESTABLE
   EXPERIMENT.sections(strict, EXPERIMENT.draw(strict))
+
+
+def test_effects_are_of_the_texts(ran):
+  """Held-out texts count, those of one template as one."""
+  loose, _ = ran
+  trigger, dormant, active, kinds_claim = EXPERIMENT.claims(loose)
+  held_out = len(range(*parts(24)[2].indices(24)))
+  for claim, name, chance in (
+    (trigger, "auroc", 0.5),
+    (dormant, "sink_ratio", 1.0),
+    (active, "acted_ratio", 1.0),
+  ):
+    values = loose.arrays[f"{name} by text"]
+    assert len(values) == held_out and claim.effect.n <= held_out
+    mean = loose.numbers[name]["value"] - chance
+    assert claim.effect.mean.value == pytest.approx(mean, abs=1e-6)
+  assert len(loose.arrays["no-op by text"]) == 24
+  last = list(range(18)) + [18] * 2 + list(range(20, 24))
+  numbers = loose.numbers | {"templates": last}
+  again = EXPERIMENT.claims(dataclasses.replace(loose, numbers=numbers))
+  assert again[1].effect.n == held_out - 1
+  values = loose.arrays["sink_ratio by text"]
+  grouped = [values[:2].mean(), *values[2:]]
+  assert again[1].effect.mean.value == pytest.approx(np.mean(grouped) - 1)
+
+
+@pytest.mark.parametrize("by_text", [True, False])
+@pytest.mark.parametrize(
+  ("auroc", "dormant", "active", "broadcast", "verdicts"),
+  [
+    (0.8, 0.2, 1.5, 0.3, ("supported",) * 4),
+    (0.51, 0.97, 1.01, 0.001, ("no effect beyond the margin",) * 4),
+    (0.3, 1.5, 0.6, 0.3, (*("contradicted",) * 3, "supported")),
+  ],
+)
+def test_verdicts(ran, by_text, auroc, dormant, active, broadcast, verdicts):
+  loose, _ = ran
+  noise = 0.002 * np.random.default_rng(0).normal(size=(5, 12))
+  noise -= noise.mean(axis=1, keepdims=True)
+  names = ("auroc", "sink_ratio", "acted_ratio", "broadcast", "no-op")
+  means = (auroc, dormant, active, broadcast, 0.5)
+  values = {
+    name: mean + part
+    for name, mean, part in zip(names, means, noise, strict=True)
+  }
+  arrays = {k: v for k, v in loose.arrays.items() if "by text" not in k}
+  if by_text:
+    arrays |= {f"{name} by text": x for name, x in values.items()}
+  planted = dataclasses.replace(
+    loose,
+    arrays=arrays,
+    numbers=loose.numbers
+    | {name: mean_of(x) for name, x in values.items()}
+    | {"templates": list(range(12))},
+  ).as_stored(loose.config, "tiny")
+  claims = judge(EXPERIMENT.claims(planted))
+  assert tuple(claim.verdict for claim in claims) == verdicts
 
 
 def test_refusals(reader):

@@ -1,9 +1,13 @@
 """Swapped words: what is run, and that the numbers are of that."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.experiments.harness.effects import Count
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.paper.perturbation import EXPERIMENT
 from sinkjax.experiments.paper.perturbation import experiment as module
 from sinkjax.experiments.paper.perturbation.experiment import (
@@ -81,31 +85,55 @@ def test_batches_change_nothing(subject, text, result):
 
 
 def test_claims(result):
-  first, more, *_, bos = EXPERIMENT.claims(result)
-  assert first.verdict == "agrees" and "exactly 0 in 2 swaps" in first.ours
+  first, more, *_, bos = judge(EXPERIMENT.claims(result))
+  assert first.verdict == Verdict.SUPPORTED
+  assert isinstance(first.effect, Count) and first.effect.cases == 2
+  assert "exactly 0 in 2 swaps" in first.ours
   found = result.numbers["contrasts"]["log_change_last_layer"]
   value = found["over_sink"]["sink hidden"]["value"]
   assert more.ours.startswith(f"{np.exp(value):.2f} (")
   log = result.arrays["log_ratio"] - result.arrays["log_ratio_control"]
   assert found["beyond_control"]["value"] == pytest.approx(log.mean(), rel=1e-5)
-  assert bos.verdict == "cannot be tested"
+  assert bos.verdict == Verdict.NOT_TESTABLE
 
 
-def test_more_than_the_sink_and_more_than_the_control():
+@pytest.mark.parametrize(
+  ("hidden", "control", "verdict"),
+  [
+    (1.0, 0.0, Verdict.SUPPORTED),
+    (1.0, 1.0, Verdict.INCONCLUSIVE),
+    (1.0, 2.0, Verdict.INCONCLUSIVE),
+    (-1.0, -2.0, Verdict.CONTRADICTED),
+    (0.0, 0.0, Verdict.NO_EFFECT),
+  ],
+)
+def test_more_than_the_sink_and_more_than_the_control(
+  result, hidden, control, verdict
+):
   """What hiding any token does is not the sink's doing."""
-  groups = np.repeat(np.arange(6), 2)
+  groups = np.repeat(np.arange(12), 2)
   names = [Condition.SINK, Condition.HIDDEN, Condition.CONTROL]
-  noise = 0.01 * np.random.default_rng(0).normal(size=(12, 3))
-  for hidden, control, verdict in (
-    (1.0, 0.0, "agrees"),
-    (1.0, 1.0, "undecided"),
-    (1.0, 2.0, "disagrees"),
-    (-1.0, -2.0, "disagrees"),
-    (0.0, 0.0, "undecided"),
-  ):
-    values = noise + np.array([0.0, hidden, control])
-    found = module.contrast(values, names, groups)
-    assert found.verdict() == verdict
+  noise = 0.01 * np.random.default_rng(0).normal(size=(24, 3))
+  found = module.contrast(
+    noise + np.array([0.0, hidden, control]), names, groups
+  )
+  # The margin of a share is a fifth of that of a logarithm of a ratio.
+  few = module.contrast(
+    noise + np.array([0.0, hidden, control]) / 5, names, groups
+  )
+  numbers = result.numbers | {
+    "contrasts": {
+      "log_change_last_layer": found._asdict(),
+      "log_change_all_layers": found._asdict(),
+      "reached": few._asdict(),
+    }
+  }
+  planted = dataclasses.replace(result, numbers=numbers).as_stored(
+    result.config, "tiny"
+  )
+  _, *spread, _ = judge(EXPERIMENT.claims(planted))
+  assert {claim.verdict for claim in spread} == {verdict}
+  assert {claim.effect.n for claim in spread} == {12}
 
 
 def test_the_page(result):
@@ -126,7 +154,14 @@ def test_without_bos(subject, text):
     found.arrays["by_layer"][3], plain.arrays["by_layer"][0], rtol=1e-4
   )
   claims = EXPERIMENT.claims(found)
-  assert claims[-1].verdict != "cannot be tested"
+  change = np.array(
+    [
+      [row["change, with the sink"], row["change, without BOS"]]
+      for row in found.records("swaps.csv")
+    ]
+  )
+  ratio = np.log(change[:, 1] / change[:, 0]).mean()  # one swap in each text
+  assert claims[-1].effect.mean.value == pytest.approx(ratio, rel=1e-4)
   assert "position 2 hidden instead" in claims[1].ours
 
 

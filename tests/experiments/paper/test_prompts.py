@@ -1,9 +1,13 @@
 """Sink rates over prompts: groups, conditions, and where texts come from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sinkjax.analysis.sink_profile import sink_profile
+from sinkjax.experiments.harness.effects import Expect
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.paper.prompts import EXPERIMENT
 from sinkjax.experiments.paper.prompts.experiment import Config, measure
 from sinkjax.experiments.shared import prompt_corpus
@@ -67,7 +71,8 @@ def test_conditions(subject, texts, result):
   with_prefix = subject._replace(prefix=[1])
   again = measure(with_prefix, CONFIG, texts=texts).as_stored(CONFIG, "tiny")
   assert "special token first" not in again.numbers["by_condition"]
-  assert EXPERIMENT.claims(again)[-1].verdict == "cannot be tested"
+  last = judge(EXPERIMENT.claims(again))[-1]
+  assert last.verdict == Verdict.NOT_TESTABLE
 
 
 def test_lengths_are_of_the_same_texts(subject, texts, result):
@@ -84,6 +89,9 @@ def test_lengths_are_of_the_same_texts(subject, texts, result):
   assert result.numbers["length"]["value"] == pytest.approx(
     (short - whole).mean()
   )
+  claim = EXPERIMENT.claims(result)[3]
+  assert claim.id == "rate_falls_with_length" and claim.effect.n == 5
+  assert claim.effect.mean.value == pytest.approx((short - whole).mean())
 
 
 def test_claims_and_page(result):
@@ -95,6 +103,110 @@ def test_claims_and_page(result):
   drawn = EXPERIMENT.draw(result)
   assert set(drawn) == {"domains.png", "conditions.png", "lengths.png"}
   assert len(EXPERIMENT.sections(result, drawn)) == 3
+
+
+SHARES = {
+  "natural": 0.8,
+  "special token first": 0.8,
+  "random tokens": 0.7,
+  "one token repeated": 0.0,
+}
+"""Sink rates that support every claim."""
+
+
+def planted(result, shares=SHARES, domains=(0.0, 0.0, 0.0), pages=()):
+  """Claims on 24 prompts of three domains with rates near these.
+
+  Args:
+    result: whose other numbers stay.
+    shares: the rate of each condition.
+    domains: what each domain's natural text has more.
+    pages: prompts of one template.
+  """
+  rng = np.random.default_rng(0)
+  rates = np.array(list(shares.values()))[:, None] + np.zeros(24)
+  rates = rates + 0.004 * rng.normal(size=rates.shape)
+  rates[0] += np.repeat(domains, 8)
+  rates[1] += np.repeat(domains, 8)
+  names = np.repeat(["a", "b", "c"], 8)
+  stored = {"value": 0.8, "low": 0.7, "high": 0.9, "groups": 8, "p": 0.01}
+  numbers = result.numbers | {
+    "by_domain": {name: {"0.15": stored} for name in "abc"},
+    "by_condition": {name: {"0.15": stored} for name in shares},
+    "templates": [min(pages) if i in pages else i for i in range(24)],
+    "long_prompts": list(range(24)),
+  }
+  lengths = np.stack([rates[0] + 0.1, rates[0]])
+  arrays = {
+    "rates": np.stack([rates, rates], axis=1),
+    "domain": names,
+    "rates_by_length": lengths,
+  }
+  return EXPERIMENT.claims(
+    dataclasses.replace(result, numbers=numbers, arrays=arrays)
+  )
+
+
+def test_verdicts(result):
+  assert {x.verdict for x in judge(planted(result))} == {Verdict.SUPPORTED}
+
+  def verdict(id, domains=(0.0, 0.0, 0.0), **changed):
+    shares = SHARES | {k.replace("_", " "): v for k, v in changed.items()}
+    made = judge(planted(result, shares, domains))
+    return next(x.verdict for x in made if x.id == id)
+
+  # One domain without sinks is enough.
+  assert (
+    verdict("sink_in_every_domain", domains=(0.0, -0.8, 0.0))
+    == Verdict.NO_EFFECT
+  )
+  random = "sink_on_random_tokens"
+  assert verdict(random, random_tokens=0.3) == Verdict.CONTRADICTED
+  assert verdict(random, random_tokens=0.4) == Verdict.NO_EFFECT
+  repeated = "no_sink_on_repeated_token"
+  assert verdict(repeated, one_token_repeated=0.3) == Verdict.CONTRADICTED
+  # Where natural text has no sinks either, nothing is missing.
+  assert verdict(repeated, natural=0.0) == Verdict.INCONCLUSIVE
+  special = "first_token_hardly_matters"
+  assert verdict(special, special_token_first=0.75) == Verdict.CONTRADICTED
+  assert verdict(special, special_token_first=0.85) == Verdict.CONTRADICTED
+
+
+def test_prompts_of_one_template_are_one_text(result):
+  pages = tuple(range(8, 16))
+  domains, random, *_ = planted(result, pages=pages)
+  assert random.effect.n == 17
+  assert "b is one template and not tested" in domains.how
+  assert "2 domains" in domains.how
+  # A file without templates tells them by where they are from.
+  header, rows = result.tables["prompts.csv"]
+  origin = header.index("origin")
+  some = [
+    [*row[:origin], f"pydoc: {i}", *row[origin + 1 :]]
+    for i, row in enumerate(rows[:3])
+  ]
+  numbers = {k: v for k, v in result.numbers.items() if k != "templates"}
+  old = dataclasses.replace(
+    result,
+    numbers=numbers,
+    tables=result.tables | {"prompts.csv": (header, [*some, *rows[3:]])},
+  )
+  _, random, *_ = EXPERIMENT.claims(old)
+  assert random.effect.n == 6
+  natural, _, tokens, _ = result.arrays["rates"][:, 0]
+  above = tokens - natural / 2
+  want = np.mean([above[:3].mean(), *above[3:]])
+  assert random.effect.mean.value == pytest.approx(want)
+
+
+def test_effects_are_of_the_first_threshold(result):
+  natural, special, *_, repeated = result.arrays["rates"][:, 0]
+  domains, _, no_sink, _, matters = EXPERIMENT.claims(result)
+  assert matters.effect.mean.value == pytest.approx((special - natural).mean())
+  assert matters.effect.expect == Expect.SAME
+  assert no_sink.effect.mean.value == pytest.approx(repeated.mean())
+  means = [natural[result.arrays["domain"] == x].mean() for x in "ab"]
+  assert domains.effect.mean.value == pytest.approx(min(means))
 
 
 def test_every_prompt_is_recorded_without_its_text(texts, result):

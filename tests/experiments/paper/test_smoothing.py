@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.experiments.harness.effects import Expect
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.paper.smoothing import EXPERIMENT
 from sinkjax.experiments.paper.smoothing.experiment import Config, measure
 from sinkjax.experiments.shared.sink_removal import (
@@ -29,7 +31,7 @@ def config(text):
 def result(subject, config):
   steps = []
   found = measure(subject, config, progress=lambda *step: steps.append(step))
-  assert steps == [(i, 9) for i in range(1, 10)]
+  assert steps == [(i, 11) for i in range(1, 12)]
   return found.as_stored(config, "tiny")
 
 
@@ -80,10 +82,16 @@ def test_removed_is_the_shorter_text(subject, config, result):
 
 def test_mixing_is_of_the_exact_jacobian(subject, config, result):
   f = sinkjax.forward(subject.cfg)
-  edits = {"scores": sinkjax.knockout(0, from_layer=1)}
+  hidden = [
+    sinkjax.intervene(f, {"scores": sinkjax.knockout(key, from_layer=1)})
+    for key in (0, 1)
+  ]
   ids = jnp.asarray(texts_of(subject, config.texts, config.tokens)[1][:4])
-  for i, fn in enumerate((f, sinkjax.intervene(f, edits))):
+  for i, fn in enumerate((f, *hidden)):
     norms = sinkjax.jacobian_norms(fn, subject.params, ids, method="reference")
+    np.testing.assert_allclose(result.arrays["norms"][1, i], norms, rtol=1e-3)
+    if i == 2:
+      break  # the control has no number of its own
     squares = norms**2
     want = 1 - np.trace(squares) / squares.sum()
     got = result.numbers["total_mixing"][1][i]
@@ -116,23 +124,47 @@ class Layer:
   from_layer: int | None
 
 
-def test_claims_follow_the_intervals(result):
-  claims = {claim.id: claim for claim in EXPERIMENT.claims(result)}
+def test_claims_are_of_the_texts(result):
+  claims = {claim.id: claim for claim in judge(EXPERIMENT.claims(result))}
   assert len(claims) == 6
-  for claim in claims.values():
-    assert claim.verdict in ("agrees", "disagrees", "undecided")
-  one = claims["loss_without_sink"]
-  mean = result.numbers["loss_late"]
-  expected = (
-    "agrees"
-    if mean["low"] > 0
-    else "disagrees"
-    if mean["high"] < 0
-    else "undecided"
+  for claim in claims.values():  # of two texts
+    assert claim.verdict == Verdict.INCONCLUSIVE and "2 texts" in claim.why
+    assert claim.effect.expect == Expect.MORE
+  arrays = result.arrays
+  loss, evenness = (
+    (arrays[name][1] - arrays[name][-1]).mean() for name in ("loss", "evenness")
   )
-  assert one.verdict == expected
-  assert f"{mean['value']:+.2f}" in one.ours
+  one = claims["loss_without_sink"]
+  assert one.effect.mean.value == pytest.approx(loss, rel=1e-4)
+  assert f"{result.numbers['loss_late']['value']:+.2f}" in one.ours
+  one = claims["entropy_without_sink"]
+  assert one.effect.mean.value == pytest.approx(evenness, rel=1e-3)
+  half = arrays["rates"][-1, :, 0] / 2
+  for name, rate in (
+    ("sink_of_first_position", arrays["rates_removed"][:, 0]),
+    ("sink_moves_when_hidden", arrays["rates"][0, :, 1]),
+  ):
+    got = claims[name].effect.mean.value
+    assert got == pytest.approx((rate - half).mean(), rel=1e-4)
+  # Of four positions two are left, whose blocks are written out here.
+  squares = arrays["norms"][..., [2, 3, 3], [2, 2, 3]].astype(float) ** 2
+  plain, hidden, control = np.log(squares[..., 1] / squares.sum(axis=-1)).T
+  mixing = claims["mixing_without_sink"]
+  (beyond,) = mixing.provided
+  assert mixing.effect.mean.value == pytest.approx(
+    (hidden - plain).mean(), rel=1e-3
+  )
+  assert beyond.mean.value == pytest.approx((hidden - control).mean(), rel=1e-3)
   assert "the first word" in claims["entropy_without_first_token"].ours
+
+
+def test_a_file_without_blocks_has_its_mixing(result):
+  arrays = {k: v for k, v in result.arrays.items() if k != "norms"}
+  old = dataclasses.replace(result, arrays=arrays)
+  claim = EXPERIMENT.claims(old)[-1]
+  stored = result.numbers["log_mixing_late"]
+  assert claim.effect.mean.value == stored["value"] and not claim.provided
+  assert claim.ours in EXPERIMENT.claims(result)[-1].ours
 
 
 def test_the_page(result):

@@ -13,6 +13,7 @@ from sinkjax.data.synthetic import (
   sample_backcopy,
 )
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.shared import backcopy
 from sinkjax.experiments.shared.backcopy_training import (
   model_of,
@@ -98,7 +99,7 @@ def test_a_task_that_is_learned_and_kept(task, tmp_path, monkeypatch):
   excess = result.arrays["excess"]  # [models, seeds, times]
   assert excess.shape == (2, 2, 4)
   assert (excess[..., -1] < 0.5 * excess[..., 0]).all()
-  assert [c.verdict for c in EXPERIMENT.claims(result.as_stored(config))]
+  assert len(EXPERIMENT.claims(result.as_stored(config))) == 4
   before = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*.json")}
   again = EXPERIMENT.measure(config, folder=tmp_path)
   assert before == {
@@ -112,15 +113,19 @@ def test_a_task_that_is_learned_and_kept(task, tmp_path, monkeypatch):
 
 def test_the_claims_of_a_peak():
   """It grows from 1.5 to 2.5 with softmax, not with ReLU; or shrinks."""
-  config = residual_peak.Config()
+  config = residual_peak.Config(seeds=tuple(range(6)))
+  jitter = 0.1 * np.array([0.0, 1.0, -1.0, 0.5, -0.4, -0.1])
 
-  def verdicts(softmax, relu):
-    ends = np.array([softmax, relu])[:, None] + np.array([0.0, 0.1, -0.1])
+  def verdicts(softmax, relu, worse=0.0):
+    ends = np.array([softmax, relu])[:, None] + jitter
     start = np.full_like(ends, 1.5)
     arrays = {
       "residual_peak": np.stack([start, ends], axis=-1),
       "dormant_first": np.stack([0 * ends, 0.2 * ends], axis=-1),
       "value_ratio": np.stack([1 + 0 * ends, 0.1 * ends], axis=-1),
+      "excess": np.stack(
+        [3.0 + 0 * ends, [0.001 * jitter, worse + 0 * jitter]], axis=-1
+      ),
     }
     numbers = {
       "models": list(config.normalizers),
@@ -131,11 +136,45 @@ def test_the_claims_of_a_peak():
     stored = Result(numbers, {}, arrays).as_stored(config)
     found = residual_peak.EXPERIMENT.claims(stored)
     assert len({claim.id for claim in found}) == len(found)
-    return [claim.verdict for claim in found]
+    return [claim.verdict for claim in judge(found)]
 
-  assert verdicts(2.5, 1.0) == ["agrees"] * 4
-  assert verdicts(1.0, 2.5) == ["disagrees", "agrees", "agrees", "disagrees"]
-  assert verdicts(1.5, 1.5)[0] == "undecided"
+  yes, no = Verdict.SUPPORTED, Verdict.CONTRADICTED
+  assert verdicts(2.5, 1.0) == [yes] * 4
+  assert verdicts(1.0, 2.5) == [no, yes, yes, no]
+  assert verdicts(1.5, 1.5)[0] == Verdict.NO_EFFECT
+  # A worse model may have a smaller residual for that reason alone.
+  assert verdicts(2.5, 1.0, worse=0.1) == [yes] * 3 + [Verdict.INCONCLUSIVE]
+  assert verdicts(1.0, 2.5, worse=0.1) == [no, yes, yes, no]
+
+
+@pytest.mark.parametrize("lift", [0.1, -0.1])
+def test_the_claims_of_one_layer(lift):
+  """Each is decided by its own quantities, and by the right side of them."""
+  config = Config(normalizers=("softmax", "relu"), seeds=tuple(range(6)))
+  jitter = 0.005 * np.array([0.0, 1.0, -1.0, 0.5, -0.4, -0.1])
+  last = {
+    "dormant_first": (0.3 + lift, 0.3),
+    "active_previous": (0.4 + lift, 0.0),
+    "active_first": (0.4, 0.9),
+    "value_ratio": (1 - 2 * lift, 1.0),
+    "excess": (0.2, 0.1),
+  }
+  arrays = {
+    name: np.stack([x + (i + 1) * jitter for i, x in enumerate(ends)])[
+      ..., None
+    ]
+    for name, ends in last.items()
+  }
+  numbers = {
+    "models": ["softmax", "relu"],
+    "layers": 1,
+    "seeds": list(config.seeds),
+    "uniform_first": 0.3,
+  }
+  stored = Result(numbers, {}, arrays).as_stored(config)
+  wanted = Verdict.SUPPORTED if lift > 0 else Verdict.CONTRADICTED
+  found = judge(EXPERIMENT.claims(stored))
+  assert [claim.verdict for claim in found] == [wanted] * 4
 
 
 @pytest.mark.slow

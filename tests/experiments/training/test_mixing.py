@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.harness.stats import slopes
 from sinkjax.experiments.training import packing
 from sinkjax.experiments.training.mixing import EXPERIMENT
@@ -65,7 +66,9 @@ def test_trained_models_are_measured(folder):
     assert row["loss"][1] == trained["final"][row["form"]]["loss"]
   stored = result.as_stored(CONFIG)
   bounds = [c for c in EXPERIMENT.claims(stored) if c.id == "full_bound_holds"]
-  assert [claim.verdict for claim in bounds] == ["agrees"]
+  assert [claim.verdict for claim in judge(bounds)] == [Verdict.SUPPORTED]
+  # Two variants, two seeds each, and pairs of 12 tokens.
+  assert bounds[0].effect.cases == 2 * 2 * 78
   drawn = EXPERIMENT.draw(stored)
   sections = EXPERIMENT.sections(stored, drawn)
   assert {section.figure for section in sections} == set(drawn.values())
@@ -170,23 +173,23 @@ def test_a_slope_by_seed():
 
 def _row(variant, sink, share, loss, experiment="attention_variants"):
   names = [quantity.key for quantity in QUANTITIES]
-  jitter = np.array([-0.001, 0.0, 0.001])
+  jitter = 0.001 * np.array([-1, 0, 1, 0.5, -0.2, -0.3])
   return {
     "experiment": experiment,
     "variant": variant,
     "form": "bos",
-    "seeds": [0, 1, 2],
-    "first_mass": [sink] * 3,
-    "loss": [loss] * 3,
-    "violated": [None] * 3,
+    "seeds": list(range(6)),
+    "first_mass": [sink] * 6,
+    "loss": [loss] * 6,
+    "violated": [None] * 6,
     **{name: list(share + jitter * sink) for name in names},
   }
 
 
 def claims_of(rows):
-  """{id: claim} of made-up rows."""
-  stored = Result({"rows": rows}, {}, {}).as_stored(CONFIG)
-  made = EXPERIMENT.claims(stored)
+  """{id: claim with its verdict} of made-up rows."""
+  stored = Result({"rows": rows, "tokens": 12}, {}, {}).as_stored(CONFIG)
+  made = judge(EXPERIMENT.claims(stored))
   found = {claim.id: claim for claim in made}
   assert len(found) == len(made)
   return found
@@ -195,30 +198,69 @@ def claims_of(rows):
 @pytest.mark.parametrize(
   ("experiment", "loss", "verdict"),
   [
-    ("attention_variants", 3.1, "disagrees"),
-    ("attention_variants", 4.5, "undecided"),
-    ("sink_regulariser", 4.5, "disagrees"),
+    ("attention_variants", 3.1, Verdict.CONTRADICTED),
+    ("attention_variants", 4.5, Verdict.INCONCLUSIVE),
+    ("sink_regulariser", 3.1, Verdict.CONTRADICTED),
+    ("sink_regulariser", 4.5, Verdict.INCONCLUSIVE),
   ],
 )
-def test_a_worse_model_decides_only_where_the_sink_was_set(
-  experiment, loss, verdict
-):
+def test_a_worse_model_decides_nothing(experiment, loss, verdict):
   """One without any mixing and without a sink tilts the slope of the others."""
   rows = [_row(f"v{i}", 0.2 + i / 50, 0.4 - i / 100, 3.0) for i in range(5)]
   rows = [{**row, "experiment": experiment} for row in rows]
   id = f"weaker_sinks_more_mixing_{experiment}"
-  assert claims_of(rows)[id].verdict == "agrees"
+  assert claims_of(rows)[id].verdict == Verdict.SUPPORTED
   rows.append(_row("dead", 0.01, 0.0, loss, experiment))
   claim = claims_of(rows)[id]
   assert claim.verdict == verdict
   sound = claim.ours.partition("; -0.5")[2]
-  assert sound.endswith("without dead, worse models") == (
-    verdict == "undecided"
-  )
+  assert sound.endswith("without dead, worse models") == (loss == 4.5)
 
 
 def test_too_few_sound_models_decide_nothing():
   rows = [_row("one", 0.2, 0.4, 3.0), _row("dead", 0.01, 0.0, 4.0)]
   claims = claims_of(rows).values()
-  assert {c.verdict for c in claims} == {"undecided"}
+  assert {c.verdict for c in claims} == {Verdict.NOT_TESTABLE}
   assert all("too few without dead" in c.ours for c in claims)
+
+
+def test_each_quantity_has_the_sign_of_the_theory():
+  """All fall with the sink here, and only the rank must not."""
+  rows = [_row(f"v{i}", 0.2 + i / 20, 0.4 - i / 10, 3.0) for i in range(4)]
+  found = {
+    c.id.rpartition("_attention")[0]: c for c in claims_of(rows).values()
+  }
+  assert {
+    name: c.verdict == Verdict.SUPPORTED for name, c in found.items()
+  } == {
+    "weaker_sinks_more_mixing": True,
+    "weaker_sinks_larger_bound": False,  # 0.3 is below a factor of two
+    "weaker_sinks_more_spread": True,
+    "weaker_sinks_nearer_collapse": False,
+  }
+  assert found["weaker_sinks_larger_bound"].verdict == Verdict.NO_EFFECT
+  assert found["weaker_sinks_nearer_collapse"].verdict == Verdict.CONTRADICTED
+  # From 0.35 to 0.2 of attention the quantity rises by 0.3.
+  effect = found["weaker_sinks_more_mixing"].effect
+  assert effect.mean.value == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_bound_that_bounds_nothing_is_left_out():
+  rows = [_row(f"v{i}", 0.2 + i / 20, 0.4 - i / 10, 3.0) for i in range(3)]
+  plain = claims_of(rows)
+  rows.append(_row("kv_bias", 0.3, 50.0, 3.0))
+  bound, mixing = (
+    f"weaker_sinks_{x}_attention_variants"
+    for x in ("larger_bound", "more_mixing")
+  )
+  assert claims_of(rows)[bound].ours == plain[bound].ours
+  assert claims_of(rows)[mixing].ours != plain[mixing].ours
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_one_pair_refutes_the_bound(broken):
+  row = _row("one", 0.2, 0.4, 3.0)
+  row |= {"violated": [0, 0, 0, broken, 0, 0], "loose": [1.0] * 6}
+  claim = claims_of([row])["full_bound_holds"]
+  wanted = Verdict.CONTRADICTED if broken else Verdict.SUPPORTED
+  assert claim.verdict == wanted and claim.effect.cases == 6 * 78

@@ -11,6 +11,7 @@ import pytest
 import sinkjax
 from sinkjax.data.packing import Packing
 from sinkjax.data.prepare import prepare
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.harness.sweep import Trained
 from sinkjax.experiments.harness.train_runs import ROOM, measure, text_jobs
 from sinkjax.experiments.training.packing import (
@@ -107,8 +108,31 @@ def test_attention_without_keys_is_even(trained, data):
   found = measure(params, cfg, data, bare)
   assert list(found) == ["text"]
   even = uniform_mass(trained.probe_tokens)
-  np.testing.assert_allclose(found["text"]["first_mass"], even, rtol=1e-4)
+  for name in ("first_mass", "first_weight", "first_share"):
+    np.testing.assert_allclose(found["text"][name], even, rtol=1e-4)
+  np.testing.assert_allclose(found["text"]["entropy_of_shares"], 1, rtol=1e-5)
   assert found["text"]["uniform_mass"] == even
+
+
+def test_rows_that_do_not_sum_to_one_are_measured_as_weights_and_shares(
+  trained, data
+):
+  """Without keys a sigmoid gives 1/2 to each token and shares are even."""
+  cfg = trained.model.replace(
+    bos_id=data.tokenizer.bos_id, normalizer="sigmoid", attention="einsum"
+  )
+  params = init_params(cfg, jax.random.key(0))
+  for name, block in params.items():
+    if name.startswith("block"):
+      block["attn"]["k"] = jax.tree.map(jnp.zeros_like, block["attn"]["k"])
+  found = measure(params, cfg, data, trained)["bos"]
+  length = trained.probe_tokens
+  even = uniform_mass(length)
+  weight = found["row_sum"] / ((length + 1) / 2)
+  np.testing.assert_allclose(found["first_weight"], weight, rtol=1e-4)
+  np.testing.assert_allclose(found["first_share"], even, rtol=1e-4)
+  np.testing.assert_allclose(found["first_mass"], even, rtol=1e-4)
+  np.testing.assert_allclose(found["entropy_of_shares"], 1, rtol=1e-5)
 
 
 def test_no_text_is_long_enough(trained, data):
@@ -150,15 +174,21 @@ def test_a_sweep_leaves_models_and_no_checkpoints(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("lift", "verdicts"),
-  [(0.5, {"agrees"}), (-0.5, {"disagrees"}), (0.0, {"undecided"})],
+  ("lift", "verdict"),
+  [
+    (0.5, Verdict.SUPPORTED),
+    (-0.5, Verdict.CONTRADICTED),
+    (0.01, Verdict.INCONCLUSIVE),
+  ],
 )
-def test_verdicts(small, lift, verdicts):
+def test_verdicts(small, lift, verdict):
   """Made up outcomes in which BOS's removal does as the paper says, or not."""
-  config = dataclasses.replace(small, ways=("causal-pinned",), seeds=(0, 1, 2))
+  config = dataclasses.replace(
+    small, ways=("causal-pinned",), seeds=tuple(range(8))
+  )
 
   def scalars(seed, mass, loss):
-    noise = (0.01, -0.02, 0.013)[seed]
+    noise = (0.01, -0.02, 0.013, 0.02, -0.01, 0.004, -0.015, 0.003)[seed]
     return {
       "loss": loss + noise,
       "first_mass": mass - noise,
@@ -171,7 +201,7 @@ def test_verdicts(small, lift, verdicts):
       "request": {"variant": "causal-pinned"},
       "final": {
         "bos": scalars(seed, 0.5, 3.0),
-        "text": scalars((seed + 1) % 3, 0.5 - lift, 3.0 + lift),
+        "text": scalars((seed + 1) % 8, 0.5 - lift, 3.0 + lift),
       },
       "history": [
         {
@@ -189,7 +219,7 @@ def test_verdicts(small, lift, verdicts):
   ]
   trained = Trained.collect(config, config.ways, found)
   claims = EXPERIMENT.claims(trained.as_result({}, {}, {}).as_stored(config))
-  assert len(claims) == 2 and {claim.verdict for claim in claims} == verdicts
+  assert [claim.verdict for claim in judge(claims)] == [verdict] * 2
 
 
 def test_jobs_differ_in_seed_and_variant_only(small):

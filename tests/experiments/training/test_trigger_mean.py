@@ -9,7 +9,9 @@ import pytest
 
 from sinkjax.data.synthetic import sample_trigger_mean
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.training.trigger_mean import EXPERIMENT
+from sinkjax.experiments.training.trigger_mean.claims import loss_of_nothing
 from sinkjax.experiments.training.trigger_mean.experiment import (
   Config,
   answer,
@@ -112,7 +114,7 @@ def test_a_sweep_by_one_call(tmp_path):
   assert result.arrays["loss"].shape == (2, 2, 4)
   assert (result.arrays["loss"][..., -1] < result.arrays["loss"][..., 0]).all()
   stored = result.as_stored(SMALL)
-  assert [claim.verdict for claim in EXPERIMENT.claims(stored)]
+  assert len(EXPERIMENT.claims(stored)) == 3
   drawn = EXPERIMENT.draw(stored)
   sections = EXPERIMENT.sections(stored, drawn)
   assert {section.figure for section in sections} == set(drawn.values())
@@ -121,16 +123,36 @@ def test_a_sweep_by_one_call(tmp_path):
   assert len(rows) == 16 and {len(row) for row in rows} == {len(header)}
 
 
-@pytest.mark.parametrize("lift", [0.05, -0.05])
-def test_verdicts_follow_the_numbers(lift):
+def test_the_loss_of_no_answer():
+  held = sample_trigger_mean(
+    jax.random.key(1), 20_000, SMALL.length, SMALL.width
+  )
+  squares = np.sum(np.asarray(held.targets) ** 2, axis=(1, 2))
+  error = squares.std() / np.sqrt(len(squares))
+  # Four standard errors are passed by chance once in 16,000 keys.
+  assert abs(loss_of_nothing(SMALL) - squares.mean()) < 4 * error
+
+
+@pytest.mark.parametrize(
+  ("lift", "more", "wanted"),
+  [
+    (0.2, 0.0, ["supported"] * 3),
+    (-0.2, 0.0, ["contradicted"] * 3),
+    # ReLU that leaves 5 % of what there is to learn needs no sink.
+    (0.2, 0.05, ["supported"] * 2 + ["inconclusive"]),
+    (-0.2, 0.05, ["contradicted"] * 3),
+  ],
+)
+def test_verdicts_follow_the_numbers(lift, more, wanted):
   models = ("softmax", "relu")
-  config = dataclasses.replace(SMALL, models=models, seeds=(0, 1, 2))
-  noise = np.array([0.001, -0.002, 0.001])[:, None]
+  config = dataclasses.replace(SMALL, models=models, seeds=tuple(range(8)))
+  noise = 0.001 * np.array([1, -2, 1, 3, -1, -3, 2, -1])[:, None]
   sink = {"softmax": 0.9 + lift, "relu": 0.5 - lift}
   arrays = {
     name: np.stack([0.1 + noise, 0.1 - noise])
     for name in ("loss", "loss_rest", "rest_sum")
   }
+  arrays["loss"][1] += more * loss_of_nothing(config)
   arrays["rest_first"] = np.stack([sink[m] + noise for m in models])
   arrays["value_ratio"] = np.stack([1 - lift + noise] * 2)
   numbers = {
@@ -138,10 +160,10 @@ def test_verdicts_follow_the_numbers(lift):
     "seeds": list(config.seeds),
     "uniform_first": 0.1,
   }
-  claims = EXPERIMENT.claims(Result(numbers, {}, arrays).as_stored(config))
+  stored = Result(numbers, {}, arrays).as_stored(config)
+  claims = judge(EXPERIMENT.claims(stored))
   assert len({claim.id for claim in claims}) == len(claims)
-  wanted = "agrees" if lift > 0 else "disagrees"
-  assert [claim.verdict for claim in claims] == [wanted] * 3
+  assert [claim.verdict for claim in claims] == list(map(Verdict, wanted))
 
 
 def test_a_model_that_there_is_not():

@@ -10,8 +10,8 @@ makes a model more robust; Mirage in the Eyes (2501.15269) and Forgetting to
 Forget (2510.17021) attack models through it.
 
 Takes 13 minutes for SmolLM2-135M on two CPU cores. Expected there:
-attack_embed_*, attack_v_* and attack_resid_post_relative agree,
-attack_resid_post_absolute disagrees, all others are undecided.
+attack_v_* and attack_resid_post_relative are supported,
+attack_resid_post_absolute is contradicted, all others are inconclusive.
 """
 
 from sinkjax.experiments.applications.attack.claims import claims

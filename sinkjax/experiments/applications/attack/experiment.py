@@ -32,6 +32,7 @@ from sinkjax.experiments.shared.perturb import (
 )
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
+from sinkjax.experiments.shared.text_batches import templates_of
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.intervene import intervene
 
@@ -184,6 +185,7 @@ def measure(
     {
       "texts": len(origins),
       "origins": origins,
+      "templates": templates_of(ids),
       "positions": at,
       "middle_layer": subject.cfg.n_layers // 2,
       "candidates": candidates.tolist(),

@@ -11,18 +11,40 @@ from sinkjax.experiments.applications.attack.config import (
   Way,
 )
 from sinkjax.experiments.harness.api import Result
-from sinkjax.experiments.harness.stats import Mean, ends_of, logs, mean_of
+from sinkjax.experiments.harness.stats import ends_of, logs, mean_of
 from sinkjax.experiments.shared.attack_sites import SITES
 from sinkjax.experiments.shared.perturb import MEASURES, header, places
 
 
-def contrast(kl: np.ndarray) -> dict[str, Mean]:
-  """The sink's log KL less each other position's, from [P, C]."""
+def contrast(kl: np.ndarray) -> dict[str, np.ndarray]:
+  """[P] the sink's log KL less each other position's, from [P, C]."""
   log = logs(kl)
   others = list(places(12))[1:]
-  return {
-    name: mean_of(log[:, 0] - log[:, i]) for i, name in enumerate(others, 1)
+  return {name: log[:, 0] - log[:, i] for i, name in enumerate(others, 1)}
+
+
+def contrasts_of(
+  gradient: np.ndarray, swaps: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+  """`contrast` of every site and norm, and of every way to replace a token.
+
+  Args:
+    gradient: [P, S, 2, C, 3, M].
+    swaps: [P, 2, C, candidates, M].
+  """
+  kl = MEASURES.index("kl")
+  best = gradient[..., list(Kind).index(Kind.SEVERAL_STEPS), kl]
+  # Divergences spread over decades, so means are of logarithms.
+  mean, worst = (np.exp(logs(swaps[..., kl]).mean(axis=-1)), worst_of(swaps))
+  found = {
+    f"{site}, {norm}": contrast(best[:, s, n])
+    for s, site in enumerate(SITES)
+    for n, norm in enumerate(NORMS)
   }
+  for w, way in enumerate(Way):
+    found[f"{way}, mean"] = contrast(mean[:, w])
+    found[f"{way}, worst"] = contrast(worst[:, w, :, kl])
+  return found
 
 
 def worst_of(swaps: np.ndarray) -> np.ndarray:
@@ -54,16 +76,6 @@ def result_of(
     gradient[..., list(Kind).index(kind), kl]
     for kind in (Kind.ONE_STEP, Kind.SEVERAL_STEPS)
   )
-  # Divergences spread over decades, so means are of logarithms.
-  mean, worst = (np.exp(logs(swaps[..., kl]).mean(axis=-1)), worst_of(swaps))
-  contrasts = {
-    f"{site}, {norm}": contrast(best[:, s, n])
-    for s, site in enumerate(SITES)
-    for n, norm in enumerate(NORMS)
-  }
-  for w, way in enumerate(Way):
-    contrasts[f"{way}, mean"] = contrast(mean[:, w])
-    contrasts[f"{way}, worst"] = contrast(worst[:, w, :, kl])
   return Result(
     numbers=about
     | {
@@ -72,7 +84,10 @@ def result_of(
       "share": config.share,
       "steps": config.steps,
       "eps": config.eps,
-      "sink_over_others": contrasts,
+      "sink_over_others": {
+        name: {place: mean_of(x) for place, x in one.items()}
+        for name, one in contrasts_of(gradient, swaps).items()
+      },
       "several_steps_over_one": float(np.exp((logs(best) - logs(one)).mean())),
       "norm_over_median": {
         site: dict(zip(at, norms[:, s].mean(axis=0).tolist(), strict=True))

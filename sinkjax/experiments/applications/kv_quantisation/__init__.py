@@ -11,7 +11,8 @@ need it. KVQuant (arXiv 2401.18079), IntactKV (2403.01241) and PrefixQuant
 without the outliers that make it necessary.
 
 Takes 30 minutes for SmolLM2-135M on two CPU cores. Expected there: keep_sink_*
-and static_activations_fail agree; most_of_loss and static_over_token disagree.
+and static_activations_fail are supported; most_of_loss and static_over_token
+are contradicted.
 """
 
 from sinkjax.experiments.applications.kv_quantisation.claims import claims

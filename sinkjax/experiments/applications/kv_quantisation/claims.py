@@ -11,15 +11,10 @@ from sinkjax.experiments.applications.kv_quantisation.settings import (
   STATIC,
   TOKEN,
 )
-from sinkjax.experiments.harness.api import (
-  AGREES,
-  DISAGREES,
-  UNDECIDED,
-  Claim,
-  Result,
-  direction,
-)
+from sinkjax.experiments.harness.api import Claim, Result
+from sinkjax.experiments.harness.effects import NATS, Effect, Expect, effect
 from sinkjax.experiments.harness.stats import mean_of
+from sinkjax.experiments.shared.text_batches import by_template, with_units
 
 FAILS = 0.1
 """Loss increase in nats from which a quantised model has failed: 10 % of
@@ -37,8 +32,9 @@ def claims(result: Result) -> list[Claim]:
   """Three about keys and values, three about activations."""
   bits = result.config.claim_bits
   unrotated, token = (_kv(result, x) for x in (Layout.UNROTATED, Layout.TOKEN))
-  return [
+  found = [
     _keep_sink(
+      result,
       "keep_sink_per_channel",
       "Keeping the first token in full precision lowers the loss of "
       f"{bits}-bit keys and values with keys rounded per channel.",
@@ -47,6 +43,7 @@ def claims(result: Result) -> list[Claim]:
       f"{bits} bits, keys per channel before rotation",
     ),
     _keep_sink(
+      result,
       "keep_sink_per_token",
       "Keeping the first token in full precision lowers the loss of "
       f"{bits}-bit keys and values rounded per token.",
@@ -54,9 +51,10 @@ def claims(result: Result) -> list[Claim]:
       token,
       f"{bits} bits, per token",
     ),
-    _most_of_loss(bits, token),
-    _static_fails(_linear(result, 8, 8)),
+    _most_of_loss(result, token),
+    _static_fails(result, _linear(result, 8, 8)),
     _keep_sink(
+      result,
       "keep_sink_static",
       "Keeping the first token in full precision lowers the loss of 8-bit "
       "activations with static ranges.",
@@ -66,6 +64,13 @@ def claims(result: Result) -> list[Claim]:
     ),
     _static_over_token(result),
   ]
+  return with_units(found, result.numbers)
+
+
+def _more(result: Result, values: np.ndarray, what: str) -> Effect:
+  """Nats [P] that are expected to be above 0, over independent texts."""
+  values = by_template(values, result.numbers)
+  return effect(values, what, NATS, Expect.MORE)
 
 
 def _kv(result: Result, layout: Layout) -> Losses:
@@ -98,35 +103,32 @@ def _ours(loss: Losses) -> str:
 
 
 def _keep_sink(
-  id: str, claim: str, source: tuple[str, str], loss: Losses, note: str
+  result: Result,
+  id: str,
+  claim: str,
+  source: tuple[str, str],
+  loss: Losses,
+  how: str,
 ) -> Claim:
   """Keeping the first token helps, and more than keeping the control does."""
-  sink = loss[Kept.SINK]
-  # Any token in full precision helps a little: it must help more.
-  gain, more = (
-    mean_of(loss[kept] - sink) for kept in (Kept.NOTHING, Kept.CONTROL)
-  )
-  verdicts = {direction(gain.low, gain.high), direction(more.low, more.high)}
-  verdict = UNDECIDED
-  if DISAGREES in verdicts:
-    verdict = DISAGREES
-  elif verdicts == {AGREES}:
-    verdict = AGREES
+  gain, more = (loss[x] - loss[Kept.SINK] for x in (Kept.NOTHING, Kept.CONTROL))
+  what = "the loss with {} kept, less that with the first token kept"
   return Claim(
     id,
     claim,
     *source,
     _ours(loss),
-    verdict,
-    f"{note}; agrees if the loss is lower than with nothing kept and than with "
-    "the control kept, by 95 % intervals over texts",
+    _more(result, gain, what.format("nothing")),
+    how=how,
+    # Any token in full precision helps a little: it must help more.
+    provided=(_more(result, more, what.format("the control token")),),
   )
 
 
-def _most_of_loss(bits: int, loss: Losses) -> Claim:
+def _most_of_loss(result: Result, loss: Losses) -> Claim:
+  bits = result.config.claim_bits
   none, sink = loss[Kept.NOTHING], loss[Kept.SINK]
-  # Linear in each text, so an interval over texts is that of a mean.
-  half = mean_of(none - sink - none / 2)
+  # Linear in each text, where a share of a small loss is mostly noise.
   return Claim(
     "most_of_loss",
     f"Most of the loss of {bits}-bit keys and values comes from rounding the "
@@ -134,14 +136,18 @@ def _most_of_loss(bits: int, loss: Losses) -> Claim:
     f"{INTACT}, our reading",
     "no number",
     _ours(loss),
-    direction(half.low, half.high),
-    f"{bits} bits, per token; agrees if keeping the first token recovers more "
-    "than half, by the 95 % interval over texts",
+    _more(
+      result,
+      none - sink - none / 2,
+      "what keeping the first token takes from the loss, less half of the loss "
+      "increase with nothing kept",
+    ),
+    how=f"{bits} bits, per token",
   )
 
 
-def _static_fails(loss: Losses) -> Claim:
-  none = mean_of(loss[Kept.NOTHING])
+def _static_fails(result: Result, loss: Losses) -> Claim:
+  none = loss[Kept.NOTHING]
   return Claim(
     "static_activations_fail",
     "8-bit activations with one static range per tensor raise the loss by more "
@@ -149,10 +155,14 @@ def _static_fails(loss: Losses) -> Claim:
     BONDARENKO,
     "W8A8 perplexity 1294 against 4.52 with clipped softmax (BERT); 21.18 "
     "against 16.02 gated (OPT-125m)",
-    f"the loss rises by {none.text('+.3f')} nats",
-    direction(none.low - FAILS, none.high - FAILS),
-    "W8A8, range from the least to the greatest number in other texts; margin "
-    f"of {FAILS:g} nats, 10 % of perplexity",
+    f"the loss rises by {mean_of(none).text('+.3f')} nats",
+    _more(
+      result,
+      none - FAILS,
+      f"the loss increase with nothing kept, less {FAILS:g} nats, 10 % of "
+      "perplexity",
+    ),
+    how="W8A8, range from the least to the greatest number in other texts",
   )
 
 
@@ -164,7 +174,6 @@ def _static_over_token(result: Result) -> Claim:
     return static, _linear(result, width, width, TOKEN)[Kept.NOTHING]
 
   static, dynamic = pair(8)
-  better = mean_of(dynamic - static)
   both = "; ".join(
     f"W{width}A{width}: the loss rises by "
     f"{mean_of(pair(width)[0]).text('+.3f')} nats with static ranges, by "
@@ -178,8 +187,12 @@ def _static_over_token(result: Result) -> Claim:
     PREFIX,
     PREFIX_FOUND,
     both,
-    direction(better.low, better.high),
-    "95 % interval of the difference at W8A8, since both break the model at "
-    "W4A4; one token kept, keys and values not rounded, activations not "
-    "rotated, nothing trained",
+    _more(
+      result,
+      dynamic - static,
+      "the loss with a range for each token and nothing kept, less that with "
+      "static ranges and the first token kept, W8A8",
+    ),
+    how="at W8A8, since both break the model at W4A4; one token kept, keys and "
+    "values not rounded, activations not rotated, nothing trained",
   )

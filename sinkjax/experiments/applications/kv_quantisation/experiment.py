@@ -31,7 +31,11 @@ from sinkjax.experiments.applications.kv_quantisation.settings import (
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
 from sinkjax.experiments.shared.steps import Steps
-from sinkjax.experiments.shared.text_batches import batches, texts_of_length
+from sinkjax.experiments.shared.text_batches import (
+  batches,
+  templates_of,
+  texts_of_length,
+)
 from sinkjax.inference.quantize_linear import INPUTS, limits_of, range_observers
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
@@ -87,6 +91,7 @@ def measure(
   counts = {
     "calibrating": len(calibrating),
     "texts": len(held),
+    "templates": templates_of(held),
     "layer_texts": len(some),
     "telling": list(telling),
   }

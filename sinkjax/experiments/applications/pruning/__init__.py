@@ -10,9 +10,9 @@ of a model without these heads. Dormant heads are those of arXiv 2504.03889;
 that they are close to no-ops is section 3.2 of Barbero et al. (2504.02732).
 
 Takes 18 minutes for SmolLM2-135M on two CPU cores. Expected there:
-nonsink_over_random, nonsink_over_weights, skip_dormant and predict_dormant
-agree, remove_14_percent disagrees, remove_4_percent and faster_without are
-undecided.
+nonsink_over_random, nonsink_over_weights, skip_dormant and predict_dormant are
+supported, remove_14_percent is contradicted, remove_4_percent and
+faster_without are inconclusive.
 """
 
 from sinkjax.experiments.applications.pruning.claims import claims

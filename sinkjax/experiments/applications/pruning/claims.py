@@ -5,18 +5,27 @@ from typing import Any
 import numpy as np
 
 from sinkjax.experiments.applications.pruning.config import (
+  UNROLLED,
   Ranking,
   Skip,
   without,
 )
 from sinkjax.experiments.applications.pruning.results import LIMIT
-from sinkjax.experiments.harness.api import UNTESTED, Claim, Result, direction
+from sinkjax.experiments.harness.api import Claim, Result
+from sinkjax.experiments.harness.effects import (
+  LOG_RATIO,
+  RELATIVE,
+  Effect,
+  Expect,
+  effect,
+)
 from sinkjax.experiments.harness.stats import Mean, mean_of
+from sinkjax.experiments.shared.text_batches import by_template, with_units
 
 FEW, MORE = 0.04, 0.14
 """Shares of heads that arXiv 2504.03889 sets to zero."""
 
-EQUAL, WITHIN = 0.005, 0.01
+EQUAL, WITHIN = 0.005, RELATIVE.margin
 """Relative falls of the accuracy up to which it counts as equal, and as within
 one per cent; the paper gives no number for "equal", so half of the other."""
 
@@ -27,20 +36,33 @@ is skipped has a tenth of a row's weight at most."""
 
 def claims(result: Result) -> list[Claim]:
   """Heads removed, heads skipped at single queries, time."""
-  return [
+  found = [
     _accuracy(result, FEW, EQUAL),
     _accuracy(result, MORE, WITHIN),
     _better_than(result, Ranking.RANDOM),
     _better_than(result, Ranking.WEIGHTS),
     skip_dormant(result),
-    _predict_dormant(result),
+    predict_dormant(result),
     _faster(result),
   ]
+  return with_units(found, result.numbers)
 
 
 def _loss(result: Result, ranking: Ranking, at: int) -> np.ndarray:
   """[P] loss increase with heads set to zero, at a share by its number."""
   return result.arrays[f"loss, {ranking}, zero"][at]
+
+
+def _over_texts(
+  result: Result,
+  values: np.ndarray,
+  what: str,
+  expect: Expect,
+  margin: float | None = None,
+) -> Effect:
+  """An effect of relative changes [P], over independent texts."""
+  values = by_template(values, result.numbers)
+  return effect(values, what, RELATIVE, expect, margin=margin)
 
 
 def _percent(values: np.ndarray | Mean, form: str = "+.2f") -> str:
@@ -74,19 +96,25 @@ def _accuracy(result: Result, share: float, allowed: float) -> Claim:
   shares = list(result.config.shares)
   if share not in shares:
     why = f"the share {share} is not in the config"
-    return Claim(*head, "not measured", UNTESTED, why)
+    return Claim(*head, "not measured", None, untested=why)
   at = shares.index(share)
-  right = mean_of(result.arrays[f"right, {Ranking.DORMANT}, zero"][at])
+  right = result.arrays[f"right, {Ranking.DORMANT}, zero"][at]
   loss = _percent(_loss(result, Ranking.DORMANT, at))
   return Claim(
     *head,
     f"with the {100 * share:.0f} % of heads of the least output norm relative "
     "to their layer set to zero, the number of correct next tokens changes by "
     f"{_percent(right)} and the loss by {loss}",
-    direction(right.low + allowed, right.high + allowed),
-    "agrees if the number of correct next tokens falls by less than "
-    f"{100 * allowed:.1f} %; our reading of the criterion, which there picks "
-    "heads anew for each input; next tokens in place of benchmarks",
+    _over_texts(
+      result,
+      right,
+      "the number of correct next tokens with "
+      f"{100 * share:.0f} % of heads set to zero, less that of the whole model",
+      Expect.NOT_LESS,
+      allowed,
+    ),
+    how="our reading of the criterion, which there picks heads anew for each "
+    "input; next tokens in place of benchmarks",
   )
 
 
@@ -108,7 +136,6 @@ def _better_than(result: Result, other: Ranking) -> Claim:
   # Few heads removed cost nothing in any order: compare where it matters.
   at = shares.index(MORE) if MORE in shares else len(shares) - 1
   own, theirs = (_loss(result, x, at) for x in (Ranking.NONSINK, other))
-  gap = mean_of(theirs - own)
   at_one = result.numbers["share_at_one_percent"]
   mine, others = (
     share_text(at_one[f"{x}, zero"], shares[0])
@@ -123,22 +150,33 @@ def _better_than(result: Result, other: Ranking) -> Claim:
     f"with {100 * shares[at]:.0f} % of heads removed the loss changes by "
     f"{_percent(own)}, {order} by {_percent(theirs)}; it has risen by +1 % at "
     f"{mine} of heads, {order} at {others}",
-    direction(gap.low, gap.high),
-    "95 % interval of the difference over texts; ranked by the norm itself, "
-    "not divided by its layer's mean, the loss changes by "
+    _over_texts(
+      result,
+      theirs - own,
+      f"the loss with {100 * shares[at]:.0f} % of heads removed {order}, less "
+      "that with those removed that read least beside the sink",
+      Expect.MORE,
+    ),
+    how="ranked by the norm itself, not divided by its layer's mean, the loss "
+    "changes by "
     f"{_percent(_loss(result, Ranking.NONSINK_NORM, at))}: dividing was chosen "
     "after a small run on texts of the same sources",
   )
 
 
+def _threshold(result: Result) -> int:
+  """The number of the threshold at which skipped queries are compared."""
+  thresholds = list(result.config.thresholds)
+  if THRESHOLD in thresholds:
+    return thresholds.index(THRESHOLD)
+  return len(thresholds) // 2
+
+
 def skip_dormant(result: Result) -> Claim:
   """Weights other than the first key's dropped where that has most."""
-  thresholds = list(result.config.thresholds)
-  at = len(thresholds) // 2
-  if THRESHOLD in thresholds:
-    at = thresholds.index(THRESHOLD)
+  at = _threshold(result)
   share = result.arrays[f"skipped, {Skip.SINK_TERM}"][at].mean()
-  cost = mean_of(result.arrays[f"loss, {Skip.SINK_TERM}"][at])
+  cost = result.arrays[f"loss, {Skip.SINK_TERM}"][at]
   chance = result.arrays[f"loss, {Skip.RANDOM}"][at]
   at_one = result.numbers["share_at_one_percent"][Skip.SINK_TERM]
   return Claim(
@@ -147,18 +185,32 @@ def skip_dormant(result: Result) -> Claim:
     "attention can be dropped for less than 1 % of the loss.",
     "2504.02732 section 3.2",
     "no number",
-    f"dropped above a weight of {thresholds[at]:g} on the first token, at "
+    f"dropped above a weight of {result.config.thresholds[at]:g} on the first "
+    "token, at "
     f"{100 * share:.1f} % of (head, query) pairs, the loss changes by "
     f"{_percent(cost)}, at as many random pairs by {_percent(chance)}; it has "
     f"risen by +1 % at {share_text(at_one)} of pairs",
-    direction(LIMIT - cost.high, LIMIT - cost.low),
-    "95 % interval over texts; what is dropped has less than a tenth of a "
-    "row's weight, at random pairs it may have all",
+    _over_texts(
+      result,
+      cost,
+      "the loss with the rest of these rows dropped, less that of the whole "
+      "model",
+      Expect.NOT_MORE,
+      LIMIT,
+    ),
+    how="what is dropped has less than a tenth of a row's weight, at random "
+    "pairs it may have all",
   )
 
 
-def _predict_dormant(result: Result) -> Claim:
-  """At +1 % loss: are more pairs skipped if predicted than at random?"""
+def predict_dormant(result: Result) -> Claim:
+  """Does it cost less to skip predicted pairs than as many random ones?"""
+  at = _threshold(result)
+  threshold = result.config.thresholds[at]
+  own, theirs = (
+    result.arrays[f"loss, {x}"][at] for x in (Skip.PREDICTED, Skip.RANDOM_VALUE)
+  )
+  share = result.arrays[f"skipped, {Skip.PREDICTED}"][at].mean()
   at_one = result.numbers["share_at_one_percent"]
   predicted, chance = at_one[Skip.PREDICTED], at_one[Skip.RANDOM_VALUE]
   return Claim(
@@ -167,15 +219,21 @@ def _predict_dormant(result: Result) -> Claim:
     "queries a head is dormant.",
     "ours",
     "no number",
-    f"the loss has risen by +1 % at {share_text(predicted)} of pairs skipped "
-    f"by prediction, {share_text(chance)} at random and "
+    f"skipping {100 * share:.1f} % of (head, query) pairs by prediction "
+    f"changes the loss by {_percent(own)}, as many at random by "
+    f"{_percent(theirs)}; the loss has risen by +1 % at "
+    f"{share_text(predicted)} of pairs skipped by prediction, "
+    f"{share_text(chance)} at random and "
     f"{share_text(at_one[Skip.SINK_VALUE])} with the pattern known",
-    direction(
-      predicted["low"] - chance["high"], predicted["high"] - chance["low"]
+    _over_texts(
+      result,
+      theirs - own,
+      "the loss with pairs skipped at random, less that with as many skipped "
+      f"by prediction of a weight above {threshold:g}",
+      Expect.MORE,
     ),
-    "agrees if the bootstrap intervals over texts do not overlap; skipped "
-    "pairs read the sink's value alone, and as many are skipped at random as "
-    "by prediction",
+    how="skipped pairs read the sink's value alone; random ones are of any "
+    "head, so which heads are dormant counts for the prediction too",
   )
 
 
@@ -189,7 +247,9 @@ def _faster(result: Result) -> Claim:
     f"{_percent(result.arrays[f'loss, {name}'])}"
     for name, gain in saved.items()
   ]
-  gain = saved[without(first)]
+  whole, fewer = (
+    result.arrays[f"seconds, {name}"] for name in (UNROLLED, without(first))
+  )
   return Claim(
     "faster_without",
     f"Without the {100 * first:.0f} % of heads that read least from tokens "
@@ -197,8 +257,14 @@ def _faster(result: Result) -> Claim:
     "ours",
     "no number",
     "time saved: " + "; ".join(parts),
-    direction(gain.low, gain.high),
-    "95 % interval over rounds of timing on this machine's processor, at the "
-    "first share; groups are chosen so that matrix products get smaller, not "
-    "by how dormant their heads are",
+    effect(
+      np.log(whole / fewer),
+      "the time of the whole model, unrolled, over that of the model without "
+      "these heads",
+      LOG_RATIO,
+      Expect.MORE,
+      per="timing round",
+    ),
+    how="interleaved rounds on this machine's processor; groups are chosen so "
+    "that matrix products get smaller, not by how dormant their heads are",
   )

@@ -32,7 +32,11 @@ from sinkjax.experiments.harness.timing import interleaved
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
 from sinkjax.experiments.shared.sink_removal import loss_from
 from sinkjax.experiments.shared.steps import Steps
-from sinkjax.experiments.shared.text_batches import batches, texts_of_length
+from sinkjax.experiments.shared.text_batches import (
+  batches,
+  templates_of,
+  texts_of_length,
+)
 from sinkjax.inference.head_scores import (
   HeadScores,
   Seen,
@@ -111,7 +115,11 @@ def measure(
       skipped[kind, at] = one
   times = _times(subject, config, scores, quality)
   step()
-  counts = {"texts_that_rank": len(ranking), "texts": len(held)}
+  counts = {
+    "texts_that_rank": len(ranking),
+    "texts": len(held),
+    "templates": templates_of(held),
+  }
   measured = Measured(scores, plain, removed, skipped, times)
   return result_of(config, counts, measured)
 

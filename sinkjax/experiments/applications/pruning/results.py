@@ -160,7 +160,7 @@ def _curves(
 
 
 def result_of(
-  config: Config, counts: dict[str, int], measured: Measured
+  config: Config, counts: dict[str, Any], measured: Measured
 ) -> Result:
   """Shares at +1 % loss, time saved, tables and arrays."""
   curves = _curves(config, measured)

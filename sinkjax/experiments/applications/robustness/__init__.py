@@ -11,9 +11,10 @@ hold that sinks slow the spread of perturbations; Mirage in the Eyes
 (2501.15269) and Forgetting to Forget (2510.17021) attack models through them.
 
 Takes 21 minutes for SmolLM2-135M on two CPU cores. Expected there: the claims
-on noise and swaps agree, but for hidden_more_than_empty, which is undecided;
-all three pinned defences agree; clip_embed_* are undecided and clip_resid_*
-disagree.
+on noise and swaps are supported, but for hidden_more_than_empty and
+noise_at_sink, which are inconclusive; all three pinned defences are supported;
+clip_embed_max has no effect beyond the margin, clip_resid_median is
+contradicted, the other clips are inconclusive.
 
 Sharp edges:
   A model without its sink has a higher loss, and may be perturbed more for

@@ -15,18 +15,23 @@ from sinkjax.experiments.applications.robustness.results import (
   Levels,
   between,
   effects_of,
+  gains_of,
+  gap,
+  left_of,
   levels,
 )
-from sinkjax.experiments.harness.api import (
-  AGREES,
-  DISAGREES,
-  UNDECIDED,
-  Claim,
-  Result,
-  direction,
+from sinkjax.experiments.harness.api import Claim, Result
+from sinkjax.experiments.harness.effects import (
+  LOG_RATIO,
+  NATS,
+  Count,
+  Effect,
+  Expect,
+  effect,
 )
 from sinkjax.experiments.harness.stats import Mean, format_ratio, mean_of
 from sinkjax.experiments.shared.attack_sites import SITES as SITE_WORDS
+from sinkjax.experiments.shared.text_batches import by_template
 
 PAPER, CRITICS = "2504.02732", "2501.15269; 2510.17021"
 
@@ -45,6 +50,12 @@ def claims(result: Result) -> list[Claim]:
     _pinned_own(result),
     *(_defence(result, defence) for defence in DEFENCES),
   ]
+
+
+def _larger(result: Result, logs: np.ndarray, what: str) -> Effect:
+  """Log ratios [P] that are expected to be above 0, over independent texts."""
+  values = by_template(logs, result.numbers)
+  return effect(values, what, LOG_RATIO, Expect.MORE)
 
 
 WITHOUT_SINK = (
@@ -90,11 +101,11 @@ def _without_sink(
   """A perturbation with the sink hidden, with the next token hidden, or not."""
   level, loss = found[change], result.arrays["loss"]
   hidden, control = Condition.HIDDEN, Condition.CONTROL
-  # Hiding any token may make a model fragile, so both are asked.
   more = between(level[measure], hidden, Condition.SINK)
   beyond = between(level[measure], hidden, control)
   nats = between(level["loss"], hidden, Condition.SINK)
   cost = between(loss, hidden, Condition.SINK)
+  over = f"the {MEASURE[measure]} with the sink hidden over that with "
   return Claim(
     f"without_sink_{name}",
     f"With the sink hidden, {what} more.",
@@ -104,37 +115,34 @@ def _without_sink(
     f"from layer {result.numbers['from_layer']} on as with the sink, and "
     f"{format_ratio(beyond)} as large as with position 1 hidden instead; the "
     f"change of the loss is larger by {nats.text('+.3f')} nats",
-    verdict_of_both(more, beyond),
-    f"agrees if both ratios are above 1; 95 % intervals over "
-    f"{result.numbers['texts']} texts, sign-flip tests p = {more.p:.2g} and "
-    f"{beyond.p:.2g}; hiding the sink alone raises the loss by "
-    f"{cost.text('.2f')} nats",
+    _larger(
+      result, gap(level[measure], hidden, Condition.SINK), f"{over}the sink"
+    ),
+    how=f"hiding the sink alone raises the loss by {cost.text('.2f')} nats",
+    # Hiding any token may make a model fragile, so both are asked.
+    provided=(
+      _larger(
+        result,
+        gap(level[measure], hidden, control),
+        f"{over}position 1 hidden instead",
+      ),
+    ),
   )
-
-
-def verdict_of_both(more: Mean, beyond: Mean) -> str:
-  """More than with the sink, and more than with another token hidden."""
-  if more.high < 0:
-    return DISAGREES
-  return AGREES if more.low > 0 and beyond.low > 0 else UNDECIDED
 
 
 def _empty_sink(result: Result, found: Mapping[str, Levels]) -> list[Claim]:
   """The sink's value set to zero: it takes attention, but writes nothing."""
   level = found[Change.NOISE_ONE]["kl"]
-  empty = between(level, Condition.EMPTY, Condition.SINK)
-  gap = between(level, Condition.HIDDEN, Condition.EMPTY)
+  pairs = (
+    (Condition.EMPTY, Condition.SINK),
+    (Condition.HIDDEN, Condition.EMPTY),
+  )
+  empty, more = (between(level, *pair) for pair in pairs)
+  of_empty, of_more = (gap(level, *pair) for pair in pairs)
   # Zeroing the value is no pure removal, which the reader should know.
-  note = (
+  how = (
     "the first row also loses its own value, so later keys of the sink change"
   )
-
-  def over_texts(mean: Mean) -> str:
-    return (
-      f"95 % interval over {result.numbers['texts']} texts, sign-flip test "
-      f"p = {mean.p:.2g}; {note}"
-    )
-
   return [
     Claim(
       "empty_sink_noise_one",
@@ -144,8 +152,13 @@ def _empty_sink(result: Result, found: Mapping[str, Levels]) -> list[Claim]:
       "no number",
       f"KL divergence {format_ratio(empty)} as large with the sink's value set "
       "to zero",
-      direction(empty.low, empty.high),
-      over_texts(empty),
+      _larger(
+        result,
+        of_empty,
+        "the KL divergence with the sink's value set to zero over that with "
+        "the sink",
+      ),
+      how=how,
     ),
     Claim(
       "hidden_more_than_empty",
@@ -153,10 +166,15 @@ def _empty_sink(result: Result, found: Mapping[str, Levels]) -> list[Claim]:
       "setting the sink's value to zero does.",
       "our question",
       "no number",
-      f"KL divergence {format_ratio(gap)} as large with the sink hidden as "
+      f"KL divergence {format_ratio(more)} as large with the sink hidden as "
       "with its value set to zero",
-      direction(gap.low, gap.high),
-      over_texts(gap),
+      _larger(
+        result,
+        of_more,
+        "the KL divergence with the sink hidden over that with its value set "
+        "to zero",
+      ),
+      how=how,
     ),
   ]
 
@@ -164,24 +182,26 @@ def _empty_sink(result: Result, found: Mapping[str, Levels]) -> list[Claim]:
 def _noise_at_sink(result: Result, found: Mapping[str, Levels]) -> Claim:
   at = list(Condition).index(Condition.SINK)
   sink = found["sink"]["kl"][:, at]
-  gap = {
-    name: mean_of(sink - found[name]["kl"][:, at])
-    for name in ("next", "middle", "last")
+  logs = {
+    name: sink - found[name]["kl"][:, at] for name in ("next", "middle", "last")
   }
-  near = gap["next"]
+  near, middle, last = (format_ratio(mean_of(x)) for x in logs.values())
   return Claim(
     "noise_at_sink",
     "Noise on the sink's embedding changes the output more than noise on the "
     "second token's.",
     CRITICS,
     "the sink is a vulnerability; numbers not comparable",
-    f"KL divergence from noise on the sink is {format_ratio(near)} that from "
-    f"noise on the second token, {format_ratio(gap['middle'])} that on the "
-    f"middle token and {format_ratio(gap['last'])} that on the last one",
-    direction(near.low, near.high),
-    f"95 % interval over {result.numbers['texts']} texts for the ratio to the "
-    "second token, which is as far from the measured tokens as the sink; "
-    f"sign-flip test p = {near.p:.2g}",
+    f"KL divergence from noise on the sink is {near} that from noise on the "
+    f"second token, {middle} that on the middle token and {last} that on the "
+    "last one",
+    _larger(
+      result,
+      logs["next"],
+      "the KL divergence from noise on the sink over that from noise on the "
+      "second token",
+    ),
+    how="the second token is as far from the measured tokens as the sink",
   )
 
 
@@ -193,21 +213,24 @@ def _damage(result: Result) -> Mean:
 
 
 def _pinned_own(result: Result) -> Claim:
-  left = result.numbers["defences"][Defence.OWN]["left"]
+  left = left_of(result.arrays["defences"], Defence.OWN)
   return Claim(
     "pinned_own",
     "Pinning the sink's keys and values to those computed from its own token "
     "undoes every attack on it.",
     CRITICS,
     "our question",
-    f"KL divergence from the unattacked model at most {left:.1g} nats with the "
-    f"defence; without it attacks raise the loss by "
+    f"KL divergence from the unattacked model at most {left.max():.1g} nats "
+    "with the defence; without it attacks raise the loss by "
     f"{_damage(result).text('+.3f')} nats",
-    AGREES if left < EXACT else DISAGREES,
-    f"agrees below {EXACT:g} nats, the level of rounding, in all "
-    f"{result.numbers['texts']} texts; exact by causality, since position 0 "
-    "attends only to itself; protects a first token that is known beforehand, "
-    "and no other token",
+    Count(
+      f"attacks change the output by more than {EXACT:g} nats of KL divergence",
+      int((left >= EXACT).sum()),
+      left.size,
+    ),
+    how=f"up to {EXACT:g} nats are rounding; exact by causality, since "
+    "position 0 attends only to itself; protects a first token that is known "
+    "beforehand, and no other token",
   )
 
 
@@ -265,18 +288,21 @@ def _defence(result: Result, defence: Defence) -> Claim:
   if defence != Defence.OTHER:  # nothing gets through a pin: no ratio
     ratio = format_ratio(one["kl"])
     ours += f"; KL divergence of the attack {ratio} as large as without it"
-  why = (
-    f"95 % interval over {result.numbers['texts']} texts, mean of the three "
-    f"sites, of attacks that know the defence; sign-flip test p = {gain.p:.2g}"
-  )
+  how = "mean of the three sites, of attacks that know the defence"
   if defence == Defence.FRONT:
-    why += "; the attack has the same relative norm on the token at position 1"
+    how += "; the attack has the same relative norm on the token at position 1"
+  gains = gains_of(result.arrays["defences"], defence).mean(axis=1)
   return Claim(
     id,
     sentence,
     CRITICS,
     "our question",
     ours,
-    direction(gain.low, gain.high),
-    why,
+    effect(
+      by_template(gains, result.numbers),
+      "the loss under attack without a defence, less that with it",
+      NATS,
+      Expect.MORE,
+    ),
+    how=how,
   )

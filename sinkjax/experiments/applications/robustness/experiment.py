@@ -34,6 +34,7 @@ from sinkjax.experiments.shared.perturb import (
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.sink_removal import resolve_from_layer
 from sinkjax.experiments.shared.steps import Steps
+from sinkjax.experiments.shared.text_batches import templates_of
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.attention_edits import knockout
 from sinkjax.transforms.capture import capture
@@ -145,6 +146,7 @@ def measure(
   about = {
     "texts": len(origins),
     "origins": origins,
+    "templates": templates_of(ids),
     "positions": at,
     "front": front_token(subject, config.front),
   }

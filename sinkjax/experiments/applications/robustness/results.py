@@ -58,10 +58,15 @@ def levels(effects: Effects) -> dict[str, Levels]:
   }
 
 
+def gap(level: np.ndarray, one: Condition, other: Condition) -> np.ndarray:
+  """[P] one condition less another, from [P, C]."""
+  order = list(Condition)
+  return level[:, order.index(one)] - level[:, order.index(other)]
+
+
 def between(level: np.ndarray, one: Condition, other: Condition) -> Mean:
   """Mean over texts of one condition less another, from [P, C]."""
-  order = list(Condition)
-  return mean_of(level[:, order.index(one)] - level[:, order.index(other)])
+  return mean_of(gap(level, one, other))
 
 
 def ratios(found: Mapping[str, Levels]) -> dict[str, Any]:
@@ -79,6 +84,26 @@ def ratios(found: Mapping[str, Levels]) -> dict[str, Any]:
   }
 
 
+def gains_of(attacks: np.ndarray, defence: Defence) -> np.ndarray:
+  """[P, S] nats that a defence takes from the loss under attack.
+
+  Args:
+    attacks: [P, S, D, 3, M] of `Defended.evaluate`.
+    defence: one of them.
+  """
+  # Every text is its own control: differences are taken within a text.
+  none, mine = (
+    attacks[:, :, list(Defence).index(x), 1, LOSS]
+    for x in (Defence.NONE, defence)
+  )
+  return none - mine
+
+
+def left_of(attacks: np.ndarray, defence: Defence) -> np.ndarray:
+  """[P, S] KL, defended under attack, from the plain model without one."""
+  return np.abs(attacks[:, :, list(Defence).index(defence), 1, KL])
+
+
 def balance(attacks: np.ndarray) -> dict[str, dict[str, Any]]:
   """What each defence gains and costs, in nats.
 
@@ -92,19 +117,18 @@ def balance(attacks: np.ndarray) -> dict[str, dict[str, Any]]:
     that in the plain one; and `left`, the greatest KL of the attacked and
     defended model against the plain one without an attack.
   """
-  # Every text is its own control: differences are taken within a text.
   order, found = list(Defence), {}
   none = attacks[:, :, order.index(Defence.NONE)]
   for d, defence in enumerate(order):
     mine = attacks[:, :, d]
-    gain = none[:, :, 1, LOSS] - mine[:, :, 1, LOSS]
+    gain = gains_of(attacks, defence)
     ratio = logs(mine[:, :, 2, KL]) - logs(none[:, :, 2, KL])
     found[defence] = {
       # Without an attack all sites are the same run: the first is as good.
       "cost": mean_of(mine[:, 0, 0, LOSS]),
       "gain": mean_of(gain.mean(axis=1)),
       "kl": mean_of(ratio.mean(axis=1)),
-      "left": float(np.abs(mine[:, :, 1, KL]).max()),
+      "left": float(left_of(attacks, defence).max()),
     } | {f"gain, {site}": mean_of(gain[:, s]) for s, site in enumerate(SITES)}
   return found
 

@@ -11,9 +11,10 @@ queries attend to the sink instead of other tokens is section 3.2 of Barbero et
 al. (2025, arXiv 2504.02732); bounds from summaries are those of Quest
 (2406.10774).
 
-Takes 14 minutes for SmolLM2-135M on two CPU cores. Expected there: few_bits,
-sink_helps_proof, longer_texts, loss, bound and faster_known agree,
-dormant_rows, summaries and faster_proven disagree, faster_scored is undecided.
+Takes 14 minutes for SmolLM2-135M on two CPU cores. Expected there: loss, bound
+and faster_known are supported, summaries has no effect beyond the margin, all
+others are inconclusive; three of them, dormant_rows, few_bits and
+sink_helps_proof, since no sign-flip test over 8 texts can decide 8 claims.
 """
 
 from sinkjax.experiments.applications.sink_compute.claims import claims

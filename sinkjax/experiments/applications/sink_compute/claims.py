@@ -22,24 +22,22 @@ from sinkjax.experiments.applications.sink_compute.timing import (
   SCORED,
   faster_fused,
 )
-from sinkjax.experiments.harness.api import (
-  AGREES,
-  DISAGREES,
-  UNTESTED,
-  Claim,
-  Result,
-  direction,
+from sinkjax.experiments.harness.api import Claim, Result
+from sinkjax.experiments.harness.effects import (
+  LOG_RATIO,
+  RELATIVE,
+  SHARE,
+  Count,
+  Effect,
+  Expect,
+  effect,
 )
 from sinkjax.experiments.harness.stats import Mean, mean_of
 from sinkjax.experiments.harness.timing import time_saved
 
-MOST, TENTH, SOME = 0.5, 0.1, 0.01
+MOST, TENTH = 0.5, 0.1
 """Shares of what can be skipped with the pattern known that count as most of
-it; of the attention, that are worth a kernel; and that are more than none."""
-
-WITHIN = 0.01
-"""Relative increase of the loss that counts as none: 0.03 of the 3.3 nats of
-SmolLM2-135M, 3 % of perplexity."""
+it, and of the attention that are worth a kernel."""
 
 SECTION = "ours, after 2504.02732 section 3.2"
 
@@ -73,7 +71,7 @@ def _setting(result: Result) -> str:
   config = result.config
   return (
     f"{config.length} tokens, blocks of {config.block}, a query may lose "
-    f"{config.at:g} of its weight, 95 % interval over texts"
+    f"{config.at:g} of its weight"
   )
 
 
@@ -82,11 +80,14 @@ def _at(result: Result, by_text: ByText, way: str) -> np.ndarray:
   return by_text[result.config.length, way, result.config.at]
 
 
+def _more(values: np.ndarray, what: str) -> Effect:
+  """Shares [P], a number for each text, expected to be above 0."""
+  return effect(values, what, SHARE, Expect.MORE)
+
+
 def _dormant_rows(result: Result, by_text: ByText) -> Claim:
   # Judged by the pattern, the most that any bound could reach.
-  known, bound = (
-    mean_of(_at(result, by_text, x)) for x in (ROWS_KNOWN, ROWS_BOUND)
-  )
+  known, bound = (_at(result, by_text, x) for x in (ROWS_KNOWN, ROWS_BOUND))
   return Claim(
     "dormant_rows",
     "At least a tenth of the attention can be skipped because whole blocks of "
@@ -95,14 +96,17 @@ def _dormant_rows(result: Result, by_text: ByText) -> Claim:
     "no number",
     f"{_percent(known)} of the attention by the pattern, {_percent(bound)} by "
     "a bound",
-    direction(known.low - TENTH, known.high - TENTH),
-    f"agrees if more than 10 % can be skipped with whole blocks of queries, by "
-    f"the pattern; {_setting(result)}",
+    _more(
+      known - TENTH,
+      "the share of the attention in whole blocks of queries that the pattern "
+      f"allows to skip, less {100 * TENTH:.0f} %",
+    ),
+    how=_setting(result),
   )
 
 
 def _summaries(result: Result, by_text: ByText) -> Claim:
-  summary = mean_of(_at(result, by_text, SUMMARIES))
+  summary = _at(result, by_text, SUMMARIES)
   oracle = _percent(_at(result, by_text, ORACLE))
   return Claim(
     "summaries",
@@ -112,16 +116,15 @@ def _summaries(result: Result, by_text: ByText) -> Claim:
     "no number",
     f"{_percent(summary)} of blocks can be skipped; with the pattern known, by "
     f"the same rule, {oracle}",
-    direction(summary.low - SOME, summary.high - SOME),
-    "agrees if more than 1 % can be skipped, by the best of a ball, a box and "
-    f"a ball in a fitted basis; {_setting(result)}",
+    _more(summary, "the share of blocks that summaries prove skippable"),
+    how="by the best of a ball, a box and a ball in a fitted basis; "
+    f"{_setting(result)}",
   )
 
 
 def _few_bits(result: Result, by_text: ByText) -> Claim:
   codes = bits_name(result.config.best)
   oracle = _at(result, by_text, ORACLE)
-  more = mean_of(_at(result, by_text, codes) - MOST * oracle)
   every = ", ".join(
     f"{_percent(_at(result, by_text, bits_name(x)))} from {bits_name(x)}"
     for x in result.config.bits
@@ -134,8 +137,12 @@ def _few_bits(result: Result, by_text: ByText) -> Claim:
     "no number",
     f"{every}; {_percent(_at(result, by_text, SCORES))} from all scores; "
     f"{_percent(oracle)} with the pattern known",
-    direction(more.low, more.high),
-    f"agrees if {codes} prove more than half; {_setting(result)}",
+    _more(
+      _at(result, by_text, codes) - MOST * oracle,
+      f"the share of blocks that {codes} prove skippable, less half of that "
+      "with the pattern known",
+    ),
+    how=_setting(result),
   )
 
 
@@ -155,25 +162,25 @@ def _sink_helps_proof(result: Result, by_text: ByText) -> Claim:
     SECTION,
     "no number",
   )
-  why = (
-    f"{result.config.length} tokens, {codes}, a query may lose "
-    f"{result.config.at:g}; same queries and keys, the first key taken out of "
-    "the softmax; parts of what the same rule skips with the pattern known"
-  )
   # 0 / 0 where nothing can be skipped in a text: then there is no test.
   with np.errstate(invalid="ignore", divide="ignore"):
     parts = np.stack([proven / own, proven_none / own_none])
   if not np.isfinite(parts).all():
     nothing = "in some text nothing can be skipped"
-    return Claim(*head, nothing, UNTESTED, why)
-  gap = mean_of(parts[0] - parts[1])
+    return Claim(*head, nothing, None, untested=nothing)
   return Claim(
     *head,
     f"{_percent(parts[0])} of it can be proven, without the first key "
     f"{_percent(parts[1])}; that is {_percent(proven)} of {_percent(own)} of "
     f"blocks, without it {_percent(proven_none)} of {_percent(own_none)}",
-    direction(gap.low, gap.high),
-    f"{why}; 95 % interval of the difference over texts",
+    _more(
+      parts[0] - parts[1],
+      f"the part of the skippable blocks that {codes} prove skippable, less "
+      "that part without the sink's key",
+    ),
+    how=f"{result.config.length} tokens, a query may lose {result.config.at:g} "
+    "of its weight; same queries and keys, the first key taken out of the "
+    "softmax; parts of what the same rule skips with the pattern known",
   )
 
 
@@ -181,7 +188,6 @@ def _longer_texts(result: Result, by_text: ByText) -> Claim:
   at, lengths = result.config.at, result.config.lengths
   short, long = (by_text[x, ORACLE, at] for x in (lengths[0], lengths[-1]))
   both = min(len(short), len(long))  # the same texts, cut at two lengths
-  gap = mean_of(long[:both] - short[:both])
   return Claim(
     "longer_texts",
     "A larger share of the attention can be skipped in longer texts.",
@@ -189,22 +195,18 @@ def _longer_texts(result: Result, by_text: ByText) -> Claim:
     "no number",
     f"{_percent(short[:both])} at {lengths[0]} tokens, "
     f"{_percent(long[:both])} at {lengths[-1]}, with the pattern known",
-    direction(gap.low, gap.high),
-    f"a query may lose {at:g} of its weight; {both} texts, 95 % interval of "
-    "the difference",
+    _more(
+      long[:both] - short[:both],
+      f"the share of blocks that can be skipped at {lengths[-1]} tokens, less "
+      f"that at the first {lengths[0]} of the same text",
+    ),
+    how=f"with the pattern known, a query may lose {at:g} of its weight",
   )
 
 
 def _loss(result: Result) -> Claim:
-  """From the table: the arrays of earlier files lack the loss of each text."""
   config, way = result.config, bits_name(result.config.best)
-  change = {}
-  for row in result.records("errors.csv"):
-    if row["way"] == way:
-      ends = (row[f"loss_change{end}"] for end in ("", "_low", "_high"))
-      groups = config.counts[config.lengths.index(config.length)]
-      change[row["tolerance"]] = Mean(*ends, groups, np.nan)
-  mean = change[config.at]
+  change = _loss_changes(result, way)
   others = ", ".join(
     f"at {at:g} by {_percent(one, '+.2f')}"
     for at, one in change.items()
@@ -213,29 +215,50 @@ def _loss(result: Result) -> Claim:
   return Claim(
     "loss",
     "Skipping attention that provably carries little weight raises the loss by "
-    "less than 1 %.",
+    f"less than {100 * RELATIVE.margin:g} %.",
     "ours",
     "no number",
     f"if queries may lose {config.at:g} of their weight in every layer and "
-    f"head, {way}, the loss changes by {_percent(mean, '+.2f')}"
+    f"head, {way}, the loss changes by {_percent(change[config.at], '+.2f')}"
     + (f"; {others}" if others else ""),
-    direction(WITHIN - mean.high, WITHIN - mean.low),
-    f"{config.length} tokens; 95 % interval over texts; all queries of a block "
-    "skip the same blocks of keys, decided by the later queries too",
+    effect(
+      change[config.at],
+      "the loss of the model that skips, less that of the whole model",
+      RELATIVE,
+      Expect.NOT_MORE,
+    ),
+    how=f"{config.length} tokens; all queries of a block skip the same blocks "
+    "of keys, decided by the later queries too",
   )
+
+
+def _loss_changes(result: Result, way: str) -> dict[float, Mean]:
+  """By tolerance, from the table: arrays of earlier files lack single texts."""
+  config, found = result.config, {}
+  for row in result.records("errors.csv"):
+    if row["way"] == way:
+      ends = (row[f"loss_change{end}"] for end in ("", "_low", "_high"))
+      texts = config.counts[config.lengths.index(config.length)]
+      found[row["tolerance"]] = Mean(*ends, texts, np.nan)
+  return found
 
 
 def _bound(result: Result) -> Claim:
   worst = result.numbers["worst_error_over_bound"]
+  each = [row["worst_error_over_bound"] for row in result.records("errors.csv")]
   return Claim(
     "bound",
     "The error of skipped attention never exceeds its bound.",
     "ours",
     "1",
     f"greatest error over its bound {worst:.3f}",
-    AGREES if worst <= 1 else DISAGREES,
-    f"over all layers, heads, queries, texts and tolerances, "
-    f"{result.config.length} tokens, from all scores and "
+    Count(
+      "ways and tolerances have an error above its bound in some layer, head, "
+      "query or text",
+      sum(x > 1 for x in each),
+      len(each),
+    ),
+    how=f"{result.config.length} tokens, from all scores and "
     f"{bits_name(result.config.best)}; rounding of {FLOOR:g} of the largest "
     "value is no breach",
   )
@@ -278,27 +301,33 @@ def _times(result: Result) -> list[Claim]:
   best, best_other = (faster_fused(x) for x in (one, other))
   found = []
   for id, way, sentence in TIMES:
-    gain = time_saved(one[way], one[best])
     loop, rest = (
       _percent(time_saved(*pair), "+.2f")
       for pair in ((one[way], one[LOOP]), (other[way], other[best_other]))
     )
-    why = (
+    how = (
       f"layer {first}, in which most can be skipped; a query may lose "
-      f"{result.config.at:g} of its weight; 95 % interval over "
-      f"{result.config.rounds} interleaved rounds on this machine's processor"
+      f"{result.config.at:g} of its weight; interleaved rounds on this "
+      "machine's processor"
     )
     if way == PROVEN:
-      why += (
+      how += (
         f"; {bits_name(result.config.best)}, simulated on float32 keys, so "
         "that a bound costs what a score does"
       )
+    gain = _percent(time_saved(one[way], one[best]), "+.2f")
     ours = (
-      f"{_percent(gain, '+.2f')} of the time of the faster fused attention "
+      f"{gain} of the time of the faster fused attention "
       f"({best}) saved at {length} tokens, with {left_out[first, way]} "
       f"skipped; {loop} of the same loop over all blocks; in layer {median}, "
       f"of the median share, {rest}, with {left_out[median, way]} skipped"
     )
-    verdict = direction(gain.low, gain.high)
-    found.append(Claim(id, sentence, "ours", "no number", ours, verdict, why))
+    ratio = effect(
+      np.log(one[best] / one[way]),
+      "the time of the faster fused attention over that of skipping",
+      LOG_RATIO,
+      Expect.MORE,
+      per="timing round",
+    )
+    found.append(Claim(id, sentence, "ours", "no number", ours, ratio, how))
   return found

@@ -10,8 +10,13 @@ pass on the window. Loss by position, time, memory. The claims are those of
 StreamingLLM (Xiao et al. 2023, arXiv 2309.17453).
 
 Takes 37 minutes for SmolLM2-135M on two CPU cores. Expected there:
-four_suffice, past_context, stable, newlines and faster agree, window_alone and
-one_not_enough disagree, as_recomputed is undecided.
+four_suffice, past_context, stable, newlines and faster are supported,
+window_alone is contradicted, one_not_enough has no effect beyond the margin,
+as_recomputed is inconclusive.
+
+Sharp edges:
+  Blocks of one text are the units: a verdict is about this text, and
+  neighbouring blocks may depend on each other.
 """
 
 from sinkjax.experiments.applications.streaming.claims import claims

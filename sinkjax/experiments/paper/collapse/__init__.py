@@ -9,9 +9,9 @@ digit repeated ever more often (Barbero et al. 2024, arXiv 2406.04267), where
 the next repetition changes less and less, until rounding cannot distinguish it;
 and the commas that are said to help.
 
-Takes 35 s for SmolLM2-135M on two CPU cores. Expected there: three claims
-agree; no digits merge in bfloat16, so that claim disagrees; and whether digits
-collapse further without the sink is undecided.
+Takes 35 s for SmolLM2-135M on two CPU cores. Expected there: three claims are
+supported; no digits merge in bfloat16, so that claim is contradicted; and
+whether digits collapse further without the sink is inconclusive.
 """
 
 from sinkjax.experiments.harness.api import Experiment

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sinkjax.experiments.harness.api import (
-  AGREES,
-  DISAGREES,
-  Claim,
-  Result,
-  direction,
+from sinkjax.experiments.harness.api import Claim, Result
+from sinkjax.experiments.harness.effects import (
+  COSINE,
+  LOG_RATIO,
+  SHARE,
+  Expect,
+  effect,
 )
 from sinkjax.experiments.harness.stats import Mean, format_ratio
 from sinkjax.experiments.paper.collapse.experiment import Digits, series_name
@@ -17,7 +18,7 @@ from sinkjax.experiments.shared.sink_removal import Condition
 SOURCE = "2406.04267, section 4"
 
 SOON = 100
-"""Digits that merge after at most so many agree with "about 50"."""
+"""Digits that merge after at most so many do so after "about 50"."""
 
 
 def claims(result: Result) -> list[Claim]:
@@ -29,6 +30,7 @@ def claims(result: Result) -> list[Claim]:
     _claim(
       numbers,
       "shrinks",
+      "change by the first repetitions over that by the last",
       id="repetition_changes_less",
       claim="The more often a digit is repeated, the less one more repetition "
       "changes.",
@@ -41,6 +43,7 @@ def claims(result: Result) -> list[Claim]:
     _claim(
       numbers,
       "comma",
+      "change by one more digit with commas over that without",
       id="commas_prevent_collapse",
       claim=f"A comma after every {result.config.group} digits keeps repeated "
       "digits apart.",
@@ -52,6 +55,7 @@ def claims(result: Result) -> list[Claim]:
     _claim(
       numbers,
       "hidden",
+      "change by one more digit with the sink over that without",
       id="digits_collapse_without_sink",
       claim="Repeated digits collapse further without the sink.",
       source="section 3",
@@ -64,6 +68,7 @@ def claims(result: Result) -> list[Claim]:
 def _claim(
   numbers: Mapping[str, Any],
   name: str,
+  what: str,
   *,
   id: str,
   claim: str,
@@ -80,15 +85,14 @@ def _claim(
     source=source,
     paper=paper,
     ours=ours.format(format_ratio(mean, ".2f")),
-    verdict=direction(mean.low, mean.high),
-    why=f"95 % interval over {mean.groups} digits"
+    effect=effect(mean, what, LOG_RATIO, Expect.MORE, per="digit"),
+    how="one prompt; the largest entry after the final norm"
     + (f"; {hidden}" if name == "hidden" else ""),
   )
 
 
 def _text_claim(numbers: Mapping[str, Any]) -> Claim:
-  # The verdict is on the cosine, which measures what the claim says; the rank
-  # is reported beside it.
+  # The cosine measures what the claim says; the rank is reported beside it.
   cosine, rank = (
     Mean.read(numbers["change_without_sink"][name])
     for name in ("mean cosine", "effective rank")
@@ -101,9 +105,15 @@ def _text_claim(numbers: Mapping[str, Any]) -> Claim:
     paper="no number",
     ours=f"at the last layer, the mean cosine changes by {cosine.text('+.3f')} "
     f"and the effective rank by {rank.text('+.3f')} of its maximum",
-    verdict=direction(cosine.low, cosine.high),
-    why=f"{cosine.groups} texts, position 0 hidden from layer "
-    f"{numbers['from_layer']} on; position 0 itself is left out",
+    effect=effect(
+      cosine,
+      "mean cosine of two tokens at the last layer without the sink, less that "
+      "with it",
+      COSINE,
+      Expect.MORE,
+    ),
+    how=f"position 0 hidden from layer {numbers['from_layer']} on; position 0 "
+    "itself is left out",
   )
 
 
@@ -116,18 +126,24 @@ def _rounding_claim(numbers: Mapping[str, Any]) -> Claim:
     # the claim, like the paper, is about bfloat16 alone.
     for dtype in ("bfloat16", "float16")
   }
-  soon = any(n is not None and n <= SOON for n in merged["bfloat16"])
+  soon = [n is not None and n <= SOON for n in merged["bfloat16"]]
   return Claim(
     id="digits_merge_in_bfloat16",
-    claim="After about 50 repetitions of a digit, bfloat16 cannot distinguish "
-    "the next one.",
+    claim="After about 50 repetitions of most digits, bfloat16 cannot "
+    "distinguish the next one.",
     source=SOURCE,
     paper="about 50 digits (Gemma 7B)",
     ours="vectors equal when rounded: "
     + ", ".join(_when(dtype, counts) for dtype, counts in merged.items()),
-    verdict=AGREES if soon else DISAGREES,
-    why=f"up to {numbers['repeats']} digits, run in float32, then rounded; "
-    f"agrees if those of any digit merge after at most {SOON}",
+    effect=effect(
+      [float(one) - 0.5 for one in soon],
+      f"share of the digits that have merged after at most {SOON} repetitions, "
+      "less one half",
+      SHARE,
+      Expect.MORE,
+      per="digit",
+    ),
+    how=f"up to {numbers['repeats']} digits, run in float32, then rounded",
   )
 
 

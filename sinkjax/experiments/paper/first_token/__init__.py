@@ -8,8 +8,8 @@ haystack, with BOS, without it, with the sink hidden from the layer on where
 that removes it, and, as a control, with the next token hidden.
 
 Takes 903 s for SmolLM2-135M on two CPU cores, and 358 MB are fetched once.
-Expected there: the two claims on the sink agree, and the one on BOS cannot be
-tested.
+Expected there: the two claims on the sink are supported, and the one on BOS is
+not testable.
 """
 
 from sinkjax.experiments.harness.api import Experiment

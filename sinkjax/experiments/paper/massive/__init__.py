@@ -8,8 +8,8 @@ residual stream are thousands of times the median. Set to zero, the model
 breaks; fixed at their mean, it does not. Asked here as well: does the sink need
 them?
 
-Takes 8 s for SmolLM2-135M on two CPU cores. Expected there: three claims
-agree; that the sink needs massive activations disagrees.
+Takes 8 s for SmolLM2-135M on two CPU cores. Expected there: three claims are
+supported; that the sink needs massive activations is contradicted.
 """
 
 from sinkjax.experiments.harness.api import Experiment

@@ -279,6 +279,9 @@ def _result(
       "ratio": massive.ratio,
       "by_attention": added["attn_out"],
       "by_mlp": added["mlp_out"],
+      "sink_rate_by_text": np.stack(
+        [(alpha > config.eps).mean(axis=(0, 2)) for alpha, _ in after.values()]
+      ),
       "sink_rate_by_layer": np.stack(
         [(alpha > config.eps).mean(axis=(1, 2)) for alpha, _ in after.values()]
       ),

@@ -11,9 +11,9 @@ whose value is so small that attending to them does nothing, and broadcast
 sinks, which send a value to every token (arXiv 2606.08105).
 
 Takes 48 s for SmolLM2-135M on two CPU cores. Expected there: that there are
-such heads and that they read a small value while dormant agrees; that they read
-a large value when active is undecided; that sinks are of two kinds disagrees,
-since broadcast sinks are below 1 % of the sinks.
+such heads and that they read a small value while dormant is supported; the
+value that they read when active differs from the others by no more than the
+margin, and broadcast sinks are no more of the sinks than that.
 """
 
 from sinkjax.experiments.harness.api import Experiment

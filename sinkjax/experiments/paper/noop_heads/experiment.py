@@ -24,6 +24,7 @@ from sinkjax.experiments.paper.noop_heads.triggers import (
 )
 from sinkjax.experiments.shared.prompt_corpus import Text, gather
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
+from sinkjax.experiments.shared.text_batches import templates_of
 
 FEWEST = 10
 """Texts, at least: a quarter of them must be enough for an interval."""
@@ -118,15 +119,16 @@ def measure(
   return _result(subject, config, observed, heads, examples)
 
 
-def _over_texts(by_text: np.ndarray) -> Mean | None:
+def _over_texts(by_text: np.ndarray | None) -> Mean | None:
   """The mean of those of [P] that are numbers; `None` for fewer than two."""
-  known = np.asarray(by_text, float)
-  known = known[np.isfinite(known)]
+  if by_text is None:
+    return None
+  known = by_text[np.isfinite(by_text)]
   return mean_over(known, range(len(known))) if len(known) > 1 else None
 
 
-def _over_heads(by_head: Sequence[np.ndarray]) -> Mean | None:
-  """The mean of [P] arrays over heads, then its interval over texts."""
+def _over_heads(by_head: Sequence[np.ndarray]) -> np.ndarray | None:
+  """[P] the mean of [P] arrays over heads; NaN where no head has a number."""
   if not by_head:
     return None
   # Heads are averaged first, since heads of one model are not independent of
@@ -134,7 +136,7 @@ def _over_heads(by_head: Sequence[np.ndarray]) -> Mean | None:
   stacked = np.stack(by_head)
   known = np.isfinite(stacked)
   total, count = np.where(known, stacked, 0).sum(axis=0), known.sum(axis=0)
-  return _over_texts(np.where(count > 0, total / np.maximum(count, 1), np.nan))
+  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _result(
@@ -150,14 +152,15 @@ def _result(
   ratio, sink = by_kind["ratio"], by_kind["sink"]
   layers, _, per_layer, _ = observed.mass.shape
   best = heads[: len(examples)]
-  means = {
+  by_text = {
     "auroc": _over_heads([head.by_text for head in best]),
     **{
       name: _over_heads([one[name] for one in described])
       for name in ("sink_ratio", "acted_ratio")
     },
-    **{k: _over_texts(by_kind[k]) for k in (Kind.NOOP, Kind.BROADCAST)},
+    **{k: by_kind[k] for k in (Kind.NOOP, Kind.BROADCAST)},
   }
+  means = {name: _over_texts(values) for name, values in by_text.items()}
   by_head = {
     "mass": observed.mass.mean(axis=(1, 3)),
     "value_ratio": ratio.mean(axis=1),
@@ -186,6 +189,7 @@ def _result(
         | {name: one[name] for name in ("tokens", "start")}
         for head, one in zip(best, examples, strict=True)
       ],
+      "templates": templates_of(observed.ids),
       "stable_rank": stable_ranks(observed, ratio, sink),
       **means,
     },
@@ -195,6 +199,11 @@ def _result(
     },
     arrays={
       **by_head,
+      **{
+        f"{name} by text": values
+        for name, values in by_text.items()
+        if values is not None
+      },
       **{
         f"{what} {i}": one[what]
         for i, one in enumerate(examples)

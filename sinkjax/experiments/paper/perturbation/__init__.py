@@ -10,7 +10,7 @@ texts start with BOS, without it. The difference between the two runs after the
 swapped word is how far the swap has spread.
 
 Takes 83 s for SmolLM2-135M on two CPU cores. Expected there: four claims
-agree, and the one about BOS cannot be tested.
+are supported, and the one about BOS is not testable.
 """
 
 from sinkjax.experiments.harness.api import Experiment

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax.experiments.harness.api import Result, Subject, direction
+from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import Mean, mean_over
 from sinkjax.experiments.paper.perturbation.pairs import Pair, pairs_of
 from sinkjax.experiments.shared.layer_plots import layer_table
@@ -285,11 +285,6 @@ class Contrast(NamedTuple):
       name: Mean.read(mean) for name, mean in stored["over_sink"].items()
     }
     return cls(over_sink, Mean.read(stored["beyond_control"]))
-
-  def verdict(self) -> str:
-    """On "more without the sink": more than both, less than one, or neither."""
-    sink, beyond = self.over_sink[Condition.HIDDEN], self.beyond_control
-    return direction(min(sink.low, beyond.low), min(sink.high, beyond.high))
 
 
 def contrast(

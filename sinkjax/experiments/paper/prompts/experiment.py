@@ -20,6 +20,7 @@ from sinkjax.experiments.shared.prompt_corpus import (
   Text,
   gather,
 )
+from sinkjax.experiments.shared.text_batches import templates_of
 from sinkjax.metrics.sinks import sink_score
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
@@ -92,6 +93,7 @@ def measure(
       "needed"
     )
   jobs = {**_conditions(subject, config, encoded), **_lengths(config, encoded)}
+  templates = templates_of(np.array(jobs[Condition.NATURAL]))
   total, done, rates = sum(map(len, jobs.values())), 0, {}
   for name, prompts in jobs.items():
 
@@ -102,7 +104,13 @@ def measure(
 
     alpha = _scores(subject, prompts, advance)
     rates[name] = {eps: (alpha > eps).mean(axis=(1, 2)) for eps in config.eps}
-  return _result(config, texts, rates)
+  result = _result(config, texts, rates)
+  result.numbers["templates"] = templates
+  # Only texts of the greatest length have rates by length.
+  result.numbers["long_prompts"] = [
+    i for i, ids in enumerate(encoded) if len(ids) >= max(config.lengths)
+  ]
+  return result
 
 
 def _scores(
@@ -241,8 +249,27 @@ def _result(
         [[rates[name][e] for e in config.eps] for name in conditions]
       ),
       "domain": np.array(domains),
+      **(
+        {
+          "rates_by_length": np.stack(
+            [rates[n][config.eps[0]] for n in lengths]
+          )
+        }
+        if lengths
+        else {}
+      ),
     },
   )
+
+
+def _length_array(
+  config: Config, rates: Mapping[str, Rates], lengths: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """The rates at the first threshold, [lengths, P], if there are any."""
+  if not lengths:
+    return {}
+  by_length = [rates[name][config.eps[0]] for name in lengths]
+  return {"rates_by_length": np.stack(by_length)}
 
 
 def _plain(means: Means) -> dict[str, dict[str, Mean]]:

@@ -8,9 +8,10 @@ first token, and with position 0 hidden from layer l on, for every l. Measured
 are where the sink goes, the entropy of attention, the loss, and, on a few short
 texts, the mixing of the exact Jacobian.
 
-Takes 198 s for SmolLM2-135M on two CPU cores. Expected there: five claims
-agree, and the one about the entropy without the first token is undecided,
-since the sink moves to the new first token.
+Took 198 s for SmolLM2-135M on two CPU cores. Expected there: four claims are
+supported; removing the first token has no effect on the entropy beyond the
+margin, since the sink moves to the new first token; and that on mixing is
+inconclusive, as three texts are fewer than a verdict needs.
 """
 
 from sinkjax.experiments.harness.api import Experiment

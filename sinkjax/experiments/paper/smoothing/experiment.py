@@ -10,6 +10,7 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import mean_over
+from sinkjax.experiments.shared.jacobian_runs import CONTROL_KEY
 from sinkjax.experiments.shared.sink_removal import (
   KEYS,
   hide,
@@ -65,13 +66,13 @@ def measure(
   Raises:
     ValueError: for texts that are too short, or a `late` that is no layer.
 
-  Cost: L + 2 forward passes a text, and two exact Jacobians of a few.
+  Cost: L + 2 forward passes a text, and three exact Jacobians of a few.
   """
   cfg, ids = subject.cfg, texts_of(subject, config.texts, config.tokens)
   if config.late is not None and not 0 <= config.late < cfg.n_layers:
     raise ValueError(f"late must be in [0, {cfg.n_layers}), got {config.late}")
   f, tokens = forward(cfg), jnp.asarray(ids)
-  total = cfg.n_layers + 2 + 2 * config.jacobian_texts
+  total = cfg.n_layers + 2 + 3 * config.jacobian_texts
 
   @jax.jit
   def shortened(params: Any, tokens: jax.Array) -> tuple[jax.Array, ...]:
@@ -85,11 +86,11 @@ def measure(
   late = config.late
   if late is None:
     late = late_layer(swept[0], config.eps)
-  mixing = _mixing(subject, config, ids, late, total, progress)
-  return _result(subject, config, swept, removed, late, mixing)
+  norms = _norms(subject, config, ids, late, total, progress)
+  return _result(subject, config, swept, removed, late, norms)
 
 
-def _mixing(
+def _norms(
   subject: Subject,
   config: Config,
   ids: np.ndarray,
@@ -97,17 +98,21 @@ def _mixing(
   total: int,
   progress: Callable[[int, int], Any],
 ) -> np.ndarray:
-  """[texts, 2] total mixing: unchanged, and with the sink hidden late."""
-  f, pairs = forward(subject.cfg), []
+  """[texts, 3, T, T] norms of the Jacobian's blocks.
+
+  Unchanged, with the sink hidden late, and with the next token hidden.
+  """
+  f = forward(subject.cfg)
+  layer, control = jnp.asarray(late), CONTROL_KEY + len(subject.prefix)
+  functions = (f, hide(f, layer), hide(f, layer, control))
+  maps = []
   for row in ids[: config.jacobian_texts]:
-    pair = []
-    for fn in (f, hide(f, jnp.asarray(late))):
-      short = jnp.asarray(row[: config.jacobian_tokens])
-      norms = jacobian_norms(fn, subject.params, short)
-      pair.append(float(total_mixing(jnp.asarray(norms, jnp.float32))))
-      progress(subject.cfg.n_layers + 2 + 2 * len(pairs) + len(pair), total)
-    pairs.append(pair)
-  return np.array(pairs)
+    short = jnp.asarray(row[: config.jacobian_tokens])
+    for fn in functions:
+      maps.append(np.asarray(jacobian_norms(fn, subject.params, short)))
+      progress(subject.cfg.n_layers + 2 + len(maps), total)
+  size = config.jacobian_tokens
+  return np.array(maps).reshape(-1, len(functions), size, size)
 
 
 def _result(
@@ -116,9 +121,11 @@ def _result(
   swept: tuple[np.ndarray, np.ndarray, np.ndarray],
   removed: tuple[np.ndarray, np.ndarray, np.ndarray],
   late: int,
-  mixing: np.ndarray,
+  norms: np.ndarray,
 ) -> Result:
-  """Of `sweep`'s arrays, and of those without the first token."""
+  """Of `sweep`'s arrays, of those without the first token, and of `_norms`."""
+  # The control counts in a claim alone.
+  mixing = np.asarray(total_mixing(jnp.asarray(norms[:, :2], jnp.float32)))
   scores, entropy, loss = swept
   new_scores, new_entropy, new_loss = removed
   by_key = rates(scores, config.eps)  # [L + 1, P, K]
@@ -156,6 +163,7 @@ def _result(
       "eps": config.eps,
       "late": late,
       "first_position_is_bos": subject.has_bos(),
+      "control_position": CONTROL_KEY + len(subject.prefix),
       "total_mixing": mixing,
       **{n: mean_over(x, range(len(x))) for n, x in by_text.items()},
     },
@@ -164,6 +172,7 @@ def _result(
       "rates": by_key,
       "evenness": evenness,
       "loss": loss,
+      "norms": norms,
       "rates_removed": new_rates,
       "evenness_by_layer": entropy.mean(axis=(2, 3)),
       "evenness_removed_by_layer": new_entropy.mean(axis=(1, 2)),

@@ -1,9 +1,14 @@
 """Variants of attention against softmax and each other, seed by seed."""
 
+import numpy as np
+
 from sinkjax.experiments.harness.api import Claim, Result
-from sinkjax.experiments.harness.stats import compare, mean, unless_worse
+from sinkjax.experiments.harness.effects import LOG_RATIO, SHARE, Effect, Expect
+from sinkjax.experiments.harness.stats import mean
 from sinkjax.experiments.harness.sweep import Trained
+from sinkjax.experiments.shared.seed_effects import no_worse, seed_effect
 from sinkjax.experiments.training.attention_variants.experiment import VARIANTS
+from sinkjax.experiments.training.attention_variants.masses import masses
 from sinkjax.experiments.training.attention_variants.papers import (
   EXPECT_WEAKER,
   GU,
@@ -13,12 +18,20 @@ from sinkjax.experiments.training.attention_variants.papers import (
   ZUHRI,
 )
 
+FIRST = "first_mass"
+"""What most claims compare, on equal terms, see `masses`."""
+
 MEASURES = {
-  "first_mass": ("attention on the first token", ".3f"),
   "kurtosis": ("kurtosis", ".1f"),
   "massive_ratio": ("largest activation over median", ".1f"),
 }
-"""What claims compare: {key of a row: (in words, format)}."""
+"""What others compare: {key of a row: (in words, format)}."""
+
+UNDEFINED = (
+  "queries give so little to any token that the share of the first one, which "
+  "was not recorded, does not follow from means of weights and sums"
+)
+"""Why a claim on the share of the first token has no effect."""
 
 
 def claims(trained: Trained, result: Result) -> list[Claim]:
@@ -33,8 +46,8 @@ def claims(trained: Trained, result: Result) -> list[Claim]:
       if name in PAPER:
         source, paper = PAPER[name].source, str(PAPER[name])
       text = (
-        f"{VARIANTS[name].subject} puts less weight on the first token than "
-        "softmax does."
+        f"{VARIANTS[name].subject} puts less of its weight on the first token "
+        "than softmax does."
       )
       id = f"less_sink_{name}"
       found.append(_claim(trained, id, text, source, paper, "softmax", name))
@@ -55,7 +68,7 @@ def _others() -> list[tuple[str, str, str, str, str, str, str]]:
       f"{PAPER['v_bias'].variant:g} % with a value",
       "v_bias",
       "k_bias",
-      "first_mass",
+      FIRST,
     ),
     (
       "normalised_sigmoid_stronger_sink",
@@ -66,7 +79,7 @@ def _others() -> list[tuple[str, str, str, str, str, str, str]]:
       f"{PAPER['normalized_sigmoid'].variant:g} % of heads",
       "normalized_sigmoid",
       "sigmoid",
-      "first_mass",
+      FIRST,
     ),
     (
       "softpick_lower_kurtosis",
@@ -99,26 +112,77 @@ def _claim(
   paper: str,
   more: str,
   less: str,
-  key: str = "first_mass",
+  key: str = FIRST,
 ) -> Claim:
-  """That one variant has more of a quantity than another, no worse one."""
+  """That one variant has less of a quantity than another, and is no worse.
+
+  Args:
+    trained: the models.
+    id: of the claim.
+    text: the claim.
+    source: of it.
+    paper: what the source reports.
+    more: the variant that has more of it.
+    less: the variant that has less.
+    key: of the quantity.
+  """
   a, b = trained.as_trained(more), trained.as_trained(less)
-  what, form = MEASURES[key]
+  compared = _shares if key == FIRST else _values
+  effect, words, how = compared(trained, more, less, key)
   other = less if more == "softmax" else more
   plain = trained.as_trained("softmax")["loss"]
   cost = mean(trained.as_trained(other)["loss"] - plain)
-  made = compare(
+  return Claim(
     id,
     text,
     source,
     paper,
-    a[key] - b[key],
-    f"{what} {mean(a[key], form)} ({more}) and {mean(b[key], form)} ({less}); "
-    f"loss of {other} {cost} nats above softmax",
+    f"{words}; loss of {other} {cost} nats above softmax",
+    effect,
+    f"{how}worse models have weaker sinks and smaller activations",
+    () if effect is None else (no_worse(b["loss"], a["loss"], less, more),),
+    UNDEFINED if effect is None else "",
   )
-  why = (
-    f"but {less} is a worse model, and worse models have weaker sinks and "
-    "smaller activations"
+
+
+def _shares(
+  trained: Trained, more: str, less: str, key: str
+) -> tuple[Effect | None, str, str]:
+  """(effect, what was measured, how) of the share of the first token."""
+  a, b = (masses(name, trained.as_trained(name)) for name in (more, less))
+  weights = f"its weight {a.text()} ({more}) and {b.text()} ({less})"
+  if a.share is None or b.share is None:
+    return None, f"for the first token, {weights}", ""
+  effect = seed_effect(
+    b.share - a.share,
+    f"the first token's share of what a row gives with {less}, less that with "
+    f"{more},",
+    SHARE,
+    Expect.LESS,
   )
-  # The cost is that of the model with less of the quantity, pair by pair.
-  return unless_worse(made, b["loss"] - a["loss"], why)
+  words = (
+    f"the first token's share of what a row gives {mean(a.share)} ({more}) and "
+    f"{mean(b.share)} ({less}); {weights}"
+  )
+  by_row = b.weight is None or "first_share" in trained.as_trained(less)
+  how = "shares of every row" if by_row else "mean weight over mean sum of rows"
+  return effect, words, f"{how}; "
+
+
+def _values(
+  trained: Trained, more: str, less: str, key: str
+) -> tuple[Effect, str, str]:
+  """(effect, what was measured, how) of the ratio of a positive quantity."""
+  a, b = (trained.as_trained(name)[key] for name in (more, less))
+  what, form = MEASURES[key]
+  effect = seed_effect(
+    np.log(b / a),
+    f"the {what} with {less} over that with {more}",
+    LOG_RATIO,
+    Expect.LESS,
+  )
+  return (
+    effect,
+    f"{what} {mean(a, form)} ({more}) and {mean(b, form)} ({less})",
+    "",
+  )

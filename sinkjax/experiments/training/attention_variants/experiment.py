@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sinkjax.experiments.harness.sweep import Trained
 from sinkjax.experiments.harness.sweep_config import (
   GPU_SCALE,
   PAPER_SCALE,
@@ -107,26 +106,3 @@ def variants(config: Config) -> dict[str, TrainConfig]:
       model["vocab_size"] = config.vocab_size + REGISTERS
     runs[name] = text_run(config, model=model, packing=variant.packing)
   return chosen(runs, config.variants, "attention_variants")
-
-
-def relative_sinks(trained: Trained) -> dict[str, list[float]]:
-  """The sink of each variant in percent of softmax's, one a seed.
-
-      100 (m_s - u) / (mean m_softmax - u),
-
-  m_s the attention on the first token with seed s, u uniform attention; empty
-  where softmax has no sink. Papers report the share of their own sinks.
-  """
-  if "softmax" not in trained.probes:
-    return {}
-  plain = trained.as_trained("softmax")
-  uniform = plain["uniform_mass"].mean()
-  # The mean over seeds, because the sink of a single seed may be so close to
-  # zero that a quotient by it means nothing.
-  above = plain["first_mass"].mean() - uniform
-  if above <= 0:
-    return {}
-  return {
-    name: list(100 * (trained.as_trained(name)["first_mass"] - uniform) / above)
-    for name in trained.probes
-  }

@@ -12,6 +12,10 @@ from sinkjax.experiments.harness.sweep_figures import (
   Panel,
   Row,
 )
+from sinkjax.experiments.training.attention_variants.masses import (
+  masses,
+  relative_sinks,
+)
 from sinkjax.experiments.training.attention_variants.papers import PAPER
 
 DRAWN = (
@@ -36,7 +40,7 @@ def _theirs(row: Row, numbers: Mapping[str, Any]) -> float | None:
 def _ours(row: Row, numbers: Mapping[str, Any]) -> list[float] | None:
   """Our sink in percent of softmax's, one a seed."""
   if _is_as_trained(row, numbers):
-    return numbers["left"].get(row["variant"])
+    return relative_sinks(sweep_figures.as_trained(numbers)).get(row["variant"])
   return None
 
 
@@ -52,6 +56,11 @@ RELATIVE = (
 )
 INSIDE = (
   Panel("Sum of a row's weights", "row_sum"),
+  Panel(
+    "First token's share of it",
+    lambda row, numbers: masses(row["variant"], row).share,
+    uniform=True,
+  ),
   Panel("First value's norm over others'", "value_ratio"),
   Panel("Kurtosis of activations", "kurtosis"),
   Panel("Largest activation over median", "massive_ratio"),
@@ -81,12 +90,13 @@ CHARTS = (
     "token, except in no bos and registers; with registers, the first token "
     "is the first of four. Rows of sigmoid, elu1 and relu attention need not "
     "have equal sums: their attention is counted as shares of the row's sum, "
-    "the proxy of Gu et al. In the other variants, weight that a query "
-    "gives to no token, or to a learned key, counts as given. The sink in "
-    "percent of softmax's is, in the papers, the share of heads above 0.3 "
-    "(for gates, of attention) and here the attention on the first token "
-    "above uniform attention. The papers' models have 60M to 1.7B parameters "
-    "and other data: compare signs.",
+    "the proxy of Gu et al. In the other variants, heads and attention are "
+    "counted in weights, of which a query may give some to no token or to a "
+    "learned key. The sink in percent of softmax's is, in the papers, the "
+    "share of heads above 0.3 (for gates, of attention) and here the first "
+    "token's share of what a row gives to tokens, above uniform attention: "
+    "the same for all variants. The papers' models have 60M to 1.7B "
+    "parameters and other data: compare signs.",
     _relative_caption,
     functools.partial(sweep_figures.table, columns=RELATIVE),
   ),

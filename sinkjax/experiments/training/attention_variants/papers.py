@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sinkjax.experiments.harness.sweep import Table, Trained
-from sinkjax.experiments.training.attention_variants.experiment import (
+from sinkjax.experiments.training.attention_variants.masses import (
   relative_sinks,
 )
 
@@ -90,7 +90,8 @@ def tables(trained: Trained) -> dict[str, Table]:
     "ours_left_percent",
   ]
   rows = []
-  for name, ours in relative_sinks(trained).items():
+  variants = {name: trained.as_trained(name) for name in trained.probes}
+  for name, ours in relative_sinks(variants).items():
     paper = PAPER.get(name)
     # Variants that no paper measured keep their row, with empty cells.
     theirs = [*paper, paper.left] if paper else [None] * 5

@@ -11,9 +11,8 @@ Barbero et al. (2025, arXiv 2504.02732) hold that sinks keep changes from
 spreading.
 
 The cpu scale (9 runs, and measurements of 24 models) took 42 minutes on two CPU
-cores beside `sink_regulariser`. Expected verdicts: two claims agree, one
-disagrees (a model without a sink is changed less by an attack on its first
-token), ten are undecided.
+cores beside `sink_regulariser`. Expected verdicts: all inconclusive, as three
+seeds are fewer than a verdict needs; `seeds` takes more.
 """
 
 import dataclasses

@@ -1,20 +1,19 @@
 """What noise in training does to sinks and robustness, and what sinks do."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from sinkjax.experiments.harness.api import Claim
+from sinkjax.experiments.harness.effects import LOG_RATIO, SHARE, Effect, Expect
 from sinkjax.experiments.harness.stats import (
-  compare,
   format_ratio,
   mean,
-  mean_over,
+  mean_of,
   slopes,
-  unless_worse,
 )
+from sinkjax.experiments.shared.seed_effects import no_worse, seed_effect
+from sinkjax.experiments.shared.sink_slopes import Row, sink_slope
 from sinkjax.experiments.training.noise_training.experiment import (
   ADVERSARIAL,
   OWN,
@@ -32,7 +31,8 @@ CHANGES = {
 }
 """`KINDS` in words."""
 
-Row = Mapping[str, Any]
+HOW = "predictions of a model that has learnt less change less"
+"""Why the model that is changed less must be no worse."""
 
 
 def claims(rows: Sequence[Row]) -> list[Claim]:
@@ -64,8 +64,13 @@ def _gap(one: Row, other: Row, key: str, *, log: bool = False) -> np.ndarray:
   )
 
 
+def _no_worse(one: Row, other: Row, name: str, than: str) -> Effect:
+  cost = _gap(one, other, "loss")
+  return no_worse(cost, np.zeros_like(cost), name, than)
+
+
 def _times(logs: np.ndarray) -> str:
-  return format_ratio(mean_over(logs, range(len(logs))))
+  return format_ratio(mean_of(logs))
 
 
 def _trained_under_noise(own: Mapping[str, Row]) -> list[Claim]:
@@ -83,14 +88,21 @@ def _trained_under_noise(own: Mapping[str, Row]) -> list[Claim]:
     )
     loss = f"loss {mean(_gap(row, plain, 'loss'), '+.3f')} nats"
     found.append(
-      compare(
+      Claim(
         f"stronger_sink_{_in_id(name)}",
         f"{training} leads to a stronger sink.",
         PAPER,
         "sinks are said to keep changes from spreading; not tried",
-        _gap(row, plain, "first_mass"),
         f"attention on the first token {mean(row['first_mass'])} against "
         f"{mean(plain['first_mass'])}; {loss}",
+        seed_effect(
+          _gap(row, plain, "first_mass"),
+          f"attention on the first token of {name}, less that of plain,",
+          SHARE,
+          Expect.MORE,
+        ),
+        "a model that has learnt less has a weaker sink",
+        (_no_worse(plain, row, "plain", name),),
       )
     )
     found += [
@@ -105,19 +117,24 @@ def _more_robust(
 ) -> Claim:
   """That a variant is changed less than the plain model."""
   cost = _gap(row, plain, "loss")
-  less = _gap(plain, row, f"{change}_kl", log=True)
+  ratio = _gap(row, plain, f"{change}_kl", log=True)
   spread = _gap(row, plain, f"{change}_spread", log=True)
-  made = compare(
+  return Claim(
     f"more_robust_to_{change}_{_in_id(name)}",
     f"{training} makes a model more robust to {CHANGES[change]}.",
     "our question",
     "not tried",
-    less,
-    f"KL divergence {_times(-less)} that of the plain model, relative change "
+    f"KL divergence {_times(ratio)} that of the plain model, relative change "
     f"of later tokens {_times(spread)}; loss {mean(cost, '+.3f')} nats",
+    seed_effect(
+      ratio,
+      f"the KL divergence of {name} over that of plain",
+      LOG_RATIO,
+      Expect.LESS,
+    ),
+    HOW,
+    (_no_worse(row, plain, name, "plain"),),
   )
-  why = "but it is a worse model, and predictions of worse models change less"
-  return unless_worse(made, cost, why)
 
 
 def _targets(rows: Mapping[str, Row]) -> dict[float, Row]:
@@ -140,17 +157,24 @@ def _without_sink(rows: Mapping[str, Row]) -> list[Claim]:
     more = _gap(none, free, f"{change}_kl", log=True)
     spread = _gap(none, free, f"{change}_spread", log=True)
     found.append(
-      compare(
+      Claim(
         f"no_sink_changed_more_by_{change}",
         f"A model trained to have no sink is changed more by {CHANGES[change]} "
         "than a model trained without a sink target.",
         PAPER,
         "not tried",
-        more,
         f"KL divergence {_times(more)} that of the model without a target, "
         f"relative change of later tokens {_times(spread)}; attention on the "
         f"first token {mean(none['first_mass'])} against "
         f"{mean(free['first_mass'])}, loss {mean(cost, '+.3f')} nats",
+        seed_effect(
+          more,
+          f"the KL divergence of {none['variant']} over that without a target",
+          LOG_RATIO,
+          Expect.MORE,
+        ),
+        HOW,
+        (_no_worse(free, none, "no target", none["variant"]),),
       )
     )
   return found
@@ -162,7 +186,8 @@ SLOPES = (
     "noise_spread",
     "The stronger the sink that a model was trained to have, the less noise "
     "changes its later tokens.",
-    -1,
+    "the relative change of later tokens under noise",
+    Expect.MORE,
     PAPER,
   ),
   (
@@ -170,7 +195,8 @@ SLOPES = (
     "swap_spread",
     "The stronger the sink that a model was trained to have, the less a "
     "swapped token changes its later tokens.",
-    -1,
+    "the relative change of later tokens after a swap",
+    Expect.MORE,
     PAPER,
   ),
   (
@@ -178,11 +204,14 @@ SLOPES = (
     "first_over_other",
     "The stronger the sink that a model was trained to have, the more an "
     "attack on its first token does, compared with an attack on another token.",
-    1,
+    "the KL divergence of an attack on the first token over that of one on "
+    "another token",
+    Expect.LESS,
     CRITICS,
   ),
 )
-"""(id, logarithm that is explained, claim, sign of its slope, source)."""
+"""(id, logarithm that is explained, claim, it in words, what is expected of it
+from the strongest sink to the weakest, source)."""
 
 
 def _by_sink(rows: Mapping[str, Row]) -> list[Claim]:
@@ -204,24 +233,24 @@ def _by_sink(rows: Mapping[str, Row]) -> list[Claim]:
   # A slope over sinks may come from the loss, which the reader then can judge.
   above = np.mean(worst["loss"]) - np.mean(rows["free"]["loss"])
   found = []
-  for id, name, text, sign, source in SLOPES:
-    values = slopes(every, name)
-    if len(values) < 2:
+  for id, name, text, what, expect, source in SLOPES:
+    if len(slopes(every, name)) < 2:
       continue
-    made = compare(
-      id,
-      text,
-      source,
-      "not tried",
-      # `compare` tests for values above zero, so a slope that should fall is
-      # turned around.
-      sign * values,
-      f"logarithm {mean(values, '+.2f')} for each unit of attention on the "
-      f"first token, over {len(every)} variants",
+    made = sink_slope(every, name, what, LOG_RATIO, expect)
+    found.append(
+      Claim(
+        id,
+        text,
+        source,
+        "not tried",
+        f"logarithm {mean(made.slope, '+.2f')} for each unit of attention on "
+        f"the first token, over {len(every)} variants{made.without}",
+        made.effect,
+        "models differ in their loss, too: "
+        f"{worst['variant']} is {above:.2f} nats above the model without a "
+        "target",
+        made.provided,
+        made.untested,
+      )
     )
-    why = (
-      f"{made.why}; models differ in their loss, too: {worst['variant']} is "
-      f"{above:.2f} nats above the model without a target"
-    )
-    found.append(dataclasses.replace(made, why=why))
   return found
