@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.inference import kv_policy
+from sinkjax.inference.generate import generate
+from sinkjax.models.cache import split_layers
 from sinkjax.models.positions import rotary_tables
 from sinkjax.weights import huggingface
 from sinkjax.weights.families import FAMILIES
@@ -56,6 +59,38 @@ def test_transformers_reads_our_export(families, name, tmp_path):
     theirs = model(torch.tensor(tokens)).logits.numpy()
   ours = sinkjax.forward(cfg)(params, tokens).logits
   np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "name", sorted(path.name for path in (GOLDEN / "families").iterdir())
+)
+def test_forty_tokens_with_a_cache_are_those_of_transformers(name):
+  """Greedy, from a prompt of 12; the likeliest two are nowhere a tie."""
+  import torch
+  from transformers import AutoModelForCausalLM
+
+  folder = GOLDEN / "families" / name
+  model = AutoModelForCausalLM.from_pretrained(
+    folder, attn_implementation="eager", dtype=torch.float32
+  ).eval()
+  prompt = list(range(3, 15))
+  with torch.no_grad():
+    theirs = model.generate(
+      torch.tensor([prompt]),
+      attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+      max_new_tokens=40,
+      do_sample=False,
+      use_cache=True,
+      # Random models may say "the end": both go on.
+      eos_token_id=-1,
+      pad_token_id=0,
+    )[0, len(prompt) :].tolist()
+  params, cfg = huggingface.load(folder)
+  policy = kv_policy.full(cfg.max_len)
+  tokens = generate(
+    cfg, split_layers(params), prompt, policy=policy, max_tokens=40
+  )
+  assert list(tokens) == theirs
 
 
 @pytest.mark.parametrize(
