@@ -232,7 +232,6 @@ def duration(seconds: float) -> str:
 
 def _quiet() -> None:
   """Keeps the terminal for what the launcher says."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   warnings.filterwarnings("ignore", category=DeprecationWarning)
   if not DEBUG.value:
     # Python adds the line of code that warns, which says nothing to a user.
