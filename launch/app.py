@@ -120,9 +120,8 @@ def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
 
 def _show_help(doc: str) -> None:
   print(doc.strip(), "\n\nFlags:")
-  given = flags.FLAGS.flags_by_module_dict()
   for module in ("__main__", "launch.devices", "launch.mesh_flag", __name__):
-    if module in given:
+    if flags.FLAGS.get_flags_for_module(module):
       print(flags.FLAGS.module_help(module))
 
 
