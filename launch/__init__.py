@@ -1,7 +1,12 @@
 """Command lines: `python -m launch.NAME --help`."""
 
+import os
 import signal
 import sys
+
+# XLA reads this when JAX is imported, which some launchers do before they look
+# at their flags; its warnings are about its own work.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # While a launcher imports, Ctrl-C ends it at once: JAX does not survive an
 # exception in the middle of its import, and there is nothing to clean up yet.

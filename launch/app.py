@@ -120,9 +120,8 @@ def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
 
 def _show_help(doc: str) -> None:
   print(doc.strip(), "\n\nFlags:")
-  given = flags.FLAGS.flags_by_module_dict()
   for module in ("__main__", "launch.devices", "launch.mesh_flag", __name__):
-    if module in given:
+    if flags.FLAGS.get_flags_for_module(module):
       print(flags.FLAGS.module_help(module))
 
 
@@ -232,7 +231,6 @@ def duration(seconds: float) -> str:
 
 def _quiet() -> None:
   """Keeps the terminal for what the launcher says."""
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   warnings.filterwarnings("ignore", category=DeprecationWarning)
   if not DEBUG.value:
     # Python adds the line of code that warns, which says nothing to a user.

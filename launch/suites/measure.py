@@ -62,7 +62,6 @@ def child(suite: str, name: str, case: dict[str, Any]) -> None:
   from launch import app
 
   warnings.filterwarnings("ignore")
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   if not name.startswith("torch"):
     app.warm_compiler()
   module = importlib.import_module(f"launch.suites.{suite}")

@@ -56,7 +56,9 @@ def test_laws(meshes, parts):
 
 
 def test_a_mesh_that_cannot_hold_a_model_is_refused_with_those_that_can():
-  cfg = sinkjax.TINY.replace(n_heads=9, n_kv_heads=3, d_ff=96, d_model=72)
+  cfg = sinkjax.TINY.replace(
+    n_heads=9, n_kv_heads=3, d_ff=96, d_model=72, vocab_size=66
+  )
   shapes = param_shapes(cfg)
   with pytest.raises(ValueError, match=r"tensor:2 .*attn/k.*--mesh=fsdp:8, or"):
     sharding.check_fits({"data": 1, "fsdp": 4, "tensor": 2}, shapes)

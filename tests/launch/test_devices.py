@@ -114,7 +114,8 @@ def test_a_plan_needs_no_devices(launcher, smollm2_path):
 
 
 def test_help_teaches_the_mesh():
-  for launcher in "analyze", "jacobian", "generate", "reproduce", "train":
+  launchers = "analyze", "jacobian", "generate", "reproduce", "capture", "train"
+  for launcher in launchers:
     done = run(launcher, "--help")
     assert "--mesh" in done.stdout and "data:2,fsdp:2,tensor:4" in done.stdout
     assert ("--dtype" in done.stdout) == (launcher != "train")
