@@ -23,6 +23,7 @@ MESHES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "meshes",
   [["data:2,fsdp:2,tensor:2"], pytest.param(MESHES, marks=pytest.mark.slow)],

@@ -191,6 +191,7 @@ def test_new_arrays_do_not_retrace(tiny, tokens):
   assert float(jnp.abs(first - second).max()) > 1e-4
 
 
+@pytest.mark.thorough
 def test_vmap_over_an_edits_leaf(tiny, tokens):
   params, cfg = tiny
   f = sinkjax.forward(cfg)
@@ -220,6 +221,7 @@ def test_gradient_with_respect_to_an_edit(tiny, tokens):
   np.testing.assert_allclose(jax.grad(loss)(1.0), numeric, rtol=2e-3)
 
 
+@pytest.mark.thorough
 def test_jacfwd_through_an_edit_is_causal(tiny):
   params, cfg = tiny
   tokens = jnp.arange(6)[None]

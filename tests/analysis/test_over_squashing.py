@@ -102,6 +102,7 @@ def random_params(cfg, seed, weights=1.0):
   return jax.tree.unflatten(tree, [leaf(spec) for spec in leaves])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", quick(FAMILIES, "gemma3"))
 def test_valid_forms_are_never_violated(family):
   cfg, gaps = BASE.replace(**FAMILIES[family]), []
@@ -140,6 +141,7 @@ def test_the_full_bound_counts_a_learned_value():
     assert not module.bounds.violations(full, jax.numpy.asarray(true)).any()
 
 
+@pytest.mark.thorough
 def test_bounds_of_one_head_are_reached():
   """One layer, one head, no MLP: the frozen bound is the Jacobian."""
   cfg = BASE.replace(n_layers=1, n_heads=1, n_kv_heads=1)
@@ -152,6 +154,7 @@ def test_bounds_of_one_head_are_reached():
   assert found.decades("full")[below].max() < 0.5
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_naive_constant_is_violated():
   """The residual passes a token on with gain 1; attention alone does not."""
@@ -162,6 +165,7 @@ def test_the_naive_constant_is_violated():
   assert not FORMS["naive"].valid
 
 
+@pytest.mark.thorough
 def test_what_the_softmax_adds_breaks_the_frozen_bound():
   """That is why the full form is there."""
   found = over_squashing(edited(BASE, scores=30.0), random_params(BASE, 0), IDS)
@@ -170,6 +174,7 @@ def test_what_the_softmax_adds_breaks_the_frozen_bound():
   assert beyond.any()
 
 
+@pytest.mark.thorough
 def test_a_held_pattern_changes_derivatives_only():
   params, mine = random_params(BASE, 0), edits(**EDITS["scaled"])
   f = sinkjax.intervene(sinkjax.forward(BASE), mine)

@@ -57,6 +57,7 @@ def loss_of(cfg, params, edits, source):
   return loss
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("edit", "source"), CASES)
 def test_loss_gradient_is_grad_of_the_model(tiny, source, edit):
   params, cfg = tiny
@@ -73,6 +74,7 @@ def test_loss_gradient_is_grad_of_the_model(tiny, source, edit):
   assert norms[-1] == 0
 
 
+@pytest.mark.thorough
 def test_loss_gradient_by_finite_differences(tiny):
   params, cfg = tiny
   rng = np.random.default_rng(0)

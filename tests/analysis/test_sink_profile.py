@@ -73,6 +73,7 @@ def test_batching_changes_nothing(profile, tiny, monkeypatch):
   np.testing.assert_allclose(again.maps, profile.maps, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("longest", quick([8, 61], 8))
 def test_layer_by_layer_changes_nothing(tiny, longest, monkeypatch):
   """Blocks of rows and of the map do not fit into each other."""

@@ -114,6 +114,7 @@ def test_targets_do_not_cross_documents_unless_asked(lengths, packing):
       assert weights[at] == (tokens[at] != BOS_ID)
 
 
+@pytest.mark.thorough
 @hypothesis.given(sizes, packings)
 def test_the_mask_hides_other_documents_and_nothing_else(lengths, packing):
   windows, owner = _windows(lengths, packing)

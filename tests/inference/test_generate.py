@@ -29,6 +29,7 @@ def test_greedy_is_the_forward_pass_again_and_again(tiny):
       ids.append(token)
 
 
+@pytest.mark.thorough
 def test_seeds_and_chunks(tiny):
   """Draws depend on seed and position, not on how the prompt was cut."""
   params, cfg = tiny

@@ -8,6 +8,8 @@ import pytest
 import sinkjax
 from sinkjax.inference import head_scores
 
+pytestmark = pytest.mark.thorough
+
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(64, size=(3, 11)))
 NOOP = (1, 2)
 """The layer and head that is dormant."""

@@ -120,6 +120,7 @@ def _rest_of(cfg, block, pre, z):
   )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", quick(NAMES, "gpt2", "gemma3"))
 def test_full_is_the_plain_forward(name, text):
   params, cfg = family(name)
@@ -130,6 +131,7 @@ def test_full_is_the_plain_forward(name, text):
   assert cache.length.tolist() == [LENGTH, LENGTH]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", quick(TURNING, "gemma3"))
 def test_a_cache_as_long_as_the_text_is_full(name, text):
   params, cfg = family(name)
@@ -145,6 +147,7 @@ def test_a_cache_as_long_as_the_text_is_full(name, text):
     close(found, want)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("name", "count"),
   [
@@ -168,6 +171,7 @@ def test_sinks_and_window_are_the_slow_walk(name, count, text):
     close(feed(cfg, policy, params, text, pieces)[0][1], want)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "name",
   quick(["llama3", "gemma3", "gpt_neox_sequential"], "gpt_neox_sequential"),
@@ -208,6 +212,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("option", quick(OPTIONS, "kv"))
 def test_options(option, text):
   """Those that no family has: full is plain, the others the slow walk."""
@@ -222,6 +227,7 @@ def test_options(option, text):
   close(feed(cfg, sinks, params, text, pieces)[0][0], want)
 
 
+@pytest.mark.thorough
 def test_one_layer_is_dense_over_what_is_kept(text):
   """The forward pass over tokens 0, 1 and the last four, as if a text."""
   cfg = sinkjax.TINY.replace(n_layers=1)
@@ -250,6 +256,7 @@ def test_order_of_eviction(tiny, text):
     assert sorted(seen) == sorted(set(range(min(n, 2))) | set(last))
 
 
+@pytest.mark.thorough
 def test_recent_as_long_as_the_cache_is_a_window(tiny, text):
   params, cfg = tiny
   want, _ = feed(cfg, kv_policy.window(5, chunk=7), params, text, [7, 7])
@@ -308,6 +315,7 @@ def test_random_eviction_is_a_uniform_sample(tiny):
   assert (np.asarray(other) != drawn[0]).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["full", "sinks", "heavy", "random"])
 def test_rows_of_other_lengths_and_padding(name, tiny, text):
   """Each row is what it is by itself; padding leaves no trace."""
@@ -337,6 +345,7 @@ def test_rows_of_other_lengths_and_padding(name, tiny, text):
     close(np.concatenate(found[row]), alone[0])
 
 
+@pytest.mark.thorough
 def test_last_and_no_logits(tiny, text):
   params, cfg = tiny
   policy = kv_policy.sinks(1, 4, chunk=4)

@@ -56,6 +56,7 @@ def close(got, want):
   np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", quick(VARIANTS, "biases", "post norms"))
 def test_smaller_models_equal_the_whole_one_ablated(name):
   params, cfg = model(**VARIANTS[name])
@@ -72,6 +73,7 @@ def test_smaller_models_equal_the_whole_one_ablated(name):
   assert cfgs[1].n_heads == cfgs[0].n_kv_heads == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "name", quick(["plain", "biases", "post norms"], "biases")
 )

@@ -151,6 +151,7 @@ def test_mistakes_are_named(given, said):
     quantize(jnp.ones((2, 3)), 4, per="token")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("per", PER)
 def test_the_edit_inside_a_model_is_one_trace(tiny, tokens, per):
   """Its layers, its kept tokens, and 16 bits close to none."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import sinkjax
 from sinkjax.inference import skip
@@ -21,6 +22,7 @@ def run(params, cfg, **edits):
   return np.asarray(f(params, TOKENS).logits)
 
 
+@pytest.mark.thorough
 def test_a_threshold_of_one_is_the_identity():
   params, cfg = model()
   plain = run(params, cfg)

@@ -176,6 +176,7 @@ def test_the_fitted_basis_balances_both_factors():
     assert other > product * 0.999
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_tolerance_is_exact(kind, bits):
@@ -260,6 +261,7 @@ def test_later_blocks_change_nothing(bits):
   assert not np.array_equal(one.z[:, cut:], two.z[:, cut:])
 
 
+@pytest.mark.thorough
 def test_near_weight_counts_what_it_says():
   q, k, v = drawn("random", 5)
   scores = exact(q, k, v)[0][0, 3]

@@ -56,6 +56,7 @@ def reproduce(*flags):
   return launcher.run("reproduce", *flags, timeout=900)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("family", "everything"),
   [

@@ -15,6 +15,8 @@ from launch import points, resume
 from sinkjax.analysis.sensitivity import Columns
 from sinkjax.transforms.jacobian import jacobian_norms
 
+pytestmark = pytest.mark.thorough
+
 ROOT = pathlib.Path(__file__).parents[2]
 MODEL = "--model=glassllm-en"
 

@@ -215,6 +215,7 @@ def test_prefix_and_prompts_file(tmp_path, glassllm_path):
   assert data["sink_rate_stderr"]["0.2"] is not None
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_different_first_tokens_are_said(tmp_path, glassllm_path):
   file, out = tmp_path / "p.jsonl", tmp_path / "out"
@@ -297,6 +298,7 @@ def test_help_teaches(launcher):
   assert "--[no]dry_run" in done.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("to", ["hf", "orbax"])
 def test_convert_round_trip(tmp_path, to, glassllm_path):
   out = tmp_path / "model"

@@ -11,6 +11,8 @@ import pytest
 from sinkjax.experiments import named
 from sinkjax.experiments.harness.protocol import Verdict
 
+pytestmark = pytest.mark.thorough
+
 
 def reproduce(*flags):
   return launcher.run("reproduce", "--model=glassllm-en", *flags, timeout=1500)

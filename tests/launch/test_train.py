@@ -15,6 +15,8 @@ import pytest
 
 import sinkjax
 
+pytestmark = pytest.mark.thorough
+
 
 def parameters(workdir):
   params, *_ = sinkjax.load(workdir)

@@ -117,6 +117,7 @@ def wide(tree):
   return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OPTIONS)
 def test_one_layer(name):
   cfg = BASE.replace(**OPTIONS[name])
@@ -131,6 +132,7 @@ def test_one_layer(name):
   assert np.linalg.norm(got - want) < 0.1 * np.linalg.norm(want)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_slope(name):
   """Of each parameter and of the input, by differences of `by_hand`."""
@@ -179,6 +181,7 @@ def test_scores_of_ten_thousand(name, dtype):
     assert np.isfinite(np.asarray(leaf, np.float64)).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", quick(OPTIONS, "head"))
 def test_in_the_model(name, tokens):
   """Causal; streamed as it is dense; the engine's Jacobian is jacfwd's."""
@@ -206,6 +209,7 @@ def test_in_the_model(name, tokens):
     np.testing.assert_allclose(*norms, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "name", quick(["k", "kv", "head", "element", "value"], "kv", "head")
 )

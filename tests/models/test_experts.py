@@ -99,6 +99,7 @@ def moved(params, ways, step):
   return jax.tree.map(lambda p, d: p + step * d, params, ways)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OPTIONS)
 def test_one_layer_and_its_slopes(name):
   """By hand; forward, reverse and central differences in float64."""
@@ -165,6 +166,7 @@ EDITS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("edits", [{}, EDITS], ids=["plain", "edited"])
 def test_a_folded_layer_has_the_layers_derivative(edits):
   cfg = BASE.replace(n_layers=1, shared_d_ff=5, dtype="float64")
@@ -176,6 +178,7 @@ def test_a_folded_layer_has_the_layers_derivative(edits):
     assert float(fold.error) < 1e-12
 
 
+@pytest.mark.thorough
 def test_a_pass_in_pieces_sees_every_token():
   cfg = BASE.replace(n_layers=1, shared_d_ff=5)
   params, tokens = model(cfg), jnp.arange(5)[None]

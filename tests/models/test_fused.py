@@ -117,6 +117,7 @@ KERNEL_SHAPES = {
 """Of q and k, as one device's kernel gets them."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("parts", "shapes", "unshaped"),
   [
@@ -167,6 +168,7 @@ def test_a_sink_that_matters_in_bfloat16():
   assert np.abs(np.asarray(z, np.float64) - want).max() < 0.15
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "changes",
   [
@@ -224,6 +226,7 @@ def test_a_tap_gets_its_pattern(tiny, tokens):
   )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_memory_and_nothing_else(tiny, tokens, remat):
   params, cfg = tiny

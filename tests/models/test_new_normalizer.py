@@ -21,6 +21,7 @@ def entry(monkeypatch):
   monkeypatch.setitem(NORMALIZERS, "squares", squares)
 
 
+@pytest.mark.thorough
 def test_a_model_uses_it(tiny, tokens):
   params, cfg = tiny
   cfg = cfg.replace(normalizer="squares")

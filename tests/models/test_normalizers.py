@@ -121,6 +121,7 @@ def test_huge_scores(name, level, dtype):
     np.testing.assert_allclose(sums, 1, rtol=2e-2)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", quick(NORMALIZERS, "softpick"))
 def test_in_the_model(name, tokens):
   """A prefix gives what it gives alone; the exact Jacobian is jacfwd's."""

@@ -67,6 +67,7 @@ def _timeless(records):
   ]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
   config, data, tmp_path
@@ -95,6 +96,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
   assert records[-1] == its_records[-1] or records[-1]["kind"] == "probe"
 
 
+@pytest.mark.thorough
 def test_it_learns_and_says_so(config, data, tmp_path):
   longer = dataclasses.replace(config, steps=60, save_every=60)
   _, records, state = _go(longer, data, tmp_path)
@@ -120,6 +122,7 @@ def test_other_data_is_refused(config, data, tmp_path):
     _go(other, data, tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "save_every", [pytest.param(1, marks=pytest.mark.slow), 5]
 )
@@ -274,6 +277,7 @@ def test_a_share_of_the_texts(config, data, monkeypatch):
   assert half < full and tokens[0] >= tokens[1] / 2
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_noise_is_asked_for_by_the_config(config, data, tmp_path):
   """Without it a config is what it was, and so is the run; with it another."""

@@ -31,6 +31,7 @@ def test_schedules(schedule, at, share):
   )
 
 
+@pytest.mark.thorough
 def test_only_what_multiplies_decays():
   cfg = sinkjax.TINY.replace(
     norm="layer",

@@ -59,6 +59,7 @@ def test_a_step_is_optax_on_the_mean_loss(tiny, batch):
     np.testing.assert_allclose(new[sure], want[sure], atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny, batch):
   """Parts with different numbers of targets, so a mean of means fails."""
   with jax.enable_x64(True):
@@ -124,6 +125,7 @@ def test_it_learns(tiny, step, batch):
   assert step._cache_size() == 1
 
 
+@pytest.mark.thorough
 def test_a_spike_is_left_out(tiny, step, batch):
   params, cfg = tiny
   still = optax.sgd(1e-6)  # the losses stay what they are
@@ -160,6 +162,7 @@ def test_the_trend_is_the_mean_and_variance():
   np.testing.assert_allclose(trend.variance, losses.var(), rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_gradient_details(tiny, batch):
   """Norms by group make up the whole; the noise scale is that of the parts."""
   params, cfg = tiny
@@ -200,6 +203,7 @@ def test_gradient_details(tiny, batch):
   np.testing.assert_allclose(told["signal"], signal, rtol=1e-2)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch):
   """The gradient of nats and penalty by hand; what is told is the nats."""
@@ -234,6 +238,7 @@ def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch):
         np.testing.assert_allclose(one, want, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("mass", "least", "most"),
   [pytest.param(0.0, 0.0, 0.2, marks=pytest.mark.slow), (0.9, 0.6, 1.0)],
@@ -251,6 +256,7 @@ def test_sinks_go_where_they_are_drawn(tiny, batch, mass, least, most):
   assert least <= reached < most
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("parts", quick([1, 5], 5))
 def test_a_noisy_step_is_that_of_shifted_embeddings(tiny, batch, parts):
   """Loss and gradient with the same noise added by hand, as a constant."""

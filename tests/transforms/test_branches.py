@@ -33,6 +33,7 @@ def alone(cfg, params, edits=None):
   ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "edit",
   [

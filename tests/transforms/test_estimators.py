@@ -27,6 +27,7 @@ def exact(small):
   return jacobian_norms(*small)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("by", quick(["cols", "rows"], "rows"))
 def test_intervals_cover_as_often_as_they_say(small, exact, by):
   seeds, covered, scores = 150, [], []
@@ -58,6 +59,7 @@ def test_zero_above_the_diagonal(small, by):
   assert not found.stderr[above].any()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("by", ["cols", "rows"])
 def test_a_budget_or_a_selection_changes_nothing(small, by):
   whole = estimate_norms(*small, samples=8, by=by)
@@ -69,6 +71,7 @@ def test_a_budget_or_a_selection_changes_nothing(small, by):
   np.testing.assert_allclose(tight.norms, whole.norms, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_edits_and_points_are_those_of_the_exact_map(small):
   f, params, tokens = small
   g = sinkjax.intervene(f, {"scores": sinkjax.knockout(0, from_layer=1)})
@@ -80,6 +83,7 @@ def test_edits_and_points_are_those_of_the_exact_map(small):
     assert (gap <= 5 * got.stderr + 1e-12).all()
 
 
+@pytest.mark.thorough
 def test_power_iteration_finds_the_spectral_norm(small):
   spectral = jacobian_norms(*small, norm="spectral")
   pairs = [(4, 0), (3, 3), (-1, 2), (0, 3)]

@@ -203,6 +203,7 @@ def plain(case, source=FIRST, target=LAST):
   return case.dense()(source, target)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("site", quick(SITES, "resid_pre", "v"))
 def test_edits_of_each_token(case, site, monkeypatch):
   kinds = ["scale", "add", "bend", "patch"]
@@ -273,6 +274,7 @@ def test_an_edit_at_embed_stands_before_the_source(case):
     assert error(check(case, "embed", (kind,)), plain(case)) > 1e-3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kinds", [("scale", "bend"), ("replace",)])
 def test_the_source_is_after_the_edit_of_its_site(case, kinds):
   ends = ("resid_pre", 1), ("resid_post", 1)
@@ -295,6 +297,7 @@ def test_edits_at_every_site_at_once(case):
   assert error(check(case, "everywhere", kinds), plain(case)) > 1e-2
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_plain_functions_are_edits_too(case):
   """Alone and in a chain, as `forward` takes them."""
@@ -322,6 +325,7 @@ def test_norms_of_an_edited_model(case):
     np.testing.assert_allclose(got, norms_of(want, norm), rtol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "change",
   [

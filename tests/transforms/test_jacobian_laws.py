@@ -105,6 +105,7 @@ def base():
 SOURCES = [START, ("resid_mid", 0), ("resid_post", 0), ("final", 0)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_later_point_is_as_forward_mode_has_it(base, source):
   every = points(base.f.cfg)
@@ -262,6 +263,7 @@ def identity_attention(blocks, layers=(0, 1)):
 MEAN = np.tril(np.ones((LENGTH, LENGTH))) / np.arange(1, LENGTH + 1)[:, None]
 
 
+@pytest.mark.thorough
 def test_without_weights_it_is_the_identity():
   params, _ = blank()
   want = np.einsum("ts,ij->tsij", np.eye(LENGTH), np.eye(8))

@@ -119,6 +119,7 @@ def _mlp_derivative(cfg, block, mid):
   return np.asarray(jax.jacfwd(run)(jnp.asarray(mid)))
 
 
+@pytest.mark.thorough
 def test_gains_are_their_formulas():
   params, f = random_params(CFG), sinkjax.forward(CFG)
   want, trace = by_hand(CFG, params, f)
@@ -135,6 +136,7 @@ def test_gains_are_their_formulas():
   assert np.all(key[..., ~seen] == 0)
 
 
+@pytest.mark.thorough
 def test_edits_are_in_the_gains():
   """Scores scaled, values scaled, a key hidden: as if weights were so."""
   params, f = random_params(CFG), sinkjax.forward(CFG)

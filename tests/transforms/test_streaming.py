@@ -25,6 +25,7 @@ def variant(request):
   return variants.build(request.param)
 
 
+@pytest.mark.thorough
 def test_every_statistic_and_the_likelihood(variant, tokens):
   """In every family, as defined, dense and streamed; two blocks do not fit."""
   params, cfg = variant
@@ -40,6 +41,7 @@ def test_every_statistic_and_the_likelihood(variant, tokens):
   )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "block", [pytest.param(1, marks=pytest.mark.slow), 3, 8, 12, 100, None]
 )

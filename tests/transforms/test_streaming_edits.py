@@ -43,6 +43,7 @@ EDITS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EDITS)
 def test_edits_act_as_in_a_dense_pass(tiny, tokens, name):
   params, cfg = tiny

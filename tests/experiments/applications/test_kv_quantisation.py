@@ -32,6 +32,8 @@ from sinkjax.inference.quantize_linear import (
   range_observers,
 )
 
+pytestmark = pytest.mark.thorough
+
 SMALL = Config(
   tokens=18,
   calibrating=3,

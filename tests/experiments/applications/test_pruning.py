@@ -16,6 +16,8 @@ from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.inference.prune import lowest
 
+pytestmark = pytest.mark.thorough
+
 
 def test_shares_are_read_off_the_first_crossing():
   loss = np.array([[0.0, 0.01], [0.02, 0.02], [0.0, 0.0], [0.9, 0.9]])

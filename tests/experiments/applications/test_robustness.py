@@ -47,6 +47,8 @@ from sinkjax.transforms.attention_edits import knockout
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = Config(
   count=3,
   tokens=16,

@@ -39,6 +39,8 @@ from sinkjax.experiments.applications.sink_compute.timing import (
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.protocol import Verdict, judge
 
+pytestmark = pytest.mark.thorough
+
 SMALL = Config(
   lengths=(32, 48),
   counts=(3, 3),

@@ -29,6 +29,8 @@ from sinkjax.inference import kv_policy
 from sinkjax.inference.scoring import stream_nats
 from sinkjax.models.cache import split_layers
 
+pytestmark = pytest.mark.thorough
+
 SMALL = Config(
   tokens=130,
   total=16,

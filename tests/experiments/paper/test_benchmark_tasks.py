@@ -42,6 +42,7 @@ def one_by_one(subject, item, prefix, edits):
   return item.right[int(np.argmax(best))]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("prefix", "edits"),
   [

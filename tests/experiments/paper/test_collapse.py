@@ -20,6 +20,8 @@ from sinkjax.experiments.paper.collapse.experiment import (
 )
 from sinkjax.metrics.collapse import collapse_measures
 
+pytestmark = pytest.mark.thorough
+
 
 class Marks:
   """Words, digits and commas, one token each."""

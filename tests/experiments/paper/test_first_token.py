@@ -11,6 +11,8 @@ from sinkjax.experiments.paper.first_token import experiment as module
 from sinkjax.experiments.paper.first_token.benchmark_tasks import Item
 from sinkjax.experiments.paper.first_token.experiment import Config, measure
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = Config(lengths=(220, 600), needles=8, from_layer=1)
 
 

@@ -12,6 +12,8 @@ from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.paper import bound, jacobian
 from sinkjax.experiments.paper.bound.experiment import VALID
 
+pytestmark = pytest.mark.thorough
+
 EDIT = {"scores": sinkjax.knockout(0, from_layer=1)}
 
 

@@ -35,6 +35,7 @@ def test_a_haystack_is_as_long_as_asked(reader, prefix, tokens):
   assert other.row.tokens.tolist() != row.tokens.tolist()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "edits",
   [

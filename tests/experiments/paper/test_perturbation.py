@@ -48,6 +48,7 @@ def test_pairs_keep_the_count_and_the_place(subject, text):
     assert (pair.first, pair.last) == (differ[0], differ[-1])
 
 
+@pytest.mark.thorough
 def test_numbers_are_of_two_runs_each(subject, text, result):
   """By hand, unpadded and one by one."""
   f = sinkjax.forward(subject.cfg)

@@ -13,6 +13,8 @@ from sinkjax.experiments.paper.prompts.experiment import Config, measure
 from sinkjax.experiments.shared import prompt_corpus
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
 
+pytestmark = pytest.mark.thorough
+
 CONFIG = Config(tokens=8, lengths=(4, 12), eps=(0.15, 0.3))
 
 

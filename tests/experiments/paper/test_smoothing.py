@@ -19,6 +19,8 @@ from sinkjax.experiments.shared.sink_removal import (
   texts_of,
 )
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def config(text):

@@ -102,6 +102,7 @@ def test_auroc_is_the_share_of_pairs():
   assert np.isnan(auroc(low, np.ones(30, bool)))
 
 
+@pytest.mark.thorough
 def test_what_is_seen_is_the_model_s_own(subject):
   rng = np.random.default_rng(2)
   ids = rng.integers(64, size=(11, 9))  # more than one batch

@@ -44,6 +44,7 @@ def task():
   return backcopy_task(TEXT, triggers=2)
 
 
+@pytest.mark.thorough
 def test_excess_is_the_loss_above_the_entropy(task):
   """KL by position against cross-entropy minus entropy, by sampling."""
   cfg = model_of(SMALL, task, "softmax")
@@ -60,6 +61,7 @@ def test_excess_is_the_loss_above_the_entropy(task):
   assert error < 0.05 * float(found["excess"])
 
 
+@pytest.mark.thorough
 def test_attention_is_counted_at_the_right_queries(task):
   """Without keys attention is even: 1 / (t + 1) at every query."""
   two = dataclasses.replace(SMALL, layers=2)
@@ -84,6 +86,7 @@ def test_attention_is_counted_at_the_right_queries(task):
   np.testing.assert_allclose(found["sink_logit"], 0, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_task_that_is_learned_and_kept(task, tmp_path, monkeypatch):
   """Runs are kept one by one; the claims follow from them."""
@@ -177,6 +180,7 @@ def test_the_claims_of_one_layer(lift):
   assert [claim.verdict for claim in found] == [wanted] * 4
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_one_seed_one_history(task):
   short = SMALL.__class__(**{**SMALL.__dict__, "steps": 20})

@@ -43,6 +43,7 @@ SMALL = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_models_are_trained_and_measured(corpus, tmp_path):
   """Two tiny models trained here; a third that another experiment shares."""
@@ -94,6 +95,7 @@ def model():
 ROWS = np.arange(64).reshape(4, 16) * 7 % 60
 
 
+@pytest.mark.thorough
 def test_what_the_numbers_are(model):
   """The swap by hand; attacks raise the loss; noise is the same by seed."""
   cfg, params = model

@@ -69,6 +69,7 @@ def by_hand(model: str):
   return cfg, params
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", ["softmax", "relu"])
 def test_what_solves_the_task_has_no_loss(model):
   """A softmax with all on the first token, ReLU with nothing anywhere."""
@@ -108,6 +109,7 @@ def test_even_attention_by_the_triggers_places():
   np.testing.assert_allclose(uniform_first(SMALL), even[rows].mean(), rtol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_sweep_by_one_call(tmp_path):
   result = EXPERIMENT.measure(SMALL, folder=tmp_path)
