@@ -78,7 +78,7 @@ def _claim(verdicts: Sequence[tuple[Run, Judged]]) -> str:
   )
   for run, claim in verdicts:
     text += (
-      f"- **{run.subject}: {claim.verdict}.** {md.text(claim.ours)}."
+      f"- **{run.subject}: {claim.verdict}.** {md.sentence(md.text(claim.ours))}"
       f"{_evidence(claim)} *Decided by:* {md.text(claim.why)}.\n"
     )
   return text
