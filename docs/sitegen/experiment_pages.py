@@ -77,10 +77,8 @@ def _claim(verdicts: Sequence[tuple[Run, Judged]]) -> str:
     f"there: {md.text(first.paper)}.\n\n"
   )
   for run, claim in verdicts:
-    text += (
-      f"- **{run.subject}: {claim.verdict}.** {md.sentence(md.text(claim.ours))}"
-      f"{_evidence(claim)} *Decided by:* {md.text(claim.why)}.\n"
-    )
+    said = md.sentence(md.text(claim.ours))
+    text += f"- **{run.subject}: {claim.verdict}.** {said}{_evidence(claim)} *Decided by:* {md.text(claim.why)}.\n"
   return text
 
 
