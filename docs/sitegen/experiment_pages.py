@@ -78,7 +78,9 @@ def _claim(verdicts: Sequence[tuple[Run, Judged]]) -> str:
   )
   for run, claim in verdicts:
     said = md.sentence(md.text(claim.ours))
-    text += f"- **{run.subject}: {claim.verdict}.** {said}{_evidence(claim)} *Decided by:* {md.text(claim.why)}.\n"
+    why = md.text(claim.why)
+    text += f"- **{run.subject}: {claim.verdict}.** {said}{_evidence(claim)} "
+    text += f"*Decided by:* {why}.\n"
   return text
 
 
