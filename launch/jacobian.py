@@ -54,6 +54,15 @@ TEXT_FILE = flags.DEFINE_string(
 MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", 16, "How many tokens of the text to use, prefix included."
 )
+CHAT = flags.DEFINE_string(
+  "chat",
+  None,
+  "A message to a chat model, in place of a text, put into the template of the "
+  "model's own file.",
+)
+SYSTEM = flags.DEFINE_string(
+  "system", None, "With --chat: the system message before it."
+)
 PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
@@ -120,7 +129,7 @@ def main() -> None:
   from launch import prompts
 
   config, edit = _config(), points.parse_edit(EDIT.value)
-  (text,) = prompts.read_texts(TEXT_FILE.value, None)
+  (text,) = prompts.read_texts(TEXT_FILE.value, None, CHAT.value, SYSTEM.value)
   if DRY_RUN.value:
     _dry_run(_prepare(text, config, edit))
     return
@@ -138,7 +147,7 @@ def main() -> None:
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
 
 
-def _request(text: str) -> dict[str, Any]:
+def _request(text: Any) -> dict[str, Any]:
   """What decides the result; neither --budget_gb nor --offload does."""
   kept = (
     MODEL,
@@ -215,8 +224,8 @@ def _prepare(
       f"--max_tokens={MAX_TOKENS.value} is beyond the model's context of "
       f"{cfg.max_len}"
     )
-  prefix, why = prompts.resolve_prefix(PREFIX.value, tokenizer)
-  (ids,) = prompts.encode_all([text], tokenizer, prefix, MAX_TOKENS.value)
+  encoded = prompts.encode([text], tokenizer, PREFIX.value, MAX_TOKENS.value)
+  (ids,) = encoded.ids
   # It raises for points that the model does not have, before weights are read.
   config.crossed(cfg)
   if edit:
@@ -227,7 +236,8 @@ def _prepare(
     tokenizer=tokenizer,
     parameters=parameters,
     ids=ids,
-    prefix=why,
+    prefix=encoded.prefix,
+    template=encoded.template,
     config=config,
     edit=edit,
     edit_name=EDIT.value,
@@ -282,6 +292,7 @@ def _report(
     "weights": weights,
     "config": job.cfg.to_dict(),
     "first_token": prompts.first_token(job.tokenizer, job.ids[0], job.prefix),
+    **({} if job.template is None else {"chat_template": job.template}),
     "tokens_text": tokens,
     "versions": provenance.versions(),
     "commit": provenance.commit(),
@@ -303,7 +314,7 @@ def _report(
       f"{FROM.value} to {TO.value}, {len(tokens)} tokens, edit: {EDIT.value}. "
       f"{prompts.describe_first(data['first_token'])}"
     ),
-    warnings=_warnings(result),
+    warnings=_warnings(result, job),
     details={
       name: data[name]
       for name in ("model", "device", "commit", "versions", "config")
@@ -315,12 +326,18 @@ def _report(
   return artifacts.plain(data)
 
 
-def _warnings(result: "Sensitivity") -> list[str]:
+def _warnings(result: "Sensitivity", job: "Job") -> list[str]:
+  from launch import prompts
+
+  notes = []
+  if job.template is not None:
+    notes.append(prompts.describe_template(job.template))
   if result.config.method != "hutchinson":
-    return []
+    return notes
   return [
+    *notes,
     f"These norms are estimates from {result.config.samples} random "
-    "directions a token; norms.csv has the standard error of each."
+    "directions a token; norms.csv has the standard error of each.",
   ]
 
 

@@ -43,7 +43,8 @@ class Job:
     tokenizer: its tokenizer.
     parameters: how many it has.
     ids: the text.
-    prefix: why the first token is there, see `prompts.resolve_prefix`.
+    prefix: why the first token is there, see `prompts.Encoded`.
+    template: what a chat template puts before the message; `None` for a text.
     config: what is computed.
     edit: the edit, or `None`.
     edit_name: the edit as the flag names it.
@@ -57,6 +58,7 @@ class Job:
   parameters: int
   ids: list[int]
   prefix: str
+  template: str | None
   config: SensitivityConfig
   edit: points.Knockout | None
   edit_name: str

@@ -2,7 +2,11 @@
 
 import json
 import pathlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+Chat = list[dict[str, str]]
+"""Messages, {"role": "user", "content": "..."} each, the oldest first."""
 
 PARAGRAPH = """\
 The harbour was quiet before dawn. Two fishermen loaded their nets into a \
@@ -16,18 +20,32 @@ again, and nobody on the pier could remember how loud the night had been.
 """What is analysed when no text is given: written for this project."""
 
 
-def read_texts(text_file: str | None, prompts_file: str | None) -> list[str]:
-  """The texts that the flags name.
+def read_texts(
+  text_file: str | None,
+  prompts_file: str | None,
+  chat: str | None = None,
+  system: str | None = None,
+) -> list[str | Chat]:
+  """The texts and chats that the flags name.
 
   Args:
     text_file: one text, UTF-8.
-    prompts_file: JSON lines, each an object with a string "text".
+    prompts_file: JSON lines, each an object with a string "text" or with a
+      list "messages".
+    chat: a user's message.
+    system: a system message before it.
 
   Raises:
-    ValueError: for both, a file that cannot be read, or a bad line, naming it.
+    ValueError: for two of them, a file that cannot be read, or a bad line,
+      naming it.
   """
-  if text_file and prompts_file:
-    raise ValueError("give --text_file or --prompts_file, not both")
+  if sum(map(bool, (text_file, prompts_file, chat))) > 1:
+    raise ValueError("give one of --text_file, --prompts_file and --chat")
+  if system is not None and not chat:
+    raise ValueError("--system goes with --chat")
+  if chat:
+    both = (("system", system), ("user", chat))
+    return [[{"role": r, "content": c} for r, c in both if c is not None]]
   if text_file:
     return [_read(text_file)]
   if not prompts_file:
@@ -38,21 +56,38 @@ def read_texts(text_file: str | None, prompts_file: str | None) -> list[str]:
   for number, line in enumerate(_read(prompts_file).split("\n"), 1):
     if not line.strip():
       continue
-    try:
-      text = json.loads(line)["text"]
-    # No JSON, no "text" and no object are one mistake to the person who made
-    # it.
-    except (ValueError, KeyError, TypeError):
-      text = None
-    if not isinstance(text, str) or not text:
+    text = _prompt(line)
+    if text is None:
       raise ValueError(
-        f'{prompts_file}:{number}: expected {{"text": "..."}}, got '
-        f"{line[:60]!r}"
+        f'{prompts_file}:{number}: expected {{"text": "..."}} or {{"messages": '
+        f'[{{"role": "user", "content": "..."}}]}}, got {line[:60]!r}'
       )
     texts.append(text)
   if not texts:
     raise ValueError(f"{prompts_file} holds no prompts")
   return texts
+
+
+def _prompt(line: str) -> str | Chat | None:
+  """A line's text or messages, `None` for anything else."""
+  # No JSON, no "text" and no object are one mistake to the person who made it.
+  try:
+    values = json.loads(line)
+  except ValueError:
+    return None
+  if not isinstance(values, dict):
+    return None
+  text, messages = values.get("text"), values.get("messages")
+  if isinstance(text, str) and text and messages is None:
+    return text
+  if text is not None or not isinstance(messages, list) or not messages:
+    return None
+  for message in messages:
+    if not isinstance(message, dict) or set(message) != {"role", "content"}:
+      return None
+    if not all(isinstance(value, str) for value in message.values()):
+      return None
+  return messages
 
 
 def require_finite(
@@ -67,7 +102,7 @@ def require_finite(
   """
   from sinkjax.analysis.sink_profile import sink_profile
 
-  (ids,) = encode_all([PARAGRAPH], tokenizer, prefix, min(64, cfg.max_len))
+  ids = (prefix + tokenizer.encode(PARAGRAPH))[: min(64, cfg.max_len)]
   sink_profile(params, cfg, [ids])
 
 
@@ -125,22 +160,75 @@ def _number(text: str) -> bool:
   return text.isascii() and text.isdecimal()
 
 
-def encode_all(
-  texts: list[str], tokenizer: Any, prefix: list[int], max_tokens: int
-) -> list[list[int]]:
+class Encoded(NamedTuple):
+  """Texts as token ids.
+
+  Attributes:
+    ids: of each text.
+    prefix: why the first token is there: as `resolve_prefix` says, or
+      "chat template".
+    template: what the model's chat template puts before the first message of
+      the first chat, `None` without a chat.
+  """
+
+  ids: list[list[int]]
+  prefix: str
+  template: str | None
+
+
+def encode(
+  texts: Sequence[str | Chat], tokenizer: Any, prefix: str, max_tokens: int
+) -> Encoded:
   """The first `max_tokens` ids of each text, the prefix counted.
 
+  A chat is put into the template of the model's file, as in generation; the
+  template brings its own first token, so --prefix does not touch it.
+
+  Args:
+    texts: texts, or chats, not both.
+    tokenizer: the model's.
+    prefix: of --prefix, for texts.
+    max_tokens: of each.
+
   Raises:
-    ValueError: for a text that gives fewer than two tokens.
+    ValueError: for a text that gives fewer than two tokens, texts beside
+      chats, or chats with --prefix.
+    WeightsError: for chats, where the model has no template.
   """
-  prompts = []
-  for i, text in enumerate(texts):
-    ids = (prefix + tokenizer.encode(text))[:max_tokens]
+  chats = [text for text in texts if not isinstance(text, str)]
+  if chats and len(chats) < len(texts):
+    raise ValueError("give texts or messages, not both in one file")
+  if chats and prefix != "auto":
+    raise ValueError(
+      f"--prefix={prefix} goes with texts; a chat template has its own start"
+    )
+  template = None
+  if chats:
+    from sinkjax.weights.chat import render_chat
+
+    why, template = "chat template", _before(chats[0], tokenizer)
+    # A template spells its control tokens out, and the model knows them as
+    # single ids only.
+    rows = [
+      tokenizer.encode(render_chat(tokenizer, chat), parse_special=True)
+      for chat in chats
+    ]
+  else:
+    first, why = resolve_prefix(prefix, tokenizer)
+    rows = [first + tokenizer.encode(text) for text in texts]
+  for i, row in enumerate(rows):
     # A single token has no other to attend to and predicts nothing here.
-    if len(ids) < 2:
-      raise ValueError(f"text {i + 1} gives {len(ids)} tokens; 2 are needed")
-    prompts.append(ids)
-  return prompts
+    if len(row[:max_tokens]) < 2:
+      raise ValueError(f"text {i + 1} gives {len(row)} tokens; 2 are needed")
+  return Encoded([row[:max_tokens] for row in rows], why, template)
+
+
+def _before(chat: Chat, tokenizer: Any) -> str:
+  """What the template puts in front of the first message's own text."""
+  from sinkjax.weights.chat import render_chat
+
+  text = render_chat(tokenizer, chat)
+  return text.partition(chat[0]["content"].strip())[0]
 
 
 def need_tokenizer(tokenizer: Any, model: str) -> None:
@@ -169,6 +257,14 @@ def first_token(tokenizer: Any, token: int, prefix: str) -> dict[str, Any]:
     "is_bos": token == tokenizer.bos_id,
     "prefix": prefix,
   }
+
+
+def describe_template(template: str) -> str:
+  """A line on what a chat template adds, for a report."""
+  return (
+    "Chats, put into the template of the model's file, which writes "
+    f"{template!r} before the first message."
+  )
 
 
 def describe_first(token: dict[str, Any]) -> str:

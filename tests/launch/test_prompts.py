@@ -71,3 +71,67 @@ def test_our_words_come_before_tokens_of_that_text(prefix, found):
 def test_a_prefix_that_is_no_token_is_refused(prefix):
   with pytest.raises(ValueError, match="no such token.*id:N"):
     prompts.resolve_prefix(prefix, Vocabulary("the"))
+
+
+CHAT = [
+  {"role": "system", "content": "Be brief."},
+  {"role": "user", "content": "Why is the sky blue?"},
+]
+
+
+def test_chats_are_read_from_lines_and_from_flags(tmp_path):
+  file = tmp_path / "chats.jsonl"
+  lines = [json.dumps({"messages": CHAT}), json.dumps({"messages": CHAT[1:]})]
+  file.write_text("\n".join(lines), "utf-8")
+  assert prompts.read_texts(None, str(file)) == [CHAT, CHAT[1:]]
+  message, system = (CHAT[i]["content"] for i in (1, 0))
+  assert prompts.read_texts(None, None, message, system) == [CHAT]
+  with pytest.raises(ValueError, match="one of --text_file, --prompts_file"):
+    prompts.read_texts(None, str(file), message)
+  with pytest.raises(ValueError, match="--system goes with --chat"):
+    prompts.read_texts(None, None, None, system)
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    {"messages": []},
+    {"messages": "hello"},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": 3}]},
+    {"messages": [{"role": "user", "content": "a", "name": "b"}]},
+    {"messages": CHAT, "text": "a"},
+  ],
+)
+def test_lines_that_are_neither_text_nor_chat(tmp_path, line):
+  file = tmp_path / "chats.jsonl"
+  file.write_text(json.dumps(line), "utf-8")
+  with pytest.raises(ValueError, match="chats.jsonl:1: expected .*messages"):
+    prompts.read_texts(None, str(file))
+
+
+def test_a_chat_is_encoded_as_in_generation(smollm2):
+  from sinkjax.weights.chat import render_chat
+
+  tokenizer = smollm2.tokenizer
+  found = prompts.encode([CHAT], tokenizer, "auto", 99)
+  text = render_chat(tokenizer, CHAT)
+  assert found.ids == [tokenizer.encode(text, parse_special=True)]
+  # Control tokens are one id each, not the characters that spell them.
+  assert found.ids[0][0] == tokenizer.token_to_id("<|im_start|>")
+  assert found.prefix == "chat template"
+  assert found.template == "<|im_start|>system\n"
+  assert (
+    prompts.encode([CHAT], tokenizer, "auto", 7).ids[0] == (found.ids[0][:7])
+  )
+  # Without a system message the template writes its own, which is named.
+  (alone,) = [prompts.encode([CHAT[1:]], tokenizer, "auto", 99)]
+  assert "helpful AI assistant" in alone.template
+  assert "helpful AI assistant" in prompts.describe_template(alone.template)
+
+
+def test_chats_are_neither_mixed_nor_prefixed(smollm2):
+  with pytest.raises(ValueError, match="not both in one file"):
+    prompts.encode(["text", CHAT], smollm2.tokenizer, "auto", 9)
+  with pytest.raises(ValueError, match="--prefix=none goes with texts"):
+    prompts.encode([CHAT], smollm2.tokenizer, "none", 9)
