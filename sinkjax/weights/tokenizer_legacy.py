@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from sinkjax.weights import families
 from sinkjax.weights.folders import read_json, read_optional_json
 from sinkjax.weights.pre_tokenizers import PRE_TOKENIZERS
 from sinkjax.weights.tokenizer_gguf import USER_DEFINED, backend_from_gguf
@@ -25,24 +26,12 @@ MOST = 64 << 20
 """Bytes of a file that is read: the largest published vocabularies have 5 MB,
 and more would only fill the memory."""
 
-# By class, or by the model where no class is named: how a text is split.
+# How a text is split, by the class that a folder or its family names.
 _GPT2, _QWEN2 = "gpt-2", "qwen2"
 _CLASSES = {
   "GPT2Tokenizer": _GPT2,
   "CodeGenTokenizer": _GPT2,
   "Qwen2Tokenizer": _QWEN2,
-}
-_MODELS = {
-  "gpt2": "GPT2Tokenizer",
-  "gpt_bigcode": "GPT2Tokenizer",
-  "gpt_neo": "GPT2Tokenizer",
-  "gptj": "GPT2Tokenizer",
-  "opt": "GPT2Tokenizer",
-  "starcoder2": "GPT2Tokenizer",
-  "qwen2": "Qwen2Tokenizer",
-  "qwen2_moe": "Qwen2Tokenizer",
-  "qwen3": "Qwen2Tokenizer",
-  "qwen3_moe": "Qwen2Tokenizer",
 }
 _BPE = 2  # of SentencePiece's TrainerSpec.ModelType; 1 is unigram
 
@@ -77,7 +66,8 @@ def _byte_level(folder: pathlib.Path) -> tokenizers.Tokenizer:
   name = config.get("tokenizer_class")
   if name is None:
     model = read_optional_json(folder / "config.json").get("model_type")
-    name = _MODELS.get(model)
+    family = families.find(model)
+    name = family.tokenizer if family else None
   pre = _CLASSES.get(str(name).removesuffix("Fast"))
   if pre is None:
     raise WeightsError(

@@ -11,6 +11,8 @@ from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.inference.head_scores import _level, _moments, _reads, _square
 from sinkjax.models import attention, blocks
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def profiles(smollm2_path):

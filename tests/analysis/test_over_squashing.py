@@ -130,6 +130,7 @@ def test_a_learned_value_has_no_held_forms():
     over_squashing(sinkjax.forward(cfg), random_params(cfg, 0), IDS)
 
 
+@pytest.mark.thorough
 def test_the_full_bound_counts_a_learned_value():
   cfg = BASE.replace(attn_bias="kv")
   ids = jax.numpy.asarray(IDS)
@@ -194,6 +195,7 @@ def test_a_held_pattern_changes_derivatives_only():
   assert np.abs(got - free).max() > 1e-2
 
 
+@pytest.mark.thorough
 def test_goes_on_from_known_columns(monkeypatch):
   params, f = random_params(BASE, 0), edited(BASE)
   whole = over_squashing(f, params, IDS)

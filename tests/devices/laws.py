@@ -26,7 +26,8 @@ from sinkjax.inference.generate import generate
 from sinkjax.metrics import rows
 from sinkjax.models.cache import split_layers
 
-MESHES = sys.argv[1].split(";")
+# Empty where it is only imported, as in the search for examples.
+MESHES = sys.argv[1].split(";") if __name__ == "__main__" else []
 CFG = sinkjax.TINY.replace(
   n_layers=2, n_heads=8, n_kv_heads=4, head_dim=8, d_ff=64, vocab_size=64
 )

@@ -18,6 +18,7 @@ CUBE = "data:2,fsdp:2,tensor:2"
 OTHERS = "tensor:4,fsdp:2;fsdp:8;data:8;data:2,tensor:4"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("meshes", "parts"),
   [

@@ -72,6 +72,7 @@ def test_top_p_is_the_smallest_set_by_sorting():
       assert set(order[:count]) == set(np.flatnonzero(mask))
 
 
+@pytest.mark.thorough
 def test_endless_with_two_programs(tiny, monkeypatch):
   """200 tokens of a model that knows 64 positions; no program but two."""
   params, cfg = tiny

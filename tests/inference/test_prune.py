@@ -89,6 +89,7 @@ def test_the_mean_becomes_a_bias(name):
   close(prune.ragged_forward(cfg, cfgs)(parts, TOKENS), want)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("groups", "each"), [(1, 3), (2, 2), (2, 1), (1, 1)])
 def test_structured_removal_is_a_smaller_model(groups, each):
   params, cfg = model()

@@ -194,6 +194,7 @@ def test_no_tolerance_is_exact(kind, bits):
   )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", WAYS)
 @pytest.mark.parametrize("tolerance", [1e-3, 0.1, 0.5])
 @pytest.mark.parametrize("kind", ["sink", "large", "one key", "flat"])

@@ -159,6 +159,7 @@ def test_offload_gives_the_same_numbers(tmp_path, glassllm_path):
   assert "launch.convert" in refused.stderr
 
 
+@pytest.mark.thorough
 def test_what_a_folder_says_of_itself_is_one_line(tmp_path):
   """A warning of BOS ids that differ, a refusal of quantised weights."""
   source = ROOT / "tests" / "golden" / "families" / "llama3"
@@ -185,6 +186,7 @@ def test_what_a_folder_says_of_itself_is_one_line(tmp_path):
   assert "quantised (GPTQ, 4 bits)" in done.stderr
 
 
+@pytest.mark.thorough
 def test_prefix_and_prompts_file(tmp_path, glassllm_path):
   file = tmp_path / "p.jsonl"
   lines = [
@@ -234,6 +236,7 @@ def into(folder, flags):
   return [flag.replace("=never", f"={folder}/never") for flag in flags]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "flags",
   [

@@ -165,6 +165,7 @@ def test_every_slope(name):
     assert abs(got - want) <= 1e-4 * size + 1e-5, path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_of_ten_thousand(name, dtype):

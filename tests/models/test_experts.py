@@ -125,6 +125,7 @@ def test_one_layer_and_its_slopes(name):
     np.testing.assert_allclose(forward, slope, rtol=1e-7)
 
 
+@pytest.mark.thorough
 def test_sites():
   """Tokens choose by the edited logits; the experts' parts add up."""
   cfg = sinkjax.TINY.replace(

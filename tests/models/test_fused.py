@@ -152,6 +152,7 @@ def test_kernels_on_every_mesh(parts, shapes, unshaped):
     assert error < 2e-6, case  # float32, sums in another order
 
 
+@pytest.mark.thorough
 def test_a_sink_that_matters_in_bfloat16():
   """Logits near 20: with a sink of zero nothing would be seen."""
   q, k, v, _ = _inputs(seed=3)

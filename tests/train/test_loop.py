@@ -108,6 +108,7 @@ def test_it_learns_and_says_so(config, data, tmp_path):
   assert int(state.step) == 60
 
 
+@pytest.mark.thorough
 def test_a_finished_run_does_nothing(config, data, tmp_path):
   _, _, state = _go(config, data, tmp_path)
   kinds, _, again = _go(config, data, tmp_path)
@@ -154,6 +155,7 @@ def test_a_diverged_run_stays_refused(config, data, tmp_path, save_every):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.thorough
 def test_divergence_ends_the_run(config, data, tmp_path):
   wild = dataclasses.replace(
     config,

@@ -42,6 +42,7 @@ def test_intervals_cover_as_often_as_they_say(small, exact, by):
   assert 0.9 < np.std(scores) < 1.15
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("by", ["cols", "rows"])
 def test_the_error_shrinks_with_the_root_of_samples(small, by):
   few = estimate_norms(*small, samples=32, by=by)

@@ -214,6 +214,7 @@ def test_edits_of_each_token(case, site, monkeypatch):
   assert site == "z" or set(widths) <= {1}, "layers could not be folded"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "site", ["resid_pre", "q", "v", "scores", "attn_out", "resid_mid"]
 )

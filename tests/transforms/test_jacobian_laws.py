@@ -115,6 +115,7 @@ def test_every_later_point_is_as_forward_mode_has_it(base, source):
     assert np.all(got[UPPER] == 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("norm", NORMS)
 def test_norms_are_those_of_the_blocks(base, norm):
   for method, rtol in (("exact", 1e-9), ("reference", 1e-12)):

@@ -45,6 +45,7 @@ def write(folder, tokenizer, template):
   return tokenizer_from_folder(folder)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("template", "why"),
   [

@@ -82,7 +82,7 @@ def kept_positions(tokens: int, control: int) -> np.ndarray:
 def others(norms: np.ndarray, control: int) -> np.ndarray:
   """Norms [..., T, T] with the rows and columns of sink and control at zero.
 
-  >>> others(np.ones((3, 3)), 1).sum()
+  >>> float(others(np.ones((3, 3)), 1).sum())
   1.0
   """
   kept = kept_positions(norms.shape[-1], control)

@@ -90,6 +90,7 @@ register(
   Family(
     name="gpt2",
     transformers_class="GPT2LMHeadModel",
+    tokenizer="GPT2Tokenizer",
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

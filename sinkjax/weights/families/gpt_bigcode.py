@@ -70,6 +70,7 @@ register(
   Family(
     name="gpt_bigcode",
     transformers_class="GPTBigCodeForCausalLM",
+    tokenizer="GPT2Tokenizer",
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

@@ -111,6 +111,7 @@ register(
   Family(
     name="opt",
     transformers_class="OPTForCausalLM",
+    tokenizer="GPT2Tokenizer",
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

@@ -58,6 +58,7 @@ register(
   Family(
     name="qwen2",
     transformers_class="Qwen2ForCausalLM",
+    tokenizer="Qwen2Tokenizer",
     read_config=read_config,
     write_config=write_config,
     defaults=DEFAULTS,

@@ -66,6 +66,7 @@ register(
   Family(
     name="qwen2_moe",
     transformers_class="Qwen2MoeForCausalLM",
+    tokenizer="Qwen2Tokenizer",
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

@@ -27,6 +27,7 @@ register(
   Family(
     name="qwen3",
     transformers_class="Qwen3ForCausalLM",
+    tokenizer="Qwen2Tokenizer",
     read_config=read_config,
     write_config=qwen2.write_config,
     defaults=_DEFAULTS,

@@ -53,6 +53,7 @@ register(
   Family(
     name="qwen3_moe",
     transformers_class="Qwen3MoeForCausalLM",
+    tokenizer="Qwen2Tokenizer",
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

@@ -58,6 +58,7 @@ register(
   Family(
     name="starcoder2",
     transformers_class="Starcoder2ForCausalLM",
+    tokenizer="GPT2Tokenizer",
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

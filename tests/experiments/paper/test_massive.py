@@ -109,6 +109,7 @@ def test_run_on_a_model_with_massive_activations(subject, text, monkeypatch):
   assert edits["set to zero"]["loss"]["value"] == pytest.approx(nll, rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_model_without_them_says_so(subject, text):
   config = Config(texts=text, tokens=14)
   found = measure(subject, config).as_stored(config, "tiny")

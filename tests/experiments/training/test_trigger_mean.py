@@ -83,6 +83,7 @@ def test_what_solves_the_task_has_no_loss(model):
   assert found["trigger_first"] < 1e-6 and found["value_ratio"] == 0
 
 
+@pytest.mark.thorough
 def test_losses_are_of_trigger_and_rest():
   """An answer of nothing loses the target at the trigger, and no more."""
   cfg = model_of(SMALL, "softmax")
