@@ -19,6 +19,7 @@ _OTHER_MEANINGS = {
   "sinkjax/config.py": "the default of model_type, a field of saved configs",
   "sinkjax/weights/tokenizer_gguf.py": "kinds of vocabulary in GGUF files",
   "sinkjax/weights/pre_tokenizers.py": "llama.cpp's names of regexes",
+  "sinkjax/weights/tokenizer_legacy.py": "kinds of vocabulary, regexes",
 }
 
 
