@@ -155,7 +155,6 @@ def test_bounds_of_one_head_are_reached():
   assert found.decades("full")[below].max() < 0.5
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_naive_constant_is_violated():
   """The residual passes a token on with gain 1; attention alone does not."""

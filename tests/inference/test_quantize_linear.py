@@ -174,7 +174,6 @@ def test_one_model_serves_all_settings(tiny, tokens, static):
   assert len(traces) == 1
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_sweep_of_layers_by_vmap(tiny, tokens):
   params, cfg = tiny

@@ -131,7 +131,6 @@ def test_each_token_counts_once_whatever_the_chunk(size, params, text):
     np.testing.assert_allclose(got, want[: size - 1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_dense_grows_past_the_context(params):
   ids = np.random.default_rng(1).integers(0, 64, 90)

@@ -10,7 +10,6 @@ def launch(*flags):
   return launcher.run("generate", *flags)
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_text_beyond_the_cache(glassllm_path):
   """The same with the same seed; speed to the standard error."""

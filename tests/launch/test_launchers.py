@@ -217,7 +217,6 @@ def test_prefix_and_prompts_file(tmp_path, glassllm_path):
   assert data["sink_rate_stderr"]["0.2"] is not None
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_different_first_tokens_are_said(tmp_path, glassllm_path):
   file, out = tmp_path / "p.jsonl", tmp_path / "out"

@@ -240,10 +240,14 @@ def test_remat_changes_memory_and_nothing_else(tiny, tokens, remat):
 
   kept = gradient(cfg).lower(params).compile()
   less = gradient(cfg.replace(remat=remat)).lower(params).compile()
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4),
-    kept(params),
-    less(params),
-  )
+
+  def same(a, b):
+    # An entry is a sum of terms up to the array's largest, each rounded at
+    # 6e-8 of it, and the compiler adds them in another order; a backward pass
+    # of three layers chains some dozens of such sums.
+    largest = float(jnp.abs(a).max())
+    np.testing.assert_allclose(a, b, rtol=0, atol=5e-6 * largest)
+
+  jax.tree.map(same, kept(params), less(params))
   sizes = [made.memory_analysis().temp_size_in_bytes for made in (less, kept)]
   assert sizes[0] < sizes[1]

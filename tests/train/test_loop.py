@@ -67,7 +67,6 @@ def _timeless(records):
   ]
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
   config, data, tmp_path
@@ -279,7 +278,6 @@ def test_a_share_of_the_texts(config, data, monkeypatch):
   assert half < full and tokens[0] >= tokens[1] / 2
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_noise_is_asked_for_by_the_config(config, data, tmp_path):
   """Without it a config is what it was, and so is the run; with it another."""

@@ -203,7 +203,6 @@ def test_gradient_details(tiny, batch):
   np.testing.assert_allclose(told["signal"], signal, rtol=1e-2)
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch):
   """The gradient of nats and penalty by hand; what is told is the nats."""

@@ -249,7 +249,6 @@ for options in json.load(sys.stdin):
 """
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_devices_change_nothing(norms):
   """Four of them, with columns that are no multiple of four."""

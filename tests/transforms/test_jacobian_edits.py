@@ -298,7 +298,6 @@ def test_edits_at_every_site_at_once(case):
   assert error(check(case, "everywhere", kinds), plain(case)) > 1e-2
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_plain_functions_are_edits_too(case):
   """Alone and in a chain, as `forward` takes them."""

@@ -152,7 +152,6 @@ def test_poisson_draws_are_poisson():
   assert abs(draws.var() - 1) < 0.02
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_bootstrap_interval_is_honest():
   """It holds the mean of normal data about as often as it says."""

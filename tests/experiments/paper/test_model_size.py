@@ -60,7 +60,6 @@ def test_the_page(result):
   ]
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_layer_by_layer_is_the_same(english, tmp_path):
   from sinkjax.weights import huggingface

@@ -86,7 +86,6 @@ def test_attention_is_counted_at_the_right_queries(task):
   np.testing.assert_allclose(found["sink_logit"], 0, atol=1e-6)
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_task_that_is_learned_and_kept(task, tmp_path, monkeypatch):
   """Runs are kept one by one; the claims follow from them."""
@@ -180,7 +179,6 @@ def test_the_claims_of_one_layer(lift):
   assert [claim.verdict for claim in found] == [wanted] * 4
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_one_seed_one_history(task):
   short = SMALL.__class__(**{**SMALL.__dict__, "steps": 20})

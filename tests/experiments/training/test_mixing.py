@@ -119,7 +119,6 @@ def model():
 ROWS = np.arange(36).reshape(3, 12) * 7 % 60
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_numbers_are_of_the_reference_jacobian(model):
   cfg, params = model

@@ -43,7 +43,6 @@ SMALL = {
 }
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_models_are_trained_and_measured(corpus, tmp_path):
   """Two tiny models trained here; a third that another experiment shares."""

@@ -72,7 +72,6 @@ def test_nine_rows_of_five_ways(small):
     variants(dataclasses.replace(small, ways=("loose",)))
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_with_bos_and_without_are_of_the_same_targets(trained, data):
   """Cross-entropy by hand, token by token of each text."""
@@ -147,7 +146,6 @@ def test_no_text_is_long_enough(trained, data):
     measure(params, trained.model, data, longer)
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_sweep_leaves_models_and_no_checkpoints(small, tmp_path):
   steps = []

@@ -110,7 +110,6 @@ def test_even_attention_by_the_triggers_places():
   np.testing.assert_allclose(uniform_first(SMALL), even[rows].mean(), rtol=1e-9)
 
 
-@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_sweep_by_one_call(tmp_path):
   result = EXPERIMENT.measure(SMALL, folder=tmp_path)
