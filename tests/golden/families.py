@@ -7,6 +7,7 @@ the weights, and what transformers computes with them. The live parity test
 computes it anew. Needs the extra `parity`; the other tests only read files.
 """
 
+import functools
 import pathlib
 import sys
 
@@ -92,6 +93,10 @@ class Recorder:
     self.interleaved = model.config.model_type.startswith("cohere")
     layers, norm, attn, mlp = _parts(model)
     post = hasattr(layers[0], "post_feedforward_layernorm")
+    for part in model.modules():
+      # GPT-Neo has attention of its own, not by the common interface.
+      if hasattr(part, "_attn"):
+        part._attn = functools.partial(self._own_attention, part._attn)
     for layer in layers:
       layer.register_forward_hook(self._layer, with_kwargs=True)
       out = layer.post_attention_layernorm if post else getattr(layer, attn)
@@ -117,6 +122,13 @@ class Recorder:
       self._add(name, value.transpose(1, 2))
     self._add("pattern", pattern)
     self._add("z", z)
+    return z, pattern
+
+  def _own_attention(self, attend, q, k, v, mask=None):
+    z, pattern = attend(q, k, v, mask)
+    for name, value in (("q", q), ("k", k), ("v", v), ("z", z)):
+      self._add(name, value.transpose(1, 2))
+    self._add("pattern", pattern)
     return z, pattern
 
   def _add(self, name, value):
