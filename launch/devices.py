@@ -42,6 +42,8 @@ def load(name: str) -> "Model":
   from sinkjax import sharding
   from sinkjax.weights import registry
 
+  if MESH.value == "auto" and jax.device_count() == 1:
+    return registry.load(name, dtype=DTYPE.value)
   registry.find(name)  # `peek` fetches nothing
   cfg, _, _ = registry.peek(name)
   config, mesh = _config(cfg, jax.device_count()), None

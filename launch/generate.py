@@ -192,16 +192,8 @@ def _encoded(tokenizer: "Tokenizer | None") -> list[int]:
 
   prompts.need_tokenizer(tokenizer, MODEL.value)
   if CHAT.value is not None:
-    from sinkjax.weights.chat import render_chat
-
-    messages = [("system", SYSTEM.value), ("user", CHAT.value)]
-    text = render_chat(
-      tokenizer,
-      [{"role": r, "content": c} for r, c in messages if c is not None],
-    )
-    # A template spells its control tokens out, and the model knows them as
-    # single ids only.
-    return tokenizer.encode(text, parse_special=True)
+    chat = prompts.messages(CHAT.value, SYSTEM.value)
+    return prompts.Rendered.of(chat, tokenizer).ids
   text = PROMPT.value
   if text is None:
     (text,) = prompts.read_texts(PROMPT_FILE.value, None)

@@ -44,8 +44,7 @@ def read_texts(
   if system is not None and not chat:
     raise ValueError("--system goes with --chat")
   if chat:
-    both = (("system", system), ("user", chat))
-    return [[{"role": r, "content": c} for r, c in both if c is not None]]
+    return [messages(chat, system)]
   if text_file:
     return [_read(text_file)]
   if not prompts_file:
@@ -66,6 +65,12 @@ def read_texts(
   if not texts:
     raise ValueError(f"{prompts_file} holds no prompts")
   return texts
+
+
+def messages(chat: str, system: str | None) -> Chat:
+  """A user's message, behind a system message where there is one."""
+  both = (("system", system), ("user", chat))
+  return [{"role": r, "content": c} for r, c in both if c is not None]
 
 
 def _prompt(line: str) -> str | Chat | None:
@@ -176,6 +181,35 @@ class Encoded(NamedTuple):
   template: str | None
 
 
+class Rendered(NamedTuple):
+  """A chat in the template of the model's file.
+
+  Attributes:
+    ids: of all of it.
+    before: what the template puts in front of the first message's own text.
+  """
+
+  ids: list[int]
+  before: str
+
+  @classmethod
+  def of(cls, chat: Chat, tokenizer: Any) -> "Rendered":
+    """Renders it, in a process of its own.
+
+    Raises:
+      WeightsError: where the model has no template.
+    """
+    from sinkjax.weights.chat import render_chat
+
+    text = render_chat(tokenizer, chat)
+    # A template spells its control tokens out, and the model knows them as
+    # single ids only.
+    ids = tokenizer.encode(text, parse_special=True)
+    # Templates strip messages; an empty one is found nowhere.
+    content = chat[0]["content"].strip()
+    return cls(ids, text.split(content, 1)[0] if content else "")
+
+
 def encode(
   texts: Sequence[str | Chat], tokenizer: Any, prefix: str, max_tokens: int
 ) -> Encoded:
@@ -204,15 +238,9 @@ def encode(
     )
   template = None
   if chats:
-    from sinkjax.weights.chat import render_chat
-
-    why, template = "chat template", _before(chats[0], tokenizer)
-    # A template spells its control tokens out, and the model knows them as
-    # single ids only.
-    rows = [
-      tokenizer.encode(render_chat(tokenizer, chat), parse_special=True)
-      for chat in chats
-    ]
+    rendered = [Rendered.of(chat, tokenizer) for chat in chats]
+    why, template = "chat template", rendered[0].before
+    rows = [one.ids for one in rendered]
   else:
     first, why = resolve_prefix(prefix, tokenizer)
     rows = [first + tokenizer.encode(text) for text in texts]
@@ -221,14 +249,6 @@ def encode(
     if len(row[:max_tokens]) < 2:
       raise ValueError(f"text {i + 1} gives {len(row)} tokens; 2 are needed")
   return Encoded([row[:max_tokens] for row in rows], why, template)
-
-
-def _before(chat: Chat, tokenizer: Any) -> str:
-  """What the template puts in front of the first message's own text."""
-  from sinkjax.weights.chat import render_chat
-
-  text = render_chat(tokenizer, chat)
-  return text.partition(chat[0]["content"].strip())[0]
 
 
 def need_tokenizer(tokenizer: Any, model: str) -> None:

@@ -274,14 +274,13 @@ def _dry_run(names: list[str]) -> None:
   if any(experiment.scales is None for experiment in found.values()):
     _show_model()
   for name, experiment in found.items():
-    print(f"experiment   {name}: {experiment.title}")
-    if experiment.plan is not None:
-      for line in experiment.plan(_configured(name)):
-        print(f"             {line}")
+    config = _configured(name)
+    lines = [] if experiment.plan is None else experiment.plan(config)
     # A sweep's units are its seeds; other configs count texts each in its way.
-    seeds = getattr(_configured(name), "seeds", None)
+    seeds = getattr(config, "seeds", None)
     units = len(seeds) if isinstance(seeds, tuple) else None
-    for line in power.plan(name, units):
+    print(f"experiment   {name}: {experiment.title}")
+    for line in [*lines, *power.plan(name, units)]:
       print(f"             {line}")
   print(f"writes       nothing (dry run); else to {OUT.value or '--out'}")
 

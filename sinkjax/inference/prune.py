@@ -28,6 +28,7 @@ from sinkjax.models.layerwise import (
   apply_block,
   apply_final_norm,
   embed,
+  final_norm_of,
 )
 from sinkjax.models.transformer import check_tokens, logits_of
 from sinkjax.taps import NO_TAPS
@@ -207,7 +208,7 @@ def ragged_forward(
       for its, block in zip(cfgs, params["blocks"], strict=True):
         ctx = make_context(its, positions, None)
         x, _ = apply_block(its, block, x, layer, ctx, NO_TAPS)
-      x = apply_final_norm(cfg, params.get("final_norm", {}), x)
+      x = apply_final_norm(cfg, final_norm_of(params), x)
       table = params["embed" if cfg.tie_embeddings else "unembed"]
       return logits_of(cfg, x, table)
 

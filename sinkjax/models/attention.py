@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
+from sinkjax.metrics.precision import wide
 from sinkjax.models import normalizers
 from sinkjax.models.fused import fused_attention
 from sinkjax.models.positions import rope_row, rotary_tables, rotate
@@ -105,22 +106,17 @@ def rotary_of(
   return cos, sin
 
 
-def widened(x: Array) -> Array:
-  """`x` in float32 at least."""
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def softcapped(x: Array, cap: float) -> Array:
   """`cap tanh(x / cap)`, computed in float32 at least."""
-  return (cap * jnp.tanh(widened(x) / cap)).astype(x.dtype)
+  return (cap * jnp.tanh(wide(x) / cap)).astype(x.dtype)
 
 
 def rms_normalize(x: Array, eps: float) -> Array:
   """`x / sqrt(mean(x^2) + eps)` over the last axis, in float32 at least."""
-  wide = widened(x)
+  x = wide(x)
   # The mean of squares in half precision would lose small entries.
-  square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-  return wide * jax.lax.rsqrt(square + eps)
+  square = jnp.mean(x * x, axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(square + eps)
 
 
 def align(vector: Array, x: Array) -> Array:
@@ -175,7 +171,7 @@ class HeadNorm(nn.Module):
     scale = self.param("scale", init, x.shape[-axes:])
     flat = x.reshape(*x.shape[:-axes], -1)
     normed = rms_normalize(flat, self.cfg.norm_eps).reshape(x.shape)
-    scale = align(widened(scale) + self.cfg.norm_offset, x)
+    scale = align(wide(scale) + self.cfg.norm_offset, x)
     return (normed * scale).astype(x.dtype)
 
 

@@ -6,13 +6,13 @@ from jaxtyping import Array, Bool, Float
 
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
+from sinkjax.metrics.precision import wide
 from sinkjax.models.attention import (
   Attention,
   Context,
   align,
   mask_of,
   rms_normalize,
-  widened,
 )
 from sinkjax.models.mlp import Experts, Mlp
 from sinkjax.taps import Layer, Tapper, Taps, Trace
@@ -33,12 +33,12 @@ class Norm(nn.Module):
       # Fresh norms multiply by one, also where an offset is added to the scale.
       init = nn.initializers.constant(1.0 - cfg.norm_offset)
       # Beside 1, a small scale in half precision would lose its digits.
-      scale = widened(self.param("scale", init, width))
+      scale = wide(self.param("scale", init, width))
       scale = align(scale + cfg.norm_offset, x)
     if cfg.norm == "rms":
       return (rms_normalize(x, cfg.norm_eps) * scale).astype(x.dtype)
-    wide = widened(x)
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    high = wide(x)
+    centred = high - jnp.mean(high, axis=-1, keepdims=True)
     normed = rms_normalize(centred, cfg.norm_eps) * scale
     if cfg.norm_bias:
       bias = self.param("bias", nn.initializers.zeros, width)

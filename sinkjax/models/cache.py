@@ -21,6 +21,7 @@ from sinkjax.models.layerwise import (
   apply_final_norm,
   as_layers,
   embed,
+  final_norm_of,
   methods_of,
 )
 from sinkjax.models.transformer import logits_of
@@ -196,7 +197,7 @@ def _walk(
     layer = _pick(params["blocks"], i)
     x, kept = _block(cfg, policy, layer, x, i, cache.layers[i], shared)
     layers.append(kept)
-  return apply_final_norm(cfg, params.get("final_norm", {}), x), tuple(layers)
+  return apply_final_norm(cfg, final_norm_of(params), x), tuple(layers)
 
 
 def _pick(blocks: Any, i: int) -> Params:

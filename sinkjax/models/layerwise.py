@@ -88,7 +88,7 @@ class InMemory:
 
   def final_norm(self) -> Params:
     """See `Layers`."""
-    return self._params.get("final_norm", {})
+    return final_norm_of(self._params)
 
   def unembedding(self) -> Iterator[Array]:
     """See `Layers`."""
@@ -152,6 +152,11 @@ def apply_block(
 ) -> tuple[Float[Array, "B T D"], Trace]:
   """One block: the residual stream and the observers' results."""
   return Block(cfg).apply({"params": params}, x, layer, ctx, taps)
+
+
+def final_norm_of(params: Params) -> Params:
+  """The parameters of the norm before the logits; it may have none."""
+  return params.get("final_norm", {})
 
 
 def apply_final_norm(

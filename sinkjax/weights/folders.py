@@ -15,11 +15,11 @@ from sinkjax.weights.validate import WeightsError
 MAX_JSON = 64 << 20
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """What a JSON file of at most `MAX_JSON` bytes holds.
+def read_bytes(path: pathlib.Path) -> bytes:
+  """A file of at most `MAX_JSON` bytes.
 
   Raises:
-    WeightsError: if it is not there, too large, unreadable or not JSON.
+    WeightsError: if it is not there, too large or unreadable.
   """
   try:
     size = path.stat().st_size
@@ -30,6 +30,16 @@ def read_json(path: pathlib.Path) -> Any:
     raise WeightsError(f"{path}: cannot be read: {error}") from None
   if raw is None:
     raise WeightsError(f"{path}: {size} bytes, at most {MAX_JSON} are read")
+  return raw
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """What a JSON file of at most `MAX_JSON` bytes holds.
+
+  Raises:
+    WeightsError: as `read_bytes`, or if it is not JSON.
+  """
+  raw = read_bytes(path)
   try:
     return json.loads(raw.decode("utf-8"))
   except (ValueError, RecursionError) as error:

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.layerwise import UNEMBED_COLUMNS
+from sinkjax.models.layerwise import UNEMBED_COLUMNS, final_norm_of
 from sinkjax.models.transformer import Params
 from sinkjax.weights import memory, registry
 from sinkjax.weights.assemble import (
@@ -219,7 +219,7 @@ class Offloaded:
     leaves = [
       x for x in self._unread.leaves if x.path.startswith("final_norm/")
     ]
-    norm = _read_part(self._unread, leaves).get("final_norm", {})
+    norm = final_norm_of(_read_part(self._unread, leaves))
     return jax.tree.map(jax.device_put, norm)
 
   def unembedding(self) -> Iterator[jax.Array]:

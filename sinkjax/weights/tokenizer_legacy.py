@@ -5,9 +5,7 @@ Two forms, as the older classes of transformers save them: `vocab.json` with
 SentencePiece's BPE, whose pieces and scores are those that a GGUF file holds.
 """
 
-import os
 import pathlib
-import stat
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,16 +13,12 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from sinkjax.weights import families
-from sinkjax.weights.folders import read_json, read_optional_json
+from sinkjax.weights.folders import read_bytes, read_json, read_optional_json
 from sinkjax.weights.pre_tokenizers import PRE_TOKENIZERS
 from sinkjax.weights.tokenizer_gguf import USER_DEFINED, backend_from_gguf
 from sinkjax.weights.validate import WeightsError, first_line
 
 VOCAB, MERGES, PIECES = "vocab.json", "merges.txt", "tokenizer.model"
-
-MOST = 64 << 20
-"""Bytes of a file that is read: the largest published vocabularies have 5 MB,
-and more would only fill the memory."""
 
 # How a text is split, by the class that a folder or its family names.
 _GPT2, _QWEN2 = "gpt-2", "qwen2"
@@ -125,26 +119,9 @@ def _merges(path: pathlib.Path) -> list[tuple[str, str]]:
 
 def _read(path: pathlib.Path) -> str:
   try:
-    return _bytes(path).decode("utf-8")
+    return read_bytes(path).decode("utf-8")
   except UnicodeDecodeError as error:
     raise WeightsError(f"{path}: not UTF-8: {error.reason}") from None
-
-
-def _bytes(path: pathlib.Path) -> bytes:
-  """A regular file of at most `MOST` bytes."""
-  try:
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-      raise WeightsError(f"{path}: not a regular file")
-    if about.st_size > MOST:
-      raise WeightsError(
-        f"{path}: {about.st_size:,} bytes, at most {MOST:,} are read"
-      )
-    return path.read_bytes()
-  except OSError as error:
-    raise WeightsError(
-      f"{path}: cannot be read ({os.strerror(error.errno)})"
-    ) from None
 
 
 def _pieces(path: pathlib.Path) -> tokenizers.Tokenizer:
@@ -153,7 +130,7 @@ def _pieces(path: pathlib.Path) -> tokenizers.Tokenizer:
   from sentencepiece import sentencepiece_model_pb2
 
   try:
-    proto = sentencepiece_model_pb2.ModelProto.FromString(_bytes(path))
+    proto = sentencepiece_model_pb2.ModelProto.FromString(read_bytes(path))
   except DecodeError:
     raise WeightsError(f"{path}: not a SentencePiece model") from None
   if proto.trainer_spec.model_type != _BPE or not proto.pieces:

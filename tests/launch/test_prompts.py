@@ -130,6 +130,13 @@ def test_a_chat_is_encoded_as_in_generation(smollm2):
   assert "helpful AI assistant" in prompts.describe_template(alone.template)
 
 
+def test_an_empty_message_is_one(smollm2):
+  chat = prompts.messages("", None)
+  ids, before = prompts.Rendered.of(chat, smollm2.tokenizer)
+  assert ids[0] == smollm2.tokenizer.token_to_id("<|im_start|>")
+  assert before == ""
+
+
 def test_chats_are_neither_mixed_nor_prefixed(smollm2):
   with pytest.raises(ValueError, match="not both in one file"):
     prompts.encode(["text", CHAT], smollm2.tokenizer, "auto", 9)

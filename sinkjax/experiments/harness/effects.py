@@ -180,14 +180,11 @@ def _tail(mean: Mean, off: float) -> float:
   """P(T > off / standard error), Student's t of n - 1."""
   from scipy import stats
 
-  free = mean.groups - 1
-  # The stored interval gives the standard error back, so that files which kept
-  # the mean alone are judged by the same tests.
-  error = (mean.high - mean.low) / 2 / stats.t.ppf(0.975, free)
+  error = mean.error
   if not error > 0:
     # Units that are all equal have no spread: the mean is taken as known.
     return 0.0 if off > 0 else 1.0
-  return float(stats.t.sf(off / error, free))
+  return float(stats.t.sf(off / error, mean.groups - 1))
 
 
 def effect(

@@ -53,13 +53,10 @@ def spreads(
 
 
 def _spread(effect: Effect) -> dict[str, Any]:
-  from scipy import stats
-
-  mean = effect.mean
-  error = (mean.high - mean.low) / 2 / stats.t.ppf(0.975, mean.groups - 1)
+  spread = effect.mean.error * math.sqrt(effect.n)
   return {
     # Three digits: a spread over a dozen units is known to a fifth of itself.
-    "spread": float(f"{error * math.sqrt(mean.groups):.3g}"),
+    "spread": float(f"{spread:.3g}"),
     "unit": effect.unit.scale,
     "per": effect.per,
     "n": effect.n,

@@ -43,6 +43,16 @@ class Mean(NamedTuple):
     """
     return cls(**{k: np.nan if x is None else x for k, x in stored.items()})
 
+  @property
+  def error(self) -> float:
+    """The standard error, which the interval gives back.
+
+    So files that kept the mean alone are judged by the same tests.
+    """
+    from scipy import stats
+
+    return (self.high - self.low) / 2 / stats.t.ppf(0.975, self.groups - 1)
+
   def scaled(self, factor: float) -> "Mean":
     """The same in another unit, such as percent for a share.
 

@@ -7,16 +7,27 @@ from sinkjax.weights.families._config import ACTIVATION_NAMES, Reader, head_dim
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors_fused
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
-from sinkjax.weights.layout import FusedThirds, Kernel, Leaf
+from sinkjax.weights.layout import FusedThirds, Kernel, Leaf, Linear
+
+AT = "transformer.h.{i}."
+"""What the names in a layer begin with."""
 
 # Of transformers' GPT2Config.
-_DEFAULTS = {
+DEFAULTS = {
   "vocab_size": 50257,
   "n_embd": 768,
   "n_layer": 12,
   "n_head": 12,
   "n_positions": 1024,
 }
+
+ALIASES = {
+  "hidden_size": "n_embd",
+  "max_position_embeddings": "n_positions",
+  "num_attention_heads": "n_head",
+  "num_hidden_layers": "n_layer",
+}
+"""Other spellings of its keys, see `Family`."""
 
 
 def read_config(read: Reader) -> dict[str, Any]:
@@ -57,22 +68,39 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
-def tensors(cfg: ModelConfig) -> list[Leaf]:
-  """See `Family`."""
-  at = "transformer.h.{i}."
+def tensors_around(
+  attention: list[Leaf],
+  cfg: ModelConfig,
+  kind: type[Linear] | type[Kernel] = Linear,
+) -> list[Leaf]:
+  """All tensors by GPT-2's names, around those of the attention.
+
+  Args:
+    attention: where the attention's own lie.
+    cfg: the model.
+    kind: how the MLP's matrices lie.
+  """
   names = {
-    "blocks/attn_norm": at + "ln_1",
-    "blocks/mlp_norm": at + "ln_2",
+    "blocks/attn_norm": f"{AT}ln_1",
+    "blocks/mlp_norm": f"{AT}ln_2",
     "final_norm": "transformer.ln_f",
   }
   return [
     *norms(names, bias=True),
-    *fused_qkv(at + "attn.c_attn", True, FusedThirds, Kernel),
-    *linear("attn/o", at + "attn.c_proj", True, Kernel),
-    *linear("mlp/up", at + "mlp.c_fc", True, Kernel),
-    *linear("mlp/down", at + "mlp.c_proj", True, Kernel),
+    *attention,
+    *linear("mlp/up", f"{AT}mlp.c_fc", True, kind),
+    *linear("mlp/down", f"{AT}mlp.c_proj", True, kind),
     *tables(cfg, "transformer.wte", "lm_head", "transformer.wpe"),
   ]
+
+
+def tensors(cfg: ModelConfig) -> list[Leaf]:
+  """See `Family`."""
+  attention = [
+    *fused_qkv(f"{AT}attn.c_attn", True, FusedThirds, Kernel),
+    *linear("attn/o", f"{AT}attn.c_proj", True, Kernel),
+  ]
+  return tensors_around(attention, cfg, Kernel)
 
 
 def read_gguf(read: Metadata, fields: Fields) -> Fields:
@@ -93,13 +121,8 @@ register(
     tokenizer="GPT2Tokenizer",
     read_config=read_config,
     write_config=write_config,
-    defaults=_DEFAULTS,
-    aliases={
-      "hidden_size": "n_embd",
-      "max_position_embeddings": "n_positions",
-      "num_attention_heads": "n_head",
-      "num_hidden_layers": "n_layer",
-    },
+    defaults=DEFAULTS,
+    aliases=ALIASES,
     tensors=tensors,
     optional_prefix="transformer.",
     gguf=Gguf(

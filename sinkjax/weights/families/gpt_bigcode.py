@@ -9,24 +9,9 @@ from sinkjax.config import ModelConfig
 from sinkjax.weights.families import gpt2
 from sinkjax.weights.families._config import Reader
 from sinkjax.weights.families._family import Family, register
-from sinkjax.weights.families._tensors import (
-  fused_rows,
-  linear,
-  norms,
-  qkv_sizes,
-  tables,
-)
+from sinkjax.weights.families._tensors import fused_rows, linear, qkv_sizes
 from sinkjax.weights.layout import Leaf
 from sinkjax.weights.validate import WeightsError
-
-# Of transformers' GPTBigCodeConfig.
-_DEFAULTS = {
-  "vocab_size": 50257,
-  "n_embd": 768,
-  "n_layer": 12,
-  "n_head": 12,
-  "n_positions": 1024,
-}
 
 
 def read_config(read: Reader) -> dict[str, Any]:
@@ -50,20 +35,11 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
 
 def tensors(cfg: ModelConfig) -> list[Leaf]:
   """See `Family`."""
-  at = "transformer.h.{i}."
-  names = {
-    "blocks/attn_norm": at + "ln_1",
-    "blocks/mlp_norm": at + "ln_2",
-    "final_norm": "transformer.ln_f",
-  }
-  return [
-    *norms(names, bias=True),
-    *fused_rows(qkv_sizes(cfg), at + "attn.c_attn", True),
-    *linear("attn/o", at + "attn.c_proj", True),
-    *linear("mlp/up", at + "mlp.c_fc", True),
-    *linear("mlp/down", at + "mlp.c_proj", True),
-    *tables(cfg, "transformer.wte", "lm_head", "transformer.wpe"),
+  attention = [
+    *fused_rows(qkv_sizes(cfg), f"{gpt2.AT}attn.c_attn", True),
+    *linear("attn/o", f"{gpt2.AT}attn.c_proj", True),
   ]
+  return gpt2.tensors_around(attention, cfg)
 
 
 register(
@@ -73,13 +49,8 @@ register(
     tokenizer="GPT2Tokenizer",
     read_config=read_config,
     write_config=write_config,
-    defaults=_DEFAULTS,
-    aliases={
-      "hidden_size": "n_embd",
-      "max_position_embeddings": "n_positions",
-      "num_attention_heads": "n_head",
-      "num_hidden_layers": "n_layer",
-    },
+    defaults=gpt2.DEFAULTS,  # GPTBigCodeConfig has the same
+    aliases=gpt2.ALIASES,
     tensors=tensors,
     optional_prefix="transformer.",
   )

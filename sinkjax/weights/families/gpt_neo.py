@@ -3,9 +3,10 @@
 from typing import Any
 
 from sinkjax.config import MAX_LAYERS, ModelConfig
+from sinkjax.weights.families import gpt2
 from sinkjax.weights.families._config import ACTIVATION_NAMES, Reader, head_dim
 from sinkjax.weights.families._family import Family, register
-from sinkjax.weights.families._tensors import linear, norms, tables
+from sinkjax.weights.families._tensors import linear
 from sinkjax.weights.layout import Leaf
 from sinkjax.weights.validate import WeightsError
 
@@ -89,23 +90,11 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
 
 def tensors(cfg: ModelConfig) -> list[Leaf]:
   """See `Family`."""
-  at = "transformer.h.{i}."
-  names = {
-    "blocks/attn_norm": at + "ln_1",
-    "blocks/mlp_norm": at + "ln_2",
-    "final_norm": "transformer.ln_f",
-  }
-  found = norms(names, bias=True)
+  inner, attention = f"{gpt2.AT}attn.attention.", []
   for part in "qkv":
-    name = f"{at}attn.attention.{part}_proj"
-    found += linear(f"attn/{part}", name, cfg.qkv_bias)
-  return [
-    *found,
-    *linear("attn/o", at + "attn.attention.out_proj", True),
-    *linear("mlp/up", at + "mlp.c_fc", True),
-    *linear("mlp/down", at + "mlp.c_proj", True),
-    *tables(cfg, "transformer.wte", "lm_head", "transformer.wpe"),
-  ]
+    attention += linear(f"attn/{part}", f"{inner}{part}_proj", cfg.qkv_bias)
+  attention += linear("attn/o", f"{inner}out_proj", True)
+  return gpt2.tensors_around(attention, cfg)
 
 
 register(
