@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 
 from sinkjax.weights.assemble import assemble, disassemble, flat_shapes
-from sinkjax.weights.layout import (
-  Below,
-  FusedHeads,
-  FusedRows,
-  FusedThirds,
-  Kernel,
-  Layout,
-  Leaf,
-  Linear,
-  Vector,
-)
+from sinkjax.weights.fused_layouts import FusedHeads, FusedRows, FusedThirds
+from sinkjax.weights.layout import Below, Kernel, Layout, Leaf, Linear, Vector
 from sinkjax.weights.validate import WeightsError
 
 D, H, K = 6, 3, 4

@@ -8,16 +8,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.layout import (
-  FusedHeads,
-  FusedRows,
-  FusedThirds,
-  Kernel,
-  Layout,
-  Leaf,
-  Linear,
-  Vector,
-)
+from sinkjax.weights.fused_layouts import FusedHeads, FusedRows, FusedThirds
+from sinkjax.weights.layout import Kernel, Layout, Leaf, Linear, Vector
 
 
 def linear(
