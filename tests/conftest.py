@@ -6,6 +6,7 @@ import pathlib
 import hypothesis
 import jax
 import pytest
+from variants import scaled
 
 import sinkjax
 
@@ -54,7 +55,7 @@ def few_mappings():
   """
   yield
   # Counting them takes 10 ms or more, longer than most tests. A program has 6,
-  # as far as was seen; a thousand would need 40 each to come from here to there.
+  # as far as was seen; a thousand would need 40 each to get from here to there.
   if _Compiled.new < 1000:
     return
   _Compiled.new = 0
@@ -67,8 +68,7 @@ def few_mappings():
 def tiny():
   """(params, cfg) of a random model that attends unevenly."""
   cfg = sinkjax.TINY
-  params = sinkjax.init_params(cfg, jax.random.key(0))
-  return jax.tree.map(lambda x: x * 1.5, params), cfg
+  return scaled(sinkjax.init_params(cfg, jax.random.key(0)), 1.5), cfg
 
 
 @pytest.fixture(scope="session")
