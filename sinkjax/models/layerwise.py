@@ -67,12 +67,6 @@ class InMemory:
 
   def __init__(self, cfg: ModelConfig, params: Params):
     self.cfg, self._params = cfg, params
-    # The index is traced: one program serves every layer.
-    self._pick = jax.jit(
-      lambda blocks, i: jax.tree.map(
-        lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False), blocks
-      )
-    )
 
   def embedding(self, tokens: Array) -> Array:
     """See `Layers`."""
@@ -84,7 +78,7 @@ class InMemory:
 
   def layer(self, index: int) -> Params:
     """See `Layers`."""
-    return self._pick(self._params["blocks"], index)
+    return _pick(self._params["blocks"], index)
 
   def final_norm(self) -> Params:
     """See `Layers`."""
@@ -97,6 +91,14 @@ class InMemory:
     for start in range(0, self.cfg.vocab_size, UNEMBED_COLUMNS):
       part = slice(start, start + UNEMBED_COLUMNS)
       yield table[part].T if tied else table[:, part]
+
+
+# The index is traced: one program serves every layer, and every `InMemory`.
+@jax.jit
+def _pick(blocks: Params, index: Layer) -> Params:
+  return jax.tree.map(
+    lambda x: jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False), blocks
+  )
 
 
 def as_layers(cfg: ModelConfig, weights: Params | Layers) -> Layers:
