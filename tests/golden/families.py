@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 FOLDER = pathlib.Path(__file__).parent / "families"
+_INTERLEAVED = ("cohere", "cohere2", "glm4")
 
 
 def names():
@@ -71,6 +72,30 @@ def _parts(model):
   return layers, norm, attention, mlp
 
 
+def _branches(layer, attn, mlp):
+  """Names of the parts whose outputs are added to the residual stream."""
+  if hasattr(layer, "post_feedforward_layernorm"):
+    return "post_attention_layernorm", "post_feedforward_layernorm"
+  if hasattr(layer, "post_mlp_layernorm"):
+    return "post_self_attn_layernorm", "post_mlp_layernorm"
+  return attn, mlp
+
+
+def _rotated(config):
+  """How many dimensions of each head are rotated."""
+  width = getattr(config, "head_dim", None)
+  width = width or config.hidden_size // config.num_attention_heads
+  rope = getattr(config, "rope_parameters", None) or {}
+  share = rope.get("partial_rotary_factor", 1.0)
+  return int(width * share)
+
+
+def _half_apart(x, rotated):
+  """Rotary pairs from side by side to half the rotated part apart."""
+  pairs, rest = x[..., :rotated], x[..., rotated:]
+  return torch.cat([pairs[..., ::2], pairs[..., 1::2], rest], -1)
+
+
 def _left_by_sink(module, q, k, mask, scaling):
   """[B, H, T, 1] of its weight that a query gives to tokens."""
   k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
@@ -90,19 +115,18 @@ class Recorder:
     self.residual_scale = getattr(model.config, "residual_multiplier", 1.0)
     # Its rows sum to one, and the sink takes its share of what they mix.
     self.scales_output = model.config.model_type == "granite_swa"
-    self.interleaved = model.config.model_type.startswith("cohere")
+    # Rotary pairs lie side by side there, and half the rotated part apart here.
+    self.interleaved = model.config.model_type in _INTERLEAVED
     layers, norm, attn, mlp = _parts(model)
-    post = hasattr(layers[0], "post_feedforward_layernorm")
+    attn, mlp = _branches(layers[0], attn, mlp)
     for part in model.modules():
       # GPT-Neo has attention of its own, not by the common interface.
       if hasattr(part, "_attn"):
         part._attn = functools.partial(self._own_attention, part._attn)
     for layer in layers:
       layer.register_forward_hook(self._layer, with_kwargs=True)
-      out = layer.post_attention_layernorm if post else getattr(layer, attn)
-      out.register_forward_hook(self._keep("attn_out"))
-      out = layer.post_feedforward_layernorm if post else getattr(layer, mlp)
-      out.register_forward_hook(self._keep("mlp_out"))
+      getattr(layer, attn).register_forward_hook(self._keep("attn_out"))
+      getattr(layer, mlp).register_forward_hook(self._keep("mlp_out"))
       for part in layer.modules():
         if type(part).__name__.endswith("Router"):
           part.register_forward_hook(self._router)
@@ -114,8 +138,7 @@ class Recorder:
     if scaling == 1.0 and getattr(module, "scaling", 1.0) != 1.0:
       q = q / module.scaling  # OPT scales queries, not their products
     if self.interleaved:
-      # Rotary pairs lie side by side there, and half a head apart with us.
-      q, k = (torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in (q, k))
+      q, k = (_half_apart(x, _rotated(module.config)) for x in (q, k))
     if self.scales_output:
       pattern = pattern * _left_by_sink(module, q, k, mask, scaling)
     for name, value in (("q", q), ("k", k), ("v", v)):

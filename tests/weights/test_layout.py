@@ -13,12 +13,14 @@ from sinkjax.weights.layout import (
   Layout,
   Leaf,
   Linear,
+  PartlyInterleaved,
   Vector,
 )
 from sinkjax.weights.validate import WeightsError
 
 D, H, K = 6, 3, 4
 QUERY, OUT, BIAS = (D, H, K), (H, K, D), (H, K)
+WIDER = (D, H, 6)
 
 
 class Arrays:
@@ -68,6 +70,12 @@ ALONE = [
     Kernel(interleaved_rope=True),
     QUERY,
     lambda q: interleaved(q.reshape(D, H * K).T).T,
+  ),
+  (PartlyInterleaved(Vector(), K), BIAS, lambda b: interleaved(b.ravel())),
+  (
+    PartlyInterleaved(Linear(), 4),
+    WIDER,
+    lambda q: q[..., [0, 2, 1, 3, 4, 5]].reshape(D, H * 6).T,
   ),
 ]
 

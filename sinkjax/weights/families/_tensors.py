@@ -4,6 +4,7 @@ Both formats name a linear map's arrays NAME.weight and NAME.bias, so that one
 family's table is little more than pairs of our path and their name.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -16,6 +17,7 @@ from sinkjax.weights.layout import (
   Layout,
   Leaf,
   Linear,
+  PartlyInterleaved,
   Vector,
 )
 
@@ -44,6 +46,18 @@ def linear(
     layout = Vector(interleaved_rope)
     found.append(Leaf(f"blocks/{path}/bias", f"{name}.bias", layout))
   return found
+
+
+def partly_interleaved(leaves: list[Leaf], cfg: ModelConfig) -> list[Leaf]:
+  """Leaves of whose queries and keys a part is rotated, as pairs lie there."""
+  return [
+    dataclasses.replace(
+      leaf, layout=PartlyInterleaved(leaf.layout, cfg.rotary_dim)
+    )
+    if leaf.path.startswith(("blocks/attn/q/", "blocks/attn/k/"))
+    else leaf
+    for leaf in leaves
+  ]
 
 
 def fused_qkv(
