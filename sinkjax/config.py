@@ -8,16 +8,16 @@ field, what was got and what is expected.
 
 import dataclasses
 import math
-from collections.abc import Collection
 from typing import Any
 
 from sinkjax import finite
+from sinkjax.field_checks import one_of, positive, positive_int
 from sinkjax.models.normalizers import NORMALIZERS
+from sinkjax.rope_scaling import ADDED_TO_SCALING, RopeScaling
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
 POSITIONS = ("rope", "learned", "none")
-ROPE_SCALINGS = ("linear", "llama3", "factors", "yarn")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
 ATTENTIONS = ("einsum", "fused")
@@ -90,75 +90,9 @@ ADDED = (
   "up_offset",
   "qkv_clip",
   "norm_scale",
+  "unembed_bias",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
-
-ADDED_TO_SCALING = ("beta_fast", "beta_slow", "truncate", "attention")
-"""The same of `RopeScaling`."""
-
-# Beyond these a file is damaged: no model has a thousand layers, and 2^27 is
-# hundreds of times the largest vocabulary.
-MAX_LAYERS = 4096
-MAX_SIZE = 1 << 27
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """How rotary frequencies are stretched beyond the trained context.
-
-  Attributes:
-    kind: "linear" divides every frequency by `factor`; "llama3" divides only
-      the slow ones, with a smooth ramp between the wavelengths
-      `original_max_len / high_freq` and `original_max_len / low_freq`;
-      "factors" divides frequency i by `factors[i]`, as GGUF files store it;
-      "yarn" divides those that turn less than `beta_slow` times within
-      `original_max_len`, not those that turn more than `beta_fast` times, and
-      ramps over the dimensions between (arXiv 2309.00071).
-    factor: the stretch, > 0.
-    low_freq: llama3's `low_freq_factor`.
-    high_freq: llama3's `high_freq_factor`.
-    original_max_len: llama3's and yarn's `original_max_position_embeddings`.
-    factors: one divisor a frequency, for kind "factors".
-    beta_fast: see "yarn".
-    beta_slow: likewise.
-    truncate: yarn's ramp begins and ends at whole dimensions.
-    attention: cosines and sines are multiplied by it, so that rotated queries
-      and keys grow (yarn's `attention_factor`).
-  """
-
-  kind: str
-  factor: float = 1.0
-  low_freq: float = 1.0
-  high_freq: float = 4.0
-  original_max_len: int = 8192
-  factors: tuple[float, ...] = ()
-  beta_fast: float = 32.0
-  beta_slow: float = 1.0
-  truncate: bool = True
-  attention: float = 1.0
-
-  def __post_init__(self):
-    _one_of("rope_scaling.kind", self.kind, ROPE_SCALINGS)
-    _positive("rope_scaling.factor", self.factor)
-    if self.kind == "llama3":
-      _positive("rope_scaling.low_freq", self.low_freq)
-      _positive("rope_scaling.original_max_len", self.original_max_len)
-      # The ramp divides by their difference.
-      if not self.high_freq > self.low_freq:
-        raise ValueError(
-          "rope_scaling.high_freq must exceed low_freq, got "
-          f"{self.high_freq} and {self.low_freq}"
-        )
-    if self.kind == "yarn":
-      for name in ("beta_fast", "beta_slow", "original_max_len", "attention"):
-        _positive(f"rope_scaling.{name}", getattr(self, name))
-    elif self.attention != 1.0:
-      raise ValueError("rope_scaling.attention needs the kind 'yarn'")
-    if self.kind == "factors":
-      if not self.factors:
-        raise ValueError("rope_scaling.factors must not be empty")
-      for factor in self.factors:
-        _positive("rope_scaling.factors", factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +173,8 @@ class ModelConfig:
       "value", on the values before they are mixed.
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
+    unembed_bias: a bias on logits, one number a token of the vocabulary (GPT-J,
+      Phi).
     init_std: standard deviation of every random matrix in `init_params`, as
       Hugging Face's `initializer_range`; `None` for 0.02 in embeddings and
       1 / sqrt(fan in) elsewhere, with which tokens mix from the start. Loaded
@@ -310,6 +246,7 @@ class ModelConfig:
   gate: str = "none"
   embed_scale: float = 1.0
   tie_embeddings: bool = False
+  unembed_bias: bool = False
   init_std: float | None = None
   bos_id: int | None = None
   eos_id: int | None = None
@@ -321,18 +258,18 @@ class ModelConfig:
 
   def __post_init__(self):
     for name in SIZES:
-      _positive_int(name, getattr(self, name))
+      positive_int(name, getattr(self, name))
     if self.n_heads % self.n_kv_heads:
       raise ValueError(
         f"n_kv_heads must divide n_heads={self.n_heads}, got {self.n_kv_heads}"
       )
     for name, valid in CHOICES.items():
-      _one_of(name, getattr(self, name), valid)
+      one_of(name, getattr(self, name), valid)
     for name in POSITIVE:
-      _positive(name, getattr(self, name))
+      positive(name, getattr(self, name))
     for name in OPTIONAL:
       if getattr(self, name) is not None:
-        _positive(name, getattr(self, name))
+        positive(name, getattr(self, name))
     finite.require_fields(self)
     if not (self.pre_norms or self.post_norms):
       raise ValueError("pre_norms=False needs post_norms=True")
@@ -375,10 +312,10 @@ class ModelConfig:
       raise ValueError("attention='fused' has no attn_softcap: use 'einsum'")
 
   def _check_experts(self):
-    _positive_int("experts_per_token", self.experts_per_token)
+    positive_int("experts_per_token", self.experts_per_token)
     for name in ("n_experts", "shared_d_ff"):
       if getattr(self, name) != 0:
-        _positive_int(name, getattr(self, name))
+        positive_int(name, getattr(self, name))
     for name in ("shared_d_ff", "norm_topk", "router_bias"):
       if getattr(self, name) and not self.n_experts:
         raise ValueError(f"{name} needs n_experts, got 0")
@@ -401,7 +338,7 @@ class ModelConfig:
     self._check_one_a_layer("rope_layers")
     self._check_one_a_layer("rope_bases")
     for base in self.rope_bases:
-      _positive("rope_bases", base)
+      positive("rope_bases", base)
     if self.rope_bases and self.rope_local_base is not None:
       raise ValueError("rope_bases takes the place of rope_local_base")
     dim = self.rotary_dim
@@ -420,7 +357,7 @@ class ModelConfig:
   def _check_window(self):
     self._check_one_a_layer("local_layers")
     if self.window is not None:
-      _positive_int("window", self.window)
+      positive_int("window", self.window)
     if any(self.local_layers) and self.window is None:
       raise ValueError("local_layers needs a window, got window=None")
 
@@ -495,26 +432,6 @@ class ModelConfig:
     for name in ("local_layers", "rope_layers", "rope_bases"):
       values[name] = tuple(values.get(name, ()))
     return cls(**values)
-
-
-def _one_of(name: str, value: Any, valid: Collection[str]) -> None:
-  if value not in valid:
-    raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}")
-
-
-def _positive(name: str, value: Any) -> None:
-  # True is an int in Python, and no size or scale.
-  number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if not (number and math.isfinite(value) and value > 0):
-    raise ValueError(f"{name} must be a positive number, got {value!r}")
-
-
-def _positive_int(name: str, value: Any) -> None:
-  if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-    raise ValueError(f"{name} must be a positive integer, got {value!r}")
-  limit = MAX_LAYERS if name == "n_layers" else MAX_SIZE
-  if value > limit:
-    raise ValueError(f"{name} must be at most {limit}, got {value}")
 
 
 TINY = ModelConfig(

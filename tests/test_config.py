@@ -5,7 +5,8 @@ import json
 import pytest
 
 import sinkjax
-from sinkjax.config import ADDED, ADDED_TO_SCALING
+from sinkjax.config import ADDED
+from sinkjax.rope_scaling import ADDED_TO_SCALING
 
 
 @pytest.mark.parametrize(

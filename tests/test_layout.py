@@ -19,9 +19,11 @@ LEVELS = (
   {
     "artifacts",
     "config",
+    "field_checks",
     "finite",
     "mesh_context",
     "metrics",
+    "rope_scaling",
     "sharding",
     "taps",
   },

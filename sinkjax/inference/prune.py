@@ -209,8 +209,7 @@ def ragged_forward(
         ctx = make_context(its, positions, None)
         x, _ = apply_block(its, block, x, layer, ctx, NO_TAPS)
       x = apply_final_norm(cfg, final_norm_of(params), x)
-      table = params["embed" if cfg.tie_embeddings else "unembed"]
-      return logits_of(cfg, x, table)
+      return logits_of(cfg, x, params)
 
   return f
 

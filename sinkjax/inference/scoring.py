@@ -70,9 +70,8 @@ def last_logits(cfg: ModelConfig) -> Callable:
     params: dict[str, Any], tokens: Int[Array, "B T"]
   ) -> Float[Array, "B V"]:
     x = walk(params, tokens).trace["last"]
-    table = params["embed" if cfg.tie_embeddings else "unembed"]
     with jax.default_matmul_precision(cfg.precision):
-      return logits_of(cfg, x, table)[:, 0]
+      return logits_of(cfg, x, params)[:, 0]
 
   compiled = jax.jit(f)
 

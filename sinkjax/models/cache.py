@@ -240,5 +240,4 @@ def _logits(
     # A row of padding alone has no last token: any index will do.
     at = jnp.maximum(count - 1, 0)[:, None, None]
     x = jnp.take_along_axis(x, at, axis=1)
-  table = params["embed" if cfg.tie_embeddings else "unembed"]
-  return logits_of(cfg, x, table)
+  return logits_of(cfg, x, params)

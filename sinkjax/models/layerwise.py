@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block, Norm
+from sinkjax.models.transformer import Columns
 from sinkjax.taps import Layer, Taps, Trace
 
 Params = dict[str, Any]
@@ -52,7 +53,7 @@ class Layers(Protocol):
     """The parameters of the norm before the logits."""
     ...
 
-  def unembedding(self) -> Iterator[Float[Array, "D V"]]:
+  def unembedding(self) -> Iterator[Columns]:
     """The unembedding, some columns after the other."""
     ...
 
@@ -90,13 +91,15 @@ class InMemory:
     """See `Layers`."""
     return final_norm_of(self._params)
 
-  def unembedding(self) -> Iterator[Array]:
+  def unembedding(self) -> Iterator[Columns]:
     """See `Layers`."""
     tied = self.cfg.tie_embeddings
     table = self._params["embed" if tied else "unembed"]
     for start in range(0, self.cfg.vocab_size, UNEMBED_COLUMNS):
       part = slice(start, start + UNEMBED_COLUMNS)
-      yield table[part].T if tied else table[:, part]
+      kernel = table[part].T if tied else table[:, part]
+      bias = self._params.get("unembed_bias")
+      yield Columns(kernel, None if bias is None else bias[part])
 
 
 def as_layers(cfg: ModelConfig, weights: Params | Layers) -> Layers:

@@ -257,7 +257,7 @@ def _by_group(grads: Params) -> dict[str, Array]:
     "mlp": blocks["mlp"],
     "norms": [grads.get("final_norm")]
     + [v for k, v in blocks.items() if k.endswith("norm")],
-    "unembed": grads.get("unembed"),
+    "unembed": [grads.get("unembed"), grads.get("unembed_bias")],
   }
   return {
     name: optax.tree.norm(group)

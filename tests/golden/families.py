@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 FOLDER = pathlib.Path(__file__).parent / "families"
-_INTERLEAVED = ("cohere", "cohere2", "glm4")
+_INTERLEAVED = ("cohere", "cohere2", "glm4", "gptj")
 
 
 def names():
@@ -83,6 +83,8 @@ def _branches(layer, attn, mlp):
 
 def _rotated(config):
   """How many dimensions of each head are rotated."""
+  if hasattr(config, "rotary_dim"):  # GPT-J's
+    return config.rotary_dim
   width = getattr(config, "head_dim", None)
   width = width or config.hidden_size // config.num_attention_heads
   rope = getattr(config, "rope_parameters", None) or {}

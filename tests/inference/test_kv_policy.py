@@ -74,7 +74,6 @@ def slow(cfg, params, tokens, limit, goes):
   """
   dense = jax.jit(functools.partial(apply_block, cfg))
   rest = jax.jit(functools.partial(_rest_of, cfg))
-  table = params["embed" if cfg.tie_embeddings else "unembed"]
   ctx = make_context(cfg, jnp.arange(limit)[None], None)
   taps = Taps(observers={"z": ("z", _id), "pattern": ("pattern", _id)})
   layers, heads, group = cfg.n_layers, cfg.n_kv_heads, cfg.group_size
@@ -103,7 +102,7 @@ def slow(cfg, params, tokens, limit, goes):
       x = rest(block, x, np.concatenate(z)[None, None])
     rows.append(x[0, 0])
   x = apply_final_norm(cfg, params["final_norm"], jnp.stack(rows)[None])
-  return np.asarray(logits_of(cfg, x, table)[0]), kept
+  return np.asarray(logits_of(cfg, x, params)[0]), kept
 
 
 def _id(x):

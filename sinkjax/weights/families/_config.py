@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sinkjax import finite
-from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
+from sinkjax.config import ModelConfig, RopeScaling
+from sinkjax.field_checks import MAX_LAYERS
 from sinkjax.weights.validate import WeightsError
 
 _ACTIVATIONS = {

@@ -131,6 +131,8 @@ def tables(
     found.append(Leaf("positions", f"{positions}.weight", Layout()))
   if not cfg.tie_embeddings:
     found.append(Leaf("unembed", f"{unembed}.weight", Linear()))
+  if cfg.unembed_bias:
+    found.append(Leaf("unembed_bias", f"{unembed}.bias"))
   return found
 
 
