@@ -17,7 +17,7 @@ from sinkjax.rope_scaling import ADDED_TO_SCALING, RopeScaling
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
-POSITIONS = ("rope", "learned", "none")
+POSITIONS = ("rope", "learned", "alibi", "none")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
 ATTENTIONS = ("einsum", "fused")
@@ -58,6 +58,7 @@ POSITIVE = (
   "embed_scale",
   "logit_scale",
   "residual_scale",
+  "alibi_scale",
 )
 """Fields that are positive numbers."""
 
@@ -91,6 +92,8 @@ ADDED = (
   "qkv_clip",
   "norm_scale",
   "unembed_bias",
+  "embed_norm",
+  "alibi_scale",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -144,7 +147,10 @@ class ModelConfig:
       NeoX) instead of the attention's result.
     shared_norm: with a parallel residual, one norm before both (Phi, Cohere).
       What each reads is still a site of its own.
-    positions: "rope", "learned" (absolute, added to the embedding) or "none".
+    positions: "rope", "learned" (absolute, added to the embedding), "alibi"
+      (arXiv 2108.12409: a head's scores are lowered by its slope times the
+      distance, `m_h (t - s)`, see `models.positions.alibi_slopes`) or "none".
+    alibi_scale: factor on the slopes (Falcon: `head_dim ** -0.5`).
     rope_base: base of the rotary frequencies.
     rope_dim: rotated dimensions of each head, `None` for all.
     rope_layers: one bool a layer, `False` where nothing is rotated (SmolLM3);
@@ -171,6 +177,7 @@ class ModelConfig:
     gate: sigmoid gates computed from what the attention reads: "head", one on
       the output of each head; "element", one on each of its dimensions;
       "value", on the values before they are mixed.
+    embed_norm: a norm behind the embedding (BLOOM).
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
     unembed_bias: a bias on logits, one number a token of the vocabulary (GPT-J,
@@ -227,6 +234,7 @@ class ModelConfig:
   parallel_residual: bool = False
   shared_norm: bool = False
   positions: str = "rope"
+  alibi_scale: float = 1.0
   rope_base: float = 10000.0
   rope_dim: int | None = None
   rope_layers: tuple[bool, ...] = ()
@@ -244,6 +252,7 @@ class ModelConfig:
   sink_logit: bool = False
   attn_bias: str = "none"
   gate: str = "none"
+  embed_norm: bool = False
   embed_scale: float = 1.0
   tie_embeddings: bool = False
   unembed_bias: bool = False
@@ -296,6 +305,14 @@ class ModelConfig:
       raise ValueError(
         f"normalizer={self.normalizer!r} has no sink_logit and no "
         "attention='fused': use 'einsum'"
+      )
+    if fused and self.positions == "alibi":
+      raise ValueError(
+        "attention='fused' has no positions='alibi': use 'einsum'"
+      )
+    if self.alibi_scale != 1.0 and self.positions != "alibi":
+      raise ValueError(
+        f"alibi_scale needs positions='alibi', got {self.positions!r}"
       )
     if fused and self.attn_bias != "none":
       raise ValueError("attention='fused' has no attn_bias: use 'einsum'")

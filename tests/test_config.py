@@ -19,7 +19,12 @@ from sinkjax.rope_scaling import ADDED_TO_SCALING
     ({"d_model": 1 << 40}, "d_model must be at most"),
     ({"norm": "batch"}, r"norm must be one of \['rms', 'layer'\]"),
     ({"activation": "tanh"}, "activation must be one of"),
-    ({"positions": "alibi"}, "positions must be one of"),
+    ({"positions": "sinusoidal"}, "positions must be one of"),
+    (
+      {"positions": "alibi", "attention": "fused"},
+      "attention='fused' has no positions='alibi'",
+    ),
+    ({"alibi_scale": 0.5}, "alibi_scale needs positions='alibi'"),
     ({"dtype": "int8"}, "dtype must be one of"),
     ({"norm_eps": 0.0}, "norm_eps must be a positive number"),
     ({"rope_base": float("inf")}, "rope_base must be a positive number"),

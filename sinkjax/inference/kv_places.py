@@ -6,15 +6,7 @@ from jaxtyping import Array
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import Context, rotary_of
-from sinkjax.models.positions import rotary_tables, rotate
-
-
-def rotary(cfg: ModelConfig, positions: Array) -> Context:
-  """A context of nothing but rotary tables, positions [B, T]."""
-  cos = sin = None
-  if cfg.positions == "rope":
-    cos, sin = rotary_tables(cfg, positions)
-  return Context(cos, sin, None, None)
+from sinkjax.models.positions import rotate
 
 
 def rotate_at(cfg: ModelConfig, layer: int, x: Array, ctx: Context) -> Array:

@@ -47,6 +47,11 @@ def _checked(cfg: ModelConfig, removed: Any) -> np.ndarray:
       "heads whose queries and keys are normalised together cannot be removed "
       "one by one: use ablate_heads"
     )
+  if cfg.positions == "alibi":
+    raise ValueError(
+      "ALiBi's slopes go by a head's place among all heads, so that none can "
+      "be removed: use ablate_heads"
+    )
   return removed
 
 

@@ -18,7 +18,13 @@ from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
 from sinkjax.models import normalizers
 from sinkjax.models.fused import fused_attention
-from sinkjax.models.positions import rope_row, rotary_tables, rotate
+from sinkjax.models.positions import (
+  alibi_slopes,
+  distances,
+  rope_row,
+  rotary_tables,
+  rotate,
+)
 from sinkjax.taps import Layer, Tapper
 
 
@@ -31,6 +37,8 @@ class Context(NamedTuple):
     mask: [B or 1, 1, T, S] True where key s may be seen from t.
     local_mask: the same for local layers, or `None`.
     valid: [B, S] False at padding, or `None` for none.
+    positions: [B, T] of the tokens where scores depend on distances (ALiBi),
+      or `None`.
   """
 
   cos: Array | None
@@ -38,6 +46,22 @@ class Context(NamedTuple):
   mask: Bool[Array, "B 1 T S"]
   local_mask: Bool[Array, "B 1 T S"] | None
   valid: Bool[Array, "B S"] | None = None
+  positions: Int[Array, "B T"] | None = None
+
+  def distance(self) -> Int[Array, "B 1 T S"] | None:
+    """Between all tokens, where scores depend on it."""
+    if self.positions is None:
+      return None
+    return distances(self.positions, self.positions)
+
+
+def place_context(cfg: ModelConfig, positions: Int[Array, "B T"]) -> Context:
+  """A context of where tokens stand, without masks."""
+  cos = sin = None
+  if cfg.positions == "rope":
+    cos, sin = rotary_tables(cfg, positions)
+  places = positions if cfg.positions == "alibi" else None
+  return Context(cos, sin, None, None, positions=places)
 
 
 def causal_mask(
@@ -70,14 +94,13 @@ def make_context(
   valid: Bool[Array, "B T"] | None,
 ) -> Context:
   """Rotary tables and masks for one forward pass."""
-  cos = sin = None
-  if cfg.positions == "rope":
-    cos, sin = rotary_tables(cfg, positions)
   length = positions.shape[1]
   local = None
   if any(cfg.local_layers):
     local = causal_mask(length, valid, cfg.window)
-  return Context(cos, sin, causal_mask(length, valid), local, valid)
+  return place_context(cfg, positions)._replace(
+    mask=causal_mask(length, valid), local_mask=local, valid=valid
+  )
 
 
 def mask_of(cfg: ModelConfig, ctx: Context, layer: Layer) -> Array:
@@ -287,14 +310,27 @@ class Attention(nn.Module):
     return q, k
 
   def score(
-    self, q: Float[Array, "B T H K"], k: Float[Array, "B S N K"]
+    self,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S N K"],
+    distance: Int[Array, "#B #H T S"] | None = None,
   ) -> Float[Array, "B H T S"]:
-    """Scaled products of queries and keys, before any soft cap."""
+    """Scaled products of queries and keys, before any soft cap.
+
+    With ALiBi less what the distance from query to key takes.
+    """
     cfg, (batch, length) = self.cfg, q.shape[:2]
     grouped = (cfg.n_kv_heads, cfg.group_size)
     q_BxTxNxGxK = q.reshape(batch, length, *grouped, cfg.head_dim)
     scores = products(q_BxTxNxGxK, k)
-    return scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
+    scores = scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
+    if cfg.positions != "alibi":
+      return scores
+    if distance is None:
+      raise ValueError("positions='alibi' needs the distances of keys")
+    slopes = jnp.asarray(alibi_slopes(cfg), wide(scores).dtype)
+    lowered = wide(scores) - slopes[None, :, None, None] * distance
+    return lowered.astype(scores.dtype)
 
   def sink_logits(
     self, q: Float[Array, "B T H K"]

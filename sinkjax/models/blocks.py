@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
@@ -89,10 +89,12 @@ class Block(nn.Module):
     v: Float[Array, "B S N K"],
     mask: Bool[Array, "#B #H T S"],
     tap: Tapper,
+    distance: Int[Array, "#B #H T S"] | None = None,
   ) -> Float[Array, "B T H K"]:
     """(q, k, v) -> z; q may be a block of rows."""
     attn = self.attn
-    return attn.attend(attn.score(q, k), v, mask, tap, attn.sink_logits(q))
+    scores = attn.score(q, k, distance)
+    return attn.attend(scores, v, mask, tap, attn.sink_logits(q))
 
   def project_out(
     self, pre: Residual | None, z: Float[Array, "#B #T H K"], tap: Tapper
@@ -159,6 +161,7 @@ class Block(nn.Module):
     if self.cfg.attention == "fused" and tap.needs_no_scores():
       z = self.attn.fused(q, k, v, ctx, layer, tap)
     else:
-      z = self.mix(q, k, v, mask_of(self.cfg, ctx, layer), tap)
+      mask = mask_of(self.cfg, ctx, layer)
+      z = self.mix(q, k, v, mask, tap, ctx.distance())
     post = self.transform(pre, self.add_attention(pre, z, tap), tap)
     return post, tap.trace()

@@ -45,6 +45,10 @@ class Layers(Protocol):
     """Rows of the table of learned positions."""
     ...
 
+  def embedding_norm(self) -> Params:
+    """The parameters of the norm behind the embedding; empty without one."""
+    ...
+
   def layer(self, index: int) -> Params:
     """One block's parameters, without the layer axis."""
     ...
@@ -82,6 +86,10 @@ class InMemory:
   def position_embedding(self, positions: Array) -> Array:
     """See `Layers`."""
     return self._params["positions"][positions]
+
+  def embedding_norm(self) -> Params:
+    """See `Layers`."""
+    return self._params.get("embed_norm", {})
 
   def layer(self, index: int) -> Params:
     """See `Layers`."""
@@ -128,6 +136,8 @@ def embed(
   x = x * jnp.asarray(cfg.embed_scale, x.dtype)
   if cfg.positions == "learned":
     x = x + jnp.asarray(layers.position_embedding(positions), x.dtype)
+  if cfg.embed_norm:
+    x = Norm(cfg).apply({"params": layers.embedding_norm()}, x)
   return x
 
 

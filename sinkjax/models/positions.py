@@ -1,4 +1,8 @@
-"""Rotary position tables, in float64 on the host and float32 on the device."""
+"""Where tokens stand: rotary tables, and ALiBi's slopes and distances.
+
+Tables are made of frequencies in float64 on the host, and are float32 on the
+device.
+"""
 
 import math
 
@@ -105,6 +109,28 @@ def rotary_tables(
     factor = jnp.asarray(rows, dtype)[:, None, None, None]
     cos, sin = cos * factor, sin * factor
   return cos, sin
+
+
+def alibi_slopes(cfg: ModelConfig) -> np.ndarray:
+  """[H] how much a token of distance loses of each head's scores.
+
+      m_h = 2 ** (-8 h / H),  h = 1, ..., H
+
+  for H a power of two (arXiv 2108.12409, section 3); else those of the next
+  smaller one, and then every other of twice as many.
+  """
+  count = 1 << (cfg.n_heads.bit_length() - 1)
+  first = -8.0 * np.arange(1, count + 1) / count
+  more = -8.0 * np.arange(1, 2 * count + 1, 2) / (2 * count)
+  powers = np.concatenate([first, more])[: cfg.n_heads]
+  return cfg.alibi_scale * 2.0**powers
+
+
+def distances(
+  queries: Int[Array, "B T"], keys: Int[Array, "B S"]
+) -> Int[Array, "B 1 T S"]:
+  """How many positions each key stands before each query."""
+  return (queries[:, :, None] - keys[:, None])[:, None]
 
 
 def rotate(

@@ -61,6 +61,8 @@ class Transformer(nn.Module):
     if cfg.positions == "learned":
       shape = (cfg.max_len, cfg.d_model)
       x = x + self.param("positions", small, shape)[positions].astype(x.dtype)
+    if cfg.embed_norm:
+      x = Norm(cfg, name="embed_norm")(x)
     tap = Tapper(taps, 0)
     x = tap("embed", x)
     ctx = make_context(cfg, positions, valid)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
-from sinkjax.models.attention import Context
+from sinkjax.models.attention import Context, place_context
 from sinkjax.models.blocks import Block
 from sinkjax.models.layerwise import (
   Params,
@@ -30,7 +30,7 @@ from sinkjax.models.layerwise import (
   methods_of,
 )
 from sinkjax.models.normalizers import MASKED
-from sinkjax.models.positions import rotary_tables
+from sinkjax.models.positions import distances
 from sinkjax.models.transformer import check_ids, check_tokens, like_tokens
 from sinkjax.taps import MLP_SITES, Layer, Tapper, Taps, Trace
 from sinkjax.transforms.chunks import in_chunks, streamed_nll
@@ -202,9 +202,7 @@ def _run(
   layers, (batch, length) = as_layers(cfg, weights), tokens.shape
   first = Tapper(taps, 0)
   x = first("embed", embed(layers, tokens, positions))
-  tables = (None, None)
-  if cfg.positions == "rope":
-    tables = rotary_tables(cfg, positions)
+  ctx = place_context(cfg, positions)
   block = block or default_block(cfg, batch, length)
   outside = first.trace()
   x = jnp.array(x, copy=True)  # the layer reuses it; others may have seen it
@@ -216,7 +214,7 @@ def _run(
       params,
       x,
       jnp.asarray(i),
-      Context(*tables, None, None),
+      ctx,
       edits,
       kind=kind,
       cfg=cfg,
@@ -274,7 +272,10 @@ def _layer(
   pre = tap("resid_pre", x)
   q, k, v = apply(Block.qkv, pre, layer, ctx, tap)
   mix = functools.partial(apply, Block.mix)
-  z, trace = _attention(cfg, mix, q, k, v, layer, taps, statistics, block)
+  places = ctx.positions
+  z, trace = _attention(
+    cfg, mix, (q, k, v), places, layer, taps, statistics, block
+  )
   mid = apply(Block.add_attention, pre, tap("z", z), tap)
 
   def mlp(x: Array) -> Array:
@@ -289,15 +290,15 @@ def _layer(
 def _attention(
   cfg: ModelConfig,
   mix: Callable,
-  q: Array,
-  k: Array,
-  v: Array,
+  qkv: tuple[Array, Array, Array],
+  places: Int[Array, "B T"] | None,
   layer: Layer,
   taps: Taps,
   statistics: Statistics,
   block: int,
 ) -> tuple[Array, Trace]:
   """z of all queries, and the statistics of their rows."""
+  q = qkv[0]
   batch, length, heads, _ = q.shape
   edits = {s: rows_of(taps.edits[s]) for s in ROW_SITES if s in taps.edits}
   pieces = _pieces(length, block, SEGMENTS)
@@ -317,7 +318,7 @@ def _attention(
       z, states = carry
       start = first + i * rows
       new, block = _mix_rows(
-        cfg, mix, (q, k, v), layer, edits, start, rows, keys
+        cfg, mix, qkv, places, layer, edits, start, rows, keys
       )
       states = tuple(
         s.update(state, block)
@@ -337,6 +338,7 @@ def _mix_rows(
   cfg: ModelConfig,
   mix: Callable,
   qkv: tuple[Array, Array, Array],
+  places: Int[Array, "B T"] | None,
   layer: Layer,
   edits: Mapping[str, Callable],
   start: Array | int,
@@ -353,7 +355,11 @@ def _mix_rows(
   tap = Tapper(Taps(at_rows, seen), layer)
   some = jax.lax.dynamic_slice_in_dim(q, start, rows, 1)
   values, mask = v[:, :keys], rows_mask(cfg, start, rows, keys, layer)
-  z = mix(some, k[:, :keys], values, mask, tap)
+  distance = None
+  if places is not None:
+    own = jax.lax.dynamic_slice_in_dim(places, start, rows, 1)
+    distance = distances(own, places[:, :keys])
+  z = mix(some, k[:, :keys], values, mask, tap, distance)
   scores, pattern = (tap.trace()[site] for site in ROW_SITES)
   # The scores give the logarithms of the weights only where the weights are
   # the softmax of the scores and of nothing else.

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.layerwise import UNEMBED_COLUMNS, final_norm_of
+from sinkjax.models.layerwise import UNEMBED_COLUMNS
 from sinkjax.models.transformer import Columns, Params
 from sinkjax.weights import memory, registry
 from sinkjax.weights.assemble import (
@@ -214,12 +214,17 @@ class Offloaded:
       self._ahead.start(index + 1)
     return layer
 
+  def embedding_norm(self) -> Params:
+    """The parameters of the norm behind the embedding; empty without one."""
+    return self._norm("embed_norm")
+
   def final_norm(self) -> Params:
     """The parameters of the norm before the logits."""
-    leaves = [
-      x for x in self._unread.leaves if x.path.startswith("final_norm/")
-    ]
-    norm = final_norm_of(_read_part(self._unread, leaves))
+    return self._norm("final_norm")
+
+  def _norm(self, name: str) -> Params:
+    leaves = [x for x in self._unread.leaves if x.path.startswith(f"{name}/")]
+    norm = _read_part(self._unread, leaves).get(name, {})
     return jax.tree.map(jax.device_put, norm)
 
   def unembedding(self) -> Iterator[Columns]:

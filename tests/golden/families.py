@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 FOLDER = pathlib.Path(__file__).parent / "families"
+_ADDS_RESIDUAL = ("BloomAttention", "BloomMLP", "MptMLP")
 _INTERLEAVED = ("cohere", "cohere2", "glm4", "gptj")
 
 
@@ -58,7 +59,7 @@ def _parts(model):
   norm = next(
     part
     for name, part in base.named_children()
-    if "norm" in name or name.startswith("ln")
+    if ("norm" in name and "embed" not in name) or name.startswith("ln")
   )
   kinds = {
     type(part).__name__: name for name, part in layers[0].named_children()
@@ -125,6 +126,15 @@ class Recorder:
       # GPT-Neo has attention of its own, not by the common interface.
       if hasattr(part, "_attn"):
         part._attn = functools.partial(self._own_attention, part._attn)
+      kind = type(part).__name__
+      if kind in ("BloomAttention", "MptAttention"):
+        part.register_forward_hook(self._own_pattern)
+      if kind == "BloomAttention":
+        part._reshape = functools.partial(self._split, part._reshape)
+        part.dense.register_forward_pre_hook(self._own_z)
+      if kind == "MptAttention":
+        part.Wqkv.register_forward_hook(self._clipped_thirds)
+        part.out_proj.register_forward_pre_hook(self._own_z)
     for layer in layers:
       layer.register_forward_hook(self._layer, with_kwargs=True)
       getattr(layer, attn).register_forward_hook(self._keep("attn_out"))
@@ -156,12 +166,34 @@ class Recorder:
     self._add("pattern", pattern)
     return z, pattern
 
+  def _own_pattern(self, module, args, output):
+    self._add("pattern", output[1])
+
+  def _own_z(self, module, args):
+    heads = self.model.config.num_attention_heads
+    self._add("z", args[0].reshape(*self.shape, heads, -1))
+
+  def _split(self, split, fused):
+    qkv = split(fused)
+    for name, value in zip("qkv", qkv, strict=True):
+      self._add(name, value.transpose(1, 2))
+    return qkv
+
+  def _clipped_thirds(self, module, args, output):
+    limit = self.model.config.attn_config.clip_qkv
+    for name, value in zip("qkv", output.chunk(3, dim=2), strict=True):
+      heads = self.model.config.num_attention_heads
+      value = value.clamp(-limit, limit) if limit else value
+      self._add(name, value.reshape(*self.shape, heads, -1))
+
   def _add(self, name, value):
     self.seen.setdefault(name, []).append(value.detach().numpy().copy())
 
   def _keep(self, name):
     def hook(module, args, output):
       value = output[0] if isinstance(output, tuple) else output
+      if type(module).__name__ in _ADDS_RESIDUAL:
+        value = value - args[1]
       if value.ndim == 2:  # OPT's MLP sees all tokens of all rows
         value = value.reshape(*self.shape, -1)
       # What is added to the residual stream: Granite scales it behind the hook.

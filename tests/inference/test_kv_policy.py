@@ -15,7 +15,12 @@ from sinkjax.inference import kv_policy
 from sinkjax.models.attention import make_context
 from sinkjax.models.blocks import Block
 from sinkjax.models.cache import advance, init_cache, split_layers
-from sinkjax.models.layerwise import apply_block, apply_final_norm, embed
+from sinkjax.models.layerwise import (
+  apply_block,
+  apply_final_norm,
+  embed,
+  final_norm_of,
+)
 from sinkjax.models.layerwise import as_layers as layers_of
 from sinkjax.models.transformer import logits_of
 from sinkjax.taps import NO_TAPS, Tapper, Taps
@@ -23,7 +28,11 @@ from sinkjax.weights import huggingface
 
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 NAMES = sorted(path.name for path in FAMILIES.iterdir())
-TURNING = [name for name in NAMES if name != "gpt2"]
+TURNING = [
+  name
+  for name in NAMES
+  if huggingface.load_config(FAMILIES / name).positions != "learned"
+]
 LENGTH = 14
 
 
@@ -101,7 +110,8 @@ def slow(cfg, params, tokens, limit, goes):
         got[i, n, mine] += pattern.sum(axis=0)
       x = rest(block, x, np.concatenate(z)[None, None])
     rows.append(x[0, 0])
-  x = apply_final_norm(cfg, params["final_norm"], jnp.stack(rows)[None])
+  norm = final_norm_of(params)  # OLMo 1 has no parameters in it
+  x = apply_final_norm(cfg, norm, jnp.stack(rows)[None])
   return np.asarray(logits_of(cfg, x, params)[0]), kept
 
 
@@ -173,7 +183,9 @@ def test_sinks_and_window_are_the_slow_walk(name, count, text):
 @pytest.mark.thorough
 @pytest.mark.parametrize(
   "name",
-  quick(["llama3", "gemma3", "gpt_neox_sequential"], "gpt_neox_sequential"),
+  quick(
+    ["llama3", "gemma3", "gpt_neox_sequential", "bloom"], "gpt_neox_sequential"
+  ),
 )
 def test_heavy_hitters_are_the_slow_walk(name, text):
   params, cfg = family(name)
@@ -206,6 +218,12 @@ OPTIONS = {
   "element": {"gate": "element"},
   "value": {"gate": "value", "remat": "full", "scan_layers": False},
   "nope": {"positions": "none"},
+  "alibi": {
+    "positions": "alibi",
+    "alibi_scale": 0.7,
+    "window": 3,
+    "local_layers": (True, False, True),
+  },
   "experts": {"n_experts": 4, "experts_per_token": 2, "shared_d_ff": 12},
   "bases": {"rope_bases": (50.0, 1e4, 9.0), "rope_layers": (True, True, False)},
 }

@@ -359,6 +359,8 @@ OPTIONS = [
   {"parallel_residual": True, "shared_norm": True},
   {"positions": "learned"},
   {"positions": "none"},
+  {"positions": "alibi", "alibi_scale": 0.7},
+  {"embed_norm": True, "norm": "layer"},
   {"rope_dim": 2},
   {"rope_layers": (True, False, True)},
   {"rope_bases": (9.0, 1e4, 9.0)},
