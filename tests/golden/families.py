@@ -135,6 +135,10 @@ class Recorder:
       if kind == "MptAttention":
         part.Wqkv.register_forward_hook(self._clipped_thirds)
         part.out_proj.register_forward_pre_hook(self._own_z)
+    self.sdpa = model.config.model_type == "falcon"
+    if self.sdpa:
+      # Its own code of attention adds ALiBi twice, but not before this kernel.
+      model.config._attn_implementation = "sdpa"
     for layer in layers:
       layer.register_forward_hook(self._layer, with_kwargs=True)
       getattr(layer, attn).register_forward_hook(self._keep("attn_out"))
@@ -186,6 +190,23 @@ class Recorder:
       value = value.clamp(-limit, limit) if limit else value
       self._add(name, value.reshape(*self.shape, heads, -1))
 
+  def _kernel(self, q, k, v, attn_mask=None, **kwargs):
+    mask = attn_mask
+    if mask.dtype == torch.bool:
+      mask = torch.where(mask, 0.0, torch.finfo(q.dtype).min)
+    pattern = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5 + mask, dim=-1)
+    z = pattern @ v
+    # Keys and values come once for each query of a group, or once.
+    config = self.model.config
+    every = 1
+    if config.new_decoder_architecture:
+      every = config.num_attention_heads // config.num_kv_heads
+    k, v = k[:, ::every], v[:, ::every]
+    for name, value in (("q", q), ("k", k), ("v", v), ("z", z)):
+      self._add(name, value.transpose(1, 2))
+    self._add("pattern", pattern)
+    return z
+
   def _add(self, name, value):
     self.seen.setdefault(name, []).append(value.detach().numpy().copy())
 
@@ -218,8 +239,14 @@ class Recorder:
       kwargs["attention_mask"] = torch.tensor(valid.astype(np.int64))
     if positions is not None:
       kwargs["position_ids"] = torch.tensor(positions)
-    with torch.no_grad():
-      out = self.model(torch.tensor(tokens), use_cache=False, **kwargs)
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    if self.sdpa:
+      torch.nn.functional.scaled_dot_product_attention = self._kernel
+    try:
+      with torch.no_grad():
+        out = self.model(torch.tensor(tokens), use_cache=False, **kwargs)
+    finally:
+      torch.nn.functional.scaled_dot_product_attention = kernel
     seen = {name: np.stack(values) for name, values in self.seen.items()}
     seen["embed"], seen["final"] = seen["resid_pre"][0], seen["final"][0]
     seen["resid_mid"] = seen["resid_pre"] + seen["attn_out"]

@@ -6,6 +6,7 @@ import pytest
 from sinkjax.weights.assemble import assemble, disassemble, flat_shapes
 from sinkjax.weights.layout import (
   Below,
+  FusedGroups,
   FusedHeads,
   FusedRows,
   FusedThirds,
@@ -125,6 +126,28 @@ def test_a_tensor_of_three_parameters(kind, each, shape, join):
   np.testing.assert_array_equal(tensor, join(*alone))
   for layout, slot in zip(layouts, slots, strict=True):
     again = np.full(shape, np.nan, np.float32)
+    layout.read(Arrays({"x": tensor}), "x", again)
+    np.testing.assert_array_equal(again, slot)
+
+
+@pytest.mark.parametrize("each", [Linear(), Vector()], ids=["matrix", "bias"])
+def test_groups_of_heads_one_after_the_other(each):
+  """Falcon: two queries, a key and a value, and the same of the next group."""
+  lead = () if isinstance(each, Vector) else (D,)
+  shapes = [(*lead, 2 * H, K), (*lead, H, K), (*lead, H, K)]
+  slots = [numbers(shape, 1000 * i) for i, shape in enumerate(shapes)]
+  layouts = [FusedGroups(each, i, (2, 1, 1), H) for i in range(3)]
+  pairs = list(zip(layouts, shapes, strict=True))
+  (stored,) = {layout.stored_shape(shape) for layout, shape in pairs}
+  tensor = np.empty(stored, np.float32)
+  for layout, slot in zip(layouts, slots, strict=True):
+    layout.write(slot, tensor)
+  rows = [np.moveaxis(x, -3, -1) if lead else x for x in slots]
+  q, k, v = (x.reshape(H, -1, K, *lead) for x in rows)
+  want = np.concatenate([q, k, v], axis=1).reshape(stored)
+  np.testing.assert_array_equal(tensor, want)
+  for layout, slot in zip(layouts, slots, strict=True):
+    again = np.full(slot.shape, np.nan, np.float32)
     layout.read(Arrays({"x": tensor}), "x", again)
     np.testing.assert_array_equal(again, slot)
 

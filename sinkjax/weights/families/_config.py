@@ -179,13 +179,14 @@ def decoder_fields(
     "max_len": read.need("max_position_embeddings", int),
     "norm_eps": read.get(eps, float, eps_default),
     "tie_embeddings": read.get("tie_word_embeddings", bool, tied),
-    **_rope_fields(read, each, rope_base, rope_share),
+    **rope_fields(read, each, rope_base, rope_share),
   }
 
 
-def _rope_fields(
-  read: Reader, head_dim: int, base: float, share: float
+def rope_fields(
+  read: Reader, head_dim: int, base: float = 1e4, share: float = 1.0
 ) -> dict[str, Any]:
+  """Those of RoPE; the base and the rotated share are the defaults."""
   rope = read.get("rope_parameters", dict, {})
   # Gemma 3 has a RoPE for each kind of layer; that of local ones is its own.
   if "full_attention" in rope:
@@ -343,6 +344,13 @@ def decoder_values(
     eps: cfg.norm_eps,
     "hidden_act": ACTIVATION_NAMES[cfg.activation],
     "attention_bias": cfg.out_bias,
+    **rope_values(cfg),
+  }
+
+
+def rope_values(cfg: ModelConfig) -> dict[str, Any]:
+  """The keys that `rope_fields` reads, but for the rotated share."""
+  return {
     "rope_theta": cfg.rope_base,
     "rope_scaling": _scaling_values(cfg.rope_scaling),
   }

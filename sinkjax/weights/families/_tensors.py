@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.layout import (
+  FusedGroups,
   FusedHeads,
   FusedRows,
   FusedThirds,
@@ -97,6 +98,24 @@ def fused_rows(
     if bias:
       layout = FusedRows(Vector(), i, sizes)
       found.append(Leaf(f"blocks/{path}/bias", f"{name}.bias", layout))
+  return found
+
+
+def fused_groups(cfg: ModelConfig, name: str) -> list[Leaf]:
+  """Queries, keys and values in one linear map, one group of heads by one.
+
+  Args:
+    cfg: the model.
+    name: theirs.
+  """
+  heads, found = (cfg.group_size, 1, 1), []
+  for i, letter in enumerate("qkv"):
+    path = f"blocks/attn/{letter}"
+    layout = FusedGroups(Linear(), i, heads, cfg.n_kv_heads)
+    found.append(Leaf(f"{path}/kernel", f"{name}.weight", layout))
+    if cfg.qkv_bias:
+      layout = FusedGroups(Vector(), i, heads, cfg.n_kv_heads)
+      found.append(Leaf(f"{path}/bias", f"{name}.bias", layout))
   return found
 
 
