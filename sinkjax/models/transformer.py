@@ -1,5 +1,6 @@
 """The decoder, and `forward`, the pure function that everything else uses."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -166,8 +167,13 @@ def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
   Returns:
     `{"embed", "blocks": {...[L, ...]}, "final_norm", ...}` in float32.
   """
-  init = jax.jit(Transformer(cfg).init)
-  return init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+  return _init(cfg, key)
+
+
+# One function, so that a config which comes again is not compiled again.
+@functools.partial(jax.jit, static_argnames="cfg")
+def _init(cfg: ModelConfig, key: jax.Array) -> Params:
+  return Transformer(cfg).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def param_shapes(cfg: ModelConfig) -> Params:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from quick import quick
 
 import sinkjax
@@ -91,6 +92,28 @@ def test_layer_by_layer_changes_nothing(tiny, longest, monkeypatch):
       getattr(layers, name),
       value,
     )
+
+
+def in_memory(params, cfg):
+  return params
+
+
+def by_layer(params, cfg):
+  return InMemory(cfg, params)
+
+
+@pytest.mark.parametrize(
+  "held", [in_memory, pytest.param(by_layer, marks=pytest.mark.thorough)]
+)
+def test_the_same_again_compiles_nothing(tiny, held):
+  params, cfg = tiny
+  cfg = cfg.replace(norm_eps=3e-5)  # a config that nothing compiled
+  with compilations() as first:
+    profile = sink_profile(held(params, cfg), cfg, PROMPTS)
+  with compilations() as second:
+    again = sink_profile(held(params, cfg), cfg, PROMPTS)
+  assert first and not second
+  np.testing.assert_array_equal(again.alpha, profile.alpha)
 
 
 def test_progress_counts_prompts(tiny):

@@ -29,7 +29,7 @@ from sinkjax.weights.families._config import decoder_fields, decoder_values
 from sinkjax.weights.families._family import Family, Gguf, register
 from sinkjax.weights.families._gguf import gguf_tensors
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
-from sinkjax.weights.layout import FusedThirds
+from sinkjax.weights.fused_layouts import FusedThirds
 
 
 def read_config(read):

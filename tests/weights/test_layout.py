@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from sinkjax.weights.assemble import assemble, disassemble, flat_shapes
-from sinkjax.weights.layout import (
-  Below,
+from sinkjax.weights.fused_layouts import (
   FusedGroups,
   FusedHeads,
   FusedRows,
   FusedThirds,
+)
+from sinkjax.weights.layout import (
+  Below,
   Kernel,
   Layout,
   Leaf,

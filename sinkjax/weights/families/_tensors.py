@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.layout import (
+from sinkjax.weights.fused_layouts import (
   FusedGroups,
   FusedHeads,
   FusedRows,
   FusedThirds,
+)
+from sinkjax.weights.layout import (
   Kernel,
   Layout,
   Leaf,

@@ -19,7 +19,8 @@ from sinkjax.weights.families._config import (
 )
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors, linear
-from sinkjax.weights.layout import Alternating, Layout, Leaf
+from sinkjax.weights.fused_layouts import Alternating
+from sinkjax.weights.layout import Layout, Leaf
 from sinkjax.weights.validate import WeightsError
 
 # Of transformers' GptOssConfig.

@@ -6,7 +6,8 @@ from sinkjax.config import ModelConfig
 from sinkjax.weights.families._config import Reader, head_dim
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
-from sinkjax.weights.layout import FusedThirds, Leaf
+from sinkjax.weights.fused_layouts import FusedThirds
+from sinkjax.weights.layout import Leaf
 from sinkjax.weights.validate import WeightsError
 
 # Of transformers' MptConfig.
