@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from launch import app, devices
-from sinkjax import artifacts, provenance
+from sinkjax import outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
   from launch.prompts import Encoded
@@ -136,7 +136,7 @@ def main() -> None:
   if old is not None:
     _print_table(old)
     return
-  with artifacts.folder(out), artifacts.alone(out):
+  with outputs.alone(out):
     data = _report(out, texts, eps, request)
   _print_table(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")

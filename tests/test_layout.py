@@ -22,6 +22,7 @@ LEVELS = (
     "finite",
     "mesh_context",
     "metrics",
+    "outputs",
     "sharding",
     "taps",
   },

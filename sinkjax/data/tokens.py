@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from sinkjax.weights.folders import new_folder
 
 MANIFEST = "corpus.json"
 SCHEMA = 1
@@ -136,18 +137,11 @@ class TokenCorpus:
     Raises:
       ValueError: for a folder that is not empty, or too small a part.
     """
-    folder = pathlib.Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-      raise ValueError(f"{folder} exists and is not an empty folder")
     size = (part_bytes - _HEADER) // self.tokens.itemsize
     if size < 1:
       raise ValueError(f"part_bytes must hold a token, got {part_bytes}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-      dir=folder.parent, prefix=f".{folder.name}."
-    ) as work:
-      made, files = pathlib.Path(work) / "corpus", {}
-      made.mkdir()
+    with new_folder(folder) as made:
+      files = {}
       arrays = {"documents.npy": self._ends} | {
         f"tokens-{i:05d}.npy": self.tokens[at : at + size]
         for i, at in enumerate(range(0, max(1, len(self.tokens)), size))
@@ -165,9 +159,6 @@ class TokenCorpus:
         "files": files,
       }
       (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-      if folder.exists():
-        folder.rmdir()
-      os.replace(made, folder)
 
   @classmethod
   def read(cls, folder: str | os.PathLike) -> "TokenCorpus":

@@ -4,10 +4,10 @@ import contextlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from sinkjax import outputs
 from sinkjax.weights.validate import WeightsError
 
 # A config is a few KB and the largest JSON file of a tokenizer a few MB: more
@@ -71,15 +71,16 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path: must not exist or be an empty folder; its parents are made.
 
   Raises:
-    ValueError: for anything else at `path`, before the block is entered.
+    ValueError: for anything else at `path`, or if another process writes it,
+      before the block is entered.
   """
   check_new(path)
   path = pathlib.Path(path).absolute()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    dir=path.parent, prefix=f".{path.name}."
-  ) as work:
-    folder = pathlib.Path(work) / "model"
+  # The name is the same for all who would write there: a second one is refused,
+  # and what a killed one left is cleared.
+  work = path.parent / f".{path.name}.unfinished"
+  with outputs.workspace(work):
+    folder = work / "whole"
     folder.mkdir()
     yield folder
     if path.exists():

