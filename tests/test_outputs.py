@@ -1,5 +1,6 @@
 """Folders that a command writes to are as before after a failure."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -55,12 +56,13 @@ def test_one_at_a_time(tmp_path):
 
 WORK = """
 import os, pathlib, signal, sys
-from sinkjax import outputs
-path, done = map(pathlib.Path, sys.argv[1:3])
+sys.path.insert(0, sys.argv[1])  # without JAX, which takes seconds
+import outputs
+path, done = map(pathlib.Path, sys.argv[2:4])
 with outputs.workspace(path, wait=True):
   assert os.listdir(path) == [outputs.LOCK]
   (path / "part").write_text("x")
-  if len(sys.argv) > 3:
+  if len(sys.argv) > 4:
     os.kill(os.getpid(), signal.SIGKILL)
 (done / str(os.getpid())).touch()
 """
@@ -69,7 +71,8 @@ with outputs.workspace(path, wait=True):
 def test_a_workspace_is_cleared_of_what_a_killed_process_left(tmp_path):
   path, done = tmp_path / "deep" / ".work", tmp_path / "done"
   done.mkdir()
-  command = [sys.executable, "-c", WORK, str(path), str(done)]
+  ours = pathlib.Path(outputs.__file__).parent
+  command = [sys.executable, "-c", WORK, *map(str, (ours, path, done))]
   assert subprocess.run([*command, "kill"], check=False).returncode == -9
   assert (path / "part").exists()
   many = [subprocess.Popen(command) for _ in range(3)]
