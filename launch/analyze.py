@@ -116,7 +116,11 @@ def main() -> None:
 
   # Texts are read before a model is fetched: a misspelt path costs no download.
   texts = prompts.read_texts(
-    TEXT_FILE.value, PROMPTS_FILE.value, CHAT.value, SYSTEM.value
+    TEXT_FILE.value,
+    PROMPTS_FILE.value,
+    CHAT.value,
+    SYSTEM.value,
+    max_tokens=MAX_TOKENS.value,
   )
   request = {
     "model": MODEL.value,

@@ -8,7 +8,6 @@ does, no line at all.
 
 import contextlib
 import functools
-import json
 import logging as pylogging
 import os
 import pathlib
@@ -23,6 +22,7 @@ from typing import Any
 from absl import flags, logging
 
 from launch import config_flags
+from sinkjax import limits
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the traceback.")
 LONGEST = 300
@@ -228,14 +228,13 @@ def finished(
   """
   if out.exists() and not out.is_dir():
     raise ValueError(f"--out={out} is a file, not a folder")
-  if overwrite:
+  if overwrite or not (out / "summary.json").exists():
     return None
   try:
-    old = json.loads((out / "summary.json").read_text("utf-8"))
-  except FileNotFoundError:
-    return None
-  except (OSError, ValueError):
+    old = limits.read_json(out / "summary.json", limits.MANIFEST)
+  except ValueError:
     old = {}
+  old = old if isinstance(old, dict) else {}
   if old.get("complete") is True and old.get("request") == request:
     from sinkjax.weights import identity
 

@@ -129,7 +129,9 @@ def main() -> None:
   from launch import prompts
 
   config, edit = _config(), points.parse_edit(EDIT.value)
-  (text,) = prompts.read_texts(TEXT_FILE.value, None, CHAT.value, SYSTEM.value)
+  (text,) = prompts.read_texts(
+    TEXT_FILE.value, None, CHAT.value, SYSTEM.value, max_tokens=MAX_TOKENS.value
+  )
   if DRY_RUN.value:
     _dry_run(_prepare(text, config, edit))
     return

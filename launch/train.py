@@ -31,7 +31,6 @@ it was saved on.
 import contextlib
 import copy
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -44,7 +43,7 @@ from absl import flags
 
 from launch import app, train_log, train_processes
 from launch.mesh_flag import MESH
-from sinkjax import artifacts, outputs
+from sinkjax import artifacts, limits, outputs
 
 if TYPE_CHECKING:
   from sinkjax.data.prepare import Prepared
@@ -179,7 +178,7 @@ def _same_start(workdir: pathlib.Path) -> dict[str, Any]:
     begun = {"model": START.value, "sha256": sha}
   # Runs begun before this was recorded lack the file.
   known = path.exists() and _begun(workdir)
-  old = json.loads(path.read_text("utf-8")) if known else begun
+  old = limits.read_json(path) if known else begun
   if begun["sha256"] != old["sha256"]:
     now = f"{START.value} as it is now" if START.value else "random parameters"
     raise ValueError(
@@ -207,7 +206,7 @@ def _same_run(workdir: pathlib.Path, request: dict[str, Any]) -> None:
   # A run that was killed before its first checkpoint has nothing to lose.
   if not path.exists() or not _begun(workdir):
     return
-  old = json.loads(path.read_text("utf-8"))
+  old = limits.read_json(path)
   changed = [
     f"{name} (was {old.get(name)!r}, now {request.get(name)!r})"
     for name in sorted({*old, *request})

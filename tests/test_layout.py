@@ -20,6 +20,7 @@ LEVELS = (
     "artifacts",
     "config",
     "finite",
+    "limits",
     "mesh_context",
     "metrics",
     "outputs",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sinkjax import artifacts
+from sinkjax import artifacts, limits
 from sinkjax.data.tokens import CorpusError
 from sinkjax.weights.formats import safetensors_io
 
@@ -170,7 +170,7 @@ class Activations(Sequence):
   ):
     self.folder = pathlib.Path(folder)
     try:
-      manifest = json.loads((self.folder / MANIFEST).read_text("utf-8"))
+      manifest = limits.read_json(self.folder / MANIFEST, limits.MANIFEST)
       parts, self.arrays = manifest["parts"], manifest["arrays"]
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise CorpusError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sinkjax import limits
 from sinkjax.weights.folders import new_folder
 
 MANIFEST = "corpus.json"
@@ -169,7 +170,7 @@ class TokenCorpus:
     """
     folder = pathlib.Path(folder)
     try:
-      manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+      manifest = limits.read_json(folder / MANIFEST, limits.MANIFEST)
       if manifest["schema"] != SCHEMA:
         raise ValueError(f"schema {manifest['schema']!r}, expected {SCHEMA}")
       names = sorted(manifest["files"])

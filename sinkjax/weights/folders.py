@@ -7,12 +7,10 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from sinkjax import outputs
+from sinkjax import limits, outputs
 from sinkjax.weights.validate import WeightsError
 
-# A config is a few KB and the largest JSON file of a tokenizer a few MB: more
-# is not what it claims to be, and would only fill the memory.
-MAX_JSON = 64 << 20
+MAX_JSON = limits.TOKENIZER
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
@@ -22,15 +20,9 @@ def read_bytes(path: pathlib.Path) -> bytes:
     WeightsError: if it is not there, too large or unreadable.
   """
   try:
-    size = path.stat().st_size
-    raw = path.read_bytes() if size <= MAX_JSON else None
-  except FileNotFoundError:
-    raise WeightsError(f"{path}: no such file") from None
-  except OSError as error:
-    raise WeightsError(f"{path}: cannot be read: {error}") from None
-  if raw is None:
-    raise WeightsError(f"{path}: {size} bytes, at most {MAX_JSON} are read")
-  return raw
+    return limits.read_bytes(path, MAX_JSON)
+  except ValueError as error:
+    raise WeightsError(str(error)) from None
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -52,7 +44,7 @@ def read_optional_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     WeightsError: as `read_json`, or if it holds no object.
   """
-  if not path.is_file():
+  if not path.exists():
     return {}
   values = read_json(path)
   if not isinstance(values, dict):

