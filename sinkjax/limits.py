@@ -18,6 +18,9 @@ some KB. Python needs up to 24 bytes for a byte of JSON, of empty lists."""
 TOKENIZER = 64 << 20
 """Bytes of a tokenizer's file: the largest that are published have 35 MB."""
 
+TOKENS = 1 << 21
+"""Ids of a vocabulary: the largest that are published have 262,144."""
+
 MANIFEST = 64 << 20
 """Bytes of a list of arrays or files that we wrote ourselves."""
 
@@ -91,7 +94,8 @@ def read_text(
   if characters is None:
     raw = read_bytes(path, size if most is None else most)
   else:
-    raw = _first(path, 4 * characters)  # no character has more bytes
+    # No character has more than four bytes; a byte order mark has three.
+    raw = _first(path, 4 * characters + 3)
   decoder = codecs.getincrementaldecoder("utf-8-sig")()
   try:
     # A character that is cut where reading stopped is left out.

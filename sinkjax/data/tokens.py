@@ -173,18 +173,24 @@ class TokenCorpus:
       manifest = limits.read_json(folder / MANIFEST, limits.MANIFEST)
       if manifest["schema"] != SCHEMA:
         raise ValueError(f"schema {manifest['schema']!r}, expected {SCHEMA}")
-      names = sorted(manifest["files"])
-      vocab_size, about = int(manifest["vocab_size"]), dict(manifest["about"])
+      files = {str(name): str(sha) for name, sha in manifest["files"].items()}
+      names = sorted(files)
+      vocab_size, about = manifest["vocab_size"], dict(manifest["about"])
+      if type(vocab_size) is not int or not 0 < vocab_size <= limits.TOKENS:
+        raise ValueError(f"vocab_size is {vocab_size!r:.40}")
       digest = str(manifest["digest"])
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-      raise CorpusError(f"{folder}: no valid {MANIFEST}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      reason = f"{type(error).__name__}: {error}"
+      raise CorpusError(f"{folder}: no valid {MANIFEST}: {reason}") from None
     for name in names:
       path = folder / name
       # A manifest must not lead to a file outside its folder.
-      if pathlib.Path(name).name != name or not path.is_file():
+      if not _is_inside(path, name):
         raise CorpusError(f"{path} is missing")
-      if _file_digest(path) != manifest["files"][name]:
+      if _file_digest(path) != files[name]:
         raise CorpusError(f"{path} is not what was written")
+    if "documents.npy" not in files or len(files) < 2:
+      raise CorpusError(f"{folder / MANIFEST} lists too few files")
     parts = [
       np.load(folder / name, mmap_mode="r", allow_pickle=False)
       for name in names
@@ -204,6 +210,14 @@ def smallest_dtype(vocab_size: int) -> type:
   ('uint16', 'uint32')
   """
   return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def _is_inside(path: pathlib.Path, name: str) -> bool:
+  """Whether a listed name is that of a file in the folder itself."""
+  try:
+    return pathlib.Path(name).name == name and path.is_file()
+  except (OSError, ValueError):  # a name that no file can have
+    return False
 
 
 def _digest(tokens: np.ndarray, ends: np.ndarray) -> str:

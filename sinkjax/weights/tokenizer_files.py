@@ -9,6 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from sinkjax import limits
+from sinkjax.weights import tokenizer_rules
 from sinkjax.weights.folders import read_bytes, read_optional_json
 from sinkjax.weights.post_processor import template_bos
 from sinkjax.weights.tokenizer import NAMES, Tokenizer, build
@@ -81,7 +82,7 @@ def _whole(file: pathlib.Path) -> tuple[tokenizers.Tokenizer, int | None]:
   except (ValueError, RecursionError) as error:
     reason = first_line(error)
     raise WeightsError(f"{file}: not a tokenizer: {reason}") from None
-  reason = _bad_prefix(data)
+  reason = _bad_prefix(data) or tokenizer_rules.refusal(data)
   if reason:
     raise WeightsError(f"{file}: not a tokenizer: {reason}")
   try:
