@@ -1,9 +1,9 @@
 """Several processes that train together, and end together."""
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
+
+from launch import app
 
 HEARTBEAT = 20
 """Seconds without an answer after which a process counts as dead: long enough
@@ -74,19 +74,26 @@ def ending_together() -> Iterator[None]:
   except BaseException as error:
     text = " ".join(str(error).split())[:300] or type(error).__name__
     count = jax.process_count()
-    if isinstance(error, OSError) and "space left" in text:
+    if isinstance(error, OSError) and _full(text):
       text = (
         "the disk is full: the last complete checkpoint is intact; free some "
         f"space and run the same command again to resume ({text})"
       )
-    elif count == 1:
+    elif count == 1 or not isinstance(error, Exception):
       raise
     else:
       text = (
-        f"process {jax.process_index()} of {count}: {text}\nIf another process "
-        "died, the last complete checkpoint is intact: start all of them again."
+        f"process {jax.process_index()} of {count}: {text}; if another process "
+        "died, the last complete checkpoint is intact: start all of them again"
       )
-    print(f"\nerror: {text}", file=sys.stderr, flush=True)
-    # `sys.exit` would wait for threads and for the other processes, which wait
+    # A usual end would wait for threads and for the other processes, which wait
     # for this one.
-    os._exit(1)
+    raise app.EndNow(text) from error
+
+
+def _full(text: str) -> bool:
+  """Whether an error of any library says that a disk or quota is full."""
+  return any(
+    words in text.lower()
+    for words in ("space left", "quota exceeded", "file too large")
+  )

@@ -324,62 +324,6 @@ def unpack(folder: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def folder(out: Path) -> Iterator[None]:
-  """Makes `out`; a failure inside leaves no empty folder behind.
-
-  Raises:
-    ValueError: if it cannot be made.
-  """
-  new = not out.exists()
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(f"cannot make --out={out}: {error.strerror}") from None
-  try:
-    yield
-  except BaseException:
-    if new and not any(out.iterdir()):
-      out.rmdir()
-    raise
-
-
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-  """Locks a folder against a second run that would write to it.
-
-  The system drops the lock when its process ends, however that happens, so
-  that none is left behind by a crash.
-
-  Raises:
-    ValueError: if another process holds it.
-  """
-  import fcntl
-
-  path = out / ".lock"
-  while True:
-    with open(path, "w") as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError:
-        raise ValueError(
-          f"another process is writing to {out}; wait for it, stop it, or "
-          "choose another folder"
-        ) from None
-      try:
-        # The file may have been removed by its former holder just before it was
-        # locked here; then it keeps nobody else out.
-        if os.stat(path).st_ino != os.fstat(lock.fileno()).st_ino:
-          continue
-      except FileNotFoundError:
-        continue
-      try:
-        yield
-      finally:
-        path.unlink(missing_ok=True)
-      return
-
-
-@contextlib.contextmanager
 def bar(name: str) -> Iterator[Callable[[int, int], None]]:
   """`progress(steps done, steps in all)`, shown as a bar."""
   from tqdm import tqdm

@@ -4,15 +4,13 @@ import contextlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from sinkjax import limits, outputs
 from sinkjax.weights.validate import WeightsError
 
-# A config is a few KB and the largest JSON file of a tokenizer a few MB: more
-# is not what it claims to be, and would only fill the memory.
-MAX_JSON = 64 << 20
+MAX_JSON = limits.TOKENIZER
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
@@ -22,15 +20,9 @@ def read_bytes(path: pathlib.Path) -> bytes:
     WeightsError: if it is not there, too large or unreadable.
   """
   try:
-    size = path.stat().st_size
-    raw = path.read_bytes() if size <= MAX_JSON else None
-  except FileNotFoundError:
-    raise WeightsError(f"{path}: no such file") from None
-  except OSError as error:
-    raise WeightsError(f"{path}: cannot be read: {error}") from None
-  if raw is None:
-    raise WeightsError(f"{path}: {size} bytes, at most {MAX_JSON} are read")
-  return raw
+    return limits.read_bytes(path, MAX_JSON)
+  except ValueError as error:
+    raise WeightsError(str(error)) from None
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -52,7 +44,7 @@ def read_optional_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     WeightsError: as `read_json`, or if it holds no object.
   """
-  if not path.is_file():
+  if not path.exists():
     return {}
   values = read_json(path)
   if not isinstance(values, dict):
@@ -71,15 +63,16 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path: must not exist or be an empty folder; its parents are made.
 
   Raises:
-    ValueError: for anything else at `path`, before the block is entered.
+    ValueError: for anything else at `path`, or if another process writes it,
+      before the block is entered.
   """
   check_new(path)
   path = pathlib.Path(path).absolute()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    dir=path.parent, prefix=f".{path.name}."
-  ) as work:
-    folder = pathlib.Path(work) / "model"
+  # The name is the same for all who would write there: a second one is refused,
+  # and what a killed one left is cleared.
+  work = path.parent / f".{path.name}.unfinished"
+  with outputs.workspace(work):
+    folder = work / "whole"
     folder.mkdir()
     yield folder
     if path.exists():

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sinkjax import limits
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, param_shapes
 from sinkjax.sharding import placed, to_host
@@ -168,7 +169,7 @@ def abstract(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 def _read_manifest(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
   try:
-    manifest = json.loads(path.read_text("utf-8"))
+    manifest = limits.read_json(path, limits.MANIFEST)
     if manifest["schema"] != SCHEMA:
       raise ValueError(f"schema {manifest['schema']!r}, expected {SCHEMA}")
     cfg = ModelConfig.from_dict(manifest["config"])

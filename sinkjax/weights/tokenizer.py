@@ -30,6 +30,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models
 
+from sinkjax import limits
 from sinkjax.weights.post_processor import template_bos, with_bos
 from sinkjax.weights.validate import WeightsError, first_line
 
@@ -88,6 +89,10 @@ class Tokenizer:
     self._backend = backend
     vocab = backend.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocab.values(), default=-1) + 1
+    if self.vocab_size > limits.TOKENS:
+      raise WeightsError(
+        f"tokenizer: id {self.vocab_size - 1} is beyond {limits.TOKENS} tokens"
+      )
     self.bos_id, self.eos_id = bos_id, eos_id
     self.unk_id, self.pad_id = unk_id, pad_id
     self.add_bos, self.chat_template = add_bos, chat_template

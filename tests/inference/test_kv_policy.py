@@ -4,14 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kv_walk import LENGTH, NAMES, close, family, feed, plain, slow
+from kv_walk import FAMILIES, LENGTH, NAMES, close, family, feed, plain, slow
 from quick import quick
 
 import sinkjax
 from sinkjax.inference import kv_policy
 from sinkjax.models.cache import advance, init_cache, split_layers
+from sinkjax.weights import huggingface
 
-TURNING = [name for name in NAMES if family(name)[1].positions != "learned"]
+TURNING = [
+  name
+  for name in NAMES
+  if huggingface.load_config(FAMILIES / name).positions != "learned"
+]
 
 
 @pytest.mark.thorough

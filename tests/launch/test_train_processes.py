@@ -72,7 +72,7 @@ def test_what_four_wrote_one_goes_on_from(train, alone, tmp_path):
   for run in runs:
     run.send_signal(signal.SIGTERM)
   ends = [train.ended(run) for run in runs]
-  assert [code for code, _, _ in ends] == [0] * 4, ends[0][2]
+  assert [code for code, _, _ in ends] == [143] * 4, ends[0][2]
   assert "stopped at step" in ends[0][1]
   code, out, err = train.ended(train.start(workdir, *RUN))
   assert code == 0, err
