@@ -20,7 +20,7 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
 POSITIONS = ("rope", "learned", "alibi", "none")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
-ATTENTIONS = ("einsum", "fused")
+ATTENTIONS = ("online", "einsum", "fused")
 ATTN_BIASES = ("none", "k", "kv", "v")
 QK_NORM_OVER = ("head", "all")
 GATES = ("none", "head", "element", "value")
@@ -193,8 +193,11 @@ class ModelConfig:
       default gives true float32 products on every device.
     scan_layers: `lax.scan` over layers (one compiled layer) or all unrolled
       (longer compilation, the same parameters and results).
-    attention: "einsum", or "fused" kernels in layers of which no tap sees
-      scores or pattern, see `models.fused`; they have no forward mode.
+    attention: "online" writes no pattern in layers of which no tap sees scores
+      or pattern, where the text is long enough to gain by it, see
+      `models.online`; "einsum" always writes it; "fused" uses a device's own
+      kernel in such layers, which has no forward mode, see `models.fused`, and
+      what "online" does where the device has none.
     remat: what a backward pass computes again instead of keeping it: "none",
       nothing; "full", a whole layer, from its input; "dots", all but products
       with parameters.
@@ -262,7 +265,7 @@ class ModelConfig:
   dtype: str = "float32"
   precision: str = "highest"
   scan_layers: bool = True
-  attention: str = "einsum"
+  attention: str = "online"
   remat: str = "none"
 
   def __post_init__(self):

@@ -59,7 +59,7 @@ def _scorer(cfg: ModelConfig, policy: Policy) -> Callable:
 def last_logits(cfg: ModelConfig) -> Callable:
   """`f(params, tokens [B, T]) -> [B, V]`: a forward pass, its last row.
 
-  With fused attention where the model allows it: the fastest pass there is.
+  Where the model allows it by a device's own kernel: the fastest pass there is.
   The ids are checked as `forward` does, but not by what `lower` compiles.
   """
   with contextlib.suppress(ValueError):  # of a model that cannot have it

@@ -1,7 +1,8 @@
-"""Causal multi-head attention by einsum, with a tap at every step.
+"""Causal multi-head attention, with a tap at every step.
 
-The einsum path is the one that analysis uses: fused kernels have custom
-derivatives and refuse forward mode; training may use them, see `fused`.
+`score` and `attend` write scores and pattern, as einsums: the reference, and
+what a tap on them sees. Where none looks, `without_pattern` gives the same `z`
+by blocks of keys, or by a device's own kernel.
 """
 
 import functools
@@ -14,10 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
 from sinkjax.models import normalizers
 from sinkjax.models.fused import fused_attention
+from sinkjax.models.online import online_attention
 from sinkjax.models.positions import (
   alibi_slopes,
   distances,
@@ -26,6 +29,15 @@ from sinkjax.models.positions import (
   rotate,
 )
 from sinkjax.taps import Layer, Tapper
+
+LONG = 128
+"""Queries from which on attention is arranged for large products.
+
+Where no tap looks at it the pattern is then not written at all. Where one does,
+axes of the batch and of heads come first in every product, and the pattern is
+kept as a whole: XLA's CPU backend makes slow loops of other orders, and would
+compute the softmax again for every reader. For short texts neither gains.
+"""
 
 
 class Context(NamedTuple):
@@ -152,6 +164,8 @@ def products(
 ) -> Float[Array, "B N G T S"]:
   """Of every query of a group with its head's keys."""
   batch, length, heads, group, _ = q.shape
+  if length >= LONG:
+    return jnp.einsum("bngtk,bsnk->bngts", jnp.moveaxis(q, 1, 3), k)
   if not _one_by_one(batch, length, heads):
     return jnp.einsum("btngk,bsnk->bngts", q, k)
   each = [q[b, 0, n] @ k[b, :, n].T for b in range(batch) for n in range(heads)]
@@ -163,6 +177,11 @@ def mixture(
 ) -> Float[Array, "B T N G K"]:
   """What every query of a group reads of its head's values."""
   batch, heads, group, length, _ = pattern.shape
+  if length >= LONG:
+    z = jnp.einsum(
+      "bngts,bsnk->bngtk", jax.lax.optimization_barrier(pattern), v
+    )
+    return jnp.moveaxis(z, 3, 1)
   if not _one_by_one(batch, length, heads):
     return jnp.einsum("bngts,bsnk->btngk", pattern, v)
   each = [
@@ -179,6 +198,41 @@ def _one_by_one(batch: int, length: int, heads: int) -> bool:
   # Each product is compiled: beyond 64 of them the program gets too large.
   few = length == 1 and batch * heads <= 64
   return few and jax.default_backend() == "cpu"
+
+
+class OnlineForm(NamedTuple):
+  """How `online_attention` makes a model's weights; see its arguments."""
+
+  scores: Callable[[Array], Array] | None
+  weights: Callable[[Array], Array] | None
+
+
+@functools.cache  # one object a config: functions are compared by identity
+def _online_form(cfg: ModelConfig) -> OnlineForm | None:
+  """`None` for a normaliser that looks at a whole row otherwise."""
+  cap = None
+  if cfg.attn_softcap is not None:
+    cap = functools.partial(softcapped, cap=cfg.attn_softcap)
+  if cfg.normalizer in ("softmax", "softmax1"):
+    return OnlineForm(cap, None)
+  if cfg.normalizer in normalizers.ELEMENTWISE:
+    return OnlineForm(cap, normalizers.ELEMENTWISE[cfg.normalizer])
+  return None
+
+
+def needs_no_pattern(cfg: ModelConfig, length: int) -> bool:
+  """Whether a layer in which no tap looks at scores or pattern writes none."""
+  if cfg.attention == "fused":
+    return True
+  if cfg.attention == "einsum" or _online_form(cfg) is None:
+    return False
+  return length >= LONG
+
+
+def _window_of_all(cfg: ModelConfig) -> int | None:
+  """The window, where every layer has it."""
+  every = any(cfg.local_layers) and all(cfg.local_layers)
+  return cfg.window if every else None
 
 
 class HeadNorm(nn.Module):
@@ -380,17 +434,13 @@ class Attention(nn.Module):
     pattern = pattern_BxHxTxS.reshape(batch, *grouped, length, -1)
     z = mixture(pattern, v)
     z = z.reshape(batch, length, cfg.n_heads, cfg.head_dim)
-    if cfg.attn_bias in ("kv", "v"):
-      # "v" adds its value whole; "kv" weighs it by what its key took.
-      value = jnp.repeat(self.v_bias, cfg.group_size, axis=0)
-      value = align(value, z).astype(z.dtype)
-      if cfg.attn_bias == "kv":
-        left = normalizers.leftover(scores_BxHxTxS, mask, sink_logits)
-        value = jnp.swapaxes(left, 1, 2) * value
-      z = z + value
-    return tap("z", z)
+    left = None
+    if cfg.attn_bias == "kv":
+      left = normalizers.leftover(scores_BxHxTxS, mask, sink_logits)
+      left = jnp.swapaxes(left, 1, 2)
+    return tap("z", self._with_value_bias(z, left))
 
-  def fused(
+  def without_pattern(
     self,
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T N K"],
@@ -399,23 +449,91 @@ class Attention(nn.Module):
     layer: Layer,
     tap: Tapper,
   ) -> Float[Array, "B T H K"]:
-    """`score` and `attend` in one kernel, where no tap stands between."""
-    # A mask is built only where it must be: kernels know causality and, if
-    # every layer has it, the window.
-    cfg, mask, window = self.cfg, None, None
-    if any(cfg.local_layers) and all(cfg.local_layers):
-      window = cfg.window
-    elif any(cfg.local_layers):
+    """What `score` and `attend` give, where no tap stands between.
+
+    By a kernel of the device where `cfg.attention` is "fused" and it has one,
+    else by `models.online`.
+    """
+    cfg, seen = self.cfg, tap.visible(q.shape[1])
+    z = None
+    if cfg.attention == "fused":
+      z = fused_attention(
+        *(q, k, v),
+        scale=cfg.score_scale,
+        window=_window_of_all(cfg),
+        mask=self._fused_mask(ctx, layer, seen),
+        sinks=self.sinks,
+      )
+    if z is None:
+      z = self._online(q, k, v, ctx, layer, seen)
+    return tap("z", z)
+
+  def _fused_mask(
+    self, ctx: Context, layer: Layer, seen: Array | None
+  ) -> Array | None:
+    """A mask where a kernel needs one, beside causality and one window."""
+    cfg, mask = self.cfg, None
+    mixed = any(cfg.local_layers) and not all(cfg.local_layers)
+    if mixed or ctx.valid is not None:
       mask = mask_of(cfg, ctx, layer)
-    if ctx.valid is not None:
-      mask = mask_of(cfg, ctx, layer)
-    seen = tap.visible(q.shape[1])
     if seen is not None:
       mask = seen if mask is None else mask & seen
-    z = fused_attention(
-      q, k, v, scale=cfg.score_scale, window=window, mask=mask, sinks=self.sinks
+    return mask
+
+  def _online(
+    self,
+    q: Array,
+    k: Array,
+    v: Array,
+    ctx: Context,
+    layer: Layer,
+    seen: Array | None,
+  ) -> Array:
+    cfg, window = self.cfg, _window_of_all(self.cfg)
+    if any(cfg.local_layers) and window is None:
+      # `layer` is traced under scan: a global layer's window is the text.
+      local = jnp.asarray(cfg.local_layers)[layer]
+      window = jnp.where(local, cfg.window, q.shape[1])
+    sinks = self.sink_logits(q)
+    if cfg.normalizer == "softmax1":
+      sinks = jnp.zeros((1, cfg.n_heads, 1, 1))
+    form = _online_form(cfg)
+    attend = functools.partial(
+      online_attention,
+      scale=cfg.score_scale,
+      scores=form.scores,
+      weights=form.weights,
     )
-    return tap("z", z)
+    rows, heads = ("rows", None, "heads", None), ("rows", "heads", None)
+    each = ("rows", None)
+    inputs = rows, rows, rows, heads, (), (*each, None, None), each
+    slopes = None
+    if ctx.positions is not None:
+      slopes = jnp.asarray(alibi_slopes(cfg), wide(q).dtype)
+    inputs += (("heads",), each)
+    z, lse = mesh_context.per_device(attend, inputs, output=rows[:3])(
+      *(q, k, v),
+      None if sinks is None else sinks[..., 0],
+      window,
+      seen,
+      ctx.valid,
+      slopes,
+      ctx.positions,
+    )
+    left = None
+    if cfg.attn_bias == "kv":
+      left = jnp.exp(jnp.swapaxes(wide(sinks[..., 0]), 1, 2) - lse)[..., None]
+    return self._with_value_bias(z, left)
+
+  def _with_value_bias(
+    self, z: Float[Array, "B T H K"], left: Float[Array, "B T H 1"] | None
+  ) -> Float[Array, "B T H K"]:
+    """`z` and the value of `attn_bias`: "kv" weighs it by what its key took."""
+    if self.cfg.attn_bias not in ("kv", "v"):
+      return z
+    value = jnp.repeat(self.v_bias, self.cfg.group_size, axis=0)
+    value = align(value, z).astype(z.dtype)
+    return z + (value if left is None else left.astype(z.dtype) * value)
 
   def project_out(
     self, z: Float[Array, "B T H K"], x: Float[Array, "B T D"] | None = None

@@ -12,6 +12,7 @@ from sinkjax.models.attention import (
   Context,
   align,
   mask_of,
+  needs_no_pattern,
   rms_normalize,
 )
 from sinkjax.models.mlp import Experts, Mlp
@@ -96,6 +97,18 @@ class Block(nn.Module):
     scores = attn.score(q, k, distance)
     return attn.attend(scores, v, mask, tap, attn.sink_logits(q))
 
+  def mix_unseen(
+    self,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T N K"],
+    v: Float[Array, "B T N K"],
+    ctx: Context,
+    layer: Layer,
+    tap: Tapper,
+  ) -> Float[Array, "B T H K"]:
+    """(q, k, v) -> z of whole texts, where no tap looks at the pattern."""
+    return self.attn.without_pattern(q, k, v, ctx, layer, tap)
+
   def project_out(
     self, pre: Residual | None, z: Float[Array, "#B #T H K"], tap: Tapper
   ) -> Float[Array, "#B #T D"]:
@@ -157,9 +170,9 @@ class Block(nn.Module):
     tap = Tapper(taps, layer)
     pre = tap("resid_pre", mesh_context.constrain(x, ("rows", None, None)))
     q, k, v = self.qkv(pre, layer, ctx, tap)
-    # A tap at scores or pattern needs the einsum path, where they exist.
-    if self.cfg.attention == "fused" and tap.needs_no_scores():
-      z = self.attn.fused(q, k, v, ctx, layer, tap)
+    # A tap at scores or pattern needs the path on which they exist.
+    if tap.needs_no_scores() and needs_no_pattern(self.cfg, x.shape[1]):
+      z = self.mix_unseen(q, k, v, ctx, layer, tap)
     else:
       mask = mask_of(self.cfg, ctx, layer)
       z = self.mix(q, k, v, mask, tap, ctx.distance())

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
-from sinkjax.models.attention import Context, place_context
+from sinkjax.models.attention import Context, needs_no_pattern, place_context
 from sinkjax.models.blocks import Block
 from sinkjax.models.layerwise import (
   Params,
@@ -271,12 +271,17 @@ def _layer(
   apply = methods_of(Block(cfg), params)
   pre = tap("resid_pre", x)
   q, k, v = apply(Block.qkv, pre, layer, ctx, tap)
-  mix = functools.partial(apply, Block.mix)
-  places = ctx.positions
-  z, trace = _attention(
-    cfg, mix, (q, k, v), places, layer, taps, statistics, block
-  )
-  mid = apply(Block.add_attention, pre, tap("z", z), tap)
+  unseen = not statistics and not set(ROW_SITES) & set(taps.edits)
+  if unseen and needs_no_pattern(cfg, x.shape[1]):
+    z, trace = apply(Block.mix_unseen, q, k, v, ctx, layer, tap), {}
+  else:
+    mix = functools.partial(apply, Block.mix)
+    places = ctx.positions
+    z, trace = _attention(
+      cfg, mix, (q, k, v), places, layer, taps, statistics, block
+    )
+    z = tap("z", z)
+  mid = apply(Block.add_attention, pre, z, tap)
 
   def mlp(x: Array) -> Array:
     return apply(Block.mlp_output, x, tap)
