@@ -16,7 +16,15 @@ from sinkjax.models.normalizers import NORMALIZERS
 from sinkjax.rope_scaling import ADDED_TO_SCALING, RopeScaling
 
 NORMS = ("rms", "layer")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
+ACTIVATIONS = (
+  "silu",
+  "gelu",
+  "gelu_tanh",
+  "quick_gelu",
+  "relu",
+  "relu2",
+  "xielu",
+)
 POSITIONS = ("rope", "learned", "alibi", "none")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
@@ -132,7 +140,8 @@ class ModelConfig:
     gated_mlp: `act(x W_gate) * (x W_up)` instead of `act(x W_up)`.
     mlp_bias: biases in the MLP.
     activation: "silu", "gelu" (exact), "gelu_tanh", "quick_gelu",
-      `x sigmoid(1.702 x)`, "relu" or "relu2", its square.
+      `x sigmoid(1.702 x)`, "relu", "relu2", its square, or "xielu", which has
+      two parameters a layer, see `models.mlp.xielu`.
     n_experts: MLPs that a layer has in place of one, 0 for one; see
       `models.experts`.
     experts_per_token: of them, those that each token uses.
@@ -338,6 +347,10 @@ class ModelConfig:
         raise ValueError(f"{name} needs n_experts, got 0")
     if not self.gated_mlp and (self.mlp_clamp is not None or self.up_offset):
       raise ValueError("mlp_clamp and up_offset need gated_mlp=True")
+    if self.activation == "xielu" and (self.gated_mlp or self.n_experts):
+      raise ValueError(
+        "activation='xielu' needs gated_mlp=False and no experts"
+      )
     if self.n_experts and self.experts_per_token > self.n_experts:
       raise ValueError(
         f"experts_per_token must be at most n_experts={self.n_experts}, got "

@@ -24,6 +24,7 @@ from sinkjax.rope_scaling import ADDED_TO_SCALING
       {"positions": "alibi", "attention": "fused"},
       "attention='fused' has no positions='alibi'",
     ),
+    ({"activation": "xielu"}, "activation='xielu' needs gated_mlp=False"),
     ({"alibi_scale": 0.5}, "alibi_scale needs positions='alibi'"),
     ({"dtype": "int8"}, "dtype must be one of"),
     ({"norm_eps": 0.0}, "norm_eps must be a positive number"),

@@ -199,8 +199,11 @@ def save(
 
   check_new(path)
   config = config_to_hf(cfg)
-  leaves = families.FAMILIES[cfg.model_type].tensors(cfg)
-  tensors = disassemble(cfg, leaves, params)
+  family = families.FAMILIES[cfg.model_type]
+  tensors = disassemble(cfg, family.tensors(cfg), params)
+  for name, value in family.constants.items():
+    for i in range(cfg.n_layers):
+      tensors[name.replace("{i}", str(i))] = np.array(value, np.float32)
   with new_folder(path) as folder:
     metadata = {"format": "pt"}  # transformers refuses a file without it
     save_file(tensors, folder / "model.safetensors", metadata=metadata)

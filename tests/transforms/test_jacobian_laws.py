@@ -351,6 +351,7 @@ OPTIONS = [
   {"n_experts": 3, "experts_per_token": 2, "shared_d_ff": 5},
   {"activation": "relu"},
   {"activation": "relu2"},
+  {"activation": "xielu", "gated_mlp": False},
   {"activation": "gelu"},
   {"activation": "gelu_tanh"},
   {"activation": "quick_gelu", "mlp_clamp": 1.0, "up_offset": 1.0},

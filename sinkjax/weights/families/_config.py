@@ -27,6 +27,7 @@ _ACTIVATIONS = {
   "quick_gelu": "quick_gelu",
   "relu": "relu",
   "relu2": "relu2",
+  "xielu": "xielu",
 }
 ACTIVATION_NAMES = {
   "silu": "silu",
@@ -35,6 +36,7 @@ ACTIVATION_NAMES = {
   "quick_gelu": "quick_gelu",
   "relu": "relu",
   "relu2": "relu2",
+  "xielu": "xielu",
 }
 """Our activations as transformers calls them."""
 _LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
