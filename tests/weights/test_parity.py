@@ -21,14 +21,6 @@ pytestmark = pytest.mark.parity
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
-def kernel(name):
-  """The attention of transformers that knows all of a model's options.
-
-  Falcon's "eager" adds ALiBi twice.
-  """
-  return "sdpa" if name == "falcon_alibi" else "eager"
-
-
 @pytest.fixture(scope="module")
 def families():
   sys.path.insert(0, str(GOLDEN))
@@ -55,13 +47,10 @@ def test_every_site_of_a_fresh_random_model(families, name, case, tmp_path):
 )
 def test_transformers_reads_our_export(families, name, tmp_path):
   import torch
-  from transformers import AutoModelForCausalLM
 
   params, cfg = huggingface.load(GOLDEN / "families" / name)
   huggingface.save(tmp_path / "out", params, cfg)
-  model = AutoModelForCausalLM.from_pretrained(
-    tmp_path / "out", attn_implementation=kernel(name), dtype=torch.float32
-  ).eval()
+  model = families.load(tmp_path / "out")
   tokens = np.arange(3, 17)[None]
   with torch.no_grad():
     theirs = model(torch.tensor(tokens)).logits.numpy()
@@ -72,15 +61,12 @@ def test_transformers_reads_our_export(families, name, tmp_path):
 @pytest.mark.parametrize(
   "name", sorted(path.name for path in (GOLDEN / "families").iterdir())
 )
-def test_forty_tokens_with_a_cache_are_those_of_transformers(name):
+def test_forty_tokens_with_a_cache_are_those_of_transformers(families, name):
   """Greedy, from a prompt of 12; the likeliest two are nowhere a tie."""
   import torch
-  from transformers import AutoModelForCausalLM
 
   folder = GOLDEN / "families" / name
-  model = AutoModelForCausalLM.from_pretrained(
-    folder, attn_implementation=kernel(name), dtype=torch.float32
-  ).eval()
+  model = families.load(folder)
   prompt = list(range(3, 15))
   with torch.no_grad():
     theirs = model.generate(

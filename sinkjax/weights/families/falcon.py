@@ -129,9 +129,11 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
     names["blocks/attn_norm"] = at + "ln_attn"
     names["blocks/mlp_norm"] = at + "ln_mlp"
   qkv = at + "self_attention.query_key_value"
+  each = cfg.head_dim
+  rows = {"q": cfg.group_size * each, "k": each, "v": each}
   return [
     *norms(names, bias=True),
-    *fused_groups(cfg, qkv),
+    *fused_groups(rows, qkv, cfg.qkv_bias, cfg.n_kv_heads),
     *linear("attn/o", at + "self_attention.dense", cfg.out_bias),
     *linear("mlp/up", at + "mlp.dense_h_to_4h", cfg.mlp_bias),
     *linear("mlp/down", at + "mlp.dense_4h_to_h", cfg.mlp_bias),
