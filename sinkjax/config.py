@@ -13,7 +13,7 @@ from typing import Any
 from sinkjax import finite
 from sinkjax.field_checks import one_of, positive, positive_int
 from sinkjax.models.normalizers import NORMALIZERS
-from sinkjax.rope_scaling import ADDED_TO_SCALING, RopeScaling
+from sinkjax.rope_scaling import ADDED_TO_SCALING, BY_LENGTH, RopeScaling
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = (
@@ -377,6 +377,13 @@ class ModelConfig:
       raise ValueError(
         f"rope_dim must be even and in (0, {self.head_dim}], got {dim}"
       )
+    kind = self.rope_scaling.kind if self.rope_scaling else None
+    if kind in BY_LENGTH and self.rope_local_base is not None:
+      raise ValueError(f"rope_scaling of kind {kind!r} has no rope_local_base")
+    if kind == "dynamic" and dim < 4:
+      raise ValueError(
+        f"rope_scaling of kind 'dynamic' needs 4 rotated dimensions, got {dim}"
+      )
     factors = self.rope_scaling.factors if self.rope_scaling else ()
     if factors and len(factors) != dim // 2:
       raise ValueError(
@@ -456,7 +463,8 @@ class ModelConfig:
     values = dict(values)
     if values.get("rope_scaling") is not None:
       scaling = dict(values["rope_scaling"])
-      scaling["factors"] = tuple(scaling.get("factors", ()))
+      for name in ("factors", "short_factors"):
+        scaling[name] = tuple(scaling.get(name, ()))
       values["rope_scaling"] = RopeScaling(**scaling)
     # JSON has lists, a hashable config needs tuples.
     for name in ("local_layers", "rope_layers", "rope_bases"):

@@ -46,7 +46,13 @@ def test_refuses(changes, message):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"kind": "dynamic"}, "rope_scaling.kind must be one of"),
+    ({"kind": "ntk"}, "rope_scaling.kind must be one of"),
+    ({"kind": "dynamic", "factor": 0.5}, "must be at least 1, got 0.5"),
+    (
+      {"kind": "longrope", "factors": (1.0, 2.0), "short_factors": (1.0,)},
+      "short_factors has 1 entries, factors has 2",
+    ),
+    ({"kind": "longrope", "factors": (1.0,)}, "short_factors must not be"),
     ({"kind": "yarn", "beta_slow": 0.0}, "rope_scaling.beta_slow must be"),
     ({"kind": "linear", "attention": 2.0}, "attention needs the kind 'yarn'"),
     ({"kind": "linear", "factor": 0}, "rope_scaling.factor"),

@@ -374,6 +374,7 @@ OPTIONS = [
   {"rope_scaling": sinkjax.RopeScaling("linear", factor=2.0)},
   {"rope_scaling": sinkjax.RopeScaling("llama3", original_max_len=8)},
   {"rope_scaling": sinkjax.RopeScaling("yarn", factor=4.0, attention=1.3)},
+  {"rope_scaling": sinkjax.RopeScaling("dynamic", 2.0, original_max_len=4)},
   {"rope_scaling": sinkjax.RopeScaling("factors", factors=(1.0, 4.0, 9.0))},
 ]
 

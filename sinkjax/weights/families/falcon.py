@@ -96,7 +96,7 @@ def _is_new(cfg: ModelConfig) -> bool:
 def write_config(cfg: ModelConfig) -> dict[str, Any]:
   """See `Family`."""
   new = _is_new(cfg)
-  return rope_values(cfg) | {
+  return {
     "vocab_size": cfg.vocab_size,
     "hidden_size": cfg.d_model,
     "num_hidden_layers": cfg.n_layers,
@@ -112,6 +112,7 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
     "multi_query": cfg.n_kv_heads == 1,
     "parallel_attn": cfg.parallel_residual,
     "num_ln_in_parallel_attn": 1 if cfg.shared_norm or not new else 2,
+    **rope_values(cfg),
   }
 
 
