@@ -13,10 +13,18 @@ from typing import Any
 from sinkjax import finite
 from sinkjax.field_checks import one_of, positive, positive_int
 from sinkjax.models.normalizers import NORMALIZERS
-from sinkjax.rope_scaling import ADDED_TO_SCALING, RopeScaling
+from sinkjax.rope_scaling import ADDED_TO_SCALING, BY_LENGTH, RopeScaling
 
 NORMS = ("rms", "layer")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
+ACTIVATIONS = (
+  "silu",
+  "gelu",
+  "gelu_tanh",
+  "quick_gelu",
+  "relu",
+  "relu2",
+  "xielu",
+)
 POSITIONS = ("rope", "learned", "alibi", "none")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
@@ -132,7 +140,8 @@ class ModelConfig:
     gated_mlp: `act(x W_gate) * (x W_up)` instead of `act(x W_up)`.
     mlp_bias: biases in the MLP.
     activation: "silu", "gelu" (exact), "gelu_tanh", "quick_gelu",
-      `x sigmoid(1.702 x)`, "relu" or "relu2", its square.
+      `x sigmoid(1.702 x)`, "relu", "relu2", its square, or "xielu", which has
+      two parameters a layer, see `models.mlp.xielu`.
     n_experts: MLPs that a layer has in place of one, 0 for one; see
       `models.experts`.
     experts_per_token: of them, those that each token uses.
@@ -341,6 +350,10 @@ class ModelConfig:
         raise ValueError(f"{name} needs n_experts, got 0")
     if not self.gated_mlp and (self.mlp_clamp is not None or self.up_offset):
       raise ValueError("mlp_clamp and up_offset need gated_mlp=True")
+    if self.activation == "xielu" and (self.gated_mlp or self.n_experts):
+      raise ValueError(
+        "activation='xielu' needs gated_mlp=False and no experts"
+      )
     if self.n_experts and self.experts_per_token > self.n_experts:
       raise ValueError(
         f"experts_per_token must be at most n_experts={self.n_experts}, got "
@@ -366,6 +379,13 @@ class ModelConfig:
     if dim % 2 or not 0 < dim <= self.head_dim:
       raise ValueError(
         f"rope_dim must be even and in (0, {self.head_dim}], got {dim}"
+      )
+    kind = self.rope_scaling.kind if self.rope_scaling else None
+    if kind in BY_LENGTH and self.rope_local_base is not None:
+      raise ValueError(f"rope_scaling of kind {kind!r} has no rope_local_base")
+    if kind == "dynamic" and dim < 4:
+      raise ValueError(
+        f"rope_scaling of kind 'dynamic' needs 4 rotated dimensions, got {dim}"
       )
     factors = self.rope_scaling.factors if self.rope_scaling else ()
     if factors and len(factors) != dim // 2:
@@ -446,7 +466,8 @@ class ModelConfig:
     values = dict(values)
     if values.get("rope_scaling") is not None:
       scaling = dict(values["rope_scaling"])
-      scaling["factors"] = tuple(scaling.get("factors", ()))
+      for name in ("factors", "short_factors"):
+        scaling[name] = tuple(scaling.get(name, ()))
       values["rope_scaling"] = RopeScaling(**scaling)
     # JSON has lists, a hashable config needs tuples.
     for name in ("local_layers", "rope_layers", "rope_bases"):

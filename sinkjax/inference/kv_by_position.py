@@ -13,9 +13,11 @@ from sinkjax.inference.kv_places import (
   check_size,
   is_local,
   no_learned,
+  place_at,
   rotate_at,
+  within_trained,
 )
-from sinkjax.models.attention import Attention, Context, place_context
+from sinkjax.models.attention import Attention, Context
 from sinkjax.models.cache import CHUNK, Cache
 from sinkjax.taps import NO_TAPS, Tapper
 
@@ -80,6 +82,7 @@ class ByPosition:
 
   def check(self, cfg: ModelConfig) -> None:
     """See `cache.Policy`."""
+    within_trained(cfg, self.capacity)
     if self.evicts:
       no_learned(cfg, "sliding")
     elif cfg.positions == "learned" and self.capacity > cfg.max_len:
@@ -120,9 +123,9 @@ class ByPosition:
       slot = jnp.where(t < self.capacity, slot, s.shape[1])
     return _Places(
       slot,
-      place_context(cfg, jnp.where(is_first, s, s - base)),
-      place_context(cfg, t - base),
-      place_context(cfg, end),
+      place_at(cfg, jnp.where(is_first, s, s - base)),
+      place_at(cfg, t - base),
+      place_at(cfg, end),
       mask[:, None],
       local,
       distance[:, None] if cfg.positions == "alibi" else None,

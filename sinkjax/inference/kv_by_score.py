@@ -13,10 +13,12 @@ from sinkjax.inference.kv_places import (
   check_size,
   is_local,
   no_learned,
+  place_at,
   rotate_at,
+  within_trained,
 )
 from sinkjax.metrics.precision import wide
-from sinkjax.models.attention import Attention, place_context
+from sinkjax.models.attention import Attention
 from sinkjax.models.cache import CHUNK
 from sinkjax.taps import Tapper, Taps
 
@@ -70,6 +72,7 @@ class ByScore:
 
   def check(self, cfg: ModelConfig) -> None:
     """See `cache.Policy`."""
+    within_trained(cfg, self.capacity)
     no_learned(cfg, self.kind)
 
   def init(self, cfg: ModelConfig, batch: int) -> _Kept:
@@ -163,9 +166,9 @@ class ByScore:
     batch, heads, slots = kept.rank.shape
     at = jnp.minimum(t, self.capacity - 1)
     keys = kept.keys.reshape(batch * heads, slots, 1, -1)
-    places = place_context(cfg, kept.rank.reshape(batch * heads, slots))
+    places = place_at(cfg, kept.rank.reshape(batch * heads, slots))
     keys = rotate_at(cfg, layer, keys, places).reshape(kept.keys.shape)
-    q = rotate_at(cfg, layer, q[:, None], place_context(cfg, at[:, None]))
+    q = rotate_at(cfg, layer, q[:, None], place_at(cfg, at[:, None]))
     mask, distance = kept.rank >= 0, at[:, None, None] - kept.rank
     if is_local(cfg, layer):
       mask &= distance < cfg.window

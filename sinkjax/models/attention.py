@@ -67,11 +67,16 @@ class Context(NamedTuple):
     return distances(self.positions, self.positions)
 
 
-def place_context(cfg: ModelConfig, positions: Int[Array, "B T"]) -> Context:
-  """A context of where tokens stand, without masks."""
+def place_context(
+  cfg: ModelConfig, positions: Int[Array, "B T"], length: int | None = None
+) -> Context:
+  """A context of where tokens stand, without masks.
+
+  `length` is that of `rotary_tables`.
+  """
   cos = sin = None
   if cfg.positions == "rope":
-    cos, sin = rotary_tables(cfg, positions)
+    cos, sin = rotary_tables(cfg, positions, length)
   places = positions if cfg.positions == "alibi" else None
   return Context(cos, sin, None, None, positions=places)
 

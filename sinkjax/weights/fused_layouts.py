@@ -101,27 +101,24 @@ class FusedGroups(_Fused):
   """The parts of KV head 0, then those of KV head 1, and so on.
 
   Attributes:
-    heads: how many heads each part has in a group: a group's queries, its key
-      and its value.
+    rows: of each part in a group, as of a group's queries, its key and value.
     groups: KV heads.
   """
 
-  heads: tuple[int, ...]
+  rows: tuple[int, ...]
   groups: int
 
   def stored_shape(self, shape: Shape) -> Shape:
     """See `Layout`."""
     alone = list(self.each.stored_shape(shape))
-    alone[self._out_axis] //= self.heads[self.index]
-    alone[self._out_axis] *= sum(self.heads)
+    alone[self._out_axis] = self.groups * sum(self.rows)
     return tuple(alone)
 
   def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
     """See `Layout`."""
-    rest = tensor.shape[1:]
-    start = sum(self.heads[: self.index])
-    own = slice(start, start + self.heads[self.index])
-    return tensor.reshape(self.groups, sum(self.heads), -1, *rest)[:, own]
+    start = sum(self.rows[: self.index])
+    own = slice(start, start + self.rows[self.index])
+    return tensor.reshape(self.groups, -1, *tensor.shape[1:])[:, own]
 
 
 @dataclasses.dataclass(frozen=True)

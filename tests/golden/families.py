@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -32,6 +33,7 @@ def build(name, seed=0):
   config = transformers.AutoConfig.from_pretrained(FOLDER / name)
   torch.manual_seed(seed)
   model = transformers.AutoModelForCausalLM.from_config(config)
+  _add_gates(model)
   model = model.to(torch.float32).eval()
   with torch.no_grad():
     for module in model.modules():
@@ -47,6 +49,63 @@ def build(name, seed=0):
       else:
         p.normal_(0, 0.3)
   return model
+
+
+class _GatedQueries(torch.nn.Linear):
+  """Queries, and gates for the heads' outputs in the same rows.
+
+  As the code published with arXiv 2505.06708 has them, which is not in
+  transformers: for each KV head its queries, then their gates.
+  """
+
+  def __init__(self, width, heads, groups, head_dim, each):
+    super().__init__(width, heads * (head_dim + each), bias=False)
+    self.groups, self.shares = groups, (head_dim, each)
+
+  def forward(self, x):
+    rows = super().forward(x).unflatten(-1, (self.groups, -1))
+    per_head = rows.shape[-1] // sum(self.shares)
+    q, gate = rows.split([per_head * share for share in self.shares], dim=-1)
+    self.gate = torch.sigmoid(
+      gate.flatten(-2).unflatten(-1, (-1, self.shares[1]))
+    )
+    return q.flatten(-2)
+
+
+def _add_gates(model):
+  """Gated attention, where a Qwen 3 config asks for it."""
+  config = model.config
+  head = getattr(config, "headwise_attn_output_gate", False)
+  if not (head or getattr(config, "elementwise_attn_output_gate", False)):
+    return
+  heads, groups = config.num_attention_heads, config.num_key_value_heads
+  each = 1 if head else config.head_dim
+  for layer in model.model.layers:
+    queries = _GatedQueries(
+      config.hidden_size, heads, groups, config.head_dim, each
+    )
+    layer.self_attn.q_proj = queries
+
+    def open_heads(module, args, queries=queries):
+      z = args[0].unflatten(-1, (heads, -1))
+      return (z * queries.gate).flatten(-2)
+
+    layer.self_attn.o_proj.register_forward_pre_hook(open_heads)
+
+
+def load(folder):
+  """A saved model, with the attention that knows all of its options."""
+  config = transformers.AutoConfig.from_pretrained(folder)
+  # Falcon's "eager" adds ALiBi twice.
+  kernel = "sdpa" if getattr(config, "alibi", False) else "eager"
+  how = {"attn_implementation": kernel, "dtype": torch.float32}
+  maker = transformers.AutoModelForCausalLM
+  if not hasattr(config, "headwise_attn_output_gate"):
+    return maker.from_pretrained(folder, **how).eval()
+  model = maker.from_config(config, **how)
+  _add_gates(model)
+  model.load_state_dict(load_file(pathlib.Path(folder) / "model.safetensors"))
+  return model.eval()
 
 
 def _parts(model):

@@ -95,6 +95,19 @@ def test_heavy_hitters_are_the_slow_walk(name, text):
       assert (ranks == np.arange(6)).all()
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_no_cache_beyond_what_was_trained_on(kind):
+  """Where longer texts turn all positions at other rates."""
+  four = (1.0,) * 4
+  more = {"factors": four, "short_factors": four} if kind == "longrope" else {}
+  scaling = sinkjax.RopeScaling(kind, 2.0, original_max_len=9, **more)
+  cfg = sinkjax.TINY.replace(rope_scaling=scaling)
+  for policy in (kv_policy.full, kv_policy.window, kv_policy.heavy_hitters):
+    policy(9).check(cfg)
+    with pytest.raises(ValueError, match=f"'{kind}'.*more than 9 tokens"):
+      policy(10).check(cfg)
+
+
 OPTIONS = {
   "fused": {"attention": "fused"},
   "softmax1": {"normalizer": "softmax1"},

@@ -138,7 +138,7 @@ def test_groups_of_heads_one_after_the_other(each):
   lead = () if isinstance(each, Vector) else (D,)
   shapes = [(*lead, 2 * H, K), (*lead, H, K), (*lead, H, K)]
   slots = [numbers(shape, 1000 * i) for i, shape in enumerate(shapes)]
-  layouts = [FusedGroups(each, i, (2, 1, 1), H) for i in range(3)]
+  layouts = [FusedGroups(each, i, (2 * K, K, K), H) for i in range(3)]
   pairs = list(zip(layouts, shapes, strict=True))
   (stored,) = {layout.stored_shape(shape) for layout, shape in pairs}
   tensor = np.empty(stored, np.float32)

@@ -103,20 +103,25 @@ def fused_rows(
   return found
 
 
-def fused_groups(cfg: ModelConfig, name: str) -> list[Leaf]:
-  """Queries, keys and values in one linear map, one group of heads by one.
+def fused_groups(
+  parts: Mapping[str, int], name: str, bias: bool, groups: int
+) -> list[Leaf]:
+  """Maps of the attention in one tensor, one group of heads by one.
 
   Args:
-    cfg: the model.
+    parts: ours, under "blocks/attn", in their order, and how many rows of a
+      group each has.
     name: theirs.
+    bias: whether they have one.
+    groups: KV heads.
   """
-  heads, found = (cfg.group_size, 1, 1), []
-  for i, letter in enumerate("qkv"):
-    path = f"blocks/attn/{letter}"
-    layout = FusedGroups(Linear(), i, heads, cfg.n_kv_heads)
+  rows, found = tuple(parts.values()), []
+  for i, part in enumerate(parts):
+    path = f"blocks/attn/{part}"
+    layout = FusedGroups(Linear(), i, rows, groups)
     found.append(Leaf(f"{path}/kernel", f"{name}.weight", layout))
-    if cfg.qkv_bias:
-      layout = FusedGroups(Vector(), i, heads, cfg.n_kv_heads)
+    if bias:
+      layout = FusedGroups(Vector(), i, rows, groups)
       found.append(Leaf(f"{path}/bias", f"{name}.bias", layout))
   return found
 

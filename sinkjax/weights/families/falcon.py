@@ -96,7 +96,7 @@ def _is_new(cfg: ModelConfig) -> bool:
 def write_config(cfg: ModelConfig) -> dict[str, Any]:
   """See `Family`."""
   new = _is_new(cfg)
-  return rope_values(cfg) | {
+  return {
     "vocab_size": cfg.vocab_size,
     "hidden_size": cfg.d_model,
     "num_hidden_layers": cfg.n_layers,
@@ -112,6 +112,7 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
     "multi_query": cfg.n_kv_heads == 1,
     "parallel_attn": cfg.parallel_residual,
     "num_ln_in_parallel_attn": 1 if cfg.shared_norm or not new else 2,
+    **rope_values(cfg),
   }
 
 
@@ -129,9 +130,11 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
     names["blocks/attn_norm"] = at + "ln_attn"
     names["blocks/mlp_norm"] = at + "ln_mlp"
   qkv = at + "self_attention.query_key_value"
+  each = cfg.head_dim
+  rows = {"q": cfg.group_size * each, "k": each, "v": each}
   return [
     *norms(names, bias=True),
-    *fused_groups(cfg, qkv),
+    *fused_groups(rows, qkv, cfg.qkv_bias, cfg.n_kv_heads),
     *linear("attn/o", at + "self_attention.dense", cfg.out_bias),
     *linear("mlp/up", at + "mlp.dense_h_to_4h", cfg.mlp_bias),
     *linear("mlp/down", at + "mlp.dense_4h_to_h", cfg.mlp_bias),
