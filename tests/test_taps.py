@@ -1,4 +1,4 @@
-"""The laws of taps: DESIGN's contract between analysis and model."""
+"""The laws of taps: the contract between analysis and model."""
 
 import jax
 import jax.numpy as jnp

@@ -21,7 +21,7 @@ def jitted(fn: Callable) -> Callable:
   @functools.wraps(fn)
   def call(*args, **kwargs):
     given = signature.bind(*args, **kwargs).arguments
-    arrays = {k: v for k, v in given.items() if _is_array(v)}
+    arrays = {k: v for k, v in given.items() if _has_arrays(v)}
     static = tuple((k, v) for k, v in given.items() if k not in arrays)
     return _compiled(fn, static)(arrays)
 
@@ -37,8 +37,9 @@ def jitted_module(module: types.ModuleType) -> types.SimpleNamespace:
   return types.SimpleNamespace(**found)
 
 
-def _is_array(value: Any) -> bool:
-  return isinstance(value, (jax.Array, np.ndarray, dict, list))
+def _has_arrays(value: Any) -> bool:
+  leaves = jax.tree.leaves(value)
+  return any(isinstance(x, (jax.Array, np.ndarray)) for x in leaves)
 
 
 @functools.cache

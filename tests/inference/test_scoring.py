@@ -158,7 +158,7 @@ def test_recompute_is_a_forward_pass_a_token(prefix, params, text):
     batch=2,
     progress=fed.append,
   )
-  f = sinkjax.forward(CFG)
+  f = jax.jit(sinkjax.forward(CFG))
   for t, nats in zip(at, got, strict=True):
     window = [*prefix, *text[t - (total - len(prefix)) : t]]
     assert len(window) == total

@@ -18,9 +18,18 @@ from sinkjax.models.positions import (
 )
 
 TOKENS = jnp.arange(10)[None]
+QUICK = ("llama", "gpt2", "gemma2", "nope")
 
 
-@pytest.fixture(params=variants.VARIANTS, scope="module")
+# The quick ones have between them both norms, local layers, experts, a window,
+# learned positions and none; each family's whole model is compared elsewhere.
+@pytest.fixture(
+  params=[
+    pytest.param(x, marks=[] if x in QUICK else [pytest.mark.thorough])
+    for x in variants.VARIANTS
+  ],
+  scope="module",
+)
 def variant(request):
   """(params, cfg, the compiled model)."""
   params, cfg = variants.build(request.param)

@@ -96,6 +96,7 @@ def test_power_iteration_finds_the_spectral_norm(small):
   assert (found.residual < 1e-3).all()
 
 
+@pytest.mark.thorough
 def test_power_iteration_never_exceeds_the_norm(small):
   spectral = jacobian_norms(*small, norm="spectral")
   pairs = [(t, s) for t in range(T) for s in range(t + 1)]

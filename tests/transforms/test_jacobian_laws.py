@@ -143,7 +143,11 @@ def test_reverse_mode_agrees(base):
 
 
 @pytest.mark.parametrize(
-  ("source", "target"), [(START, ("final", 0)), (("resid_mid", 0), END)]
+  ("source", "target"),
+  [
+    (START, ("final", 0)),
+    pytest.param(("resid_mid", 0), END, marks=pytest.mark.thorough),
+  ],
 )
 def test_finite_differences_in_random_directions(base, source, target):
   """No derivative of anybody's: the model run twice, a small step apart."""
