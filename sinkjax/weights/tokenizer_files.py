@@ -119,11 +119,7 @@ def _chat_template(folder: pathlib.Path, config: dict[str, Any]) -> str | None:
   """The template of its own file, else the config's (default) one."""
   file = folder / "chat_template.jinja"
   if file.exists():
-    try:
-      raw = limits.read_bytes(file, limits.TEMPLATE)
-    except ValueError as error:
-      raise WeightsError(str(error)) from None
-    return raw.decode("utf-8", "replace")
+    return read_bytes(file, limits.TEMPLATE).decode("utf-8", "replace")
   chat = config.get("chat_template")
   if isinstance(chat, list):
     named = [entry for entry in chat if isinstance(entry, dict)]
