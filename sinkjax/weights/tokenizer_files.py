@@ -63,13 +63,17 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   if len(set(own.values())) > 1:
     named = ", ".join(f"{i} in {where}" for where, i in own.items())
     warn(f"{folder}: BOS is {first['bos_id']}, of several: {named}")
-  return Tokenizer(
-    backend,
-    **first,
-    end_ids=_end_ids(folder),
-    add_bos=template is not None or add_bos,
-    chat_template=_chat_template(folder, config),
-  )
+  chat, ends = _chat_template(folder, config), _end_ids(folder)
+  try:
+    return Tokenizer(
+      backend,
+      **first,
+      end_ids=ends,
+      add_bos=template is not None or add_bos,
+      chat_template=chat,
+    )
+  except WeightsError as error:
+    raise WeightsError(f"{folder}: {error}") from None
 
 
 def _whole(file: pathlib.Path) -> tuple[tokenizers.Tokenizer, int | None]:
