@@ -270,6 +270,8 @@ def _quiet() -> None:
   """Keeps the terminal for what the launcher says."""
   warnings.filterwarnings("ignore", category=DeprecationWarning)
   if not DEBUG.value:
+    # A cache that cannot be written, as on a full disk, costs time alone.
+    warnings.filterwarnings("ignore", ".* persistent compilation cache")
     # Python adds the line of code that warns, which says nothing to a user.
     warnings.formatwarning = lambda message, *_: (
       f"warning: {one_line(str(message))}\n"

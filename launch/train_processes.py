@@ -1,6 +1,9 @@
 """Several processes that train together, and end together."""
 
 import contextlib
+import os
+import sys
+import threading
 from collections.abc import Iterator
 
 from launch import app
@@ -8,6 +11,11 @@ from launch import app
 HEARTBEAT = 20
 """Seconds without an answer after which a process counts as dead: long enough
 for a slow disk, short enough that the others do not wait in vain."""
+
+
+WAIT = 50
+"""Seconds that a process waits for the others to start: schedulers start them
+together."""
 
 
 def join(
@@ -40,17 +48,48 @@ def join(
     names = ("coordinator_address", "num_processes", "process_id")
     given = dict(zip(names, by_hand, strict=True))
   try:
-    jax.distributed.initialize(
-      **given,
-      heartbeat_timeout_seconds=HEARTBEAT,
-      initialization_timeout=120,
-      shutdown_timeout_seconds=HEARTBEAT,
-    )
+    with _waiting(coordinator, processes, process):
+      jax.distributed.initialize(
+        **given,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        initialization_timeout=2 * WAIT,
+        shutdown_timeout_seconds=HEARTBEAT,
+      )
   except (RuntimeError, ValueError) as error:
     raise ValueError(
       f"the processes did not find each other: {error}"
     ) from None
   return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def _waiting(
+  coordinator: str | None, processes: int | None, process: int | None
+) -> Iterator[None]:
+  """Says for whom this process waits, and ends it after `WAIT` seconds.
+
+  JAX would wait for longer and then end it by a signal. Nothing is written yet.
+  """
+  me = "this process"
+  if process is not None:
+    me = f"process {process} of {processes}"
+  others = "the other processes"
+  if process:
+    others = f"process 0 at {coordinator}"
+  print(f"{me} waits for {others}", file=sys.stderr, flush=True)
+
+  def give_up() -> None:
+    line = f"error: {me} waited {WAIT} s for {others}; start all of them"
+    print(line, file=sys.stderr, flush=True)
+    os._exit(1)
+
+  timer = threading.Timer(WAIT, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 def leave() -> None:

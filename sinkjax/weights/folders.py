@@ -8,21 +8,53 @@ from collections.abc import Iterator
 from typing import Any
 
 from sinkjax import limits, outputs
+from sinkjax.weights.formats import rawfile
 from sinkjax.weights.validate import WeightsError
 
 MAX_JSON = limits.TOKENIZER
 
 
-def read_bytes(path: pathlib.Path) -> bytes:
-  """A file of at most `MAX_JSON` bytes.
+def read_bytes(path: pathlib.Path, most: int | None = None) -> bytes:
+  """A file of a model's folder, of at most `most` or `MAX_JSON` bytes.
 
   Raises:
-    WeightsError: if it is not there, too large or unreadable.
+    WeightsError: if it is not there, too large, unreadable or a link out of
+      the folder.
   """
+  require_inside(path.parent, path.name, path)
   try:
-    return limits.read_bytes(path, MAX_JSON)
+    return limits.read_bytes(path, MAX_JSON if most is None else most)
   except ValueError as error:
     raise WeightsError(str(error)) from None
+
+
+def require_inside(
+  folder: str | os.PathLike, name: str, speaker: str | os.PathLike
+) -> None:
+  """Raises for a file of a model's folder that is a link out of it.
+
+  What is read is shown, recorded and, by `launch.convert`, written elsewhere:
+  whoever made the folder must not choose other files of this machine for that.
+  In the Hub's cache files are links to its own `blobs`.
+
+  Args:
+    folder: of the model.
+    name: of a file in it.
+    speaker: what the message begins with.
+  """
+  root = os.path.realpath(folder)
+  roots = [root]
+  if os.path.basename(os.path.dirname(root)) == "snapshots":
+    roots.append(os.path.join(os.path.dirname(os.path.dirname(root)), "blobs"))
+  real = os.path.realpath(os.path.join(folder, name))
+  # Joined with "", a root ends in a separator: "model" must not admit
+  # "model-2".
+  if not any(real.startswith(os.path.join(r, "")) for r in roots):
+    rawfile.refuse(
+      speaker,
+      f"{rawfile.show(name)} is a link to {rawfile.show(real, 200)}, "
+      "outside the folder; expected a file inside it",
+    )
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -98,10 +98,10 @@ def check(path: str | os.PathLike) -> ModelConfig:
     WeightsError: as `load`, but for damaged values of weights.
   """
   unread = open_model(path, compare=False)
-  check_names(*unread)
+  shapes = check_names(*unread)
   for leaf in unread.leaves:
-    for i in range(unread.cfg.n_layers if leaf.per_layer else 1):
-      unread.source.check_dtype(leaf.name.format(i=i))
+    for _, name in leaf.places(shapes[leaf.path]):
+      unread.source.check_dtype(name)
   return unread.cfg
 
 

@@ -89,6 +89,8 @@ class Tokenizer:
     self._backend = backend
     vocab = backend.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocab.values(), default=-1) + 1
+    if len(set(vocab.values())) != len(vocab):
+      raise WeightsError(f"tokenizer: {_same_id(vocab)}")
     if self.vocab_size > limits.TOKENS:
       raise WeightsError(
         f"tokenizer: id {self.vocab_size - 1} is beyond {limits.TOKENS} tokens"
@@ -325,6 +327,16 @@ class Tokenizer:
     if self.end_ids - {self.eos_id}:
       text = json.dumps({"eos_token_id": sorted(self.end_ids)}) + "\n"
       (folder / "generation_config.json").write_text(text, "utf-8")
+
+
+def _same_id(vocab: dict[str, int]) -> str:
+  """Which two tokens have one id."""
+  found: dict[int, str] = {}
+  for token, token_id in vocab.items():
+    other = found.setdefault(token_id, token)
+    if other != token:
+      return f"{other[:40]!r} and {token[:40]!r} have the same id {token_id}"
+  return "two tokens have the same id"
 
 
 def _part_types(part: Any) -> list[str]:

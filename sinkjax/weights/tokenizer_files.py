@@ -63,13 +63,17 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   if len(set(own.values())) > 1:
     named = ", ".join(f"{i} in {where}" for where, i in own.items())
     warn(f"{folder}: BOS is {first['bos_id']}, of several: {named}")
-  return Tokenizer(
-    backend,
-    **first,
-    end_ids=_end_ids(folder),
-    add_bos=template is not None or add_bos,
-    chat_template=_chat_template(folder, config),
-  )
+  chat, ends = _chat_template(folder, config), _end_ids(folder)
+  try:
+    return Tokenizer(
+      backend,
+      **first,
+      end_ids=ends,
+      add_bos=template is not None or add_bos,
+      chat_template=chat,
+    )
+  except WeightsError as error:
+    raise WeightsError(f"{folder}: {error}") from None
 
 
 def _whole(file: pathlib.Path) -> tuple[tokenizers.Tokenizer, int | None]:
@@ -119,11 +123,7 @@ def _chat_template(folder: pathlib.Path, config: dict[str, Any]) -> str | None:
   """The template of its own file, else the config's (default) one."""
   file = folder / "chat_template.jinja"
   if file.exists():
-    try:
-      raw = limits.read_bytes(file, limits.TEMPLATE)
-    except ValueError as error:
-      raise WeightsError(str(error)) from None
-    return raw.decode("utf-8", "replace")
+    return read_bytes(file, limits.TEMPLATE).decode("utf-8", "replace")
   chat = config.get("chat_template")
   if isinstance(chat, list):
     named = [entry for entry in chat if isinstance(entry, dict)]

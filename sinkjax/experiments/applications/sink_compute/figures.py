@@ -284,6 +284,7 @@ def _about_time(numbers: Mapping[str, Any]) -> str:
     f"which skips the future. {LOOP}: the loop over blocks, with all of "
     f"them. {KNOWN}: with the blocks that the scores keep, found beforehand. "
     f"{SCORED}: with the same blocks, found within the time. {PROVEN}: with "
-    f"the blocks that keys in {numbers['best']} bits cannot prove skippable, found within the time; "
-    "codes are simulated on float32 keys, so a bound costs what a score does."
+    f"the blocks that keys in {numbers['best']} bits cannot prove skippable, "
+    "found within the time; codes are simulated on float32 keys, so a bound "
+    "costs what a score does."
   )
