@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from sinkjax.analysis.sink_profile import token_nll
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context
+from sinkjax.models.context import Context
 from sinkjax.models.layerwise import (
   Layers,
   Params,

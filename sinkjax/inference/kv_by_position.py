@@ -17,8 +17,9 @@ from sinkjax.inference.kv_places import (
   rotate_at,
   within_trained,
 )
-from sinkjax.models.attention import Attention, Context
+from sinkjax.models.attention import Attention
 from sinkjax.models.cache import CHUNK, Cache
+from sinkjax.models.context import Context
 from sinkjax.taps import NO_TAPS, Tapper
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import Array
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context, place_context, rotary_of
+from sinkjax.models.context import Context, place_context, rotary_of
 from sinkjax.models.positions import rotate
 from sinkjax.rope_scaling import BY_LENGTH
 

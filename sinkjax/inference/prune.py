@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import make_context
+from sinkjax.models.context import make_context
 from sinkjax.models.layerwise import (
   InMemory,
   Params,

@@ -6,7 +6,6 @@ by blocks of keys, or by a device's own kernel.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,15 +18,11 @@ from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
 from sinkjax.models import normalizers
+from sinkjax.models.context import Context, mask_of, rotary_of
 from sinkjax.models.fused import fused_attention
 from sinkjax.models.online import online_attention
-from sinkjax.models.positions import (
-  alibi_slopes,
-  distances,
-  rope_row,
-  rotary_tables,
-  rotate,
-)
+from sinkjax.models.positions import alibi_slopes, rotate
+from sinkjax.models.projection import HeadNorm, Projection, align, softcapped
 from sinkjax.taps import Layer, Tapper
 
 LONG = 128
@@ -38,130 +33,6 @@ axes of the batch and of heads come first in every product, and the pattern is
 kept as a whole: XLA's CPU backend makes slow loops of other orders, and would
 compute the softmax again for every reader. For short texts neither gains.
 """
-
-
-class Context(NamedTuple):
-  """What every layer of one forward pass shares.
-
-  Attributes:
-    cos: [C, B, T, R] rotary cosines, or `None` without RoPE.
-    sin: likewise.
-    mask: [B or 1, 1, T, S] True where key s may be seen from t.
-    local_mask: the same for local layers, or `None`.
-    valid: [B, S] False at padding, or `None` for none.
-    positions: [B, T] of the tokens where scores depend on distances (ALiBi),
-      or `None`.
-  """
-
-  cos: Array | None
-  sin: Array | None
-  mask: Bool[Array, "B 1 T S"]
-  local_mask: Bool[Array, "B 1 T S"] | None
-  valid: Bool[Array, "B S"] | None = None
-  positions: Int[Array, "B T"] | None = None
-
-  def distance(self) -> Int[Array, "B 1 T S"] | None:
-    """Between all tokens, where scores depend on it."""
-    if self.positions is None:
-      return None
-    return distances(self.positions, self.positions)
-
-
-def place_context(
-  cfg: ModelConfig, positions: Int[Array, "B T"], length: int | None = None
-) -> Context:
-  """A context of where tokens stand, without masks.
-
-  `length` is that of `rotary_tables`.
-  """
-  cos = sin = None
-  if cfg.positions == "rope":
-    cos, sin = rotary_tables(cfg, positions, length)
-  places = positions if cfg.positions == "alibi" else None
-  return Context(cos, sin, None, None, positions=places)
-
-
-def causal_mask(
-  length: int, valid: Bool[Array, "B S"] | None, window: int | None = None
-) -> Bool[Array, "B 1 T S"]:
-  """True where s <= t, s is no padding and t - s < window; the diagonal always.
-
-  Args:
-    length: T.
-    valid: False at padding, or `None` for no padding.
-    window: how many positions back a token sees, itself included.
-
-  Returns:
-    [B or 1, 1, T, S].
-  """
-  t, s = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
-  mask = s <= t
-  if window is not None:
-    mask &= t - s < window
-  mask = mask[None, None]
-  if valid is not None:
-    # Padding sees itself: a row with no key at all would be NaN.
-    mask = (mask & valid[:, None, None, :]) | (s == t)[None, None]
-  return mask
-
-
-def make_context(
-  cfg: ModelConfig,
-  positions: Int[Array, "B T"],
-  valid: Bool[Array, "B T"] | None,
-) -> Context:
-  """Rotary tables and masks for one forward pass."""
-  length = positions.shape[1]
-  local = None
-  if any(cfg.local_layers):
-    local = causal_mask(length, valid, cfg.window)
-  return place_context(cfg, positions)._replace(
-    mask=causal_mask(length, valid), local_mask=local, valid=valid
-  )
-
-
-def mask_of(cfg: ModelConfig, ctx: Context, layer: Layer) -> Array:
-  """[B or 1, 1, T, S] this layer's mask: local or global."""
-  if not any(cfg.local_layers):
-    return ctx.mask
-  # `layer` is traced under scan, so both masks exist and one is chosen.
-  local = jnp.asarray(cfg.local_layers)[layer]
-  return jnp.where(local, ctx.local_mask, ctx.mask)
-
-
-def rotary_of(
-  cfg: ModelConfig, ctx: Context, layer: Layer
-) -> tuple[Array | None, Array | None]:
-  """This layer's cosines and sines, [B, T, R] each, or `None` twice."""
-  if ctx.cos is None:
-    return None, None
-  row = 0
-  if ctx.cos.shape[0] > 1:
-    row = jnp.asarray(rope_row(cfg))[layer]
-  cos, sin = ctx.cos[row], ctx.sin[row]
-  if cfg.rope_layers:
-    # `layer` is traced under scan; by an angle of 0 nothing is rotated.
-    rotated = jnp.asarray(cfg.rope_layers)[layer]
-    cos, sin = jnp.where(rotated, cos, 1.0), jnp.where(rotated, sin, 0.0)
-  return cos, sin
-
-
-def softcapped(x: Array, cap: float) -> Array:
-  """`cap tanh(x / cap)`, computed in float32 at least."""
-  return (cap * jnp.tanh(wide(x) / cap)).astype(x.dtype)
-
-
-def rms_normalize(x: Array, eps: float) -> Array:
-  """`x / sqrt(mean(x^2) + eps)` over the last axis, in float32 at least."""
-  x = wide(x)
-  # The mean of squares in half precision would lose small entries.
-  square = jnp.mean(x * x, axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(square + eps)
-
-
-def align(vector: Array, x: Array) -> Array:
-  """`vector` with leading axes of size 1, to the rank of `x`."""
-  return vector.reshape((1,) * (x.ndim - vector.ndim) + vector.shape)
 
 
 def products(
@@ -238,61 +109,6 @@ def _window_of_all(cfg: ModelConfig) -> int | None:
   """The window, where every layer has it."""
   every = any(cfg.local_layers) and all(cfg.local_layers)
   return cfg.window if every else None
-
-
-class HeadNorm(nn.Module):
-  """RMS norm of each head with one scale for all, or of all heads together."""
-
-  cfg: ModelConfig
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B T N K"]) -> Float[Array, "B T N K"]:
-    # Fresh norms multiply by one, also where an offset is added to the scale.
-    init = nn.initializers.constant(1.0 - self.cfg.norm_offset)
-    axes = 2 if self.cfg.qk_norm_over == "all" else 1
-    scale = self.param("scale", init, x.shape[-axes:])
-    flat = x.reshape(*x.shape[:-axes], -1)
-    normed = rms_normalize(flat, self.cfg.norm_eps).reshape(x.shape)
-    scale = align(wide(scale) + self.cfg.norm_offset, x)
-    return (normed * scale).astype(x.dtype)
-
-
-def random_kernel(fan_in: int, std: float | None) -> Callable:
-  """The initialiser of a matrix, see `ModelConfig.init_std`."""
-  if std is None:
-    return nn.initializers.truncated_normal(fan_in**-0.5)
-  return nn.initializers.normal(std)
-
-
-class Projection(nn.Module):
-  """[B, T, *inner] -> [B, T, *outer]: `x kernel + bias`.
-
-  One product of two matrices: XLA's CPU backend is slow at the gradient of
-  any other.
-
-  Attributes:
-    inner: axes of a token that are summed over.
-    outer: axes of a token that come out.
-    bias: whether there is one, [*outer].
-    std: of the random kernel; `None` for 1 / sqrt(fan in), truncated.
-  """
-
-  inner: tuple[int, ...]
-  outer: tuple[int, ...]
-  bias: bool
-  std: float | None
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    fan_in, lead = math.prod(self.inner), x.shape[:2]
-    init = random_kernel(fan_in, self.std)
-    kernel = self.param("kernel", init, (*self.inner, *self.outer))
-    matrix = kernel.astype(x.dtype).reshape(fan_in, -1)
-    out = (x.reshape(-1, fan_in) @ matrix).reshape(*lead, *self.outer)
-    if self.bias:
-      bias = self.param("bias", nn.initializers.zeros, self.outer)
-      out = out + align(bias, out).astype(x.dtype)
-    return out
 
 
 def _clipped(x: Array, limit: float | None) -> Array:

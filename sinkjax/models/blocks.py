@@ -7,15 +7,10 @@ from jaxtyping import Array, Bool, Float, Int
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
-from sinkjax.models.attention import (
-  Attention,
-  Context,
-  align,
-  mask_of,
-  needs_no_pattern,
-  rms_normalize,
-)
+from sinkjax.models.attention import Attention, needs_no_pattern
+from sinkjax.models.context import Context, mask_of
 from sinkjax.models.mlp import Experts, Mlp
+from sinkjax.models.projection import align, rms_normalize
 from sinkjax.taps import Layer, Tapper, Taps, Trace
 
 Residual = Float[Array, "B T D"]

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Attention, Context
+from sinkjax.models.attention import Attention
 from sinkjax.models.blocks import Block
+from sinkjax.models.context import Context
 from sinkjax.models.layerwise import (
   apply_final_norm,
   as_layers,

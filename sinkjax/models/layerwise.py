@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block, Norm
+from sinkjax.models.context import Context
 from sinkjax.models.transformer import Columns
 from sinkjax.taps import Layer, Taps, Trace
 

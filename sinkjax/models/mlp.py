@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Projection, align, random_kernel
+from sinkjax.models.projection import Projection, align, random_kernel
 from sinkjax.taps import Tapper
 
 ACTIVATIONS = {

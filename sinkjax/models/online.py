@@ -16,7 +16,6 @@ and derivatives of derivatives are JAX's own.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.metrics.precision import wide
 from sinkjax.models.normalizers import MASKED
+from sinkjax.models.online_blocks import (
+  Form,
+  Inputs,
+  block_of,
+  blocks_of,
+  lag_of,
+  mixed,
+  scores_of,
+  seen_of,
+  sinks_of,
+  where_seen,
+  whole,
+)
 
 BLOCK = 256
 """Rows and keys of a block at most.
@@ -42,47 +54,6 @@ its end; 8 groups leave 9/16 of the square.
 KEPT_BYTES = 1 << 27
 """Up to here the weights are kept for the backward pass, and beyond it they are
 computed again: at short length that costs more than the memory is worth."""
-
-
-class Form(NamedTuple):
-  """What makes weights of scores, and how blocks are cut. Static.
-
-  Attributes:
-    rows: rows and keys of a block.
-    group: G, query heads of a key head.
-    scores: elementwise, before the softmax (a soft cap), or `None`.
-    weights: elementwise, in place of a softmax, or `None` for a softmax.
-    scale: of the products.
-    window: keys that a row sees, itself included; `None` for all, or where the
-      window is an array.
-  """
-
-  rows: int
-  group: int
-  scores: Callable[[Array], Array] | None
-  weights: Callable[[Array], Array] | None
-  scale: float
-  window: int | None
-
-
-class Inputs(NamedTuple):
-  """What a call has beside its queries, keys and values.
-
-  Attributes:
-    sinks: [1 or B, N, 1 or T, G] logits that take weight and have no value.
-    mask: [1 or B, 1, T, S] True where key s may be seen from t.
-    valid: [B, S] False at padding, which sees and is seen by itself alone.
-    window: [] as `Form.window`, where it depends on a traced layer.
-    slopes: [N, G] what a score loses for each position of distance (ALiBi).
-    places: [B, T] positions of the tokens, which go with `slopes`.
-  """
-
-  sinks: Array | None
-  mask: Array | None
-  valid: Array | None
-  window: Array | None
-  slopes: Array | None
-  places: Array | None
 
 
 def online_attention(
@@ -193,22 +164,22 @@ def _attend(
 
     def walk(masked: bool, j: Array, carry: tuple) -> tuple:
       peak, total, z = carry
-      lag = _lag(form, inputs, i * rows, rows, j)
-      s = _scores(form, lag, q_block, _block(k, j, rows))
-      seen = _seen(form, inputs, i * rows, rows, j) if masked else None
-      values = _block(v, j, rows)
+      lag = lag_of(form, inputs, i * rows, rows, j)
+      s = scores_of(form, lag, q_block, block_of(k, j, rows))
+      seen = seen_of(form, inputs, i * rows, rows, j) if masked else None
+      values = block_of(v, j, rows)
       if form.weights is not None:
         p = form.weights(s)
-        p = p if seen is None else _where(seen, p, 0.0, group)
-        return peak, total, z + _mixed(p, values)
-      s = s if seen is None else _where(seen, s, MASKED, group)
+        p = p if seen is None else where_seen(seen, p, 0.0, group)
+        return peak, total, z + mixed(p, values)
+      s = s if seen is None else where_seen(seen, s, MASKED, group)
       new = jnp.maximum(peak, s.max(-1))
       p = jnp.exp(s - new[..., None])
       # Of a row that has seen no key yet, the largest score is `MASKED`.
-      p = p if seen is None else _where(seen, p, 0.0, group)
-      p = _whole(p)
+      p = p if seen is None else where_seen(seen, p, 0.0, group)
+      p = whole(p)
       old = jnp.exp(peak - new)
-      z = z * old[..., None] + _mixed(p, values)
+      z = z * old[..., None] + mixed(p, values)
       return new, total * old + p.sum(-1), z
 
     shape = batch, kv_heads, rows * group
@@ -218,7 +189,7 @@ def _attend(
       jnp.zeros(shape, dtype),
       jnp.zeros((*shape, v.shape[-1]), dtype),
     )
-    sink = _sinks_of(inputs, i * rows, rows, shape)
+    sink = sinks_of(inputs, i * rows, rows, shape)
     if sink is not None:
       carry = sink.astype(dtype), jnp.ones(shape, dtype), carry[2]
     for masked, first, last in _ranges(form, inputs, i):
@@ -263,26 +234,26 @@ def _attend_jvp(
     ) -> tuple[tuple, None]:
       moved, total = carry
       j, k_block, v_block, dk_block, dv_block = xs
-      lag = _lag(form, inputs, a, b - a, j)
+      lag = lag_of(form, inputs, a, b - a, j)
       s, d_s = jax.jvp(
-        functools.partial(_scores, form, lag),
+        functools.partial(scores_of, form, lag),
         (q_span, k_block),
         (d_span, dk_block),
       )
-      seen = _seen(form, inputs, a, b - a, j)
+      seen = seen_of(form, inputs, a, b - a, j)
       if form.weights is None:
-        p = _where(seen, jnp.exp(s - level[..., None]), 0.0, group)
+        p = where_seen(seen, jnp.exp(s - level[..., None]), 0.0, group)
         d_p = p * d_s
       else:
         both = jax.jvp(form.weights, (s,), (d_s,))
-        p, d_p = (_where(seen, x, 0.0, group) for x in both)
-      p, d_p = _whole(p), _whole(d_p)
-      moved += _mixed(d_p, v_block) + _mixed(p, dv_block)
+        p, d_p = (where_seen(seen, x, 0.0, group) for x in both)
+      p, d_p = whole(p), whole(d_p)
+      moved += mixed(d_p, v_block) + mixed(p, dv_block)
       return (moved, total + d_p.sum(-1)), None
 
     if batch * kv_heads * group * length**2 * dtype.itemsize > KEPT_BYTES:
       walk = jax.checkpoint(walk)
-    blocks = (_blocks(x[:, :, first:b], rows) for x in (k, v, d_k, d_v))
+    blocks = (blocks_of(x[:, :, first:b], rows) for x in (k, v, d_k, d_v))
     xs = jnp.arange(first // rows, b // rows), *blocks
     shape = batch, kv_heads, (b - a) * group
     start = jnp.zeros((*shape, v.shape[-1]), dtype), jnp.zeros(shape, dtype)
@@ -292,7 +263,7 @@ def _attend_jvp(
     if form.weights is None:
       if inputs.sinks is not None:
         sink, d_sink = (
-          _sinks_of(x, a, b - a, shape) for x in (inputs, d_inputs)
+          sinks_of(x, a, b - a, shape) for x in (inputs, d_inputs)
         )
         total += jnp.exp(sink - level) * d_sink
       moved -= wide(z[:, :, cut]) * total[..., None]
@@ -306,105 +277,6 @@ def _attend_jvp(
 
 def _with(walk: Callable, span: tuple, carry: tuple, xs: tuple) -> tuple:
   return walk(carry, xs, *span)
-
-
-def _whole(x: Array) -> Array:
-  """`x`, which is in memory as a whole before anything reads it.
-
-  XLA would compute a softmax again for every reader. And what jaxlib 0.10's CPU
-  backend makes of products that it joins with what comes before and after them
-  reads memory that it has not got, which gives wrong numbers or ends the
-  process.
-  """
-  return jax.lax.optimization_barrier(x)
-
-
-def _scores(form: Form, lag: Array | None, q: Array, k: Array) -> Array:
-  """[B, N, R G, K] and [B, N, C, K] -> [B, N, R G, C], in float32 at least."""
-  dtype = wide(q).dtype
-  s = jnp.einsum("bnrk,bnck->bnrc", q, k, preferred_element_type=dtype)
-  # Queries in half precision would be rounded again by a scale of their own.
-  s = _whole(s) * form.scale
-  if lag is not None:
-    s = s - lag.astype(dtype)
-  return s if form.scores is None else form.scores(s)
-
-
-def _lag(
-  form: Form, inputs: Inputs, start: Array | int, rows: int, j: Array
-) -> Array | None:
-  """[B, N, R G, C] what scores of block j lose by distance (ALiBi)."""
-  if inputs.slopes is None:
-    return None
-  t = jax.lax.dynamic_slice_in_dim(inputs.places, start, rows, 1)
-  s = jax.lax.dynamic_slice_in_dim(inputs.places, j * form.rows, form.rows, 1)
-  distance = (t[:, :, None] - s[:, None])[:, None, :, None]
-  lag = inputs.slopes[None, :, None, :, None] * distance
-  return lag.reshape(*lag.shape[:2], -1, form.rows)
-
-
-def _mixed(p: Array, v: Array) -> Array:
-  """[B, N, R G, C] and [B, N, C, W] -> [B, N, R G, W], in float32 at least."""
-  return _whole(
-    jnp.einsum(
-      "bnrc,bncw->bnrw", p.astype(v.dtype), v, preferred_element_type=p.dtype
-    )
-  )
-
-
-def _block(x: Array, j: Array, rows: int) -> Array:
-  return jax.lax.dynamic_slice_in_dim(x, j * rows, rows, 2)
-
-
-def _blocks(x: Array, rows: int) -> Array:
-  """[B, N, C, K] -> [C / rows, B, N, rows, K]: what a scan walks over."""
-  batch, heads, _, width = x.shape
-  return jnp.moveaxis(x.reshape(batch, heads, -1, rows, width), 2, 0)
-
-
-def _where(seen: Array, x: Array, other: float, group: int) -> Array:
-  """`x` [B, N, R G, C] where seen [1 or B, 1, R, 1, C], else `other`."""
-  shape = x.shape
-  x = x.reshape(*shape[:2], -1, group, shape[-1])
-  return jnp.where(seen, x, jnp.asarray(other, x.dtype)).reshape(shape)
-
-
-def _seen(
-  form: Form, inputs: Inputs, start: Array | int, rows: int, j: Array
-) -> Bool[Array, "#B 1 R 1 C"]:
-  """Which keys of block j rows may see, from row `start` on."""
-  t = start + jnp.arange(rows)[:, None]
-  s = j * form.rows + jnp.arange(form.rows)[None]
-  seen = s <= t
-  window = form.window if inputs.window is None else inputs.window
-  if window is not None:
-    seen &= t - s < window
-  seen = seen[None, None, :, None]
-  if inputs.valid is not None:
-    real = jax.lax.dynamic_slice_in_dim(
-      inputs.valid, j * form.rows, form.rows, 1
-    )
-    # Padding sees itself: a row with no key at all would be NaN.
-    seen = (seen & real[:, None, None, None]) | (s == t)[None, None, :, None]
-  if inputs.mask is not None:
-    mask = jax.lax.dynamic_slice_in_dim(inputs.mask, start, rows, 2)
-    mask = jax.lax.dynamic_slice_in_dim(mask, j * form.rows, form.rows, 3)
-    seen &= mask[:, :, :, None]
-  return seen
-
-
-def _sinks_of(
-  inputs: Inputs, start: Array | int, rows: int, shape: tuple[int, ...]
-) -> Array | None:
-  """[B, N, rows G] logits of the sinks of rows from `start` on."""
-  sinks = inputs.sinks
-  if sinks is None:
-    return None
-  if sinks.shape[2] > 1:
-    sinks = jax.lax.dynamic_slice_in_dim(sinks, start, rows, 2)
-  batch, heads, _ = shape
-  sinks = jnp.broadcast_to(sinks, (batch, heads, rows, sinks.shape[-1]))
-  return sinks.reshape(shape)
 
 
 def _ranges(

@@ -12,13 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import (
-  align,
-  make_context,
-  random_kernel,
-  softcapped,
-)
 from sinkjax.models.blocks import Block, Norm
+from sinkjax.models.context import make_context
+from sinkjax.models.projection import align, random_kernel, softcapped
 from sinkjax.taps import NO_TAPS, Tapper, Taps, Trace
 
 Params = dict[str, Any]

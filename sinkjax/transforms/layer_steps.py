@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Attention, Context, mask_of
+from sinkjax.models.attention import Attention
 from sinkjax.models.blocks import Block
+from sinkjax.models.context import Context, mask_of
 from sinkjax.models.layerwise import (
   Params,
   apply_block,

@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
-from sinkjax.models.attention import Context, needs_no_pattern, place_context
+from sinkjax.models.attention import needs_no_pattern
 from sinkjax.models.blocks import Block
+from sinkjax.models.context import Context, place_context
 from sinkjax.models.layerwise import (
   Params,
   apply_final_norm,

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sinkjax
-from sinkjax.models.attention import make_context
 from sinkjax.models.blocks import Block
 from sinkjax.models.cache import advance, init_cache, split_layers
+from sinkjax.models.context import make_context
 from sinkjax.models.layerwise import (
   apply_block,
   apply_final_norm,

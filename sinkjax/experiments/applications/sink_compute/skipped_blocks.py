@@ -35,8 +35,8 @@ from sinkjax.inference.block_bounds import (
   span_of,
 )
 from sinkjax.inference.key_codes import Codec, fit_codec
-from sinkjax.models.attention import Context, place_context
 from sinkjax.models.blocks import Block
+from sinkjax.models.context import Context, place_context
 from sinkjax.models.layerwise import apply_final_norm, as_layers, embed
 from sinkjax.models.normalizers import MASKED
 from sinkjax.models.transformer import check_tokens, forward
