@@ -189,7 +189,7 @@ def test_twenty_kills_over_all_launchers(command, tmp_path, number):
       assert process.returncode in (130, 143, -2, -15), (name, err)
       if name != "train":  # a step that is saved stays
         assert not folder.exists() or not listing(folder), name
-    again = launcher.run(at, *flags)
+    again = launcher.run(at, *flags, timeout=900)
     assert again.returncode == 0, (name, again.stderr)
     left = [p.name for p in folder.rglob(".*")]
     assert not left, (name, left)

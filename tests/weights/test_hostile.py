@@ -78,7 +78,7 @@ def mutate(value, draw):
     elif kind == 2:
       parent[key] = nested(draw(strategies.sampled_from((3, 200, 900))))
     else:
-      parent[key] = draw(strategies.sampled_from(HOSTILE))
+      parent[key] = copy.deepcopy(draw(strategies.sampled_from(HOSTILE)))
   return value
 
 
@@ -296,6 +296,7 @@ def run(name, parent, examples):
     max_examples=examples,
     derandomize=True,
     database=None,
+    deadline=None,
     phases=[hypothesis.Phase.generate],  # to shrink a case takes minutes
     suppress_health_check=list(hypothesis.HealthCheck),
   )
