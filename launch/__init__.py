@@ -1,8 +1,20 @@
 """Command lines: `python -m launch.NAME --help`."""
 
+import contextlib
 import os
 import signal
 import sys
+
+# Where a standard stream is closed, the next file that is opened would get its
+# number, and what is printed would end up in that file.
+for _number in (0, 1, 2):
+  try:
+    os.fstat(_number)
+  except OSError:
+    os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+with contextlib.suppress(OSError):
+  sys.stdout = sys.stdout or os.fdopen(1, "w")
+  sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 # XLA reads this when JAX is imported, which some launchers do before they look
 # at their flags; its warnings are about its own work.

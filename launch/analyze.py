@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from launch import analyze_plan, analyze_table, app, devices
-from sinkjax import artifacts, provenance
+from sinkjax import outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
   from launch.prompts import Encoded
@@ -111,7 +111,11 @@ def main() -> None:
 
   # Texts are read before a model is fetched: a misspelt path costs no download.
   texts = prompts.read_texts(
-    TEXT_FILE.value, PROMPTS_FILE.value, CHAT.value, SYSTEM.value
+    TEXT_FILE.value,
+    PROMPTS_FILE.value,
+    CHAT.value,
+    SYSTEM.value,
+    max_tokens=MAX_TOKENS.value,
   )
   request = {
     "model": MODEL.value,
@@ -138,7 +142,7 @@ def main() -> None:
   if old is not None:
     analyze_table.show(old)
     return
-  with artifacts.folder(out), artifacts.alone(out):
+  with outputs.alone(out):
     data = _report(out, texts, eps, request)
   analyze_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")

@@ -75,10 +75,11 @@ def _memory(
     scores = 4 * cfg.n_heads * length**2
     activations = 4 * length * (cfg.vocab_size + 4 * cfg.mlp_width)
     weights, where = devices.planned(cfg)
-    return weights, 6 * scores + activations + OVERHEAD, where
+    beside = 6 * scores + activations + OVERHEAD + devices.process_bytes()
+    return weights, beside, where
   from sinkjax.analysis.sink_profile import streamed_bytes
   from sinkjax.weights.offload import open_layers, peak_estimate
 
   open_layers(model)  # says so where the format has no layers
-  beside = streamed_bytes(cfg, length) + OVERHEAD
+  beside = streamed_bytes(cfg, length) + OVERHEAD + devices.process_bytes()
   return peak_estimate(cfg), beside, "one device, one layer at a time"

@@ -1,13 +1,14 @@
 """What every launcher shares: flags, one-line errors, and a warm compiler.
 
 `run(main, doc)` parses the flags and calls `main()`. A person never meets a
-traceback: an error is one line and exit status 1, Ctrl-C one line and 130, and
-a reader of the output that leaves, as `head` does, no line at all.
+traceback: an error is one line and exit status 1, Ctrl-C one line and 130,
+SIGTERM one line and 143, and a reader of the output that leaves, as `head`
+does, no line at all.
 """
 
 import contextlib
 import functools
-import json
+import logging as pylogging
 import os
 import pathlib
 import signal
@@ -21,12 +22,21 @@ from typing import Any
 from absl import flags, logging
 
 from launch import config_flags
+from sinkjax import limits
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the traceback.")
 LONGEST = 300
 """Characters of an error: about four lines of a terminal."""
 
 HELP = {"-h", "-help", "--help", "--helpfull", "-?"}
+
+
+class EndNow(ValueError):
+  """An error after which other threads and processes are not waited for."""
+
+
+class Terminated(KeyboardInterrupt):
+  """SIGTERM, after which the same is kept as after Ctrl-C."""
 
 
 class Config:
@@ -76,6 +86,8 @@ def run(main: Callable[[], None], doc: str) -> None:
   """
   if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of `launch`
     signal.signal(signal.SIGINT, signal.default_int_handler)
+  if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    signal.signal(signal.SIGTERM, _terminated)
   sys.unraisablehook = _interrupt_again
   try:
     if HELP & set(sys.argv[1:]):
@@ -85,21 +97,38 @@ def run(main: Callable[[], None], doc: str) -> None:
       _quiet()
       main()
     sys.stdout.flush()
-  except KeyboardInterrupt:
-    print("\nstopped: nothing half written", file=sys.stderr)
-    with contextlib.suppress(BrokenPipeError):
-      sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(130)  # Python may end by the signal, if it came during an import
+  except KeyboardInterrupt as stop:
+    _say("\nstopped: nothing half written")
+    # Python may end by the signal, if it came during an import.
+    _end_now(143 if isinstance(stop, Terminated) else 130)
   except BrokenPipeError:
     # Python flushes again when it ends, and would complain again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(141)  # as a shell tells of a program that SIGPIPE ended
   except Exception as error:
     if flags.FLAGS.is_parsed() and DEBUG.value:
       traceback.print_exc()
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    _say(f"error: {_one_line(error)}")
+    if isinstance(error, EndNow):
+      _end_now(1)
     sys.exit(1)
+
+
+def _terminated(*_) -> None:
+  raise Terminated
+
+
+def _say(line: str) -> None:
+  """Writes to the standard error, which may have nobody who reads it."""
+  with contextlib.suppress(OSError):
+    print(line, file=sys.stderr, flush=True)
+
+
+def _end_now(status: int) -> None:
+  with contextlib.suppress(OSError):
+    sys.stdout.flush()
+  os._exit(status)
 
 
 def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
@@ -108,12 +137,16 @@ def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
   JAX runs a callback at each garbage collection. An exception in a callback, or
   in `__del__`, is printed and forgotten, and the launcher would go on.
   """
-  if dropped.exc_type is not KeyboardInterrupt:
-    sys.__unraisablehook__(dropped)
+  if not issubclass(dropped.exc_type, KeyboardInterrupt):
+    if not (flags.FLAGS.is_parsed() and not DEBUG.value):
+      sys.__unraisablehook__(dropped)
     return
+  number = signal.SIGINT
+  if dropped.exc_type is Terminated:
+    number = signal.SIGTERM
   main = threading.main_thread().ident
   # By then the callback has returned; if it has not, this runs again.
-  again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+  again = threading.Timer(0.05, signal.pthread_kill, (main, number))
   again.daemon = True  # a launcher that is done need not wait for it
   again.start()
 
@@ -155,10 +188,15 @@ def printable(text: str) -> str:
 
 def _one_line(error: Exception) -> str:
   """An error in a line of at most `LONGEST` characters."""
-  text = " ".join(str(error).split()) or type(error).__name__
+  text = str(error).strip() or type(error).__name__
   if not isinstance(error, (ValueError, flags.Error)):
     text = f"{type(error).__name__}: {text} (--debug shows where)"
-  text = printable(text)
+  return one_line(text)
+
+
+def one_line(text: str) -> str:
+  """A text in a line of at most `LONGEST` characters that print."""
+  text = printable(" ".join(text.split()))
   if len(text) <= LONGEST:
     return text
   # What is wrong stands at the beginning, what to do at the end.
@@ -190,14 +228,13 @@ def finished(
   """
   if out.exists() and not out.is_dir():
     raise ValueError(f"--out={out} is a file, not a folder")
-  if overwrite:
+  if overwrite or not (out / "summary.json").exists():
     return None
   try:
-    old = json.loads((out / "summary.json").read_text("utf-8"))
-  except FileNotFoundError:
-    return None
-  except (OSError, ValueError):
+    old = limits.read_json(out / "summary.json", limits.MANIFEST)
+  except ValueError:
     old = {}
+  old = old if isinstance(old, dict) else {}
   if old.get("complete") is True and old.get("request") == request:
     from sinkjax.weights import identity
 
@@ -233,12 +270,19 @@ def _quiet() -> None:
   """Keeps the terminal for what the launcher says."""
   warnings.filterwarnings("ignore", category=DeprecationWarning)
   if not DEBUG.value:
+    # A cache that cannot be written, as on a full disk, costs time alone.
+    warnings.filterwarnings("ignore", ".* persistent compilation cache")
     # Python adds the line of code that warns, which says nothing to a user.
     warnings.formatwarning = lambda message, *_: (
-      f"warning: {printable(str(message))}\n"
+      f"warning: {one_line(str(message))}\n"
     )
-    # Orbax logs the traceback of what it raises, too.
+    # Orbax logs the traceback of what it raises, too; so does asyncio, whose
+    # tasks Orbax runs. What a thread of theirs raises comes to the main thread
+    # as an error where it matters.
     logging.set_verbosity(logging.FATAL)
+    for name in ("asyncio", "concurrent.futures", "tensorboardX"):
+      pylogging.getLogger(name).setLevel(pylogging.CRITICAL + 1)
+    threading.excepthook = lambda _: None
 
 
 def warm_compiler() -> None:

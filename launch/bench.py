@@ -33,7 +33,7 @@ from typing import Any
 from absl import flags
 
 from launch import app
-from sinkjax import artifacts, provenance
+from sinkjax import artifacts, outputs, provenance
 
 SUITES = ("jacobian", "streaming", "load", "forward", "generate", "train")
 SUITE = flags.DEFINE_enum("suite", "load", SUITES, "What to time.")
@@ -160,7 +160,7 @@ def _write(rows: list[dict], rounds: int, *, complete: bool) -> None:
     print(table)
   if OUT.value:
     out = pathlib.Path(OUT.value).expanduser()
-    with artifacts.folder(out):
+    with outputs.folder(out):
       artifacts.write_text(out / "bench.md", table)
       artifacts.write_csv(out / "bench.csv", list(_COLUMNS), _cells(rows))
       artifacts.write_json(out / "bench.json", summary)

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from absl import flags
 
 from launch import app, devices, points
-from sinkjax import artifacts, provenance
+from sinkjax import artifacts, outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
   from sinkjax.config import ModelConfig
@@ -143,10 +143,15 @@ def main() -> None:
   out, request = pathlib.Path(OUT.value).expanduser(), _request(job)
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is None:
-    with artifacts.folder(out), artifacts.alone(out):
+    with outputs.alone(out, keeps=_resumed):
       old = _capture(job, out, request)
   total = sum(part["windows"] for part in old["parts"])
   print(f"{total} windows in {len(old['parts'])} parts: {out}")
+
+
+def _resumed(path: pathlib.Path) -> bool:
+  """Whether the same command goes on from a file."""
+  return path.name.startswith("part-")
 
 
 def _checked(cfg: "ModelConfig", tokenizer: "Tokenizer | None") -> Job:

@@ -17,6 +17,8 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sinkjax import limits
+
 FIELD = re.compile(r"--?(no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 NAMES = {int: "an integer", float: "a number", bool: "true or false"}
 NAMES |= {str: "text", type(None): "none"}
@@ -75,14 +77,15 @@ def load(path: str) -> dict[str, Any]:
   """
   file, _, argument = path.partition(":")
   try:
-    get_config = runpy.run_path(file)["get_config"]
-  except OSError as error:
-    why = f"{error.strerror}: {error.filename}"
-    raise ValueError(f"--config={path}: {why}") from None
-  except KeyError:
-    raise ValueError(f"--config={path} has no function get_config") from None
-  found = get_config(argument) if argument else get_config()
-  return found.to_dict() if hasattr(found, "to_dict") else dict(found)
+    limits.regular(file)
+    get_config = runpy.run_path(file).get("get_config")
+    if get_config is None:
+      raise ValueError("it has no function get_config")
+    found = get_config(argument) if argument else get_config()
+    return found.to_dict() if hasattr(found, "to_dict") else dict(found)
+  except (Exception, SystemExit) as error:  # it is a program
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    raise ValueError(f"--config={path}: {kind}{error}") from error
 
 
 def types_of(declared: Any) -> Mapping[str, Any]:

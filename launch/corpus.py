@@ -54,14 +54,22 @@ def main() -> None:
     return
   if out.exists() and any(out.iterdir()):
     raise ValueError(f"--out={out} is not empty")
+  from sinkjax.weights.folders import new_folder
+
+  with new_folder(out) as made:
+    summary = _write(made, request)
+  _print(summary, out)
+
+
+def _write(out: pathlib.Path, request: dict[str, Any]) -> dict[str, Any]:
+  """Everything in `out`; returns what `summary.json` holds."""
   from sinkjax.data import prepare
 
-  with artifacts.folder(out):
-    with artifacts.bar("tokenizing") as progress:
-      corpus, tokenizer = prepare.tokenized(
-        CORPUS.value, vocab_size=VOCAB.value, progress=progress
-      )
-    prepare.save(out, corpus, tokenizer, part_bytes=int(PART_MB.value * 1e6))
+  with artifacts.bar("tokenizing") as progress:
+    corpus, tokenizer = prepare.tokenized(
+      CORPUS.value, vocab_size=VOCAB.value, progress=progress
+    )
+  prepare.save(out, corpus, tokenizer, part_bytes=int(PART_MB.value * 1e6))
   summary = {
     "request": request,
     "command": provenance.command("corpus"),
@@ -74,9 +82,8 @@ def main() -> None:
     "sources": corpus.about["sources"],
     "complete": True,
   }
-  # Last, because `app.finished` takes a folder with this file for complete.
   artifacts.write_json(out / "summary.json", summary)
-  _print(summary, out)
+  return summary
 
 
 def _plan(out: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ lies on a device, for a dry run, which needs neither devices nor weights.
 """
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -51,6 +52,23 @@ def load(name: str) -> "Model":
     mesh = sharding.make_mesh(config)
     jax.set_mesh(mesh)  # the model tells the compiler to split rows by it
   return registry.load(name, mesh=mesh, dtype=DTYPE.value)
+
+
+def process_bytes() -> int:
+  """What this process has already, where arrays are on the same memory.
+
+  It has then imported what the measurement imports. On accelerators arrays are
+  in a memory of their own: 0.
+  """
+  import resource
+
+  import jax
+
+  if jax.default_backend() != "cpu":
+    return 0
+  # Linux counts in KiB, macOS in bytes.
+  unit = 1 if sys.platform == "darwin" else 1024
+  return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def check_offload(offload: bool) -> None:

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from launch import app, devices, jacobian_table, points
-from sinkjax import artifacts, provenance
+from sinkjax import artifacts, outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
   from launch.jacobian_run import Job
@@ -129,7 +129,9 @@ def main() -> None:
   from launch import prompts
 
   config, edit = _config(), points.parse_edit(EDIT.value)
-  (text,) = prompts.read_texts(TEXT_FILE.value, None, CHAT.value, SYSTEM.value)
+  (text,) = prompts.read_texts(
+    TEXT_FILE.value, None, CHAT.value, SYSTEM.value, max_tokens=MAX_TOKENS.value
+  )
   if DRY_RUN.value:
     _dry_run(_prepare(text, config, edit))
     return
@@ -141,10 +143,17 @@ def main() -> None:
     return
   app.warm_compiler()
   job = _prepare(text, config, edit)
-  with artifacts.folder(out), artifacts.alone(out):
+  with outputs.alone(out, keeps=_resumed):
     data = _report(out, job, request)
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
+
+
+def _resumed(path: pathlib.Path) -> bool:
+  """Whether the same command goes on from a file."""
+  from launch import resume
+
+  return path.name == resume.NAME
 
 
 def _request(text: Any) -> dict[str, Any]:

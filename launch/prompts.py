@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from sinkjax import limits
+
 Chat = list[dict[str, str]]
 """Messages, {"role": "user", "content": "..."} each, the oldest first."""
 
@@ -25,6 +27,8 @@ def read_texts(
   prompts_file: str | None,
   chat: str | None = None,
   system: str | None = None,
+  *,
+  max_tokens: int | None = None,
 ) -> list[str | Chat]:
   """The texts and chats that the flags name.
 
@@ -34,6 +38,7 @@ def read_texts(
       list "messages".
     chat: a user's message.
     system: a system message before it.
+    max_tokens: of a text that are used; of a longer one the beginning is read.
 
   Raises:
     ValueError: for two of them, a file that cannot be read, or a bad line,
@@ -46,13 +51,20 @@ def read_texts(
   if chat:
     return [messages(chat, system)]
   if text_file:
-    return [_read(text_file)]
+    most = None if max_tokens is None else _characters(max_tokens)
+    return [_read(text_file, characters=most)]
   if not prompts_file:
     return [PARAGRAPH]
   texts = []
   # Not `splitlines`: a JSON string may hold U+2028 and other characters at
   # which that would cut a line.
-  for number, line in enumerate(_read(prompts_file).split("\n"), 1):
+  lines = _read(prompts_file, most=limits.PROMPTS).split("\n")
+  if len(lines) > limits.PROMPT_LINES:
+    raise ValueError(
+      f"{prompts_file} has {len(lines)} lines, at most {limits.PROMPT_LINES} "
+      "are read"
+    )
+  for number, line in enumerate(lines, 1):
     if not line.strip():
       continue
     text = _prompt(line)
@@ -78,7 +90,7 @@ def _prompt(line: str) -> str | Chat | None:
   # No JSON, no "text" and no object are one mistake to the person who made it.
   try:
     values = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
   if not isinstance(values, dict):
     return None
@@ -111,13 +123,13 @@ def require_finite(
   sink_profile(params, cfg, [ids])
 
 
-def _read(path: str) -> str:
-  try:
-    text = pathlib.Path(path).expanduser().read_text("utf-8-sig")
-  except OSError as error:
-    raise ValueError(f"cannot read {path}: {error.strerror}") from None
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8: {error.reason}") from None
+def _characters(tokens: int) -> int:
+  # Texts of some pages are kept whole, as results of theirs were recorded.
+  return max(1 << 20, limits.A_TOKEN * tokens)
+
+
+def _read(path: str, **bounds: int | None) -> str:
+  text = limits.read_text(pathlib.Path(path).expanduser(), **bounds)
   if not text.strip():
     raise ValueError(f"{path} is empty")
   return text

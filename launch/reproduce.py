@@ -54,7 +54,7 @@ from typing import Any
 from absl import flags
 
 from launch import app, devices
-from sinkjax import artifacts, provenance
+from sinkjax import outputs, provenance
 from sinkjax.experiments import BY_NAME, GROUPS, REGISTRY, SCALES, named
 
 ALIASES = {"all": "paper", "uses": "applications"}
@@ -161,7 +161,7 @@ def main() -> None:
     ]
     app.warm_compiler()
     subject = _Subject()
-    with artifacts.folder(out):
+    with outputs.folder(out):
       for name in left:
         runner.run(
           out / name, requests[name], subject, overwrite=OVERWRITE.value

@@ -4,7 +4,8 @@
 
 Fetches the corpora that the config names, trains a tokenizer on them, packs
 them into windows and trains. However it is interrupted, the same command
-resumes from the last complete checkpoint. It writes to --workdir:
+resumes from the last complete checkpoint; a run that is stopped ends with 130
+for Ctrl-C and 143 for SIGTERM, one that fails with 1. It writes to --workdir:
 
   metrics.jsonl  every record: training loss, held-out loss, sinks
   tensorboard/   the same records for TensorBoard
@@ -30,11 +31,11 @@ it was saved on.
 import contextlib
 import copy
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
 import signal
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ from absl import flags
 
 from launch import app, train_log, train_processes
 from launch.mesh_flag import MESH
-from sinkjax import artifacts
+from sinkjax import artifacts, limits, outputs
 
 if TYPE_CHECKING:
   from sinkjax.data.prepare import Prepared
@@ -128,14 +129,18 @@ def main() -> None:
     DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
   )
   # One process of a run of several keeps the folder for all.
-  lock = artifacts.alone(workdir) if first else contextlib.nullcontext()
-  with artifacts.folder(workdir), lock:
+  lock = contextlib.nullcontext()
+  if first:
+    lock = outputs.alone(workdir, keeps=lambda _: _begun(workdir))
+  with lock:
     if first:
       _same_run(workdir, request)
-      artifacts.write_json(workdir / START_FILE, begun)
     app.warm_compiler()
-    _train(config, workdir, request, first)
+    stopped = _train(config, workdir, request, begun, first)
   train_processes.leave()
+  if stopped:
+    # As a shell tells of a program that the signal ended.
+    sys.exit(128 + stopped)
 
 
 def _mesh() -> str:
@@ -172,7 +177,8 @@ def _same_start(workdir: pathlib.Path) -> dict[str, Any]:
     sha = identity.of(START.value, without=workdir)["sha256"]
     begun = {"model": START.value, "sha256": sha}
   # Runs begun before this was recorded lack the file.
-  old = json.loads(path.read_text("utf-8")) if path.exists() else begun
+  known = path.exists() and _begun(workdir)
+  old = limits.read_json(path) if known else begun
   if begun["sha256"] != old["sha256"]:
     now = f"{START.value} as it is now" if START.value else "random parameters"
     raise ValueError(
@@ -183,17 +189,24 @@ def _same_start(workdir: pathlib.Path) -> dict[str, Any]:
   return begun
 
 
+def _begun(workdir: pathlib.Path) -> bool:
+  """Whether a folder holds a step that a run goes on from."""
+  return any(
+    path.name.isdecimal() for path in (workdir / "checkpoints").glob("*")
+  )
+
+
 def _same_run(workdir: pathlib.Path, request: dict[str, Any]) -> None:
-  """Records the config of a new folder, or compares it with the recorded one.
+  """Compares the config of a run that has begun with the recorded one.
 
   Raises:
     ValueError: naming the fields in which the two differ.
   """
   path = workdir / "config.json"
-  if not path.exists():
-    artifacts.write_json(path, request)
+  # A run that was killed before its first checkpoint has nothing to lose.
+  if not path.exists() or not _begun(workdir):
     return
-  old = json.loads(path.read_text("utf-8"))
+  old = limits.read_json(path)
   changed = [
     f"{name} (was {old.get(name)!r}, now {request.get(name)!r})"
     for name in sorted({*old, *request})
@@ -272,9 +285,14 @@ def _train(
   config: "TrainConfig",
   workdir: pathlib.Path,
   request: dict[str, Any],
+  begun: dict[str, Any],
   first: bool,
-) -> None:
-  """Trains; process `first` writes the log, the model and the report."""
+) -> int:
+  """Trains; process `first` writes the log, the model and the report.
+
+  Returns:
+    0 for a run that is done, else the signal that stopped it.
+  """
   import jax
 
   from sinkjax import sharding
@@ -286,7 +304,11 @@ def _train(
   for number in (signal.SIGTERM, signal.SIGINT):
     # The handler only notes the request: the loop saves a checkpoint after the
     # step in progress, and schedulers send SIGTERM before they kill.
-    signal.signal(number, lambda *_: stops.append(time.monotonic()))
+    signal.signal(number, lambda number, _: stops.append(number))
+  # Last before the training: what fails until here has claimed nothing.
+  if first:
+    artifacts.write_json(workdir / "config.json", request)
+    artifacts.write_json(workdir / START_FILE, begun)
   checkpoints = checkpoint.RunCheckpoints(
     workdir / "checkpoints", keep=config.keep
   )
@@ -304,7 +326,8 @@ def _train(
         print(
           f"stopped at step {record['step']}, saved; the same command resumes"
         )
-      return
+      # Another process may have had the signal.
+      return int(stops[0] if stops else signal.SIGTERM)
     # On every process, not the first alone: parameters that are spread over
     # processes can only be gathered by all of them together.
     params = jax.tree.map(sharding.to_host, state.params)
@@ -316,6 +339,7 @@ def _train(
         "seconds_of_this_run": time.monotonic() - began,
       }
       _finish(config, data, workdir, request, records, params, numbers)
+  return 0
 
 
 def _finish(

@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from sinkjax import artifacts, outputs
+
 if TYPE_CHECKING:
   from sinkjax.train.run_config import TrainConfig
 
@@ -29,14 +31,13 @@ class Log(contextlib.AbstractContextManager):
 
   def __init__(self, config: "TrainConfig", workdir: pathlib.Path):
     import jax
-    from tensorboardX import SummaryWriter
     from tqdm import tqdm
 
     from launch.train_plan import step_flops
     from sinkjax.transforms.jacobian_plan import matmul_rate
 
     self._path = workdir / "metrics.jsonl"
-    self._board = SummaryWriter(str(workdir / "tensorboard"))
+    self._folder, self._board = workdir / "tensorboard", None
     self._bar = tqdm(total=config.steps, unit="step", desc="training")
     # By length, because attention makes a token of a longer window dearer.
     self._flops = {
@@ -51,10 +52,10 @@ class Log(contextlib.AbstractContextManager):
   def write(self, record: dict[str, Any], records: list[Any]) -> None:
     """Adds a record to the bar, the file and TensorBoard."""
     kind, step = record["kind"], record["step"]
+    if self._board is None:
+      self._begin(step if kind == "resume" else None)
     if kind == "resume":
       # Steps after the checkpoint are done again, and so are their records.
-      from sinkjax import artifacts
-
       lines = "".join(json.dumps(one) + "\n" for one in records)
       artifacts.write_text(self._path, lines)
       self._bar.initial = self._bar.n = step
@@ -73,6 +74,16 @@ class Log(contextlib.AbstractContextManager):
       if isinstance(value, float):
         self._board.add_scalar(f"{kind}/{name}", value, step)
     self._show(kind, record)
+
+  def _begin(self, step: int | None) -> None:
+    """Opens the files, for a run that goes on from a step or is new."""
+    from tensorboardX import SummaryWriter
+
+    if step is None:  # of a run that was killed before its first checkpoint
+      self._path.unlink(missing_ok=True)
+      outputs.remove(self._folder)
+    after = None if step is None else step + 1
+    self._board = SummaryWriter(str(self._folder), purge_step=after)
 
   def _show(self, kind: str, record: dict[str, Any]) -> None:
     wanted = {
@@ -95,4 +106,5 @@ class Log(contextlib.AbstractContextManager):
 
   def __exit__(self, *_):
     self._bar.close()
-    self._board.close()
+    if self._board is not None:
+      self._board.close()

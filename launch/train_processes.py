@@ -3,11 +3,19 @@
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
+
+from launch import app
 
 HEARTBEAT = 20
 """Seconds without an answer after which a process counts as dead: long enough
 for a slow disk, short enough that the others do not wait in vain."""
+
+
+WAIT = 50
+"""Seconds that a process waits for the others to start: schedulers start them
+together."""
 
 
 def join(
@@ -40,17 +48,48 @@ def join(
     names = ("coordinator_address", "num_processes", "process_id")
     given = dict(zip(names, by_hand, strict=True))
   try:
-    jax.distributed.initialize(
-      **given,
-      heartbeat_timeout_seconds=HEARTBEAT,
-      initialization_timeout=120,
-      shutdown_timeout_seconds=HEARTBEAT,
-    )
+    with _waiting(coordinator, processes, process):
+      jax.distributed.initialize(
+        **given,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        initialization_timeout=2 * WAIT,
+        shutdown_timeout_seconds=HEARTBEAT,
+      )
   except (RuntimeError, ValueError) as error:
     raise ValueError(
       f"the processes did not find each other: {error}"
     ) from None
   return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def _waiting(
+  coordinator: str | None, processes: int | None, process: int | None
+) -> Iterator[None]:
+  """Says for whom this process waits, and ends it after `WAIT` seconds.
+
+  JAX would wait for longer and then end it by a signal. Nothing is written yet.
+  """
+  me = "this process"
+  if process is not None:
+    me = f"process {process} of {processes}"
+  others = "the other processes"
+  if process:
+    others = f"process 0 at {coordinator}"
+  print(f"{me} waits for {others}", file=sys.stderr, flush=True)
+
+  def give_up() -> None:
+    line = f"error: {me} waited {WAIT} s for {others}; start all of them"
+    print(line, file=sys.stderr, flush=True)
+    os._exit(1)
+
+  timer = threading.Timer(WAIT, give_up)
+  timer.daemon = True
+  timer.start()
+  try:
+    yield
+  finally:
+    timer.cancel()
 
 
 def leave() -> None:
@@ -74,19 +113,26 @@ def ending_together() -> Iterator[None]:
   except BaseException as error:
     text = " ".join(str(error).split())[:300] or type(error).__name__
     count = jax.process_count()
-    if isinstance(error, OSError) and "space left" in text:
+    if isinstance(error, OSError) and _full(text):
       text = (
         "the disk is full: the last complete checkpoint is intact; free some "
         f"space and run the same command again to resume ({text})"
       )
-    elif count == 1:
+    elif count == 1 or not isinstance(error, Exception):
       raise
     else:
       text = (
-        f"process {jax.process_index()} of {count}: {text}\nIf another process "
-        "died, the last complete checkpoint is intact: start all of them again."
+        f"process {jax.process_index()} of {count}: {text}; if another process "
+        "died, the last complete checkpoint is intact: start all of them again"
       )
-    print(f"\nerror: {text}", file=sys.stderr, flush=True)
-    # `sys.exit` would wait for threads and for the other processes, which wait
+    # A usual end would wait for threads and for the other processes, which wait
     # for this one.
-    os._exit(1)
+    raise app.EndNow(text) from error
+
+
+def _full(text: str) -> bool:
+  """Whether an error of any library says that a disk or quota is full."""
+  return any(
+    words in text.lower()
+    for words in ("space left", "quota exceeded", "file too large")
+  )

@@ -195,6 +195,9 @@ def write_csv(
 ) -> Path:
   """Writes a table, atomically; NaN, infinities and `None` are empty cells.
 
+  A text that a spreadsheet would run as a formula has a "'" before it, which
+  `read_csv` takes away; numbers stay as they are.
+
   Args:
     path: where to.
     header: one name a column.
@@ -206,20 +209,40 @@ def write_csv(
   Raises:
     ValueError: for a row of another length, or a file that cannot be written.
   """
-  text = io.StringIO()
-  # The default of csv is a carriage return and a line feed.
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(header)
+  lines = [_line(header)]
   for i, row in enumerate(rows):
     cells = plain(list(row))
     if len(cells) != len(header):
       raise ValueError(
         f"row {i} has {len(cells)} cells, the header {len(header)}"
       )
-    writer.writerow(
-      [json.dumps(c) if isinstance(c, bool) else c for c in cells]
-    )
-  return write_text(path, text.getvalue())
+    lines.append(_line(map(_cell_text, cells)))
+  return write_text(path, "".join(lines))
+
+
+def _line(cells: Iterable[Any]) -> str:
+  """A row of a table, which ends with a line feed alone."""
+  text = io.StringIO()
+  # Characters of this end are quoted in cells, which readers need of both.
+  csv.writer(text, lineterminator="\r\n").writerow(cells)
+  return text.getvalue()[:-2] + "\n"
+
+
+def _cell_text(value: Any) -> Any:
+  """A plain value as a cell."""
+  if isinstance(value, bool):
+    return json.dumps(value)
+  if isinstance(value, str) and _is_formula(value):
+    return f"'{value}"
+  return value
+
+
+def _is_formula(text: str) -> bool:
+  """Whether a cell would be run, or was kept from that."""
+  start = text.lstrip("'")
+  if len(start) < 2 or start[0] not in "=+-@\t\r":
+    return False
+  return not isinstance(_cell(text), int | float)
 
 
 def read_csv(path: str | Path) -> tuple[list[str], list[list[Any]]]:
@@ -238,6 +261,8 @@ def read_csv(path: str | Path) -> tuple[list[str], list[list[Any]]]:
 def _cell(text: str) -> Any:
   if text == "":
     return None
+  if text.startswith("'") and _is_formula(text[1:]):
+    return text[1:]
   # Integers first: `float` would take them as well.
   for kind in (int, float):
     try:
@@ -321,62 +346,6 @@ def unpack(folder: str | Path) -> None:
       write_bytes(path, data)
   # Last, so that an interruption loses nothing.
   (folder / ARCHIVE).unlink()
-
-
-@contextlib.contextmanager
-def folder(out: Path) -> Iterator[None]:
-  """Makes `out`; a failure inside leaves no empty folder behind.
-
-  Raises:
-    ValueError: if it cannot be made.
-  """
-  new = not out.exists()
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(f"cannot make --out={out}: {error.strerror}") from None
-  try:
-    yield
-  except BaseException:
-    if new and not any(out.iterdir()):
-      out.rmdir()
-    raise
-
-
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-  """Locks a folder against a second run that would write to it.
-
-  The system drops the lock when its process ends, however that happens, so
-  that none is left behind by a crash.
-
-  Raises:
-    ValueError: if another process holds it.
-  """
-  import fcntl
-
-  path = out / ".lock"
-  while True:
-    with open(path, "w") as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError:
-        raise ValueError(
-          f"another process is writing to {out}; wait for it, stop it, or "
-          "choose another folder"
-        ) from None
-      try:
-        # The file may have been removed by its former holder just before it was
-        # locked here; then it keeps nobody else out.
-        if os.stat(path).st_ino != os.fstat(lock.fileno()).st_ino:
-          continue
-      except FileNotFoundError:
-        continue
-      try:
-        yield
-      finally:
-        path.unlink(missing_ok=True)
-      return
 
 
 @contextlib.contextmanager

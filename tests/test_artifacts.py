@@ -207,3 +207,22 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
   monkeypatch.setattr(os, "open", refuse)  # root may write anywhere
   with pytest.raises(ValueError, match="Permission denied"):
     artifacts.write_bytes(tmp_path / "b", b"x")
+
+
+FORMULAS = ["=1+1", "@SUM(A1)", "+x", "-cmd|' /C calc'!A0", "\t=1", "\r=1",
+  "'=1", "''=1", "'-x", "--a", "=", "-", "-1.5", "'", "'tis",
+  "+3", "a=1", "é"]  # fmt: skip
+
+
+def test_no_text_of_a_table_is_a_formula(tmp_path):
+  rows = [[text, -1.5, -3] for text in FORMULAS]
+  path = artifacts.write_csv(tmp_path / "t.csv", ["token", "x", "i"], rows)
+  with open(path, newline="", encoding="utf-8") as file:
+    _, *found = csv.reader(file)
+  for text, x, i in found:
+    if len(text) > 1 and text[0] in "=+-@\t\r":
+      float(text)  # a number, which no spreadsheet runs
+    assert (x, i) == ("-1.5", "-3")
+  _, again = artifacts.read_csv(path)
+  numbers = {"-1.5": -1.5, "+3": 3}
+  assert [row[0] for row in again] == [numbers.get(t, t) for t in FORMULAS]

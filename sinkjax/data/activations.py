@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sinkjax import artifacts
+from sinkjax import artifacts, limits
 from sinkjax.data.tokens import CorpusError
 from sinkjax.weights.formats import safetensors_io
 
@@ -140,6 +140,17 @@ def finish(folder: pathlib.Path, parts: Sequence[str]) -> dict[str, Any]:
   return manifest
 
 
+def _own(name: Any) -> str:
+  """A name in a manifest, which must not lead out of its folder.
+
+  Raises:
+    ValueError: for anything else.
+  """
+  if not isinstance(name, str) or pathlib.Path(name).name != name:
+    raise ValueError(f"{name!r:.80} is no name of a file")
+  return name
+
+
 class Activations(Sequence):
   """What `launch.capture` wrote, one window after the other.
 
@@ -170,26 +181,31 @@ class Activations(Sequence):
   ):
     self.folder = pathlib.Path(folder)
     try:
-      manifest = json.loads((self.folder / MANIFEST).read_text("utf-8"))
-      parts, self.arrays = manifest["parts"], manifest["arrays"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+      manifest = limits.read_json(self.folder / MANIFEST, limits.MANIFEST)
+      self.arrays = dict(manifest["arrays"])
+      parts = [(_own(p["file"]), p["sha256"]) for p in manifest["parts"]]
+      counts = [int(part["windows"]) for part in manifest["parts"]]
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
       raise CorpusError(
-        f"{self.folder} holds no complete capture: {error}"
+        f"{self.folder} holds no complete capture: {type(error).__name__}: "
+        f"{error}"
       ) from None
     known = [name for name in self.arrays if name not in ABOUT]
     self.names = list(known if names is None else names)
     if unknown := sorted(set(self.names) - set(known)):
       raise CorpusError(f"{self.folder} has no {unknown}; it has {known}")
     if verify:
-      for part in parts:
-        data = (self.folder / part["file"]).read_bytes()
-        if hashlib.sha256(data).hexdigest() != part["sha256"]:
-          raise CorpusError(f"{self.folder / part['file']} was changed")
+      for name, digest in parts:
+        data = (self.folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+          raise CorpusError(f"{self.folder / name} was changed")
     self._parts = [
-      safetensors_io.open_folder(self.folder / part["file"]) for part in parts
+      safetensors_io.open_folder(self.folder / name) for name, _ in parts
     ]
-    self._ends = np.cumsum([part["windows"] for part in parts])
+    self._ends = np.cumsum(counts)
     self._tokens = [part.read_raw("tokens") for part in self._parts]
+    if counts != [len(tokens) for tokens in self._tokens] or not counts:
+      raise CorpusError(f"{self.folder / MANIFEST} counts other windows")
 
   def __len__(self) -> int:
     return int(self._ends[-1])

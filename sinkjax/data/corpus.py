@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from sinkjax import limits
 from sinkjax.data import manuals
 from sinkjax.data.tokens import TokenCorpus
 from sinkjax.weights.packages import Package, fetch_package
@@ -195,11 +196,7 @@ def _own_texts(path: pathlib.Path, column: str) -> list[str]:
 
 
 def _read(path: pathlib.Path) -> str:
-  try:
-    # A byte order mark is no part of the text.
-    return path.read_text("utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path}: cannot read as UTF-8: {error}") from None
+  return limits.read_text(path)
 
 
 def _field(path: pathlib.Path, number: int, line: str, column: str) -> str:

@@ -1,5 +1,6 @@
 """Corpora by name to ids for training and held-out ids, kept in the cache."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from sinkjax import outputs
 from sinkjax.data.corpus import Documents, gather, tokenize, train_tokenizer
 from sinkjax.data.tokens import MANIFEST, CorpusError, TokenCorpus
+from sinkjax.weights.folders import new_folder
 from sinkjax.weights.packages import cache_folder
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.tokenizer_files import tokenizer_from_folder
@@ -92,12 +95,30 @@ def tokenized(
       return _read(folder)
   documents = gather(names)
   folder = cache_folder() / "corpora" / _key(documents, vocab_size, tokenizer)
-  try:
+  with contextlib.suppress(CorpusError):
     corpus, read = _read(folder)
     return corpus, tokenizer or read
-  except CorpusError:
-    pass  # absent, incomplete or damaged: encode again
-  tokenizer = tokenizer or train_tokenizer(documents.texts, vocab_size)
+  # Absent, incomplete or damaged: encoded again, by one process of those that
+  # train together.
+  work = folder.with_name(f".{folder.name}.encoding")
+  with outputs.workspace(work, wait=True):
+    with contextlib.suppress(CorpusError):
+      corpus, read = _read(folder)
+      return corpus, tokenizer or read
+    tokenizer = tokenizer or train_tokenizer(documents.texts, vocab_size)
+    corpus = _encoded(documents, tokenizer, progress)
+    shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(folder) as made:
+      save(made, corpus, tokenizer)
+  return corpus, tokenizer
+
+
+def _encoded(
+  documents: Documents,
+  tokenizer: Tokenizer,
+  progress: Callable[[int, int], Any],
+) -> TokenCorpus:
+  """The ids, with `progress` called after each document."""
   total, done = sum(map(len, documents.texts)), 0
 
   def advance(characters: int) -> None:
@@ -105,12 +126,7 @@ def tokenized(
     done += characters
     progress(done, total)
 
-  corpus = tokenize(documents, tokenizer, progress=advance)
-  # What is there was found damaged or incomplete, and `TokenCorpus.save`
-  # refuses a folder that is not empty.
-  shutil.rmtree(folder, ignore_errors=True)
-  save(folder, corpus, tokenizer)
-  return corpus, tokenizer
+  return tokenize(documents, tokenizer, progress=advance)
 
 
 def _key(

@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+
+from sinkjax import limits
+from sinkjax.weights.folders import new_folder
 
 MANIFEST = "corpus.json"
 SCHEMA = 1
@@ -136,18 +138,11 @@ class TokenCorpus:
     Raises:
       ValueError: for a folder that is not empty, or too small a part.
     """
-    folder = pathlib.Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-      raise ValueError(f"{folder} exists and is not an empty folder")
     size = (part_bytes - _HEADER) // self.tokens.itemsize
     if size < 1:
       raise ValueError(f"part_bytes must hold a token, got {part_bytes}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-      dir=folder.parent, prefix=f".{folder.name}."
-    ) as work:
-      made, files = pathlib.Path(work) / "corpus", {}
-      made.mkdir()
+    with new_folder(folder) as made:
+      files = {}
       arrays = {"documents.npy": self._ends} | {
         f"tokens-{i:05d}.npy": self.tokens[at : at + size]
         for i, at in enumerate(range(0, max(1, len(self.tokens)), size))
@@ -165,9 +160,6 @@ class TokenCorpus:
         "files": files,
       }
       (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-      if folder.exists():
-        folder.rmdir()
-      os.replace(made, folder)
 
   @classmethod
   def read(cls, folder: str | os.PathLike) -> "TokenCorpus":
@@ -178,21 +170,27 @@ class TokenCorpus:
     """
     folder = pathlib.Path(folder)
     try:
-      manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+      manifest = limits.read_json(folder / MANIFEST, limits.MANIFEST)
       if manifest["schema"] != SCHEMA:
         raise ValueError(f"schema {manifest['schema']!r}, expected {SCHEMA}")
-      names = sorted(manifest["files"])
-      vocab_size, about = int(manifest["vocab_size"]), dict(manifest["about"])
+      files = {str(name): str(sha) for name, sha in manifest["files"].items()}
+      names = sorted(files)
+      vocab_size, about = manifest["vocab_size"], dict(manifest["about"])
+      if type(vocab_size) is not int or not 0 < vocab_size <= limits.TOKENS:
+        raise ValueError(f"vocab_size is {vocab_size!r:.40}")
       digest = str(manifest["digest"])
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-      raise CorpusError(f"{folder}: no valid {MANIFEST}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      reason = f"{type(error).__name__}: {error}"
+      raise CorpusError(f"{folder}: no valid {MANIFEST}: {reason}") from None
     for name in names:
       path = folder / name
       # A manifest must not lead to a file outside its folder.
-      if pathlib.Path(name).name != name or not path.is_file():
+      if not _is_inside(path, name):
         raise CorpusError(f"{path} is missing")
-      if _file_digest(path) != manifest["files"][name]:
+      if _file_digest(path) != files[name]:
         raise CorpusError(f"{path} is not what was written")
+    if "documents.npy" not in files or len(files) < 2:
+      raise CorpusError(f"{folder / MANIFEST} lists too few files")
     parts = [
       np.load(folder / name, mmap_mode="r", allow_pickle=False)
       for name in names
@@ -212,6 +210,14 @@ def smallest_dtype(vocab_size: int) -> type:
   ('uint16', 'uint32')
   """
   return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def _is_inside(path: pathlib.Path, name: str) -> bool:
+  """Whether a listed name is that of a file in the folder itself."""
+  try:
+    return pathlib.Path(name).name == name and path.is_file()
+  except (OSError, ValueError):  # a name that no file can have
+    return False
 
 
 def _digest(tokens: np.ndarray, ends: np.ndarray) -> str:

@@ -4,33 +4,57 @@ import contextlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from sinkjax import limits, outputs
+from sinkjax.weights.formats import rawfile
 from sinkjax.weights.validate import WeightsError
 
-# A config is a few KB and the largest JSON file of a tokenizer a few MB: more
-# is not what it claims to be, and would only fill the memory.
-MAX_JSON = 64 << 20
+MAX_JSON = limits.TOKENIZER
 
 
-def read_bytes(path: pathlib.Path) -> bytes:
-  """A file of at most `MAX_JSON` bytes.
+def read_bytes(path: pathlib.Path, most: int | None = None) -> bytes:
+  """A file of a model's folder, of at most `most` or `MAX_JSON` bytes.
 
   Raises:
-    WeightsError: if it is not there, too large or unreadable.
+    WeightsError: if it is not there, too large, unreadable or a link out of
+      the folder.
   """
+  require_inside(path.parent, path.name, path)
   try:
-    size = path.stat().st_size
-    raw = path.read_bytes() if size <= MAX_JSON else None
-  except FileNotFoundError:
-    raise WeightsError(f"{path}: no such file") from None
-  except OSError as error:
-    raise WeightsError(f"{path}: cannot be read: {error}") from None
-  if raw is None:
-    raise WeightsError(f"{path}: {size} bytes, at most {MAX_JSON} are read")
-  return raw
+    return limits.read_bytes(path, MAX_JSON if most is None else most)
+  except ValueError as error:
+    raise WeightsError(str(error)) from None
+
+
+def require_inside(
+  folder: str | os.PathLike, name: str, speaker: str | os.PathLike
+) -> None:
+  """Raises for a file of a model's folder that is a link out of it.
+
+  What is read is shown, recorded and, by `launch.convert`, written elsewhere:
+  whoever made the folder must not choose other files of this machine for that.
+  In the Hub's cache files are links to its own `blobs`.
+
+  Args:
+    folder: of the model.
+    name: of a file in it.
+    speaker: what the message begins with.
+  """
+  root = os.path.realpath(folder)
+  roots = [root]
+  if os.path.basename(os.path.dirname(root)) == "snapshots":
+    roots.append(os.path.join(os.path.dirname(os.path.dirname(root)), "blobs"))
+  real = os.path.realpath(os.path.join(folder, name))
+  # Joined with "", a root ends in a separator: "model" must not admit
+  # "model-2".
+  if not any(real.startswith(os.path.join(r, "")) for r in roots):
+    rawfile.refuse(
+      speaker,
+      f"{rawfile.show(name)} is a link to {rawfile.show(real, 200)}, "
+      "outside the folder; expected a file inside it",
+    )
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -52,7 +76,7 @@ def read_optional_json(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     WeightsError: as `read_json`, or if it holds no object.
   """
-  if not path.is_file():
+  if not path.exists():
     return {}
   values = read_json(path)
   if not isinstance(values, dict):
@@ -71,15 +95,16 @@ def new_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     path: must not exist or be an empty folder; its parents are made.
 
   Raises:
-    ValueError: for anything else at `path`, before the block is entered.
+    ValueError: for anything else at `path`, or if another process writes it,
+      before the block is entered.
   """
   check_new(path)
   path = pathlib.Path(path).absolute()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(
-    dir=path.parent, prefix=f".{path.name}."
-  ) as work:
-    folder = pathlib.Path(work) / "model"
+  # The name is the same for all who would write there: a second one is refused,
+  # and what a killed one left is cleared.
+  work = path.parent / f".{path.name}.unfinished"
+  with outputs.workspace(work):
+    folder = work / "whole"
     folder.mkdir()
     yield folder
     if path.exists():

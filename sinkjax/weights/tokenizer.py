@@ -30,6 +30,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models
 
+from sinkjax import limits
 from sinkjax.weights.post_processor import template_bos, with_bos
 from sinkjax.weights.validate import WeightsError, first_line
 
@@ -88,6 +89,12 @@ class Tokenizer:
     self._backend = backend
     vocab = backend.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocab.values(), default=-1) + 1
+    if len(set(vocab.values())) != len(vocab):
+      raise WeightsError(f"tokenizer: {_same_id(vocab)}")
+    if self.vocab_size > limits.TOKENS:
+      raise WeightsError(
+        f"tokenizer: id {self.vocab_size - 1} is beyond {limits.TOKENS} tokens"
+      )
     self.bos_id, self.eos_id = bos_id, eos_id
     self.unk_id, self.pad_id = unk_id, pad_id
     self.add_bos, self.chat_template = add_bos, chat_template
@@ -320,6 +327,16 @@ class Tokenizer:
     if self.end_ids - {self.eos_id}:
       text = json.dumps({"eos_token_id": sorted(self.end_ids)}) + "\n"
       (folder / "generation_config.json").write_text(text, "utf-8")
+
+
+def _same_id(vocab: dict[str, int]) -> str:
+  """Which two tokens have one id."""
+  found: dict[int, str] = {}
+  for token, token_id in vocab.items():
+    other = found.setdefault(token_id, token)
+    if other != token:
+      return f"{other[:40]!r} and {token[:40]!r} have the same id {token_id}"
+  return "two tokens have the same id"
 
 
 def _part_types(part: Any) -> list[str]:

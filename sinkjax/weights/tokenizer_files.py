@@ -8,7 +8,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from sinkjax.weights.folders import read_optional_json
+from sinkjax import limits
+from sinkjax.weights import tokenizer_rules
+from sinkjax.weights.folders import read_bytes, read_optional_json
 from sinkjax.weights.post_processor import template_bos
 from sinkjax.weights.tokenizer import NAMES, Tokenizer, build
 from sinkjax.weights.tokenizer_legacy import legacy_backend
@@ -40,7 +42,7 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   folder = pathlib.Path(path)
   file, template = folder / "tokenizer.json", None
   config = read_optional_json(folder / "tokenizer_config.json")
-  if file.is_file():
+  if file.exists():
     backend, template = _whole(file)
     usual = False
   else:
@@ -61,24 +63,30 @@ def tokenizer_from_folder(path: str | os.PathLike) -> Tokenizer | None:
   if len(set(own.values())) > 1:
     named = ", ".join(f"{i} in {where}" for where, i in own.items())
     warn(f"{folder}: BOS is {first['bos_id']}, of several: {named}")
-  return Tokenizer(
-    backend,
-    **first,
-    end_ids=_end_ids(folder),
-    add_bos=template is not None or add_bos,
-    chat_template=_chat_template(folder, config),
-  )
+  chat, ends = _chat_template(folder, config), _end_ids(folder)
+  try:
+    return Tokenizer(
+      backend,
+      **first,
+      end_ids=ends,
+      add_bos=template is not None or add_bos,
+      chat_template=chat,
+    )
+  except WeightsError as error:
+    raise WeightsError(f"{folder}: {error}") from None
 
 
 def _whole(file: pathlib.Path) -> tuple[tokenizers.Tokenizer, int | None]:
   """The rules of a `tokenizer.json`, and the BOS that it puts first."""
   try:
-    text = file.read_text("utf-8")
+    text = read_bytes(file).decode("utf-8")
     data = json.loads(text)
-  except (ValueError, RecursionError, OSError) as error:
+  except WeightsError:
+    raise
+  except (ValueError, RecursionError) as error:
     reason = first_line(error)
     raise WeightsError(f"{file}: not a tokenizer: {reason}") from None
-  reason = _bad_prefix(data)
+  reason = _bad_prefix(data) or tokenizer_rules.refusal(data)
   if reason:
     raise WeightsError(f"{file}: not a tokenizer: {reason}")
   try:
@@ -114,8 +122,8 @@ def _bad_prefix(data: Any) -> str | None:
 def _chat_template(folder: pathlib.Path, config: dict[str, Any]) -> str | None:
   """The template of its own file, else the config's (default) one."""
   file = folder / "chat_template.jinja"
-  if file.is_file():
-    return file.read_text("utf-8", "replace")
+  if file.exists():
+    return read_bytes(file, limits.TEMPLATE).decode("utf-8", "replace")
   chat = config.get("chat_template")
   if isinstance(chat, list):
     named = [entry for entry in chat if isinstance(entry, dict)]

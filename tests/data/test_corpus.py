@@ -76,7 +76,7 @@ def test_what_is_wrong_is_said(tmp_path, text, words):
   with pytest.raises(ValueError, match="neither a file, a folder, nor one of"):
     gather([str(tmp_path / "absent")])
   (tmp_path / "x.txt").write_bytes(b"\xff\xfe")
-  with pytest.raises(ValueError, match=r"x\.txt: cannot read as UTF-8"):
+  with pytest.raises(ValueError, match=r"x\.txt is not UTF-8"):
     gather([str(tmp_path)])
 
 

@@ -8,10 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import sinkjax
-from sinkjax.models.attention import make_context
 from sinkjax.models.blocks import Block
 from sinkjax.models.cache import advance, init_cache, split_layers
-from sinkjax.models.layerwise import apply_block, apply_final_norm, embed
+from sinkjax.models.context import make_context
+from sinkjax.models.layerwise import (
+  apply_block,
+  apply_final_norm,
+  embed,
+  final_norm_of,
+)
 from sinkjax.models.layerwise import as_layers as layers_of
 from sinkjax.models.transformer import logits_of
 from sinkjax.taps import NO_TAPS, Tapper, Taps
@@ -65,7 +70,6 @@ def slow(cfg, params, tokens, limit, goes):
   """
   dense = jax.jit(functools.partial(apply_block, cfg))
   rest = jax.jit(functools.partial(_rest_of, cfg))
-  table = params["embed" if cfg.tie_embeddings else "unembed"]
   ctx = make_context(cfg, jnp.arange(limit)[None], None)
   taps = Taps(observers={"z": ("z", _id), "pattern": ("pattern", _id)})
   layers, heads, group = cfg.n_layers, cfg.n_kv_heads, cfg.group_size
@@ -93,8 +97,9 @@ def slow(cfg, params, tokens, limit, goes):
         got[i, n, mine] += pattern.sum(axis=0)
       x = rest(block, x, np.concatenate(z)[None, None])
     rows.append(x[0, 0])
-  x = apply_final_norm(cfg, params["final_norm"], jnp.stack(rows)[None])
-  return np.asarray(logits_of(cfg, x, table)[0]), kept
+  norm = final_norm_of(params)  # OLMo 1 has no parameters in it
+  x = apply_final_norm(cfg, norm, jnp.stack(rows)[None])
+  return np.asarray(logits_of(cfg, x, params)[0]), kept
 
 
 def _id(x):

@@ -14,7 +14,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
 IMPORTED = (
@@ -41,16 +42,26 @@ class Launched:
     name: of the launcher.
     *flags: its command line.
     env: variables beside those of this process.
+    first: called in the new process before the launcher starts, to make
+      something fail there; a function of a module, or a partial of one.
   """
 
-  def __init__(self, name: str, *flags: str, env: Mapping[str, str] = {}):
+  def __init__(
+    self,
+    name: str,
+    *flags: str,
+    env: Mapping[str, str] = {},
+    first: Callable[[], None] | None = None,
+  ):
     self.args = (name, *flags)
     self._folder = tempfile.TemporaryDirectory()
     self._files = [f"{self._folder.name}/{x}" for x in ("out", "err")]
     variables = {**os.environ, **env}
     # Daemons end with the tests, whatever these do.
     self._process = _server.Process(
-      target=_launch, args=(name, flags, variables, *self._files), daemon=True
+      target=_launch,
+      args=(name, flags, variables, *self._files, first),
+      daemon=True,
     )
     self._process.start()
 
@@ -85,10 +96,10 @@ class Launched:
 
 
 def run(
-  name: str, *flags: str, timeout: float = 300, env: Mapping[str, str] = {}
+  name: str, *flags: str, timeout: float = 300, **more: Any
 ) -> subprocess.CompletedProcess:
   """A launcher from start to end, with its output as text."""
-  launched = Launched(name, *flags, env=env)
+  launched = Launched(name, *flags, **more)
   try:
     out, err = launched.communicate(timeout)
   except BaseException:
@@ -100,7 +111,12 @@ def run(
 
 
 def _launch(
-  name: str, flags: tuple[str, ...], env: Mapping[str, str], out: str, err: str
+  name: str,
+  flags: tuple[str, ...],
+  env: Mapping[str, str],
+  out: str,
+  err: str,
+  first: Callable[[], None] | None,
 ) -> None:
   """`python -m launch.NAME FLAGS` in a forked process."""
   for number, path in ((1, out), (2, err)):
@@ -110,6 +126,8 @@ def _launch(
   os.environ.update(env)
   os.chdir(ROOT)
   sys.argv = [name, *flags]
+  if first is not None:
+    first()
   with contextlib.ExitStack() as at_exit:
     # A forked process ends without what was registered for its end.
     atexit.register = at_exit.callback

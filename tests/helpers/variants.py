@@ -54,6 +54,14 @@ VARIANTS = {
     "parallel_residual": True,
     "shared_norm": True,
   },
+  "bloom": {
+    "norm": "layer",
+    "embed_norm": True,
+    "positions": "alibi",
+    "window": 3,
+    "local_layers": (False, True, False),
+    "unembed_bias": True,
+  },
   "granite": {
     "embed_scale": 5.0,
     "residual_scale": 0.4,

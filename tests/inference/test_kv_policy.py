@@ -4,14 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kv_walk import LENGTH, NAMES, close, family, feed, plain, slow
+from kv_walk import FAMILIES, LENGTH, NAMES, close, family, feed, plain, slow
 from quick import quick
 
 import sinkjax
 from sinkjax.inference import kv_policy
 from sinkjax.models.cache import advance, init_cache, split_layers
+from sinkjax.weights import huggingface
 
-TURNING = [name for name in NAMES if name != "gpt2"]
+TURNING = [
+  name
+  for name in NAMES
+  if huggingface.load_config(FAMILIES / name).positions != "learned"
+]
 
 
 @pytest.mark.thorough
@@ -68,7 +73,9 @@ def test_sinks_and_window_are_the_slow_walk(name, count, text):
 @pytest.mark.thorough
 @pytest.mark.parametrize(
   "name",
-  quick(["llama3", "gemma3", "gpt_neox_sequential"], "gpt_neox_sequential"),
+  quick(
+    ["llama3", "gemma3", "gpt_neox_sequential", "bloom"], "gpt_neox_sequential"
+  ),
 )
 def test_heavy_hitters_are_the_slow_walk(name, text):
   params, cfg = family(name)
@@ -88,6 +95,19 @@ def test_heavy_hitters_are_the_slow_walk(name, text):
       assert (ranks == np.arange(6)).all()
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_no_cache_beyond_what_was_trained_on(kind):
+  """Where longer texts turn all positions at other rates."""
+  four = (1.0,) * 4
+  more = {"factors": four, "short_factors": four} if kind == "longrope" else {}
+  scaling = sinkjax.RopeScaling(kind, 2.0, original_max_len=9, **more)
+  cfg = sinkjax.TINY.replace(rope_scaling=scaling)
+  for policy in (kv_policy.full, kv_policy.window, kv_policy.heavy_hitters):
+    policy(9).check(cfg)
+    with pytest.raises(ValueError, match=f"'{kind}'.*more than 9 tokens"):
+      policy(10).check(cfg)
+
+
 OPTIONS = {
   "fused": {"attention": "fused"},
   "softmax1": {"normalizer": "softmax1"},
@@ -101,6 +121,12 @@ OPTIONS = {
   "element": {"gate": "element"},
   "value": {"gate": "value", "remat": "full", "scan_layers": False},
   "nope": {"positions": "none"},
+  "alibi": {
+    "positions": "alibi",
+    "alibi_scale": 0.7,
+    "window": 3,
+    "local_layers": (True, False, True),
+  },
   "experts": {"n_experts": 4, "experts_per_token": 2, "shared_d_ff": 12},
   "bases": {"rope_bases": (50.0, 1e4, 9.0), "rope_layers": (True, True, False)},
 }

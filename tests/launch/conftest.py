@@ -66,9 +66,11 @@ def wait_for(workdir, step, process):
 
 @pytest.fixture(scope="session")
 def train(corpus):
-  """`start(workdir, *flags)`, `ended(process)`, `wait_for(workdir, step)`."""
+  """`start`, `ended` and `wait_for` as above, and the flags of `small` runs."""
 
   def begin(workdir, *flags):
     return start(corpus, workdir, *flags)
 
-  return types.SimpleNamespace(start=begin, ended=ended, wait_for=wait_for)
+  return types.SimpleNamespace(
+    start=begin, ended=ended, wait_for=wait_for, small=SMALL
+  )

@@ -1,5 +1,6 @@
 """A launcher that is interrupted, or whose reader leaves, says no traceback."""
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -34,6 +35,83 @@ def test_a_reader_that_leaves_is_no_error():
   process.stdout.close()
   assert process.stderr.read() == ""
   assert process.wait(60) == 141  # as a shell says of SIGPIPE
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_closed_stream_is_no_error(tmp_path, stream):
+  """As `2>&-` does: the next file that is opened must not take its place."""
+  file = tmp_path / "file"
+  program = f"""
+import os
+from launch import app
+def main():
+  os.close(0)  # so that only what is closed below is free
+  with open({str(file)!r}, "w") as kept:
+    print("said")
+    raise ValueError("wrong")
+app.run(main, "")
+"""
+  process = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    preexec_fn=lambda: os.close(stream),
+  )
+  assert process.returncode == 1 and file.read_text() == ""
+  said = [process.stdout, process.stderr]
+  assert said[stream - 1] == "" and "Traceback" not in "".join(said)
+  assert said[2 - stream].strip() in ("said", "error: wrong")
+
+
+@pytest.mark.thorough
+def test_an_error_that_nobody_reads_is_no_traceback():
+  process = start("-m", "launch.convert", "--nope")
+  process.stderr.close()
+  assert process.stdout.read() == "" and process.wait(60) == 1
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_signals_clean_up(tmp_path, number):
+  program = f"""
+import pathlib, signal, sys, time
+from launch import app
+from sinkjax import outputs
+def main():
+  with outputs.alone(pathlib.Path({str(tmp_path)!r}, "a", "b")):
+    pathlib.Path({str(tmp_path)!r}, "a", "b", "part").touch()
+    print("begun", flush=True)
+    time.sleep(30)
+app.run(main, "")
+"""
+  process = start("-c", program)
+  assert process.stdout.readline() == "begun\n"
+  process.send_signal(number)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 128 + number
+  assert err.strip() == "stopped: nothing half written"
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.thorough
+def test_a_thread_s_error_is_no_traceback():
+  """Where it matters, the main thread has the error as well."""
+  program = """
+import threading
+from launch import app
+def main():
+  thread = threading.Thread(target=lambda: 1 / 0)
+  thread.start()
+  thread.join()
+  raise OSError("the\\nreason " + "x" * 900)
+app.run(main, "")
+"""
+  _, err = start("-c", program).communicate(timeout=60)
+  assert err.count("\n") == 1 and len(err) < 310, err
+  assert err.startswith("error: OSError: the reason xx")
 
 
 def test_an_interrupt_that_python_drops_comes_again():

@@ -77,7 +77,7 @@ ERRORS = [
   (["--out=never", "--budget_gb=1e-6"], "too small"),
   (["--out=never", "--prefix=zebra"], "no such token"),
   (["--out=README.md"], "is a file"),
-  (["--out=never", "--text_file=/no/file"], "cannot read"),
+  (["--out=never", "--text_file=/no/file"], "no such file"),
 ]
 
 

@@ -266,7 +266,7 @@ def test_dry_run_writes_nothing(flags, tmp_path, glassllm_path):
     ("analyze", ["--out=never", "--max_tokens=x"], "max_tokens"),
     ("analyze", ["--out=never", "--nope=1"], "nope"),
     ("analyze", ["--out=never", "more"], "unexpected argument 'more'"),
-    ("analyze", ["--out=never", "--text_file=/no/file"], "cannot read"),
+    ("analyze", ["--out=never", "--text_file=/no/file"], "no such file"),
     (
       "analyze",
       ["--out=never", "--model=glassllm-en", "--max_tokens=500"],

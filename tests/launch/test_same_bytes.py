@@ -7,7 +7,7 @@ import launcher
 import pytest
 
 import sinkjax
-from sinkjax import artifacts
+from sinkjax import artifacts, outputs
 from sinkjax.experiments import BY_NAME
 from sinkjax.experiments.harness import runner
 
@@ -65,7 +65,7 @@ def test_weights_that_were_replaced(model, tmp_path, name):
 def test_two_at_once(tmp_path, name):
   out = tmp_path / "out"
   out.mkdir()
-  with artifacts.alone(out):
+  with outputs.alone(out):
     found = launcher.run(
       name, "--model=glassllm-en", f"--out={out}", *FLAGS[name]
     )

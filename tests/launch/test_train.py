@@ -89,12 +89,33 @@ def test_sigterm_saves_and_the_same_command_goes_on(whole, train, tmp_path):
   process.send_signal(signal.SIGTERM)
   sent = time.monotonic()
   code, out, err = train.ended(process)
-  assert code == 0, err
+  assert code == 143, err
   assert "stopped at step" in out and time.monotonic() - sent < 20
   assert not (workdir / "model").exists()
   code, out, err = train.ended(train.start(workdir, "--config.steps=40"))
   assert code == 0, err
   assert "resuming from step" in err + out
+  assert parameters(workdir) == parameters(whole)
+
+
+def records(workdir):
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [(r["kind"], r["step"]) for r in map(json.loads, lines)]
+
+
+def test_killed_before_the_first_checkpoint(whole, train, tmp_path):
+  """No record is there twice, and another config may take the place."""
+  workdir = tmp_path / "run"
+  flags = ("--config.log_every=1", "--config.save_every=40")
+  process = train.start(workdir, "--config.steps=40", *flags)
+  train.wait_for(workdir, 2, process)
+  process.kill()
+  process.communicate()
+  assert ("eval", 0) in records(workdir)
+  code, _, err = train.ended(train.start(workdir, "--config.steps=40"))
+  assert code == 0, err
+  assert records(workdir) == records(whole)
+  assert len(list((workdir / "tensorboard").iterdir())) == 1
   assert parameters(workdir) == parameters(whole)
 
 
@@ -126,7 +147,7 @@ def test_two_runs_in_one_folder(train, tmp_path):
   first = train.start(
     workdir, "--config.steps=100000", "--config.eval_every=100000"
   )
-  train.wait_for(workdir, 0, first)
+  train.wait_for(workdir, 12, first)  # a step is saved
   code, _, err = train.ended(
     train.start(workdir, "--config.steps=100000", "--config.eval_every=100000")
   )

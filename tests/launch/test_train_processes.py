@@ -72,7 +72,7 @@ def test_what_four_wrote_one_goes_on_from(train, alone, tmp_path):
   for run in runs:
     run.send_signal(signal.SIGTERM)
   ends = [train.ended(run) for run in runs]
-  assert [code for code, _, _ in ends] == [0] * 4, ends[0][2]
+  assert [code for code, _, _ in ends] == [143] * 4, ends[0][2]
   assert "stopped at step" in ends[0][1]
   code, out, err = train.ended(train.start(workdir, *RUN))
   assert code == 0, err
@@ -81,21 +81,42 @@ def test_what_four_wrote_one_goes_on_from(train, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dead_process_ends_the_others(train, tmp_path):
+@pytest.mark.parametrize("dead", [1, 0])
+def test_a_dead_process_ends_the_others(train, tmp_path, dead):
   workdir = tmp_path / "run"
   runs = together(
     train, workdir, 2, "--config.steps=100000", "--config.eval_every=100000"
   )
   train.wait_for(workdir, 20, runs[0])
-  runs[1].kill()
+  runs[dead].kill()
   died = time.monotonic()
   try:
-    code, _, err = train.ended(runs[0], timeout=60)
+    code, _, err = train.ended(runs[1 - dead], timeout=60)
   except subprocess.TimeoutExpired:
-    runs[0].kill()
+    runs[1 - dead].kill()
     raise
   assert code != 0 and time.monotonic() - died < 60
+  # Where process 0 died, JAX may end this one before it can say so itself.
   assert "process" in err and ("died" in err or "Terminating" in err), err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_that_waits_alone(train, tmp_path, process):
+  """It says for whom, ends within a minute, and has written nothing."""
+  port, begun = free_port(), time.monotonic()
+  run = train.start(
+    tmp_path / "run",
+    f"--coordinator=localhost:{port}",
+    "--processes=2",
+    f"--process={process}",
+  )
+  code, _, err = train.ended(run, timeout=90)
+  assert code == 1 and time.monotonic() - begun < 75  # with JAX's import
+  others = f"process 0 at localhost:{port}" if process else "the other process"
+  said = [line for line in err.splitlines() if "error: " in line]
+  assert len(said) == 1 and f"waited 50 s for {others}" in said[0], err
+  assert not (tmp_path / "run").exists()
 
 
 def test_flags_that_do_not_go_together(train, tmp_path):

@@ -6,10 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import variants
+from streamed import observed
 
 import sinkjax
 from sinkjax.models import normalizers
-from sinkjax.models.positions import inverse_frequencies, rotary_tables, rotate
+from sinkjax.models.positions import (
+  alibi_slopes,
+  inverse_frequencies,
+  rotary_tables,
+  rotate,
+)
 
 TOKENS = jnp.arange(10)[None]
 QUICK = ("llama", "gpt2", "gemma2", "nope")
@@ -143,6 +149,32 @@ def test_rotation_keeps_norms_and_depends_on_distance(tiny):
   turned = rotate(q, *(t[0] for t in rotary_tables(cfg, jnp.array([[17]]))))
   np.testing.assert_allclose(
     jnp.linalg.norm(turned), jnp.linalg.norm(q), rtol=1e-6
+  )
+
+
+def test_alibi_slopes_are_those_of_the_paper():
+  """For 8 heads 1/2 to 1/256; for 12 every other one of 16 is added."""
+  slopes = alibi_slopes(sinkjax.TINY.replace(n_heads=8, positions="alibi"))
+  np.testing.assert_allclose(slopes, 0.5 ** np.arange(1, 9))
+  cfg = sinkjax.TINY.replace(n_heads=12, positions="alibi", alibi_scale=3.0)
+  more = 0.5 ** np.arange(0.5, 4, 1)
+  np.testing.assert_allclose(alibi_slopes(cfg) / 3, [*slopes, *more])
+
+
+def test_alibi_is_subtracted_from_the_scores(tokens):
+  plain = sinkjax.TINY.replace(positions="none")
+  params = sinkjax.init_params(plain, jax.random.key(0))
+  scores = [
+    observed(sinkjax.forward(cfg), params, tokens, "scores").trace["scores"][0]
+    for cfg in (plain, plain.replace(positions="alibi"))
+  ]
+  places = np.arange(tokens.shape[1])
+  lag = places[:, None] - places
+  slopes = np.array([0.25, 0.0625, 0.015625, 0.00390625])[:, None, None]
+  np.testing.assert_allclose(
+    scores[0] - scores[1],
+    np.broadcast_to(slopes * lag, scores[0].shape),
+    atol=1e-5,  # of scores near 1 and lags of about 10, in float32
   )
 
 

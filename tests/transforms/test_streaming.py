@@ -14,7 +14,7 @@ import sinkjax
 from sinkjax.analysis.sink_profile import token_nll
 from sinkjax.metrics import rows, sinks
 from sinkjax.metrics.rows import dense
-from sinkjax.models.attention import causal_mask
+from sinkjax.models.context import causal_mask
 from sinkjax.models.layerwise import InMemory
 from sinkjax.transforms import chunks, streaming
 from sinkjax.transforms.streaming import stream_statistics

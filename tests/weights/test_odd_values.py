@@ -59,6 +59,13 @@ def change_header(folder, change):
   path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
 
 
+@pytest.mark.parametrize("model", sorted(p.name for p in FAMILIES.iterdir()))
+def test_a_dry_run_of_every_family(model):
+  """With the names of all tensors, also where each expert has its own."""
+  cfg, _, parameters = registry.peek(str(FAMILIES / model))
+  assert cfg.n_layers and parameters
+
+
 def test_a_dry_run_reads_headers(tmp_path):
   path = copy(tmp_path, "llama3") / "model.safetensors"
   path.write_bytes(b"\xff" * 7 + b"\x0f" + path.read_bytes()[8:])

@@ -65,11 +65,16 @@ def one_kind(x):
 
 def check_unembedding(opened, params):
   pieces = list(opened.unembedding())
-  one_kind(pieces[0])
-  assert all(piece.shape[1] <= offload.UNEMBED_COLUMNS for piece in pieces)
+  one_kind(pieces[0].kernel)
+  assert all(x.kernel.shape[1] <= offload.UNEMBED_COLUMNS for x in pieces)
   tied = opened.cfg.tie_embeddings
   want = params["embed"].T if tied else params["unembed"]
-  same(np.concatenate(pieces, axis=1), want)
+  same(np.concatenate([x.kernel for x in pieces], axis=1), want)
+  if opened.cfg.unembed_bias:
+    bias = np.concatenate([x.bias for x in pieces])
+    same(bias, params["unembed_bias"])
+  else:
+    assert all(x.bias is None for x in pieces)
 
 
 @pytest.mark.parametrize("prefetch", [True, False], ids=["ahead", "plain"])

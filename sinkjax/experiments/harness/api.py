@@ -7,6 +7,7 @@ measuring anything twice.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -156,7 +157,8 @@ class Experiment:
     """The config at a scale, with the fields that are given.
 
     Raises:
-      ValueError: for a field that the experiment does not have.
+      ValueError: for a field that the experiment does not have, or a value
+        that no field of its kind can have.
     """
     names = {field.name for field in dataclasses.fields(self.config)}
     unknown = sorted(set(given) - names)
@@ -164,7 +166,10 @@ class Experiment:
       raise ValueError(f"no {unknown[0]}; it has {', '.join(sorted(names))}")
     preset = {} if self.scales is None else dict(self.scales[scale])
     fields = {k: _frozen(v) for k, v in (preset | dict(given)).items()}
-    return self.config(**fields)
+    made = self.config(**fields)
+    for name in given:
+      _check(name, fields[name], getattr(self.config(), name))
+    return made
 
 
 def _frozen(value: Any) -> Any:
@@ -172,3 +177,43 @@ def _frozen(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return tuple(_frozen(item) for item in value)
   return value
+
+
+SHARES = ("eps", "share", "shares", "threshold", "thresholds")
+"""Fields whose numbers are parts of a whole, where they are not whole."""
+
+FROM_ZERO = ("seed", "sinks", "layer")
+"""Words in the names of fields whose whole numbers may be 0."""
+
+
+def _check(name: str, value: Any, default: Any) -> None:
+  """Raises for a number that no measurement is defined for.
+
+  Args:
+    name: of the field.
+    value: what it is to be.
+    default: what it is by default.
+  """
+  if isinstance(default, tuple) and default and value == ():
+    raise ValueError(f"{name} must not be empty")
+  seeds = value if "seed" in name and isinstance(value, tuple) else ()
+  if len(set(seeds)) != len(seeds):
+    raise ValueError(f"{name} has a value twice: {value}")
+  for number in _numbers(value):
+    least = 1 if isinstance(number, int) else 0
+    if any(word in name for word in FROM_ZERO) or 0 in _numbers(default):
+      least = 0
+    most = math.inf
+    if name in SHARES and isinstance(number, float):
+      most = 1
+    if not (math.isfinite(number) and least <= number <= most):
+      limit = f" and at most {most}" if most == 1 else ""
+      raise ValueError(f"{name} must be at least {least}{limit}, got {number}")
+
+
+def _numbers(value: Any) -> list[int | float]:
+  """The numbers of a nest of tuples."""
+  if isinstance(value, tuple):
+    return [number for item in value for number in _numbers(item)]
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return [value] if number else []

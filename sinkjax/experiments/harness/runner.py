@@ -11,7 +11,7 @@ Claims, figures and the report are functions of these files, so they are made
 again without measuring. `compact` has the form of the folder that git keeps.
 """
 
-import contextlib
+import functools
 import io
 import json
 import pathlib
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sinkjax import artifacts, finite, provenance
+from sinkjax import artifacts, finite, outputs, provenance
 from sinkjax.experiments import BY_NAME, REGISTRY, Entry
 from sinkjax.experiments.harness import claims_page, compact
 from sinkjax.experiments.harness.api import Experiment, Result
@@ -217,8 +217,8 @@ def run(
   experiment = request.entry.load()
   # Processes may share a sweep, each run of which has a lock of its own.
   sweeps = experiment.scales is not None
-  lock = contextlib.nullcontext() if sweeps else artifacts.alone(folder)
-  with artifacts.folder(folder), lock:
+  alone = functools.partial(outputs.alone, keeps=_measured)
+  with (outputs.folder if sweeps else alone)(folder):
     old = None if overwrite else _stored(folder / "result.json")
     if (
       old is None
@@ -250,6 +250,11 @@ def run(
       finite.require_result(found.numbers, found.arrays, request.entry.name)
       _write(folder, request, found, weights, time.monotonic() - start)
     _draw(folder)
+
+
+def _measured(path: pathlib.Path) -> bool:
+  """Whether a new file stays where drawing fails: what was measured does."""
+  return (path.parent / "result.json").exists()
 
 
 def _write(

@@ -1,8 +1,8 @@
 """gpt-oss: a learned sink in each head, experts, and a window in every other
 layer.
 
-Gates and what they open lie in turn in one tensor of all experts. The files
-that OpenAI publishes hold MXFP4 and are refused; those in 16 bits are read.
+Gates and what they open lie in turn in one tensor of all experts. Files are in
+16 bits or, as OpenAI publishes them, in MXFP4.
 """
 
 from typing import Any

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sinkjax.weights.folders import require_inside
 from sinkjax.weights.formats import (
   gguf_dequant,
   rawfile,
@@ -246,19 +247,7 @@ def _refuse_folder(folder: str, names: list[str], found: list[str]) -> None:
 def _inside(folder: str, speaker: str, name: str) -> str:
   """The path of `name` in the folder, if that is where it really is."""
   path = os.path.join(folder, name)
-  root = os.path.realpath(folder)
-  roots = [root]
-  if os.path.basename(os.path.dirname(root)) == "snapshots":
-    roots.append(os.path.join(os.path.dirname(os.path.dirname(root)), "blobs"))
-  real = os.path.realpath(path)
-  # Joined with "", a root ends in a separator: "model" must not admit
-  # "model-2".
-  if not any(real.startswith(os.path.join(r, "")) for r in roots):
-    rawfile.refuse(
-      speaker,
-      f"{rawfile.show(name)} is a link to {rawfile.show(real, 200)}, "
-      "outside the folder; expected a file inside it",
-    )
+  require_inside(folder, name, speaker)
   return path
 
 

@@ -1,0 +1,60 @@
+"""What the rules of a `tokenizer.json` may ask for.
+
+The library applies them without bounds: twenty-five replacements of a letter by
+two make a gigabyte of thirty letters, and where memory ends the whole process
+does.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+MAX_RULES = 256
+"""Steps of a normaliser, pre-tokenizer or decoder: published ones have ten."""
+
+MAX_GROWTH = 256
+"""Times that all steps together may lengthen a text. A space that becomes "▁"
+keeps its length; those that spell characters out add some."""
+
+
+def refusal(data: Any) -> str | None:
+  """Why such rules are not used, `None` if they are.
+
+  Args:
+    data: of a `tokenizer.json`, of any form.
+  """
+  if not isinstance(data, dict):
+    return None
+  for name in ("normalizer", "pre_tokenizer", "decoder"):
+    growth = 1.0
+    for number, step in enumerate(_steps(data.get(name))):
+      if number >= MAX_RULES:
+        return f"its {name} has more than {MAX_RULES} steps"
+      growth *= _growth(step)
+      if growth > MAX_GROWTH:
+        return f"its {name} makes a text {growth:.3g} times as long"
+  return None
+
+
+def _steps(part: Any) -> Iterator[dict[str, Any]]:
+  """The objects in a part, to any depth, without recursion."""
+  left = [part]
+  while left:
+    found = left.pop()
+    if isinstance(found, dict):
+      yield found
+      left += found.values()
+    elif isinstance(found, list):
+      left += found
+
+
+def _growth(step: dict[str, Any]) -> float:
+  """How many times as long a text may become by one step, at most."""
+  content = step.get("content", step.get("prepend"))
+  if not isinstance(content, str):
+    return 1.0
+  pattern = step.get("pattern")
+  text = pattern.get("String") if isinstance(pattern, dict) else None
+  if isinstance(text, str) and text:
+    return max(1.0, len(content) / len(text))
+  # An expression may match nothing, between any two characters.
+  return 1.0 + len(content)
