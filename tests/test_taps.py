@@ -47,6 +47,9 @@ def test_no_taps_no_operations(tiny, tokens, monkeypatch):
     def trace(self):
       return {}
 
+    def needs_no_scores(self):
+      return True
+
   monkeypatch.setattr(blocks, "Tapper", Untapped)
   monkeypatch.setattr(transformer, "Tapper", Untapped)
   assert jaxpr() == with_taps
