@@ -132,6 +132,7 @@ def write_metadata(writer, cfg):
     writer.add_layer_norm_rms_eps(cfg.norm_eps)
   if cfg.positions == "rope":
     writer.add_rope_freq_base(cfg.rope_base)
+    writer.add_rope_dimension_count(cfg.rotary_dim)
   if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "linear":
     writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
     writer.add_rope_scaling_factor(cfg.rope_scaling.factor)

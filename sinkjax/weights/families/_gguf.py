@@ -204,11 +204,14 @@ def gguf_tensors_fused(cfg: ModelConfig) -> list[Leaf]:
 
 
 def _all_but_qkv(cfg: ModelConfig) -> list[Leaf]:
+  """llama.cpp's names of all but queries, keys and values."""
   names = {
     "blocks/attn_norm": f"{_AT}attn_norm",
     "blocks/mlp_norm": f"{_AT}ffn_norm",
     "final_norm": "output_norm",
   }
+  if cfg.shared_norm:
+    del names["blocks/mlp_norm"]
   if cfg.post_norms:
     names["blocks/attn_post_norm"] = f"{_AT}post_attention_norm"
     names["blocks/mlp_post_norm"] = f"{_AT}post_ffw_norm"

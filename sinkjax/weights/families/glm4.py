@@ -8,7 +8,8 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import Reader, decoder_values
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._tensors import (
   fused_rows,
   linear,
@@ -72,6 +73,22 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   ]
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return {"post_norms": True}
+
+
+def tensors_gguf(cfg: ModelConfig) -> list[Leaf]:
+  """See `Gguf`; llama.cpp rotates pairs as they lie."""
+  maps = ("blocks/mlp/gate/", "blocks/mlp/up/")
+  found = [x for x in gguf_tensors(cfg) if not x.path.startswith(maps)]
+  halves = {"mlp/gate": cfg.d_ff, "mlp/up": cfg.d_ff}
+  return [
+    *partly_interleaved(found, cfg),
+    *fused_rows(halves, "blk.{i}.ffn_up", False),
+  ]
+
+
 register(
   Family(
     name="glm4",
@@ -80,5 +97,6 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=tensors,
+    gguf=Gguf(architecture="glm4", tensors=tensors_gguf, read_config=read_gguf),
   )
 )

@@ -11,7 +11,8 @@ from sinkjax.weights.families._config import (
   decoder_fields,
   decoder_values,
 )
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._tensors import linear, norms, tables
 from sinkjax.weights.layout import Leaf
 from sinkjax.weights.validate import WeightsError
@@ -76,6 +77,19 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   ]
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return {
+    "norm": "layer",
+    "norm_eps": read.get("attention.layer_norm_epsilon", float, 1e-5),
+    "gated_mlp": False,
+    "activation": "gelu_tanh",
+    "parallel_residual": True,
+    "shared_norm": True,
+    "unembed_bias": True,
+  }
+
+
 register(
   Family(
     name="phi",
@@ -85,5 +99,6 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=tensors,
+    gguf=Gguf(architecture="phi2", tensors=gguf_tensors, read_config=read_gguf),
   )
 )
