@@ -320,6 +320,8 @@ class ModelConfig:
   remat: str = "none"
 
   def __post_init__(self):
+    for field in dataclasses.fields(self):
+      _plain(field, getattr(self, field.name))
     for name in SIZES:
       _positive_int(name, getattr(self, name))
     if self.n_heads % self.n_kv_heads:
@@ -495,6 +497,15 @@ class ModelConfig:
     for name in ("local_layers", "rope_layers", "rope_bases"):
       values[name] = tuple(values.get(name, ()))
     return cls(**values)
+
+
+def _plain(field: dataclasses.Field, value: Any) -> None:
+  """Raises for text, nothing or a container where a number or bool belongs."""
+  if field.type not in (float, bool):
+    return
+  if value is None or isinstance(value, str | bytes | list | tuple | dict):
+    kind = "a number" if field.type is float else "true or false"
+    raise ValueError(f"{field.name} must be {kind}, got {value!r:.80}")
 
 
 def _one_of(name: str, value: Any, valid: Collection[str]) -> None:
