@@ -37,13 +37,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import app, devices
+from launch import analyze_plan, analyze_table, app, devices
 from sinkjax import outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
   from launch.prompts import Encoded
   from sinkjax.analysis.sink_profile import SinkProfile
-  from sinkjax.config import ModelConfig
   from sinkjax.weights.registry import Model
 
 MODEL = flags.DEFINE_string(
@@ -97,14 +96,10 @@ OVERWRITE = flags.DEFINE_bool(
 )
 
 
-OVERHEAD = 110_000_000
-"""Bytes that the tokenizer and the compiler take, measured on a CPU."""
-
-
 def main() -> None:
   """Checks the flags, then plans or measures."""
   if LIST_MODELS.value:
-    _list_models()
+    analyze_table.list_models()
     return
   eps = _thresholds()
   if MAX_TOKENS.value < 2:
@@ -134,15 +129,22 @@ def main() -> None:
   }
   out = pathlib.Path(OUT.value or ".").expanduser()
   if DRY_RUN.value:
-    _plan(texts)
+    analyze_plan.show(
+      MODEL.value,
+      texts,
+      max_tokens=MAX_TOKENS.value,
+      prefix=PREFIX.value,
+      offload=OFFLOAD.value,
+      out=OUT.value,
+    )
     return
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
-    _print_table(old)
+    analyze_table.show(old)
     return
   with outputs.alone(out):
     data = _report(out, texts, eps, request)
-  _print_table(data)
+  analyze_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
 
 
@@ -156,82 +158,6 @@ def _thresholds() -> list[float]:
   if len(set(eps)) != len(eps):
     raise ValueError(f"--eps names a threshold twice: {EPS.value}")
   return eps
-
-
-def _list_models() -> None:
-  import sinkjax
-
-  known = sinkjax.supported_models()
-  width = max(len(row.name) for row in known)
-  print("Models that --model fetches by name:")
-  for row in known:
-    if row.kind == "model":
-      print(f"  {row.name:{width}}  {row.about}")
-  print("Families of checkpoints, by model_type in config.json:")
-  for row in known:
-    if row.kind == "family":
-      gguf = f"; GGUF files of architecture {row.gguf}" if row.gguf else ""
-      print(f"  {row.name:{width}}  {row.about}{gguf}")
-  print(
-    "--model also takes a .gguf file, a Hugging Face folder, hf:org/name,\n"
-    "hf:org/name@revision and hf:org/name:file.gguf."
-  )
-
-
-def _plan(texts: list[str]) -> None:
-  """What would be done, at what cost; fetches and writes nothing."""
-  from launch import prompts
-  from sinkjax.transforms.jacobian_plan import matmul_rate
-  from sinkjax.weights import registry
-
-  known = registry.peek(MODEL.value)
-  print(f"model     {MODEL.value}")
-  if known is None:
-    print(f"          {registry.would_fetch(MODEL.value)}")
-    return
-  cfg, tokenizer, parameters = known
-  prompts.need_tokenizer(tokenizer, MODEL.value)
-  longest = min(MAX_TOKENS.value, cfg.max_len)
-  ids = prompts.encode(texts, tokenizer, PREFIX.value, longest).ids
-  tokens = sum(map(len, ids))
-  length = max(map(len, ids))
-  # A multiplication and an addition for each parameter and token.
-  flops = 2 * tokens * parameters
-  rate = matmul_rate()
-  weights, beside, where = _memory(cfg, length)
-  print(
-    f"          {cfg.n_layers} layers, {cfg.n_heads} heads, {parameters:,} "
-    f"parameters\n"
-    f"texts     {len(texts)}, {tokens} tokens, the longest {length}\n"
-    f"position 0  {prompts.name(tokenizer, ids[0][0])}\n"
-    f"memory    about {(weights + beside) / 1e9:.2f} GB at most, "
-    f"{weights / 1e9:.2f} of it weights, on {where}\n"
-    f"time      about {8 + flops / rate * 4:.0f} s at the measured "
-    f"{rate / 1e9:.0f} GFLOP/s, compilation included\n"
-    f"writes    nothing (dry run); else to {OUT.value or '--out'}"
-  )
-
-
-def _memory(cfg: "ModelConfig", length: int) -> tuple[int, int, str]:
-  """Of a device at its peak, for one text.
-
-  Returns:
-    (bytes of weights, bytes beside them, what to say of the devices).
-  """
-  if not OFFLOAD.value:
-    # About six arrays like the scores live at once in a layer: scores, pattern
-    # and what the metrics make of them.
-    scores = 4 * cfg.n_heads * length**2
-    activations = 4 * length * (cfg.vocab_size + 4 * cfg.mlp_width)
-    weights, where = devices.planned(cfg)
-    beside = 6 * scores + activations + OVERHEAD + devices.process_bytes()
-    return weights, beside, where
-  from sinkjax.analysis.sink_profile import streamed_bytes
-  from sinkjax.weights.offload import open_layers, peak_estimate
-
-  open_layers(MODEL.value)  # says so where the format has no layers
-  beside = streamed_bytes(cfg, length) + OVERHEAD + devices.process_bytes()
-  return peak_estimate(cfg), beside, "one device, one layer at a time"
 
 
 def _report(
@@ -380,49 +306,6 @@ def _page(
     command=data["command"],
     details=details,
   )
-
-
-def _print_table(data: dict[str, Any]) -> None:
-  """The numbers that matter, and the heads that sink most."""
-  token = data["first_token"]
-  bos = ", BOS" if token["is_bos"] else ""
-  bos += "" if token["same_in_all_prompts"] else "; other prompts differ"
-  lines = [
-    ("model", data["model"]),
-    ("position 0", f"{token['text']!r} (id {token['id']}{bos})"),
-    ("tokens", f"{max(data['tokens'])} x {len(data['tokens'])}"),
-  ]
-  for eps, rate in data["sink_rate"].items():
-    error = data["sink_rate_stderr"][eps]
-    shown = f"{100 * rate:5.1f} %"
-    shown += f" +- {100 * error:.1f}" if error is not None else ""
-    lines.append((f"sink rate > {eps}", shown))
-  massive = data["massive"]
-  lines += [
-    ("attention on it", f"{100 * data['first_token_mass']:5.1f} % (mean)"),
-    (
-      "largest activation",
-      f"{massive['value']:,.0f} (layer "
-      f"{massive['layer']}, position {massive['position']}, dimension "
-      f"{massive['dimension']})",
-    ),
-    ("loss", f"{data['nll']:.3f} nats a token"),
-  ]
-  print()
-  for label, value in lines:
-    print(f"  {label:<20}{value}")
-  ranked = sorted(
-    (
-      (alpha, layer, head)
-      for layer, row in enumerate(data["alpha_first"])
-      for head, alpha in enumerate(row)
-    ),
-    reverse=True,
-  )
-  print("\n  strongest sink heads (layer.head: attention on position 0)")
-  shown = [f"{layer}.{head}: {alpha:.2f}" for alpha, layer, head in ranked[:8]]
-  for i in range(0, len(shown), 4):
-    print("    " + "   ".join(f"{cell:<12}" for cell in shown[i : i + 4]))
 
 
 if __name__ == "__main__":

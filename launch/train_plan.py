@@ -3,6 +3,9 @@
 import re
 from typing import TYPE_CHECKING
 
+from sinkjax.models.attention import needs_no_pattern
+from sinkjax.models.online import KEPT_BYTES
+
 if TYPE_CHECKING:
   from sinkjax.config import ModelConfig
   from sinkjax.train.run_config import Stage, TrainConfig
@@ -81,10 +84,11 @@ def memory(
     share = rows * config.packing.length / stage.length
     tokens = share * stage.length
     inside = item * tokens * (8 * cfg.d_model + 3 * cfg.mlp_width / tensor)
-    scores = 0.0
-    if cfg.attention == "einsum":
-      heads = cfg.n_heads / tensor
-      scores = 3 * item * share * heads * stage.length**2
+    scores = item * share * cfg.n_heads / tensor * stage.length**2
+    if not needs_no_pattern(cfg, stage.length):
+      scores *= 3
+    elif scores > KEPT_BYTES:
+      scores = 0.0  # computed again in the backward pass
     layers = cfg.n_layers
     # Of all layers only the inputs are kept then, and the inside of the one
     # layer that is being computed again.

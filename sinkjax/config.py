@@ -8,19 +8,27 @@ field, what was got and what is expected.
 
 import dataclasses
 import math
-from collections.abc import Collection
 from typing import Any
 
 from sinkjax import finite
+from sinkjax.field_checks import one_of, plain, positive, positive_int
 from sinkjax.models.normalizers import NORMALIZERS
+from sinkjax.rope_scaling import ADDED_TO_SCALING, BY_LENGTH, RopeScaling
 
 NORMS = ("rms", "layer")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2")
-POSITIONS = ("rope", "learned", "none")
-ROPE_SCALINGS = ("linear", "llama3", "factors", "yarn")
+ACTIVATIONS = (
+  "silu",
+  "gelu",
+  "gelu_tanh",
+  "quick_gelu",
+  "relu",
+  "relu2",
+  "xielu",
+)
+POSITIONS = ("rope", "learned", "alibi", "none")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRECISIONS = ("default", "high", "highest")
-ATTENTIONS = ("einsum", "fused")
+ATTENTIONS = ("online", "einsum", "fused")
 ATTN_BIASES = ("none", "k", "kv", "v")
 QK_NORM_OVER = ("head", "all")
 GATES = ("none", "head", "element", "value")
@@ -58,6 +66,7 @@ POSITIVE = (
   "embed_scale",
   "logit_scale",
   "residual_scale",
+  "alibi_scale",
 )
 """Fields that are positive numbers."""
 
@@ -90,75 +99,11 @@ ADDED = (
   "up_offset",
   "qkv_clip",
   "norm_scale",
+  "unembed_bias",
+  "embed_norm",
+  "alibi_scale",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
-
-ADDED_TO_SCALING = ("beta_fast", "beta_slow", "truncate", "attention")
-"""The same of `RopeScaling`."""
-
-# Beyond these a file is damaged: no model has a thousand layers, and 2^27 is
-# hundreds of times the largest vocabulary.
-MAX_LAYERS = 4096
-MAX_SIZE = 1 << 27
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """How rotary frequencies are stretched beyond the trained context.
-
-  Attributes:
-    kind: "linear" divides every frequency by `factor`; "llama3" divides only
-      the slow ones, with a smooth ramp between the wavelengths
-      `original_max_len / high_freq` and `original_max_len / low_freq`;
-      "factors" divides frequency i by `factors[i]`, as GGUF files store it;
-      "yarn" divides those that turn less than `beta_slow` times within
-      `original_max_len`, not those that turn more than `beta_fast` times, and
-      ramps over the dimensions between (arXiv 2309.00071).
-    factor: the stretch, > 0.
-    low_freq: llama3's `low_freq_factor`.
-    high_freq: llama3's `high_freq_factor`.
-    original_max_len: llama3's and yarn's `original_max_position_embeddings`.
-    factors: one divisor a frequency, for kind "factors".
-    beta_fast: see "yarn".
-    beta_slow: likewise.
-    truncate: yarn's ramp begins and ends at whole dimensions.
-    attention: cosines and sines are multiplied by it, so that rotated queries
-      and keys grow (yarn's `attention_factor`).
-  """
-
-  kind: str
-  factor: float = 1.0
-  low_freq: float = 1.0
-  high_freq: float = 4.0
-  original_max_len: int = 8192
-  factors: tuple[float, ...] = ()
-  beta_fast: float = 32.0
-  beta_slow: float = 1.0
-  truncate: bool = True
-  attention: float = 1.0
-
-  def __post_init__(self):
-    _one_of("rope_scaling.kind", self.kind, ROPE_SCALINGS)
-    _positive("rope_scaling.factor", self.factor)
-    if self.kind == "llama3":
-      _positive("rope_scaling.low_freq", self.low_freq)
-      _positive("rope_scaling.original_max_len", self.original_max_len)
-      # The ramp divides by their difference.
-      if not self.high_freq > self.low_freq:
-        raise ValueError(
-          "rope_scaling.high_freq must exceed low_freq, got "
-          f"{self.high_freq} and {self.low_freq}"
-        )
-    if self.kind == "yarn":
-      for name in ("beta_fast", "beta_slow", "original_max_len", "attention"):
-        _positive(f"rope_scaling.{name}", getattr(self, name))
-    elif self.attention != 1.0:
-      raise ValueError("rope_scaling.attention needs the kind 'yarn'")
-    if self.kind == "factors":
-      if not self.factors:
-        raise ValueError("rope_scaling.factors must not be empty")
-      for factor in self.factors:
-        _positive("rope_scaling.factors", factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +140,8 @@ class ModelConfig:
     gated_mlp: `act(x W_gate) * (x W_up)` instead of `act(x W_up)`.
     mlp_bias: biases in the MLP.
     activation: "silu", "gelu" (exact), "gelu_tanh", "quick_gelu",
-      `x sigmoid(1.702 x)`, "relu" or "relu2", its square.
+      `x sigmoid(1.702 x)`, "relu", "relu2", its square, or "xielu", which has
+      two parameters a layer, see `models.mlp.xielu`.
     n_experts: MLPs that a layer has in place of one, 0 for one; see
       `models.experts`.
     experts_per_token: of them, those that each token uses.
@@ -210,7 +156,10 @@ class ModelConfig:
       NeoX) instead of the attention's result.
     shared_norm: with a parallel residual, one norm before both (Phi, Cohere).
       What each reads is still a site of its own.
-    positions: "rope", "learned" (absolute, added to the embedding) or "none".
+    positions: "rope", "learned" (absolute, added to the embedding), "alibi"
+      (arXiv 2108.12409: a head's scores are lowered by its slope times the
+      distance, `m_h (t - s)`, see `models.positions.alibi_slopes`) or "none".
+    alibi_scale: factor on the slopes (Falcon: `head_dim ** -0.5`).
     rope_base: base of the rotary frequencies.
     rope_dim: rotated dimensions of each head, `None` for all.
     rope_layers: one bool a layer, `False` where nothing is rotated (SmolLM3);
@@ -237,8 +186,11 @@ class ModelConfig:
     gate: sigmoid gates computed from what the attention reads: "head", one on
       the output of each head; "element", one on each of its dimensions;
       "value", on the values before they are mixed.
+    embed_norm: a norm behind the embedding (BLOOM).
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
+    unembed_bias: a bias on logits, one number a token of the vocabulary (GPT-J,
+      Phi).
     init_std: standard deviation of every random matrix in `init_params`, as
       Hugging Face's `initializer_range`; `None` for 0.02 in embeddings and
       1 / sqrt(fan in) elsewhere, with which tokens mix from the start. Loaded
@@ -250,8 +202,11 @@ class ModelConfig:
       default gives true float32 products on every device.
     scan_layers: `lax.scan` over layers (one compiled layer) or all unrolled
       (longer compilation, the same parameters and results).
-    attention: "einsum", or "fused" kernels in layers of which no tap sees
-      scores or pattern, see `models.fused`; they have no forward mode.
+    attention: "online" writes no pattern in layers of which no tap sees scores
+      or pattern, where the text is long enough to gain by it, see
+      `models.online`; "einsum" always writes it; "fused" uses a device's own
+      kernel in such layers, which has no forward mode, see `models.fused`, and
+      what "online" does where the device has none.
     remat: what a backward pass computes again instead of keeping it: "none",
       nothing; "full", a whole layer, from its input; "dots", all but products
       with parameters.
@@ -291,6 +246,7 @@ class ModelConfig:
   parallel_residual: bool = False
   shared_norm: bool = False
   positions: str = "rope"
+  alibi_scale: float = 1.0
   rope_base: float = 10000.0
   rope_dim: int | None = None
   rope_layers: tuple[bool, ...] = ()
@@ -308,33 +264,35 @@ class ModelConfig:
   sink_logit: bool = False
   attn_bias: str = "none"
   gate: str = "none"
+  embed_norm: bool = False
   embed_scale: float = 1.0
   tie_embeddings: bool = False
+  unembed_bias: bool = False
   init_std: float | None = None
   bos_id: int | None = None
   eos_id: int | None = None
   dtype: str = "float32"
   precision: str = "highest"
   scan_layers: bool = True
-  attention: str = "einsum"
+  attention: str = "online"
   remat: str = "none"
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      _plain(field, getattr(self, field.name))
+      plain(field, getattr(self, field.name))
     for name in SIZES:
-      _positive_int(name, getattr(self, name))
+      positive_int(name, getattr(self, name))
     if self.n_heads % self.n_kv_heads:
       raise ValueError(
         f"n_kv_heads must divide n_heads={self.n_heads}, got {self.n_kv_heads}"
       )
     for name, valid in CHOICES.items():
-      _one_of(name, getattr(self, name), valid)
+      one_of(name, getattr(self, name), valid)
     for name in POSITIVE:
-      _positive(name, getattr(self, name))
+      positive(name, getattr(self, name))
     for name in OPTIONAL:
       if getattr(self, name) is not None:
-        _positive(name, getattr(self, name))
+        positive(name, getattr(self, name))
     finite.require_fields(self)
     if not (self.pre_norms or self.post_norms):
       raise ValueError("pre_norms=False needs post_norms=True")
@@ -362,6 +320,14 @@ class ModelConfig:
         f"normalizer={self.normalizer!r} has no sink_logit and no "
         "attention='fused': use 'einsum'"
       )
+    if fused and self.positions == "alibi":
+      raise ValueError(
+        "attention='fused' has no positions='alibi': use 'einsum'"
+      )
+    if self.alibi_scale != 1.0 and self.positions != "alibi":
+      raise ValueError(
+        f"alibi_scale needs positions='alibi', got {self.positions!r}"
+      )
     if fused and self.attn_bias != "none":
       raise ValueError("attention='fused' has no attn_bias: use 'einsum'")
     if self.attn_bias in ("k", "kv") and (
@@ -377,15 +343,19 @@ class ModelConfig:
       raise ValueError("attention='fused' has no attn_softcap: use 'einsum'")
 
   def _check_experts(self):
-    _positive_int("experts_per_token", self.experts_per_token)
+    positive_int("experts_per_token", self.experts_per_token)
     for name in ("n_experts", "shared_d_ff"):
       if getattr(self, name) != 0:
-        _positive_int(name, getattr(self, name))
+        positive_int(name, getattr(self, name))
     for name in ("shared_d_ff", "norm_topk", "router_bias"):
       if getattr(self, name) and not self.n_experts:
         raise ValueError(f"{name} needs n_experts, got 0")
     if not self.gated_mlp and (self.mlp_clamp is not None or self.up_offset):
       raise ValueError("mlp_clamp and up_offset need gated_mlp=True")
+    if self.activation == "xielu" and (self.gated_mlp or self.n_experts):
+      raise ValueError(
+        "activation='xielu' needs gated_mlp=False and no experts"
+      )
     if self.n_experts and self.experts_per_token > self.n_experts:
       raise ValueError(
         f"experts_per_token must be at most n_experts={self.n_experts}, got "
@@ -403,7 +373,7 @@ class ModelConfig:
     self._check_one_a_layer("rope_layers")
     self._check_one_a_layer("rope_bases")
     for base in self.rope_bases:
-      _positive("rope_bases", base)
+      positive("rope_bases", base)
     if self.rope_bases and self.rope_local_base is not None:
       raise ValueError("rope_bases takes the place of rope_local_base")
     dim = self.rotary_dim
@@ -411,6 +381,13 @@ class ModelConfig:
     if dim % 2 or not 0 < dim <= self.head_dim:
       raise ValueError(
         f"rope_dim must be even and in (0, {self.head_dim}], got {dim}"
+      )
+    kind = self.rope_scaling.kind if self.rope_scaling else None
+    if kind in BY_LENGTH and self.rope_local_base is not None:
+      raise ValueError(f"rope_scaling of kind {kind!r} has no rope_local_base")
+    if kind == "dynamic" and dim < 4:
+      raise ValueError(
+        f"rope_scaling of kind 'dynamic' needs 4 rotated dimensions, got {dim}"
       )
     factors = self.rope_scaling.factors if self.rope_scaling else ()
     if factors and len(factors) != dim // 2:
@@ -422,7 +399,7 @@ class ModelConfig:
   def _check_window(self):
     self._check_one_a_layer("local_layers")
     if self.window is not None:
-      _positive_int("window", self.window)
+      positive_int("window", self.window)
     if any(self.local_layers) and self.window is None:
       raise ValueError("local_layers needs a window, got window=None")
 
@@ -491,41 +468,13 @@ class ModelConfig:
     values = dict(values)
     if values.get("rope_scaling") is not None:
       scaling = dict(values["rope_scaling"])
-      scaling["factors"] = tuple(scaling.get("factors", ()))
+      for name in ("factors", "short_factors"):
+        scaling[name] = tuple(scaling.get(name, ()))
       values["rope_scaling"] = RopeScaling(**scaling)
     # JSON has lists, a hashable config needs tuples.
     for name in ("local_layers", "rope_layers", "rope_bases"):
       values[name] = tuple(values.get(name, ()))
     return cls(**values)
-
-
-def _plain(field: dataclasses.Field, value: Any) -> None:
-  """Raises for text, nothing or a container where a number or bool belongs."""
-  if field.type not in (float, bool):
-    return
-  if value is None or isinstance(value, str | bytes | list | tuple | dict):
-    kind = "a number" if field.type is float else "true or false"
-    raise ValueError(f"{field.name} must be {kind}, got {value!r:.80}")
-
-
-def _one_of(name: str, value: Any, valid: Collection[str]) -> None:
-  if value not in valid:
-    raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}")
-
-
-def _positive(name: str, value: Any) -> None:
-  # True is an int in Python, and no size or scale.
-  number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if not (number and math.isfinite(value) and value > 0):
-    raise ValueError(f"{name} must be a positive number, got {value!r}")
-
-
-def _positive_int(name: str, value: Any) -> None:
-  if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-    raise ValueError(f"{name} must be a positive integer, got {value!r}")
-  limit = MAX_LAYERS if name == "n_layers" else MAX_SIZE
-  if value > limit:
-    raise ValueError(f"{name} must be at most {limit}, got {value}")
 
 
 TINY = ModelConfig(

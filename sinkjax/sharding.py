@@ -23,6 +23,7 @@ AXES = ("data", "fsdp", "tensor")
 RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
   ("embed",): ("tensor", "fsdp"),
   ("unembed",): ("fsdp", "tensor"),
+  ("unembed_bias",): ("tensor",),
   ("attn", "q", "kernel"): (None, "fsdp", "tensor", None),
   ("attn", "k", "kernel"): (None, "fsdp", "tensor", None),
   ("attn", "v", "kernel"): (None, "fsdp", "tensor", None),

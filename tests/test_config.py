@@ -5,7 +5,8 @@ import json
 import pytest
 
 import sinkjax
-from sinkjax.config import ADDED, ADDED_TO_SCALING
+from sinkjax.config import ADDED
+from sinkjax.rope_scaling import ADDED_TO_SCALING
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,13 @@ from sinkjax.config import ADDED, ADDED_TO_SCALING
     ({"d_model": 1 << 40}, "d_model must be at most"),
     ({"norm": "batch"}, r"norm must be one of \['rms', 'layer'\]"),
     ({"activation": "tanh"}, "activation must be one of"),
-    ({"positions": "alibi"}, "positions must be one of"),
+    ({"positions": "sinusoidal"}, "positions must be one of"),
+    (
+      {"positions": "alibi", "attention": "fused"},
+      "attention='fused' has no positions='alibi'",
+    ),
+    ({"activation": "xielu"}, "activation='xielu' needs gated_mlp=False"),
+    ({"alibi_scale": 0.5}, "alibi_scale needs positions='alibi'"),
     ({"dtype": "int8"}, "dtype must be one of"),
     ({"norm_eps": 0.0}, "norm_eps must be a positive number"),
     ({"rope_base": float("inf")}, "rope_base must be a positive number"),
@@ -39,7 +46,13 @@ def test_refuses(changes, message):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"kind": "dynamic"}, "rope_scaling.kind must be one of"),
+    ({"kind": "ntk"}, "rope_scaling.kind must be one of"),
+    ({"kind": "dynamic", "factor": 0.5}, "must be at least 1, got 0.5"),
+    (
+      {"kind": "longrope", "factors": (1.0, 2.0), "short_factors": (1.0,)},
+      "short_factors has 1 entries, factors has 2",
+    ),
+    ({"kind": "longrope", "factors": (1.0,)}, "short_factors must not be"),
     ({"kind": "yarn", "beta_slow": 0.0}, "rope_scaling.beta_slow must be"),
     ({"kind": "linear", "attention": 2.0}, "attention needs the kind 'yarn'"),
     ({"kind": "linear", "factor": 0}, "rope_scaling.factor"),

@@ -19,11 +19,13 @@ LEVELS = (
   {
     "artifacts",
     "config",
+    "field_checks",
     "finite",
     "limits",
     "mesh_context",
     "metrics",
     "outputs",
+    "rope_scaling",
     "sharding",
     "taps",
   },

@@ -1,4 +1,4 @@
-"""The laws of taps: DESIGN's contract between analysis and model."""
+"""The laws of taps: the contract between analysis and model."""
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,11 @@ def scaled(cfg, scan):
   return sinkjax.forward(cfg.replace(scan_layers=scan))
 
 
-@pytest.fixture(params=[True, False], ids=["scan", "unroll"])
+@pytest.fixture(params=[True, False], ids=["scan", "unroll"], scope="module")
 def model(request, tiny):
   params, cfg = tiny
-  return params, cfg, scaled(cfg, request.param)
+  # Compiled as a whole: op by op, each call would compile its loop again.
+  return params, cfg, jax.jit(scaled(cfg, request.param))
 
 
 def test_no_taps_no_operations(tiny, tokens, monkeypatch):
@@ -56,30 +57,50 @@ def test_unasked_trace_is_empty(model, tokens):
   assert f(params, tokens).trace == {}
 
 
+IDENTITY = sinkjax.chain(sinkjax.scale(1.0), sinkjax.add(0.0))
+
+
+@pytest.fixture(scope="module")
+def jitted(tiny):
+  return jax.jit(sinkjax.forward(tiny[1]))
+
+
 @pytest.mark.parametrize("site", sinkjax.SITES)
-def test_identity_edits(model, tokens, site):
+def test_identity_edits(tiny, jitted, tokens, site):
+  plain = jitted(tiny[0], tokens).logits
+  taps = sinkjax.Taps({site: IDENTITY})
+  np.testing.assert_array_equal(
+    jitted(tiny[0], tokens, taps=taps).logits, plain
+  )
+
+
+def test_identity_edits_everywhere(model, tokens):
   params, _, f = model
-  edit = sinkjax.chain(sinkjax.scale(1.0), sinkjax.add(0.0))
+  taps = sinkjax.Taps(dict.fromkeys(sinkjax.SITES, IDENTITY))
   plain = f(params, tokens).logits
-  edited = f(params, tokens, taps=sinkjax.Taps({site: edit})).logits
-  np.testing.assert_array_equal(edited, plain)
+  np.testing.assert_array_equal(f(params, tokens, taps=taps).logits, plain)
 
 
 @pytest.mark.parametrize("site", sinkjax.SITES)
-def test_every_edit_is_felt(tiny, tokens, site):
-  params, cfg = tiny
-  f = jax.jit(sinkjax.forward(cfg))
-  edited = f(params, tokens, taps=sinkjax.Taps({site: sinkjax.scale(1.5)}))
-  plain = f(params, tokens).logits
+def test_every_edit_is_felt(tiny, jitted, tokens, site):
+  params, _ = tiny
+  # One compiled program: which of the factors is not 1 is an array's value.
+  factors = dict.fromkeys(sinkjax.SITES, 1.0) | {site: 1.5}
+  edits = {name: sinkjax.scale(factor) for name, factor in factors.items()}
+  edited = jitted(params, tokens, taps=sinkjax.Taps(edits))
+  plain = jitted(params, tokens).logits
   assert float(jnp.abs(edited.logits - plain).max()) > 1e-3
 
 
-@pytest.mark.parametrize("site", sinkjax.SITES)
-def test_observer_sees_the_edited_value(model, tokens, site):
+def test_observers_see_the_edited_values(model, tokens):
+  """Of each site its own number, which it cannot have from the site before."""
   params, _, f = model
-  g = sinkjax.intervene(f, {site: sinkjax.replace(0.25)})
-  h = jax.jit(sinkjax.capture(g, observe(site)))
-  assert np.all(np.asarray(h(params, tokens).trace[site]) == 0.25)
+  values = {site: 0.25 + i / 64 for i, site in enumerate(sinkjax.SITES)}
+  edits = {site: sinkjax.replace(value) for site, value in values.items()}
+  h = sinkjax.capture(sinkjax.intervene(f, edits), observe(*sinkjax.SITES))
+  trace = h(params, tokens).trace
+  for site, value in values.items():
+    assert np.all(np.asarray(trace[site]) == value), site
 
 
 @pytest.mark.parametrize(
@@ -88,8 +109,8 @@ def test_observer_sees_the_edited_value(model, tokens, site):
 def test_patching_a_clean_run_into_a_corrupt_one(model, tokens, site):
   """The clean activations at every layer of one site and the clean rest."""
   params, _, f = model
-  clean = jax.jit(sinkjax.capture(f, observe(site)))(params, tokens)
-  g = jax.jit(sinkjax.intervene(f, {site: sinkjax.patch(clean.trace[site])}))
+  clean = sinkjax.capture(f, observe(site))(params, tokens)
+  g = sinkjax.intervene(f, {site: sinkjax.patch(clean.trace[site])})
   np.testing.assert_array_equal(g(params, tokens).logits, clean.logits)
 
 
@@ -119,7 +140,8 @@ def test_scan_and_unrolled_agree(tiny, tokens):
   edits = {"scores": sinkjax.knockout(0, from_layer=1)}
   outs = [
     sinkjax.capture(
-      sinkjax.intervene(scaled(cfg, scan), edits), observe(*sinkjax.SITES)
+      sinkjax.intervene(jax.jit(scaled(cfg, scan)), edits),
+      observe(*sinkjax.SITES),
     )(params, tokens)
     for scan in (True, False)
   ]
@@ -196,6 +218,7 @@ def test_vmap_over_an_edits_leaf(tiny, tokens):
   params, cfg = tiny
   f = sinkjax.forward(cfg)
 
+  @jax.jit
   def run(key):
     edit = sinkjax.knockout(key, from_layer=1)
     return sinkjax.intervene(f, {"scores": edit})(params, tokens).logits
@@ -211,6 +234,7 @@ def test_gradient_with_respect_to_an_edit(tiny, tokens):
   params, cfg = tiny
   f = sinkjax.forward(cfg)
 
+  @jax.jit
   def loss(factor):
     edit = sinkjax.scale(factor, layers=1)
     logits = sinkjax.intervene(f, {"attn_out": edit})(params, tokens).logits
@@ -233,7 +257,7 @@ def test_jacfwd_through_an_edit_is_causal(tiny):
     g = sinkjax.capture(sinkjax.intervene(f, edits), observe("resid_post"))
     return g(params, tokens).trace["resid_post"][-1]
 
-  jac = np.asarray(jax.jacfwd(run)(jnp.zeros(width)))[0, :, :, 0]
+  jac = np.asarray(jax.jit(jax.jacfwd(run))(jnp.zeros(width)))[0, :, :, 0]
   norms = np.sqrt((jac**2).sum(axis=(1, 3)))
   assert np.all(norms[np.triu_indices(6, 1)] == 0)
   assert np.all(np.diag(norms) > 0)
@@ -253,9 +277,10 @@ def test_observer_of_two_sites(model, tokens):
 
 def test_scores_edits_cannot_break_causality(model, tokens):
   params, _, f = model
+  g = sinkjax.capture(f, observe("pattern"))
   for value in (1e4, -1e30, 1e30):
-    g = sinkjax.intervene(f, {"scores": sinkjax.replace(value)})
-    t = sinkjax.capture(g, observe("pattern"))(params, tokens).trace
+    taps = sinkjax.Taps({"scores": sinkjax.replace(value)})
+    t = g(params, tokens, taps=taps).trace
     pattern = np.asarray(t["pattern"])
     assert np.all(pattern[..., np.triu(np.ones((12, 12)), 1) > 0] == 0)
     np.testing.assert_allclose(pattern[..., 5, :6], 1 / 6, rtol=1e-5)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from sinkjax.analysis.sink_profile import token_nll
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context
+from sinkjax.models.context import Context
 from sinkjax.models.layerwise import (
   Layers,
   Params,
@@ -22,7 +22,7 @@ from sinkjax.models.layerwise import (
   apply_final_norm,
   as_layers,
 )
-from sinkjax.models.transformer import finish_logits
+from sinkjax.models.transformer import Columns, logits_of_columns
 from sinkjax.taps import Layer, Tapper, Taps
 from sinkjax.transforms.residual import (
   Point,
@@ -202,11 +202,12 @@ def _head(
 ) -> tuple[Array, Array]:
   """The loss and its gradient at "final", some of the vocabulary at a time."""
   loss, d_logits = _loss(
-    [_logits(final, kernel, cfg=cfg) for kernel in layers.unembedding()], tokens
+    [_logits(final, columns, cfg=cfg) for columns in layers.unembedding()],
+    tokens,
   )
   total = None
-  for kernel, d_piece in zip(layers.unembedding(), d_logits, strict=True):
-    total = _pull_logits(final, kernel, d_piece, total, cfg=cfg)
+  for columns, d_piece in zip(layers.unembedding(), d_logits, strict=True):
+    total = _pull_logits(final, columns, d_piece, total, cfg=cfg)
   return loss, total
 
 
@@ -219,21 +220,20 @@ def _loss(pieces: list[Array], tokens: Array) -> tuple[Array, list[Array]]:
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _logits(x: Array, kernel: Array, *, cfg: ModelConfig) -> Array:
+def _logits(x: Array, columns: Columns, *, cfg: ModelConfig) -> Array:
   with jax.default_matmul_precision(cfg.precision):
-    logits = jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype))
-    return finish_logits(cfg, logits)
+    return logits_of_columns(cfg, x, columns)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def _pull_logits(
   x: Array,
-  kernel: Array,
+  columns: Columns,
   d_logits: Array,
   total: Array | None,
   *,
   cfg: ModelConfig,
 ) -> Array:
   """`total` and the gradient of x through one piece of the logits."""
-  _, pull = jax.vjp(lambda x: _logits(x, kernel, cfg=cfg), x)
+  _, pull = jax.vjp(lambda x: _logits(x, columns, cfg=cfg), x)
   return pull(d_logits)[0] + (0 if total is None else total)

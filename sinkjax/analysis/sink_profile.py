@@ -95,7 +95,8 @@ class SinkProfile:
     return [tuple(map(int, np.unravel_index(i, mean.shape))) for i in order]
 
 
-def coarse_map(size: int = DRAWN) -> rows.RowStatistic:
+@functools.cache  # so that a compiled program knows the same reducer again
+def coarse_map(size: int) -> rows.RowStatistic:
   """[1, H, t, t] attention between blocks of tokens, of the first text only.
 
   t is at most `size`. Averaged over the queries of a block and summed over its
@@ -141,7 +142,7 @@ def _observers(cfg: ModelConfig, streamed: bool) -> dict[str, Any]:
     share=cfg.normalizer in UNNORMALIZED,
     streamed=streamed,
   )
-  return {**metrics, MAPS: ("pattern", rows.dense(coarse_map()))}
+  return {**metrics, MAPS: ("pattern", rows.dense(coarse_map(DRAWN)))}
 
 
 def token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -160,7 +161,14 @@ def measure(cfg: ModelConfig, *, streamed: bool = False) -> Callable:
     streamed: layer by layer, each a block of rows at a time, from a parameter
       tree or `Layers`; else in one jitted pass.
   """
-  watched = capture(forward(cfg), _observers(cfg, streamed))
+  return _measure(cfg, tuple(_observers(cfg, streamed).items()), streamed)
+
+
+@functools.lru_cache(maxsize=8)  # compiled programs, kept between calls
+def _measure(
+  cfg: ModelConfig, observers: tuple[tuple[str, Any], ...], streamed: bool
+) -> Callable:
+  watched = capture(forward(cfg), dict(observers))
   if streamed:
     stream = stream_statistics(watched, {})
 

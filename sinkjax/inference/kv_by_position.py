@@ -13,11 +13,13 @@ from sinkjax.inference.kv_places import (
   check_size,
   is_local,
   no_learned,
-  rotary,
+  place_at,
   rotate_at,
+  within_trained,
 )
-from sinkjax.models.attention import Attention, Context
+from sinkjax.models.attention import Attention
 from sinkjax.models.cache import CHUNK, Cache
+from sinkjax.models.context import Context
 from sinkjax.taps import NO_TAPS, Tapper
 
 
@@ -31,6 +33,7 @@ class _Places(NamedTuple):
     far: those of the queries, for the first tokens.
     mask: [B, 1, T, P].
     local: the same in local layers, or `None`.
+    distance: [B, 1, T, P] within the cache, where scores depend on it.
   """
 
   write: Array
@@ -39,6 +42,7 @@ class _Places(NamedTuple):
   far: Context
   mask: Array
   local: Array | None
+  distance: Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,7 @@ class ByPosition:
 
   def check(self, cfg: ModelConfig) -> None:
     """See `cache.Policy`."""
+    within_trained(cfg, self.capacity)
     if self.evicts:
       no_learned(cfg, "sliding")
     elif cfg.positions == "learned" and self.capacity > cfg.max_len:
@@ -119,11 +124,12 @@ class ByPosition:
       slot = jnp.where(t < self.capacity, slot, s.shape[1])
     return _Places(
       slot,
-      rotary(cfg, jnp.where(is_first, s, s - base)),
-      rotary(cfg, t - base),
-      rotary(cfg, end),
+      place_at(cfg, jnp.where(is_first, s, s - base)),
+      place_at(cfg, t - base),
+      place_at(cfg, end),
       mask[:, None],
       local,
+      distance[:, None] if cfg.positions == "alibi" else None,
     )
 
   def _held(self, n: Array) -> Array:
@@ -157,11 +163,17 @@ class ByPosition:
       read = rotate_at(cfg, layer, read, places.keys)
     far = rotate_at(cfg, layer, q, places.far)
     near = rotate_at(cfg, layer, q, places.near)
+
+    def score(q: Array, slots: slice) -> Array:
+      lag = places.distance
+      lag = None if lag is None else lag[..., slots]
+      return apply(Attention.score, q, read[:, slots], lag)
+
     if q.shape[1] == 1:  # a single query is at the end for both kinds of key
-      scores = apply(Attention.score, far, read)
+      scores = score(far, slice(None))
     else:
-      first = apply(Attention.score, far, read[:, : self.first])
-      scores = apply(Attention.score, near, read[:, self.first :])
+      first = score(far, slice(self.first))
+      scores = score(near, slice(self.first, None))
       scores = jnp.concatenate([first, scores], axis=-1)
     mask = places.local if is_local(cfg, layer) else places.mask
     z = apply(

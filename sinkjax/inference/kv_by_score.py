@@ -13,8 +13,9 @@ from sinkjax.inference.kv_places import (
   check_size,
   is_local,
   no_learned,
-  rotary,
+  place_at,
   rotate_at,
+  within_trained,
 )
 from sinkjax.metrics.precision import wide
 from sinkjax.models.attention import Attention
@@ -71,6 +72,7 @@ class ByScore:
 
   def check(self, cfg: ModelConfig) -> None:
     """See `cache.Policy`."""
+    within_trained(cfg, self.capacity)
     no_learned(cfg, self.kind)
 
   def init(self, cfg: ModelConfig, batch: int) -> _Kept:
@@ -164,17 +166,20 @@ class ByScore:
     batch, heads, slots = kept.rank.shape
     at = jnp.minimum(t, self.capacity - 1)
     keys = kept.keys.reshape(batch * heads, slots, 1, -1)
-    places = rotary(cfg, kept.rank.reshape(batch * heads, slots))
+    places = place_at(cfg, kept.rank.reshape(batch * heads, slots))
     keys = rotate_at(cfg, layer, keys, places).reshape(kept.keys.shape)
-    q = rotate_at(cfg, layer, q[:, None], rotary(cfg, at[:, None]))
-    mask = kept.rank >= 0
+    q = rotate_at(cfg, layer, q[:, None], place_at(cfg, at[:, None]))
+    mask, distance = kept.rank >= 0, at[:, None, None] - kept.rank
     if is_local(cfg, layer):
-      mask &= at[:, None, None] - kept.rank < cfg.window
-    mask = jnp.repeat(mask, cfg.group_size, axis=1)[:, :, None]
+      mask &= distance < cfg.window
+    mask, distance = (
+      jnp.repeat(x, cfg.group_size, axis=1)[:, :, None]
+      for x in (mask, distance)
+    )
     tap = Tapper(Taps(observers={"pattern": ("pattern", lambda x: x)}), layer)
     z = apply(
       Attention.attend,
-      apply(Attention.score, q, jnp.swapaxes(keys, 1, 2)),
+      apply(Attention.score, q, jnp.swapaxes(keys, 1, 2), distance),
       jnp.swapaxes(kept.values, 1, 2),
       mask,
       tap,

@@ -5,16 +5,16 @@ from typing import Any
 from jaxtyping import Array
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context, rotary_of
-from sinkjax.models.positions import rotary_tables, rotate
+from sinkjax.models.context import Context, place_context, rotary_of
+from sinkjax.models.positions import rotate
+from sinkjax.rope_scaling import BY_LENGTH
 
 
-def rotary(cfg: ModelConfig, positions: Array) -> Context:
-  """A context of nothing but rotary tables, positions [B, T]."""
-  cos = sin = None
-  if cfg.positions == "rope":
-    cos, sin = rotary_tables(cfg, positions)
-  return Context(cos, sin, None, None)
+def place_at(cfg: ModelConfig, positions: Array) -> Context:
+  """A context of nothing but where tokens stand, positions [B, T]."""
+  # No cache is longer than what was trained on, see `within_trained`, and the
+  # positions of padding say nothing.
+  return place_context(cfg, positions, length=1)
 
 
 def rotate_at(cfg: ModelConfig, layer: int, x: Array, ctx: Context) -> Array:
@@ -33,6 +33,19 @@ def check_size(name: str, value: Any, least: int) -> None:
   if not isinstance(value, int) or isinstance(value, bool) or value < least:
     raise ValueError(
       f"{name} must be an integer from {least} on, got {value!r}"
+    )
+
+
+def within_trained(cfg: ModelConfig, capacity: int) -> None:
+  """Raises ValueError where a full cache would change the frequencies."""
+  scaling = cfg.rope_scaling
+  if scaling is None or scaling.kind not in BY_LENGTH:
+    return
+  if capacity > scaling.original_max_len:
+    raise ValueError(
+      f"RoPE scaling {scaling.kind!r} turns all positions at other rates in "
+      f"texts of more than {scaling.original_max_len} tokens, also those that "
+      f"are kept already: a cache can have at most that many, got {capacity}"
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import make_context
+from sinkjax.models.context import make_context
 from sinkjax.models.layerwise import (
   InMemory,
   Params,
@@ -46,6 +46,11 @@ def _checked(cfg: ModelConfig, removed: Any) -> np.ndarray:
     raise ValueError(
       "heads whose queries and keys are normalised together cannot be removed "
       "one by one: use ablate_heads"
+    )
+  if cfg.positions == "alibi":
+    raise ValueError(
+      "ALiBi's slopes go by a head's place among all heads, so that none can "
+      "be removed: use ablate_heads"
     )
   return removed
 
@@ -209,8 +214,7 @@ def ragged_forward(
         ctx = make_context(its, positions, None)
         x, _ = apply_block(its, block, x, layer, ctx, NO_TAPS)
       x = apply_final_norm(cfg, final_norm_of(params), x)
-      table = params["embed" if cfg.tie_embeddings else "unembed"]
-      return logits_of(cfg, x, table)
+      return logits_of(cfg, x, params)
 
   return f
 

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context, rotary_of
+from sinkjax.models.context import Context, rotary_of
 from sinkjax.models.positions import rotary_tables, rotate
 from sinkjax.taps import Layer, placed
 from sinkjax.transforms.edit_indices import (

@@ -59,7 +59,7 @@ def _scorer(cfg: ModelConfig, policy: Policy) -> Callable:
 def last_logits(cfg: ModelConfig) -> Callable:
   """`f(params, tokens [B, T]) -> [B, V]`: a forward pass, its last row.
 
-  With fused attention where the model allows it: the fastest pass there is.
+  Where the model allows it by a device's own kernel: the fastest pass there is.
   The ids are checked as `forward` does, but not by what `lower` compiles.
   """
   with contextlib.suppress(ValueError):  # of a model that cannot have it
@@ -70,9 +70,8 @@ def last_logits(cfg: ModelConfig) -> Callable:
     params: dict[str, Any], tokens: Int[Array, "B T"]
   ) -> Float[Array, "B V"]:
     x = walk(params, tokens).trace["last"]
-    table = params["embed" if cfg.tie_embeddings else "unembed"]
     with jax.default_matmul_precision(cfg.precision):
-      return logits_of(cfg, x, table)[:, 0]
+      return logits_of(cfg, x, params)[:, 0]
 
   compiled = jax.jit(f)
 

@@ -1,11 +1,11 @@
-"""Causal multi-head attention by einsum, with a tap at every step.
+"""Causal multi-head attention, with a tap at every step.
 
-The einsum path is the one that analysis uses: fused kernels have custom
-derivatives and refuse forward mode; training may use them, see `fused`.
+`score` and `attend` write scores and pattern, as einsums: the reference, and
+what a tap on them sees. Where none looks, `without_pattern` gives the same `z`
+by blocks of keys, or by a device's own kernel.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,114 +14,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
 from sinkjax.models import normalizers
+from sinkjax.models.context import Context, mask_of, rotary_of
 from sinkjax.models.fused import fused_attention
-from sinkjax.models.positions import rope_row, rotary_tables, rotate
+from sinkjax.models.online import online_attention
+from sinkjax.models.positions import alibi_slopes, rotate
+from sinkjax.models.projection import HeadNorm, Projection, align, softcapped
 from sinkjax.taps import Layer, Tapper
 
+LONG = 128
+"""Queries from which on attention is arranged for large products.
 
-class Context(NamedTuple):
-  """What every layer of one forward pass shares.
-
-  Attributes:
-    cos: [C, B, T, R] rotary cosines, or `None` without RoPE.
-    sin: likewise.
-    mask: [B or 1, 1, T, S] True where key s may be seen from t.
-    local_mask: the same for local layers, or `None`.
-    valid: [B, S] False at padding, or `None` for none.
-  """
-
-  cos: Array | None
-  sin: Array | None
-  mask: Bool[Array, "B 1 T S"]
-  local_mask: Bool[Array, "B 1 T S"] | None
-  valid: Bool[Array, "B S"] | None = None
-
-
-def causal_mask(
-  length: int, valid: Bool[Array, "B S"] | None, window: int | None = None
-) -> Bool[Array, "B 1 T S"]:
-  """True where s <= t, s is no padding and t - s < window; the diagonal always.
-
-  Args:
-    length: T.
-    valid: False at padding, or `None` for no padding.
-    window: how many positions back a token sees, itself included.
-
-  Returns:
-    [B or 1, 1, T, S].
-  """
-  t, s = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
-  mask = s <= t
-  if window is not None:
-    mask &= t - s < window
-  mask = mask[None, None]
-  if valid is not None:
-    # Padding sees itself: a row with no key at all would be NaN.
-    mask = (mask & valid[:, None, None, :]) | (s == t)[None, None]
-  return mask
-
-
-def make_context(
-  cfg: ModelConfig,
-  positions: Int[Array, "B T"],
-  valid: Bool[Array, "B T"] | None,
-) -> Context:
-  """Rotary tables and masks for one forward pass."""
-  cos = sin = None
-  if cfg.positions == "rope":
-    cos, sin = rotary_tables(cfg, positions)
-  length = positions.shape[1]
-  local = None
-  if any(cfg.local_layers):
-    local = causal_mask(length, valid, cfg.window)
-  return Context(cos, sin, causal_mask(length, valid), local, valid)
-
-
-def mask_of(cfg: ModelConfig, ctx: Context, layer: Layer) -> Array:
-  """[B or 1, 1, T, S] this layer's mask: local or global."""
-  if not any(cfg.local_layers):
-    return ctx.mask
-  # `layer` is traced under scan, so both masks exist and one is chosen.
-  local = jnp.asarray(cfg.local_layers)[layer]
-  return jnp.where(local, ctx.local_mask, ctx.mask)
-
-
-def rotary_of(
-  cfg: ModelConfig, ctx: Context, layer: Layer
-) -> tuple[Array | None, Array | None]:
-  """This layer's cosines and sines, [B, T, R] each, or `None` twice."""
-  if ctx.cos is None:
-    return None, None
-  row = 0
-  if ctx.cos.shape[0] > 1:
-    row = jnp.asarray(rope_row(cfg))[layer]
-  cos, sin = ctx.cos[row], ctx.sin[row]
-  if cfg.rope_layers:
-    # `layer` is traced under scan; by an angle of 0 nothing is rotated.
-    rotated = jnp.asarray(cfg.rope_layers)[layer]
-    cos, sin = jnp.where(rotated, cos, 1.0), jnp.where(rotated, sin, 0.0)
-  return cos, sin
-
-
-def softcapped(x: Array, cap: float) -> Array:
-  """`cap tanh(x / cap)`, computed in float32 at least."""
-  return (cap * jnp.tanh(wide(x) / cap)).astype(x.dtype)
-
-
-def rms_normalize(x: Array, eps: float) -> Array:
-  """`x / sqrt(mean(x^2) + eps)` over the last axis, in float32 at least."""
-  x = wide(x)
-  # The mean of squares in half precision would lose small entries.
-  square = jnp.mean(x * x, axis=-1, keepdims=True)
-  return x * jax.lax.rsqrt(square + eps)
-
-
-def align(vector: Array, x: Array) -> Array:
-  """`vector` with leading axes of size 1, to the rank of `x`."""
-  return vector.reshape((1,) * (x.ndim - vector.ndim) + vector.shape)
+Where no tap looks at it the pattern is then not written at all. Where one does,
+axes of the batch and of heads come first in every product, and the pattern is
+kept as a whole: XLA's CPU backend makes slow loops of other orders, and would
+compute the softmax again for every reader. For short texts neither gains.
+"""
 
 
 def products(
@@ -129,6 +40,8 @@ def products(
 ) -> Float[Array, "B N G T S"]:
   """Of every query of a group with its head's keys."""
   batch, length, heads, group, _ = q.shape
+  if length >= LONG:
+    return jnp.einsum("bngtk,bsnk->bngts", jnp.moveaxis(q, 1, 3), k)
   if not _one_by_one(batch, length, heads):
     return jnp.einsum("btngk,bsnk->bngts", q, k)
   each = [q[b, 0, n] @ k[b, :, n].T for b in range(batch) for n in range(heads)]
@@ -140,6 +53,11 @@ def mixture(
 ) -> Float[Array, "B T N G K"]:
   """What every query of a group reads of its head's values."""
   batch, heads, group, length, _ = pattern.shape
+  if length >= LONG:
+    z = jnp.einsum(
+      "bngts,bsnk->bngtk", jax.lax.optimization_barrier(pattern), v
+    )
+    return jnp.moveaxis(z, 3, 1)
   if not _one_by_one(batch, length, heads):
     return jnp.einsum("bngts,bsnk->btngk", pattern, v)
   each = [
@@ -158,59 +76,39 @@ def _one_by_one(batch: int, length: int, heads: int) -> bool:
   return few and jax.default_backend() == "cpu"
 
 
-class HeadNorm(nn.Module):
-  """RMS norm of each head with one scale for all, or of all heads together."""
+class OnlineForm(NamedTuple):
+  """How `online_attention` makes a model's weights; see its arguments."""
 
-  cfg: ModelConfig
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B T N K"]) -> Float[Array, "B T N K"]:
-    # Fresh norms multiply by one, also where an offset is added to the scale.
-    init = nn.initializers.constant(1.0 - self.cfg.norm_offset)
-    axes = 2 if self.cfg.qk_norm_over == "all" else 1
-    scale = self.param("scale", init, x.shape[-axes:])
-    flat = x.reshape(*x.shape[:-axes], -1)
-    normed = rms_normalize(flat, self.cfg.norm_eps).reshape(x.shape)
-    scale = align(wide(scale) + self.cfg.norm_offset, x)
-    return (normed * scale).astype(x.dtype)
+  scores: Callable[[Array], Array] | None
+  weights: Callable[[Array], Array] | None
 
 
-def random_kernel(fan_in: int, std: float | None) -> Callable:
-  """The initialiser of a matrix, see `ModelConfig.init_std`."""
-  if std is None:
-    return nn.initializers.truncated_normal(fan_in**-0.5)
-  return nn.initializers.normal(std)
+@functools.cache  # one object a config: functions are compared by identity
+def _online_form(cfg: ModelConfig) -> OnlineForm | None:
+  """`None` for a normaliser that looks at a whole row otherwise."""
+  cap = None
+  if cfg.attn_softcap is not None:
+    cap = functools.partial(softcapped, cap=cfg.attn_softcap)
+  if cfg.normalizer in ("softmax", "softmax1"):
+    return OnlineForm(cap, None)
+  if cfg.normalizer in normalizers.ELEMENTWISE:
+    return OnlineForm(cap, normalizers.ELEMENTWISE[cfg.normalizer])
+  return None
 
 
-class Projection(nn.Module):
-  """[B, T, *inner] -> [B, T, *outer]: `x kernel + bias`.
+def needs_no_pattern(cfg: ModelConfig, length: int) -> bool:
+  """Whether a layer in which no tap looks at scores or pattern writes none."""
+  if cfg.attention == "fused":
+    return True
+  if cfg.attention == "einsum" or _online_form(cfg) is None:
+    return False
+  return length >= LONG
 
-  One product of two matrices: XLA's CPU backend is slow at the gradient of
-  any other.
 
-  Attributes:
-    inner: axes of a token that are summed over.
-    outer: axes of a token that come out.
-    bias: whether there is one, [*outer].
-    std: of the random kernel; `None` for 1 / sqrt(fan in), truncated.
-  """
-
-  inner: tuple[int, ...]
-  outer: tuple[int, ...]
-  bias: bool
-  std: float | None
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    fan_in, lead = math.prod(self.inner), x.shape[:2]
-    init = random_kernel(fan_in, self.std)
-    kernel = self.param("kernel", init, (*self.inner, *self.outer))
-    matrix = kernel.astype(x.dtype).reshape(fan_in, -1)
-    out = (x.reshape(-1, fan_in) @ matrix).reshape(*lead, *self.outer)
-    if self.bias:
-      bias = self.param("bias", nn.initializers.zeros, self.outer)
-      out = out + align(bias, out).astype(x.dtype)
-    return out
+def _window_of_all(cfg: ModelConfig) -> int | None:
+  """The window, where every layer has it."""
+  every = any(cfg.local_layers) and all(cfg.local_layers)
+  return cfg.window if every else None
 
 
 def _clipped(x: Array, limit: float | None) -> Array:
@@ -287,14 +185,27 @@ class Attention(nn.Module):
     return q, k
 
   def score(
-    self, q: Float[Array, "B T H K"], k: Float[Array, "B S N K"]
+    self,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B S N K"],
+    distance: Int[Array, "#B #H T S"] | None = None,
   ) -> Float[Array, "B H T S"]:
-    """Scaled products of queries and keys, before any soft cap."""
+    """Scaled products of queries and keys, before any soft cap.
+
+    With ALiBi less what the distance from query to key takes.
+    """
     cfg, (batch, length) = self.cfg, q.shape[:2]
     grouped = (cfg.n_kv_heads, cfg.group_size)
     q_BxTxNxGxK = q.reshape(batch, length, *grouped, cfg.head_dim)
     scores = products(q_BxTxNxGxK, k)
-    return scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
+    scores = scores.reshape(batch, cfg.n_heads, length, -1) * cfg.score_scale
+    if cfg.positions != "alibi":
+      return scores
+    if distance is None:
+      raise ValueError("positions='alibi' needs the distances of keys")
+    slopes = jnp.asarray(alibi_slopes(cfg), wide(scores).dtype)
+    lowered = wide(scores) - slopes[None, :, None, None] * distance
+    return lowered.astype(scores.dtype)
 
   def sink_logits(
     self, q: Float[Array, "B T H K"]
@@ -344,17 +255,13 @@ class Attention(nn.Module):
     pattern = pattern_BxHxTxS.reshape(batch, *grouped, length, -1)
     z = mixture(pattern, v)
     z = z.reshape(batch, length, cfg.n_heads, cfg.head_dim)
-    if cfg.attn_bias in ("kv", "v"):
-      # "v" adds its value whole; "kv" weighs it by what its key took.
-      value = jnp.repeat(self.v_bias, cfg.group_size, axis=0)
-      value = align(value, z).astype(z.dtype)
-      if cfg.attn_bias == "kv":
-        left = normalizers.leftover(scores_BxHxTxS, mask, sink_logits)
-        value = jnp.swapaxes(left, 1, 2) * value
-      z = z + value
-    return tap("z", z)
+    left = None
+    if cfg.attn_bias == "kv":
+      left = normalizers.leftover(scores_BxHxTxS, mask, sink_logits)
+      left = jnp.swapaxes(left, 1, 2)
+    return tap("z", self._with_value_bias(z, left))
 
-  def fused(
+  def without_pattern(
     self,
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T N K"],
@@ -363,23 +270,91 @@ class Attention(nn.Module):
     layer: Layer,
     tap: Tapper,
   ) -> Float[Array, "B T H K"]:
-    """`score` and `attend` in one kernel, where no tap stands between."""
-    # A mask is built only where it must be: kernels know causality and, if
-    # every layer has it, the window.
-    cfg, mask, window = self.cfg, None, None
-    if any(cfg.local_layers) and all(cfg.local_layers):
-      window = cfg.window
-    elif any(cfg.local_layers):
+    """What `score` and `attend` give, where no tap stands between.
+
+    By a kernel of the device where `cfg.attention` is "fused" and it has one,
+    else by `models.online`.
+    """
+    cfg, seen = self.cfg, tap.visible(q.shape[1])
+    z = None
+    if cfg.attention == "fused":
+      z = fused_attention(
+        *(q, k, v),
+        scale=cfg.score_scale,
+        window=_window_of_all(cfg),
+        mask=self._fused_mask(ctx, layer, seen),
+        sinks=self.sinks,
+      )
+    if z is None:
+      z = self._online(q, k, v, ctx, layer, seen)
+    return tap("z", z)
+
+  def _fused_mask(
+    self, ctx: Context, layer: Layer, seen: Array | None
+  ) -> Array | None:
+    """A mask where a kernel needs one, beside causality and one window."""
+    cfg, mask = self.cfg, None
+    mixed = any(cfg.local_layers) and not all(cfg.local_layers)
+    if mixed or ctx.valid is not None:
       mask = mask_of(cfg, ctx, layer)
-    if ctx.valid is not None:
-      mask = mask_of(cfg, ctx, layer)
-    seen = tap.visible(q.shape[1])
     if seen is not None:
       mask = seen if mask is None else mask & seen
-    z = fused_attention(
-      q, k, v, scale=cfg.score_scale, window=window, mask=mask, sinks=self.sinks
+    return mask
+
+  def _online(
+    self,
+    q: Array,
+    k: Array,
+    v: Array,
+    ctx: Context,
+    layer: Layer,
+    seen: Array | None,
+  ) -> Array:
+    cfg, window = self.cfg, _window_of_all(self.cfg)
+    if any(cfg.local_layers) and window is None:
+      # `layer` is traced under scan: a global layer's window is the text.
+      local = jnp.asarray(cfg.local_layers)[layer]
+      window = jnp.where(local, cfg.window, q.shape[1])
+    sinks = self.sink_logits(q)
+    if cfg.normalizer == "softmax1":
+      sinks = jnp.zeros((1, cfg.n_heads, 1, 1))
+    form = _online_form(cfg)
+    attend = functools.partial(
+      online_attention,
+      scale=cfg.score_scale,
+      scores=form.scores,
+      weights=form.weights,
     )
-    return tap("z", z)
+    rows, heads = ("rows", None, "heads", None), ("rows", "heads", None)
+    each = ("rows", None)
+    inputs = rows, rows, rows, heads, (), (*each, None, None), each
+    slopes = None
+    if ctx.positions is not None:
+      slopes = jnp.asarray(alibi_slopes(cfg), wide(q).dtype)
+    inputs += (("heads",), each)
+    z, lse = mesh_context.per_device(attend, inputs, output=rows[:3])(
+      *(q, k, v),
+      None if sinks is None else sinks[..., 0],
+      window,
+      seen,
+      ctx.valid,
+      slopes,
+      ctx.positions,
+    )
+    left = None
+    if cfg.attn_bias == "kv":
+      left = jnp.exp(jnp.swapaxes(wide(sinks[..., 0]), 1, 2) - lse)[..., None]
+    return self._with_value_bias(z, left)
+
+  def _with_value_bias(
+    self, z: Float[Array, "B T H K"], left: Float[Array, "B T H 1"] | None
+  ) -> Float[Array, "B T H K"]:
+    """`z` and the value of `attn_bias`: "kv" weighs it by what its key took."""
+    if self.cfg.attn_bias not in ("kv", "v"):
+      return z
+    value = jnp.repeat(self.v_bias, self.cfg.group_size, axis=0)
+    value = align(value, z).astype(z.dtype)
+    return z + (value if left is None else left.astype(z.dtype) * value)
 
   def project_out(
     self, z: Float[Array, "B T H K"], x: Float[Array, "B T D"] | None = None

@@ -2,19 +2,15 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
-from sinkjax.models.attention import (
-  Attention,
-  Context,
-  align,
-  mask_of,
-  rms_normalize,
-)
+from sinkjax.models.attention import Attention, needs_no_pattern
+from sinkjax.models.context import Context, mask_of
 from sinkjax.models.mlp import Experts, Mlp
+from sinkjax.models.projection import align, rms_normalize
 from sinkjax.taps import Layer, Tapper, Taps, Trace
 
 Residual = Float[Array, "B T D"]
@@ -89,10 +85,24 @@ class Block(nn.Module):
     v: Float[Array, "B S N K"],
     mask: Bool[Array, "#B #H T S"],
     tap: Tapper,
+    distance: Int[Array, "#B #H T S"] | None = None,
   ) -> Float[Array, "B T H K"]:
     """(q, k, v) -> z; q may be a block of rows."""
     attn = self.attn
-    return attn.attend(attn.score(q, k), v, mask, tap, attn.sink_logits(q))
+    scores = attn.score(q, k, distance)
+    return attn.attend(scores, v, mask, tap, attn.sink_logits(q))
+
+  def mix_unseen(
+    self,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T N K"],
+    v: Float[Array, "B T N K"],
+    ctx: Context,
+    layer: Layer,
+    tap: Tapper,
+  ) -> Float[Array, "B T H K"]:
+    """(q, k, v) -> z of whole texts, where no tap looks at the pattern."""
+    return self.attn.without_pattern(q, k, v, ctx, layer, tap)
 
   def project_out(
     self, pre: Residual | None, z: Float[Array, "#B #T H K"], tap: Tapper
@@ -155,10 +165,11 @@ class Block(nn.Module):
     tap = Tapper(taps, layer)
     pre = tap("resid_pre", mesh_context.constrain(x, ("rows", None, None)))
     q, k, v = self.qkv(pre, layer, ctx, tap)
-    # A tap at scores or pattern needs the einsum path, where they exist.
-    if self.cfg.attention == "fused" and tap.needs_no_scores():
-      z = self.attn.fused(q, k, v, ctx, layer, tap)
+    # A tap at scores or pattern needs the path on which they exist.
+    if tap.needs_no_scores() and needs_no_pattern(self.cfg, x.shape[1]):
+      z = self.mix_unseen(q, k, v, ctx, layer, tap)
     else:
-      z = self.mix(q, k, v, mask_of(self.cfg, ctx, layer), tap)
+      mask = mask_of(self.cfg, ctx, layer)
+      z = self.mix(q, k, v, mask, tap, ctx.distance())
     post = self.transform(pre, self.add_attention(pre, z, tap), tap)
     return post, tap.trace()

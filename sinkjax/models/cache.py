@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Attention, Context
+from sinkjax.models.attention import Attention
 from sinkjax.models.blocks import Block
+from sinkjax.models.context import Context
 from sinkjax.models.layerwise import (
   apply_final_norm,
   as_layers,
@@ -240,5 +241,4 @@ def _logits(
     # A row of padding alone has no last token: any index will do.
     at = jnp.maximum(count - 1, 0)[:, None, None]
     x = jnp.take_along_axis(x, at, axis=1)
-  table = params["embed" if cfg.tie_embeddings else "unembed"]
-  return logits_of(cfg, x, table)
+  return logits_of(cfg, x, params)

@@ -1,10 +1,9 @@
-"""Attention that never shows its pattern: for training, not for analysis.
+"""Kernels that a device has for attention: for training, not for analysis.
 
 On a GPU in 16 bits cuDNN's flash attention, by way of
-`jax.nn.dot_product_attention`; on a TPU the splash kernel; elsewhere blocks of
-rows with a backward pass of our own (see `sinkjax.models.row_blocks`). Equal
-to the einsum path within rounding. All have reverse mode only, and no place
-for a tap.
+`jax.nn.dot_product_attention`; on a TPU the splash kernel; elsewhere there is
+none, and `sinkjax.models.online` takes its place. Equal to the einsum path
+within rounding. They have reverse mode only, and no place for a tap.
 
 On several devices each works on its own rows and heads, which needs the mesh in
 context: `jax.set_mesh`.
@@ -18,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sinkjax import mesh_context
-from sinkjax.models.row_blocks import row_attention
 
 SPLASH_BLOCK = 128
 """Splash works on blocks of rows; a context must be a multiple of it."""
@@ -34,8 +32,8 @@ def fused_attention(
   mask: Bool[Array, "#B 1 T S"] | None = None,
   sinks: Float[Array, "H"] | None = None,
   implementation: str | None = None,
-) -> Float[Array, "B T H K"]:
-  """Causal attention, `z`.
+) -> Float[Array, "B T H K"] | None:
+  """Causal attention, `z`, or `None` where the device has no kernel for it.
 
       z_t = sum_s p_ts v_s,  p_ts = exp(s_ts) / (exp(sink) + sum_r exp(s_tr))
 
@@ -47,27 +45,26 @@ def fused_attention(
     window: how many positions back a token sees, itself included.
     mask: True where key s may be seen from t, beside causality.
     sinks: a logit for each head that takes weight and has no value.
-    implementation: "rows", "xla", "cudnn" or "splash"; chosen by device if
-      `None`.
+    implementation: "xla", "cudnn" or "splash"; chosen by device if `None`.
 
   Raises:
     ValueError: for splash with a mask, or a length of no whole blocks.
 
-  Cost: with "rows" and "xla" the memory of the pattern; with the others O(T).
+  Cost: with "xla" the memory of the pattern; with the others O(T).
   """
   if implementation is None:
     implementation = _chosen(q, mask)
+  if implementation is None:
+    return None
   if implementation == "splash":
     _check_splash(q.shape[1], mask)
     kernel = functools.partial(_splash, scale=scale, window=window)
-  elif implementation == "rows":
-
-    def kernel(q, k, v, mask, sinks):
-      return row_attention(q, k, v, scale, window, mask, sinks)
   else:
     kernel = _library_attention(scale, window, implementation)
   if implementation != "xla":  # which the compiler splits well by itself
-    kernel = _per_device(kernel)
+    tokens = "rows", None, "heads", None
+    inputs = (tokens,) * 3 + (("rows", None, None, None), ("heads",))
+    kernel = mesh_context.per_device(kernel, inputs, output=tokens)
   return kernel(q, k, v, mask, sinks)
 
 
@@ -90,20 +87,14 @@ def _library_attention(scale, window, implementation):
   return kernel
 
 
-def _per_device(kernel):
-  tokens = "rows", None, "heads", None
-  inputs = (tokens,) * 3 + (("rows", None, None, None), ("heads",))
-  return mesh_context.per_device(kernel, inputs, output=tokens)
-
-
-def _chosen(q, mask) -> str:
+def _chosen(q, mask) -> str | None:
   backend = jax.default_backend()
   # cuDNN's flash attention takes 16 bits only.
   if backend == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
     return "cudnn"
   if backend == "tpu" and mask is None and q.shape[1] % SPLASH_BLOCK == 0:
     return "splash"
-  return "rows"
+  return None
 
 
 def _sunk(attend, scale: float):

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block, Norm
+from sinkjax.models.context import Context
+from sinkjax.models.transformer import Columns
 from sinkjax.taps import Layer, Taps, Trace
 
 Params = dict[str, Any]
@@ -44,6 +45,10 @@ class Layers(Protocol):
     """Rows of the table of learned positions."""
     ...
 
+  def embedding_norm(self) -> Params:
+    """The parameters of the norm behind the embedding; empty without one."""
+    ...
+
   def layer(self, index: int) -> Params:
     """One block's parameters, without the layer axis."""
     ...
@@ -52,7 +57,7 @@ class Layers(Protocol):
     """The parameters of the norm before the logits."""
     ...
 
-  def unembedding(self) -> Iterator[Float[Array, "D V"]]:
+  def unembedding(self) -> Iterator[Columns]:
     """The unembedding, some columns after the other."""
     ...
 
@@ -82,6 +87,10 @@ class InMemory:
     """See `Layers`."""
     return self._params["positions"][positions]
 
+  def embedding_norm(self) -> Params:
+    """See `Layers`."""
+    return self._params.get("embed_norm", {})
+
   def layer(self, index: int) -> Params:
     """See `Layers`."""
     return self._pick(self._params["blocks"], index)
@@ -90,13 +99,15 @@ class InMemory:
     """See `Layers`."""
     return final_norm_of(self._params)
 
-  def unembedding(self) -> Iterator[Array]:
+  def unembedding(self) -> Iterator[Columns]:
     """See `Layers`."""
     tied = self.cfg.tie_embeddings
     table = self._params["embed" if tied else "unembed"]
     for start in range(0, self.cfg.vocab_size, UNEMBED_COLUMNS):
       part = slice(start, start + UNEMBED_COLUMNS)
-      yield table[part].T if tied else table[:, part]
+      kernel = table[part].T if tied else table[:, part]
+      bias = self._params.get("unembed_bias")
+      yield Columns(kernel, None if bias is None else bias[part])
 
 
 def as_layers(cfg: ModelConfig, weights: Params | Layers) -> Layers:
@@ -125,6 +136,8 @@ def embed(
   x = x * jnp.asarray(cfg.embed_scale, x.dtype)
   if cfg.positions == "learned":
     x = x + jnp.asarray(layers.position_embedding(positions), x.dtype)
+  if cfg.embed_norm:
+    x = Norm(cfg).apply({"params": layers.embedding_norm()}, x)
   return x
 
 

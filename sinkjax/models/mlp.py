@@ -13,13 +13,15 @@ those within a piece, and say nothing of a step to another choice. There is no
 loss that balances the use of experts in training.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Projection, align, random_kernel
+from sinkjax.models.projection import Projection, align, random_kernel
 from sinkjax.taps import Tapper
 
 ACTIVATIONS = {
@@ -30,6 +32,18 @@ ACTIVATIONS = {
   "relu": jax.nn.relu,
   "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
+
+
+def xielu(x: Array, p: Float[Array, "1"], n: Float[Array, "1"]) -> Array:
+  """xIELU (arXiv 2411.13010), whose slope is 1/2 at 0.
+
+  a_p x^2 + x / 2                    for x > 0,   a_p = softplus(p)
+  a_n (exp(x) - 1 - x) + x / 2       for x <= 0,  a_n = softplus(n) + 1 / 2
+  """
+  up, down = (align(jax.nn.softplus(a).astype(x.dtype), x) for a in (p, n))
+  # The branch that is not taken must not overflow: its slope would be NaN.
+  negative = jnp.expm1(jnp.minimum(x, 0)) - x
+  return 0.5 * x + jnp.where(x > 0, up * x * x, (down + 0.5) * negative)
 
 
 def hidden_layer(
@@ -61,6 +75,11 @@ class Mlp(nn.Module):
     if cfg.gated_mlp:
       self.gate = project(cfg.d_model, cfg.d_ff)
     self.down = project(cfg.d_ff, cfg.d_model)
+    if cfg.activation == "xielu":
+      # The paper's: both a are 0.8 at first.
+      for name, start in (("alpha_p", 0.8), ("alpha_n", 0.3)):
+        init = nn.initializers.constant(math.log(math.expm1(start)))
+        setattr(self, name, self.param(name, init, (1,)))
 
   def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
     """What enters the non-linearity, [B, T, F] each: (up,) or (gate, up)."""
@@ -70,7 +89,11 @@ class Mlp(nn.Module):
     self, *pre: Float[Array, "B T F"], tap: Tapper
   ) -> Float[Array, "B T D"]:
     """The non-linearity and what follows it."""
-    return self.down(tap("mlp_act", hidden_layer(self.cfg, *pre)))
+    if self.cfg.activation == "xielu":
+      hidden = xielu(*pre, self.alpha_p, self.alpha_n)
+    else:
+      hidden = hidden_layer(self.cfg, *pre)
+    return self.down(tap("mlp_act", hidden))
 
 
 class Stack(nn.Module):

@@ -120,7 +120,7 @@ def sigmoid(
   """`sigmoid(s_j)`; rows sum to anything (Gu et al., arXiv 2410.10781)."""
   s, _ = _wide(scores, mask)
   # sigmoid(MASKED) is 0 only by rounding; a mask must give exact zeros.
-  return jnp.where(mask, jax.nn.sigmoid(s), 0).astype(scores.dtype)
+  return jnp.where(mask, ELEMENTWISE["sigmoid"](s), 0).astype(scores.dtype)
 
 
 def normalized_sigmoid(
@@ -142,7 +142,7 @@ def elu1(
   Gu et al. (2024, arXiv 2410.10781), their unnormalised form.
   """
   s, _ = _wide(scores, mask)
-  return jnp.where(mask, jax.nn.elu(s) + 1, 0).astype(scores.dtype)
+  return jnp.where(mask, ELEMENTWISE["elu1"](s), 0).astype(scores.dtype)
 
 
 def relu(
@@ -150,7 +150,7 @@ def relu(
 ) -> Float[Array, "*B T S"]:
   """`max(s_j, 0)`, not normalised (Guo et al., arXiv 2410.13835)."""
   s, _ = _wide(scores, mask)
-  return jnp.where(mask, jax.nn.relu(s), 0).astype(scores.dtype)
+  return jnp.where(mask, ELEMENTWISE["relu"](s), 0).astype(scores.dtype)
 
 
 def softpick(
@@ -187,7 +187,14 @@ NORMALIZERS: dict[str, Callable] = {
 }
 """Every normaliser by the name that `ModelConfig.normalizer` has for it."""
 
-UNNORMALIZED = ("sigmoid", "elu1", "relu")
+ELEMENTWISE: dict[str, Callable] = {
+  "sigmoid": jax.nn.sigmoid,
+  "elu1": lambda s: jax.nn.elu(s) + 1,
+  "relu": jax.nn.relu,
+}
+"""Normalisers whose weight depends on its own score alone, as `f(score)`."""
+
+UNNORMALIZED = tuple(ELEMENTWISE)
 """Those whose rows may sum to more than one: metrics of shares are computed
 from `metrics.sinks.attention_share` there."""
 

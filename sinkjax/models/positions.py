@@ -1,4 +1,8 @@
-"""Rotary position tables, in float64 on the host and float32 on the device."""
+"""Where tokens stand: rotary tables, and ALiBi's slopes and distances.
+
+Tables are made of frequencies in float64 on the host, and are float32 on the
+device.
+"""
 
 import math
 
@@ -29,7 +33,9 @@ def inverse_frequencies(
     return freq
   if scaling.kind == "linear":
     return freq / scaling.factor
-  if scaling.kind == "factors":
+  if scaling.kind == "dynamic":  # as in a text that needs no stretch
+    return freq
+  if scaling.kind in ("factors", "longrope"):
     return freq / np.asarray(scaling.factors, np.float64)
   if scaling.kind == "yarn":
     low, high = (
@@ -81,13 +87,15 @@ def rope_row(cfg: ModelConfig) -> tuple[int, ...]:
 
 
 def rotary_tables(
-  cfg: ModelConfig, positions: Int[Array, "B T"]
+  cfg: ModelConfig, positions: Int[Array, "B T"], length: int | None = None
 ) -> tuple[Float[Array, "C B T R"], Float[Array, "C B T R"]]:
   """Cosines and sines of every angle; axis C is `rope_frequencies`' rows.
 
   Args:
     cfg: the model.
     positions: position of each token.
+    length: of the text, where frequencies depend on it; by default as far as
+      the positions go.
 
   Returns:
     (cos, sin), float32, or float64 for a float64 model.
@@ -95,16 +103,71 @@ def rotary_tables(
   # bfloat16 has 8 significant bits: it confuses positions beyond 256.
   dtype = jnp.promote_types(cfg.dtype, jnp.float32)
   freq = jnp.asarray(rope_frequencies(cfg), dtype)
+  if cfg.rope_scaling is not None:
+    whole = jnp.max(positions) + 1 if length is None else jnp.asarray(length)
+    freq = grown(cfg, freq, whole)
   angles = positions[None, :, :, None].astype(dtype) * freq[:, None, None]
   cos, sin = jnp.cos(angles), jnp.sin(angles)
-  grown = cfg.rope_scaling.attention if cfg.rope_scaling else 1.0
-  if grown != 1.0:
+  larger = cfg.rope_scaling.attention if cfg.rope_scaling else 1.0
+  if larger != 1.0:
     # Local layers with a base of their own, the last row, are not scaled.
-    rows = np.full(len(freq), grown)
-    rows[1:] = grown if cfg.rope_local_base is None else 1.0
+    rows = np.full(len(freq), larger)
+    rows[1:] = larger if cfg.rope_local_base is None else 1.0
     factor = jnp.asarray(rows, dtype)[:, None, None, None]
     cos, sin = cos * factor, sin * factor
   return cos, sin
+
+
+def grown(
+  cfg: ModelConfig, freq: Float[Array, "C R"], length: Int[Array, ""]
+) -> Float[Array, "C R"]:
+  """Frequencies in a text of some length, where they depend on it.
+
+  With a longer text all positions turn at another rate, the first ones, too:
+
+      dynamic:   f_i g ** (-2 i / (dim - 2)),
+                 g = max(1, factor length / original_max_len - factor + 1)
+      longrope:  those of `short_factors` up to `original_max_len`
+
+  Args:
+    cfg: the model.
+    freq: of `rope_frequencies`.
+    length: tokens, the longest of a batch.
+  """
+  scaling = cfg.rope_scaling
+  if scaling.kind == "dynamic":
+    more = scaling.factor * (length / scaling.original_max_len - 1)
+    step = np.arange(0, cfg.rotary_dim, 2) / (cfg.rotary_dim - 2)
+    base = jnp.maximum(1.0, more + 1.0).astype(freq.dtype)
+    return freq * base ** jnp.asarray(-step[None], freq.dtype)
+  if scaling.kind == "longrope":
+    short = RopeScaling("factors", factors=scaling.short_factors)
+    short = rope_frequencies(cfg.replace(rope_scaling=short))
+    short = jnp.asarray(short, freq.dtype)
+    return jnp.where(length > scaling.original_max_len, freq, short)
+  return freq
+
+
+def alibi_slopes(cfg: ModelConfig) -> np.ndarray:
+  """[H] how much a token of distance loses of each head's scores.
+
+      m_h = 2 ** (-8 h / H),  h = 1, ..., H
+
+  for H a power of two (arXiv 2108.12409, section 3); else those of the next
+  smaller one, and then every other of twice as many.
+  """
+  count = 1 << (cfg.n_heads.bit_length() - 1)
+  first = -8.0 * np.arange(1, count + 1) / count
+  more = -8.0 * np.arange(1, 2 * count + 1, 2) / (2 * count)
+  powers = np.concatenate([first, more])[: cfg.n_heads]
+  return cfg.alibi_scale * 2.0**powers
+
+
+def distances(
+  queries: Int[Array, "B T"], keys: Int[Array, "B S"]
+) -> Int[Array, "B 1 T S"]:
+  """How many positions each key stands before each query."""
+  return (queries[:, :, None] - keys[:, None])[:, None]
 
 
 def rotate(

@@ -1,5 +1,6 @@
 """The decoder, and `forward`, the pure function that everything else uses."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import make_context, random_kernel, softcapped
 from sinkjax.models.blocks import Block, Norm
+from sinkjax.models.context import make_context
+from sinkjax.models.projection import align, random_kernel, softcapped
 from sinkjax.taps import NO_TAPS, Tapper, Taps, Trace
 
 Params = dict[str, Any]
@@ -56,6 +58,8 @@ class Transformer(nn.Module):
     if cfg.positions == "learned":
       shape = (cfg.max_len, cfg.d_model)
       x = x + self.param("positions", small, shape)[positions].astype(x.dtype)
+    if cfg.embed_norm:
+      x = Norm(cfg, name="embed_norm")(x)
     tap = Tapper(taps, 0)
     x = tap("embed", x)
     ctx = make_context(cfg, positions, valid)
@@ -77,34 +81,62 @@ class Transformer(nn.Module):
     last = Tapper(taps, cfg.n_layers - 1)
     x = last("final", Norm(cfg, name="final_norm")(x))
     trace = {**tap.trace(), **trace, **last.trace()}
+    head = {"embed": table}
     if not cfg.tie_embeddings:
       init = random_kernel(cfg.d_model, cfg.init_std)
-      table = self.param("unembed", init, (cfg.d_model, cfg.vocab_size))
-    return Output(logits_of(cfg, x, table), trace)
+      shape = (cfg.d_model, cfg.vocab_size)
+      head["unembed"] = self.param("unembed", init, shape)
+    if cfg.unembed_bias:
+      init = nn.initializers.zeros
+      head["unembed_bias"] = self.param("unembed_bias", init, cfg.vocab_size)
+    return Output(logits_of(cfg, x, head), trace)
+
+
+class Columns(NamedTuple):
+  """Some columns of the unembedding.
+
+  Attributes:
+    kernel: [D, V].
+    bias: [V], or `None`.
+  """
+
+  kernel: Float[Array, "D V"]
+  bias: Float[Array, "V"] | None
 
 
 def logits_of(
-  cfg: ModelConfig, x: Float[Array, "B T D"], table: Array
+  cfg: ModelConfig, x: Float[Array, "B T D"], params: Params
 ) -> Float[Array, "B T V"]:
   """The logits of what the final norm returns.
 
   Args:
     cfg: the model.
     x: [B, T, D].
-    table: the parameter "embed" [V, D] where it is tied, else "unembed" [D, V].
+    params: its parameters, of which the embedding and the unembedding are read.
   """
   rows = x.reshape(-1, cfg.d_model)  # one product of two matrices: fast on CPU
   if cfg.tie_embeddings:
-    logits = jnp.einsum("rd,vd->rv", rows, table.astype(x.dtype))
+    logits = jnp.einsum("rd,vd->rv", rows, params["embed"].astype(x.dtype))
   else:
-    logits = rows @ table.astype(x.dtype)
-  return finish_logits(cfg, logits.reshape(*x.shape[:2], cfg.vocab_size))
+    logits = rows @ params["unembed"].astype(x.dtype)
+  logits = logits.reshape(*x.shape[:2], cfg.vocab_size)
+  return _finish_logits(cfg, logits, params.get("unembed_bias"))
 
 
-def finish_logits(
-  cfg: ModelConfig, logits: Float[Array, "B T V"]
+def logits_of_columns(
+  cfg: ModelConfig, x: Float[Array, "B T D"], columns: Columns
 ) -> Float[Array, "B T V"]:
-  """The product with the unembedding, or some columns of it -> logits."""
+  """The logits of some tokens of the vocabulary; see `logits_of`."""
+  logits = jnp.einsum("btd,dv->btv", x, columns.kernel.astype(x.dtype))
+  return _finish_logits(cfg, logits, columns.bias)
+
+
+def _finish_logits(
+  cfg: ModelConfig, logits: Float[Array, "B T V"], bias: Array | None
+) -> Float[Array, "B T V"]:
+  """What follows on the product with the unembedding."""
+  if bias is not None:
+    logits = logits + align(bias, logits).astype(logits.dtype)
   if cfg.logit_scale != 1.0:
     logits = logits * jnp.asarray(cfg.logit_scale, logits.dtype)
   if cfg.logit_softcap is not None:
@@ -131,8 +163,13 @@ def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
   Returns:
     `{"embed", "blocks": {...[L, ...]}, "final_norm", ...}` in float32.
   """
-  init = jax.jit(Transformer(cfg).init)
-  return init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+  return _init(cfg, key)
+
+
+# One function, so that a config which comes again is not compiled again.
+@functools.partial(jax.jit, static_argnames="cfg")
+def _init(cfg: ModelConfig, key: jax.Array) -> Params:
+  return Transformer(cfg).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def param_shapes(cfg: ModelConfig) -> Params:

@@ -255,9 +255,9 @@ def _by_group(grads: Params) -> dict[str, Array]:
     "embed": [grads["embed"], grads.get("positions")],
     "attn": blocks["attn"],
     "mlp": blocks["mlp"],
-    "norms": [grads.get("final_norm")]
+    "norms": [grads.get("embed_norm"), grads.get("final_norm")]
     + [v for k, v in blocks.items() if k.endswith("norm")],
-    "unembed": grads.get("unembed"),
+    "unembed": [grads.get("unembed"), grads.get("unembed_bias")],
   }
   return {
     name: optax.tree.norm(group)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import Layers
-from sinkjax.models.transformer import finish_logits
+from sinkjax.models.transformer import Columns, logits_of_columns
 from sinkjax.taps import Layer
 
 CHUNK = 1024
@@ -58,13 +58,13 @@ def streamed_nll(
   x, targets, first = x[:, :-1], tokens[:, 1:], 0
   wide = jnp.zeros(targets.shape, jnp.promote_types(x.dtype, jnp.float32))
   state = (wide - jnp.inf, wide, wide)
-  for kernel in layers.unembedding():
-    state = _add_logits(state, x, targets, kernel, first, cfg=cfg)
-    first += kernel.shape[1]
+  for columns in layers.unembedding():
+    state = _add_logits(state, x, targets, columns, first, cfg=cfg)
+    first += columns.kernel.shape[1]
     # Dispatch is asynchronous: without this, pieces of the unembedding would
     # pile up in memory.
     jax.block_until_ready(state)
-    del kernel  # before the next is read
+    del columns  # before the next is read
   top, total, picked = state
   return jnp.mean(top + jnp.log(total) - picked, axis=-1)
 
@@ -74,7 +74,7 @@ def _add_logits(
   state: tuple[Array, Array, Array],
   x: Float[Array, "B T D"],
   targets: Array,
-  kernel: Array,
+  columns: Columns,
   first: Layer,
   *,
   cfg: ModelConfig,
@@ -83,9 +83,7 @@ def _add_logits(
 
   def add(args: tuple) -> tuple[Array, Array, Array]:
     (top, total, picked), x, targets = args
-    logits = jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype))
-    logits = finish_logits(cfg, logits)
-    logits = logits.astype(top.dtype)
+    logits = logits_of_columns(cfg, x, columns).astype(top.dtype)
     new = jnp.maximum(top, jnp.max(logits, axis=-1))
     more = jnp.sum(jnp.exp(logits - new[..., None]), axis=-1)
     total = total * jnp.exp(top - new) + more

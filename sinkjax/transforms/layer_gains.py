@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context
+from sinkjax.models.context import Context
 from sinkjax.models.layerwise import Params, as_layers
 from sinkjax.taps import Layer
 from sinkjax.transforms.jacobian import check_model, one_text

@@ -31,7 +31,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context
+from sinkjax.models.context import Context
 from sinkjax.models.layerwise import Params
 from sinkjax.taps import MLP_SITES, Layer
 from sinkjax.transforms.layer_steps import (

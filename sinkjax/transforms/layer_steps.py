@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Attention, Context, mask_of
+from sinkjax.models.attention import Attention
 from sinkjax.models.blocks import Block
+from sinkjax.models.context import Context, mask_of
 from sinkjax.models.layerwise import (
   Params,
   apply_block,
@@ -97,7 +98,7 @@ class LayerSteps:
     return self._block(Block.qkv, pre, self.layer, self.ctx, self.tap)
 
   def score(self, q: Array, k: Array) -> Array:
-    return self._attention(Attention.score, q, k)
+    return self._attention(Attention.score, q, k, self.ctx.distance())
 
   def sink_logits(self, q: Array) -> Array | None:
     return self._attention(Attention.sink_logits, q)
@@ -107,7 +108,8 @@ class LayerSteps:
     return self._attention(Attention.attend, *given)
 
   def mix(self, q: Array, k: Array, v: Array) -> Array:
-    return self._block(Block.mix, q, k, v, self.mask, self.tap)
+    given = (q, k, v, self.mask, self.tap, self.ctx.distance())
+    return self._block(Block.mix, *given)
 
   def project_out(self, pre: Residual | None, z: Array) -> Array:
     return self._block(Block.project_out, pre, z, self.tap)

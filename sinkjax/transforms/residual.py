@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import Context, make_context
+from sinkjax.models.context import Context, make_context
 from sinkjax.models.layerwise import (
   Layers,
   Params,

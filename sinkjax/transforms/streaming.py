@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
-from sinkjax.models.attention import Context
+from sinkjax.models.attention import needs_no_pattern
 from sinkjax.models.blocks import Block
+from sinkjax.models.context import Context, place_context
 from sinkjax.models.layerwise import (
   Params,
   apply_final_norm,
@@ -30,7 +31,7 @@ from sinkjax.models.layerwise import (
   methods_of,
 )
 from sinkjax.models.normalizers import MASKED
-from sinkjax.models.positions import rotary_tables
+from sinkjax.models.positions import distances
 from sinkjax.models.transformer import check_ids, check_tokens, like_tokens
 from sinkjax.taps import MLP_SITES, Layer, Tapper, Taps, Trace
 from sinkjax.transforms.chunks import in_chunks, streamed_nll
@@ -202,9 +203,7 @@ def _run(
   layers, (batch, length) = as_layers(cfg, weights), tokens.shape
   first = Tapper(taps, 0)
   x = first("embed", embed(layers, tokens, positions))
-  tables = (None, None)
-  if cfg.positions == "rope":
-    tables = rotary_tables(cfg, positions)
+  ctx = place_context(cfg, positions)
   block = block or default_block(cfg, batch, length)
   outside = first.trace()
   x = jnp.array(x, copy=True)  # the layer reuses it; others may have seen it
@@ -216,7 +215,7 @@ def _run(
       params,
       x,
       jnp.asarray(i),
-      Context(*tables, None, None),
+      ctx,
       edits,
       kind=kind,
       cfg=cfg,
@@ -273,9 +272,17 @@ def _layer(
   apply = methods_of(Block(cfg), params)
   pre = tap("resid_pre", x)
   q, k, v = apply(Block.qkv, pre, layer, ctx, tap)
-  mix = functools.partial(apply, Block.mix)
-  z, trace = _attention(cfg, mix, q, k, v, layer, taps, statistics, block)
-  mid = apply(Block.add_attention, pre, tap("z", z), tap)
+  unseen = not statistics and not set(ROW_SITES) & set(taps.edits)
+  if unseen and needs_no_pattern(cfg, x.shape[1]):
+    z, trace = apply(Block.mix_unseen, q, k, v, ctx, layer, tap), {}
+  else:
+    mix = functools.partial(apply, Block.mix)
+    places = ctx.positions
+    z, trace = _attention(
+      cfg, mix, (q, k, v), places, layer, taps, statistics, block
+    )
+    z = tap("z", z)
+  mid = apply(Block.add_attention, pre, z, tap)
 
   def mlp(x: Array) -> Array:
     return apply(Block.mlp_output, x, tap)
@@ -289,15 +296,15 @@ def _layer(
 def _attention(
   cfg: ModelConfig,
   mix: Callable,
-  q: Array,
-  k: Array,
-  v: Array,
+  qkv: tuple[Array, Array, Array],
+  places: Int[Array, "B S"] | None,
   layer: Layer,
   taps: Taps,
   statistics: Statistics,
   block: int,
 ) -> tuple[Array, Trace]:
   """z of all queries, and the statistics of their rows."""
+  q = qkv[0]
   batch, length, heads, _ = q.shape
   edits = {s: rows_of(taps.edits[s]) for s in ROW_SITES if s in taps.edits}
   pieces = _pieces(length, block, SEGMENTS)
@@ -317,7 +324,7 @@ def _attention(
       z, states = carry
       start = first + i * rows
       new, block = _mix_rows(
-        cfg, mix, (q, k, v), layer, edits, start, rows, keys
+        cfg, mix, qkv, places, layer, edits, start, rows, keys
       )
       states = tuple(
         s.update(state, block)
@@ -337,6 +344,7 @@ def _mix_rows(
   cfg: ModelConfig,
   mix: Callable,
   qkv: tuple[Array, Array, Array],
+  places: Int[Array, "B S"] | None,
   layer: Layer,
   edits: Mapping[str, Callable],
   start: Array | int,
@@ -353,7 +361,11 @@ def _mix_rows(
   tap = Tapper(Taps(at_rows, seen), layer)
   some = jax.lax.dynamic_slice_in_dim(q, start, rows, 1)
   values, mask = v[:, :keys], rows_mask(cfg, start, rows, keys, layer)
-  z = mix(some, k[:, :keys], values, mask, tap)
+  distance = None
+  if places is not None:
+    own = jax.lax.dynamic_slice_in_dim(places, start, rows, 1)
+    distance = distances(own, places[:, :keys])
+  z = mix(some, k[:, :keys], values, mask, tap, distance)
   scores, pattern = (tap.trace()[site] for site in ROW_SITES)
   # The scores give the logarithms of the weights only where the weights are
   # the softmax of the scores and of nothing else.

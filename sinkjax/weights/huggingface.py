@@ -10,8 +10,9 @@ import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
-from sinkjax.weights import families
+from sinkjax.weights import families, quantised
 from sinkjax.weights.assemble import Unread, assemble, check_names, disassemble
+from sinkjax.weights.dequantised import Dequantised
 from sinkjax.weights.folders import check_new, new_folder, read_json
 from sinkjax.weights.formats import safetensors_io
 from sinkjax.weights.hf_config import config_from_hf, config_to_hf
@@ -35,7 +36,7 @@ class _FolderSource:
 
   def __init__(
     self,
-    folder: safetensors_io.SafetensorsFolder,
+    folder: safetensors_io.SafetensorsFolder | Dequantised,
     wanted: Iterable[str],
     optional_prefix: str,
     where: str,
@@ -129,11 +130,15 @@ def open_model(path: str | os.PathLike, *, compare: bool = True) -> Unread:
     compare: read the output matrix that a tied model may store, which must be
       the embedding.
   """
-  cfg = load_config(path)
+  where = pathlib.Path(path) / "config.json"
+  values = read_json(where)
+  cfg = config_from_hf(values, str(where))
   family = families.FAMILIES[cfg.model_type]
   leaves = family.tensors(cfg)
+  folder = safetensors_io.open_folder(path)
+  how = quantised.stated(values)
   source = _FolderSource(
-    safetensors_io.open_folder(path),
+    folder if how is None else Dequantised(folder, how),
     [leaf.name for leaf in leaves],
     family.optional_prefix,
     str(path),
@@ -199,8 +204,11 @@ def save(
 
   check_new(path)
   config = config_to_hf(cfg)
-  leaves = families.FAMILIES[cfg.model_type].tensors(cfg)
-  tensors = disassemble(cfg, leaves, params)
+  family = families.FAMILIES[cfg.model_type]
+  tensors = disassemble(cfg, family.tensors(cfg), params)
+  for name, value in family.constants.items():
+    for i in range(cfg.n_layers):
+      tensors[name.replace("{i}", str(i))] = np.array(value, np.float32)
   with new_folder(path) as folder:
     metadata = {"format": "pt"}  # transformers refuses a file without it
     save_file(tensors, folder / "model.safetensors", metadata=metadata)

@@ -3,7 +3,8 @@
 A `Leaf` names the file's tensor for one parameter, and its `Layout` turns that
 tensor into ours and back: a format is a list of leaves, by which
 `sinkjax.weights.assemble` reads and writes whole models. A family's lists are
-in its file under `sinkjax.weights.families`.
+in its file under `sinkjax.weights.families`. Layouts of parameters that share a
+tensor are in `sinkjax.weights.fused_layouts`.
 
 Ours, one layer at a time: kernels are [in..., out...], so queries are [D, H, K]
 and the attention's output is [H, K, D]; biases are [out...].
@@ -231,30 +232,30 @@ def _matrix_shape(shape: Shape, inputs: int) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Fused(Layout):
-  """One of several parameters that a tensor holds.
+class PartlyInterleaved(Layout):
+  """The first dimensions of each head are rotary pairs, side by side.
+
+  In the file dimensions 2 j and 2 j + 1 of them are a pair, ours are
+  (j, j + rotary / 2); the others are in one order in both. Where all are
+  rotated, `interleaved_rope` of the other layouts does it without a copy.
 
   Attributes:
-    each: how each of them would be stored alone.
-    index: which it is; of queries, keys and values, 0 to 2.
+    each: the layout beside that.
+    rotary: how many they are.
   """
 
   each: Layout
-  index: int
+  rotary: int
 
-  @property
-  def _out_axis(self) -> int:
-    return 1 if isinstance(self.each, Kernel) else 0
+  def _order(self, width: int) -> np.ndarray:
+    """Which of our dimensions stands at each place of the file."""
+    order = np.arange(width)
+    order[: self.rotary] = order[: self.rotary].reshape(2, -1).T.reshape(-1)
+    return order
 
   def stored_shape(self, shape: Shape) -> Shape:
     """See `Layout`."""
-    alone = list(self.each.stored_shape(shape))
-    alone[self._out_axis] *= 3
-    return tuple(alone)
-
-  def in_file_order(self, slot: np.ndarray) -> np.ndarray:
-    """See `Layout`."""
-    return self.each.in_file_order(slot)
+    return self.each.stored_shape(shape)
 
   def stored_part(
     self, shape: Shape, index: tuple[slice, ...]
@@ -263,43 +264,15 @@ class _Fused(Layout):
     return None
 
   def read(self, source: Source, name: str, slot: np.ndarray) -> None:
-    """See `Layout`; the whole tensor is read for each of its parts."""
-    view = self.in_file_order(slot)
-    part = self.part(source.read(name), slot)
-    view[...] = part.reshape(view.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class FusedThirds(_Fused):
-  """All queries, then all keys, then all values, along the output."""
-
-  def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
     """See `Layout`."""
-    return np.split(tensor, 3, axis=self._out_axis)[self.index]
+    stored = np.empty_like(slot)
+    self.each.read(source, name, stored)
+    slot[..., self._order(slot.shape[-1])] = stored
 
-
-@dataclasses.dataclass(frozen=True)
-class FusedRows(_Fused):
-  """All of the first parameter, then all of the next, along the output.
-
-  Attributes:
-    sizes: of each of them along that axis.
-  """
-
-  sizes: tuple[int, ...]
-
-  def stored_shape(self, shape: Shape) -> Shape:
+  def write(self, slot: np.ndarray, tensor: np.ndarray) -> None:
     """See `Layout`."""
-    alone = list(self.each.stored_shape(shape))
-    alone[self._out_axis] = sum(self.sizes)
-    return tuple(alone)
-
-  def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
-    """See `Layout`."""
-    start = sum(self.sizes[: self.index])
-    rows = [slice(None)] * tensor.ndim
-    rows[self._out_axis] = slice(start, start + self.sizes[self.index])
-    return tensor[tuple(rows)]
+    stored = np.ascontiguousarray(slot[..., self._order(slot.shape[-1])])
+    self.each.write(stored, tensor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,32 +316,6 @@ class Below(Layout):
     """See `Layout`."""
     tensor[: self.rows] = 0
     super().write(slot, tensor)
-
-
-@dataclasses.dataclass(frozen=True)
-class FusedHeads(_Fused):
-  """Query, key and value of head 0, then of head 1, and so on.
-
-  For as many key heads as query heads, and the output as first axis.
-  """
-
-  def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
-    """See `Layout`."""
-    heads, width = slot.shape[-2:]
-    return tensor.reshape(heads, 3, width, *tensor.shape[1:])[:, self.index]
-
-
-@dataclasses.dataclass(frozen=True)
-class Alternating(_Fused):
-  """The numbers of two parameters in turn, along the last axis."""
-
-  def stored_shape(self, shape: Shape) -> Shape:
-    """See `Layout`."""
-    return (*shape[:-1], 2 * shape[-1])
-
-  def part(self, tensor: np.ndarray, slot: np.ndarray) -> np.ndarray:
-    """See `Layout`."""
-    return tensor[..., self.index :: 2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,8 +29,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.layerwise import UNEMBED_COLUMNS, final_norm_of
-from sinkjax.models.transformer import Params
+from sinkjax.models.layerwise import UNEMBED_COLUMNS
+from sinkjax.models.transformer import Columns, Params
 from sinkjax.weights import memory, registry
 from sinkjax.weights.assemble import (
   Job,
@@ -214,23 +214,36 @@ class Offloaded:
       self._ahead.start(index + 1)
     return layer
 
+  def embedding_norm(self) -> Params:
+    """The parameters of the norm behind the embedding; empty without one."""
+    return self._norm("embed_norm")
+
   def final_norm(self) -> Params:
     """The parameters of the norm before the logits."""
-    leaves = [
-      x for x in self._unread.leaves if x.path.startswith("final_norm/")
-    ]
-    norm = final_norm_of(_read_part(self._unread, leaves))
+    return self._norm("final_norm")
+
+  def _norm(self, name: str) -> Params:
+    leaves = [x for x in self._unread.leaves if x.path.startswith(f"{name}/")]
+    norm = _read_part(self._unread, leaves).get(name, {})
     return jax.tree.map(jax.device_put, norm)
 
-  def unembedding(self) -> Iterator[jax.Array]:
+  def unembedding(self) -> Iterator[Columns]:
     """The unembedding, `UNEMBED_COLUMNS` columns after the other."""
     leaf = self._leaf("embed" if self.cfg.tie_embeddings else "unembed")
     leaf = dataclasses.replace(leaf, path="unembed", layout=Linear())
+    bias = None
+    if self.cfg.unembed_bias:
+      one = self._leaf("unembed_bias")
+      bias = _read_part(self._unread, [one])["unembed_bias"]
     memory.trim()
     vocab = self.cfg.vocab_size
     for start in range(0, vocab, UNEMBED_COLUMNS):
       rows = range(start, min(start + UNEMBED_COLUMNS, vocab))
-      yield jax.device_put(_read_rows(self._unread, leaf, rows))
+      kernel = jax.device_put(_read_rows(self._unread, leaf, rows))
+      part = (
+        None if bias is None else jax.device_put(bias[rows.start : rows.stop])
+      )
+      yield Columns(kernel, part)
 
   def close(self) -> None:
     """Drops the layer that was read ahead and ends its thread.

@@ -1,5 +1,7 @@
 """Hugging Face folders whose weights are quantised, told by `config.json`.
 
+Two forms are read, see `dequantised`; the others are refused by their name.
+
 Their tensors have other names, types and shapes than a model's, so that without
 this the first error would be about a tensor and not about the cause.
 """
@@ -21,8 +23,22 @@ _NAMES = {
 }
 
 
+READ = ("fp8", "mxfp4")
+"""Methods that `sinkjax.weights.dequantised` reads."""
+
+
+def stated(values: dict[str, Any]) -> dict[str, Any] | None:
+  """What a config says of its quantised weights, where these are read."""
+  inner = values.get("text_config")
+  for place in (values, inner if isinstance(inner, dict) else {}):
+    found = place.get(_KEYS[0])
+    if isinstance(found, dict) and found.get("quant_method") in READ:
+      return found
+  return None
+
+
 def refuse_quantised(values: dict[str, Any], where: str) -> None:
-  """Refuses a config that says that its weights are quantised.
+  """Refuses a config that says that its weights are in a form not read.
 
   Args:
     values: the parsed `config.json`.
@@ -40,6 +56,8 @@ def refuse_quantised(values: dict[str, Any], where: str) -> None:
         f"{where}: {key} must be an object, got {stated!r:.80}"
       )
     kind = _kind(key, stated)
+    if key == _KEYS[0] and kind in READ:
+      continue
     raise WeightsError(
       f"{where}: the weights are quantised ({_NAMES.get(kind, kind)}"
       f"{_bits(stated)}), and this form is not read; use the original "

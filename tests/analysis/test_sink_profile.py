@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compilations
 from quick import quick
 
 import sinkjax
@@ -27,10 +28,11 @@ def test_matches_the_metrics_one_by_one(profile, tiny):
   params, cfg = tiny
   f = sinkjax.forward(cfg)
   sites = ("pattern", "v", "resid_post")
-  h = sinkjax.capture(f, {s: (s, lambda x: x) for s in sites})
+  h = jax.jit(sinkjax.capture(f, {s: (s, lambda x: x) for s in sites}))
   for p, prompt in enumerate(PROMPTS):
     out = h(params, jnp.array([prompt]))
-    pattern, v = np.asarray(out.trace["pattern"][:, 0]), out.trace["v"][:, 0]
+    out = jax.tree.map(np.asarray, out)
+    pattern, v = out.trace["pattern"][:, 0], out.trace["v"][:, 0]
     np.testing.assert_allclose(
       profile.alpha[p], pattern[..., 0].mean(-1), rtol=1e-5
     )
@@ -93,6 +95,28 @@ def test_layer_by_layer_changes_nothing(tiny, longest, monkeypatch):
     )
 
 
+def in_memory(params, cfg):
+  return params
+
+
+def by_layer(params, cfg):
+  return InMemory(cfg, params)
+
+
+@pytest.mark.parametrize(
+  "held", [in_memory, pytest.param(by_layer, marks=pytest.mark.thorough)]
+)
+def test_the_same_again_compiles_nothing(tiny, held):
+  params, cfg = tiny
+  cfg = cfg.replace(norm_eps=3e-5)  # a config that nothing compiled
+  with compilations() as first:
+    profile = sink_profile(held(params, cfg), cfg, PROMPTS)
+  with compilations() as second:
+    again = sink_profile(held(params, cfg), cfg, PROMPTS)
+  assert first and not second
+  np.testing.assert_array_equal(again.alpha, profile.alpha)
+
+
 def test_progress_counts_prompts(tiny):
   done = []
   sink_profile(*tiny, PROMPTS, progress=done.append)
@@ -103,7 +127,9 @@ def test_progress_counts_prompts(tiny):
 def test_coarse_map_keeps_rows_and_columns(length):
   scores = jax.random.normal(jax.random.key(0), (2, length, length))
   pattern = np.asarray(jax.nn.softmax(scores, axis=-1))
-  small = np.asarray(dense(coarse_map(8))(jnp.asarray(pattern)[None]))[0]
+  small = np.asarray(jax.jit(dense(coarse_map(8)))(jnp.asarray(pattern)[None]))[
+    0
+  ]
   cell = -(-length // 8)
   assert small.shape[-1] == -(-length // cell) <= 8
   np.testing.assert_allclose(small.sum(-1), 1, rtol=1e-5)

@@ -5,6 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from variants import scaled
 
 import sinkjax
 from sinkjax.experiments.harness.api import Subject
@@ -60,7 +61,7 @@ class Whole:
 def subject():
   cfg = sinkjax.TINY.replace(n_layers=3)
   params = sinkjax.init_params(cfg, jax.random.key(0))
-  params = jax.tree.map(lambda x: x * 1.5, params)
+  params = scaled(params, 1.5)
   return Subject("tiny", params, cfg, Words(), [])
 
 
@@ -75,7 +76,7 @@ def reader():
   """A model that reads any English."""
   cfg = sinkjax.TINY.replace(vocab_size=700, max_len=512)
   params = sinkjax.init_params(cfg, jax.random.key(1))
-  params = jax.tree.map(lambda x: x * 2.5, params)
+  params = scaled(params, 2.5)
   return Subject("tiny", params, cfg, Whole(), [])
 
 

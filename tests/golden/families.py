@@ -14,10 +14,13 @@ import sys
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 FOLDER = pathlib.Path(__file__).parent / "families"
+_ADDS_RESIDUAL = ("BloomAttention", "BloomMLP", "MptMLP")
+_INTERLEAVED = ("cohere", "cohere2", "glm4", "gptj")
 
 
 def names():
@@ -30,6 +33,7 @@ def build(name, seed=0):
   config = transformers.AutoConfig.from_pretrained(FOLDER / name)
   torch.manual_seed(seed)
   model = transformers.AutoModelForCausalLM.from_config(config)
+  _add_gates(model)
   model = model.to(torch.float32).eval()
   with torch.no_grad():
     for module in model.modules():
@@ -47,6 +51,63 @@ def build(name, seed=0):
   return model
 
 
+class _GatedQueries(torch.nn.Linear):
+  """Queries, and gates for the heads' outputs in the same rows.
+
+  As the code published with arXiv 2505.06708 has them, which is not in
+  transformers: for each KV head its queries, then their gates.
+  """
+
+  def __init__(self, width, heads, groups, head_dim, each):
+    super().__init__(width, heads * (head_dim + each), bias=False)
+    self.groups, self.shares = groups, (head_dim, each)
+
+  def forward(self, x):
+    rows = super().forward(x).unflatten(-1, (self.groups, -1))
+    per_head = rows.shape[-1] // sum(self.shares)
+    q, gate = rows.split([per_head * share for share in self.shares], dim=-1)
+    self.gate = torch.sigmoid(
+      gate.flatten(-2).unflatten(-1, (-1, self.shares[1]))
+    )
+    return q.flatten(-2)
+
+
+def _add_gates(model):
+  """Gated attention, where a Qwen 3 config asks for it."""
+  config = model.config
+  head = getattr(config, "headwise_attn_output_gate", False)
+  if not (head or getattr(config, "elementwise_attn_output_gate", False)):
+    return
+  heads, groups = config.num_attention_heads, config.num_key_value_heads
+  each = 1 if head else config.head_dim
+  for layer in model.model.layers:
+    queries = _GatedQueries(
+      config.hidden_size, heads, groups, config.head_dim, each
+    )
+    layer.self_attn.q_proj = queries
+
+    def open_heads(module, args, queries=queries):
+      z = args[0].unflatten(-1, (heads, -1))
+      return (z * queries.gate).flatten(-2)
+
+    layer.self_attn.o_proj.register_forward_pre_hook(open_heads)
+
+
+def load(folder):
+  """A saved model, with the attention that knows all of its options."""
+  config = transformers.AutoConfig.from_pretrained(folder)
+  # Falcon's "eager" adds ALiBi twice.
+  kernel = "sdpa" if getattr(config, "alibi", False) else "eager"
+  how = {"attn_implementation": kernel, "dtype": torch.float32}
+  maker = transformers.AutoModelForCausalLM
+  if not hasattr(config, "headwise_attn_output_gate"):
+    return maker.from_pretrained(folder, **how).eval()
+  model = maker.from_config(config, **how)
+  _add_gates(model)
+  model.load_state_dict(load_file(pathlib.Path(folder) / "model.safetensors"))
+  return model.eval()
+
+
 def _parts(model):
   """(layers, final norm, name of the attention, name of the MLP), by kind."""
   base = model.base_model
@@ -57,7 +118,7 @@ def _parts(model):
   norm = next(
     part
     for name, part in base.named_children()
-    if "norm" in name or name.startswith("ln")
+    if ("norm" in name and "embed" not in name) or name.startswith("ln")
   )
   kinds = {
     type(part).__name__: name for name, part in layers[0].named_children()
@@ -69,6 +130,32 @@ def _parts(model):
     "fc2",
   )
   return layers, norm, attention, mlp
+
+
+def _branches(layer, attn, mlp):
+  """Names of the parts whose outputs are added to the residual stream."""
+  if hasattr(layer, "post_feedforward_layernorm"):
+    return "post_attention_layernorm", "post_feedforward_layernorm"
+  if hasattr(layer, "post_mlp_layernorm"):
+    return "post_self_attn_layernorm", "post_mlp_layernorm"
+  return attn, mlp
+
+
+def _rotated(config):
+  """How many dimensions of each head are rotated."""
+  if hasattr(config, "rotary_dim"):  # GPT-J's
+    return config.rotary_dim
+  width = getattr(config, "head_dim", None)
+  width = width or config.hidden_size // config.num_attention_heads
+  rope = getattr(config, "rope_parameters", None) or {}
+  share = rope.get("partial_rotary_factor", 1.0)
+  return int(width * share)
+
+
+def _half_apart(x, rotated):
+  """Rotary pairs from side by side to half the rotated part apart."""
+  pairs, rest = x[..., :rotated], x[..., rotated:]
+  return torch.cat([pairs[..., ::2], pairs[..., 1::2], rest], -1)
 
 
 def _left_by_sink(module, q, k, mask, scaling):
@@ -90,19 +177,31 @@ class Recorder:
     self.residual_scale = getattr(model.config, "residual_multiplier", 1.0)
     # Its rows sum to one, and the sink takes its share of what they mix.
     self.scales_output = model.config.model_type == "granite_swa"
-    self.interleaved = model.config.model_type.startswith("cohere")
+    # Rotary pairs lie side by side there, and half the rotated part apart here.
+    self.interleaved = model.config.model_type in _INTERLEAVED
     layers, norm, attn, mlp = _parts(model)
-    post = hasattr(layers[0], "post_feedforward_layernorm")
+    attn, mlp = _branches(layers[0], attn, mlp)
     for part in model.modules():
       # GPT-Neo has attention of its own, not by the common interface.
       if hasattr(part, "_attn"):
         part._attn = functools.partial(self._own_attention, part._attn)
+      kind = type(part).__name__
+      if kind in ("BloomAttention", "MptAttention"):
+        part.register_forward_hook(self._own_pattern)
+      if kind == "BloomAttention":
+        part._reshape = functools.partial(self._split, part._reshape)
+        part.dense.register_forward_pre_hook(self._own_z)
+      if kind == "MptAttention":
+        part.Wqkv.register_forward_hook(self._clipped_thirds)
+        part.out_proj.register_forward_pre_hook(self._own_z)
+    self.sdpa = model.config.model_type == "falcon"
+    if self.sdpa:
+      # Its own code of attention adds ALiBi twice, but not before this kernel.
+      model.config._attn_implementation = "sdpa"
     for layer in layers:
       layer.register_forward_hook(self._layer, with_kwargs=True)
-      out = layer.post_attention_layernorm if post else getattr(layer, attn)
-      out.register_forward_hook(self._keep("attn_out"))
-      out = layer.post_feedforward_layernorm if post else getattr(layer, mlp)
-      out.register_forward_hook(self._keep("mlp_out"))
+      getattr(layer, attn).register_forward_hook(self._keep("attn_out"))
+      getattr(layer, mlp).register_forward_hook(self._keep("mlp_out"))
       for part in layer.modules():
         if type(part).__name__.endswith("Router"):
           part.register_forward_hook(self._router)
@@ -114,8 +213,7 @@ class Recorder:
     if scaling == 1.0 and getattr(module, "scaling", 1.0) != 1.0:
       q = q / module.scaling  # OPT scales queries, not their products
     if self.interleaved:
-      # Rotary pairs lie side by side there, and half a head apart with us.
-      q, k = (torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in (q, k))
+      q, k = (_half_apart(x, _rotated(module.config)) for x in (q, k))
     if self.scales_output:
       pattern = pattern * _left_by_sink(module, q, k, mask, scaling)
     for name, value in (("q", q), ("k", k), ("v", v)):
@@ -131,12 +229,51 @@ class Recorder:
     self._add("pattern", pattern)
     return z, pattern
 
+  def _own_pattern(self, module, args, output):
+    self._add("pattern", output[1])
+
+  def _own_z(self, module, args):
+    heads = self.model.config.num_attention_heads
+    self._add("z", args[0].reshape(*self.shape, heads, -1))
+
+  def _split(self, split, fused):
+    qkv = split(fused)
+    for name, value in zip("qkv", qkv, strict=True):
+      self._add(name, value.transpose(1, 2))
+    return qkv
+
+  def _clipped_thirds(self, module, args, output):
+    limit = self.model.config.attn_config.clip_qkv
+    for name, value in zip("qkv", output.chunk(3, dim=2), strict=True):
+      heads = self.model.config.num_attention_heads
+      value = value.clamp(-limit, limit) if limit else value
+      self._add(name, value.reshape(*self.shape, heads, -1))
+
+  def _kernel(self, q, k, v, attn_mask=None, **kwargs):
+    mask = attn_mask
+    if mask.dtype == torch.bool:
+      mask = torch.where(mask, 0.0, torch.finfo(q.dtype).min)
+    pattern = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5 + mask, dim=-1)
+    z = pattern @ v
+    # Keys and values come once for each query of a group, or once.
+    config = self.model.config
+    every = 1
+    if config.new_decoder_architecture:
+      every = config.num_attention_heads // config.num_kv_heads
+    k, v = k[:, ::every], v[:, ::every]
+    for name, value in (("q", q), ("k", k), ("v", v), ("z", z)):
+      self._add(name, value.transpose(1, 2))
+    self._add("pattern", pattern)
+    return z
+
   def _add(self, name, value):
     self.seen.setdefault(name, []).append(value.detach().numpy().copy())
 
   def _keep(self, name):
     def hook(module, args, output):
       value = output[0] if isinstance(output, tuple) else output
+      if type(module).__name__ in _ADDS_RESIDUAL:
+        value = value - args[1]
       if value.ndim == 2:  # OPT's MLP sees all tokens of all rows
         value = value.reshape(*self.shape, -1)
       # What is added to the residual stream: Granite scales it behind the hook.
@@ -161,8 +298,14 @@ class Recorder:
       kwargs["attention_mask"] = torch.tensor(valid.astype(np.int64))
     if positions is not None:
       kwargs["position_ids"] = torch.tensor(positions)
-    with torch.no_grad():
-      out = self.model(torch.tensor(tokens), use_cache=False, **kwargs)
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    if self.sdpa:
+      torch.nn.functional.scaled_dot_product_attention = self._kernel
+    try:
+      with torch.no_grad():
+        out = self.model(torch.tensor(tokens), use_cache=False, **kwargs)
+    finally:
+      torch.nn.functional.scaled_dot_product_attention = kernel
     seen = {name: np.stack(values) for name, values in self.seen.items()}
     seen["embed"], seen["final"] = seen["resid_pre"][0], seen["final"][0]
     seen["resid_mid"] = seen["resid_pre"] + seen["attn_out"]

@@ -103,10 +103,12 @@ def page(found):
   ]
   for row in sorted(found["families"], key=lambda r: _family(r["family"]).name):
     family = _family(row["family"])
+    # llama.cpp knows Qwen 3 without gates alone.
+    form = None if row["family"].startswith("gated_") else family.gguf
     cells = [
       f"`{family.name}`",
       row["family"],
-      f"`{family.gguf.architecture}`" if family.gguf else "",
+      f"`{form.architecture}`" if form else "",
       *(f"{row[site]:.0e}" if row.get(site) else "" for site in SITES),
     ]
     lines.append("| " + " | ".join(cells) + " |")

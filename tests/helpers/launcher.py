@@ -6,6 +6,7 @@ what launchers import: that takes three seconds, and tests start dozens.
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import pathlib
@@ -127,8 +128,8 @@ def _launch(
   sys.argv = [name, *flags]
   if first is not None:
     first()
-  try:
+  with contextlib.ExitStack() as at_exit:
+    # A forked process ends without what was registered for its end.
+    atexit.register = at_exit.callback
+    at_exit.callback(sys.stdout.flush)
     runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
-  finally:
-    sys.stdout.flush()
-    atexit._run_exitfuncs()  # forked processes end without

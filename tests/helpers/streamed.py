@@ -1,5 +1,6 @@
 """Row statistics by their definitions, for the tests of streaming."""
 
+import jax
 import numpy as np
 
 import sinkjax
@@ -54,7 +55,7 @@ def reference(p, v):
 
 def observed(f, params, tokens, *sites):
   observers = {site: (site, lambda x: x) for site in sites}
-  return sinkjax.capture(f, observers)(params, tokens)
+  return jax.jit(sinkjax.capture(f, observers))(params, tokens)
 
 
 def observers(statistics):

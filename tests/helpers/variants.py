@@ -1,6 +1,8 @@
 """What families differ in, each on the tiny model."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 import sinkjax
 
@@ -52,6 +54,14 @@ VARIANTS = {
     "parallel_residual": True,
     "shared_norm": True,
   },
+  "bloom": {
+    "norm": "layer",
+    "embed_norm": True,
+    "positions": "alibi",
+    "window": 3,
+    "local_layers": (False, True, False),
+    "unembed_bias": True,
+  },
   "granite": {
     "embed_scale": 5.0,
     "residual_scale": 0.4,
@@ -68,5 +78,10 @@ VARIANTS = {
 def build(name):
   """(params, cfg) of a random model that attends unevenly."""
   cfg = sinkjax.TINY.replace(**VARIANTS[name])
-  params = sinkjax.init_params(cfg, jax.random.key(0))
-  return jax.tree.map(lambda x: x * 1.5, params), cfg
+  return scaled(sinkjax.init_params(cfg, jax.random.key(0)), 1.5), cfg
+
+
+def scaled(params, factor):
+  """All parameters times a number."""
+  # Arrays of JAX would need a program for each of their shapes.
+  return jax.tree.map(lambda x: jnp.asarray(np.float32(factor) * x), params)

@@ -19,9 +19,9 @@ def test_greedy_is_the_forward_pass_again_and_again(tiny):
   """Prompts shorter than, as long as and longer than whole chunks."""
   params, cfg = tiny
   f = jax.jit(sinkjax.forward(cfg))
+  policy = kv_policy.full(9 + 6, chunk=4)
   for length in (1, 3, 4, 8, 9):
     ids = list(range(5, 5 + length))
-    policy = kv_policy.full(length + 6, chunk=4)
     found = list(generate(cfg, params, ids, policy=policy, max_tokens=6))
     for token in found:
       row = jnp.array([ids + [0] * (16 - len(ids))])  # one program for all

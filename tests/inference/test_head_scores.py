@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variants import scaled
 
 import sinkjax
 from sinkjax.inference import head_scores
@@ -20,7 +21,7 @@ def made():
   """One head attends to the first token alone, whose values are zero."""
   cfg = sinkjax.TINY.replace(n_heads=4, n_kv_heads=4)
   params = sinkjax.init_params(cfg, jax.random.key(0))
-  params = jax.tree.map(lambda x: 2 * x, params)
+  params = scaled(params, 2)
   layer, head = NOOP
 
   def attend_first(scores, at):

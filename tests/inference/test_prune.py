@@ -126,6 +126,9 @@ def test_bad_masks_are_named():
     prune.structured(cfg, np.zeros((3, 6)), 3, 1)
   with pytest.raises(ValueError, match="count must be in"):
     prune.lowest(np.zeros((3, 6)), 19)
+  params, cfg = model(positions="alibi")
+  with pytest.raises(ValueError, match="ALiBi's slopes"):
+    prune.remove_heads(params, cfg, np.zeros((3, 6), bool))
   gated, cfg = model(gate="element")
   with pytest.raises(ValueError, match="no bias"):
     prune.remove_heads(

@@ -4,15 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jitted import jitted
 
 import sinkjax
 from sinkjax.inference.quantize import (
   PER,
   Quantize,
   before_rotation,
-  quantize,
   quantize_kv,
 )
+from sinkjax.inference.quantize import quantize as eager
+
+quantize = jitted(eager)
 
 KINDS = [
   (per, symmetric, group)
@@ -167,7 +170,7 @@ def test_the_edit_inside_a_model_is_one_trace(tiny, tokens, per):
     out = sinkjax.capture(sinkjax.intervene(f, edits), watch)(params, tokens)
     return out.logits, out.trace
 
-  plain = sinkjax.capture(f, watch)(params, tokens)
+  plain = jax.jit(sinkjax.capture(f, watch))(params, tokens)
   everywhere = jnp.arange(cfg.n_layers)
   logits, trace = run(3, jnp.asarray(0), everywhere)
   assert not np.allclose(logits, plain.logits, atol=1e-3)
@@ -220,7 +223,7 @@ def test_static_limits_are_of_each_layer():
   limits = jnp.asarray([[-1.0, 1.0], [-4.0, 2.0]])
   edit = Quantize(4, per="tensor", limits=limits)
   for layer in range(2):
-    want = quantize(x, 4, per="tensor", limits=tuple(limits[layer]))
+    want = eager(x, 4, per="tensor", limits=tuple(limits[layer]))
     np.testing.assert_array_equal(edit(x, layer), want)
 
 

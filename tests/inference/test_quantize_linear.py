@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jitted import jitted
 
 import sinkjax
-from sinkjax.inference.quantize import quantize
+from sinkjax.inference import quantize as module
 from sinkjax.inference.quantize_linear import (
   INPUTS,
   RANGES,
@@ -16,6 +17,8 @@ from sinkjax.inference.quantize_linear import (
   range_observers,
 )
 from sinkjax.transforms.jacobian_engine import SelfCheckError
+
+quantize = jitted(module.quantize)
 
 WATCH = {site: (site, lambda x: x) for site in INPUTS}
 
@@ -97,7 +100,7 @@ def edits_of(cfg, ranges, bits=4, limits=None, **kw):
 def static(tiny, tokens):
   """Limits without token 0, from the texts themselves."""
   params, cfg = tiny
-  f = sinkjax.forward(cfg)
+  f = jax.jit(sinkjax.forward(cfg))
   seen = sinkjax.capture(f, range_observers(0))(params, tokens).trace
   whole = sinkjax.capture(f, WATCH)(params, tokens).trace
   limits = limits_of(seen)
@@ -116,11 +119,12 @@ def test_what_projections_read_is_rounded(tiny, tokens, static, ranges):
   """In one layer, from what it was; heads side by side; token 0 kept."""
   params, cfg = tiny
   f = sinkjax.forward(cfg)
-  plain = sinkjax.capture(f, WATCH)(params, tokens)
+  plain = jax.jit(sinkjax.capture(f, WATCH))(params, tokens)
   edits = edits_of(cfg, ranges, limits=static, keep=0, layers=1)
-  out = sinkjax.capture(sinkjax.intervene(f, edits), WATCH)(params, tokens)
+  edited = jax.jit(sinkjax.capture(sinkjax.intervene(f, edits), WATCH))
+  plain, out = jax.tree.map(np.asarray, (plain, edited(params, tokens)))
   for site in INPUTS:
-    got, want = (np.asarray(x.trace[site]) for x in (out, plain))
+    got, want = out.trace[site], plain.trace[site]
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
     np.testing.assert_allclose(got[1, :, 0], want[1, :, 0], atol=1e-5)
     assert np.abs(got[1, :, 1:] - want[1, :, 1:]).max() > 1e-3
@@ -134,7 +138,7 @@ def test_what_projections_read_is_rounded(tiny, tokens, static, ranges):
     limits=tuple(static["attn_in"][1]) if ranges == RANGES[0] else None,
   )
   np.testing.assert_allclose(out.trace["attn_in"][1], want, atol=1e-4)
-  z = np.asarray(out.trace["z"][1, 0]).reshape(12, -1)
+  z = out.trace["z"][1, 0].reshape(12, -1)
   levels = {len(np.unique(row.round(5))) for row in z[1:]}
   assert max(levels) <= 15  # of all heads of a token together
 
@@ -142,7 +146,7 @@ def test_what_projections_read_is_rounded(tiny, tokens, static, ranges):
 def test_one_model_serves_all_settings(tiny, tokens, static):
   params, cfg = tiny
   f = sinkjax.forward(cfg)
-  plain, traces = f(params, tokens).logits, []
+  plain, traces = jax.jit(f)(params, tokens).logits, []
 
   @jax.jit
   def run(edits):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variants import scaled
 
 import sinkjax
 from sinkjax.inference import kv_policy
@@ -20,7 +21,7 @@ CFG = sinkjax.TINY
 @pytest.fixture(scope="module")
 def params():
   drawn = sinkjax.init_params(CFG, jax.random.key(0))
-  return jax.tree.map(lambda x: 2.0 * x, drawn)
+  return scaled(drawn, 2)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_recompute_is_a_forward_pass_a_token(prefix, params, text):
     batch=2,
     progress=fed.append,
   )
-  f = sinkjax.forward(CFG)
+  f = jax.jit(sinkjax.forward(CFG))
   for t, nats in zip(at, got, strict=True):
     window = [*prefix, *text[t - (total - len(prefix)) : t]]
     assert len(window) == total

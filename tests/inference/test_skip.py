@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variants import scaled
 
 import sinkjax
 from sinkjax.inference import skip
@@ -14,7 +15,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(64, size=(2, 17)))
 def model():
   cfg = sinkjax.TINY.replace(n_layers=3, n_heads=6, n_kv_heads=2)
   params = sinkjax.init_params(cfg, jax.random.key(0))
-  return jax.tree.map(lambda x: 2 * x, params), cfg
+  return scaled(params, 2), cfg
 
 
 def run(params, cfg, **edits):

@@ -9,6 +9,7 @@ import jax
 import launcher
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from variants import scaled
 
 import sinkjax
 from sinkjax.experiments import REGISTRY, named
@@ -33,7 +34,7 @@ def model_of(family: str, folder: pathlib.Path) -> pathlib.Path:
   _, cfg = huggingface.load(FAMILIES / family)
   cfg = cfg.replace(vocab_size=640, max_len=256)
   params = sinkjax.init_params(cfg, jax.random.key(0))
-  huggingface.save(folder, jax.tree.map(lambda x: 1.5 * x, params), cfg)
+  huggingface.save(folder, scaled(params, 1.5), cfg)
   tokenizer = Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,8 @@
-"""The launchers as a person meets them: in a process of their own."""
+"""The launchers as a person meets them.
+
+What depends on how a process starts is run by a Python of its own, the rest by
+`launcher.run`: most of the time of a short command is the import of JAX.
+"""
 
 import json
 import os
@@ -11,6 +15,7 @@ import sys
 import numpy as np
 import pytest
 import tokenizers
+from launcher import run
 
 import sinkjax
 
@@ -38,7 +43,7 @@ CONTRACT = (
 )
 
 
-def run(launcher, *flags, **env):
+def python(launcher, *flags, **env):
   return subprocess.run(
     [sys.executable, "-m", f"launch.{launcher}", *flags],
     cwd=ROOT,
@@ -53,7 +58,7 @@ def run(launcher, *flags, **env):
 @pytest.fixture(scope="module")
 def analyzed(tmp_path_factory, glassllm_path):
   out = tmp_path_factory.mktemp("out") / "en"
-  done = run("analyze", "--model=glassllm-en", f"--out={out}")
+  done = python("analyze", "--model=glassllm-en", f"--out={out}")
   assert done.returncode == 0, done.stderr
   return out, done
 
@@ -293,7 +298,7 @@ def test_errors_are_one_line(launcher, flags, message, tmp_path, glassllm_path):
   "launcher", ["analyze", "convert", "bench", "reproduce"]
 )
 def test_help_teaches(launcher):
-  done = run(launcher, "--help")
+  done = python(launcher, "--help")
   assert done.returncode == 0
   assert f"python -m launch.{launcher}" in done.stdout
   assert "--out" in done.stdout
@@ -350,7 +355,7 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, glassllm_path):
 
 def test_what_can_be_read_is_listed():
   """Every name of the table, and nothing is fetched or written for it."""
-  done = run("analyze", "--list_models", SINKJAX_CACHE="/nonexistent")
+  done = python("analyze", "--list_models", SINKJAX_CACHE="/nonexistent")
   assert done.returncode == 0, done.stderr
   first = {line.split()[0] for line in done.stdout.splitlines()}
   assert {known.name for known in sinkjax.supported_models()} <= first

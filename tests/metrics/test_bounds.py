@@ -8,8 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jitted import jitted_module
 
-from sinkjax.metrics import bounds
+from sinkjax.metrics import bounds as module
+
+bounds = jitted_module(module)
+bounds.path_counts = module.path_counts  # counts in NumPy
 
 
 @pytest.fixture(autouse=True)

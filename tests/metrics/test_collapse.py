@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jitted import jitted_module
 
-from sinkjax.metrics import collapse
+from sinkjax.metrics import collapse as module
+
+collapse = jitted_module(module)
 
 REDUCED = [
   collapse.rank_residual,
@@ -21,11 +24,12 @@ REDUCED = [
 
 
 def normal(*shape, seed=0):
-  return jax.random.normal(jax.random.key(seed), shape)
+  drawn = np.random.default_rng(seed).normal(size=shape)
+  return jnp.asarray(drawn, jnp.float32)
 
 
 def orthogonal(n, seed=0):
-  return jnp.linalg.qr(normal(n, n, seed=seed))[0]
+  return jnp.asarray(np.linalg.qr(normal(n, n, seed=seed))[0])
 
 
 def with_values(values, length, width):

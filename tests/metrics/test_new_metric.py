@@ -1,5 +1,6 @@
 """The recipe "add a metric": a function and an entry, and all show it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,9 +63,8 @@ def by_hand(tiny):
 
   params, cfg = tiny
   seen = {site: (site, lambda x: x) for site in ("pattern", "v")}
-  trace = sinkjax.capture(sinkjax.forward(cfg), seen)(
-    params, jnp.asarray(PROMPTS)
-  ).trace
+  f = jax.jit(sinkjax.capture(sinkjax.forward(cfg), seen))
+  trace = f(params, jnp.asarray(PROMPTS)).trace
   pattern, v = (np.moveaxis(np.asarray(trace[s]), 1, 0) for s in seen)
   return pattern.max(axis=-1).mean(axis=-1), np.abs(v).max(axis=(2, 4))
 

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jitted import jitted_module
 
-from sinkjax.metrics import norms
+from sinkjax.metrics import norms as module
+
+norms = jitted_module(module)
 
 
 def test_first_and_rest():

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jitted import jitted_module
 
-from sinkjax.metrics import sinks
+from sinkjax.metrics import sinks as module
+
+sinks = jitted_module(module)
 
 
 def uniform(length):

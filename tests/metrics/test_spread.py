@@ -4,17 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jitted import jitted_module
 
-from sinkjax.metrics import spread as sp
+from sinkjax.metrics import spread
+
+sp = jitted_module(spread)
 
 
 def normal(*shape, seed=0):
-  return jax.random.normal(jax.random.key(seed), shape)
+  drawn = np.random.default_rng(seed).normal(size=shape)
+  return jnp.asarray(drawn, jnp.float32)
 
 
 def block_norms(*lead, length=6, seed=0):
   """Random positive norms with numbers above the diagonal too."""
-  return jnp.exp(normal(*lead, length, length, seed=seed))
+  return jnp.asarray(np.exp(normal(*lead, length, length, seed=seed)))
 
 
 def test_spread_is_the_norm_of_the_difference():

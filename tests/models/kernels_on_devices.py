@@ -162,18 +162,26 @@ def cudnn():
   return found
 
 
-def rows():
-  """{case: [error]} of blocks of rows."""
+def online():
+  """{mesh: [error]} of a model whose layers write no pattern."""
+  from sinkjax.models import attention
 
-  def attend(q, k, v, mask, sinks):
-    return fused.fused_attention(
-      q, k, v, scale=0.25, mask=mask, sinks=sinks, implementation="rows"
-    )
+  cfg = sinkjax.TINY.replace(sink_logit=True, scan_layers=False)
+  params = sinkjax.init_params(cfg, jax.random.key(0))
+  tokens = jax.random.randint(jax.random.key(1), (8, 12), 0, 64)
 
-  arrays = inputs(8, 8, 4, masks=8)
-  with jax.set_mesh(mesh_of("data:2,fsdp:2,tensor:2")):
-    got = differentiated(attend, *arrays)
-  return {"rows": [error(got, differentiated(plain, *arrays))]}
+  def gradient(cfg):
+    def loss(params):
+      return jnp.sum(sinkjax.forward(cfg)(params, tokens).logits ** 2)
+
+    return jax.jit(jax.grad(loss))(params)
+
+  found, want = {}, gradient(cfg.replace(attention="einsum"))
+  with mock.patch.object(attention, "LONG", 1):
+    for text in MESHES:
+      with jax.set_mesh(mesh_of(text)):
+        found[f"online {text}"] = [error(gradient(cfg), want)]
+  return found
 
 
 def reducers():
@@ -258,7 +266,7 @@ def training():
   want = after(one, cfg)
 
   def chosen(q, mask):  # parameters are made with one token
-    return "splash" if q.shape[1] == 128 and mask is None else "rows"
+    return "splash" if q.shape[1] == 128 and mask is None else None
 
   with mock.patch.object(fused, "_chosen", chosen):
     text = "data:2,fsdp:2,tensor:2"
@@ -268,7 +276,15 @@ def training():
 
 def main():
   with jax.default_matmul_precision("highest"):
-    parts = splash_everywhere, cudnn, rows, reducers, wrapper, inside, training
+    parts = (
+      splash_everywhere,
+      cudnn,
+      online,
+      reducers,
+      wrapper,
+      inside,
+      training,
+    )
     wanted = sys.argv[1:] or [part.__name__ for part in parts]
     cases = [part() for part in parts if part.__name__ in wanted]
   print(json.dumps({k: v for part in cases for k, v in part.items()}))

@@ -8,8 +8,8 @@ from quick import quick
 
 import sinkjax
 from sinkjax.metrics import rows
-from sinkjax.models.attention import make_context
 from sinkjax.models.blocks import Block
+from sinkjax.models.context import make_context
 from sinkjax.taps import Tapper, Taps
 from sinkjax.transforms.layer_gains import layer_gains
 from sinkjax.transforms.streaming import stream_statistics

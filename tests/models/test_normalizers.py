@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from quick import quick
+from variants import scaled
 
 import sinkjax
 from sinkjax.models.normalizers import NORMALIZERS, softmax1
@@ -127,7 +128,7 @@ def test_in_the_model(name, tokens):
   """A prefix gives what it gives alone; the exact Jacobian is jacfwd's."""
   cfg = sinkjax.TINY.replace(normalizer=name, n_layers=2)
   params = sinkjax.init_params(cfg, jax.random.key(0))
-  params = jax.tree.map(lambda x: x * 1.5, params)
+  params = scaled(params, 1.5)
   fn = jax.jit(sinkjax.forward(cfg))
   whole = fn(params, tokens).logits
   np.testing.assert_allclose(

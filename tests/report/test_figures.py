@@ -41,10 +41,17 @@ def drawn(monkeypatch):
   return found
 
 
+# Values of one kind and shapes of one kind are independent of each other: each
+# value is drawn in the smallest shape, each shape with random values.
 @pytest.mark.parametrize(
-  ("layers", "heads"), [(1, 1), (1, 40), (30, 9), (2, 3), (120, 2), (80, 64)]
+  ("layers", "heads", "value"),
+  [
+    *((1, 1, value) for value in (0.0, 1.0)),
+    *((2, 3, value) for value in (0.0, 1.0)),
+    *((*shape, None) for shape in ((1, 1), (1, 40), (30, 9), (2, 3))),
+    *((*shape, None) for shape in ((120, 2), (80, 64))),
+  ],
 )
-@pytest.mark.parametrize("value", [0.0, 1.0, None])
 def test_sink_map(layers, heads, value):
   rng = np.random.default_rng(0)
   alpha = rng.uniform(size=(layers, heads))
@@ -66,9 +73,15 @@ def test_sink_map_dots_heads_over_eps(drawn):
   assert bar.get_ylim() == (0, 1)
 
 
-@pytest.mark.parametrize("layers", [1, 30])
-@pytest.mark.parametrize("kv_heads", [1, 3])
-@pytest.mark.parametrize("value", [0.0, 7.0, 1e-30, 1e30, np.inf])
+@pytest.mark.parametrize(
+  ("layers", "kv_heads", "value"),
+  [
+    *((1, 1, value) for value in (0.0, 7.0, 1e-30, 1e30, np.inf)),
+    *((30, 3, value) for value in (0.0, 7.0, 1e-30, 1e30, np.inf)),
+    (1, 3, 7.0),
+    (30, 1, 7.0),
+  ],
+)
 def test_norms_of_constants(layers, kv_heads, value):
   hidden = np.full(layers, value)
   values = np.full((layers, kv_heads), value)
@@ -91,8 +104,10 @@ def test_norms_show_means_and_ranges(drawn):
   assert left.get_ylim()[0] < 10 and left.get_ylim()[1] > 25_000
 
 
-@pytest.mark.parametrize("length", [1, 2, 32, 33, 512])
-@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize(
+  ("length", "count"),
+  [(1, 1), (2, 1), (32, 3), (33, 3), (512, 3), (1, 8), (33, 8), (512, 8)],
+)
 def test_attention_maps(length, count):
   tokens = [f" t{i}" for i in range(length)]
   png = figures.attention_maps(causal(count, length), ["a"] * count, tokens)

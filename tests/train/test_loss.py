@@ -1,5 +1,7 @@
 """Tests of sinkjax.train.loss: packed windows against documents, and noise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +17,13 @@ from sinkjax.train.loss import (
   loss_of,
   next_token_nats,
 )
-from sinkjax.train.step import make_evaluate
+from sinkjax.train.step import make_evaluate as uncached
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import add
 from sinkjax.transforms.intervene import intervene
+
+# A compiled loss serves every test that asks for the same.
+make_evaluate = functools.cache(uncached)
 
 
 def test_uniform_logits_cost_log_v():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variants import scaled
 
 import sinkjax
 from sinkjax.transforms.branches import (
@@ -21,7 +22,7 @@ CONTEXT, ENDINGS = [5, 9, 2, 7], [[3], [8, 8, 1], [4, 6]]
 def model(request):
   cfg = sinkjax.TINY.replace(positions=request.param)
   params = sinkjax.init_params(cfg, jax.random.key(3))
-  return cfg, jax.tree.map(lambda x: x * 1.5, params)
+  return cfg, scaled(params, 1.5)
 
 
 def alone(cfg, params, edits=None):

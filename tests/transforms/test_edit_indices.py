@@ -22,8 +22,11 @@ from sinkjax.transforms.layer_gains import layer_gains
 def same_logits(tiny, tokens, site, *edits):
   params, cfg = tiny
   f = sinkjax.forward(cfg)
-  plain = np.asarray(f(params, tokens).logits)
-  logits = [sinkjax.intervene(f, {site: e})(params, tokens)[0] for e in edits]
+  plain = np.asarray(jax.jit(f)(params, tokens).logits)
+  # The edits are no arguments: their indices are concrete, as they were given.
+  logits = [
+    jax.jit(sinkjax.intervene(f, {site: e}))(params, tokens)[0] for e in edits
+  ]
   assert np.any(np.asarray(logits[0]) != plain)
   np.testing.assert_array_equal(*logits)
 
@@ -62,7 +65,7 @@ def test_a_knockout_from_no_layer_on(tiny, tokens):
   f = sinkjax.forward(cfg)
   g = sinkjax.intervene(f, {"scores": sinkjax.knockout(0, from_layer=3)})
   np.testing.assert_array_equal(
-    g(params, tokens).logits, f(params, tokens).logits
+    jax.jit(g)(params, tokens).logits, jax.jit(f)(params, tokens).logits
   )
 
 

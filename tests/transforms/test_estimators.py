@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from quick import quick
+from variants import scaled
 
 import sinkjax
 from sinkjax.transforms.estimators import estimate_norms, power_norms
@@ -17,7 +18,7 @@ def small():
   """(f, params, tokens): two layers that mix strongly."""
   cfg = sinkjax.TINY.replace(n_layers=2)
   params = sinkjax.init_params(cfg, jax.random.key(0))
-  params = jax.tree.map(lambda x: 1.5 * x, params)
+  params = scaled(params, 1.5)
   tokens = jax.random.randint(jax.random.key(1), (T,), 0, cfg.vocab_size)
   return sinkjax.forward(cfg), params, tokens
 
@@ -95,6 +96,7 @@ def test_power_iteration_finds_the_spectral_norm(small):
   assert (found.residual < 1e-3).all()
 
 
+@pytest.mark.thorough
 def test_power_iteration_never_exceeds_the_norm(small):
   spectral = jacobian_norms(*small, norm="spectral")
   pairs = [(t, s) for t in range(T) for s in range(t + 1)]

@@ -249,7 +249,14 @@ def test_edits_that_mix_tokens_forward(case, site):
   assert error(check(case, site, ("before",)), plain(case)) > 1e-2
 
 
-@pytest.mark.parametrize("site", ["scores", "pattern", "z"])
+@pytest.mark.parametrize(
+  "site",
+  [
+    "scores",
+    pytest.param("pattern", marks=pytest.mark.thorough),
+    pytest.param("z", marks=pytest.mark.thorough),
+  ],
+)
 def test_edits_that_mix_heads(case, site):
   assert error(check(case, site, ("heads",)), plain(case)) > 1e-3
 

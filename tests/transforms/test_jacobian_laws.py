@@ -143,7 +143,11 @@ def test_reverse_mode_agrees(base):
 
 
 @pytest.mark.parametrize(
-  ("source", "target"), [(START, ("final", 0)), (("resid_mid", 0), END)]
+  ("source", "target"),
+  [
+    (START, ("final", 0)),
+    pytest.param(("resid_mid", 0), END, marks=pytest.mark.thorough),
+  ],
 )
 def test_finite_differences_in_random_directions(base, source, target):
   """No derivative of anybody's: the model run twice, a small step apart."""
@@ -351,6 +355,7 @@ OPTIONS = [
   {"n_experts": 3, "experts_per_token": 2, "shared_d_ff": 5},
   {"activation": "relu"},
   {"activation": "relu2"},
+  {"activation": "xielu", "gated_mlp": False},
   {"activation": "gelu"},
   {"activation": "gelu_tanh"},
   {"activation": "quick_gelu", "mlp_clamp": 1.0, "up_offset": 1.0},
@@ -359,6 +364,8 @@ OPTIONS = [
   {"parallel_residual": True, "shared_norm": True},
   {"positions": "learned"},
   {"positions": "none"},
+  {"positions": "alibi", "alibi_scale": 0.7},
+  {"embed_norm": True, "norm": "layer"},
   {"rope_dim": 2},
   {"rope_layers": (True, False, True)},
   {"rope_bases": (9.0, 1e4, 9.0)},
@@ -371,6 +378,7 @@ OPTIONS = [
   {"rope_scaling": sinkjax.RopeScaling("linear", factor=2.0)},
   {"rope_scaling": sinkjax.RopeScaling("llama3", original_max_len=8)},
   {"rope_scaling": sinkjax.RopeScaling("yarn", factor=4.0, attention=1.3)},
+  {"rope_scaling": sinkjax.RopeScaling("dynamic", 2.0, original_max_len=4)},
   {"rope_scaling": sinkjax.RopeScaling("factors", factors=(1.0, 4.0, 9.0))},
 ]
 

@@ -16,7 +16,7 @@ from sinkjax.transforms.statistics import (
   run,
 )
 
-ALL = {
+PLAIN = {
   "mean": mean_and_error((3,), center=0.5),
   "bootstrap": bootstrap((3,), key=jax.random.key(1), replicates=50),
   "combined": combine(
@@ -25,6 +25,14 @@ ALL = {
       "b": bootstrap((3,), key=jax.random.key(2), replicates=50),
     }
   ),
+}
+
+
+ALL = {
+  name: stat._replace(
+    update=jax.jit(stat.update), finalize=jax.jit(stat.finalize)
+  )
+  for name, stat in PLAIN.items()
 }
 
 
@@ -113,7 +121,8 @@ def test_weights_leave_out_and_repeat(statistic, data):
 
 
 def test_one_trace(statistic, data):
-  stat, name = statistic
+  name = statistic[1]
+  stat = PLAIN[name]
   chex.clear_trace_counter()
   counted = stat._replace(update=chex.assert_max_traces(stat.update, n=1))
   fold(counted, [feed(name, data[i : i + 4]) for i in range(0, 24, 4)])

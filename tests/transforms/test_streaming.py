@@ -14,7 +14,7 @@ import sinkjax
 from sinkjax.analysis.sink_profile import token_nll
 from sinkjax.metrics import rows, sinks
 from sinkjax.metrics.rows import dense
-from sinkjax.models.attention import causal_mask
+from sinkjax.models.context import causal_mask
 from sinkjax.models.layerwise import InMemory
 from sinkjax.transforms import chunks, streaming
 from sinkjax.transforms.streaming import stream_statistics
@@ -33,7 +33,7 @@ def test_every_statistic_and_the_likelihood(variant, tokens):
   plain = observed(f, params, tokens, "pattern", "v")
   want = reference(plain.trace["pattern"], plain.trace["v"])
   watched = sinkjax.capture(f, observers(STATISTICS))
-  same(watched(params, tokens).trace, want)
+  same(jax.jit(watched)(params, tokens).trace, want)
   got = stream_statistics(f, STATISTICS, block=5)(params, tokens)
   same(got.trace, want)
   np.testing.assert_allclose(
@@ -71,7 +71,7 @@ def test_the_metrics_are_those_of_sinks(tiny, tokens):
     (rows.attention_entropy(), sinks.attention_entropy),
   ):
     np.testing.assert_allclose(
-      dense(statistic)(pattern), metric(pattern), rtol=1e-6
+      jax.jit(dense(statistic))(pattern), jax.jit(metric)(pattern), rtol=1e-6
     )
 
 
@@ -92,7 +92,7 @@ def test_weights_layer_by_layer_and_positions(tiny, tokens):
   run = stream_statistics(sinkjax.forward(cfg), SOME, block=5)
   positions = jnp.broadcast_to(3 * jnp.arange(12), (2, 12))
   got = run(InMemory(cfg, params), tokens, positions=positions)
-  watched = sinkjax.capture(sinkjax.forward(cfg), observers(SOME))
+  watched = jax.jit(sinkjax.capture(sinkjax.forward(cfg), observers(SOME)))
   want = watched(params, tokens, positions=positions)
   same(got.trace, want.trace)
   np.testing.assert_allclose(got.nll, token_nll(want.logits, tokens), rtol=1e-5)

@@ -29,7 +29,7 @@ from sinkjax.weights.families._config import decoder_fields, decoder_values
 from sinkjax.weights.families._family import Family, Gguf, register
 from sinkjax.weights.families._gguf import gguf_tensors
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
-from sinkjax.weights.layout import FusedThirds
+from sinkjax.weights.fused_layouts import FusedThirds
 
 
 def read_config(read):
@@ -132,8 +132,8 @@ def check(path, params, cfg, layers=True):
   assert loaded.cfg.replace(bos_id=None, eos_id=None) == cfg
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
   np.testing.assert_array_equal(
-    sinkjax.forward(loaded.cfg)(loaded.params, TOKENS).logits,
-    sinkjax.forward(cfg)(params, TOKENS).logits,
+    jax.jit(sinkjax.forward(loaded.cfg))(loaded.params, TOKENS).logits,
+    jax.jit(sinkjax.forward(cfg))(params, TOKENS).logits,
   )
   if layers:
     layer = sinkjax.open_layers(path).layer(1)

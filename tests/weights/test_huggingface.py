@@ -1,5 +1,7 @@
 """Hugging Face folders: the same function as transformers, in and out."""
 
+import functools
+import itertools
 import json
 import pathlib
 import sys
@@ -25,7 +27,18 @@ CASES = ("single", "batch", "right_padded", "left_padded")
 def everything(cfg):
   """Observers that keep every site as it is."""
   sites = [*sinkjax.SITES, *(sinkjax.EXPERT_SITES if cfg.n_experts else ())]
-  return sinkjax.Taps(observers={site: (site, lambda x: x) for site in sites})
+  return sinkjax.Taps(observers={site: (site, whole) for site in sites})
+
+
+def whole(value):
+  return value
+
+
+@functools.lru_cache(maxsize=2)
+def model(name, scan):
+  """(params, cfg, compiled); cases of one shape share a program."""
+  params, cfg = load(FAMILIES / name)
+  return params, cfg, jax.jit(sinkjax.forward(cfg.replace(scan_layers=scan)))
 
 
 def padding(case, shape):
@@ -62,38 +75,20 @@ def check(got, want, valid, site):
     np.testing.assert_allclose(a, b, atol=TOLERANCE, rtol=0, err_msg=site)
 
 
-# The gate has time for two compilations of these: one text, and padding.
-_BRIEFLY = (
-  "gpt_oss",
-  "granite_swa",
-  "mixtral",
-  "olmoe",
-  "qwen2_moe",
-  "qwen3_moe",
-)
-
-
 def runs():
   """(model, case, whether layers are scanned)."""
-  for name in NAMES:
-    for case in CASES:
-      for scan in (True, False):
-        brief = scan and case in ("single", "left_padded")
-        slow = name in _BRIEFLY and not brief
-        yield pytest.param(
-          name,
-          case,
-          scan,
-          marks=[pytest.mark.slow] if slow else [],
-          id=f"{name}-{case}-{'scan' if scan else 'unroll'}",
-        )
+  # All cases of a model in turn, so that they find their program compiled.
+  for name, scan, case in itertools.product(NAMES, (True, False), CASES):
+    # Unrolled layers are the same layers: another program of the same code.
+    marks = [] if scan else [pytest.mark.thorough]
+    how = "scan" if scan else "unroll"
+    yield pytest.param(name, case, scan, marks=marks, id=f"{name}-{case}-{how}")
 
 
 @pytest.mark.parametrize(("name", "case", "scan"), list(runs()))
 def test_matches_transformers(name, case, scan):
-  params, cfg = load(FAMILIES / name)
+  params, cfg, forward = model(name, scan)
   tokens, valid = golden_tokens(case)
-  forward = jax.jit(sinkjax.forward(cfg.replace(scan_layers=scan)))
   out = forward(params, tokens, taps=everything(cfg), valid=jnp.asarray(valid))
   golden = np.load(FAMILIES / name / "golden.npz")
   seen = {**out.trace, "logits": out.logits}
@@ -104,8 +99,8 @@ def test_matches_transformers(name, case, scan):
       check(seen[site], golden[key], valid, site)
       checked += 1
   # Routers are recorded as well, where there are some.
-  whole = 14 if cfg.n_experts else 13
-  assert checked == (whole if case == "single" else 3)
+  every = 14 if cfg.n_experts else 13
+  assert checked == (every if case == "single" else 3)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,21 +4,26 @@ import numpy as np
 import pytest
 
 from sinkjax.weights.assemble import assemble, disassemble, flat_shapes
-from sinkjax.weights.layout import (
-  Below,
+from sinkjax.weights.fused_layouts import (
+  FusedGroups,
   FusedHeads,
   FusedRows,
   FusedThirds,
+)
+from sinkjax.weights.layout import (
+  Below,
   Kernel,
   Layout,
   Leaf,
   Linear,
+  PartlyInterleaved,
   Vector,
 )
 from sinkjax.weights.validate import WeightsError
 
 D, H, K = 6, 3, 4
 QUERY, OUT, BIAS = (D, H, K), (H, K, D), (H, K)
+WIDER = (D, H, 6)
 
 
 class Arrays:
@@ -69,6 +74,12 @@ ALONE = [
     QUERY,
     lambda q: interleaved(q.reshape(D, H * K).T).T,
   ),
+  (PartlyInterleaved(Vector(), K), BIAS, lambda b: interleaved(b.ravel())),
+  (
+    PartlyInterleaved(Linear(), 4),
+    WIDER,
+    lambda q: q[..., [0, 2, 1, 3, 4, 5]].reshape(D, H * 6).T,
+  ),
 ]
 
 
@@ -117,6 +128,28 @@ def test_a_tensor_of_three_parameters(kind, each, shape, join):
   np.testing.assert_array_equal(tensor, join(*alone))
   for layout, slot in zip(layouts, slots, strict=True):
     again = np.full(shape, np.nan, np.float32)
+    layout.read(Arrays({"x": tensor}), "x", again)
+    np.testing.assert_array_equal(again, slot)
+
+
+@pytest.mark.parametrize("each", [Linear(), Vector()], ids=["matrix", "bias"])
+def test_groups_of_heads_one_after_the_other(each):
+  """Falcon: two queries, a key and a value, and the same of the next group."""
+  lead = () if isinstance(each, Vector) else (D,)
+  shapes = [(*lead, 2 * H, K), (*lead, H, K), (*lead, H, K)]
+  slots = [numbers(shape, 1000 * i) for i, shape in enumerate(shapes)]
+  layouts = [FusedGroups(each, i, (2 * K, K, K), H) for i in range(3)]
+  pairs = list(zip(layouts, shapes, strict=True))
+  (stored,) = {layout.stored_shape(shape) for layout, shape in pairs}
+  tensor = np.empty(stored, np.float32)
+  for layout, slot in zip(layouts, slots, strict=True):
+    layout.write(slot, tensor)
+  rows = [np.moveaxis(x, -3, -1) if lead else x for x in slots]
+  q, k, v = (x.reshape(H, -1, K, *lead) for x in rows)
+  want = np.concatenate([q, k, v], axis=1).reshape(stored)
+  np.testing.assert_array_equal(tensor, want)
+  for layout, slot in zip(layouts, slots, strict=True):
+    again = np.full(slot.shape, np.nan, np.float32)
     layout.read(Arrays({"x": tensor}), "x", again)
     np.testing.assert_array_equal(again, slot)
 

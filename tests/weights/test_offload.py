@@ -43,13 +43,15 @@ def small_pieces(monkeypatch):
 def check(opened, params, layers=None):
   """Every piece, or those layers only, is that of the loaded parameters."""
   cfg = opened.cfg
+  # NumPy's slices: JAX would compile one for each shape.
+  params = jax.tree.map(np.asarray, params)
   for i in range(cfg.n_layers) if layers is None else layers:
     layer = opened.layer(i)
     want = jax.tree.map(lambda x, i=i: x[i], params["blocks"])
     jax.tree.map(same, layer, want)
     jax.tree.map(one_kind, layer)
   jax.tree.map(same, opened.final_norm(), params.get("final_norm", {}))
-  tokens = jnp.array([[5, 6, 7, 0], [cfg.vocab_size - 1, 7, 7, 6]])
+  tokens = np.array([[5, 6, 7, 0], [cfg.vocab_size - 1, 7, 7, 6]])
   one_kind(opened.embedding(tokens))
   same(opened.embedding(tokens), params["embed"][tokens])
   same(opened.embedding(jnp.zeros((0,), int)), np.zeros((0, cfg.d_model)))
@@ -63,11 +65,16 @@ def one_kind(x):
 
 def check_unembedding(opened, params):
   pieces = list(opened.unembedding())
-  one_kind(pieces[0])
-  assert all(piece.shape[1] <= offload.UNEMBED_COLUMNS for piece in pieces)
+  one_kind(pieces[0].kernel)
+  assert all(x.kernel.shape[1] <= offload.UNEMBED_COLUMNS for x in pieces)
   tied = opened.cfg.tie_embeddings
   want = params["embed"].T if tied else params["unembed"]
-  same(np.concatenate(pieces, axis=1), want)
+  same(np.concatenate([x.kernel for x in pieces], axis=1), want)
+  if opened.cfg.unembed_bias:
+    bias = np.concatenate([x.bias for x in pieces])
+    same(bias, params["unembed_bias"])
+  else:
+    assert all(x.bias is None for x in pieces)
 
 
 @pytest.mark.parametrize("prefetch", [True, False], ids=["ahead", "plain"])

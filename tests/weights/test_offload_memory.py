@@ -119,7 +119,7 @@ for i in range(model.cfg.n_layers):
   for leaf in jax.tree.leaves(model.layer(i)):
     total += float(np.asarray(leaf).sum())
 for piece in model.unembedding():
-  total += float(np.asarray(piece).sum())
+  total += float(np.asarray(piece.kernel).sum())
 print(opened - before, high() - before, total)
 """
 

@@ -47,13 +47,10 @@ def test_every_site_of_a_fresh_random_model(families, name, case, tmp_path):
 )
 def test_transformers_reads_our_export(families, name, tmp_path):
   import torch
-  from transformers import AutoModelForCausalLM
 
   params, cfg = huggingface.load(GOLDEN / "families" / name)
   huggingface.save(tmp_path / "out", params, cfg)
-  model = AutoModelForCausalLM.from_pretrained(
-    tmp_path / "out", attn_implementation="eager", dtype=torch.float32
-  ).eval()
+  model = families.load(tmp_path / "out")
   tokens = np.arange(3, 17)[None]
   with torch.no_grad():
     theirs = model(torch.tensor(tokens)).logits.numpy()
@@ -64,15 +61,12 @@ def test_transformers_reads_our_export(families, name, tmp_path):
 @pytest.mark.parametrize(
   "name", sorted(path.name for path in (GOLDEN / "families").iterdir())
 )
-def test_forty_tokens_with_a_cache_are_those_of_transformers(name):
+def test_forty_tokens_with_a_cache_are_those_of_transformers(families, name):
   """Greedy, from a prompt of 12; the likeliest two are nowhere a tie."""
   import torch
-  from transformers import AutoModelForCausalLM
 
   folder = GOLDEN / "families" / name
-  model = AutoModelForCausalLM.from_pretrained(
-    folder, attn_implementation="eager", dtype=torch.float32
-  ).eval()
+  model = families.load(folder)
   prompt = list(range(3, 15))
   with torch.no_grad():
     theirs = model.generate(
@@ -86,7 +80,7 @@ def test_forty_tokens_with_a_cache_are_those_of_transformers(name):
       pad_token_id=0,
     )[0, len(prompt) :].tolist()
   params, cfg = huggingface.load(folder)
-  policy = kv_policy.full(cfg.max_len)
+  policy = kv_policy.full(len(prompt) + 40)
   tokens = generate(
     cfg, split_layers(params), prompt, policy=policy, max_tokens=40
   )
@@ -141,6 +135,60 @@ def test_yarn_within_and_beyond_the_trained_length(more):
     half = table.shape[-1] // 2
     # A float32 angle of 256 is off by 3e-5.
     np.testing.assert_allclose(got[0], table[..., :half], atol=1e-4)
+
+
+BEYOND = {
+  "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+  "longrope": {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0 + 0.1 * i for i in range(16)],
+    "long_factor": [1.0 + 0.5 * i for i in range(16)],
+    "original_max_position_embeddings": 64,
+  },
+}
+
+
+@pytest.mark.parametrize("length", [40, 64, 65, 150, 256])
+@pytest.mark.parametrize("kind", BEYOND)
+def test_scalings_that_depend_on_the_length(kind, length):
+  """Within the 64 tokens trained on, at the edge, and beyond."""
+  import torch
+  from transformers import LlamaConfig
+  from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+  theirs = LlamaConfig(
+    hidden_size=64,
+    num_attention_heads=2,
+    num_hidden_layers=1,
+    max_position_embeddings=64 if kind == "dynamic" else 256,
+    rope_parameters=dict(BEYOND[kind]),
+  )
+  cfg = config_from_hf(theirs.to_dict(), "config.json")
+  assert cfg.max_len == 256
+  at = np.arange(length)[None]
+  want = LlamaRotaryEmbedding(theirs)(torch.zeros(1), torch.tensor(at))
+  for got, table in zip(rotary_tables(cfg, jnp.asarray(at)), want, strict=True):
+    half = table.shape[-1] // 2
+    # A float32 angle of 256 is off by 3e-5.
+    np.testing.assert_allclose(got[0], table[..., :half], atol=1e-4)
+
+
+def test_phi3_beyond_the_trained_length(families):
+  """Logits of 100 tokens, where 56 are those of the short factors."""
+  import torch
+
+  folder = GOLDEN / "families" / "phi3_longrope"
+  params, cfg = huggingface.load(folder)
+  tokens = np.random.default_rng(0).integers(3, 96, (1, 100))
+  model, f = families.load(folder), jax.jit(sinkjax.forward(cfg))
+  for length in (56, 57, 100):
+    part = tokens[:, :length]
+    with torch.no_grad():
+      theirs = model(torch.tensor(part), use_cache=False).logits.numpy()
+    # Angles of 100 are off by 6e-6, and random weights enlarge that.
+    atol = 1e-4 * np.abs(theirs).max()
+    np.testing.assert_allclose(f(params, part).logits, theirs, atol=atol)
 
 
 def test_smollm2_from_the_same_file(families, smollm2, smollm2_path):

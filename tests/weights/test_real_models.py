@@ -39,7 +39,7 @@ def test_glassllm_matches_its_own_code(glassllm_path, language):
   golden = np.load(GOLDEN / "glassllm.npz")
   params, cfg, _ = load_glassllm(glassllm_path, language)
   ids = jnp.asarray(golden[f"{language}_ids"])[None]
-  logits = sinkjax.forward(cfg)(params, ids).logits[0]
+  logits = jax.jit(sinkjax.forward(cfg))(params, ids).logits[0]
   np.testing.assert_allclose(logits, golden[f"{language}_logits"], atol=1e-4)
 
 

@@ -6,11 +6,13 @@ understands.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sinkjax import finite
-from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
+from sinkjax.config import ModelConfig, RopeScaling
+from sinkjax.field_checks import MAX_LAYERS
 from sinkjax.weights.validate import WeightsError
 
 _ACTIVATIONS = {
@@ -26,6 +28,7 @@ _ACTIVATIONS = {
   "quick_gelu": "quick_gelu",
   "relu": "relu",
   "relu2": "relu2",
+  "xielu": "xielu",
 }
 ACTIVATION_NAMES = {
   "silu": "silu",
@@ -34,6 +37,7 @@ ACTIVATION_NAMES = {
   "quick_gelu": "quick_gelu",
   "relu": "relu",
   "relu2": "relu2",
+  "xielu": "xielu",
 }
 """Our activations as transformers calls them."""
 _LAYER_TYPES = {"sliding_attention": True, "full_attention": False}
@@ -151,6 +155,7 @@ def decoder_fields(
   tied: bool = False,
   rope_base: float = 1e4,
   rope_share: float = 1.0,
+  rope_names: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
   """Sizes, norms and RoPE, by the keys that most families have in common.
 
@@ -161,6 +166,7 @@ def decoder_fields(
     tied: whether its embedding is tied by default.
     rope_base: its base by default.
     rope_share: the share of each head that is rotated by default.
+    rope_names: what the family calls a kind of scaling, and what that is.
   """
   width = read.need("hidden_size", int)
   heads = read.need("num_attention_heads", int)
@@ -178,13 +184,21 @@ def decoder_fields(
     "max_len": read.need("max_position_embeddings", int),
     "norm_eps": read.get(eps, float, eps_default),
     "tie_embeddings": read.get("tie_word_embeddings", bool, tied),
-    **_rope_fields(read, each, rope_base, rope_share),
+    **rope_fields(read, each, rope_base, rope_share, rope_names),
   }
 
 
-def _rope_fields(
-  read: Reader, head_dim: int, base: float, share: float
+def rope_fields(
+  read: Reader,
+  head_dim: int,
+  base: float = 1e4,
+  share: float = 1.0,
+  names: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
+  """Those of RoPE and, where it is stretched with the text, `max_len`.
+
+  Arguments are as those of `decoder_fields`.
+  """
   rope = read.get("rope_parameters", dict, {})
   # Gemma 3 has a RoPE for each kind of layer; that of local ones is its own.
   if "full_attention" in rope:
@@ -196,11 +210,16 @@ def _rope_fields(
   )
   key = "partial_rotary_factor"
   share = _first([(sub, key), (read, key), (read, "rotary_pct")], share)
-  return {
+  scaling = _scaling(sub, read, names)
+  fields = {
     "rope_base": base,
-    "rope_scaling": _scaling(sub, read),
+    "rope_scaling": scaling,
     "rope_dim": None if share == 1.0 else int(head_dim * share),
   }
+  if scaling is not None and scaling.kind == "dynamic":
+    # What the key says is what was trained on.
+    fields["max_len"] = int(scaling.factor * scaling.original_max_len)
+  return fields
 
 
 def _first(places: list[tuple[Reader, str]], default: float) -> float:
@@ -211,8 +230,11 @@ def _first(places: list[tuple[Reader, str]], default: float) -> float:
   return default
 
 
-def _scaling(read: Reader, model: Reader) -> RopeScaling | None:
+def _scaling(
+  read: Reader, model: Reader, names: Mapping[str, str]
+) -> RopeScaling | None:
   kind = read.values.get("rope_type", read.values.get("type", "default"))
+  kind = names.get(kind, kind) if isinstance(kind, str) else kind
   if kind in (None, "default"):
     return None
   if kind == "linear":
@@ -228,11 +250,59 @@ def _scaling(read: Reader, model: Reader) -> RopeScaling | None:
       )
     except ValueError as error:
       raise WeightsError(f"{read.where}: {error}") from None
+  if kind == "dynamic":
+    return _dynamic(read, model)
+  if kind == "longrope":
+    return _longrope(read, model)
   if kind == "yarn":
     return _yarn(read, model)
   raise WeightsError(
-    f"{read.where}: unknown RoPE scaling {kind!r}; known: linear, llama3, yarn"
+    f"{read.where}: unknown RoPE scaling {kind!r:.40}; known: linear, dynamic, "
+    "llama3, yarn, longrope"
   )
+
+
+def _dynamic(read: Reader, model: Reader) -> RopeScaling:
+  try:
+    return RopeScaling(
+      "dynamic",
+      factor=read.need("factor", float),
+      original_max_len=model.need("max_position_embeddings", int),
+    )
+  except ValueError as error:
+    raise WeightsError(f"{read.where}: {error}") from None
+
+
+def _longrope(read: Reader, model: Reader) -> RopeScaling:
+  """LongRoPE as transformers reads it; the model's own key counts first."""
+  longest = model.need("max_position_embeddings", int)
+  key = "original_max_position_embeddings"
+  original = model.get(key, int) or read.get(key, int) or longest
+  if original < 2:
+    raise WeightsError(f"{read.where}: {key} must be at least 2")
+  factor = read.get("factor", float)
+  if factor is None:
+    factor = longest / original
+  larger = read.get("attention_factor", float)
+  if larger is None:
+    more = math.log(factor) / math.log(original) if factor > 1 else 0.0
+    larger = math.sqrt(1 + more)
+  try:
+    return RopeScaling(
+      "longrope",
+      factor=factor,
+      original_max_len=original,
+      attention=larger,
+      factors=_numbers(read, "long_factor"),
+      short_factors=_numbers(read, "short_factor"),
+    )
+  except ValueError as error:
+    raise WeightsError(f"{read.where}: {error}") from None
+
+
+def _numbers(read: Reader, key: str) -> tuple[float, ...]:
+  values = read.need(key, list)
+  return tuple(typed(x, float, f"{read.where}: {key!r}") for x in values)
 
 
 def _yarn(read: Reader, model: Reader) -> RopeScaling:
@@ -342,9 +412,20 @@ def decoder_values(
     eps: cfg.norm_eps,
     "hidden_act": ACTIVATION_NAMES[cfg.activation],
     "attention_bias": cfg.out_bias,
-    "rope_theta": cfg.rope_base,
-    "rope_scaling": _scaling_values(cfg.rope_scaling),
+    **rope_values(cfg),
   }
+
+
+def rope_values(cfg: ModelConfig) -> dict[str, Any]:
+  """The keys that `rope_fields` reads, but for the rotated share."""
+  scaling = cfg.rope_scaling
+  values = {
+    "rope_theta": cfg.rope_base,
+    "rope_scaling": _scaling_values(scaling),
+  }
+  if scaling is not None and scaling.kind == "dynamic":
+    values["max_position_embeddings"] = scaling.original_max_len
+  return values
 
 
 def _scaling_values(scaling: RopeScaling | None) -> dict[str, Any] | None:
@@ -352,6 +433,17 @@ def _scaling_values(scaling: RopeScaling | None) -> dict[str, Any] | None:
     return None
   if scaling.kind == "linear":
     return {"rope_type": "linear", "factor": scaling.factor}
+  if scaling.kind == "dynamic":
+    return {"rope_type": "dynamic", "factor": scaling.factor}
+  if scaling.kind == "longrope":
+    return {
+      "rope_type": "longrope",
+      "factor": scaling.factor,
+      "short_factor": list(scaling.short_factors),
+      "long_factor": list(scaling.factors),
+      "attention_factor": scaling.attention,
+      "original_max_position_embeddings": scaling.original_max_len,
+    }
   if scaling.kind == "llama3":
     return {
       "rope_type": "llama3",

@@ -56,6 +56,8 @@ class Family:
     optional_prefix: which checkpoints without an output matrix leave out in
       front of their tensors' names.
     ignored_tensors: patterns of names that may be there and are not read.
+    constants: numbers of each layer that its checkpoints hold and that the
+      model has in its code; written, since transformers asks for them.
     tokenizer: the class of transformers that reads the `vocab.json` and
       `merges.txt` of its folders, where these do not name one; else empty.
     gguf: `None` where llama.cpp does not have it under a name of its own.
@@ -71,6 +73,7 @@ class Family:
   aliases: dict[str, str] = dataclasses.field(default_factory=dict)
   optional_prefix: str = "model."
   ignored_tensors: tuple[str, ...] = ()
+  constants: dict[str, float] = dataclasses.field(default_factory=dict)
   tokenizer: str = ""
   gguf: Gguf | None = None
 

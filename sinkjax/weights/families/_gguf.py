@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.config import MAX_LAYERS, ModelConfig, RopeScaling
+from sinkjax.config import ModelConfig, RopeScaling
+from sinkjax.field_checks import MAX_LAYERS
 from sinkjax.weights.families._config import typed
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.formats.gguf import GGUFFile, read_tensor
-from sinkjax.weights.layout import FusedThirds, Leaf
+from sinkjax.weights.fused_layouts import FusedThirds
+from sinkjax.weights.layout import Leaf
 from sinkjax.weights.validate import WeightsError
 
 _AT = "blk.{i}."

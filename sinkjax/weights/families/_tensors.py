@@ -4,18 +4,23 @@ Both formats name a linear map's arrays NAME.weight and NAME.bias, so that one
 family's table is little more than pairs of our path and their name.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.layout import (
+from sinkjax.weights.fused_layouts import (
+  FusedGroups,
   FusedHeads,
   FusedRows,
   FusedThirds,
+)
+from sinkjax.weights.layout import (
   Kernel,
   Layout,
   Leaf,
   Linear,
+  PartlyInterleaved,
   Vector,
 )
 
@@ -44,6 +49,18 @@ def linear(
     layout = Vector(interleaved_rope)
     found.append(Leaf(f"blocks/{path}/bias", f"{name}.bias", layout))
   return found
+
+
+def partly_interleaved(leaves: list[Leaf], cfg: ModelConfig) -> list[Leaf]:
+  """Leaves of whose queries and keys a part is rotated, as pairs lie there."""
+  return [
+    dataclasses.replace(
+      leaf, layout=PartlyInterleaved(leaf.layout, cfg.rotary_dim)
+    )
+    if leaf.path.startswith(("blocks/attn/q/", "blocks/attn/k/"))
+    else leaf
+    for leaf in leaves
+  ]
 
 
 def fused_qkv(
@@ -86,6 +103,29 @@ def fused_rows(
   return found
 
 
+def fused_groups(
+  parts: Mapping[str, int], name: str, bias: bool, groups: int
+) -> list[Leaf]:
+  """Maps of the attention in one tensor, one group of heads by one.
+
+  Args:
+    parts: ours, under "blocks/attn", in their order, and how many rows of a
+      group each has.
+    name: theirs.
+    bias: whether they have one.
+    groups: KV heads.
+  """
+  rows, found = tuple(parts.values()), []
+  for i, part in enumerate(parts):
+    path = f"blocks/attn/{part}"
+    layout = FusedGroups(Linear(), i, rows, groups)
+    found.append(Leaf(f"{path}/kernel", f"{name}.weight", layout))
+    if bias:
+      layout = FusedGroups(Vector(), i, rows, groups)
+      found.append(Leaf(f"{path}/bias", f"{name}.bias", layout))
+  return found
+
+
 def qkv_sizes(cfg: ModelConfig) -> dict[str, int]:
   """Queries, keys and values of a layer as `fused_rows` takes them."""
   keys = cfg.n_kv_heads * cfg.head_dim
@@ -117,6 +157,8 @@ def tables(
     found.append(Leaf("positions", f"{positions}.weight", Layout()))
   if not cfg.tie_embeddings:
     found.append(Leaf("unembed", f"{unembed}.weight", Linear()))
+  if cfg.unembed_bias:
+    found.append(Leaf("unembed_bias", f"{unembed}.bias"))
   return found
 
 

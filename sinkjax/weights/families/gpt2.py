@@ -7,7 +7,8 @@ from sinkjax.weights.families._config import ACTIVATION_NAMES, Reader, head_dim
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors_fused
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
-from sinkjax.weights.layout import FusedThirds, Kernel, Leaf, Linear
+from sinkjax.weights.fused_layouts import FusedThirds
+from sinkjax.weights.layout import Kernel, Leaf, Linear
 
 AT = "transformer.h.{i}."
 """What the names in a layer begin with."""

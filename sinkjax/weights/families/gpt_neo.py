@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from sinkjax.config import MAX_LAYERS, ModelConfig
+from sinkjax.config import ModelConfig
+from sinkjax.field_checks import MAX_LAYERS
 from sinkjax.weights.families import gpt2
 from sinkjax.weights.families._config import ACTIVATION_NAMES, Reader, head_dim
 from sinkjax.weights.families._family import Family, register

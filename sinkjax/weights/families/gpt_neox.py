@@ -14,7 +14,8 @@ from sinkjax.weights.families._config import (
 )
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
-from sinkjax.weights.layout import FusedHeads, Leaf
+from sinkjax.weights.fused_layouts import FusedHeads
+from sinkjax.weights.layout import Leaf
 
 # Of transformers' GPTNeoXConfig.
 _DEFAULTS = {

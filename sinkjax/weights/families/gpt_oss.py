@@ -1,8 +1,8 @@
 """gpt-oss: a learned sink in each head, experts, and a window in every other
 layer.
 
-Gates and what they open lie in turn in one tensor of all experts. The files
-that OpenAI publishes hold MXFP4 and are refused; those in 16 bits are read.
+Gates and what they open lie in turn in one tensor of all experts. Files are in
+16 bits or, as OpenAI publishes them, in MXFP4.
 """
 
 from typing import Any
@@ -19,7 +19,8 @@ from sinkjax.weights.families._config import (
 )
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._tensors import decoder_tensors, linear
-from sinkjax.weights.layout import Alternating, Layout, Leaf
+from sinkjax.weights.fused_layouts import Alternating
+from sinkjax.weights.layout import Layout, Leaf
 from sinkjax.weights.validate import WeightsError
 
 # Of transformers' GptOssConfig.

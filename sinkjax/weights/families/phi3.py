@@ -2,7 +2,7 @@
 
 Queries, keys and values share a tensor, and so do gate and up. Phi-3 mini has a
 window over which every layer attends; Phi-4 mini rotates a part of each head.
-The long-context models, of longrope, are refused.
+The long-context models have longrope.
 """
 
 from typing import Any
@@ -34,17 +34,23 @@ _DEFAULTS = {
   "num_hidden_layers": 32,
   "num_attention_heads": 32,
   "max_position_embeddings": 4096,
+  "original_max_position_embeddings": 4096,
 }
 
 
 def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
-  fields = decoder_fields(read, eps_default=1e-5)
+  fields = decoder_fields(
+    read,
+    eps_default=1e-5,
+    # Old names, as the class reads them.
+    rope_names={"su": "longrope", "yarn": "longrope"},
+  )
   scaling = fields["rope_scaling"]
-  # The class reads the old name "yarn" of its files as longrope.
-  if scaling is not None and scaling.kind == "yarn":
+  if scaling is not None and scaling.kind != "longrope":
     raise WeightsError(
-      f"{read.where}: RoPE scaling 'longrope' (here 'yarn') is not supported"
+      f"{read.where}: RoPE scaling {scaling.kind!r} is not one of this family, "
+      "which has longrope"
     )
   return (
     fields
@@ -59,10 +65,14 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   del window["layer_types"]
   if not any(cfg.local_layers):
     window["sliding_window"] = None
+  original = cfg.max_len
+  if cfg.rope_scaling is not None:
+    original = cfg.rope_scaling.original_max_len
   return (
     decoder_values(cfg)
     | window
     | {
+      "original_max_position_embeddings": original,
       "partial_rotary_factor": cfg.rotary_dim / cfg.head_dim,
       # The class's own may lie outside the vocabulary.
       "pad_token_id": None,

@@ -1,5 +1,7 @@
 """Attacks: gradients, norms, laws of the ascent, and what is reported."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,16 +64,20 @@ def loss_of(f, params, row, site, at, shift):
 def test_gradient_is_that_of_finite_differences(subject, row, site):
   with jax.enable_x64(True):
     cfg = subject.cfg.replace(dtype="float64")
-    params = jax.tree.map(lambda x: jnp.asarray(x, "float64"), subject.params)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), subject.params)
     f, rng = sinkjax.forward(cfg), np.random.default_rng(1)
     shape = shape_of(cfg, site)
-    shift, way = (jnp.asarray(rng.normal(size=shape)) * 0.1 for _ in range(2))
-    value = jax.jit(
-      lambda shift: loss_of(f, params, jnp.asarray(row), site, 1, shift)
-    )
-    slope = float(jnp.sum(jax.grad(value)(shift) * way))
+    shift, way = (rng.normal(size=shape) * 0.1 for _ in range(2))
+
+    @jax.jit
+    @jax.value_and_grad
+    def found(shift, params):
+      return loss_of(f, params, jnp.asarray(row), site, 1, shift)
+
+    slope = float(np.sum(found(shift, params)[1] * way))
     h = 1e-4
-    want = float(value(shift + h * way) - value(shift - h * way)) / (2 * h)
+    more, less = (float(found(shift + x * way, params)[0]) for x in (h, -h))
+    want = (more - less) / (2 * h)
   assert abs(want) > 1e-6
   assert slope == pytest.approx(want, rel=1e-6)
 
@@ -189,12 +195,12 @@ def test_effect_by_hand(subject, row):
   f = sinkjax.forward(subject.cfg)
   other = row.copy()
   other[0] = 41
-  clean, changed = (
-    look(f, subject.params, x[None], START) for x in (row, other)
-  )
-  found = effect(clean, changed, row[None, START + 1 :], eps=0.1)
+  looked = jax.jit(lambda x: look(f, subject.params, x, START))
+  model, compared = jax.jit(f), jax.jit(functools.partial(effect, eps=0.1))
+  clean, changed = looked(row[None]), looked(other[None])
+  found = compared(clean, changed, row[None, START + 1 :])
   logits = [
-    np.asarray(f(subject.params, x[None]).logits[0], float)
+    np.asarray(model(subject.params, x[None]).logits[0], float)
     for x in (row, other)
   ]
   p, q = (
@@ -209,7 +215,7 @@ def test_effect_by_hand(subject, row):
   had, have = (np.asarray(x.mass) > 0.1 for x in (clean, changed))
   want = (had & have).sum() / had.sum()
   assert float(found.kept[0]) == pytest.approx(want)
-  same = effect(clean, clean, row[None, START + 1 :], eps=0.1)
+  same = compared(clean, clean, row[None, START + 1 :])
   assert [float(x[0]) for x in same] == [0, 0, 0, 1]
 
 

@@ -1,5 +1,6 @@
 """Massive activations: found in arrays made by hand, and changed in a model."""
 
+import copy
 import dataclasses
 
 import jax.numpy as jnp
@@ -123,6 +124,11 @@ def test_a_model_without_them_says_so(subject, text):
     assert one["loss_change"]["value"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.fixture(scope="module")
+def measured(subject, text):
+  return measure(subject, Config(texts=text, tokens=14))
+
+
 @pytest.mark.parametrize(
   ("zero", "fixed", "other", "verdicts"),
   [
@@ -132,9 +138,8 @@ def test_a_model_without_them_says_so(subject, text):
     (0.2, -0.1, 0.1, (Verdict.NO_EFFECT, Verdict.CONTRADICTED)),
   ],
 )
-def test_verdicts_on_the_loss(subject, text, zero, fixed, other, verdicts):
-  config = Config(texts=text, tokens=14)
-  found = measure(subject, config)
+def test_verdicts_on_the_loss(measured, text, zero, fixed, other, verdicts):
+  config, found = Config(texts=text, tokens=14), copy.deepcopy(measured)
   noise = 0.01 * np.random.default_rng(0).normal(size=(3, 10))
   names = ("set to zero", "set to their mean", "next largest set to zero")
   for name, value, spread in zip(
@@ -156,9 +161,8 @@ def test_verdicts_on_the_loss(subject, text, zero, fixed, other, verdicts):
     (0.6, 0.7, Verdict.CONTRADICTED),
   ],
 )
-def test_verdicts_on_the_sink(subject, text, zero, other, verdict):
-  config = Config(texts=text, tokens=14)
-  found = measure(subject, config)
+def test_verdicts_on_the_sink(measured, text, zero, other, verdict):
+  config, found = Config(texts=text, tokens=14), copy.deepcopy(measured)
   noise = 0.01 * np.random.default_rng(0).normal(size=(4, 10))
   rates = np.array([0.8, zero, 0.8, other])[:, None] + noise
   one = found.numbers["conditions"]["set to zero"]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variants import scaled
 
 import sinkjax
 from sinkjax.experiments.harness.protocol import Verdict, judge
@@ -88,7 +89,7 @@ def test_models_are_trained_and_measured(corpus, tmp_path):
 def model():
   cfg = sinkjax.TINY
   params = sinkjax.init_params(cfg, jax.random.key(0))
-  return cfg, jax.tree.map(lambda x: 1.5 * x, params)
+  return cfg, scaled(params, 1.5)
 
 
 ROWS = np.arange(64).reshape(4, 16) * 7 % 60

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variants import scaled
 
 import sinkjax
 from sinkjax.data.packing import Packing
@@ -77,7 +78,7 @@ def test_with_bos_and_without_are_of_the_same_targets(trained, data):
   """Cross-entropy by hand, token by token of each text."""
   cfg = trained.model.replace(bos_id=data.tokenizer.bos_id)
   params = init_params(cfg, jax.random.key(3))
-  params = jax.tree.map(lambda x: 4 * x, params)
+  params = scaled(params, 4)
   found = measure(params, cfg, data, trained)
   held, length = data.held_out, trained.packing.length
   texts = [

@@ -155,17 +155,16 @@ def costs_of(
     ids: [T].
   """
   params, cfg = subject.params, subject.cfg
-  table = params["embed" if cfg.tie_embeddings else "unembed"]
-  found = _costs_of(plain, final, table, jnp.asarray(ids)[None], cfg=cfg)
+  found = _costs_of(plain, final, params, jnp.asarray(ids)[None], cfg=cfg)
   return tuple(float(x) for x in found)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def _costs_of(
-  plain: Array, final: Array, table: Any, ids: Array, *, cfg: ModelConfig
+  plain: Array, final: Array, params: Any, ids: Array, *, cfg: ModelConfig
 ) -> tuple[Array, Array, Array]:
   with jax.default_matmul_precision(cfg.precision):
-    logits = [logits_of(cfg, x, table) for x in (plain, final)]
+    logits = [logits_of(cfg, x, params) for x in (plain, final)]
   logs = [jax.nn.log_softmax(x.astype(jnp.float32)) for x in logits]
   kl = jnp.sum(jnp.exp(logs[0]) * (logs[0] - logs[1]), axis=-1)
   losses = (loss_from(x, ids, 1)[0] for x in logits)

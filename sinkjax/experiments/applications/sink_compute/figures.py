@@ -18,6 +18,7 @@ from sinkjax.experiments.applications.sink_compute.timing import (
   FUSED,
   KNOWN,
   LOOP,
+  ONLINE,
   PROVEN,
   ROWS,
   SCORED,
@@ -44,6 +45,7 @@ TIMES = {
   EINSUM: (MUTED, "-"),
   FUSED: (INK, "-"),
   ROWS: (INK, "--"),
+  ONLINE: (INK, "--"),
   LOOP: (REST, "--"),
   KNOWN: (REST, "-"),
   SCORED: (MUTED, "--"),
@@ -178,6 +180,8 @@ def _time(result: Result) -> bytes:
       mine = [x for x in rows if x["layer"] == layer]
       for name, (color, style) in TIMES.items():
         some = [x for x in mine if x["way"] == name]
+        if not some:  # `ROWS` and `ONLINE` are never in one file
+          continue
         points = [(x["tokens"], 1000 * x["median_seconds"]) for x in some]
         look = {"color": color, "ls": style, "label": name, "lw": 1.6}
         ax.plot(*zip(*points, strict=True), marker="o", ms=3.5, **look)
@@ -276,10 +280,11 @@ def _about_time(numbers: Mapping[str, Any]) -> str:
     "One layer's attention on the queries, keys and values of a text, in the "
     "layer in which most can be skipped and in the median one; a query may "
     f"lose {numbers['at']:g} of its weight.\n\n{EINSUM}: the whole pattern. "
-    f"{FUSED}: XLA's own. {ROWS}: ours by blocks of rows, which skips the "
-    f"future. {LOOP}: the loop over blocks, with all of them. {KNOWN}: with "
-    f"the blocks that the scores keep, found beforehand. {SCORED}: with the "
-    f"same blocks, found within the time. {PROVEN}: with the blocks that keys "
-    f"in {numbers['best']} bits cannot prove skippable, found within the time; "
-    "codes are simulated on float32 keys, so a bound costs what a score does."
+    f"{FUSED}: XLA's own. {ONLINE}, {ROWS} where recorded earlier: ours, "
+    f"which skips the future. {LOOP}: the loop over blocks, with all of "
+    f"them. {KNOWN}: with the blocks that the scores keep, found beforehand. "
+    f"{SCORED}: with the same blocks, found within the time. {PROVEN}: with "
+    f"the blocks that keys in {numbers['best']} bits cannot prove skippable, "
+    "found within the time; codes are simulated on float32 keys, so a bound "
+    "costs what a score does."
   )

@@ -35,11 +35,10 @@ from sinkjax.inference.block_bounds import (
   span_of,
 )
 from sinkjax.inference.key_codes import Codec, fit_codec
-from sinkjax.models.attention import Context
 from sinkjax.models.blocks import Block
+from sinkjax.models.context import Context, place_context
 from sinkjax.models.layerwise import apply_final_norm, as_layers, embed
 from sinkjax.models.normalizers import MASKED
-from sinkjax.models.positions import rotary_tables
 from sinkjax.models.transformer import check_tokens, forward
 from sinkjax.taps import NO_TAPS, Tapper
 from sinkjax.transforms.capture import capture
@@ -95,13 +94,10 @@ def run_layers(
   layers = as_layers(cfg, subject.params)
   tokens = check_tokens(cfg, jnp.asarray(ids))
   positions = jnp.arange(tokens.shape[1])[None]
-  tables = (None, None)
-  if cfg.positions == "rope":
-    tables = rotary_tables(cfg, positions)
+  ctx = place_context(cfg, positions)
   with jax.default_matmul_precision(cfg.precision):
     x = embed(layers, tokens, positions)
     for i in range(cfg.n_layers):
-      ctx = Context(*tables, None, None)
       x, seen = step(i, layers.layer(i), x, jnp.asarray(i), ctx)
       # To the host: what is seen of all layers need not fit the device.
       found.append(jax.tree.map(np.asarray, seen))

@@ -19,11 +19,16 @@ from sinkjax.inference.sparse_blocks import (
 )
 from sinkjax.models.fused import fused_attention
 from sinkjax.models.normalizers import MASKED
+from sinkjax.models.online import online_attention
 
 EINSUM, FUSED, ROWS = "einsum", "dot_product_attention", "rows"
+ONLINE = "online"
 LOOP, KNOWN = "blocks, all", "blocks, known"
 PROVEN, SCORED = "blocks, proven", "blocks, by all scores"
-"""Ways to compute attention, as the recorded files name them."""
+"""Ways to compute attention, as the recorded files name them.
+
+`ROWS` was ours before `ONLINE` and has the whole pattern of a block of rows.
+"""
 
 
 def times_of(
@@ -87,17 +92,21 @@ def _all_keys(
   """The ways that read every key."""
   plain = jax.jit(functools.partial(_einsum, scale=scale))
   found = {EINSUM: functools.partial(plain, q, k, v)}
-  for name, which in ((FUSED, "xla"), (ROWS, "rows")):
-    fused = functools.partial(
-      fused_attention, scale=scale, implementation=which
-    )
-    found[name] = functools.partial(jax.jit(fused), q, k, v)
+  library = functools.partial(fused_attention, implementation="xla")
+  for name, which in ((FUSED, library), (ONLINE, _online)):
+    fused = jax.jit(functools.partial(which, scale=scale))
+    found[name] = functools.partial(fused, q, k, v)
   return found
+
+
+def _online(q: Array, k: Array, v: Array, *, scale: float) -> Array:
+  return online_attention(q, k, v, scale=scale)[0]
 
 
 def faster_fused(seconds: Mapping[str, np.ndarray]) -> str:
   """The fused way with the lower median."""
-  return min((FUSED, ROWS), key=lambda name: float(np.median(seconds[name])))
+  ways = [name for name in (FUSED, ROWS, ONLINE) if name in seconds]
+  return min(ways, key=lambda name: float(np.median(seconds[name])))
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "block", "window"))

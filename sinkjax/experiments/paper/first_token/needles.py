@@ -17,7 +17,7 @@ import numpy as np
 from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS, parse_swaps
 from sinkjax.models.layerwise import as_layers
-from sinkjax.models.transformer import forward
+from sinkjax.models.transformer import forward, logits_of_columns
 from sinkjax.transforms.branches import (
   Row,
   branch_row,
@@ -283,8 +283,8 @@ def find_needles(
   states, layers = out.trace["asked"], as_layers(cfg, subject.params)
   logits = np.concatenate(
     [
-      np.asarray(states @ kernel.astype(states.dtype))
-      for kernel in layers.unembedding()
+      np.asarray(logits_of_columns(cfg, states, columns))
+      for columns in layers.unembedding()
     ],
     axis=-1,
   )

@@ -1,0 +1,85 @@
+"""What a report of `launch.analyze` costs, before it starts."""
+
+from typing import TYPE_CHECKING, Any
+
+from launch import devices, prompts
+
+if TYPE_CHECKING:
+  from sinkjax.config import ModelConfig
+
+OVERHEAD = 110_000_000
+"""Bytes that the tokenizer and the compiler take, measured on a CPU."""
+
+
+def show(
+  model: str,
+  texts: list[Any],
+  *,
+  max_tokens: int,
+  prefix: str,
+  offload: bool,
+  out: str | None,
+) -> None:
+  """Prints what would be done, at what cost; fetches and writes nothing.
+
+  Args:
+    model: its name or path.
+    texts: the texts, as they were read.
+    max_tokens: how many tokens of each are used.
+    prefix: what is put before each, as the flag says it.
+    offload: whether one layer's weights are read at a time.
+    out: the folder that would be written to.
+  """
+  from sinkjax.transforms.jacobian_plan import matmul_rate
+  from sinkjax.weights import registry
+
+  known = registry.peek(model)
+  print(f"model     {model}")
+  if known is None:
+    print(f"          {registry.would_fetch(model)}")
+    return
+  cfg, tokenizer, parameters = known
+  prompts.need_tokenizer(tokenizer, model)
+  longest = min(max_tokens, cfg.max_len)
+  ids = prompts.encode(texts, tokenizer, prefix, longest).ids
+  tokens = sum(map(len, ids))
+  length = max(map(len, ids))
+  # A multiplication and an addition for each parameter and token.
+  flops = 2 * tokens * parameters
+  rate = matmul_rate()
+  weights, beside, where = _memory(model, cfg, length, offload)
+  print(
+    f"          {cfg.n_layers} layers, {cfg.n_heads} heads, {parameters:,} "
+    f"parameters\n"
+    f"texts     {len(texts)}, {tokens} tokens, the longest {length}\n"
+    f"position 0  {prompts.name(tokenizer, ids[0][0])}\n"
+    f"memory    about {(weights + beside) / 1e9:.2f} GB at most, "
+    f"{weights / 1e9:.2f} of it weights, on {where}\n"
+    f"time      about {8 + flops / rate * 4:.0f} s at the measured "
+    f"{rate / 1e9:.0f} GFLOP/s, compilation included\n"
+    f"writes    nothing (dry run); else to {out or '--out'}"
+  )
+
+
+def _memory(
+  model: str, cfg: "ModelConfig", length: int, offload: bool
+) -> tuple[int, int, str]:
+  """Of a device at its peak, for one text.
+
+  Returns:
+    (bytes of weights, bytes beside them, what to say of the devices).
+  """
+  if not offload:
+    # About six arrays like the scores live at once in a layer: scores, pattern
+    # and what the metrics make of them.
+    scores = 4 * cfg.n_heads * length**2
+    activations = 4 * length * (cfg.vocab_size + 4 * cfg.mlp_width)
+    weights, where = devices.planned(cfg)
+    beside = 6 * scores + activations + OVERHEAD + devices.process_bytes()
+    return weights, beside, where
+  from sinkjax.analysis.sink_profile import streamed_bytes
+  from sinkjax.weights.offload import open_layers, peak_estimate
+
+  open_layers(model)  # says so where the format has no layers
+  beside = streamed_bytes(cfg, length) + OVERHEAD + devices.process_bytes()
+  return peak_estimate(cfg), beside, "one device, one layer at a time"

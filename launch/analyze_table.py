@@ -1,0 +1,67 @@
+"""What `launch.analyze` prints: of a result, and of the models it reads."""
+
+from typing import Any
+
+
+def show(data: dict[str, Any]) -> None:
+  """The numbers that matter, and the heads that sink most."""
+  token = data["first_token"]
+  bos = ", BOS" if token["is_bos"] else ""
+  bos += "" if token["same_in_all_prompts"] else "; other prompts differ"
+  lines = [
+    ("model", data["model"]),
+    ("position 0", f"{token['text']!r} (id {token['id']}{bos})"),
+    ("tokens", f"{max(data['tokens'])} x {len(data['tokens'])}"),
+  ]
+  for eps, rate in data["sink_rate"].items():
+    error = data["sink_rate_stderr"][eps]
+    shown = f"{100 * rate:5.1f} %"
+    shown += f" +- {100 * error:.1f}" if error is not None else ""
+    lines.append((f"sink rate > {eps}", shown))
+  massive = data["massive"]
+  lines += [
+    ("attention on it", f"{100 * data['first_token_mass']:5.1f} % (mean)"),
+    (
+      "largest activation",
+      f"{massive['value']:,.0f} (layer "
+      f"{massive['layer']}, position {massive['position']}, dimension "
+      f"{massive['dimension']})",
+    ),
+    ("loss", f"{data['nll']:.3f} nats a token"),
+  ]
+  print()
+  for label, value in lines:
+    print(f"  {label:<20}{value}")
+  ranked = sorted(
+    (
+      (alpha, layer, head)
+      for layer, row in enumerate(data["alpha_first"])
+      for head, alpha in enumerate(row)
+    ),
+    reverse=True,
+  )
+  print("\n  strongest sink heads (layer.head: attention on position 0)")
+  shown = [f"{layer}.{head}: {alpha:.2f}" for alpha, layer, head in ranked[:8]]
+  for i in range(0, len(shown), 4):
+    print("    " + "   ".join(f"{cell:<12}" for cell in shown[i : i + 4]))
+
+
+def list_models() -> None:
+  """The models fetched by name, and the families of checkpoints."""
+  import sinkjax
+
+  known = sinkjax.supported_models()
+  width = max(len(row.name) for row in known)
+  print("Models that --model fetches by name:")
+  for row in known:
+    if row.kind == "model":
+      print(f"  {row.name:{width}}  {row.about}")
+  print("Families of checkpoints, by model_type in config.json:")
+  for row in known:
+    if row.kind == "family":
+      gguf = f"; GGUF files of architecture {row.gguf}" if row.gguf else ""
+      print(f"  {row.name:{width}}  {row.about}{gguf}")
+  print(
+    "--model also takes a .gguf file, a Hugging Face folder, hf:org/name,\n"
+    "hf:org/name@revision and hf:org/name:file.gguf."
+  )
