@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from sinkjax import finite
-from sinkjax.field_checks import one_of, positive, positive_int
+from sinkjax.field_checks import one_of, plain, positive, positive_int
 from sinkjax.models.normalizers import NORMALIZERS
 from sinkjax.rope_scaling import ADDED_TO_SCALING, BY_LENGTH, RopeScaling
 
@@ -278,6 +278,8 @@ class ModelConfig:
   remat: str = "none"
 
   def __post_init__(self):
+    for field in dataclasses.fields(self):
+      plain(field, getattr(self, field.name))
     for name in SIZES:
       positive_int(name, getattr(self, name))
     if self.n_heads % self.n_kv_heads:

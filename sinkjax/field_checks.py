@@ -1,5 +1,6 @@
 """What a field of a config must be; every error names the field."""
 
+import dataclasses
 import math
 from collections.abc import Collection
 from typing import Any
@@ -22,6 +23,15 @@ def positive(name: str, value: Any) -> None:
   number = isinstance(value, (int, float)) and not isinstance(value, bool)
   if not (number and math.isfinite(value) and value > 0):
     raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
+def plain(field: dataclasses.Field, value: Any) -> None:
+  """Raises for text, nothing or a container where a number or bool belongs."""
+  if field.type not in (float, bool):
+    return
+  if value is None or isinstance(value, str | bytes | list | tuple | dict):
+    kind = "a number" if field.type is float else "true or false"
+    raise ValueError(f"{field.name} must be {kind}, got {value!r:.80}")
 
 
 def positive_int(name: str, value: Any) -> None:

@@ -102,3 +102,19 @@ def test_dict_round_trip():
   assert hash(cfg) == hash(sinkjax.ModelConfig.from_dict(cfg.to_dict()))
   with pytest.raises(ValueError, match="unknown config field 'depth'"):
     sinkjax.ModelConfig.from_dict({"depth": 3})
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "expected"),
+  [
+    ("norm_offset", "1", "a number"),
+    ("up_offset", None, "a number"),
+    ("residual_scale", [1.0], "a number"),
+    ("qk_norm", "no", "true or false"),
+    ("tie_embeddings", {}, "true or false"),
+  ],
+)
+def test_a_value_of_another_kind_names_its_field(field, value, expected):
+  """A text is true, and a number only meets it inside the model."""
+  with pytest.raises(ValueError, match=rf"^{field} must be {expected}, got "):
+    sinkjax.TINY.replace(**{field: value})
