@@ -26,12 +26,12 @@ def positive(name: str, value: Any) -> None:
 
 
 def plain(field: dataclasses.Field, value: Any) -> None:
-  """Raises for text, nothing or a container where a number or bool belongs."""
-  if field.type not in (float, bool):
-    return
-  if value is None or isinstance(value, str | bytes | list | tuple | dict):
-    kind = "a number" if field.type is float else "true or false"
-    raise ValueError(f"{field.name} must be {kind}, got {value!r:.80}")
+  """Raises for anything but a number, or a bool, where one belongs."""
+  if field.type is bool and not isinstance(value, bool):
+    raise ValueError(f"{field.name} must be true or false, got {value!r:.80}")
+  other = value is None or isinstance(value, str | bytes | list | tuple | dict)
+  if field.type is float and other:
+    raise ValueError(f"{field.name} must be a number, got {value!r:.80}")
 
 
 def positive_int(name: str, value: Any) -> None:

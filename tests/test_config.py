@@ -112,6 +112,7 @@ def test_dict_round_trip():
     ("residual_scale", [1.0], "a number"),
     ("qk_norm", "no", "true or false"),
     ("tie_embeddings", {}, "true or false"),
+    ("qkv_bias", 1, "true or false"),
   ],
 )
 def test_a_value_of_another_kind_names_its_field(field, value, expected):
