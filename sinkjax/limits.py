@@ -70,7 +70,7 @@ def read_bytes(path: str | os.PathLike, most: int) -> bytes:
   size = regular(path)
   if size > most:
     raise ValueError(f"{path}: {size} bytes, at most {most} are read")
-  return _first(path, most)
+  return _first(path, size)
 
 
 def read_text(
@@ -95,7 +95,7 @@ def read_text(
     raw = read_bytes(path, size if most is None else most)
   else:
     # No character has more than four bytes; a byte order mark has three.
-    raw = _first(path, 4 * characters + 3)
+    raw = _first(path, min(size, 4 * characters + 3))
   decoder = codecs.getincrementaldecoder("utf-8-sig")()
   try:
     # A character that is cut where reading stopped is left out.
@@ -133,7 +133,10 @@ def copy(source: BinaryIO, target: BinaryIO, most: int, what: str) -> None:
 
 
 def _first(path: str | os.PathLike, size: int) -> bytes:
-  """The first bytes of a file, which may have grown since it was measured."""
+  """The first bytes of a file, which may have grown since it was measured.
+
+  Python allocates as much as is asked for, whatever the file holds.
+  """
   try:
     with open(path, "rb") as file:
       return file.read(size)
