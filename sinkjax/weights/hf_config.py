@@ -6,7 +6,7 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights import families, unsupported
-from sinkjax.weights.families._config import Reader
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.quantised import refuse_quantised
 from sinkjax.weights.validate import WeightsError, warn
 

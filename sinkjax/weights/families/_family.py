@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.families._config import Reader
 from sinkjax.weights.families._gguf import Metadata
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.layout import Leaf
 
 Fields = dict[str, Any]

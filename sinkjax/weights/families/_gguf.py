@@ -7,7 +7,7 @@ import numpy as np
 
 from sinkjax.config import ModelConfig, RopeScaling
 from sinkjax.field_checks import MAX_LAYERS
-from sinkjax.weights.families._config import typed
+from sinkjax.weights.families._reader import typed
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.formats.gguf import GGUFFile, read_tensor
 from sinkjax.weights.fused_layouts import FusedThirds

@@ -3,8 +3,8 @@
 from typing import Any
 
 from sinkjax.weights.families import llama
-from sinkjax.weights.families._config import Reader
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
 # Of transformers' ArceeConfig.

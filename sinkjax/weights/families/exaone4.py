@@ -7,8 +7,9 @@ nothing.
 from typing import Any
 
 from sinkjax.weights.families import llama, qwen2
-from sinkjax.weights.families._config import Reader, window_fields
+from sinkjax.weights.families._config import window_fields
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
 # Of transformers' Exaone4Config.

@@ -9,14 +9,10 @@ bfloat16 by transformers.
 from typing import Any
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.families._config import (
-  ACTIVATION_NAMES,
-  Reader,
-  head_dim,
-  rope_fields,
-  rope_values,
-)
+from sinkjax.weights.families._config import head_dim
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import ACTIVATION_NAMES, Reader
+from sinkjax.weights.families._rope import rope_fields, rope_values
 from sinkjax.weights.families._tensors import (
   fused_groups,
   linear,

@@ -4,13 +4,10 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import gemma
-from sinkjax.weights.families._config import (
-  Reader,
-  window_fields,
-  window_values,
-)
+from sinkjax.weights.families._config import window_fields, window_values
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import gemma2
-from sinkjax.weights.families._config import Reader
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
 

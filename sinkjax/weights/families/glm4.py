@@ -7,9 +7,10 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
-from sinkjax.weights.families._config import Reader, decoder_values
+from sinkjax.weights.families._config import decoder_values
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import (
   fused_rows,
   linear,

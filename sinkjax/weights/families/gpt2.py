@@ -3,9 +3,10 @@
 from typing import Any
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.families._config import ACTIVATION_NAMES, Reader, head_dim
+from sinkjax.weights.families._config import head_dim
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors_fused
+from sinkjax.weights.families._reader import ACTIVATION_NAMES, Reader
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.fused_layouts import FusedThirds
 from sinkjax.weights.layout import Kernel, Leaf, Linear

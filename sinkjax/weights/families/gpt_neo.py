@@ -5,8 +5,9 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.field_checks import MAX_LAYERS
 from sinkjax.weights.families import gpt2
-from sinkjax.weights.families._config import ACTIVATION_NAMES, Reader, head_dim
+from sinkjax.weights.families._config import head_dim
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import ACTIVATION_NAMES, Reader
 from sinkjax.weights.families._tensors import linear
 from sinkjax.weights.layout import Leaf
 from sinkjax.weights.validate import WeightsError

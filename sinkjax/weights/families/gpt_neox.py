@@ -7,12 +7,9 @@ by head.
 from typing import Any
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.families._config import (
-  Reader,
-  decoder_fields,
-  decoder_values,
-)
+from sinkjax.weights.families._config import decoder_fields, decoder_values
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.fused_layouts import FusedHeads
 from sinkjax.weights.layout import Leaf

@@ -10,7 +10,6 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import (
-  Reader,
   decoder_values,
   expert_fields,
   expert_values,
@@ -18,6 +17,7 @@ from sinkjax.weights.families._config import (
   window_values,
 )
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors, linear
 from sinkjax.weights.fused_layouts import Alternating
 from sinkjax.weights.layout import Layout, Leaf

@@ -9,12 +9,12 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama, mistral
 from sinkjax.weights.families._config import (
-  Reader,
   expert_fields,
   expert_values,
   window_fields,
 )
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors, expert_tensors
 from sinkjax.weights.layout import Leaf
 

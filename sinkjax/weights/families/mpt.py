@@ -3,8 +3,9 @@
 from typing import Any
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.families._config import Reader, head_dim
+from sinkjax.weights.families._config import head_dim
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.fused_layouts import FusedThirds
 from sinkjax.weights.layout import Leaf

@@ -7,8 +7,9 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
-from sinkjax.weights.families._config import Reader, decoder_values
+from sinkjax.weights.families._config import decoder_values
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
 # Of transformers' NemotronConfig.

@@ -7,8 +7,9 @@ narrower than its layers, is refused.
 from typing import Any
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.families._config import ACTIVATION_NAMES, Reader, head_dim
+from sinkjax.weights.families._config import head_dim
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import ACTIVATION_NAMES, Reader
 from sinkjax.weights.families._tensors import linear, norms
 from sinkjax.weights.layout import Below, Layout, Leaf, Linear
 from sinkjax.weights.validate import WeightsError

@@ -6,13 +6,10 @@ Biases everywhere, on the logits too; half of each head is rotated.
 from typing import Any
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.families._config import (
-  Reader,
-  decoder_fields,
-  decoder_values,
-)
+from sinkjax.weights.families._config import decoder_fields, decoder_values
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import linear, norms, tables
 from sinkjax.weights.layout import Leaf
 from sinkjax.weights.validate import WeightsError

@@ -5,7 +5,6 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import (
-  Reader,
   decoder_values,
   expert_fields,
   expert_values,
@@ -13,6 +12,7 @@ from sinkjax.weights.families._config import (
   window_values,
 )
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
 # Of transformers' Qwen2MoeConfig.

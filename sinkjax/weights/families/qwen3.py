@@ -8,9 +8,9 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama, qwen2
-from sinkjax.weights.families._config import Reader
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors, fused_groups
 from sinkjax.weights.layout import Leaf
 from sinkjax.weights.validate import WeightsError

@@ -8,12 +8,12 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families._config import (
-  Reader,
   decoder_fields,
   decoder_values,
   window_fields,
 )
 from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
 # Of transformers' Starcoder2Config.
