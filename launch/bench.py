@@ -3,12 +3,14 @@
   python -m launch.bench --suite=jacobian --out=out/bench-jacobian
 
 Suites (all on SmolLM2, except train):
+  attention  one layer's attention and its derivatives, at 64 to 8192 tokens,
+             against the pattern written and PyTorch
   jacobian   the exact map of Frobenius norms, 32 tokens, all layers, against
              jax.jacfwd, lax.map of jvp, torch.func.jacfwd and jacrev
   streaming  attention statistics at 2048 and 8192 tokens, against passes
              without them and transformers with output_attentions=True
   load       `sinkjax.load`, against the gguf package on the same file
-  forward    logits, against transformers on the same file
+  forward    logits, at 64 to 8192 tokens, against transformers on the same file
   generate   tokens one by one, against transformers and llama-cpp-python
   train      a training step with its data and log, against a PyTorch loop of
              the same model on the same windows, 4,096 tokens a step
@@ -35,7 +37,15 @@ from absl import flags
 from launch import app
 from sinkjax import artifacts, outputs, provenance
 
-SUITES = ("jacobian", "streaming", "load", "forward", "generate", "train")
+SUITES = (
+  "attention",
+  "jacobian",
+  "streaming",
+  "load",
+  "forward",
+  "generate",
+  "train",
+)
 SUITE = flags.DEFINE_enum("suite", "load", SUITES, "What to time.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 ROUNDS = flags.DEFINE_integer(

@@ -16,8 +16,11 @@ PEERS = {
 
 
 def cases(quick: bool, tokens: int | None) -> list[dict[str, Any]]:
-  sizes = [tokens] if tokens else [64] if quick else [64, 512, 2048]
-  return [{"case": f"T={t}", "tokens": t, "times": 3} for t in sizes]
+  sizes = [tokens] if tokens else [64] if quick else [64, 512, 2048, 8192]
+  return [
+    {"case": f"T={t}", "tokens": t, "times": 3 if t <= 2048 else 1}
+    for t in sizes
+  ]
 
 
 def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
