@@ -85,7 +85,9 @@ class OnlineForm(NamedTuple):
 
 @functools.cache  # one object a config: functions are compared by identity
 def _online_form(cfg: ModelConfig) -> OnlineForm | None:
-  """`None` for a normaliser that looks at a whole row otherwise."""
+  """`None` for what has no such form: ALiBi, and some normalisers."""
+  if cfg.positions == "alibi":
+    return None
   cap = None
   if cfg.attn_softcap is not None:
     cap = functools.partial(softcapped, cap=cfg.attn_softcap)
@@ -328,18 +330,12 @@ class Attention(nn.Module):
     rows, heads = ("rows", None, "heads", None), ("rows", "heads", None)
     each = ("rows", None)
     inputs = rows, rows, rows, heads, (), (*each, None, None), each
-    slopes = None
-    if ctx.positions is not None:
-      slopes = jnp.asarray(alibi_slopes(cfg), wide(q).dtype)
-    inputs += (("heads",), each)
     z, lse = mesh_context.per_device(attend, inputs, output=rows[:3])(
       *(q, k, v),
       None if sinks is None else sinks[..., 0],
       window,
       seen,
       ctx.valid,
-      slopes,
-      ctx.positions,
     )
     left = None
     if cfg.attn_bias == "kv":

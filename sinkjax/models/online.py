@@ -28,7 +28,6 @@ from sinkjax.models.online_blocks import (
   Inputs,
   block_of,
   blocks_of,
-  lag_of,
   mixed,
   scores_of,
   seen_of,
@@ -64,8 +63,6 @@ def online_attention(
   window: int | Int[Array, ""] | None = None,
   mask: Bool[Array, "#B 1 T T"] | None = None,
   valid: Bool[Array, "B T"] | None = None,
-  slopes: Float[Array, "H"] | None = None,
-  places: Int[Array, "B T"] | None = None,
   *,
   scale: float,
   scores: Callable[[Array], Array] | None = None,
@@ -74,8 +71,7 @@ def online_attention(
   """Causal attention and the logarithm of what its rows are divided by.
 
       z_t = sum_s p_ts v_s,  p_ts = exp(s_ts - lse_t)
-      lse_t = log(exp(sink_t) + sum_s exp(s_ts))
-      s_ts = scores(scale q_t k_s - slope (place_t - place_s))
+      lse_t = log(exp(sink_t) + sum_s exp(s_ts)),  s_ts = scores(scale q_t k_s)
 
   and for the derivative
 
@@ -92,8 +88,6 @@ def online_attention(
     mask: True where key s may be seen from t, beside causality. A row that
       sees no key becomes NaN.
     valid: False at padding.
-    slopes: of each head, `None` without ALiBi.
-    places: positions of the tokens, needed with slopes.
     scale: of the products.
     scores: elementwise, applied to the scaled products.
     weights: elementwise, the weights of scores without a softmax; `lse` is 0.
@@ -119,13 +113,9 @@ def online_attention(
     mask = _padded(_padded(mask, 2, more, True), 3, more, True)
   if valid is not None:
     valid = _padded(valid, 1, more)
-  if slopes is not None:
-    slopes = slopes.reshape(kv_heads, group)
-    places = _padded(places, 1, more)
   static = window if isinstance(window, int) else None
   form = Form(rows, group, scores, weights, scale, static)
-  traced = None if static else window
-  inputs = Inputs(sinks, mask, valid, traced, slopes, places)
+  inputs = Inputs(sinks, mask, valid, None if static else window)
   z, lse = _attend(form, q, k, v, inputs)
   z = z.reshape(batch, kv_heads, -1, group, v.shape[-1])[:, :, :length]
   lse = lse[:, :, :length]
@@ -164,8 +154,7 @@ def _attend(
 
     def walk(masked: bool, j: Array, carry: tuple) -> tuple:
       peak, total, z = carry
-      lag = lag_of(form, inputs, i * rows, rows, j)
-      s = scores_of(form, lag, q_block, block_of(k, j, rows))
+      s = scores_of(form, q_block, block_of(k, j, rows))
       seen = seen_of(form, inputs, i * rows, rows, j) if masked else None
       values = block_of(v, j, rows)
       if form.weights is not None:
@@ -234,14 +223,16 @@ def _attend_jvp(
     ) -> tuple[tuple, None]:
       moved, total = carry
       j, k_block, v_block, dk_block, dv_block = xs
-      lag = lag_of(form, inputs, a, b - a, j)
       s, d_s = jax.jvp(
-        functools.partial(scores_of, form, lag),
+        functools.partial(scores_of, form),
         (q_span, k_block),
         (d_span, dk_block),
       )
       seen = seen_of(form, inputs, a, b - a, j)
       if form.weights is None:
+        # The exponential of a hidden score may be infinite, and a derivative
+        # of this one would multiply it by zero.
+        s = where_seen(seen, s, MASKED, group)
         p = where_seen(seen, jnp.exp(s - level[..., None]), 0.0, group)
         d_p = p * d_s
       else:

@@ -43,16 +43,12 @@ class Inputs(NamedTuple):
     mask: [1 or B, 1, T, S] True where key s may be seen from t.
     valid: [B, S] False at padding, which sees and is seen by itself alone.
     window: [] as `Form.window`, where it depends on a traced layer.
-    slopes: [N, G] what a score loses for each position of distance (ALiBi).
-    places: [B, T] positions of the tokens, which go with `slopes`.
   """
 
   sinks: Array | None
   mask: Array | None
   valid: Array | None
   window: Array | None
-  slopes: Array | None
-  places: Array | None
 
 
 def whole(x: Array) -> Array:
@@ -66,28 +62,13 @@ def whole(x: Array) -> Array:
   return jax.lax.optimization_barrier(x)
 
 
-def scores_of(form: Form, lag: Array | None, q: Array, k: Array) -> Array:
+def scores_of(form: Form, q: Array, k: Array) -> Array:
   """[B, N, R G, K] and [B, N, C, K] -> [B, N, R G, C], in float32 at least."""
   dtype = wide(q).dtype
   s = jnp.einsum("bnrk,bnck->bnrc", q, k, preferred_element_type=dtype)
   # Queries in half precision would be rounded again by a scale of their own.
   s = whole(s) * form.scale
-  if lag is not None:
-    s = s - lag.astype(dtype)
   return s if form.scores is None else form.scores(s)
-
-
-def lag_of(
-  form: Form, inputs: Inputs, start: Array | int, rows: int, j: Array
-) -> Array | None:
-  """[B, N, R G, C] what scores of block j lose by distance (ALiBi)."""
-  if inputs.slopes is None:
-    return None
-  t = jax.lax.dynamic_slice_in_dim(inputs.places, start, rows, 1)
-  s = jax.lax.dynamic_slice_in_dim(inputs.places, j * form.rows, form.rows, 1)
-  distance = (t[:, :, None] - s[:, None])[:, None, :, None]
-  lag = inputs.slopes[None, :, None, :, None] * distance
-  return lag.reshape(*lag.shape[:2], -1, form.rows)
 
 
 def mixed(p: Array, v: Array) -> Array:

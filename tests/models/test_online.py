@@ -33,14 +33,11 @@ def inputs(dtype=jnp.float64):
   )
 
 
-def plain(q, k, v, sinks, window, mask, valid, slopes, places, **form):
+def plain(q, k, v, sinks, window, mask, valid, **form):
   """The formula of `online_attention` with the pattern written out."""
   group = q.shape[2] // k.shape[2]
   k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
   s = form["scale"] * jnp.einsum("bthk,bshk->bhts", q, k)
-  if slopes is not None:
-    distance = places[:, None, :, None] - places[:, None, None]
-    s = s - slopes[None, :, None, None] * distance
   if form.get("scores"):
     s = form["scores"](s)
   t = jnp.arange(q.shape[1])
@@ -91,7 +88,6 @@ CASES = {
   "sink of each row": {"sinks": "each row", "window": 6},
   "soft cap": {"scores": _capped, "sinks": "each head"},
   "sigmoid": {"weights": jax.nn.sigmoid, "window": 4},
-  "ALiBi": {"slopes": True, "scores": _capped},
 }
 
 
@@ -107,16 +103,10 @@ def case_of(name):
   window = case.get("window")
   window = jnp.asarray(4) if window == "traced" else window
   mask, valid = (case[n]() if n in case else None for n in ("mask", "valid"))
-  slopes = places = None
-  if case.get("slopes"):
-    slopes = jnp.asarray([0.5, 0.25, 0.1, 0.0])
-    places = jnp.cumsum(
-      1 + jnp.arange(BATCH * LENGTH).reshape(BATCH, -1) % 3, 1
-    )
 
   def of(fn):
     def called(q, k, v, *sinks):
-      rest = (window, mask, valid, slopes, places)
+      rest = (window, mask, valid)
       z, lse = fn(q, k, v, *(sinks or (None,)), *rest, scale=SCALE, **form)
       return z, lse
 
@@ -186,7 +176,7 @@ def test_scores_far_beyond_the_range_of_exponentials():
   z, lse = online.online_attention(100 * q, k, v, scale=SCALE)
   with jax.enable_x64(True):
     wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (100 * q, k, v)]
-    want = plain(*wide, *[None] * 6, scale=SCALE)
+    want = plain(*wide, *[None] * 4, scale=SCALE)
   assert np.abs(want[1]).max() > 500  # exp(89) is beyond float32
   # Six products near 1e3 are each rounded by 6e-5, as a share of their weight,
   # and values differ by up to 6.
@@ -202,7 +192,7 @@ def test_half_precision_accumulates_in_float32():
   assert lse.dtype == jnp.float32
   with jax.enable_x64(True):
     wide = [jnp.asarray(np.asarray(x, np.float64)) for x in narrow]
-    want, level = plain(*wide, *[None] * 6, scale=SCALE)
+    want, level = plain(*wide, *[None] * 4, scale=SCALE)
   np.testing.assert_allclose(lse, level, rtol=1e-4)
   # Weights and outputs are rounded to 8 bits: 2^-8 of values up to 3.
   np.testing.assert_allclose(np.asarray(z, np.float64), want, atol=0.02)
@@ -243,11 +233,12 @@ VARIANTS = {
   "key and value bias": {"attn_bias": "kv"},
   "value bias": {"attn_bias": "v"},
   "gate": {"gate": "head"},
-  "ALiBi": {"positions": "alibi"},
+  "ALiBi, which has no such form": {"positions": "alibi"},
   "fused": {"attention": "fused", "sink_logit": True},
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_model_is_the_same_function(name, padded, monkeypatch):
