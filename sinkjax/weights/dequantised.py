@@ -35,7 +35,9 @@ def mxfp4(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
   values = _FP4[np.stack([blocks & 15, blocks >> 4], axis=-1)]
   values = values.reshape(*scales.shape, 2 * blocks.shape[-1])
   exponents = scales.astype(np.int32) - _EXPONENT_OF_ONE
-  return np.ldexp(values, exponents[..., None]).reshape(*scales.shape[:-1], -1)
+  with np.errstate(over="ignore"):  # who reads them refuses infinities
+    found = np.ldexp(values, exponents[..., None])
+  return found.reshape(*scales.shape[:-1], -1)
 
 
 def fp8_blocks(
@@ -45,7 +47,8 @@ def fp8_blocks(
   rows, columns = (
     np.arange(n) // b for n, b in zip(values.shape, box, strict=True)
   )
-  return values * factors[rows[:, None], columns]
+  with np.errstate(over="ignore"):  # as above
+    return values * factors[rows[:, None], columns]
 
 
 class Dequantised:

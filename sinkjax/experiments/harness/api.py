@@ -167,8 +167,12 @@ class Experiment:
     preset = {} if self.scales is None else dict(self.scales[scale])
     fields = {k: _frozen(v) for k, v in (preset | dict(given)).items()}
     made = self.config(**fields)
+    presets = (self.scales or {}).values()
     for name in given:
-      _check(name, fields[name], getattr(self.config(), name))
+      value = fields[name]
+      # What a scale of its own leaves empty may be empty.
+      if value != () or all(x.get(name) != () for x in presets):
+        _check(name, value, getattr(self.config(), name))
     return made
 
 
