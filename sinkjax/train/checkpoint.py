@@ -26,6 +26,9 @@ class RunCheckpoints:
   Args:
     folder: made if need be.
     keep: how many of the last steps stay; the one of least loss does too.
+
+  Raises:
+    WeightsError: for files that Orbax cannot list, naming the folder.
   """
 
   def __init__(self, folder: str | os.PathLike, *, keep: int = 2):
@@ -33,28 +36,31 @@ class RunCheckpoints:
       raise ValueError(f"keep must be at least 1, got {keep}")
     self._folder = pathlib.Path(folder).absolute()
     policies = ocp.checkpoint_managers
-    self._manager = ocp.CheckpointManager(
-      self._folder,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(
-          [
-            policies.LatestN(keep),
-            policies.BestN(
-              get_metric_fn=lambda metrics: metrics["loss"],
-              # Orbax takes the greatest value for the best; the best loss is
-              # the least.
-              reverse=True,
-              n=1,
-              # Otherwise each step that was saved without a loss would stay for
-              # good.
-              keep_checkpoints_without_metrics=False,
-            ),
-          ]
-        ),
-        step_prefix=None,
-        cleanup_tmp_directories=True,
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policies.AnyPreservationPolicy(
+        [
+          policies.LatestN(keep),
+          policies.BestN(
+            get_metric_fn=lambda metrics: metrics["loss"],
+            # Orbax takes the greatest value for the best; the best loss is
+            # the least.
+            reverse=True,
+            n=1,
+            # Otherwise each step that was saved without a loss would stay for
+            # good.
+            keep_checkpoints_without_metrics=False,
+          ),
+        ]
       ),
+      step_prefix=None,
+      cleanup_tmp_directories=True,
     )
+    try:
+      self._manager = ocp.CheckpointManager(self._folder, options=options)
+    except Exception as error:  # of damaged files Orbax raises any kind
+      raise WeightsError(
+        f"{self._folder}: its saved steps cannot be listed: {first_line(error)}"
+      ) from None
 
   def save(
     self, step: int, state: Any, about: Any, *, loss: float | None = None
