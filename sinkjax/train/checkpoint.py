@@ -151,11 +151,10 @@ class RunCheckpoints:
       raise WeightsError(f"{where}: no manifest: {reason}") from None
     for name, want in _named(target).items():
       entry = arrays.get(name)
-      if entry is None or (entry["shape"], entry["dtype"]) != (
-        list(want.shape),
-        str(want.dtype),
-      ):
-        had = f"{entry['dtype']} {entry['shape']}" if entry else "missing"
+      entry = entry if isinstance(entry, dict) else {}
+      stored = entry.get("dtype"), entry.get("shape")
+      if stored != (str(want.dtype), list(want.shape)):
+        had = f"{stored[0]!s:.40} {stored[1]!s:.80}" if entry else "missing"
         raise WeightsError(
           f"{where}: array {name!r} is {had}, this run has {want.dtype} "
           f"{list(want.shape)}"
