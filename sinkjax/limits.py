@@ -8,6 +8,7 @@ and no more than that is read, whatever it grows to meanwhile.
 import codecs
 import json
 import os
+import pathlib
 import stat
 from typing import Any, BinaryIO
 
@@ -59,6 +60,11 @@ def regular(path: str | os.PathLike) -> int:
     kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe or a device"
     raise ValueError(f"{path}: cannot be read: it is {kind}")
   return state.st_size
+
+
+def is_file_name(name: Any) -> bool:
+  """Whether a name in a manifest leads to nowhere but the manifest's folder."""
+  return isinstance(name, str) and pathlib.Path(name).name == name
 
 
 def read_bytes(path: str | os.PathLike, most: int) -> bytes:

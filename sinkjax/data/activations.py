@@ -146,7 +146,7 @@ def _own(name: Any) -> str:
   Raises:
     ValueError: for anything else.
   """
-  if not isinstance(name, str) or pathlib.Path(name).name != name:
+  if not limits.is_file_name(name):
     raise ValueError(f"{name!r:.80} is no name of a file")
   return name
 

@@ -215,7 +215,7 @@ def smallest_dtype(vocab_size: int) -> type:
 def _is_inside(path: pathlib.Path, name: str) -> bool:
   """Whether a listed name is that of a file in the folder itself."""
   try:
-    return pathlib.Path(name).name == name and path.is_file()
+    return limits.is_file_name(name) and path.is_file()
   except (OSError, ValueError):  # a name that no file can have
     return False
 

@@ -92,18 +92,6 @@ class Block(nn.Module):
     scores = attn.score(q, k, distance)
     return attn.attend(scores, v, mask, tap, attn.sink_logits(q))
 
-  def mix_unseen(
-    self,
-    q: Float[Array, "B T H K"],
-    k: Float[Array, "B T N K"],
-    v: Float[Array, "B T N K"],
-    ctx: Context,
-    layer: Layer,
-    tap: Tapper,
-  ) -> Float[Array, "B T H K"]:
-    """(q, k, v) -> z of whole texts, where no tap looks at the pattern."""
-    return self.attn.without_pattern(q, k, v, ctx, layer, tap)
-
   def project_out(
     self, pre: Residual | None, z: Float[Array, "#B #T H K"], tap: Tapper
   ) -> Float[Array, "#B #T D"]:
@@ -167,7 +155,7 @@ class Block(nn.Module):
     q, k, v = self.qkv(pre, layer, ctx, tap)
     # A tap at scores or pattern needs the path on which they exist.
     if tap.needs_no_scores() and needs_no_pattern(self.cfg, x.shape[1]):
-      z = self.mix_unseen(q, k, v, ctx, layer, tap)
+      z = self.attn.without_pattern(q, k, v, ctx, layer, tap)
     else:
       mask = mask_of(self.cfg, ctx, layer)
       z = self.mix(q, k, v, mask, tap, ctx.distance())

@@ -64,6 +64,20 @@ def softmax(
   return (weights / total).astype(scores.dtype)
 
 
+def log_softmax(
+  scores: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]
+) -> Float[Array, "*B T S"]:
+  """Logarithms of `softmax`; numbers of no meaning at masked keys.
+
+  The maximum and the sum are written as they are there, and XLA takes the two
+  for one.
+  """
+  s, _ = _wide(scores, mask)
+  shift = s - jnp.max(s, axis=-1, keepdims=True)
+  weights = jnp.where(mask, jnp.exp(shift), 0)
+  return shift - jnp.log(jnp.sum(weights, axis=-1, keepdims=True))
+
+
 def leftover(
   scores: Float[Array, "*B T S"],
   mask: Bool[Array, "*#B T S"],

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
-from sinkjax.models.attention import needs_no_pattern
+from sinkjax.models.attention import Attention, needs_no_pattern
 from sinkjax.models.blocks import Block
 from sinkjax.models.context import Context, place_context
 from sinkjax.models.layerwise import (
@@ -30,7 +30,7 @@ from sinkjax.models.layerwise import (
   embed,
   methods_of,
 )
-from sinkjax.models.normalizers import MASKED
+from sinkjax.models.normalizers import log_softmax
 from sinkjax.models.positions import distances
 from sinkjax.models.transformer import check_ids, check_tokens, like_tokens
 from sinkjax.taps import MLP_SITES, Layer, Tapper, Taps, Trace
@@ -274,7 +274,9 @@ def _layer(
   q, k, v = apply(Block.qkv, pre, layer, ctx, tap)
   unseen = not statistics and not set(ROW_SITES) & set(taps.edits)
   if unseen and needs_no_pattern(cfg, x.shape[1]):
-    z, trace = apply(Block.mix_unseen, q, k, v, ctx, layer, tap), {}
+    attend = methods_of(Attention(cfg), params["attn"])
+    z = attend(Attention.without_pattern, q, k, v, ctx, layer, tap)
+    trace = {}
   else:
     mix = functools.partial(apply, Block.mix)
     places = ctx.positions
@@ -371,21 +373,8 @@ def _mix_rows(
   # the softmax of the scores and of nothing else.
   plain = cfg.normalizer == "softmax" and not cfg.sink_logit
   plain &= cfg.attn_bias not in ("k", "kv") and "pattern" not in edits
-  logs = _log_softmax(scores, mask) if plain else None
+  logs = log_softmax(scores, mask) if plain else None
   return z, RowBlock(pattern, start, values, logs)
-
-
-def _log_softmax(scores: Array, mask: Array) -> Array:
-  """Logarithms of `normalizers.softmax`; numbers of no meaning at masked keys.
-
-  The maximum and the sum are written as they are there, and XLA takes the two
-  for one.
-  """
-  s = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-  s = jnp.where(mask, s, MASKED)
-  shift = s - jnp.max(s, axis=-1, keepdims=True)
-  weights = jnp.where(mask, jnp.exp(shift), 0)
-  return shift - jnp.log(jnp.sum(weights, axis=-1, keepdims=True))
 
 
 def _pieces(

@@ -1,7 +1,6 @@
 """Folders that hold a model: their JSON files, and new ones written whole."""
 
 import contextlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -63,11 +62,11 @@ def read_json(path: pathlib.Path) -> Any:
   Raises:
     WeightsError: as `read_bytes`, or if it is not JSON.
   """
-  raw = read_bytes(path)
+  require_inside(path.parent, path.name, path)
   try:
-    return json.loads(raw.decode("utf-8"))
-  except (ValueError, RecursionError) as error:
-    raise WeightsError(f"{path}: not valid JSON: {error}") from None
+    return limits.read_json(path, MAX_JSON)
+  except ValueError as error:
+    raise WeightsError(str(error)) from None
 
 
 def read_optional_json(path: pathlib.Path) -> dict[str, Any]:

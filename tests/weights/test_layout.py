@@ -10,15 +10,8 @@ from sinkjax.weights.fused_layouts import (
   FusedRows,
   FusedThirds,
 )
-from sinkjax.weights.layout import (
-  Below,
-  Kernel,
-  Layout,
-  Leaf,
-  Linear,
-  PartlyInterleaved,
-  Vector,
-)
+from sinkjax.weights.layout import Below, Kernel, Layout, Leaf, Linear, Vector
+from sinkjax.weights.rotary_layouts import PartlyInterleaved
 from sinkjax.weights.validate import WeightsError
 
 D, H, K = 6, 3, 4

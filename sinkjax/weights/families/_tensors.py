@@ -15,14 +15,8 @@ from sinkjax.weights.fused_layouts import (
   FusedRows,
   FusedThirds,
 )
-from sinkjax.weights.layout import (
-  Kernel,
-  Layout,
-  Leaf,
-  Linear,
-  PartlyInterleaved,
-  Vector,
-)
+from sinkjax.weights.layout import Kernel, Layout, Leaf, Linear, Vector
+from sinkjax.weights.rotary_layouts import PartlyInterleaved
 
 
 def linear(
@@ -101,6 +95,12 @@ def fused_rows(
       layout = FusedRows(Vector(), i, sizes)
       found.append(Leaf(f"blocks/{path}/bias", f"{name}.bias", layout))
   return found
+
+
+def fused_gate_up(cfg: ModelConfig, name: str) -> list[Leaf]:
+  """The MLP's gate and, behind it, its other half in a tensor of that name."""
+  halves = {"mlp/gate": cfg.d_ff, "mlp/up": cfg.d_ff}
+  return fused_rows(halves, name, False)
 
 
 def fused_groups(

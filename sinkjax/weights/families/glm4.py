@@ -12,7 +12,7 @@ from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import (
-  fused_rows,
+  fused_gate_up,
   linear,
   norms,
   partly_interleaved,
@@ -64,11 +64,10 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   for part in "qkv":
     name = f"{at}self_attn.{part}_proj"
     found += linear(f"attn/{part}", name, cfg.qkv_bias)
-  halves = {"mlp/gate": cfg.d_ff, "mlp/up": cfg.d_ff}
   return [
     *partly_interleaved(found, cfg),
     *linear("attn/o", at + "self_attn.o_proj", False),
-    *fused_rows(halves, at + "mlp.gate_up_proj", False),
+    *fused_gate_up(cfg, at + "mlp.gate_up_proj"),
     *linear("mlp/down", at + "mlp.down_proj", False),
     *tables(cfg, "model.embed_tokens", "lm_head"),
   ]
@@ -83,10 +82,9 @@ def tensors_gguf(cfg: ModelConfig) -> list[Leaf]:
   """See `Gguf`; llama.cpp rotates pairs as they lie."""
   maps = ("blocks/mlp/gate/", "blocks/mlp/up/")
   found = [x for x in gguf_tensors(cfg) if not x.path.startswith(maps)]
-  halves = {"mlp/gate": cfg.d_ff, "mlp/up": cfg.d_ff}
   return [
     *partly_interleaved(found, cfg),
-    *fused_rows(halves, "blk.{i}.ffn_up", False),
+    *fused_gate_up(cfg, "blk.{i}.ffn_up"),
   ]
 
 

@@ -17,6 +17,7 @@ from sinkjax.weights.families._config import (
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import (
+  fused_gate_up,
   fused_rows,
   linear,
   norms,
@@ -88,12 +89,11 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
     "blocks/mlp_norm": at + "post_attention_layernorm",
     "final_norm": "model.norm",
   }
-  halves = {"mlp/gate": cfg.d_ff, "mlp/up": cfg.d_ff}
   return [
     *norms(names, bias=False),
     *fused_rows(qkv_sizes(cfg), at + "self_attn.qkv_proj", False),
     *linear("attn/o", at + "self_attn.o_proj", False),
-    *fused_rows(halves, at + "mlp.gate_up_proj", False),
+    *fused_gate_up(cfg, at + "mlp.gate_up_proj"),
     *linear("mlp/down", at + "mlp.down_proj", False),
     *tables(cfg, "model.embed_tokens", "lm_head"),
   ]

@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from robustness_config import CONFIG
 
 import sinkjax
 from sinkjax.experiments.applications.robustness import EXPERIMENT, defences
 from sinkjax.experiments.applications.robustness import experiment as module
-from sinkjax.experiments.applications.robustness.config import (
-  SITES,
-  Config,
-  Defence,
-)
+from sinkjax.experiments.applications.robustness.config import SITES, Defence
 from sinkjax.experiments.applications.robustness.defences import (
   attacked,
   clip_at,
@@ -40,18 +37,6 @@ from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
 
 pytestmark = pytest.mark.thorough
-
-CONFIG = Config(
-  count=3,
-  tokens=16,
-  noise=0.5,
-  draws=2,
-  candidates=2,
-  share=0.5,
-  steps=2,
-  eps=0.1,
-  from_layer=1,
-)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from robustness_config import CONFIG
 
 from sinkjax.experiments.applications.robustness import EXPERIMENT
 from sinkjax.experiments.applications.robustness.config import (
   ALL,
   Condition,
-  Config,
   Defence,
 )
 from sinkjax.experiments.applications.robustness.results import (
@@ -21,17 +21,6 @@ from sinkjax.experiments.shared.perturb import NOISE, SWAP
 
 pytestmark = pytest.mark.thorough
 
-CONFIG = Config(
-  count=3,
-  tokens=16,
-  noise=0.5,
-  draws=2,
-  candidates=2,
-  share=0.5,
-  steps=2,
-  eps=0.1,
-  from_layer=1,
-)
 TEXTS = 12
 PERTURBED = [(NOISE, x) for x in ("sink", "next", "middle", "last", ALL)]
 PERTURBED += [(SWAP, "middle"), (SWAP, "last")]
