@@ -144,7 +144,8 @@ def main() -> None:
   if REPORT.value:
     found = runner.every(out)
     if not found:
-      raise ValueError(f"--report: {out} holds no complete experiment")
+      hint = f"; give {out.parent}" if (out / "result.json").exists() else ""
+      raise ValueError(f"--report: {out} holds no complete experiment{hint}")
     runner.report(out, found, page=not COMPACT.value)
     if COMPACT.value:
       runner.compact_all(out, found)

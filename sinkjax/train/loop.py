@@ -202,13 +202,13 @@ def run(
 
   def measure(phase, step):
     """Evaluation and probe, where they are due."""
-    last = step == config.steps
+    always = step == config.steps or step in config.probe_steps
     length = {"length": phase.stage.length}
-    if step % config.eval_every == 0 or last:
+    if step % config.eval_every == 0 or always:
       loss = phase.evaluate(state.params)
       _require("the held-out loss", loss, step)
       yield record("eval", step, loss=loss, **length)
-    if step % config.probe_every == 0 or last:
+    if step % config.probe_every == 0 or always:
       probed = phase.probe(state.params)
       for name, value in probed.items():
         _require(f"the probe's {name}", value, step)
@@ -232,7 +232,7 @@ def run(
       state, metrics = phase.step(state, batch)
       pending.append(metrics)
       every = (config.log_every, config.eval_every, config.probe_every)
-      logs = any(step % n == 0 for n in every)
+      logs = any(step % n == 0 for n in every) or step in config.probe_steps
       # To agree, processes wait for each other: they do so only when they log.
       halt = stop() if jax.process_count() == 1 else logs and _agreed(stop())
       saves = step % config.save_every == 0 or step == stage.end or halt

@@ -68,6 +68,8 @@ class TrainConfig:
     eval_every: steps between two measurements on held-out windows.
     eval_windows: how many of these.
     probe_every: steps between two measurements of sinks.
+    probe_steps: further steps at which sinks and the held-out loss are
+      measured, for what happens before the first multiple of `probe_every`.
     probe_texts: held-out documents on which sinks are measured.
     probe_tokens: of each, what stands before it counted.
     save_every: steps between two checkpoints.
@@ -95,6 +97,7 @@ class TrainConfig:
   eval_every: int = 250
   eval_windows: int = 64
   probe_every: int = 50
+  probe_steps: tuple[int, ...] = ()
   probe_texts: int = 32
   probe_tokens: int = 64
   save_every: int = 250
@@ -116,6 +119,11 @@ class TrainConfig:
     if self.batch % self.accumulate:
       raise ValueError(
         f"accumulate={self.accumulate} must divide batch={self.batch}"
+      )
+    if not all(1 <= step <= self.steps for step in self.probe_steps):
+      raise ValueError(
+        f"probe_steps must be from 1 to steps={self.steps}, got "
+        f"{self.probe_steps}"
       )
     if self.packing.registers >= self.model.vocab_size:
       raise ValueError(
@@ -199,12 +207,15 @@ class TrainConfig:
   def to_dict(self) -> dict[str, Any]:
     """Plain values, ready for JSON; `from_dict` is the inverse.
 
-    Fields of the noise are left out where there is none, so that runs made
-    before there were such fields are still recognised.
+    Fields of the noise are left out where there is none, and further steps of
+    the probe likewise, so that runs made before there were such fields are
+    still recognised.
     """
     values = dataclasses.asdict(self) | {"model": self.model.to_dict()}
     if not self.noise:
       del values["noise"], values["adversarial"]
+    if not self.probe_steps:
+      del values["probe_steps"]
     return values
 
   @classmethod
@@ -223,6 +234,7 @@ class TrainConfig:
         corpus=tuple(values.pop("corpus")),
         stages=tuple(Stage(**stage) for stage in values.pop("stages", ())),
         statistics=tuple(values.pop("statistics", ())),
+        probe_steps=tuple(values.pop("probe_steps", ())),
         **values,
       )
     except (KeyError, TypeError) as error:

@@ -97,8 +97,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 
 @pytest.mark.thorough
 def test_it_learns_and_says_so(config, data, tmp_path):
-  longer = dataclasses.replace(config, steps=60, save_every=60)
-  _, records, state = _go(longer, data, tmp_path)
+  # Step 7 is no multiple of any interval; it is measured as step 8 is.
+  longer = dataclasses.replace(
+    config, steps=60, save_every=60, probe_steps=(1, 7)
+  )
+  kinds, records, state = _go(longer, data, tmp_path)
+  at = {kind: [step for k, step in kinds if k == kind] for kind, _ in kinds}
+  assert at["probe"][:5] == [0, 1, 4, 7, 8] and at["eval"][:4] == [0, 1, 6, 7]
+  assert {1, 7} <= set(at["train"])
   losses = [r["loss"] for r in records if r["kind"] == "eval"]
   assert losses[0] == pytest.approx(np.log(300), abs=0.7)
   assert losses[-1] < losses[0] - 0.5
@@ -200,6 +206,8 @@ def test_what_is_wrong_is_said(config):
     dataclasses.replace(config, save_every=0)
   with pytest.raises(ValueError, match=r"must fit model\.max_len=64"):
     dataclasses.replace(config, packing=Packing(65))
+  with pytest.raises(ValueError, match="probe_steps must be from 1 to"):
+    dataclasses.replace(config, probe_steps=(1, config.steps + 1))
   with pytest.raises(ValueError, match="train_share must be in"):
     dataclasses.replace(config, train_share=0.0)
   with pytest.raises(ValueError, match="leave no id"):
@@ -251,6 +259,10 @@ def test_configs_survive_json(config):
   staged = dataclasses.replace(config, stages=(Stage(8, 5), Stage(32, 7)))
   values = json.loads(json.dumps(staged.to_dict()))
   assert TrainConfig.from_dict(values) == staged
+  assert "probe_steps" not in values  # as in runs from before there were such
+  early = dataclasses.replace(config, probe_steps=(1, 7))
+  values = json.loads(json.dumps(early.to_dict()))
+  assert TrainConfig.from_dict(values) == early
   with pytest.raises(ValueError, match="colour"):
     TrainConfig.from_dict({**values, "colour": "red"})
 
