@@ -195,7 +195,7 @@ def _encoded(tokenizer: "Tokenizer | None") -> list[int]:
     from sinkjax.weights.chat import encode_chats, messages_of
 
     chat = messages_of(CHAT.value, SYSTEM.value)
-    return encode_chats(tokenizer, [chat])[0].ids
+    return next(encode_chats(tokenizer, [chat])).ids
   text = PROMPT.value
   if text is None:
     (text,) = prompts.read_texts(PROMPT_FILE.value, None)

@@ -93,14 +93,9 @@ def _prompt(line: str) -> "str | Chat | None":
   text, messages = values.get("text"), values.get("messages")
   if isinstance(text, str) and text and messages is None:
     return text
-  if text is not None or not isinstance(messages, list) or not messages:
-    return None
-  for message in messages:
-    if not isinstance(message, dict) or set(message) != {"role", "content"}:
-      return None
-    if not all(isinstance(value, str) for value in message.values()):
-      return None
-  return messages
+  from sinkjax.weights.chat import not_a_chat
+
+  return None if text is not None or not_a_chat(messages) else messages
 
 
 def require_finite(
@@ -219,7 +214,7 @@ def encode(
   if chats:
     from sinkjax.weights.chat import encode_chats
 
-    rendered = encode_chats(tokenizer, chats)
+    rendered = list(encode_chats(tokenizer, chats))
     why, template = "chat template", rendered[0].before
     rows = [one.ids for one in rendered]
   else:

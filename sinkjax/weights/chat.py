@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sinkjax.weights import chat_sandbox
@@ -45,7 +45,7 @@ def render_chat(
     WeightsError: where there is no template, or it cannot be rendered within
       the limits of time, memory and output.
   """
-  return render_chats(tokenizer, [messages], tools=tools)[0]
+  return next(render_chats(tokenizer, [messages], tools=tools))
 
 
 def render_chats(
@@ -54,9 +54,8 @@ def render_chats(
   *,
   tools: Sequence[dict[str, Any]] | None = None,
   answer: bool = True,
-  progress: Callable[[int], Any] = lambda chats: None,
-) -> list[str]:
-  """The texts of many chats, as `render_chat` gives them.
+) -> Iterator[str]:
+  """The texts of many chats, as `render_chat` gives them, batch by batch.
 
   Args:
     tokenizer: whose template is used.
@@ -64,7 +63,6 @@ def render_chats(
     tools: as for `render_chat`.
     answer: end with what asks for an answer; without it, the chats are
       rendered as they ended, to train on.
-    progress: called with the number of chats of each process.
 
   Raises:
     WeightsError: as `render_chat`, with the chat's number where there are
@@ -85,19 +83,18 @@ def render_chats(
     "documents": None,
     "add_generation_prompt": answer,
   }
-  texts: list[str] = []
+  done = 0
   for batch in _batches(chats):
     found = _in_a_process(tokenizer.chat_template, values, batch)
     if "error" in found:
-      number = len(texts) + found.get("chat", 0) + 1
+      number = done + found.get("chat", 0) + 1
       where = f"chat {number}: " if len(chats) > 1 else ""
       raise WeightsError(
         f"{where}the chat template cannot be rendered: "
         f"{_printable(found['error'])}"
       )
-    texts += found["texts"]
-    progress(len(batch))
-  return texts
+    yield from found["texts"]
+    done += len(batch)
 
 
 def _batches(chats: Sequence[Chat]) -> Iterator[list[Chat]]:
@@ -130,8 +127,8 @@ class Rendered(NamedTuple):
 
 def encode_chats(
   tokenizer: Tokenizer, chats: Sequence[Chat], **how: Any
-) -> list[Rendered]:
-  """Chats as token ids, as generation reads them.
+) -> Iterator[Rendered]:
+  """Chats as token ids, as generation reads them, batch by batch.
 
   Args:
     tokenizer: whose template is used.
@@ -141,7 +138,6 @@ def encode_chats(
   Raises:
     WeightsError: as `render_chats`.
   """
-  found = []
   texts = render_chats(tokenizer, chats, **how)
   for chat, text in zip(chats, texts, strict=True):
     # A template spells its control tokens out, and the model knows them as
@@ -150,8 +146,7 @@ def encode_chats(
     # Templates strip messages; an empty one is found nowhere.
     content = chat[0]["content"].strip()
     before = text.split(content, 1)[0] if content else ""
-    found.append(Rendered(ids, before))
-  return found
+    yield Rendered(ids, before)
 
 
 class UserTurn(NamedTuple):
@@ -178,7 +173,7 @@ class UserTurn(NamedTuple):
     """
     probes = ("Xyz", "047")
     chats = [messages_of(probe, system) for probe in probes]
-    texts = render_chats(tokenizer, chats)
+    texts = list(render_chats(tokenizer, chats))
     # From the right: a system message may hold the same characters.
     parts = [t.rpartition(p) for t, p in zip(texts, probes, strict=True)]
     if not all(found for _, found, _ in parts):
@@ -194,6 +189,33 @@ class UserTurn(NamedTuple):
     """The ids of each text as the user's message."""
     chats = [messages_of(text, self.system) for text in texts]
     return [one.ids for one in encode_chats(tokenizer, chats)]
+
+
+ROLES = (
+  "system",
+  "developer",
+  "user",
+  "assistant",
+  "tool",
+  "function",
+  "ipython",
+)
+"""Who speaks in published templates. Many write whatever name they are given,
+so that a misspelt one would pass unseen."""
+
+
+def not_a_chat(value: Any) -> str | None:
+  """Why a value of JSON is no list of messages; `None` for one that is."""
+  if not isinstance(value, list) or not value:
+    return "messages must be a list of at least one"
+  for message in value:
+    if not isinstance(message, dict) or set(message) != {"role", "content"}:
+      return "a message must have a role and a content, and nothing else"
+    if not all(isinstance(part, str) for part in message.values()):
+      return "role and content of a message must be text"
+    if message["role"] not in ROLES:
+      return f"role {message['role'][:40]!r} is none of {', '.join(ROLES)}"
+  return None
 
 
 def messages_of(user: str, system: str | None = None) -> Chat:

@@ -99,6 +99,7 @@ def test_chats_are_read_from_lines_and_from_flags(tmp_path):
     {"messages": []},
     {"messages": "hello"},
     {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "usr", "content": "a"}]},
     {"messages": [{"role": "user", "content": 3}]},
     {"messages": [{"role": "user", "content": "a", "name": "b"}]},
     {"messages": CHAT, "text": "a"},

@@ -58,7 +58,7 @@ def test_a_system_message_stands_before_every_text(chatting):
   assert turn.after == "</user><assistant>"
   (ids,) = turn.encode(chatting.tokenizer, ["Hi"])
   chat = messages_of("Hi", "Xyz 047.")
-  assert ids == encode_chats(chatting.tokenizer, [chat])[0].ids
+  assert ids == next(encode_chats(chatting.tokenizer, [chat])).ids
 
 
 @pytest.mark.parametrize(
