@@ -130,7 +130,7 @@ def test_who_cannot_write_chats_out_refuses_them(tokenizer, names, tmp_path):
   with pytest.raises(ValueError, match="line 1: no JSON object with 'text'"):
     gather(names)
   # A tokenizer that is trained on the corpus has no template.
-  with pytest.raises(ValueError, match="chats .2.,.*--start=MODEL.*--tokenizer"):
+  with pytest.raises(ValueError, match="chats .2.,.*--start=MODEL.*--token"):
     tokenized(names, vocab_size=300)
   bad = [ASKED, [{"role": "user", "content": "fail"}]]
   names = write(tmp_path / "b.jsonl", [{"messages": chat} for chat in bad])
