@@ -57,7 +57,8 @@ def describe(found: Mapping[str, Any]) -> str:
   first, places = found["first_token"], found["bos_positions"]
   bos = "The template writes no BOS."
   if places:
-    bos = f"BOS stands at position {', '.join(map(str, places))}."
+    word = "position" if len(places) == 1 else "positions"
+    bos = f"BOS stands at {word} {', '.join(map(str, places))}."
   system = ""
   if found["system"] is not None:
     system = f" The system message is {found['system']!r}."
