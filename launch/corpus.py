@@ -6,6 +6,10 @@
 
 --out holds `tokenizer/`, `ids/` (arrays of at most --part_mb each, with the
 SHA-256 of every one) and `summary.json` (sources, versions, licences, hashes).
+--tokenizer=MODEL encodes with a model's tokenizer instead of training one. Then
+lines of .jsonl files may be chats, {"messages": [{"role": "user", "content":
+"..."}, ...]}, which the chat template of that model writes out.
+
 Train on it with --config.corpus=out/mix, also on a machine that has no network.
 The corpus `manuals` comes from Debian packages, 300 MB, and can only be fetched
 on Debian or Ubuntu.
@@ -28,6 +32,12 @@ CORPUS = flags.DEFINE_list(
 VOCAB = flags.DEFINE_integer(
   "vocab_size", 8192, "How many ids the tokenizer has."
 )
+TOKENIZER = flags.DEFINE_string(
+  "tokenizer",
+  None,
+  "A model whose tokenizer encodes the texts, in place of a trained one; its "
+  "chat template writes out chats.",
+)
 OUT = flags.DEFINE_string("out", None, "The folder to write: new, or empty.")
 PART_MB = flags.DEFINE_float(
   "part_mb", 60.0, "The greatest size of a file of ids, in MB."
@@ -47,6 +57,8 @@ def main() -> None:
     "vocab_size": VOCAB.value,
     "part_mb": PART_MB.value,
   }
+  if TOKENIZER.value:
+    request["tokenizer"] = TOKENIZER.value
   if DRY_RUN.value:
     _plan(out)
     return
@@ -65,9 +77,13 @@ def _write(out: pathlib.Path, request: dict[str, Any]) -> dict[str, Any]:
   """Everything in `out`; returns what `summary.json` holds."""
   from sinkjax.data import prepare
 
+  given = _tokenizer()
   with artifacts.bar("tokenizing") as progress:
     corpus, tokenizer = prepare.tokenized(
-      CORPUS.value, vocab_size=VOCAB.value, progress=progress
+      CORPUS.value,
+      vocab_size=VOCAB.value if given is None else given.vocab_size,
+      tokenizer=given,
+      progress=progress,
     )
   prepare.save(out, corpus, tokenizer, part_bytes=int(PART_MB.value * 1e6))
   summary = {
@@ -80,10 +96,25 @@ def _write(out: pathlib.Path, request: dict[str, Any]) -> dict[str, Any]:
     "vocab_size": corpus.vocab_size,
     "digest": corpus.digest,
     "sources": corpus.about["sources"],
+    **({"chats": corpus.about["chats"]} if "chats" in corpus.about else {}),
     "complete": True,
   }
   artifacts.write_json(out / "summary.json", summary)
   return summary
+
+
+def _tokenizer() -> Any:
+  """That of --tokenizer, `None` without it."""
+  if not TOKENIZER.value:
+    return None
+  from launch import prompts
+  from sinkjax.weights import registry
+
+  registry.find(TOKENIZER.value, weights=False)
+  found = registry.peek(TOKENIZER.value)
+  tokenizer = None if found is None else found[1]
+  prompts.need_tokenizer(tokenizer, TOKENIZER.value)
+  return tokenizer
 
 
 def _plan(out: pathlib.Path) -> None:
@@ -93,7 +124,10 @@ def _plan(out: pathlib.Path) -> None:
   for name in CORPUS.value:
     about = NAMED[name].about if name in NAMED else "your own"
     print(f"{name}: {about}")
-  print(f"would train a tokenizer of {VOCAB.value} ids and write {out}")
+  how = f"train a tokenizer of {VOCAB.value} ids"
+  if TOKENIZER.value:
+    how = f"take the tokenizer of {TOKENIZER.value}"
+  print(f"would {how} and write {out}")
 
 
 def _print(summary: dict[str, Any], out: pathlib.Path) -> None:
@@ -104,6 +138,8 @@ def _print(summary: dict[str, Any], out: pathlib.Path) -> None:
     for part in source.get("packages", [source]):
       shown = part.get("package", part.get("name"))
       print(f"{shown} {part.get('version', '')}: {part['documents']} documents")
+  if "chats" in summary:
+    print(f"chats by the template: {summary['chats']['documents']:,}")
   characters = sum(source["characters"] for source in sources)
   print(
     f"{tokens:,} tokens of {characters / tokens:.2f} characters, "

@@ -192,8 +192,10 @@ def _encoded(tokenizer: "Tokenizer | None") -> list[int]:
 
   prompts.need_tokenizer(tokenizer, MODEL.value)
   if CHAT.value is not None:
-    chat = prompts.messages(CHAT.value, SYSTEM.value)
-    return prompts.Rendered.of(chat, tokenizer).ids
+    from sinkjax.weights.chat import encode_chats, messages_of
+
+    chat = messages_of(CHAT.value, SYSTEM.value)
+    return next(encode_chats(tokenizer, [chat])).ids
   text = PROMPT.value
   if text is None:
     (text,) = prompts.read_texts(PROMPT_FILE.value, None)

@@ -3,12 +3,12 @@
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sinkjax import limits
 
-Chat = list[dict[str, str]]
-"""Messages, {"role": "user", "content": "..."} each, the oldest first."""
+if TYPE_CHECKING:
+  from sinkjax.weights.chat import Chat
 
 PARAGRAPH = """\
 The harbour was quiet before dawn. Two fishermen loaded their nets into a \
@@ -29,7 +29,7 @@ def read_texts(
   system: str | None = None,
   *,
   max_tokens: int | None = None,
-) -> list[str | Chat]:
+) -> "list[str | Chat]":
   """The texts and chats that the flags name.
 
   Args:
@@ -49,7 +49,9 @@ def read_texts(
   if system is not None and not chat:
     raise ValueError("--system goes with --chat")
   if chat:
-    return [messages(chat, system)]
+    from sinkjax.weights.chat import messages_of
+
+    return [messages_of(chat, system)]
   if text_file:
     most = None if max_tokens is None else _characters(max_tokens)
     return [_read(text_file, characters=most)]
@@ -79,13 +81,7 @@ def read_texts(
   return texts
 
 
-def messages(chat: str, system: str | None) -> Chat:
-  """A user's message, behind a system message where there is one."""
-  both = (("system", system), ("user", chat))
-  return [{"role": r, "content": c} for r, c in both if c is not None]
-
-
-def _prompt(line: str) -> str | Chat | None:
+def _prompt(line: str) -> "str | Chat | None":
   """A line's text or messages, `None` for anything else."""
   # No JSON, no "text" and no object are one mistake to the person who made it.
   try:
@@ -97,14 +93,9 @@ def _prompt(line: str) -> str | Chat | None:
   text, messages = values.get("text"), values.get("messages")
   if isinstance(text, str) and text and messages is None:
     return text
-  if text is not None or not isinstance(messages, list) or not messages:
-    return None
-  for message in messages:
-    if not isinstance(message, dict) or set(message) != {"role", "content"}:
-      return None
-    if not all(isinstance(value, str) for value in message.values()):
-      return None
-  return messages
+  from sinkjax.weights.chat import not_a_chat
+
+  return None if text is not None or not_a_chat(messages) else messages
 
 
 def require_finite(
@@ -193,37 +184,8 @@ class Encoded(NamedTuple):
   template: str | None
 
 
-class Rendered(NamedTuple):
-  """A chat in the template of the model's file.
-
-  Attributes:
-    ids: of all of it.
-    before: what the template puts in front of the first message's own text.
-  """
-
-  ids: list[int]
-  before: str
-
-  @classmethod
-  def of(cls, chat: Chat, tokenizer: Any) -> "Rendered":
-    """Renders it, in a process of its own.
-
-    Raises:
-      WeightsError: where the model has no template.
-    """
-    from sinkjax.weights.chat import render_chat
-
-    text = render_chat(tokenizer, chat)
-    # A template spells its control tokens out, and the model knows them as
-    # single ids only.
-    ids = tokenizer.encode(text, parse_special=True)
-    # Templates strip messages; an empty one is found nowhere.
-    content = chat[0]["content"].strip()
-    return cls(ids, text.split(content, 1)[0] if content else "")
-
-
 def encode(
-  texts: Sequence[str | Chat], tokenizer: Any, prefix: str, max_tokens: int
+  texts: "Sequence[str | Chat]", tokenizer: Any, prefix: str, max_tokens: int
 ) -> Encoded:
   """The first `max_tokens` ids of each text, the prefix counted.
 
@@ -250,7 +212,9 @@ def encode(
     )
   template = None
   if chats:
-    rendered = [Rendered.of(chat, tokenizer) for chat in chats]
+    from sinkjax.weights.chat import encode_chats
+
+    rendered = list(encode_chats(tokenizer, chats))
     why, template = "chat template", rendered[0].before
     rows = [one.ids for one in rendered]
   else:

@@ -36,6 +36,9 @@ Every field of an experiment's Config is a flag:
 
   python -m launch.reproduce --config.perturbation.threshold=0.1 --out=out/paper
 
+--chat makes each text the user's message in the chat template of the model's
+file; the record and the report name what the template writes around it.
+
 With several devices --mesh=fsdp:2,tensor:4 splits the model that the paper's
 experiments and the applications measure; models that are trained here, and
 those of --models, are on one device each. Exact Jacobians and bounds want
@@ -87,6 +90,15 @@ PREFIX = flags.DEFINE_string(
   "Token put before every text: auto (BOS if the model's file says so; the "
   "default), none, a token's text, or id:N for the token of id N.",
 )
+CHAT = flags.DEFINE_bool(
+  "chat",
+  False,
+  "Make each text the user's message in the chat template of the model's file, "
+  "as instruct models are used. For experiments on given texts.",
+)
+SYSTEM = flags.DEFINE_string(
+  "system", None, "With --chat: the system message before each text."
+)
 MODELS = flags.DEFINE_list(
   "models",
   None,
@@ -132,6 +144,7 @@ def main() -> None:
   _check_config()
   if COMPACT.value and not REPORT.value:
     raise ValueError("--compact goes with --report")
+  _check_chat(names)
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   if DRY_RUN.value:
@@ -161,7 +174,7 @@ def main() -> None:
       )
     ]
     app.warm_compiler()
-    subject = _Subject()
+    subject = _Subject(left)
     with outputs.folder(out):
       for name in left:
         runner.run(
@@ -255,12 +268,49 @@ def _check_config() -> None:
     )
 
 
+def _check_chat(names: list[str]) -> None:
+  """Checks that --chat goes with the experiments and the other flags.
+
+  Raises:
+    ValueError: naming those that it does not go with.
+  """
+  if SYSTEM.value is not None and not CHAT.value:
+    raise ValueError("--system goes with --chat")
+  if not CHAT.value:
+    return
+  if _prefix() != "auto":
+    raise ValueError(
+      f"--prefix={_prefix()} goes with texts; a chat template has its own start"
+    )
+  refused = [name for name in names if BY_NAME[name].load().chat is None]
+  if refused:
+    able = [name for name in BY_NAME if BY_NAME[name].load().chat is not None]
+    raise ValueError(
+      f"--chat does not go with {', '.join(refused)}: only experiments that "
+      f"read given texts of one model take it: --experiment={','.join(able)}"
+    )
+
+
+def _turn(tokenizer: Any, names: list[str]) -> Any:
+  """The model's chat template, with room for every experiment's texts."""
+  from sinkjax.experiments.harness import chat_start
+  from sinkjax.weights.chat import UserTurn
+
+  turn = UserTurn.of(tokenizer, SYSTEM.value)
+  chat_start.check_room(
+    turn, {name: (BY_NAME[name].load(), _configured(name)) for name in names}
+  )
+  return turn
+
+
 def _request(name: str) -> Any:
   """Everything that decides an experiment's result."""
   from sinkjax.experiments.harness.runner import Request
 
   entry = BY_NAME[name]
   of = {"model": _model(), "prefix": _prefix(), **devices.request()}
+  if CHAT.value:
+    of["chat"] = {"system": SYSTEM.value}
   if entry.load().scales is not None:
     # Such an experiment trains its own models: another --model or --prefix does
     # not ask for another result.
@@ -273,7 +323,7 @@ def _dry_run(names: list[str]) -> None:
 
   found = {name: BY_NAME[name].load() for name in names}
   if any(experiment.scales is None for experiment in found.values()):
-    _show_model()
+    _show_model(names)
   for name, experiment in found.items():
     config = _configured(name)
     lines = [] if experiment.plan is None else experiment.plan(config)
@@ -286,7 +336,7 @@ def _dry_run(names: list[str]) -> None:
   print(f"writes       nothing (dry run); else to {OUT.value or '--out'}")
 
 
-def _show_model() -> None:
+def _show_model(names: list[str]) -> None:
   from launch import prompts
   from sinkjax.weights import registry
 
@@ -298,6 +348,8 @@ def _show_model() -> None:
   cfg, tokenizer, parameters = found
   prompts.need_tokenizer(tokenizer, _model())
   _, why = prompts.resolve_prefix(_prefix(), tokenizer)
+  if CHAT.value:
+    why = f"chat template, {len(_turn(tokenizer, names).ids)} tokens"
   weights, where = devices.planned(cfg)
   print(
     f"             {cfg.n_layers} layers, {parameters:,} parameters, "
@@ -308,8 +360,9 @@ def _show_model() -> None:
 class _Subject:
   """The model with its tokenizer and prefix, loaded when first asked for."""
 
-  def __init__(self) -> None:
+  def __init__(self, names: list[str]) -> None:
     self._loaded: Any = None
+    self._names = names
 
   def __call__(self) -> Any:
     if self._loaded is None:
@@ -318,9 +371,11 @@ class _Subject:
 
       params, cfg, tokenizer = devices.load(_model())
       prompts.need_tokenizer(tokenizer, _model())
+      chat = _turn(tokenizer, self._names) if CHAT.value else None
       prefix, _ = prompts.resolve_prefix(_prefix(), tokenizer)
+      prefix = prefix if chat is None else chat.ids
       prompts.require_finite(params, cfg, tokenizer, prefix)
-      self._loaded = Subject(_model(), params, cfg, tokenizer, prefix)
+      self._loaded = Subject(_model(), params, cfg, tokenizer, prefix, chat)
     return self._loaded
 
 

@@ -237,12 +237,19 @@ def _data(config: "TrainConfig") -> tuple["Params | None", "Prepared"]:
   """(parameters to start from, corpus).
 
   Raises:
-    ValueError: if the model has fewer ids than the tokenizer.
+    ValueError: if the model has fewer ids than the tokenizer, or chats that
+      begin with BOS would get a second one.
   """
   if START.value:
     start, data = _started(config)
   else:
     start, data = None, _prepared(config)
+  chats = data.train.about.get("chats", {})
+  if chats.get("starts_with_bos") and config.packing.bos != "none":
+    raise ValueError(
+      "the chat template of the corpus writes BOS at the start of each chat: "
+      f"set --config.packing.bos=none, got {config.packing.bos}"
+    )
   made = data.tokenizer.vocab_size
   if made > config.text_vocab_size:
     needed = made + config.packing.registers

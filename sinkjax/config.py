@@ -421,6 +421,16 @@ class ModelConfig:
     return self.d_ff * max(1, self.n_experts) + self.shared_d_ff
 
   @property
+  def learned_sink(self) -> bool:
+    """Whether weight goes to a sink that is no token.
+
+    A learned logit, softmax1's constant one, or the key of `attn_bias`: rows
+    of the pattern, which are over tokens, then sum to less than one.
+    """
+    keyed = self.attn_bias in ("k", "kv")
+    return self.sink_logit or self.normalizer == "softmax1" or keyed
+
+  @property
   def score_scale(self) -> float:
     """The factor on query-key dot products."""
     if self.attn_scale is not None:

@@ -53,7 +53,7 @@ class SinkProfile:
 
   Attributes:
     prompts: token ids of each prompt.
-    values: of every metric that `summary.json` shows, by its name in
+    values: of every metric that `summary.json` shows for it, by its name in
       `sinkjax.metrics.table`: [P, *axes], the axes as the table has them.
     nll: [P] nats a token; the first token is not predicted.
     maps: [L, H, t, t] attention of the first prompt between blocks of
@@ -140,6 +140,7 @@ def _observers(cfg: ModelConfig, streamed: bool) -> dict[str, Any]:
   metrics = registry.observers(
     registry.shown_in("summary"),
     share=cfg.normalizer in UNNORMALIZED,
+    learned_sink=cfg.learned_sink,
     streamed=streamed,
   )
   return {**metrics, MAPS: ("pattern", rows.dense(coarse_map(DRAWN)))}

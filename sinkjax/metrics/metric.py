@@ -64,6 +64,8 @@ class Metric:
       neither site nor form.
     share: whether it is computed from `sinks.attention_share` in models whose
       rows of attention do not sum to one.
+    learned_sink: whether it is measured only in models with a sink that is no
+      token, see `ModelConfig.learned_sink`, and not shown for others.
     summary: the keys of `summary.json` that show it, each with its reduction.
       By default its name with "each"; {} shows nothing.
     probe: the keys of the training probe's record. By default its name with
@@ -86,6 +88,7 @@ class Metric:
   form: RowStatistic | Callable[..., Any] | None = None
   of: "Metric | None" = None
   share: bool = False
+  learned_sink: bool = False
   summary: Mapping[str, str] | None = None
   probe: Mapping[str, str] | None = None
   by_head: bool = True

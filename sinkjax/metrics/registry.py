@@ -25,6 +25,7 @@ def observers(
   metrics: Iterable[Metric | str],
   *,
   share: bool = False,
+  learned_sink: bool = True,
   streamed: bool = False,
 ) -> dict[str, tuple[Any, Callable]]:
   """What `sinkjax.capture` takes to measure these metrics.
@@ -33,6 +34,8 @@ def observers(
     metrics: of the table, themselves or their names.
     share: whether the model's rows of attention do not sum to one, so that
       metrics of shares must be computed from `sinks.attention_share`.
+    learned_sink: whether the model has one; without it, metrics of its weight
+      are left out.
     streamed: leave out what cannot be streamed.
 
   Raises:
@@ -45,6 +48,8 @@ def observers(
   for metric in metrics:
     if isinstance(metric, str):
       metric = _find(metric)
+    if metric.measured.learned_sink and not learned_sink:
+      continue
     if not streamed or metric.streams:
       # Metrics that reduce the same values in different ways share one
       # observer.
@@ -85,12 +90,14 @@ def summary(
 
   Args:
     values: [P, *axes] by metric, texts first; `None` is shown for a metric
-      that was not measured.
+      that was not measured, nothing for one of a sink that there is not.
     eps: thresholds of the sink rate.
   """
   shown: dict[str, Any] = {}
   for metric in shown_in("summary"):
     value = values.get(metric.measured.name)
+    if value is None and metric.measured.learned_sink:
+      continue
     for key, how in metric.summary.items():
       if value is None:
         shown[key] = None
@@ -115,6 +122,8 @@ def probe_record(
   """
   record: dict[str, Any] = {}
   for metric in shown_in("probe"):
+    if metric.measured.learned_sink and metric.measured.name not in trace:
+      continue
     value, texts = trace[metric.measured.name], metric.text_axis
     for key, how in metric.probe.items():
       if how in RATES:

@@ -215,6 +215,35 @@ def row_sum() -> RowStatistic:
 
 
 @functools.cache
+def learned_sink_mass(*, with_first: bool = False) -> RowStatistic:
+  """What a query leaves to a learned sink, mean over queries, [B, H].
+
+      learned = 1 / T * sum_t (1 - sum_s A[t, s])
+
+  A learned sink is a logit without a key, or a learned key: it takes weight in
+  the softmax and is no token, so that the rows over tokens sum to less than
+  one. A row whose n scores and sink logit are all 0 leaves 1 / (n + 1). Our
+  definition, a share in [0, 1]; the sinks are those of gpt-oss (arXiv
+  2508.10925), of softmax1 (Miller 2023) and of the key biases of Sun et al.
+  (2024, arXiv 2402.17762).
+
+  The difference has the rounding of the sum, 1e-7 in float32: without such a
+  sink it is 0 within that. It means nothing where a normaliser's rows sum to
+  anything, as sigmoid's do.
+
+  Args:
+    with_first: the attention on the first token added, which is the weight
+      on all sinks that are known by their place.
+  """
+
+  def per_row(block: RowBlock) -> Array:
+    learned = 1 - _sum(block.rows, -1)
+    return learned + _weight_on(0)(block) if with_first else learned
+
+  return mean_over_rows(per_row)
+
+
+@functools.cache
 def received_mass() -> RowStatistic:
   """How much attention each key gets from the queries that see it, [B, H, S].
 

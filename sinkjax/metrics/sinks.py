@@ -4,10 +4,10 @@ Patterns are attention probabilities [..., H, T, S] with rows that sum to one
 over the keys up to the diagonal. Positions count from 0 here; papers count
 from 1.
 
-In a model with a learned sink (`ModelConfig.sink_logit`) a row sums to less:
+In a model with a learned sink (`ModelConfig.learned_sink`) a row sums to less:
 the sink has the rest. What is said here of the first token is its own weight,
-as a share of all, the sink's included. The weight on the learned sink is one
-minus `rows.row_sum`, and the weight on both is the sum of the two.
+as a share of all, the sink's included. `rows.learned_sink_mass` is the weight
+on the learned sink, and with `with_first` the weight on both.
 
 Half precision is widened to float32 before anything is added up.
 

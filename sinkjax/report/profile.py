@@ -47,7 +47,8 @@ def head_rows(profile: SinkProfile) -> tuple[list[str], list[list[Any]]]:
   heads = profile.alpha.shape[2]
   columns = {}
   for metric in registry.shown_in("summary"):
-    if metric.by_head and metric.axes in ("L H", "L N"):
+    measured = metric.name in profile.values
+    if measured and metric.by_head and metric.axes in ("L H", "L N"):
       mean = profile.mean(metric.name)
       # A KV head's value stands in the rows of all its query heads.
       columns[metric.name] = np.repeat(mean, heads // mean.shape[1], axis=1)
@@ -118,7 +119,16 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
   hidden = data["hidden_norm_first"] / data["hidden_norm_median"]
   peak = int(np.argmax(hidden))
   uniform = np.mean([uniform_mass(length) for length in data["tokens"]])
-  massive = data["massive"]
+  massive, learned = data["massive"], []
+  if "learned_sink_mass" in data:
+    both = html.percent(data["first_and_learned_mass"])
+    learned = [
+      html.Number(
+        "attention on the learned sink",
+        html.percent(data["learned_sink_mass"]),
+        f"mean over heads; it is no token; with the first token {both}",
+      )
+    ]
   verdict = "massive" if massive["is_massive"] else "not massive"
   return cards + [
     html.Number(
@@ -126,6 +136,7 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
       html.percent(data["first_token_mass"]),
       f"mean over heads; uniform attention would give {html.percent(uniform)}",
     ),
+    *learned,
     html.Number(
       "value norm, first / rest",
       f"{ratio:.2f}",

@@ -57,7 +57,9 @@ def make_probe(
     from `metrics.sinks.attention_share`.
   """
   observers = registry.observers(
-    registry.shown_in("probe"), share=cfg.normalizer in UNNORMALIZED
+    registry.shown_in("probe"),
+    share=cfg.normalizer in UNNORMALIZED,
+    learned_sink=cfg.learned_sink,
   )
   observers = {
     name: (site, mesh_context.by_rows(reducer))

@@ -21,6 +21,7 @@ from numpy.typing import DTypeLike
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, param_shapes
+from sinkjax.weights import memory
 from sinkjax.weights.layout import Leaf, RowSource, Shape, Source
 from sinkjax.weights.placement import ON_ONE, Placement, shards
 from sinkjax.weights.validate import WeightsError
@@ -196,9 +197,9 @@ def assemble(
     ignored: patterns of tensor names that may be there and are not read.
     workers: decoding threads, one a core (8 at most) by default.
     place: where the parameters go, in which dtype. Anywhere but on one device
-      in float32, the parts go there one after the other, and the peak on this
-      host is the largest part of a parameter, with a tensor's part in float32
-      for each worker.
+      in float32, the parts go there one after the other, those of the largest
+      parameter first, and this host holds no more beside them than one part,
+      with a tensor's part in float32 for each worker.
 
   Raises:
     ValueError: for a mesh that cannot hold the parameters.
@@ -208,14 +209,13 @@ def assemble(
   if place != ON_ONE:
     where = flatten(place.shardings(param_shapes(cfg)))
     workers = workers or default_workers()
-    return nest(
-      {
-        leaf.path: _in_parts(
-          leaf, source, ours[leaf.path], where[leaf.path], place.dtype, workers
-        )
-        for leaf in leaves
-      }
-    )
+    by_path, found = {leaf.path: leaf for leaf in leaves}, dict.fromkeys(ours)
+    for path in memory.largest_first(ours):
+      found[path] = _in_parts(
+        by_path[path], source, ours[path], where[path], place.dtype, workers
+      )
+      memory.trim()
+    return nest(found)
   buffers = {path: aligned_empty(shape) for path, shape in ours.items()}
   jobs = []
   for leaf in leaves:

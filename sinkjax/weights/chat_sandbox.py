@@ -1,11 +1,12 @@
-"""Renders one chat template; a program of its own, which imports Jinja alone.
+"""Renders a chat template; a program of its own, which imports Jinja alone.
 
     python chat_sandbox.py < request.json
 
 A template is a program by whoever made the file. It runs in Jinja's sandbox, so
 that it reaches nothing but what is passed to it, and in a process with limits
 of time, memory and output, so that it cannot hold up or fill its caller. The
-request is `{"template", "values"}`, the answer `{"text"}` or `{"error"}`.
+request is `{"template", "values", "chats"}`, the answer `{"texts"}`, one a
+chat, or `{"error", "chat"}` with the number of the first that failed.
 """
 
 import datetime
@@ -65,12 +66,11 @@ def _to_json(
   )
 
 
-def render(template: str, values: dict[str, Any]) -> str:
-  """The text of a template, with the options of transformers.
+def compiled(template: str) -> jinja2.Template:
+  """A template with the options of transformers.
 
   Raises:
-    ValueError: for a text beyond `MAX_TEXT` characters; and whatever the
-      template raises.
+    jinja2.TemplateError: for one that is no template.
   """
   environment = ImmutableSandboxedEnvironment(
     trim_blocks=True,
@@ -79,8 +79,18 @@ def render(template: str, values: dict[str, Any]) -> str:
   )
   environment.filters["tojson"] = _to_json
   environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+  return environment.from_string(template)
+
+
+def render(template: jinja2.Template, values: dict[str, Any]) -> str:
+  """The text of a template.
+
+  Raises:
+    ValueError: for a text beyond `MAX_TEXT` characters; and whatever the
+      template raises.
+  """
   parts, size = [], 0
-  for part in environment.from_string(template).generate(**values):
+  for part in template.generate(**values):
     parts.append(part)
     size += len(part)
     if size > MAX_TEXT:
@@ -101,12 +111,18 @@ def main() -> None:
   """Reads the request, writes the answer."""
   request = json.load(sys.stdin)
   _limit()
+  texts: list[str] = []
   try:
-    answer = {"text": render(request["template"], request["values"])}
+    template = compiled(request["template"])
+    for messages in request["chats"]:
+      values = request["values"] | {"messages": messages}
+      texts.append(render(template, values))
+    answer = {"texts": texts}
   except MemoryError:
     answer = {"error": f"it needs more than {MAX_BYTES >> 30} GiB of memory"}
   except Exception as error:  # a template can raise any kind
     answer = {"error": str(error) or type(error).__name__}
+  answer["chat"] = len(texts)
   json.dump(answer, sys.stdout)
 
 

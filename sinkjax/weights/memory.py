@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import math
 import mmap
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -25,6 +26,14 @@ def mapped_empty(shape: tuple[int, ...]) -> np.ndarray:
   except OSError as error:
     raise MemoryError(f"no memory for float32 {shape}: {error}") from None
   return np.ndarray(shape, np.float32, pages)
+
+
+def largest_first(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+  """Names of arrays in the order in which they are read one after the other.
+
+  What reading one of them needs beside it then comes while little else is held.
+  """
+  return sorted(shapes, key=lambda name: -math.prod(shapes[name]))
 
 
 def trim() -> None:

@@ -16,6 +16,7 @@ import tempfile
 
 from sinkjax import artifacts
 from sinkjax.weights import families as registry
+from sinkjax.weights import huggingface
 
 HERE = pathlib.Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -84,7 +85,7 @@ def measure(names=(), recorded=None):
 
 def page(found):
   """parity.md, family by family in the order of the table of families."""
-  header = ["family", "tiny model", "GGUF", *SITES]
+  header = ["family", "tiny model", "GGUF", "rows sum to", *SITES]
   lines = [
     "# Parity with Hugging Face transformers",
     "",
@@ -95,7 +96,11 @@ def page(found):
     "recorded inside transformers' own attention; `sink` is the weight that a "
     "learned sink takes, in families that have one. The family is the "
     "`model_type` of `config.json`; under GGUF stands llama.cpp's name of its "
-    "architecture, where such files are read under a name of its own. "
+    "architecture, where such files are read under a name of its own. Rows of "
+    "attention are over tokens: they sum to 1, or to less where a learned "
+    "sink, which is no token, has the rest. `alpha` and `first_token_mass` are "
+    "then the weight on the first token alone, `learned_sink_mass` is that on "
+    "the learned sink, and `first_and_learned_mass` that on both. "
     f"Written by `tests/golden/parity_table.py` with {found['versions']}.",
     "",
     "| " + " | ".join(header) + " |",
@@ -109,6 +114,7 @@ def page(found):
       f"`{family.name}`",
       row["family"],
       f"`{form.architecture}`" if form else "",
+      _row_sum(row["family"]),
       *(f"{row[site]:.0e}" if row.get(site) else "" for site in SITES),
     ]
     lines.append("| " + " | ".join(cells) + " |")
@@ -121,6 +127,12 @@ def page(found):
     f"the same at {100 * smollm2['argmax agrees']:.0f} % of positions.",
   ]
   return "\n".join(lines) + "\n"
+
+
+def _row_sum(model):
+  """What the attention of a golden model over tokens sums to."""
+  cfg = huggingface.load_config(HERE / "families" / model)
+  return "less: a learned sink" if cfg.learned_sink else "1"
 
 
 def _family(model):

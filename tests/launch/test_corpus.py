@@ -6,8 +6,9 @@ import launcher
 import numpy as np
 import pytest
 
-from sinkjax.data.prepare import prepare
+from sinkjax.data.prepare import prepare, tokenized
 from sinkjax.data.tokens import CorpusError
+from sinkjax.weights.chat import encode_chats
 
 WORDS = "the cat sat on the mat and looked at the dog that lay by the door"
 
@@ -65,3 +66,30 @@ def test_again_and_refusals(made):
     prepare([str(out)], vocab_size=300)
   part.write_bytes(data)
   assert "not empty" in launch(f"--out={out / 'ids'}").stderr
+
+
+def test_chats_by_a_model_s_template(tmp_path, smollm2_path):
+  chat = [
+    {"role": "user", "content": "Why is the sky blue?"},
+    {"role": "assistant", "content": "It scatters light."},
+  ]
+  source = tmp_path / "chats.jsonl"
+  source.write_text(json.dumps({"messages": chat}) + "\n")
+  flags = (f"--corpus={source}", "--tokenizer=smollm2-135m")
+  made = launch(*flags, f"--out={tmp_path / 'out'}")
+  assert made.returncode == 0, made.stderr
+  assert "chats by the template: 1" in made.stdout
+  summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+  assert summary["chats"]["documents"] == 1
+  assert summary["request"]["tokenizer"] == "smollm2-135m"
+  corpus, tokenizer = tokenized([str(tmp_path / "out")], vocab_size=9)
+  (generated,) = encode_chats(tokenizer, [chat], answer=False)
+  assert corpus.tokens.tolist() == generated.ids
+  ids = generated.ids
+  assert ids[0] == tokenizer.token_to_id("<|im_start|>")
+  # glassllm's tokenizer has no template, and a trained one has none either.
+  for more in ([], ["--tokenizer=glassllm-en"]):
+    refused = launch(flags[0], *more, f"--out={tmp_path / 'no'}")
+    assert refused.returncode == 1 and "hold chats (1)" in refused.stderr
+    assert "--tokenizer=MODEL" in refused.stderr
+    assert "Traceback" not in refused.stderr

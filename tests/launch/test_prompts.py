@@ -6,6 +6,7 @@ import pytest
 
 from launch import prompts
 from sinkjax.data.corpus import gather
+from sinkjax.weights.chat import encode_chats, messages_of
 
 MARK = "\ufeff"
 
@@ -98,6 +99,7 @@ def test_chats_are_read_from_lines_and_from_flags(tmp_path):
     {"messages": []},
     {"messages": "hello"},
     {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "usr", "content": "a"}]},
     {"messages": [{"role": "user", "content": 3}]},
     {"messages": [{"role": "user", "content": "a", "name": "b"}]},
     {"messages": CHAT, "text": "a"},
@@ -131,8 +133,8 @@ def test_a_chat_is_encoded_as_in_generation(smollm2):
 
 
 def test_an_empty_message_is_one(smollm2):
-  chat = prompts.messages("", None)
-  ids, before = prompts.Rendered.of(chat, smollm2.tokenizer)
+  chats = [messages_of("")]
+  ((ids, before),) = encode_chats(smollm2.tokenizer, chats)
   assert ids[0] == smollm2.tokenizer.token_to_id("<|im_start|>")
   assert before == ""
 

@@ -189,3 +189,31 @@ def test_training_by_one_command(tmp_path):
 def test_a_scale_that_there_is_not(tmp_path):
   ran = reproduce("--experiment=training", "--scale=huge", "--dry_run")
   assert ran.returncode == 1 and "demo|cpu|gpu|paper" in ran.stderr
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--chat"], "does not go with collapse, model_size, first_token: only"),
+    (["--chat", "--experiment=packing"], "does not go with packing"),
+    (["--chat", "--experiment=massive"], "no chat template"),
+    (["--chat", "--experiment=massive", "--prefix=none"], "has its own start"),
+    (["--system=hi", "--experiment=massive"], "--system goes with --chat"),
+  ],
+)
+def test_chat_is_refused_before_anything_is_measured(
+  flags, message, glassllm_path
+):
+  ran = reproduce(*flags, "--dry_run")
+  assert ran.returncode == 1
+  assert message in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_chat_in_a_dry_run(smollm2_path):
+  flags = ("--chat", "--experiment=massive", "--dry_run")
+  ran = launcher.run("reproduce", *flags, "--config.massive.tokens=60")
+  assert ran.returncode == 0, ran.stderr
+  assert "chat template, 2" in ran.stdout
+  short = launcher.run("reproduce", *flags, "--config.massive.tokens=20")
+  assert short.returncode == 1
+  assert "massive cuts texts to 20 tokens" in short.stderr

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 import sinkjax
+from sinkjax.data.corpus import gather, tokenize, train_tokenizer
+from sinkjax.data.prepare import save
 
 pytestmark = pytest.mark.thorough
 
@@ -282,3 +284,23 @@ def test_transformers_reads_a_trained_model(whole, tmp_path):
     theirs = model(torch.tensor(tokens)).logits.numpy()
   ours = np.asarray(sinkjax.forward(cfg)(params, tokens).logits)
   np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_chats_that_begin_with_bos_get_no_second_one(train, tmp_path):
+  tokenizer = train_tokenizer(["Why is the sky blue?"], 280)
+  tokenizer.chat_template = (
+    "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+  )
+  chats = [[{"role": "user", "content": f"Why is {i}?"}] for i in range(9)]
+  lines = [json.dumps({"messages": chat}) for chat in chats]
+  source = tmp_path / "chats.jsonl"
+  source.write_text("\n".join(lines))
+  made = tokenize(gather([str(source)], chats=True), tokenizer)
+  save(tmp_path / "made", made, tokenizer)
+  flags = [
+    f"--config.corpus=('{tmp_path / 'made'}',)",
+    "--config.packing.bos=document",
+  ]
+  process = train.start(tmp_path / "run", *flags)
+  code, _, err = train.ended(process)
+  assert code == 1 and "writes BOS at the start of each chat" in err

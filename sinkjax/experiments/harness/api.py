@@ -8,7 +8,7 @@ measuring anything twice.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from sinkjax import artifacts
 from sinkjax.experiments.harness.effects import Count, Effect
 from sinkjax.report.html import Section
+from sinkjax.weights.chat import UserTurn
 
 
 class Subject(NamedTuple):
@@ -26,7 +27,9 @@ class Subject(NamedTuple):
     params: its parameters, or weights read layer by layer.
     cfg: its config.
     tokenizer: its tokenizer.
-    prefix: ids put before every text.
+    prefix: ids before every text; with `chat`, those that its template writes.
+    chat: the template of which every text is the user's message; `None` for
+      texts as they stand.
   """
 
   name: str
@@ -34,10 +37,27 @@ class Subject(NamedTuple):
   cfg: Any
   tokenizer: Any
   prefix: list[int]
+  chat: UserTurn | None = None
+
+  def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts as the model is given them."""
+    if self.chat is not None:
+      return self.chat.encode(self.tokenizer, texts)
+    return [self.prefix + self.tokenizer.encode(text) for text in texts]
+
+  @property
+  def template(self) -> int:
+    """Tokens of the chat template before each text, 0 without one."""
+    return 0 if self.chat is None else len(self.prefix)
 
   def has_bos(self) -> bool:
     """Whether texts start with BOS."""
     return bool(self.prefix) and self.prefix[0] == self.tokenizer.bos_id
+
+
+def whole_texts(config: Any) -> float:
+  """`Experiment.chat` of one that cuts no text."""
+  return math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +159,9 @@ class Experiment:
     scales: fields of the config by --scale, for an experiment that trains;
       `None` for one on a given model.
     plan: lines that --dry_run prints of a config, or `None` for nothing.
+    chat: tokens of the shortest text of a config, for an experiment whose texts
+      may stand in a chat template: all go through `Subject.encode`. `None` for
+      one that makes sequences of its own, in which a template has no place.
     condense: the result without the parts of its arrays that no claim and no
       figure reads, for the compact form; `None` where everything is read.
   """
@@ -151,6 +174,7 @@ class Experiment:
   sections: Callable[[Result, Mapping[str, bytes]], list[Section]]
   scales: Mapping[str, Mapping[str, Any]] | None = None
   plan: Callable[[Any], list[str]] | None = None
+  chat: Callable[[Any], float] | None = None
   condense: Callable[[Result], Result] | None = None
 
   def configured(self, scale: str, given: Mapping[str, Any]) -> Any:

@@ -11,6 +11,7 @@ Claims, figures and the report are functions of these files, so they are made
 again without measuring. `compact` has the form of the folder that git keeps.
 """
 
+import dataclasses
 import functools
 import io
 import json
@@ -24,7 +25,7 @@ import numpy as np
 
 from sinkjax import artifacts, finite, outputs, provenance
 from sinkjax.experiments import BY_NAME, REGISTRY, Entry
-from sinkjax.experiments.harness import claims_page, compact
+from sinkjax.experiments.harness import chat_start, claims_page, compact
 from sinkjax.experiments.harness.api import Experiment, Result
 from sinkjax.experiments.harness.protocol import Judged, judge
 from sinkjax.report import html
@@ -37,12 +38,13 @@ class Request(NamedTuple):
   Attributes:
     entry: the experiment.
     config: its config.
-    of: what it is measured on: model and prefix, or the scale.
+    of: what it is measured on: model, prefix and, where texts are messages in
+      its chat template, the system message; or the scale.
   """
 
   entry: Entry
   config: Any
-  of: dict[str, str]
+  of: dict[str, Any]
 
   def models(self) -> list[str]:
     """Names of the models that are read, none for one that trains its own."""
@@ -79,7 +81,12 @@ class Recorded(NamedTuple):
     """Its part of the report; figures that are no files are drawn."""
     experiment = self.entry.load()
     figures = _Figures(self.folder, experiment, self.result)
-    return experiment.sections(self.result, figures)
+    sections = experiment.sections(self.result, figures)
+    chat = self.result.numbers.get("chat_template")
+    if chat is not None:
+      said = f"{chat_start.describe(chat)}\n\n{sections[0].body}"
+      sections = [dataclasses.replace(sections[0], body=said), *sections[1:]]
+    return sections
 
 
 class _Figures(Mapping[str, bytes]):
@@ -167,10 +174,11 @@ def is_missing(
     return True
   if old["request"] != request.plain():
     of = old["request"]
+    on = f"on {of['model']}" if "model" in of else f"--scale={of['scale']}"
+    chat = " with --chat" if "chat" in of else ""
     raise ValueError(
-      f"{folder} holds the result of another command, "
-      f"{'on ' + of['model'] if 'model' in of else '--scale=' + of['scale']}; "
-      "choose another --out or give --overwrite"
+      f"{folder} holds the result of another command, {on}{chat}; choose "
+      "another --out or give --overwrite"
     )
   if not _same_weights(folder, request, old):
     print(
@@ -235,9 +243,10 @@ def run(
       start = time.monotonic()
       with artifacts.bar(request.entry.name) as progress:
         if experiment.scales is None:
-          found = experiment.measure(
-            subject(), request.config, progress=progress
-          )
+          model = subject()
+          found = experiment.measure(model, request.config, progress=progress)
+          if model.chat is not None:
+            found.numbers["chat_template"] = chat_start.record(model)
         else:
           if overwrite:
             # Kept outcomes would be taken for the new ones. Evaluations of

@@ -232,8 +232,8 @@ def text_rows(
     texts = gather(max(2, -(-count // 4)), seed)
   found: list[tuple[int, list[int], str]] = []
   seen: dict[str, int] = {}
-  for text in texts:
-    ids = subject.prefix + subject.tokenizer.encode(text.text)
+  rows = subject.encode([text.text for text in texts])
+  for text, ids in zip(texts, rows, strict=True):
     if len(ids) >= tokens:
       seen[text.domain] = seen.get(text.domain, 0) + 1
       found.append((seen[text.domain], ids[:tokens], text.origin))

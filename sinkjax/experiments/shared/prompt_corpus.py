@@ -269,7 +269,7 @@ def _python() -> list[Text]:
 
 
 def apart(
-  ids: np.ndarray, first: int, seed: int
+  ids: np.ndarray, first: int, seed: int, skipped: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
   """Splits texts into those that something is fitted on, and those to test it.
 
@@ -279,10 +279,11 @@ def apart(
     ids: [P, T].
     first: how many serve to fit, at most.
     seed: of the order.
+    skipped: tokens before each text, of a chat template, which all share.
   """
   groups: dict[tuple, list[int]] = {}
   for i, row in enumerate(ids):
-    groups.setdefault(tuple(row[:ALIKE]), []).append(i)
+    groups.setdefault(tuple(row[skipped : skipped + ALIKE]), []).append(i)
   members = list(groups.values())
   one, other = [], []
   for i in np.random.default_rng(seed).permutation(len(members)):

@@ -49,8 +49,7 @@ SmolLM2-135M."""
 def _rows(subject: Subject, texts: str) -> list[list[int]]:
   """The ids of every text in its original wording."""
   originals = {swap.text: swap.before for swap in parse_swaps(texts)}
-  encode = subject.tokenizer.encode
-  return [subject.prefix + encode(text) for text in originals.values()]
+  return subject.encode(list(originals.values()))
 
 
 def texts_of(subject: Subject, texts: str, tokens: int) -> np.ndarray:

@@ -28,7 +28,7 @@ def texts_of_length(
     seed: of the choice.
   """
   texts = gather(count, seed) if texts is None else texts
-  rows = [subject.prefix + subject.tokenizer.encode(x.text) for x in texts]
+  rows = subject.encode([text.text for text in texts])
   return [row[:tokens] for row in rows if len(row) >= tokens]
 
 
@@ -48,16 +48,22 @@ def batches(
     yield start, len(part), np.resize(part, (batch, ids.shape[1]))
 
 
-def templates_of(ids: np.ndarray) -> list[int]:
+def templates_of(ids: np.ndarray, skipped: int = 0) -> list[int]:
   """[P] the first text of [P, T] that begins as each does.
 
   Pages from one template depend on each other and count as one text.
+
+  Args:
+    ids: of the texts.
+    skipped: tokens before each, of a chat template, which all texts share.
 
   >>> same = [5] * 8
   >>> templates_of(np.array([[*same, 1], [4] * 9, [*same, 2]]))
   [0, 1, 0]
   """
-  starts = [tuple(row[:ALIKE]) for row in np.asarray(ids).tolist()]
+  starts = [
+    tuple(row[skipped : skipped + ALIKE]) for row in np.asarray(ids).tolist()
+  ]
   return [starts.index(start) for start in starts]
 
 

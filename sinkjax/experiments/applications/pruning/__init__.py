@@ -25,4 +25,12 @@ from sinkjax.experiments.applications.pruning.figures import (
 )
 from sinkjax.experiments.harness.api import Experiment
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE,
+  Config,
+  measure,
+  claims,
+  draw,
+  sections,
+  chat=lambda config: config.tokens,
+)

@@ -118,7 +118,7 @@ def measure(
   counts = {
     "texts_that_rank": len(ranking),
     "texts": len(held),
-    "templates": templates_of(held),
+    "templates": templates_of(held, subject.template),
   }
   measured = Measured(scores, plain, removed, skipped, times)
   return result_of(config, counts, measured)
@@ -136,7 +136,7 @@ def split(
       f"{len(ids)} texts have {config.tokens} tokens; at least {FEWEST} are "
       "needed"
     )
-  return apart(np.array(ids), len(ids) // 2, config.seed)
+  return apart(np.array(ids), len(ids) // 2, config.seed, subject.template)
 
 
 def _look(subject: Subject, ids: np.ndarray, batch: int) -> Seen:

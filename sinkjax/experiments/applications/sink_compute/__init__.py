@@ -29,5 +29,12 @@ from sinkjax.experiments.applications.sink_compute.results import condense
 from sinkjax.experiments.harness.api import Experiment
 
 EXPERIMENT = Experiment(
-  TITLE, Config, measure, claims, draw, sections, condense=condense
+  TITLE,
+  Config,
+  measure,
+  claims,
+  draw,
+  sections,
+  condense=condense,
+  chat=lambda config: min(*config.lengths, *config.timed),
 )

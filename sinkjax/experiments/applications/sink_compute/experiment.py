@@ -97,18 +97,17 @@ def rows_of(
   most = max(*config.lengths, *config.timed)
   need, found = config.fitting + max(config.counts), []
   # At random: neighbours in the corpus are of one author and year.
-  for i in np.random.default_rng(config.seed).permutation(len(texts)):
-    row = subject.tokenizer.encode(texts[i][: CHARACTERS * most])
-    row = [*subject.prefix, *row][:most]
-    if len(row) == most:
-      found.append(row)
-    if len(found) == need:
+  order = np.random.default_rng(config.seed).permutation(len(texts))
+  for start in range(0, len(order), need):
+    some = [texts[i][: CHARACTERS * most] for i in order[start : start + need]]
+    found += [row[:most] for row in subject.encode(some) if len(row) >= most]
+    if len(found) >= need:
       break
   if len(found) < need:
     raise ValueError(
       f"{len(found)} texts have {most} tokens; {need} are needed"
     )
-  found = np.array(found)
+  found = np.array(found[:need])
   longest = max(config.lengths)
   # The rows that are measured are not among those that codes are fitted on.
   return found[: config.fitting, :longest], found[config.fitting :]

@@ -18,4 +18,12 @@ from sinkjax.experiments.paper.bound.claims import claims
 from sinkjax.experiments.paper.bound.experiment import Config, measure
 from sinkjax.experiments.paper.bound.figures import TITLE, draw, sections
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE,
+  Config,
+  measure,
+  claims,
+  draw,
+  sections,
+  chat=lambda config: config.tokens,
+)

@@ -18,4 +18,12 @@ from sinkjax.experiments.paper.jacobian.claims import claims
 from sinkjax.experiments.paper.jacobian.experiment import Config, measure
 from sinkjax.experiments.paper.jacobian.figures import TITLE, draw, sections
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE,
+  Config,
+  measure,
+  claims,
+  draw,
+  sections,
+  chat=lambda config: min(config.tokens, config.long_tokens),
+)

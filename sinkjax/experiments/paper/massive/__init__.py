@@ -17,4 +17,12 @@ from sinkjax.experiments.paper.massive.claims import claims
 from sinkjax.experiments.paper.massive.experiment import Config, measure
 from sinkjax.experiments.paper.massive.figures import TITLE, draw, sections
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE,
+  Config,
+  measure,
+  claims,
+  draw,
+  sections,
+  chat=lambda config: config.tokens,
+)

@@ -18,7 +18,16 @@ margin, and broadcast sinks are no more of the sinks than that.
 
 from sinkjax.experiments.harness.api import Experiment
 from sinkjax.experiments.paper.noop_heads.claims import claims
+from sinkjax.experiments.paper.noop_heads.examples import TEXT
 from sinkjax.experiments.paper.noop_heads.experiment import Config, measure
 from sinkjax.experiments.paper.noop_heads.figures import TITLE, draw, sections
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE,
+  Config,
+  measure,
+  claims,
+  draw,
+  sections,
+  chat=lambda config: min(config.tokens, TEXT),
+)

@@ -100,7 +100,7 @@ def measure(
   """
   if texts is None:
     texts = gather(config.count, config.seed)
-  rows = [subject.prefix + subject.tokenizer.encode(x.text) for x in texts]
+  rows = subject.encode([text.text for text in texts])
   ids = [row[: config.tokens] for row in rows if len(row) >= config.tokens]
   if len(ids) < FEWEST:
     raise ValueError(
@@ -189,7 +189,7 @@ def _result(
         | {name: one[name] for name in ("tokens", "start")}
         for head, one in zip(best, examples, strict=True)
       ],
-      "templates": templates_of(observed.ids),
+      "templates": templates_of(observed.ids, subject.template),
       "stable_rank": stable_ranks(observed, ratio, sink),
       **means,
     },

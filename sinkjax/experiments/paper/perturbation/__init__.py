@@ -13,9 +13,11 @@ Takes 83 s for SmolLM2-135M on two CPU cores. Expected there: four claims
 are supported, and the one about BOS is not testable.
 """
 
-from sinkjax.experiments.harness.api import Experiment
+from sinkjax.experiments.harness.api import Experiment, whole_texts
 from sinkjax.experiments.paper.perturbation.claims import claims
 from sinkjax.experiments.paper.perturbation.experiment import Config, measure
 from sinkjax.experiments.paper.perturbation.figures import TITLE, draw, sections
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE, Config, measure, claims, draw, sections, chat=whole_texts
+)

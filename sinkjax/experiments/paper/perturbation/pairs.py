@@ -35,12 +35,10 @@ class Pair(NamedTuple):
 
 def pairs_of(subject: Subject, texts: str) -> tuple[list[Pair], int]:
   """The swaps that change no token count, and how many others there are."""
-  pairs, others = [], 0
-  for swap in parse_swaps(texts):
-    ids, changed = (
-      subject.prefix + subject.tokenizer.encode(text)
-      for text in (swap.before, swap.after)
-    )
+  pairs, others, swaps = [], 0, parse_swaps(texts)
+  before = subject.encode([swap.before for swap in swaps])
+  after = subject.encode([swap.after for swap in swaps])
+  for swap, ids, changed in zip(swaps, before, after, strict=True):
     # The lengths may differ here: such a swap is dropped below.
     differ = [
       i for i, (a, b) in enumerate(zip(ids, changed, strict=False)) if a != b

@@ -18,4 +18,12 @@ from sinkjax.experiments.paper.prompts.claims import claims
 from sinkjax.experiments.paper.prompts.experiment import Config, measure
 from sinkjax.experiments.paper.prompts.figures import TITLE, draw, sections
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE,
+  Config,
+  measure,
+  claims,
+  draw,
+  sections,
+  chat=lambda config: min(config.tokens, *config.lengths),
+)

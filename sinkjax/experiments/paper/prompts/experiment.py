@@ -82,7 +82,7 @@ def measure(
   """
   if texts is None:
     texts = gather(config.count, config.seed)
-  encoded = [subject.prefix + subject.tokenizer.encode(t.text) for t in texts]
+  encoded = subject.encode([text.text for text in texts])
   kept = [i for i, ids in enumerate(encoded) if len(ids) >= config.tokens]
   texts, encoded = [texts[i] for i in kept], [encoded[i] for i in kept]
   domains = [text.domain for text in texts]
@@ -93,7 +93,7 @@ def measure(
       "needed"
     )
   jobs = {**_conditions(subject, config, encoded), **_lengths(config, encoded)}
-  templates = templates_of(np.array(jobs[Condition.NATURAL]))
+  templates = templates_of(np.array(jobs[Condition.NATURAL]), subject.template)
   total, done, rates = sum(map(len, jobs.values())), 0, {}
   for name, prompts in jobs.items():
 

@@ -19,4 +19,12 @@ from sinkjax.experiments.paper.smoothing.claims import claims
 from sinkjax.experiments.paper.smoothing.experiment import Config, measure
 from sinkjax.experiments.paper.smoothing.figures import TITLE, draw, sections
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE,
+  Config,
+  measure,
+  claims,
+  draw,
+  sections,
+  chat=lambda config: min(config.tokens, config.jacobian_tokens),
+)

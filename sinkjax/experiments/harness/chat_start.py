@@ -1,0 +1,71 @@
+"""What stands before texts that are messages in a chat template."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sinkjax.experiments.harness.api import Experiment, Subject
+from sinkjax.weights.chat import UserTurn
+
+ROOM = 8
+"""Tokens of its own that each text has at least: by so many, texts that begin
+alike are told from others."""
+
+
+def check_room(
+  chat: UserTurn, experiments: Mapping[str, tuple[Experiment, Any]]
+) -> None:
+  """That every text has tokens of its own after the template's.
+
+  Args:
+    chat: the model's template.
+    experiments: (experiment, config) by name.
+
+  Raises:
+    ValueError: naming the first whose texts are cut too short.
+  """
+  least = len(chat.ids) + ROOM
+  for name, (experiment, config) in experiments.items():
+    tokens = experiment.chat(config)
+    if tokens < least:
+      raise ValueError(
+        f"--chat: the template writes {len(chat.ids)} tokens before each text, "
+        f"and {name} cuts texts to {tokens} tokens; {least} at least are "
+        f"needed: set --config.{name}'s numbers of tokens"
+      )
+
+
+def record(subject: Subject) -> dict[str, Any]:
+  """What `result.json` says of the template, `subject.chat` being given."""
+  chat, tokenizer = subject.chat, subject.tokenizer
+  first, bos = chat.ids[0], tokenizer.bos_id
+  return {
+    "before": chat.before,
+    "after": chat.after,
+    "tokens": len(chat.ids),
+    "system": chat.system,
+    "first_token": {
+      "id": first,
+      "text": tokenizer.token(first),
+      "is_bos": first == bos,
+    },
+    "bos_positions": [i for i, token in enumerate(chat.ids) if token == bos],
+  }
+
+
+def describe(found: Mapping[str, Any]) -> str:
+  """The same in words, for the report."""
+  first, places = found["first_token"], found["bos_positions"]
+  bos = "The template writes no BOS."
+  if places:
+    word = "position" if len(places) == 1 else "positions"
+    bos = f"BOS stands at {word} {', '.join(map(str, places))}."
+  system = ""
+  if found["system"] is not None:
+    system = f" The system message is {found['system']!r}."
+  return (
+    "Each text is the user's message in the chat template of the model's file. "
+    f"The template writes {found['before']!r} before it, {found['tokens']} "
+    f"tokens at positions 0 to {found['tokens'] - 1}, and {found['after']!r} "
+    f"after it.{system} Token at position 0: {first['text']!r} (id "
+    f"{first['id']}). {bos}"
+  )
