@@ -191,7 +191,7 @@ class Experts(nn.Module):
     if of_shared:
       hidden.append(hidden_layer(cfg, *of_shared[-maps:]))
     if cfg.dense_layers:
-      dense = tap.layer < cfg.dense_layers
+      dense = jnp.asarray(tap.layer) < cfg.dense_layers
       weights = jnp.where(dense, 1.0, weights).astype(weights.dtype)
       hidden = _dense(cfg, hidden, dense)
     if tap.meets("mlp_act"):

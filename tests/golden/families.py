@@ -129,7 +129,11 @@ def _parts(model):
   attention = next(n for kind, n in kinds.items() if kind.endswith("Attention"))
   # OPT's layers have the MLP's two maps themselves.
   mlp = next(
-    (n for kind, n in kinds.items() if kind.endswith(("MLP", "MoeBlock", "MoE"))),
+    (
+      n
+      for kind, n in kinds.items()
+      if kind.endswith(("MLP", "MoeBlock", "MoE"))
+    ),
     "fc2",
   )
   return layers, norm, attention, mlp
