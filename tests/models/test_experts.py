@@ -189,7 +189,7 @@ def test_a_layer_without_experts_is_one_mlp():
     kernels = {part: {"kernel": x[:, :29]} for part, x in flat.items()}
     down = w["expert_down"]["kernel"].reshape(-1, 8)[:29]
     kernels["down"] = {"kernel": down}
-    x = np.random.default_rng(1).normal(size=(1, 7, 8))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 7, 8)))
     tap, mlp = Tapper(Taps({}), 0), Mlp(one)
 
     def dense(mlp, x):

@@ -38,7 +38,7 @@ def latent(w, x):
 
 def turned(cfg, x):
   """[T, ..., 2] rotated by one angle a position, of a single frequency."""
-  at = np.arange(len(x)).reshape(-1, *[1] * (x.ndim - 2))
+  at = np.arange(len(x))
   a, b = x[..., 0], x[..., 1]
   return np.stack(
     [a * np.cos(at) - b * np.sin(at), b * np.cos(at) + a * np.sin(at)], -1
