@@ -31,6 +31,7 @@ PRECISIONS = ("default", "high", "highest")
 ATTENTIONS = ("online", "einsum", "fused")
 ATTN_BIASES = ("none", "k", "kv", "v")
 QK_NORM_OVER = ("head", "all")
+ROUTER_SCORES = ("softmax", "sigmoid")
 GATES = ("none", "head", "element", "value")
 REMATS = ("none", "full", "dots")
 CHOICES = {
@@ -44,6 +45,7 @@ CHOICES = {
   "attn_bias": ATTN_BIASES,
   "gate": GATES,
   "qk_norm_over": QK_NORM_OVER,
+  "router_score": ROUTER_SCORES,
   "remat": REMATS,
 }
 """The valid values of each field of `ModelConfig` that is a choice."""
@@ -67,6 +69,7 @@ POSITIVE = (
   "logit_scale",
   "residual_scale",
   "alibi_scale",
+  "routed_scale",
 )
 """Fields that are positive numbers."""
 
@@ -102,6 +105,17 @@ ADDED = (
   "unembed_bias",
   "embed_norm",
   "alibi_scale",
+  "v_dim",
+  "q_rank",
+  "kv_rank",
+  "router_score",
+  "choice_bias",
+  "router_groups",
+  "groups_per_token",
+  "routed_scale",
+  "shared_open",
+  "dense_layers",
+  "dense_d_ff",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -117,6 +131,12 @@ class ModelConfig:
     n_heads: H, query heads.
     n_kv_heads: key and value heads; divides `n_heads`.
     head_dim: K, width of one head; need not be `d_model / n_heads`.
+    v_dim: width of a head's values, `None` for `head_dim`.
+    q_rank: queries are projected from a normed latent vector of this width
+      instead of from what the attention reads; 0 for none. Needs `kv_rank`.
+    kv_rank: keys and values are, from one of theirs, but for the rotated
+      dimensions of the keys, which all heads share (multi-head latent
+      attention, arXiv 2405.04434); 0 for none. See `models.attention`.
     d_ff: F, width of the MLP's hidden layer, or of each expert's.
     max_len: longest context that the positions are defined for.
     model_type: the family's name in Hugging Face's `config.json`. A label for
@@ -135,7 +155,8 @@ class ModelConfig:
       the heads of a token together, with a scale of each (OLMo 2).
     qkv_clip: queries and keys, after their norms, and values are clipped to
       within plus and minus this (OLMoE), or `None`.
-    qkv_bias: biases on the query, key and value projections.
+    qkv_bias: biases on the query, key and value projections; with `kv_rank`,
+      on those to latent vectors and to the shared key alone.
     out_bias: a bias on the attention's output projection.
     gated_mlp: `act(x W_gate) * (x W_up)` instead of `act(x W_up)`.
     mlp_bias: biases in the MLP.
@@ -145,10 +166,23 @@ class ModelConfig:
     n_experts: MLPs that a layer has in place of one, 0 for one; see
       `models.experts`.
     experts_per_token: of them, those that each token uses.
+    router_score: what the router's logits become: "softmax", over all
+      experts, or "sigmoid", of each by itself.
+    choice_bias: a number of each expert that is added to its score where
+      experts are chosen, and not where they are weighted.
+    router_groups: experts are in this many groups of one size, and a token
+      chooses within the `groups_per_token` whose two best experts have the
+      largest sum of scores.
+    groups_per_token: see `router_groups`.
     norm_topk: the weights of a token's experts are divided by their sum.
-    shared_d_ff: width of an expert that every token uses beside those, opened
-      by a sigmoid gate (Qwen 2 MoE); 0 for none.
+    routed_scale: factor on those weights.
+    shared_d_ff: width of an expert that every token uses beside those; 0 for
+      none.
+    shared_open: a sigmoid gate opens that expert (Qwen 2 MoE).
     router_bias: a bias on the logits by which tokens choose experts.
+    dense_layers: how many of the first layers have one MLP and no experts. It
+      lies where the experts of other layers do, see `models.mlp.Experts`.
+    dense_d_ff: its width; at most `n_experts d_ff`.
     mlp_clamp: what enters a gated MLP is clipped, the gate from above and the
       rest from both sides (gpt-oss), or `None`.
     up_offset: `act(x W_gate) * (x W_up + up_offset)` (gpt-oss: 1).
@@ -231,6 +265,9 @@ class ModelConfig:
   qk_norm: bool = False
   qk_norm_over: str = "head"
   qkv_clip: float | None = None
+  v_dim: int | None = None
+  q_rank: int = 0
+  kv_rank: int = 0
   qkv_bias: bool = False
   out_bias: bool = False
   gated_mlp: bool = True
@@ -238,9 +275,17 @@ class ModelConfig:
   activation: str = "silu"
   n_experts: int = 0
   experts_per_token: int = 1
+  router_score: str = "softmax"
+  choice_bias: bool = False
+  router_groups: int = 1
+  groups_per_token: int = 1
   norm_topk: bool = False
+  routed_scale: float = 1.0
   shared_d_ff: int = 0
+  shared_open: bool = True
   router_bias: bool = False
+  dense_layers: int = 0
+  dense_d_ff: int = 0
   mlp_clamp: float | None = None
   up_offset: float = 0.0
   parallel_residual: bool = False
@@ -302,7 +347,9 @@ class ModelConfig:
       )
     self._check_attention()
     self._check_experts()
+    self._check_routing()
     self._check_rope()
+    self._check_latents()
     self._check_window()
     for name in ("bos_id", "eos_id"):
       token = getattr(self, name)
@@ -328,6 +375,11 @@ class ModelConfig:
       raise ValueError(
         f"alibi_scale needs positions='alibi', got {self.positions!r}"
       )
+    if fused and self.value_dim != self.head_dim:
+      raise ValueError(
+        f"attention='fused' has no v_dim other than head_dim={self.head_dim}: "
+        "use 'einsum'"
+      )
     if fused and self.attn_bias != "none":
       raise ValueError("attention='fused' has no attn_bias: use 'einsum'")
     if self.attn_bias in ("k", "kv") and (
@@ -344,10 +396,16 @@ class ModelConfig:
 
   def _check_experts(self):
     positive_int("experts_per_token", self.experts_per_token)
-    for name in ("n_experts", "shared_d_ff"):
+    for name in ("n_experts", "shared_d_ff", "dense_layers", "dense_d_ff"):
       if getattr(self, name) != 0:
         positive_int(name, getattr(self, name))
-    for name in ("shared_d_ff", "norm_topk", "router_bias"):
+    for name in (
+      "shared_d_ff",
+      "norm_topk",
+      "router_bias",
+      "choice_bias",
+      "dense_layers",
+    ):
       if getattr(self, name) and not self.n_experts:
         raise ValueError(f"{name} needs n_experts, got 0")
     if not self.gated_mlp and (self.mlp_clamp is not None or self.up_offset):
@@ -360,6 +418,61 @@ class ModelConfig:
       raise ValueError(
         f"experts_per_token must be at most n_experts={self.n_experts}, got "
         f"{self.experts_per_token}"
+      )
+
+  def _check_routing(self):
+    """Groups of experts, and layers without any."""
+    for name in ("router_groups", "groups_per_token"):
+      positive_int(name, getattr(self, name))
+    groups, used = self.router_groups, self.groups_per_token
+    if used > groups:
+      raise ValueError(
+        f"groups_per_token must be at most router_groups={groups}, got {used}"
+      )
+    # A group is as good as its two best experts.
+    if groups > 1 and (self.n_experts % groups or self.n_experts // groups < 2):
+      raise ValueError(
+        f"router_groups={groups} must cut n_experts={self.n_experts} into "
+        "groups of one size, of two experts at least"
+      )
+    if groups > 1 and self.experts_per_token > self.n_experts // groups * used:
+      raise ValueError(
+        f"experts_per_token={self.experts_per_token} are more than "
+        f"groups_per_token={used} groups have"
+      )
+    if bool(self.dense_layers) != bool(self.dense_d_ff):
+      raise ValueError("dense_layers and dense_d_ff need each other")
+    if not self.dense_layers:
+      return
+    if self.dense_layers >= self.n_layers:
+      raise ValueError(
+        f"dense_layers must be less than n_layers={self.n_layers}, got "
+        f"{self.dense_layers}: a model without experts has n_experts=0"
+      )
+    if self.dense_d_ff > self.n_experts * self.d_ff:
+      raise ValueError(
+        f"dense_d_ff must be at most n_experts d_ff="
+        f"{self.n_experts * self.d_ff}, got {self.dense_d_ff}"
+      )
+    if self.mlp_bias:
+      raise ValueError("dense_layers needs mlp_bias=False")
+
+  def _check_latents(self):
+    """Latent vectors, from which queries, keys and values are projected."""
+    for name in ("q_rank", "kv_rank"):
+      if getattr(self, name) != 0:
+        positive_int(name, getattr(self, name))
+    if self.v_dim is not None:
+      positive_int("v_dim", self.v_dim)
+    if self.q_rank and not self.kv_rank:
+      raise ValueError("q_rank needs kv_rank, got 0")
+    if not self.kv_rank:
+      return
+    # The rotated part of a key is not made of its latent vector, the rest is.
+    if self.positions != "rope" or self.rotary_dim >= self.head_dim:
+      raise ValueError(
+        f"kv_rank needs positions='rope' and rope_dim below head_dim="
+        f"{self.head_dim}, got {self.positions!r} and {self.rotary_dim}"
       )
 
   def _check_rope(self):
@@ -414,6 +527,11 @@ class ModelConfig:
   def rotary_dim(self) -> int:
     """Rotated dimensions of each head."""
     return self.head_dim if self.rope_dim is None else self.rope_dim
+
+  @property
+  def value_dim(self) -> int:
+    """Width of a head's values, and of what it mixes."""
+    return self.head_dim if self.v_dim is None else self.v_dim
 
   @property
   def mlp_width(self) -> int:

@@ -30,6 +30,10 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
   ("attn", "q", "bias"): (None, "tensor", None),
   ("attn", "k", "bias"): (None, "tensor", None),
   ("attn", "v", "bias"): (None, "tensor", None),
+  # Latent vectors are narrow, and every head reads all of them.
+  ("q_latent", "down", "kernel"): (None, "fsdp", None),
+  ("kv_latent", "down", "kernel"): (None, "fsdp", None),
+  ("attn", "k_rope", "kernel"): (None, "fsdp", None, None),
   ("attn", "sinks"): (None, "tensor"),
   ("attn", "k_bias"): (None, "tensor", None),
   ("attn", "v_bias"): (None, "tensor", None),

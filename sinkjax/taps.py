@@ -253,12 +253,13 @@ class Tapper:
 
   Args:
     taps: what to do.
-    layer: the layer's index, traced or not.
+    layer: the layer's index, traced or not; it is read by steps that differ
+      from layer to layer.
   """
 
   def __init__(self, taps: Taps, layer: Layer):
     self._taps = taps
-    self._layer = layer
+    self.layer = layer
     self._seen: dict[str, jax.Array] = {}
     self._wanted = {
       site for sites, _ in taps.observers.values() for site in sites
@@ -272,7 +273,7 @@ class Tapper:
     """
     edit = self._taps.edits.get(site)
     if edit is not None:
-      edited = edit(value, self._layer)
+      edited = edit(value, self.layer)
       # A wrong shape would often broadcast further on without an error.
       if jax.numpy.shape(edited) != value.shape:
         raise ValueError(

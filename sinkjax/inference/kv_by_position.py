@@ -93,9 +93,13 @@ class ByPosition:
       )
 
   def init(self, cfg: ModelConfig, batch: int) -> tuple[Array, Array]:
-    """Keys and values, [B, N, P, K] each."""
-    shape = (batch, cfg.n_kv_heads, self.first + self.ring, cfg.head_dim)
-    return tuple(jnp.zeros(shape, cfg.dtype) for _ in range(2))
+    """Keys [B, N, P, K] and values [B, N, P, W] of every head.
+
+    With `cfg.kv_rank`, too: latent vectors are not what is kept.
+    """
+    slots = (batch, cfg.n_kv_heads, self.first + self.ring)
+    widths = (cfg.head_dim, cfg.value_dim)
+    return tuple(jnp.zeros((*slots, width), cfg.dtype) for width in widths)
 
   def prepare(self, cfg: ModelConfig, length: Array, real: Array) -> _Places:
     """See `cache.Policy`."""

@@ -28,7 +28,7 @@ class _Kept(NamedTuple):
 
   Attributes:
     keys: [B, N, C, K], not rotated.
-    values: [B, N, C, K].
+    values: [B, N, C, W].
     score: [B, N, C] float32.
     rank: [B, N, C] 0 for the oldest kept, below 0 for an empty slot.
   """
@@ -78,11 +78,12 @@ class ByScore:
   def init(self, cfg: ModelConfig, batch: int) -> _Kept:
     """See `cache.Policy`."""
     slots = (batch, cfg.n_kv_heads, self.capacity)
-    empty = jnp.zeros((*slots, cfg.head_dim), cfg.dtype)
-    # A copy, since a cache is donated and no buffer can be donated twice.
-    return _Kept(
-      empty, jnp.copy(empty), jnp.zeros(slots), jnp.full(slots, -1, jnp.int32)
+    # Two buffers, since a cache is donated and none can be donated twice.
+    keys, values = (
+      jnp.zeros((*slots, width), cfg.dtype)
+      for width in (cfg.head_dim, cfg.value_dim)
     )
+    return _Kept(keys, values, jnp.zeros(slots), jnp.full(slots, -1, jnp.int32))
 
   def prepare(
     self, cfg: ModelConfig, length: Array, real: Array

@@ -47,6 +47,11 @@ def _checked(cfg: ModelConfig, removed: Any) -> np.ndarray:
       "heads whose queries and keys are normalised together cannot be removed "
       "one by one: use ablate_heads"
     )
+  if cfg.kv_rank:
+    raise ValueError(
+      "heads of latent attention share what their keys and values are made of "
+      "(kv_rank), so that none can be removed: use ablate_heads"
+    )
   if cfg.positions == "alibi":
     raise ValueError(
       "ALiBi's slopes go by a head's place among all heads, so that none can "

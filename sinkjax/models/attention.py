@@ -3,6 +3,14 @@
 `score` and `attend` write scores and pattern, as einsums: the reference, and
 what a tap on them sees. Where none looks, `without_pattern` gives the same `z`
 by blocks of keys, or by a device's own kernel.
+
+With `kv_rank`, keys and values are made of a latent vector of each token:
+
+    c = norm(x W_c),  k_h = [rotate(x W_r), c W_k,h],  v_h = c W_v,h
+
+where x W_r, the dimensions that are rotated, is one for all heads; with
+`q_rank`, queries are made of a latent vector of theirs. What `project_qkv`
+returns, and what taps and caches see, are the keys and values of every head.
 """
 
 import functools
@@ -22,7 +30,13 @@ from sinkjax.models.context import Context, mask_of, rotary_of
 from sinkjax.models.fused import fused_attention
 from sinkjax.models.online import online_attention
 from sinkjax.models.positions import alibi_slopes, rotate
-from sinkjax.models.projection import HeadNorm, Projection, align, softcapped
+from sinkjax.models.projection import (
+  HeadNorm,
+  Latent,
+  Projection,
+  align,
+  softcapped,
+)
 from sinkjax.taps import Layer, Tapper
 
 LONG = 128
@@ -49,8 +63,8 @@ def products(
 
 
 def mixture(
-  pattern: Float[Array, "B N G T S"], v: Float[Array, "B S N K"]
-) -> Float[Array, "B T N G K"]:
+  pattern: Float[Array, "B N G T S"], v: Float[Array, "B S N W"]
+) -> Float[Array, "B T N G W"]:
   """What every query of a group reads of its head's values."""
   batch, heads, group, length, _ = pattern.shape
   if length >= LONG:
@@ -120,6 +134,8 @@ def _clipped(x: Array, limit: float | None) -> Array:
 class Attention(nn.Module):
   """Grouped-query attention, step by step. Heads H, KV heads N, H = N G.
 
+  Values and what is mixed of them, z, are of width W, `cfg.value_dim`.
+
   `project_qkv`, `norm_and_rotate_qk` and `project_out` act on each token
   alone. Only `score` and `attend` move information between tokens, and there
   the queries may be a block of rows: T and S are independent. Analyses that
@@ -129,42 +145,58 @@ class Attention(nn.Module):
   cfg: ModelConfig
 
   def setup(self):
-    cfg = self.cfg
+    cfg, width, keys = self.cfg, self.cfg.d_model, self.cfg.head_dim
+    biased = cfg.qkv_bias
+    if cfg.kv_rank:
+      biased, keys = False, cfg.head_dim - cfg.rotary_dim
+      self.kv_latent = Latent(cfg, cfg.kv_rank)
+      one = (1, cfg.rotary_dim)
+      self.k_rope = Projection((width,), one, cfg.qkv_bias, cfg.init_std)
+    if cfg.q_rank:
+      self.q_latent = Latent(cfg, cfg.q_rank)
 
-    def project(heads: int) -> Projection:
-      outer = (heads, cfg.head_dim)
-      return Projection((cfg.d_model,), outer, cfg.qkv_bias, cfg.init_std)
+    def project(fan_in: int, *outer: int) -> Projection:
+      return Projection((fan_in,), outer, biased, cfg.init_std)
 
-    self.q = project(cfg.n_heads)
-    self.k, self.v = project(cfg.n_kv_heads), project(cfg.n_kv_heads)
+    self.q = project(cfg.q_rank or width, cfg.n_heads, cfg.head_dim)
+    self.k = project(cfg.kv_rank or width, cfg.n_kv_heads, keys)
+    self.v = project(cfg.kv_rank or width, cfg.n_kv_heads, cfg.value_dim)
     if cfg.qk_norm:
       self.q_norm, self.k_norm = HeadNorm(cfg), HeadNorm(cfg)
     self.sinks = None
     if cfg.sink_logit:
       self.sinks = self.param("sinks", nn.initializers.zeros, (cfg.n_heads,))
     # 0.02 as for embeddings, whose place these learned keys and values take.
-    small, each = nn.initializers.normal(0.02), (cfg.n_kv_heads, cfg.head_dim)
+    small, each = nn.initializers.normal(0.02), (cfg.n_kv_heads, cfg.value_dim)
     if cfg.attn_bias in ("k", "kv"):
-      self.k_bias = self.param("k_bias", small, each)
+      key = (cfg.n_kv_heads, cfg.head_dim)
+      self.k_bias = self.param("k_bias", small, key)
     if cfg.attn_bias in ("kv", "v"):
       self.v_bias = self.param("v_bias", small, each)
     gates = {
       "head": (cfg.n_heads, 1),
-      "element": (cfg.n_heads, cfg.head_dim),
+      "element": (cfg.n_heads, cfg.value_dim),
       "value": each,
     }
     if cfg.gate != "none":
-      width = gates[cfg.gate]
-      self.gate = Projection((cfg.d_model,), width, False, cfg.init_std)
-    mixed = (cfg.n_heads, cfg.head_dim)
-    self.o = Projection(mixed, (cfg.d_model,), cfg.out_bias, cfg.init_std)
+      self.gate = Projection((width,), gates[cfg.gate], False, cfg.init_std)
+    mixed = (cfg.n_heads, cfg.value_dim)
+    self.o = Projection(mixed, (width,), cfg.out_bias, cfg.init_std)
 
   def project_qkv(self, x: Float[Array, "B T D"]) -> tuple[Array, Array, Array]:
-    """Queries [B, T, H, K], keys and values [B, T, N, K], as projected.
+    """Queries [B, T, H, K], keys [B, T, N, K] and values [B, T, N, W].
 
-    Where there is a gate on values or a clip, they come gated and clipped.
+    They are as projected; where there is a gate on values or a clip, values
+    come gated and clipped.
     """
-    q, k, v = self.q(x), self.k(x), self.v(x)
+    of_q = self.q_latent(x) if self.cfg.q_rank else x
+    of_kv = self.kv_latent(x) if self.cfg.kv_rank else x
+    q, k, v = self.q(of_q), self.k(of_kv), self.v(of_kv)
+    if self.cfg.kv_rank:
+      shared = jnp.broadcast_to(
+        self.k_rope(x), (*k.shape[:-1], self.cfg.rotary_dim)
+      )
+      k = jnp.concatenate([shared, k], axis=-1)
     if self.cfg.gate == "value":
       v = v * jax.nn.sigmoid(self.gate(x))
     return q, k, _clipped(v, self.cfg.qkv_clip)
@@ -229,11 +261,11 @@ class Attention(nn.Module):
   def attend(
     self,
     scores: Float[Array, "B H T S"],
-    v: Float[Array, "B S N K"],
+    v: Float[Array, "B S N W"],
     mask: Bool[Array, "#B #H T S"],
     tap: Tapper,
     sink_logits: Float[Array, "#B H #T 1"] | None = None,
-  ) -> Float[Array, "B T H K"]:
+  ) -> Float[Array, "B T H W"]:
     """The values mixed by the pattern that the scores give.
 
     Args:
@@ -256,7 +288,7 @@ class Attention(nn.Module):
     grouped = (cfg.n_kv_heads, cfg.group_size)
     pattern = pattern_BxHxTxS.reshape(batch, *grouped, length, -1)
     z = mixture(pattern, v)
-    z = z.reshape(batch, length, cfg.n_heads, cfg.head_dim)
+    z = z.reshape(batch, length, cfg.n_heads, cfg.value_dim)
     left = None
     if cfg.attn_bias == "kv":
       left = normalizers.leftover(scores_BxHxTxS, mask, sink_logits)
@@ -267,11 +299,11 @@ class Attention(nn.Module):
     self,
     q: Float[Array, "B T H K"],
     k: Float[Array, "B T N K"],
-    v: Float[Array, "B T N K"],
+    v: Float[Array, "B T N W"],
     ctx: Context,
     layer: Layer,
     tap: Tapper,
-  ) -> Float[Array, "B T H K"]:
+  ) -> Float[Array, "B T H W"]:
     """What `score` and `attend` give, where no tap stands between.
 
     By a kernel of the device where `cfg.attention` is "fused" and it has one,
@@ -343,8 +375,8 @@ class Attention(nn.Module):
     return self._with_value_bias(z, left)
 
   def _with_value_bias(
-    self, z: Float[Array, "B T H K"], left: Float[Array, "B T H 1"] | None
-  ) -> Float[Array, "B T H K"]:
+    self, z: Float[Array, "B T H W"], left: Float[Array, "B T H 1"] | None
+  ) -> Float[Array, "B T H W"]:
     """`z` and the value of `attn_bias`: "kv" weighs it by what its key took."""
     if self.cfg.attn_bias not in ("kv", "v"):
       return z
@@ -353,7 +385,7 @@ class Attention(nn.Module):
     return z + (value if left is None else left.astype(z.dtype) * value)
 
   def project_out(
-    self, z: Float[Array, "B T H K"], x: Float[Array, "B T D"] | None = None
+    self, z: Float[Array, "B T H W"], x: Float[Array, "B T D"] | None = None
   ) -> Float[Array, "B T D"]:
     """What the heads' outputs add to the residual.
 

@@ -82,18 +82,18 @@ class Block(nn.Module):
     self,
     q: Float[Array, "B T H K"],
     k: Float[Array, "B S N K"],
-    v: Float[Array, "B S N K"],
+    v: Float[Array, "B S N W"],
     mask: Bool[Array, "#B #H T S"],
     tap: Tapper,
     distance: Int[Array, "#B #H T S"] | None = None,
-  ) -> Float[Array, "B T H K"]:
+  ) -> Float[Array, "B T H W"]:
     """(q, k, v) -> z; q may be a block of rows."""
     attn = self.attn
     scores = attn.score(q, k, distance)
     return attn.attend(scores, v, mask, tap, attn.sink_logits(q))
 
   def project_out(
-    self, pre: Residual | None, z: Float[Array, "#B #T H K"], tap: Tapper
+    self, pre: Residual | None, z: Float[Array, "#B #T H W"], tap: Tapper
   ) -> Float[Array, "#B #T D"]:
     """z -> the attention's raw output; `resid_pre` is read by gates alone."""
     # Read again rather than kept: with no gate `pre` need not be given.
@@ -107,7 +107,7 @@ class Block(nn.Module):
     return tap("resid_mid", pre + tap("attn_out", self._scaled(attn_out)))
 
   def add_attention(
-    self, pre: Residual, z: Float[Array, "B T H K"], tap: Tapper
+    self, pre: Residual, z: Float[Array, "B T H W"], tap: Tapper
   ) -> Residual:
     """(`resid_pre`, z) -> `resid_mid`."""
     return self.join(pre, self.project_out(pre, z, tap), tap)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
+from sinkjax.metrics.precision import wide
 from sinkjax.models.projection import Projection, align, random_kernel
 from sinkjax.taps import Tapper
 
@@ -128,8 +129,13 @@ class Experts(nn.Module):
 
       y = sum_e w_e MLP_e(x) + sigmoid(x W_open) MLP_shared(x)
 
-  w is the softmax of the router's logits, 0 for all but the largest
-  `experts_per_token`, and with `norm_topk` divided by its sum.
+  w is what `routing` makes of the router's logits, 0 for experts that a token
+  does not use. Without `shared_open` the last factor is 1.
+
+  The first `dense_layers` layers have one MLP of width `dense_d_ff` instead. It
+  is the experts side by side, each with weight 1, as far as that width goes:
+  all layers have the same parameters, and what is beyond it, the router and the
+  shared expert of such a layer have no effect, whatever they are.
   """
 
   cfg: ModelConfig
@@ -145,11 +151,16 @@ class Experts(nn.Module):
       return Projection((fan_in,), (fan_out,), bias, cfg.init_std)
 
     self.router = project(cfg.d_model, cfg.n_experts, cfg.router_bias)
+    self.choice_bias = None
+    if cfg.choice_bias:
+      init = nn.initializers.zeros
+      self.choice_bias = self.param("choice_bias", init, cfg.n_experts)
     self.expert_up, self.expert_down = stack(wide), stack(narrow)
     if cfg.gated_mlp:
       self.expert_gate = stack(wide)
     if cfg.shared_d_ff:
-      self.shared_open = project(cfg.d_model, 1, False)
+      if cfg.shared_open:
+        self.shared_open = project(cfg.d_model, 1, False)
       self.shared_up = project(cfg.d_model, cfg.shared_d_ff, cfg.mlp_bias)
       if cfg.gated_mlp:
         self.shared_gate = project(cfg.d_model, cfg.shared_d_ff, cfg.mlp_bias)
@@ -158,13 +169,14 @@ class Experts(nn.Module):
   def linear(self, x: Float[Array, "B T D"]) -> tuple[Array, ...]:
     """The router's logits, and what enters each expert's non-linearity.
 
-    Of experts [B, T, E, F] each; of a shared one its gate's logit comes first.
+    Of experts [B, T, E, F] each; of a shared one its gate's logit, where it has
+    one, comes first.
     """
     gated, shared = self.cfg.gated_mlp, self.cfg.shared_d_ff
     maps = [self.router]
     maps += [self.expert_gate] if gated else []
     maps += [self.expert_up]
-    maps += [self.shared_open] if shared else []
+    maps += [self.shared_open] if shared and self.cfg.shared_open else []
     maps += [self.shared_gate] if shared and gated else []
     maps += [self.shared_up] if shared else []
     return tuple(f(x) for f in maps)
@@ -172,20 +184,41 @@ class Experts(nn.Module):
   def activate(self, *pre: Array, tap: Tapper) -> Float[Array, "B T D"]:
     """The routing, the non-linearity and what follows it."""
     cfg, logits = self.cfg, pre[0]
-    weights = routing(cfg, tap("router_logits", logits))
-    of_experts, of_shared = pre[1:3], pre[3:]
-    if not cfg.gated_mlp:
-      of_experts, of_shared = pre[1:2], pre[2:]
+    weights = routing(cfg, tap("router_logits", logits), self.choice_bias)
+    maps = 2 if cfg.gated_mlp else 1
+    of_experts, of_shared = pre[1 : 1 + maps], pre[1 + maps :]
     hidden = [hidden_layer(cfg, *of_experts)]
     if of_shared:
-      hidden.append(hidden_layer(cfg, *of_shared[1:]))
+      hidden.append(hidden_layer(cfg, *of_shared[-maps:]))
+    if cfg.dense_layers:
+      dense = jnp.asarray(tap.layer) < cfg.dense_layers
+      weights = jnp.where(dense, 1.0, weights).astype(weights.dtype)
+      hidden = _dense(cfg, hidden, dense)
     if tap.meets("mlp_act"):
       hidden = _tapped(hidden, tap)
     out = self.expert_down(hidden[0]) * weights[..., None]
     if of_shared:
-      shared = jax.nn.sigmoid(of_shared[0]) * self.shared_down(hidden[1])
+      shared = self.shared_down(hidden[1])
+      if cfg.shared_open:
+        shared = jax.nn.sigmoid(of_shared[0]) * shared
       out = jnp.concatenate([out, shared[:, :, None]], axis=2)
     return jnp.sum(tap("expert_out", out), axis=2)
+
+
+def _dense(cfg: ModelConfig, hidden: list[Array], dense: Array) -> list[Array]:
+  """Hidden layers, 0 where a layer without experts has none.
+
+  Args:
+    cfg: the model.
+    hidden: of the experts and, where there is one, the shared one.
+    dense: [] whether this layer is one.
+  """
+  place = jnp.arange(cfg.n_experts * cfg.d_ff).reshape(-1, cfg.d_ff)
+  kept = [~dense | (place < cfg.dense_d_ff), ~dense]
+  return [
+    jnp.where(here, x, jnp.zeros((), x.dtype))
+    for here, x in zip(kept, hidden, strict=False)
+  ]
 
 
 def _tapped(hidden: list[Array], tap: Tapper) -> list[Array]:
@@ -197,14 +230,52 @@ def _tapped(hidden: list[Array], tap: Tapper) -> list[Array]:
 
 
 def routing(
-  cfg: ModelConfig, logits: Float[Array, "B T E"]
+  cfg: ModelConfig,
+  logits: Float[Array, "B T E"],
+  choice_bias: Float[Array, "E"] | None = None,
 ) -> Float[Array, "B T E"]:
-  """The weight of every expert, 0 for those that a token does not use."""
+  """The weight of every expert, 0 for those that a token does not use.
+
+      w_e = routed_scale score_e  of the experts that are chosen,
+
+  with `norm_topk` divided by the sum of the chosen scores. Chosen are the
+  largest `score_e + choice_bias_e` within the groups that `among_groups` keeps.
+  """
   # In float32 at least, as transformers has it: experts are often near a tie.
-  wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  _, chosen = jax.lax.top_k(jax.lax.stop_gradient(wide), cfg.experts_per_token)
-  used = jnp.sum(jax.nn.one_hot(chosen, cfg.n_experts, dtype=wide.dtype), -2)
-  weights = jax.nn.softmax(wide, axis=-1) * used
+  high = wide(logits)
+  sigmoid = cfg.router_score == "sigmoid"
+  scores = jax.nn.sigmoid(high) if sigmoid else jax.nn.softmax(high, axis=-1)
+  rank = scores
+  if choice_bias is not None:
+    rank = rank + align(wide(choice_bias), rank)
+  elif not sigmoid and cfg.router_groups == 1:
+    rank = high  # in the same order, and without the rounding of a softmax
+  rank = among_groups(cfg, jax.lax.stop_gradient(rank))
+  _, chosen = jax.lax.top_k(rank, cfg.experts_per_token)
+  used = jnp.sum(jax.nn.one_hot(chosen, cfg.n_experts, dtype=high.dtype), -2)
+  weights = scores * used
   if cfg.norm_topk:
-    weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    # Sigmoids may all be 0; transformers adds the same.
+    weights = weights / (total + 1e-20 if sigmoid else total)
+  if cfg.routed_scale != 1.0:
+    weights = weights * cfg.routed_scale
   return weights.astype(logits.dtype)
+
+
+def among_groups(
+  cfg: ModelConfig, rank: Float[Array, "B T E"]
+) -> Float[Array, "B T E"]:
+  """`rank`, and -infinity in the groups of experts that a token leaves out.
+
+  It keeps the `groups_per_token` groups whose two largest ranks have the
+  largest sum.
+  """
+  if cfg.router_groups == 1:
+    return rank
+  by_group = rank.reshape(*rank.shape[:-1], cfg.router_groups, -1)
+  best = jnp.sum(jax.lax.top_k(by_group, 2)[0], axis=-1)
+  _, kept = jax.lax.top_k(best, cfg.groups_per_token)
+  open_groups = jnp.any(jax.nn.one_hot(kept, cfg.router_groups) > 0, axis=-2)
+  by_group = jnp.where(open_groups[..., None], by_group, -jnp.inf)
+  return by_group.reshape(rank.shape)

@@ -47,6 +47,33 @@ class HeadNorm(nn.Module):
     return (normed * scale).astype(x.dtype)
 
 
+LATENT_EPS = 1e-6
+"""Of the norms of latent vectors, whatever a config's `norm_eps` is: the code
+of the models that have them does not set it."""
+
+
+class Latent(nn.Module):
+  """A latent vector of each token: a projection and its RMS norm.
+
+  Attributes:
+    cfg: the model.
+    rank: its width.
+  """
+
+  cfg: ModelConfig
+  rank: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T R"]:
+    cfg, outer = self.cfg, (self.rank,)
+    down = Projection(
+      (cfg.d_model,), outer, cfg.qkv_bias, cfg.init_std, name="down"
+    )
+    normed = rms_normalize(down(x), LATENT_EPS)
+    scale = wide(self.param("scale", nn.initializers.ones, outer))
+    return (normed * align(scale, normed)).astype(x.dtype)
+
+
 def random_kernel(fan_in: int, std: float | None) -> Callable:
   """The initialiser of a matrix, see `ModelConfig.init_std`."""
   if std is None:

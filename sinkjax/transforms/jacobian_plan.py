@@ -72,11 +72,11 @@ class Costs:
 
   @property
   def _heads(self) -> int:
-    return self.cfg.n_heads * self.cfg.head_dim
+    return self.cfg.n_heads * self.cfg.value_dim
 
   @property
   def _keys(self) -> int:
-    return 2 * self.cfg.n_kv_heads * self.cfg.head_dim
+    return self.cfg.n_kv_heads * (self.cfg.head_dim + self.cfg.value_dim)
 
   def column(self, folded: bool) -> int:
     """Bytes of one column of tangents at its widest."""
@@ -92,7 +92,7 @@ class Costs:
     """Bytes of one layer's folded matrices."""
     cfg = self.cfg
     matrices = cfg.d_model * (cfg.d_model + self._heads + self._keys)
-    mixing = cfg.n_heads * self.length * (cfg.head_dim + 1)
+    mixing = cfg.n_heads * self.length * (cfg.value_dim + 1)
     return self._size * self.length * (matrices + mixing)
 
   def forming(self) -> int:

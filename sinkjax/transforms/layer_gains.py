@@ -193,18 +193,18 @@ def _tail(run: LayerSteps, x: Array) -> tuple[Array, Array]:
 
 
 def _writing(run: LayerSteps) -> Array:
-  """[H, R, K] matrices with the norms of each head's output projection.
+  """[H, R, W] matrices with the norms of each head's output projection.
 
-  ||W_O^h a|| = ||R^h a|| for its QR factor, at K rows instead of D.
+  ||W_O^h a|| = ||R^h a|| for its QR factor, at W rows instead of D.
   """
   cfg = run.cfg
-  shape = (1, 1, cfg.n_heads, cfg.head_dim)
+  shape = (1, 1, cfg.n_heads, cfg.value_dim)
   write = functools.partial(run.project_out, None)
   _, push = jax.linearize(write, jnp.zeros(shape, cfg.dtype))
-  many = cfg.n_heads * cfg.head_dim
+  many = cfg.n_heads * cfg.value_dim
   units = jnp.eye(many, dtype=cfg.dtype).reshape(*shape, many)
   kernel = columns_of(push)(units)[0, 0]
-  kernel = kernel.reshape(-1, cfg.n_heads, cfg.head_dim).transpose(1, 0, 2)
+  kernel = kernel.reshape(-1, cfg.n_heads, cfg.value_dim).transpose(1, 0, 2)
   return jnp.linalg.qr(kernel, mode="r")
 
 
@@ -214,7 +214,10 @@ def _head_gains(
   """copy_gain [H, S] and key_gain [H, T, S]."""
   length, kv = fold.keys.shape[0], cfg.n_kv_heads
   writing = writing.reshape(kv, cfg.group_size, *writing.shape[1:])
-  by_input = fold.keys.reshape(length, 2, kv, cfg.head_dim, cfg.d_model)
+  by_input = (
+    part.reshape(length, kv, -1, cfg.d_model)
+    for part in jnp.split(fold.keys, [kv * cfg.head_dim], axis=1)
+  )
 
   def source(d_k: Array, d_v: Array, by_score: Array) -> tuple[Array, Array]:
     copied = jnp.einsum("ngrk,nkd->ngrd", writing, d_v)
@@ -224,8 +227,7 @@ def _head_gains(
     return top_singular(copied), score * jnp.linalg.norm(written, axis=-1)
 
   copy_gain, key_gain = jax.lax.map(
-    lambda of: source(*of),
-    (by_input[:, 0], by_input[:, 1], jnp.moveaxis(fold.by_score, -1, 0)),
+    lambda of: source(*of), (*by_input, jnp.moveaxis(fold.by_score, -1, 0))
   )
   heads = cfg.n_heads
   return (

@@ -48,11 +48,11 @@ class Fold(NamedTuple):
   """One segment's derivative. Without attention in it only `out` is there.
 
   Attributes:
-    out: [T, D, D + H K] of the target by what enters the same token and by
+    out: [T, D, D + H W] of the target by what enters the same token and by
       what the heads mix; [T, D, D] without attention.
-    keys: [T, 2 N K, D] of keys, then values, by what enters.
+    keys: [T, N K + N W, D] of keys, then values, by what enters.
     queries: [N, G, T, K] that multiply a key's tangent.
-    by_score: [N, G, T, K, S] of z by its scores.
+    by_score: [N, G, T, W, S] of z by its scores.
     by_value: [N, G, T, S] of z by the values.
     error: how far this is from the segment's derivative, relative, at the
       token where it is worst.
@@ -61,7 +61,7 @@ class Fold(NamedTuple):
   out: Float[Array, "T D M"]
   keys: Float[Array, "T C D"] | None
   queries: Float[Array, "N G T K"] | None
-  by_score: Float[Array, "N G T K S"] | None
+  by_score: Float[Array, "N G T W S"] | None
   by_value: Float[Array, "N G T S"] | None
   error: Float[Array, ""]
 
@@ -178,15 +178,16 @@ def _fold_attention(
   """As far as resid_mid.
 
   Returns:
-    [1, T, D, D + H K] of resid_mid by resid_pre and by what the heads mix,
-    [T, 2 N K, D] of keys and values by resid_pre, and the mixing.
+    [1, T, D, D + H W] of resid_mid by resid_pre and by what the heads mix,
+    [T, N K + N W, D] of keys and values by resid_pre, and the mixing.
   """
   cfg, (length, width) = run.cfg, pre.shape[1:]
   normed = run.read(pre)
   raw = run.project_qkv(normed)
   (q, k, v), push = jax.linearize(run.norm_and_rotate_qk, *raw)
-  # Values are then not linear: another matrix at each token.
-  if cfg.gate == "value" or cfg.qkv_clip is not None:
+  # Gated or clipped values, and what is made of a normed latent vector, are not
+  # linear: another matrix at each token.
+  if cfg.gate == "value" or cfg.qkv_clip is not None or cfg.kv_rank:
     columns = columns_of(jax.linearize(run.project_qkv, normed)[1])(units)
   else:
     kernels = _kernel(run.project_qkv, (width,), pre.dtype)
@@ -204,7 +205,7 @@ def _fold_attention(
   pulled = _rows_through(run, "attn_in", run.read, pre, by_normed)
   own, keys = jnp.split(pulled, [width], axis=2)
 
-  heads = (cfg.n_heads, cfg.head_dim)
+  heads = (cfg.n_heads, cfg.value_dim)
   if cfg.gate in ("head", "element"):  # likewise, and open by what is read
     _, push_gate = jax.linearize(lambda pre: run.project_out(pre, z), pre)
     own = own + columns_of(push_gate)(units)
@@ -254,16 +255,16 @@ def _fold_mixing(
   _, push = jax.linearize(lambda s, v: run.attend(s, v, sinks), scores, v)
   no_scores, no_v = jnp.zeros_like(scores), jnp.zeros_like(v)
   columns = jnp.arange(length)
-  by_score_Sx1xTxHxK = jax.lax.map(
+  by_score_Sx1xTxHxW = jax.lax.map(
     lambda s: push(no_scores.at[..., s].set(1), no_v), columns
   )
-  by_value_Sx1xTxHxK = jax.lax.map(
+  by_value_Sx1xTxHxW = jax.lax.map(
     lambda s: push(no_scores, no_v.at[:, s].set(1)), columns
   )
-  heads = (cfg.n_kv_heads, cfg.group_size, cfg.head_dim)
-  by_score = by_score_Sx1xTxHxK.reshape(length, length, *heads)
-  by_value = by_value_Sx1xTxHxK.reshape(length, length, *heads)[..., 0]
-  queries = q[0].reshape(length, *heads) * cfg.score_scale
+  heads = (cfg.n_kv_heads, cfg.group_size)
+  by_score = by_score_Sx1xTxHxW.reshape(length, length, *heads, -1)
+  by_value = by_value_Sx1xTxHxW.reshape(length, length, *heads, -1)[..., 0]
+  queries = q[0].reshape(length, *heads, -1) * cfg.score_scale
   return (
     jnp.transpose(queries, (1, 2, 0, 3)),
     jnp.transpose(by_score, (2, 3, 1, 4, 0)),
@@ -341,7 +342,8 @@ def push_folded(
   Returns:
     [W, D, X].
 
-  Cost: W X (2 N K D + D^2 + H K D + 3 H K W) products.
+  Cost: W X (2 N K D + D^2 + H K D + 3 H K W) products, for values as wide as
+  keys.
   """
   with jax.default_matmul_precision(cfg.precision):
     return _apply(fold, d_x, first)
@@ -354,7 +356,10 @@ def _apply(fold: Fold, d_x: Array, first: int) -> Array:
   moved = _each_token(jnp.dot, [fold.keys], first, d_x)
   kv, _, _, head_dim = fold.queries.shape
   window, _, many = d_x.shape
-  d_k, d_v = jnp.split(moved.reshape(window, 2 * kv, head_dim, many), 2, 1)
+  d_k, d_v = (
+    part.reshape(window, kv, -1, many)
+    for part in jnp.split(moved, [kv * head_dim], axis=1)
+  )
   queries = fold.queries[:, :, first:]
   d_scores = jnp.einsum("ngtk,snkx->ngtsx", queries, d_k)
   by_value = fold.by_value[:, :, first:, first:]

@@ -313,7 +313,8 @@ def _attention(
   if "pattern" in edits:  # the edit may put weight on any key
     pieces = [(*piece[:-1], length) for piece in pieces]
   states = tuple(s.init(batch, heads, length) for _, s in statistics)
-  carry = jnp.zeros_like(q), states
+  z = jnp.zeros((batch, length, heads, cfg.value_dim), q.dtype)
+  carry = z, states
   for first, count, rows, keys in pieces:
 
     def body(
@@ -352,7 +353,7 @@ def _mix_rows(
   start: Array | int,
   rows: int,
   keys: int,
-) -> tuple[Float[Array, "B T H K"], RowBlock]:
+) -> tuple[Float[Array, "B T H W"], RowBlock]:
   """z of some rows, and what statistics see of them."""
   q, k, v = qkv
   at_rows = {

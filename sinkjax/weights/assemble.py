@@ -209,10 +209,15 @@ def assemble(
   if place != ON_ONE:
     where = flatten(place.shardings(param_shapes(cfg)))
     workers = workers or default_workers()
-    by_path, found = {leaf.path: leaf for leaf in leaves}, dict.fromkeys(ours)
+    found = dict.fromkeys(ours)
     for path in memory.largest_first(ours):
       found[path] = _in_parts(
-        by_path[path], source, ours[path], where[path], place.dtype, workers
+        [leaf for leaf in leaves if leaf.path == path],
+        source,
+        ours[path],
+        where[path],
+        place.dtype,
+        workers,
       )
       memory.trim()
     return nest(found)
@@ -220,6 +225,8 @@ def assemble(
   jobs = []
   for leaf in leaves:
     slots = buffers[leaf.path]
+    if leaf.layers is not None:
+      slots.fill(0)  # nothing is read where no leaf has a layer
     for index, name in leaf.places(slots.shape):
       jobs.append(Job(leaf, name, slots[index], source))
   fill_all(jobs, workers or default_workers())
@@ -227,22 +234,34 @@ def assemble(
 
 
 def _in_parts(
-  leaf: Leaf,
+  leaves: list[Leaf],
   source: Source,
   shape: Shape,
   where: jax.sharding.NamedSharding | None,
   dtype: str,
   workers: int,
 ) -> jax.Array:
-  """A parameter of which every device's part is read for itself."""
+  """A parameter of which every device's part is read for itself.
+
+  Args:
+    leaves: all that are of it.
+    source: the file.
+    shape: of the parameter.
+    where: the devices, or `None` for one.
+    dtype: that it gets.
+    workers: threads.
+  """
   arrays = []
   for index, devices in shards(where, shape):
     part = aligned_empty(tuple(at.stop - at.start for at in index), dtype)
     jobs = []
-    for at, name in leaf.places(shape):
-      n = len(at)  # layers and experts, which no rule splits
-      whole, inside = shape[n:], index[n:]
-      jobs.append(PartJob(leaf, name, part[at], source, whole, inside))
+    for leaf in leaves:
+      if leaf.layers is not None:
+        part.fill(0)
+      for at, name in leaf.places(shape):
+        n = len(at)  # layers and experts, which no rule splits
+        whole, inside = shape[n:], index[n:]
+        jobs.append(PartJob(leaf, name, part[at], source, whole, inside))
     fill_all(jobs, workers)
     # One after the other: the next part must not be read while this one waits
     # on the host for its device.

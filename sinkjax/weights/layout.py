@@ -93,7 +93,10 @@ class Layout:
     return index
 
   def spare(self, shape: Shape) -> int:
-    """Numbers of the stored tensor that belong to no parameter."""
+    """Numbers of the stored tensor that belong to no parameter.
+
+    Below 0 where our slot has more numbers than the tensor.
+    """
     return 0
 
   def stored_row(self, row: int) -> int:
@@ -286,12 +289,16 @@ class Leaf:
     norm_offset: what the file has added to a norm's scale, which it stores as
       1 + w where the model computes with 1 + w: GGUF does so, Hugging Face
       stores w.
+    layers: the first layer and the one behind the last that have a tensor of
+      this name; `None` for all. Where no leaf has a layer's part of a
+      parameter, it is read as zeros and not written.
   """
 
   path: str
   name: str
   layout: Layout = Vector()
   norm_offset: float = 0.0
+  layers: tuple[int, int] | None = None
 
   @property
   def per_layer(self) -> bool:
@@ -310,6 +317,8 @@ class Leaf:
     found: list[tuple[tuple[int, ...], str]] = [((), self.name)]
     if "{i}" in self.name:
       layers = range(shape[0]) if layer is None else [layer]
+      if self.layers is not None:
+        layers = [i for i in layers if self.layers[0] <= i < self.layers[1]]
       shape = shape[1:] if layer is None else shape
       found = [
         ((i,) if layer is None else (), self.name.replace("{i}", str(i)))

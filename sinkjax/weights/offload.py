@@ -57,8 +57,12 @@ def _read_part(unread: Unread, leaves: list[Leaf], index: int = 0) -> Params:
   ours, slots, jobs = flat_shapes(unread.cfg), {}, []
   for leaf in leaves:
     shape = ours[leaf.path]
-    slot = memory.mapped_empty(shape[1:] if leaf.per_layer else shape)
-    slots[leaf.path] = slot
+    # Several leaves may have parts of one parameter, and where none has a
+    # layer's part, it stays the zeros of fresh pages.
+    slot = slots.get(leaf.path)
+    if slot is None:
+      slot = memory.mapped_empty(shape[1:] if leaf.per_layer else shape)
+      slots[leaf.path] = slot
     for at, name in leaf.places(slot.shape, index):
       jobs.append(Job(leaf, name, slot[at], unread.source))
   elements = sum(slot.size for slot in slots.values())

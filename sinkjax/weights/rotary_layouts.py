@@ -18,16 +18,18 @@ class PartlyInterleaved(Layout):
   Attributes:
     each: the layout beside that.
     rotary: how many they are.
+    last: they are the last ones of each head in the file.
   """
 
   each: Layout
   rotary: int
+  last: bool = False
 
   def _order(self, width: int) -> np.ndarray:
     """Which of our dimensions stands at each place of the file."""
     order = np.arange(width)
     order[: self.rotary] = order[: self.rotary].reshape(2, -1).T.reshape(-1)
-    return order
+    return np.roll(order, -self.rotary) if self.last else order
 
   def stored_shape(self, shape: Shape) -> Shape:
     """See `Layout`."""

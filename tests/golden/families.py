@@ -48,6 +48,9 @@ def build(name, seed=0):
         p.add_(0.3 * torch.randn_like(p))
       else:
         p.normal_(0, 0.3)
+    for name, buffer in model.named_buffers():
+      if "correction_bias" in name:  # by it experts are chosen
+        buffer.normal_(0, 0.3)
   return model
 
 
@@ -126,7 +129,11 @@ def _parts(model):
   attention = next(n for kind, n in kinds.items() if kind.endswith("Attention"))
   # OPT's layers have the MLP's two maps themselves.
   mlp = next(
-    (n for kind, n in kinds.items() if kind.endswith(("MLP", "MoeBlock"))),
+    (
+      n
+      for kind, n in kinds.items()
+      if kind.endswith(("MLP", "MoeBlock", "MoE"))
+    ),
     "fc2",
   )
   return layers, norm, attention, mlp
@@ -179,6 +186,8 @@ class Recorder:
     self.scales_output = model.config.model_type == "granite_swa"
     # Rotary pairs lie side by side there, and half the rotated part apart here.
     self.interleaved = model.config.model_type in _INTERLEAVED
+    # Rotated dimensions are the last of each head there, and the first here.
+    self.rotated_last = getattr(model.config, "qk_rope_head_dim", 0)
     layers, norm, attn, mlp = _parts(model)
     attn, mlp = _branches(layers[0], attn, mlp)
     for part in model.modules():
@@ -214,6 +223,7 @@ class Recorder:
       q = q / module.scaling  # OPT scales queries, not their products
     if self.interleaved:
       q, k = (_half_apart(x, _rotated(module.config)) for x in (q, k))
+    q, k = (x.roll(self.rotated_last, dims=-1) for x in (q, k))
     if self.scales_output:
       pattern = pattern * _left_by_sink(module, q, k, mask, scaling)
     for name, value in (("q", q), ("k", k), ("v", v)):
@@ -306,6 +316,10 @@ class Recorder:
         out = self.model(torch.tensor(tokens), use_cache=False, **kwargs)
     finally:
       torch.nn.functional.scaled_dot_product_attention = kernel
+    routed = self.seen.get("router_logits", [])
+    for _ in range(len(self.seen["resid_pre"]) - len(routed) if routed else 0):
+      # The first layers have one MLP: here, experts with a router of zeros.
+      routed.insert(0, np.zeros_like(routed[0]))
     seen = {name: np.stack(values) for name, values in self.seen.items()}
     seen["embed"], seen["final"] = seen["resid_pre"][0], seen["final"][0]
     seen["resid_mid"] = seen["resid_pre"] + seen["attn_out"]

@@ -95,7 +95,7 @@ def slow(cfg, params, tokens, limit, goes):
         z.append(np.asarray(trace["z"])[0, last, own])
         pattern = np.asarray(trace["pattern"])[0, own, last, : len(mine)]
         got[i, n, mine] += pattern.sum(axis=0)
-      x = rest(block, x, np.concatenate(z)[None, None])
+      x = rest(block, x, np.concatenate(z)[None, None], i)
     rows.append(x[0, 0])
   norm = final_norm_of(params)  # OLMo 1 has no parameters in it
   x = apply_final_norm(cfg, norm, jnp.stack(rows)[None])
@@ -106,11 +106,11 @@ def _id(x):
   return x
 
 
-def _rest_of(cfg, block, pre, z):
+def _rest_of(cfg, block, pre, z, layer):
   def apply(method, *args):
     return Block(cfg).apply({"params": block}, *args, method=method)
 
-  tap = Tapper(NO_TAPS, 0)
+  tap = Tapper(NO_TAPS, layer)
   return apply(
     Block.transform, pre, apply(Block.add_attention, pre, z, tap), tap
   )

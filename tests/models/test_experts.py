@@ -7,7 +7,7 @@ import pytest
 
 import sinkjax
 from sinkjax.inference import quantize_linear
-from sinkjax.models.mlp import Experts
+from sinkjax.models.mlp import Experts, Mlp, routing
 from sinkjax.taps import Tapper, Taps
 from sinkjax.transforms.layer_jacobian import fold_layer
 from sinkjax.transforms.residual import context_of
@@ -27,6 +27,24 @@ OPTIONS = {
     "activation": "quick_gelu",
     "mlp_clamp": 1.0,
     "up_offset": 1.0,
+  },
+  "grouped": {
+    "n_experts": 12,
+    "experts_per_token": 3,
+    "router_score": "sigmoid",
+    "choice_bias": True,
+    "router_groups": 4,
+    "groups_per_token": 2,
+    "norm_topk": True,
+    "routed_scale": 2.5,
+    "shared_d_ff": 5,
+    "shared_open": False,
+  },
+  "grouped softmax": {
+    "n_experts": 6,
+    "router_groups": 2,
+    "choice_bias": True,
+    "routed_scale": 0.5,
   },
 }
 
@@ -64,14 +82,28 @@ def by_hand(cfg, w, x):
   for t, token in enumerate(x):
     logits = token @ w["router"]["kernel"] + w["router"].get("bias", 0.0)
     share = np.exp(logits) / np.exp(logits).sum()
-    chosen = np.argsort(-logits)[: cfg.experts_per_token]
+    if cfg.router_score == "sigmoid":
+      share = logistic(logits)
+    chosen = choice(cfg, share + w.get("choice_bias", 0.0))
     total = share[chosen].sum() if cfg.norm_topk else 1
     for e in chosen:
-      out[t] += share[e] / total * one_mlp(cfg, w, "expert", token, e)
+      part = cfg.routed_scale * share[e] / total
+      out[t] += part * one_mlp(cfg, w, "expert", token, e)
     if cfg.shared_d_ff:
-      opened = logistic(token @ w["shared_open"]["kernel"])
+      opened = 1.0
+      if cfg.shared_open:
+        opened = logistic(token @ w["shared_open"]["kernel"])
       out[t] += opened * one_mlp(cfg, w, "shared", token)
   return out
+
+
+def choice(cfg, rank):
+  """The experts of one token, group by group."""
+  groups = np.arange(cfg.n_experts).reshape(cfg.router_groups, -1)
+  worth = [np.sort(rank[group])[-2:].sum() for group in groups]
+  best = sorted(range(len(groups)), key=lambda g: -worth[g])
+  members = np.concatenate([groups[g] for g in best[: cfg.groups_per_token]])
+  return members[np.argsort(-rank[members])[: cfg.experts_per_token]]
 
 
 def experts(cfg):
@@ -123,6 +155,55 @@ def test_one_layer_and_its_slopes(name):
     slope = np.vdot((up - down) / 2e-6, onto)
     np.testing.assert_allclose(forward, reverse, rtol=1e-12)
     np.testing.assert_allclose(forward, slope, rtol=1e-7)
+
+
+@pytest.mark.thorough
+def test_groups_and_the_bias_decide_who_is_chosen():
+  """The hand's choice is another one without either of them."""
+  cfg = BASE.replace(**OPTIONS["grouped"])
+  rng = np.random.default_rng(3)
+  ranks = rng.normal(size=(50, cfg.n_experts))
+  free = cfg.replace(router_groups=1, groups_per_token=1)
+  changed = [set(choice(cfg, r)) != set(choice(free, r)) for r in ranks]
+  assert 0.2 < np.mean(changed) < 1
+  logits = jnp.asarray(ranks, jnp.float32)[None]
+  bias = jnp.asarray(rng.normal(size=cfg.n_experts), jnp.float32)
+  with_bias = np.asarray(routing(cfg, logits, bias)) > 0
+  without = np.asarray(routing(cfg, logits)) > 0
+  assert np.all(with_bias.sum(-1) == 3) and np.all(without.sum(-1) == 3)
+  assert 0.2 < np.mean(np.any(with_bias != without, axis=-1)) < 1
+
+
+@pytest.mark.thorough
+def test_a_layer_without_experts_is_one_mlp():
+  """Of its width, whatever the parameters are that it does not use."""
+  options = {**OPTIONS["grouped"], "dense_layers": 1, "dense_d_ff": 29}
+  cfg = BASE.replace(dtype="float64", **options)
+  one = BASE.replace(dtype="float64", n_experts=0, d_ff=29)
+  with jax.enable_x64(True):
+    w = jax.tree.map(lambda x: x[0], model(cfg, np.float64)["blocks"]["mlp"])
+    flat = {
+      part: w[f"expert_{part}"]["kernel"].transpose(1, 0, 2).reshape(8, -1)
+      for part in ("gate", "up")
+    }
+    kernels = {part: {"kernel": x[:, :29]} for part, x in flat.items()}
+    down = w["expert_down"]["kernel"].reshape(-1, 8)[:29]
+    kernels["down"] = {"kernel": down}
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 7, 8)))
+    tap, mlp = Tapper(Taps({}), 0), Mlp(one)
+
+    def dense(mlp, x):
+      return mlp.activate(*mlp.linear(x), tap=tap)
+
+    want = mlp.apply({"params": kernels}, x, method=dense)[0]
+    f = experts(cfg)
+    np.testing.assert_allclose(f(w, x[0]), want, rtol=1e-12)
+    slopes = jax.grad(lambda w: jnp.sum(f(w, x[0]) ** 2))(w)
+    slopes = jax.tree.map(np.asarray, slopes)
+  for name in ("router", "shared_up", "shared_down"):
+    assert not np.any(slopes[name]["kernel"])
+  used = np.any(slopes["expert_up"]["kernel"] != 0, axis=1).reshape(-1)
+  assert used.tolist() == [True] * 29 + [False] * (12 * 6 - 29)
 
 
 @pytest.mark.thorough
@@ -207,6 +288,28 @@ def test_refusals():
     ({"shared_d_ff": 5}, "shared_d_ff needs n_experts, got 0"),
     ({"gated_mlp": False, "up_offset": 1.0}, "need gated_mlp=True"),
     ({"n_experts": -1}, "n_experts must be a positive integer"),
+    ({"choice_bias": True}, "choice_bias needs n_experts, got 0"),
+    ({"n_experts": 6, "router_groups": 4}, "groups of one size"),
+    ({"n_experts": 4, "router_groups": 4}, "two experts at least"),
+    ({"n_experts": 4, "groups_per_token": 2}, "at most router_groups=1"),
+    (
+      {"n_experts": 4, "router_groups": 2, "experts_per_token": 3},
+      "more than groups_per_token=1 groups have",
+    ),
+    ({"n_experts": 4, "dense_layers": 1}, "need each other"),
+    (
+      {"n_experts": 4, "dense_layers": 3, "dense_d_ff": 8},
+      "less than n_layers=3, got 3",
+    ),
+    (
+      {"n_experts": 4, "dense_layers": 1, "dense_d_ff": 193},
+      "at most n_experts d_ff=192, got 193",
+    ),
+    (
+      {"n_experts": 4, "dense_layers": 1, "dense_d_ff": 8, "mlp_bias": True},
+      "dense_layers needs mlp_bias=False",
+    ),
+    ({"router_score": "tanh"}, "router_score must be one of"),
   ]:
     with pytest.raises(ValueError, match=message):
       sinkjax.TINY.replace(**changes)

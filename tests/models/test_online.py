@@ -233,6 +233,7 @@ VARIANTS = {
   "key and value bias": {"attn_bias": "kv"},
   "value bias": {"attn_bias": "v"},
   "gate": {"gate": "head"},
+  "latent": {"rope_dim": 4, "kv_rank": 9, "q_rank": 7, "v_dim": 5},
   "ALiBi, which has no such form": {"positions": "alibi"},
   "fused": {"attention": "fused", "sink_logit": True},
 }

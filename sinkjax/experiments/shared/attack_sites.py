@@ -37,9 +37,8 @@ def attacked_layers(cfg: ModelConfig, site: str) -> np.ndarray:
 
 def shift_shape(cfg: ModelConfig, site: str) -> tuple[int, ...]:
   """The shape of one token's vector at a site, in one layer."""
-  return (
-    (cfg.n_kv_heads, cfg.head_dim) if site in ("k", "v") else (cfg.d_model,)
-  )
+  widths = {"k": cfg.head_dim, "v": cfg.value_dim}
+  return (cfg.n_kv_heads, widths[site]) if site in widths else (cfg.d_model,)
 
 
 def token_norms(

@@ -145,9 +145,9 @@ def _yarn(read: Reader, model: Reader) -> RopeScaling:
   grown = read.get("attention_factor", float)
   if grown is None:
     scales = [read.get(name, float) for name in ("mscale", "mscale_all_dim")]
-    grown = _mscale(factor)
+    grown = mscale(factor)
     if all(scales):
-      grown = _mscale(factor, scales[0]) / _mscale(factor, scales[1])
+      grown = mscale(factor, scales[0]) / mscale(factor, scales[1])
   try:
     return RopeScaling(
       "yarn",
@@ -162,7 +162,8 @@ def _yarn(read: Reader, model: Reader) -> RopeScaling:
     raise WeightsError(f"{read.where}: {error}") from None
 
 
-def _mscale(factor: float, scale: float = 1.0) -> float:
+def mscale(factor: float, scale: float = 1.0) -> float:
+  """By how much YaRN lengthens queries and keys, times `scale`."""
   return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

@@ -45,11 +45,19 @@ def linear(
   return found
 
 
-def partly_interleaved(leaves: list[Leaf], cfg: ModelConfig) -> list[Leaf]:
-  """Leaves of whose queries and keys a part is rotated, as pairs lie there."""
+def partly_interleaved(
+  leaves: list[Leaf], cfg: ModelConfig, *, last: bool = False
+) -> list[Leaf]:
+  """Leaves of whose queries and keys a part is rotated, as pairs lie there.
+
+  Args:
+    leaves: of any parameters.
+    cfg: the model.
+    last: whether that part is the last of each head in the file.
+  """
   return [
     dataclasses.replace(
-      leaf, layout=PartlyInterleaved(leaf.layout, cfg.rotary_dim)
+      leaf, layout=PartlyInterleaved(leaf.layout, cfg.rotary_dim, last)
     )
     if leaf.path.startswith(("blocks/attn/q/", "blocks/attn/k/"))
     else leaf
@@ -227,6 +235,7 @@ def expert_tensors(
   cfg: ModelConfig,
   at: str = "model.layers.{i}.mlp",
   names: Mapping[str, str] = MappingProxyType({}),
+  shared: str = "shared_expert",
 ) -> list[Leaf]:
   """A layer's experts, each with tensors of its own, as most families have.
 
@@ -234,6 +243,7 @@ def expert_tensors(
     cfg: the model.
     at: what their names begin with.
     names: of an expert's maps that are other than "up_proj" and so on.
+    shared: of the one that every token uses.
   """
   found = linear("mlp/router", f"{at}.gate", False)
   for part in mlp_parts(cfg):
@@ -243,8 +253,8 @@ def expert_tensors(
     )
     if cfg.shared_d_ff:
       found += linear(
-        f"mlp/shared_{part}", f"{at}.shared_expert.{part}_proj", cfg.mlp_bias
+        f"mlp/shared_{part}", f"{at}.{shared}.{part}_proj", cfg.mlp_bias
       )
-  if cfg.shared_d_ff:
-    found += linear("mlp/shared_open", f"{at}.shared_expert_gate", False)
+  if cfg.shared_d_ff and cfg.shared_open:
+    found += linear("mlp/shared_open", f"{at}.{shared}_gate", False)
   return found

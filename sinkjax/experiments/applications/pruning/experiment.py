@@ -294,7 +294,7 @@ def _times(
     small, its = remove_heads(params, cfg, removed)
     models[name] = logits(its), small
     left[name] = its.n_heads / cfg.n_heads
-    zero = jnp.zeros((*removed.shape, cfg.head_dim))
+    zero = jnp.zeros((*removed.shape, cfg.value_dim))
     losses[name] = quality({"z": AblateHeads(jnp.asarray(removed), zero)})
   # Layers of unequal size cannot be scanned: compared with the whole model
   # unrolled as well, which alone changes the time.
