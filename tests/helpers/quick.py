@@ -1,11 +1,19 @@
-"""Which values of a parametrised test the gate runs."""
+"""Which values of a parametrised test run where."""
+
+from collections.abc import Iterable
 
 import pytest
 
 
-def quick(names, *kept):
-  """Only these are not slow."""
+def quick(names: Iterable, *kept, others: str = "slow") -> list:
+  """Values of which only these are not marked.
+
+  Args:
+    names: all values.
+    kept: those that stay as they are.
+    others: the mark of the rest: "slow", or "thorough" for the gate.
+  """
+  mark = getattr(pytest.mark, others)
   return [
-    name if name in kept else pytest.param(name, marks=pytest.mark.slow)
-    for name in names
+    name if name in kept else pytest.param(name, marks=mark) for name in names
   ]

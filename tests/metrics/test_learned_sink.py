@@ -1,6 +1,7 @@
 """The weight on sinks that are no token: its metrics, and where they show."""
 
-import golden_models
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from sinkjax.train.probe import make_probe
 from sinkjax.transforms.streaming import stream_statistics
 from sinkjax.weights import huggingface
 
+FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 NAMES = ("learned_sink", "first_and_learned")
 SINKS = {
   "sink_logit": {"sink_logit": True},
@@ -112,7 +114,7 @@ def test_nothing_shows_it_where_there_is_none():
 @pytest.mark.parametrize("name", ["gpt_oss", "granite_swa"])
 def test_published_architectures_with_sinks(name):
   """Against the patterns that transformers recorded, padding left out."""
-  folder = golden_models.FAMILIES / name
+  folder = FAMILIES / name
   params, cfg = huggingface.load(folder)
   golden = np.load(folder / "golden.npz")
   # As `make_golden` drew them.

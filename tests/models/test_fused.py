@@ -117,7 +117,13 @@ KERNEL_SHAPES = {
 @pytest.mark.parametrize(
   ("parts", "shapes", "unshaped"),
   [
-    (["cudnn", "wrapper", "inside", "online", "reducers"], KERNEL_SHAPES, 14),
+    # The compilers' tests have the same wrapper, in the gate.
+    pytest.param(
+      ["cudnn", "wrapper", "inside", "online", "reducers"],
+      KERNEL_SHAPES,
+      14,
+      marks=pytest.mark.slow,
+    ),
     # The interpreted TPU kernel, on seven meshes and in a step of training.
     pytest.param(
       ["splash_everywhere", "training"], {}, 8, marks=pytest.mark.slow

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 import sinkjax
 from sinkjax.models import attention, online
@@ -123,7 +124,9 @@ def close(got, want, tolerance=1e-11):
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "again"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+  "name", quick(CASES, "plain", "mask", "sink of each row", others="thorough")
+)
 def test_every_derivative_is_that_of_the_formula(name, kept, monkeypatch):
   """z, lse, jvp, linearize, grad, vmap, and the derivative of a gradient."""
   if not kept:
@@ -241,7 +244,9 @@ VARIANTS = {
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+  "name", quick(VARIANTS, "sink logit", "local layers", "key bias", "latent")
+)
 def test_the_model_is_the_same_function(name, padded, monkeypatch):
   """Logits, gradient and a derivative of it, against the pattern written."""
   monkeypatch.setattr(attention, "LONG", 1)

@@ -223,7 +223,11 @@ def test_a_fixed_value_lets_nothing_through(case, site):
 
 
 @pytest.mark.parametrize(
-  ("site", "kind"), [("scores", "knockout"), ("z", "ablate")]
+  ("site", "kind"),
+  [
+    ("z", "ablate"),
+    pytest.param("scores", "knockout", marks=pytest.mark.thorough),
+  ],
 )
 def test_edits_of_one_site_only(case, site, kind):
   assert error(check(case, site, (kind,)), plain(case)) > 1e-3

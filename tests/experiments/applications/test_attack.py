@@ -298,7 +298,7 @@ def made(factor, texts=12, **about):
   return result.as_stored(CONFIG)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_verdicts_go_by_the_next_token():
   """Ten times the KL at the sink: attacks do more there, and so do swaps."""
   result = made(10.0)

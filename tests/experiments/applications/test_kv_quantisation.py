@@ -32,7 +32,7 @@ from sinkjax.inference.quantize_linear import (
   range_observers,
 )
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.slow
 
 SMALL = Config(
   tokens=18,

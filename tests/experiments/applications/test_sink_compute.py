@@ -39,7 +39,7 @@ from sinkjax.experiments.applications.sink_compute.timing import (
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.protocol import Verdict, judge
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.slow
 
 SMALL = Config(
   lengths=(32, 48),
