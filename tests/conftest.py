@@ -1,5 +1,6 @@
 """Fixtures: a tiny model, and the real ones, fetched once into the cache."""
 
+import gc
 import os
 import pathlib
 
@@ -12,6 +13,10 @@ import sinkjax
 
 # A silent broadcast between ranks is a wrong number in the making.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# JAX keeps over a million objects for programs that it may run again. To look
+# through all of them as often as Python does is 4 % of the time of a whole run.
+gc.set_threshold(50_000, 20, 20)
 
 # The first example compiles or imports: its time says nothing.
 hypothesis.settings.register_profile("here", deadline=None)

@@ -52,6 +52,7 @@ def test_heavy_hitters_by_hand():
   np.testing.assert_allclose(score[0], want, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_random_eviction_is_a_uniform_sample(tiny):
   """Of 30 tokens 4 and the last 2 stay: each of the 28 with 4 / 28."""
   params, cfg = tiny
@@ -91,6 +92,7 @@ def test_one_trace_while_streaming_and_constant_memory(name, tiny):
   assert sum(x.nbytes for x in jax.tree.leaves(cache)) == size
 
 
+@pytest.mark.thorough
 def test_bfloat16(tiny, text):
   params, cfg = tiny
   cfg = cfg.replace(dtype="bfloat16")

@@ -121,6 +121,7 @@ def test_a_finished_run_does_nothing(config, data, tmp_path):
   assert _bits(again) == _bits(state)
 
 
+@pytest.mark.thorough
 def test_other_data_is_refused(config, data, tmp_path):
   _go(dataclasses.replace(config, steps=8), data, tmp_path)
   other = dataclasses.replace(config, seed=1)

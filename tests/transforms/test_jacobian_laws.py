@@ -142,6 +142,7 @@ def test_reverse_mode_agrees(base):
   assert error(engine(*base.args), jac) < 1e-12
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("source", "target"),
   [
@@ -279,6 +280,7 @@ def test_without_weights_it_is_the_identity():
     np.testing.assert_allclose(got, np.eye(LENGTH) * size, rtol=1e-12)
 
 
+@pytest.mark.thorough
 def test_uniform_attention_takes_the_mean():
   """J[t, s] = ((1 + M)^L)[t, s], M the mean of what a token sees."""
   params, blocks = blank()

@@ -174,6 +174,7 @@ def test_top_singular():
   assert float(top_singular(jnp.zeros((2, 3)))) == 0
 
 
+@pytest.mark.thorough
 def test_weights_layer_by_layer():
   params, f = random_params(CFG), sinkjax.forward(CFG)
   got = layer_gains(f, InMemory(CFG, params), IDS)

@@ -57,6 +57,7 @@ def test_edits_act_as_in_a_dense_pass(tiny, tokens, name):
   np.testing.assert_allclose(got.nll, token_nll(want.logits, tokens), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_observers_outside_the_rows_and_dense_ones(tiny, tokens):
   params, cfg = tiny
   whole = (
