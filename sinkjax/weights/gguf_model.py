@@ -10,11 +10,9 @@ from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights import families
 from sinkjax.weights.assemble import Unread, assemble, check_names
-from sinkjax.weights.families._gguf import (
-  Metadata,
-  check_rope_keys,
-  common_fields,
-)
+from sinkjax.weights.families._gguf import check_keys, common_fields
+from sinkjax.weights.families._gguf_rope import check_rope_keys
+from sinkjax.weights.families._metadata import Metadata
 from sinkjax.weights.formats.gguf import (
   GGUFFile,
   open_gguf,
@@ -30,6 +28,8 @@ from sinkjax.weights.validate import WeightsError, fit_tokenizer
 
 # The one is read with the config, the other is a table that can be computed.
 _IGNORED = (r"^rope_freqs\.weight$", r"\.attn_rot_embd$")
+# llama.cpp's converter writes [1, D], and its quantiser makes [D] of it.
+_ONE_ROW = ".ffn_gate_inp_shexp.weight"
 
 
 def config_from_gguf(file: GGUFFile) -> ModelConfig:
@@ -40,23 +40,19 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
       is missing or of the wrong type or size.
   """
   architecture = file.metadata.get("general.architecture")
-  family = families.find_architecture(architecture)
+  family = families.find_architecture(architecture, file.metadata)
   if family is None:
-    known = [f.gguf.architecture for f in families.FAMILIES.values() if f.gguf]
+    known = {f.gguf.architecture for f in families.FAMILIES.values() if f.gguf}
     raise WeightsError(
       f"{file.path}: unknown architecture {architecture!r}; known: "
       f"{sorted(known)}"
     )
   read = Metadata(file, architecture)
-  if read.get("expert_count", int, 0):
-    raise WeightsError(
-      f"{file.path}: models with experts are not read from GGUF files; use the "
-      "Hugging Face folder of the model"
-    )
   check_rope_keys(read, family.gguf.rope_keys)
   try:
-    fields = common_fields(read, file)
+    fields = common_fields(read, file, family.gguf.rope_scaling)
     fields |= family.gguf.read_config(read, fields)
+    check_keys(read)
     return ModelConfig(**fields, model_type=family.name)
   except WeightsError:
     raise
@@ -71,7 +67,12 @@ class _GGUFSource:
     self.file, self.where = file, str(file.path)
 
   def shapes(self) -> Mapping[str, Shape]:
-    return {name: t.shape for name, t in self.file.tensors.items()}
+    return {
+      name: t.shape[1:]
+      if name.endswith(_ONE_ROW) and t.shape[:-1] == (1,)
+      else t.shape
+      for name, t in self.file.tensors.items()
+    }
 
   def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
     return read_tensor(self.file, name, out=out)

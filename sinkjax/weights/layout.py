@@ -174,6 +174,25 @@ class Linear(Layout):
 
 
 @dataclasses.dataclass(frozen=True)
+class Matrices(Layout):
+  """A matrix [out, in] of each expert, behind one another."""
+
+  def stored_shape(self, shape: Shape) -> Shape:
+    """See `Layout`."""
+    return (shape[0], shape[2], shape[1])
+
+  def in_file_order(self, slot: np.ndarray) -> np.ndarray:
+    """See `Layout`."""
+    return slot.transpose(0, 2, 1)
+
+  def stored_part(
+    self, shape: Shape, index: tuple[slice, ...]
+  ) -> tuple[slice, ...] | None:
+    """See `Layout`."""
+    return (index[0], index[2], index[1])
+
+
+@dataclasses.dataclass(frozen=True)
 class Kernel(Layout):
   """A matrix [in, out], as `Conv1D` of transformers and as flax have it.
 

@@ -11,8 +11,10 @@ turned kernels. None of this is taken from the code under test.
 import json
 import math
 import pathlib
+import re
 import threading
 import time
+from types import MappingProxyType
 
 import gguf
 import numpy as np
@@ -24,6 +26,8 @@ FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 NAMES = sorted(path.name for path in FAMILIES.iterdir())
 # What the converter does to an architecture's tensors beside renaming them.
 _PERMUTED = ("llama",)
+# Whose width of an expert has a key of its own.
+_EXPERT_LENGTH = ("qwen2moe", "qwen3moe", "gpt-oss")
 _TRANSPOSED = {"gpt2": ("attn_qkv", "attn_output", "ffn_up", "ffn_down")}
 
 
@@ -67,6 +71,43 @@ def rope_factors(cfg):
   return np.array(factors, np.float32)
 
 
+def pieces(tensors):
+  """Tensors as the converter names them before it renames: (name, tensor).
+
+  The maps of a layer's experts are stacked, and gates that lie in turn with
+  what they open are told apart.
+  """
+  experts = {}
+  for name, tensor in tensors.items():
+    alone = re.fullmatch(r"(.*\.experts)\.(\d+)(\..*)", name)
+    if alone:
+      experts.setdefault(alone[1] + alone[3], {})[int(alone[2])] = tensor
+    elif ".experts.gate_up_proj" in name:
+      for part, half in (("gate", 0), ("up", 1)):
+        new = name.replace("gate_up_proj", f"{part}_proj")
+        yield from _of_experts(new, tensor[..., half::2])
+    elif ".experts." in name:
+      yield from _of_experts(name, tensor)
+    elif name.endswith(".sinks"):
+      yield f"{name}.weight", tensor
+    else:
+      yield name, tensor
+  for name, found in experts.items():
+    # The names of Mistral AI.
+    name = name.replace("block_sparse_moe.experts", "feed_forward.experts")
+    if ".feed_forward." in name:
+      name = name.removeprefix("model.")
+    yield name, np.stack([found[i] for i in range(len(found))])
+
+
+def _of_experts(name, tensor):
+  """gpt-oss: matrices are [in, out] there and have no suffix."""
+  if name.endswith("_bias"):
+    yield name.removesuffix("_bias") + ".bias", tensor
+  else:
+    yield f"{name}.weight", tensor.swapaxes(1, 2)
+
+
 def converted(name, tensor, cfg, arch):
   """One tensor as the converter stores it, by its name there."""
   part = name.split(".")[-2]
@@ -81,7 +122,15 @@ def converted(name, tensor, cfg, arch):
   return np.ascontiguousarray(tensor)
 
 
-def write_gguf(path, model, drop=(), extra=(), values=(), **more):
+def write_gguf(
+  path,
+  model,
+  drop=(),
+  extra=(),
+  values=(),
+  quantised=MappingProxyType({}),
+  **more,
+):
   """A golden model as a GGUF file.
 
   Args:
@@ -90,22 +139,28 @@ def write_gguf(path, model, drop=(), extra=(), values=(), **more):
     drop: names of tensors, of safetensors, to leave out.
     extra: (name, tensor) to add.
     values: (key below the architecture's, string or number) to add.
+    quantised: types of a layer's matrices, by their names.
     **more: of the writer, as how many tensors a part has.
   """
   arch, cfg = GGUF[model], huggingface.load_config(FAMILIES / model)
   writer = gguf.GGUFWriter(path, arch, **more)
   for key, value in values:
-    add = writer.add_string if isinstance(value, str) else writer.add_float32
-    add(f"{arch}.{key}", value)
+    add_value(writer, f"{arch}.{key}", value)
   write_metadata(writer, cfg)
+  if cfg.n_experts:
+    write_experts(writer, cfg, arch)
   write_vocabulary(writer, cfg)
   number = {n: i for i, n in gguf.MODEL_ARCH_NAMES.items()}[arch]
   names = gguf.get_tensor_name_map(number, cfg.n_layers)
   tensors = load_file(FAMILIES / model / "model.safetensors")
-  for old, tensor in tensors.items():
-    if old not in drop:
-      name = names.get_name(old, try_suffixes=(".weight", ".bias"))
-      writer.add_tensor(name, converted(name, tensor, cfg, arch))
+  kept = {name: x for name, x in tensors.items() if name not in drop}
+  for old, tensor in pieces(kept):
+    name = names.get_name(old, try_suffixes=(".weight", ".bias"))
+    tensor = converted(name, tensor, cfg, arch)
+    kind = quantised.get(name.removesuffix(".weight").split(".")[-1])
+    if kind is not None:
+      tensor = gguf.quants.quantize(tensor, kind)
+    writer.add_tensor(name, tensor, raw_dtype=kind)
   if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "llama3":
     extra = [*extra, ("rope_freqs.weight", rope_factors(cfg))]
   for name, tensor in extra:
@@ -121,7 +176,8 @@ def write_metadata(writer, cfg):
   writer.add_context_length(cfg.max_len)
   writer.add_embedding_length(cfg.d_model)
   writer.add_block_count(cfg.n_layers)
-  writer.add_feed_forward_length(cfg.d_ff)
+  if not cfg.n_experts:
+    writer.add_feed_forward_length(cfg.d_ff)
   writer.add_head_count(cfg.n_heads)
   writer.add_head_count_kv(cfg.n_kv_heads)
   writer.add_key_length(cfg.head_dim)
@@ -136,12 +192,43 @@ def write_metadata(writer, cfg):
   if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "linear":
     writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
     writer.add_rope_scaling_factor(cfg.rope_scaling.factor)
+  if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "yarn":
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(cfg.rope_scaling.factor)
+    writer.add_rope_scaling_orig_ctx_len(cfg.rope_scaling.original_max_len)
+    writer.add_rope_scaling_yarn_beta_fast(cfg.rope_scaling.beta_fast)
+    writer.add_rope_scaling_yarn_beta_slow(cfg.rope_scaling.beta_slow)
   if cfg.window:
     writer.add_sliding_window(cfg.window)
   if cfg.attn_softcap:
     writer.add_attn_logit_softcapping(cfg.attn_softcap)
   if cfg.logit_softcap:
     writer.add_final_logit_softcapping(cfg.logit_softcap)
+
+
+def write_experts(writer, cfg, arch):
+  """Keys of models with experts."""
+  writer.add_expert_count(cfg.n_experts)
+  writer.add_expert_used_count(cfg.experts_per_token)
+  if arch not in _EXPERT_LENGTH:
+    writer.add_feed_forward_length(cfg.d_ff)
+    return
+  # There the common key is about layers without experts.
+  writer.add_feed_forward_length(3 * cfg.d_ff)
+  writer.add_expert_feed_forward_length(cfg.d_ff)
+  if cfg.shared_d_ff:
+    writer.add_expert_shared_feed_forward_length(cfg.shared_d_ff)
+
+
+def add_value(writer, key, value):
+  """A number, a bool or a text."""
+  kinds = {
+    bool: writer.add_bool,
+    int: writer.add_uint32,
+    float: writer.add_float32,
+    str: writer.add_string,
+  }
+  kinds[type(value)](key, value)
 
 
 def write_vocabulary(writer, cfg):

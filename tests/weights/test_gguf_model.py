@@ -3,9 +3,11 @@
 import pathlib
 import sys
 
+import gguf
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import sinkjax
 from sinkjax.weights import huggingface
@@ -17,6 +19,12 @@ from golden_models import FAMILIES, GGUF, write_gguf
 
 # Their files store neither the scale of scores nor the layers' kinds.
 PARTIAL = ("gemma2", "gemma3")
+# Fields that llama.cpp's files have no key of: it computes with the same for
+# every model of the architecture.
+UNTOLD = {
+  "gpt_oss": {"mlp_clamp": 7.0},
+  "olmoe": {"norm_topk": False, "qkv_clip": None},
+}
 
 
 @pytest.mark.parametrize("name", GGUF)
@@ -37,9 +45,13 @@ def near(a, b):
 def test_same_config_and_logits(name, tmp_path):
   write_gguf(tmp_path / "m.gguf", name)
   params, cfg, _ = load_gguf(tmp_path / "m.gguf")
-  cfg = cfg.replace(window=None, local_layers=())
   theirs_params, theirs = huggingface.load(FAMILIES / name)
-  theirs = theirs.replace(window=None, local_layers=())
+  untold = UNTOLD.get(name, {})
+  assert {field: getattr(cfg, field) for field in untold} == untold
+  # Of most architectures llama.cpp's files do not tell the window.
+  cfg, theirs = (
+    c.replace(window=None, local_layers=(), **untold) for c in (cfg, theirs)
+  )
   tokens = np.arange(3, 17)[None]
   np.testing.assert_allclose(
     sinkjax.forward(cfg)(params, tokens).logits,
@@ -136,3 +148,71 @@ def test_unknown_architecture(tmp_path):
   (tmp_path / "m.gguf").write_bytes(data)
   with pytest.raises(WeightsError, match="unknown architecture 'lemma'"):
     load_gguf(tmp_path / "m.gguf")
+
+
+def test_experts_in_mxfp4(tmp_path):
+  four = gguf.GGMLQuantizationType.MXFP4
+  kinds = {"ffn_gate_exps": four, "ffn_up_exps": four}
+  write_gguf(tmp_path / "m.gguf", "gpt_oss", quantised=kinds)
+  params, wanted = (
+    found[0]["blocks"]["mlp"]
+    for found in (
+      load_gguf(tmp_path / "m.gguf"),
+      huggingface.load(FAMILIES / "gpt_oss"),
+    )
+  )
+  for part in ("expert_gate", "expert_up"):
+    # Blocks lie along the inputs.
+    rows = np.asarray(wanted[part]["kernel"]).swapaxes(2, 3)
+    stored = gguf.quants.quantize(np.ascontiguousarray(rows), four)
+    np.testing.assert_array_equal(
+      params[part]["kernel"].swapaxes(2, 3),
+      gguf.quants.dequantize(stored, four).reshape(rows.shape),
+    )
+
+
+def test_the_gate_of_a_shared_expert_may_be_a_vector(tmp_path):
+  name = "model.layers.{}.mlp.shared_expert_gate.weight"
+  tensors = load_file(FAMILIES / "qwen2_moe" / "model.safetensors")
+  names = [name.format(i) for i in range(3)]
+  rows = [
+    (f"blk.{i}.ffn_gate_inp_shexp.weight", tensors[name][0])
+    for i, name in enumerate(names)
+  ]
+  write_gguf(tmp_path / "m.gguf", "qwen2_moe", drop=names, extra=rows)
+  params, cfg, _ = load_gguf(tmp_path / "m.gguf")
+  wanted, _ = huggingface.load(FAMILIES / "qwen2_moe")
+  jax.tree.map(np.testing.assert_array_equal, params, wanted)
+
+
+@pytest.mark.parametrize(
+  ("model", "name", "value"),
+  [
+    ("llama2", "attention.causal", False),
+    ("llama2", "attention.scale", 0.5),
+    ("llama2", "logit_scale", 2.0),
+    ("llama2", "nextn_predict_layers", 1),
+    ("qwen2", "expert_count", 4),
+    ("mixtral", "expert_group_count", 2),
+    ("mixtral", "expert_weights_scale", 2.5),
+    ("qwen3_moe", "leading_dense_block_count", 1),
+  ],
+)
+def test_keys_that_change_a_model_are_refused(model, name, value, tmp_path):
+  write_gguf(tmp_path / "m.gguf", model, values=[(name, value)])
+  with pytest.raises(WeightsError, match=f"{name}={value} is not supported"):
+    load_header(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+  ("model", "name", "value"),
+  [
+    ("qwen3_moe", "expert_weights_norm", False),
+    ("qwen2_moe", "expert_weights_norm", True),
+    ("mixtral", "expert_gating_func", 2),
+  ],
+)
+def test_other_weights_of_experts_are_refused(model, name, value, tmp_path):
+  write_gguf(tmp_path / "m.gguf", model, values=[(name, value)])
+  with pytest.raises(WeightsError, match=f"{name}={value} .*are not what"):
+    load_header(tmp_path / "m.gguf")

@@ -1,15 +1,19 @@
 """What a family is, and the one table of all of them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from sinkjax.config import ModelConfig
-from sinkjax.weights.families._gguf import Metadata
+from sinkjax.config import ModelConfig, RopeScaling
+from sinkjax.weights.families._gguf_rope import scaling
+from sinkjax.weights.families._metadata import Metadata
 from sinkjax.weights.families._reader import Reader
+from sinkjax.weights.formats.gguf import GGUFFile
 from sinkjax.weights.layout import Leaf
 
 Fields = dict[str, Any]
+Scaling = Callable[[Metadata, GGUFFile, int], RopeScaling | None]
 
 
 def _nothing(read: Metadata, fields: Fields) -> Fields:
@@ -25,14 +29,20 @@ class Gguf:
     tensors: where each parameter lies in them.
     read_config: the fields of `ModelConfig` that differ from, or are not
       among, those that every file's metadata has: (metadata, those fields).
+    marked_by: where two families share an architecture, the key below it that
+      the files of this one alone have, as a number that is not 0.
     rope_keys: the keys under `{architecture}.rope.` that it reads beside those
       of `common_fields`; any other is refused.
+    rope_scaling: how positions are scaled: (metadata, file, rotated dimensions
+      of a head).
   """
 
   architecture: str
   tensors: Callable[[ModelConfig], list[Leaf]]
   read_config: Callable[[Metadata, Fields], Fields] = _nothing
+  marked_by: str = ""
   rope_keys: tuple[str, ...] = ()
+  rope_scaling: Scaling = scaling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,11 +101,12 @@ def register(family: Family) -> Family:
   for name in (family.name, *family.also_called):
     if find(name) is not None:
       raise ValueError(f"the family {name!r} is registered already")
-  if family.gguf and find_architecture(family.gguf.architecture) is not None:
-    raise ValueError(
-      f"the GGUF architecture {family.gguf.architecture!r} is registered "
-      "already"
-    )
+  form = family.gguf
+  for other in _of_architecture(form and form.architecture):
+    if other.gguf.marked_by == form.marked_by:
+      raise ValueError(
+        f"the GGUF architecture {form.architecture!r} is registered already"
+      )
   FAMILIES[family.name] = family
   return family
 
@@ -108,11 +119,28 @@ def find(model_type: Any) -> Family | None:
   return None
 
 
-def find_architecture(architecture: Any) -> Family | None:
-  """The family that a GGUF file's `general.architecture` means."""
-  if not isinstance(architecture, str):  # arrays compare entry by entry
-    return None
-  for family in FAMILIES.values():
-    if family.gguf and family.gguf.architecture == architecture:
+def find_architecture(
+  architecture: Any, metadata: Mapping[str, Any] = MappingProxyType({})
+) -> Family | None:
+  """The family that a GGUF file's `general.architecture` means.
+
+  Args:
+    architecture: as the file has it.
+    metadata: the file's, by which families that share one are told apart.
+  """
+  found = _of_architecture(architecture)
+  for family in found:
+    mark = metadata.get(f"{architecture}.{family.gguf.marked_by}")
+    if isinstance(mark, int | float) and mark:
       return family
-  return None
+  return next((f for f in found if not f.gguf.marked_by), None)
+
+
+def _of_architecture(architecture: Any) -> list[Family]:
+  if not isinstance(architecture, str):  # arrays compare entry by entry
+    return []
+  return [
+    family
+    for family in FAMILIES.values()
+    if family.gguf and family.gguf.architecture == architecture
+  ]

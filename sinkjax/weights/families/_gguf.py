@@ -1,103 +1,40 @@
 """GGUF files: what all architectures have in metadata and tensor names."""
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from sinkjax.config import ModelConfig, RopeScaling
 from sinkjax.field_checks import MAX_LAYERS
-from sinkjax.weights.families._reader import typed
-from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
-from sinkjax.weights.formats.gguf import GGUFFile, read_tensor
+from sinkjax.weights.families._metadata import Metadata
+from sinkjax.weights.families._tensors import (
+  fused_qkv,
+  linear,
+  mlp_parts,
+  norms,
+  tables,
+)
+from sinkjax.weights.formats.gguf import GGUFFile
 from sinkjax.weights.fused_layouts import FusedThirds
-from sinkjax.weights.layout import Leaf
+from sinkjax.weights.layout import Layout, Leaf, Matrices
 from sinkjax.weights.validate import WeightsError
 
 _AT = "blk.{i}."
 
 
-class Metadata:
-  """Typed access to `{architecture}.key`, with errors that name the key."""
-
-  def __init__(self, file: GGUFFile, architecture: str):
-    self.values, self.where = file.metadata, str(file.path)
-    self.architecture, self._last = architecture, ""
-
-  def refused(self, error: Exception) -> WeightsError:
-    """What arithmetic on a value says, with the key that was read last."""
-    value = str(self.values.get(self._last))[:40]
-    return WeightsError(f"{self.where}: {self._last}={value}: {error}")
-
-  def get(self, key: str, kind: type, default: Any = None) -> Any:
-    """A value of a kind, or the default.
-
-    Raises:
-      WeightsError: for a value of another kind.
-    """
-    name = self._last = f"{self.architecture}.{key}"
-    value = self.values.get(name, default)
-    if value is None:
-      return None
-    return typed(value, kind, f"{self.where}: {name}")
-
-  def token(self, key: str, size: int) -> int | None:
-    """The id of a special token, `None` for one outside the vocabulary.
-
-    The tokenizer, which has the same key, warns of it.
-
-    Raises:
-      WeightsError: for anything but an integer.
-    """
-    name = f"tokenizer.ggml.{key}"
-    value = self.values.get(name)
-    if value is None:
-      return None
-    if not isinstance(value, int) or isinstance(value, bool):
-      raise WeightsError(
-        f"{self.where}: {name} must be a token id, got {value!r:.40}"
-      )
-    return value if 0 <= value < size else None
-
-  def need(self, key: str, kind: type) -> Any:
-    """As `get`, of a key that must be there."""
-    value = self.get(key, kind)
-    if value is None:
-      raise WeightsError(f"{self.where}: {self.architecture}.{key} is missing")
-    return value
-
-
-# Under `{architecture}.rope.`. The last two only have a say in YaRN, which
-# `_scaling` refuses.
-_ROPE_KEYS = (
-  "dimension_count",
-  "freq_base",
-  "scale_linear",
-  "scaling.type",
-  "scaling.factor",
-  "scaling.original_context_length",
-  "scaling.finetuned",
-)
-
-
-def check_rope_keys(read: Metadata, more: tuple[str, ...] = ()) -> None:
-  """Refuses a key about RoPE that is not read: it would change the function.
+def common_fields(
+  read: Metadata,
+  file: GGUFFile,
+  rope_scaling: Callable[[Metadata, GGUFFile, int], RopeScaling | None],
+) -> dict[str, Any]:
+  """Fields of `ModelConfig` that every architecture's file tells alike.
 
   Args:
     read: the metadata.
-    more: the keys that the family reads beside the common ones.
+    file: the tensors beside it.
+    rope_scaling: see `Gguf`.
   """
-  prefix = f"{read.architecture}.rope."
-  for name in read.values:
-    key = name.removeprefix(prefix)
-    if name.startswith(prefix) and key not in (*_ROPE_KEYS, *more):
-      raise WeightsError(
-        f"{read.where}: {name}={read.values[name]!r:.80} is not supported"
-      )
-
-
-def common_fields(read: Metadata, file: GGUFFile) -> dict[str, Any]:
-  """Fields of `ModelConfig` that every architecture's file tells alike."""
   width = read.need("embedding_length", int)
   heads = read.need("attention.head_count", int)
   layers = read.need("block_count", int)
@@ -128,7 +65,7 @@ def common_fields(read: Metadata, file: GGUFFile) -> dict[str, Any]:
     "norm_eps": read.get("attention.layer_norm_rms_epsilon", float, 1e-5),
     "rope_base": read.get("rope.freq_base", float, 10000.0),
     "rope_dim": None if rope_dim == head_dim else rope_dim,
-    "rope_scaling": _scaling(read, file, rope_dim),
+    "rope_scaling": rope_scaling(read, file, rope_dim),
     # No key tells whether the embedding is tied, or which maps have biases: the
     # tensors that are there do.
     "tie_embeddings": "output.weight" not in file.tensors,
@@ -140,40 +77,98 @@ def common_fields(read: Metadata, file: GGUFFile) -> dict[str, Any]:
   }
 
 
-def _scaling(read: Metadata, file: GGUFFile, dim: int) -> RopeScaling | None:
-  factor = _linear_factor(read)
-  # llama.cpp's converter stores Llama 3's scaling as a table of factors,
-  # without a type.
-  if "rope_freqs.weight" in file.tensors:
-    if file.tensors["rope_freqs.weight"].shape != (dim // 2,):
+# Under `{architecture}.`: keys that change what a model computes, and values
+# with which they do not. The names are llama.cpp's.
+_CHANGING: dict[str, tuple[Any, ...]] = {
+  "attention.causal": (True,),
+  "attention.clamp_kqv": (0.0,),
+  "attention.max_alibi_bias": (0.0,),
+  "attention.output_scale": (1.0,),
+  "attention.scale": (0.0,),
+  "attention.temperature_scale": (0.0,),
+  "attention.value_scale": (1.0,),
+  "attn_logit_softcapping": (0.0,),
+  "embedding_scale": (0.0, 1.0),
+  "expert_count": (0,),
+  "expert_gating_func": (0,),
+  "expert_group_count": (0, 1),
+  "expert_shared_count": (0,),
+  "expert_weights_norm": (),
+  "expert_weights_scale": (0.0, 1.0),
+  "final_logit_softcapping": (0.0,),
+  "interleave_moe_layer_step": (0, 1),
+  "leading_dense_block_count": (0,),
+  "logit_scale": (0.0, 1.0),
+  "nextn_predict_layers": (0,),
+  "residual_scale": (0.0, 1.0),
+  "router_logit_softcapping": (0.0,),
+  "use_parallel_residual": (),
+}
+
+
+def check_keys(read: Metadata) -> None:
+  """Refuses a key that changes the model and that its family did not read."""
+  for key, neutral in _CHANGING.items():
+    value = read.values.get(f"{read.architecture}.{key}")
+    if value is None or key in read.read:
+      continue
+    if not isinstance(value, (int, float)) or value not in neutral:
       raise WeightsError(
-        f"{read.where}: tensor 'rope_freqs.weight' must have {dim // 2} entries"
+        f"{read.where}: {read.architecture}.{key}={value!r:.80} is not "
+        "supported"
       )
-    factors = read_tensor(file, "rope_freqs.weight")
-    if not np.all(factors > 0):
-      raise WeightsError(f"{read.where}: 'rope_freqs.weight' not positive")
-    both = tuple(float(f) * factor for f in factors)
-    return RopeScaling("factors", factors=both)
-  return None if factor == 1 else RopeScaling("linear", factor=factor)
 
 
-def _linear_factor(read: Metadata) -> float:
-  """What positions are divided by, as llama.cpp reads it.
+def expert_gguf(read: Metadata, norm_topk: bool) -> dict[str, Any]:
+  """The experts of every layer.
 
-  A factor without a type is linear, files of 2023 have it under another key,
-  and none, or 0, stands for 1.
+  Args:
+    read: the metadata.
+    norm_topk: what the architecture does; a key that says so is rare.
+
+  Raises:
+    WeightsError: for other experts than `models.mlp` has.
   """
-  kind = read.get("rope.scaling.type", str, "linear")
-  if kind not in ("none", "linear"):
+  found = {
+    "n_experts": read.need("expert_count", int),
+    "experts_per_token": read.need("expert_used_count", int),
+    "norm_topk": norm_topk,
+  }
+  said = read.get("expert_weights_norm", bool, norm_topk)
+  # 1 is the softmax of all, 3 that of those used, which is it normalised.
+  gating = read.get("expert_gating_func", int, 0)
+  if said != norm_topk or gating not in ((0, 1, 3) if norm_topk else (0, 1)):
     raise WeightsError(
-      f"{read.where}: unknown RoPE scaling {kind!r}; known: none, linear"
+      f"{read.where}: expert_weights_norm={said} and expert_gating_func="
+      f"{gating} are not what {read.architecture!r} computes"
     )
-  factor = read.get("rope.scaling.factor", float)
-  if factor is None:
-    factor = read.get("rope.scale_linear", float, 0.0)
-  if not (math.isfinite(factor) and factor >= 0):
-    raise WeightsError(f"{read.where}: RoPE scaling factor {factor}")
-  return 1.0 if kind == "none" or factor == 0 else factor
+  return found
+
+
+def window_gguf(read: Metadata, n_layers: int, period: int) -> dict[str, Any]:
+  """The window and the layers that it applies to.
+
+  Args:
+    read: the metadata.
+    n_layers: of the model.
+    period: the last of so many layers has none, where no key says otherwise.
+  """
+  window = read.get("attention.sliding_window", int, 0)
+  key = "attention.sliding_window_pattern"
+  local = read.values.get(f"{read.architecture}.{key}")
+  if not isinstance(local, np.ndarray):
+    period = read.get(key, int, period)
+    if period < 0:
+      raise WeightsError(f"{read.where}: {read.architecture}.{key}={period}")
+    local = [not period or (i + 1) % period for i in range(n_layers)]
+  if len(local) != n_layers:
+    raise WeightsError(
+      f"{read.where}: {read.architecture}.{key} has {len(local)} entries for "
+      f"{n_layers} layers"
+    )
+  if not window:
+    return {"window": None, "local_layers": ()}
+  return {"window": window, "local_layers": tuple(bool(x) for x in local)}
 
 
 def gguf_tensors(
@@ -220,6 +215,27 @@ def _all_but_qkv(cfg: ModelConfig) -> list[Leaf]:
     names["blocks/attn/k_norm"] = f"{_AT}attn_k_norm"
   found = norms(names, bias=cfg.norm == "layer", offset=cfg.norm_offset)
   found += linear("attn/o", f"{_AT}attn_output", cfg.out_bias)
-  for part in ("gate", "up", "down") if cfg.gated_mlp else ("up", "down"):
+  if cfg.sink_logit:
+    found.append(Leaf("blocks/attn/sinks", f"{_AT}attn_sinks.weight"))
+  if cfg.n_experts:
+    found += _experts(cfg)
+  for part in () if cfg.n_experts else mlp_parts(cfg):
     found += linear(f"mlp/{part}", f"{_AT}ffn_{part}", cfg.mlp_bias)
   return found + tables(cfg, "token_embd", "output", "position_embd")
+
+
+def _experts(cfg: ModelConfig) -> list[Leaf]:
+  """Experts, each map of all of them in one tensor, and the router."""
+  found = linear("mlp/router", f"{_AT}ffn_gate_inp", cfg.router_bias)
+  for part in mlp_parts(cfg):
+    ours, name = f"blocks/mlp/expert_{part}", f"{_AT}ffn_{part}_exps"
+    found.append(Leaf(f"{ours}/kernel", f"{name}.weight", Matrices()))
+    if cfg.mlp_bias:
+      found.append(Leaf(f"{ours}/bias", f"{name}.bias", Layout()))
+    if cfg.shared_d_ff:
+      name = f"{_AT}ffn_{part}_shexp"
+      found += linear(f"mlp/shared_{part}", name, cfg.mlp_bias)
+  if cfg.shared_d_ff:
+    name = f"{_AT}ffn_gate_inp_shexp.weight"
+    found.append(Leaf("blocks/mlp/shared_open/kernel", name))
+  return found

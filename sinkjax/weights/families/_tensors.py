@@ -226,6 +226,16 @@ def decoder_tensors(
   return found + tables(cfg, "model.embed_tokens", "lm_head")
 
 
+def renamed(leaves: list[Leaf], names: Mapping[str, str]) -> list[Leaf]:
+  """Leaves with parts of their names replaced."""
+  for theirs, name in names.items():
+    leaves = [
+      dataclasses.replace(leaf, name=leaf.name.replace(theirs, name))
+      for leaf in leaves
+    ]
+  return leaves
+
+
 def mlp_parts(cfg: ModelConfig) -> tuple[str, ...]:
   """The maps of an MLP."""
   return ("gate", "up", "down") if cfg.gated_mlp else ("up", "down")

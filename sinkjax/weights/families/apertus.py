@@ -3,7 +3,6 @@
 Without keys about RoPE it has Llama 3's scaling of a context of 8192.
 """
 
-import dataclasses
 from typing import Any
 
 from sinkjax.config import ModelConfig
@@ -11,7 +10,7 @@ from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import decoder_values
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._reader import Reader
-from sinkjax.weights.families._tensors import decoder_tensors
+from sinkjax.weights.families._tensors import decoder_tensors, renamed
 from sinkjax.weights.layout import Leaf
 from sinkjax.weights.validate import WeightsError
 
@@ -69,12 +68,7 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
 
 def tensors(cfg: ModelConfig) -> list[Leaf]:
   """See `Family`."""
-  found = decoder_tensors(cfg)
-  for theirs, name in _NORMS.items():
-    found = [
-      dataclasses.replace(leaf, name=leaf.name.replace(theirs, name))
-      for leaf in found
-    ]
+  found = renamed(decoder_tensors(cfg), _NORMS)
   for name in ("alpha_p", "alpha_n"):
     theirs = f"model.layers.{{i}}.mlp.act_fn.{name}"
     found.append(Leaf(f"blocks/mlp/{name}", theirs))

@@ -6,7 +6,7 @@ from sinkjax.config import ModelConfig
 from sinkjax.weights.families import gemma
 from sinkjax.weights.families._config import window_fields, window_values
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
-from sinkjax.weights.families._gguf import Metadata, gguf_tensors
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors, window_gguf
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
@@ -72,15 +72,9 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
 
 def read_gguf(read: Metadata, fields: Fields, pattern: int = 2) -> Fields:
   """See `Gguf`."""
-  window = read.get("attention.sliding_window", int)
-  pattern = read.get("attention.sliding_window_pattern", int, pattern)
-  local = ()
-  if window:
-    local = tuple((i + 1) % pattern != 0 for i in range(fields["n_layers"]))
   return gemma.read_gguf(read, fields) | {
     "post_norms": True,
-    "window": window,
-    "local_layers": local,
+    **window_gguf(read, fields["n_layers"], pattern),
     "attn_scale": attn_scale(fields, layers_27b=46),
     "attn_softcap": read.get("attn_logit_softcapping", float, 50.0),
     "logit_softcap": read.get("final_logit_softcapping", float, 30.0),

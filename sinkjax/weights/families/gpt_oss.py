@@ -5,6 +5,7 @@ Gates and what they open lie in turn in one tensor of all experts. Files are in
 16 bits or, as OpenAI publishes them, in MXFP4.
 """
 
+import functools
 from typing import Any
 
 from sinkjax.config import ModelConfig
@@ -16,9 +17,16 @@ from sinkjax.weights.families._config import (
   window_fields,
   window_values,
 )
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  expert_gguf,
+  gguf_tensors,
+  window_gguf,
+)
+from sinkjax.weights.families._gguf_rope import YARN_KEYS, yarn_scaling
 from sinkjax.weights.families._reader import Reader
-from sinkjax.weights.families._tensors import decoder_tensors, linear
+from sinkjax.weights.families._tensors import decoder_tensors, linear, renamed
 from sinkjax.weights.fused_layouts import Alternating
 from sinkjax.weights.layout import Layout, Leaf
 from sinkjax.weights.validate import WeightsError
@@ -107,6 +115,28 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   return decoder_tensors(cfg, experts=experts)
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; the clip and the offset are constants of llama.cpp."""
+  return (
+    expert_gguf(read, norm_topk=True)
+    | {
+      "d_ff": read.need("expert_feed_forward_length", int),
+      "sink_logit": True,
+      "mlp_bias": True,
+      "router_bias": True,
+      "activation": "quick_gelu",
+      "mlp_clamp": 7.0,
+      "up_offset": 1.0,
+    }
+    | window_gguf(read, fields["n_layers"], 2)
+  )
+
+
+def tensors_gguf(cfg: ModelConfig) -> list[Leaf]:
+  """See `Gguf`; the MLP's norm has the name of one behind the attention."""
+  return renamed(gguf_tensors(cfg), {".ffn_norm.": ".post_attention_norm."})
+
+
 register(
   Family(
     name="gpt_oss",
@@ -116,5 +146,14 @@ register(
     defaults=_DEFAULTS,
     aliases={"num_experts": _COUNT},
     tensors=tensors,
+    gguf=Gguf(
+      architecture="gpt-oss",
+      tensors=tensors_gguf,
+      read_config=read_gguf,
+      rope_keys=YARN_KEYS,
+      # llama.cpp rounds the ramp's ends to whole dimensions, and has the same
+      # for every other; this family was trained without.
+      rope_scaling=functools.partial(yarn_scaling, truncate=False),
+    ),
   )
 )

@@ -42,6 +42,12 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   return decoder_values(cfg) | {"mlp_bias": cfg.mlp_bias}
 
 
+GGUF = Gguf(
+  architecture="llama",
+  tensors=functools.partial(gguf_tensors, interleaved_rope=True),
+)
+
+
 register(
   Family(
     name="llama",
@@ -50,9 +56,6 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
-    gguf=Gguf(
-      architecture="llama",
-      tensors=functools.partial(gguf_tensors, interleaved_rope=True),
-    ),
+    gguf=GGUF,
   )
 )

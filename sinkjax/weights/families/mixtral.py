@@ -4,6 +4,7 @@ The weights of a token's experts sum to one. Its experts' maps have the names
 that Mistral AI gave them: w1 is the gate, w2 leads down, w3 up.
 """
 
+import dataclasses
 from typing import Any
 
 from sinkjax.config import ModelConfig
@@ -13,7 +14,8 @@ from sinkjax.weights.families._config import (
   expert_values,
   window_fields,
 )
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, register
+from sinkjax.weights.families._gguf import Metadata, expert_gguf
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors, expert_tensors
 from sinkjax.weights.layout import Leaf
@@ -56,6 +58,11 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   return decoder_tensors(cfg, experts=experts)
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return expert_gguf(read, norm_topk=True)
+
+
 register(
   Family(
     name="mixtral",
@@ -65,5 +72,8 @@ register(
     defaults=_DEFAULTS,
     aliases={"num_experts": _COUNT},
     tensors=tensors,
+    gguf=dataclasses.replace(
+      llama.GGUF, read_config=read_gguf, marked_by="expert_count"
+    ),
   )
 )

@@ -12,7 +12,8 @@ from sinkjax.weights.families._config import (
   expert_fields,
   expert_values,
 )
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, expert_gguf, gguf_tensors
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
@@ -48,6 +49,14 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   return decoder_values(cfg) | expert_values(cfg) | {"clip_qkv": cfg.qkv_clip}
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return expert_gguf(read, norm_topk=False) | {
+    "qk_norm": True,
+    "qk_norm_over": "all",
+  }
+
+
 register(
   Family(
     name="olmoe",
@@ -57,5 +66,8 @@ register(
     defaults=_DEFAULTS,
     aliases={"num_local_experts": "num_experts"},
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="olmoe", tensors=gguf_tensors, read_config=read_gguf
+    ),
   )
 )

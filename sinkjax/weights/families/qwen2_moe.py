@@ -11,7 +11,8 @@ from sinkjax.weights.families._config import (
   window_fields,
   window_values,
 )
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, expert_gguf, gguf_tensors
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
@@ -62,6 +63,23 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   )
 
 
+def read_gguf(
+  read: Metadata, fields: Fields, norm_topk: bool = False
+) -> Fields:
+  """See `Gguf`; the defaults are llama.cpp's."""
+  found = expert_gguf(read, norm_topk)
+  each = fields["d_ff"] // max(found["experts_per_token"], 1)
+  return found | {
+    "d_ff": read.get("expert_feed_forward_length", int, 0) or each
+  }
+
+
+def read_gguf_shared(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  shared = read.get("expert_shared_feed_forward_length", int, 0)
+  return read_gguf(read, fields) | {"shared_d_ff": shared or fields["d_ff"]}
+
+
 register(
   Family(
     name="qwen2_moe",
@@ -71,5 +89,10 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="qwen2moe",
+      tensors=gguf_tensors,
+      read_config=read_gguf_shared,
+    ),
   )
 )

@@ -3,13 +3,14 @@
 from typing import Any
 
 from sinkjax.config import ModelConfig
-from sinkjax.weights.families import llama, mistral
+from sinkjax.weights.families import llama, mistral, qwen2_moe
 from sinkjax.weights.families._config import (
   expert_fields,
   expert_values,
   window_fields,
 )
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
@@ -49,6 +50,11 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   )
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return qwen2_moe.read_gguf(read, fields, norm_topk=True) | {"qk_norm": True}
+
+
 register(
   Family(
     name="qwen3_moe",
@@ -59,5 +65,8 @@ register(
     defaults=_DEFAULTS,
     aliases={"num_local_experts": "num_experts"},
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="qwen3moe", tensors=gguf_tensors, read_config=read_gguf
+    ),
   )
 )
