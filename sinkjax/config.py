@@ -10,10 +10,10 @@ import dataclasses
 import math
 from typing import Any
 
-from sinkjax import finite
+from sinkjax import config_checks, finite
 from sinkjax.field_checks import one_of, plain, positive, positive_int
 from sinkjax.models.normalizers import NORMALIZERS
-from sinkjax.rope_scaling import ADDED_TO_SCALING, BY_LENGTH, RopeScaling
+from sinkjax.rope_scaling import ADDED_TO_SCALING, RopeScaling
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = (
@@ -345,12 +345,7 @@ class ModelConfig:
       raise ValueError(
         "shared_norm=True needs parallel_residual=True and pre_norms=True"
       )
-    self._check_attention()
-    self._check_experts()
-    self._check_routing()
-    self._check_rope()
-    self._check_latents()
-    self._check_window()
+    config_checks.check(self)
     for name in ("bos_id", "eos_id"):
       token = getattr(self, name)
       # JAX clamps an index outside the table without a word.
@@ -358,170 +353,6 @@ class ModelConfig:
         raise ValueError(
           f"{name} must be in [0, {self.vocab_size}), got {token}"
         )
-
-  def _check_attention(self):
-    """What does not go together."""
-    fused = self.attention == "fused"
-    if self.normalizer != "softmax" and (self.sink_logit or fused):
-      raise ValueError(
-        f"normalizer={self.normalizer!r} has no sink_logit and no "
-        "attention='fused': use 'einsum'"
-      )
-    if fused and self.positions == "alibi":
-      raise ValueError(
-        "attention='fused' has no positions='alibi': use 'einsum'"
-      )
-    if self.alibi_scale != 1.0 and self.positions != "alibi":
-      raise ValueError(
-        f"alibi_scale needs positions='alibi', got {self.positions!r}"
-      )
-    if fused and self.value_dim != self.head_dim:
-      raise ValueError(
-        f"attention='fused' has no v_dim other than head_dim={self.head_dim}: "
-        "use 'einsum'"
-      )
-    if fused and self.attn_bias != "none":
-      raise ValueError("attention='fused' has no attn_bias: use 'einsum'")
-    if self.attn_bias in ("k", "kv") and (
-      self.sink_logit or self.normalizer != "softmax"
-    ):
-      raise ValueError(
-        f"attn_bias={self.attn_bias!r} takes the place of sink_logit, and "
-        "needs normalizer='softmax'"
-      )
-    # `jax.nn.dot_product_attention` has no place for a cap between the product
-    # and the softmax.
-    if fused and self.attn_softcap is not None:
-      raise ValueError("attention='fused' has no attn_softcap: use 'einsum'")
-
-  def _check_experts(self):
-    positive_int("experts_per_token", self.experts_per_token)
-    for name in ("n_experts", "shared_d_ff", "dense_layers", "dense_d_ff"):
-      if getattr(self, name) != 0:
-        positive_int(name, getattr(self, name))
-    for name in (
-      "shared_d_ff",
-      "norm_topk",
-      "router_bias",
-      "choice_bias",
-      "dense_layers",
-    ):
-      if getattr(self, name) and not self.n_experts:
-        raise ValueError(f"{name} needs n_experts, got 0")
-    if not self.gated_mlp and (self.mlp_clamp is not None or self.up_offset):
-      raise ValueError("mlp_clamp and up_offset need gated_mlp=True")
-    if self.activation == "xielu" and (self.gated_mlp or self.n_experts):
-      raise ValueError(
-        "activation='xielu' needs gated_mlp=False and no experts"
-      )
-    if self.n_experts and self.experts_per_token > self.n_experts:
-      raise ValueError(
-        f"experts_per_token must be at most n_experts={self.n_experts}, got "
-        f"{self.experts_per_token}"
-      )
-
-  def _check_routing(self):
-    """Groups of experts, and layers without any."""
-    for name in ("router_groups", "groups_per_token"):
-      positive_int(name, getattr(self, name))
-    groups, used = self.router_groups, self.groups_per_token
-    if used > groups:
-      raise ValueError(
-        f"groups_per_token must be at most router_groups={groups}, got {used}"
-      )
-    # A group is as good as its two best experts.
-    if groups > 1 and (self.n_experts % groups or self.n_experts // groups < 2):
-      raise ValueError(
-        f"router_groups={groups} must cut n_experts={self.n_experts} into "
-        "groups of one size, of two experts at least"
-      )
-    if groups > 1 and self.experts_per_token > self.n_experts // groups * used:
-      raise ValueError(
-        f"experts_per_token={self.experts_per_token} are more than "
-        f"groups_per_token={used} groups have"
-      )
-    if bool(self.dense_layers) != bool(self.dense_d_ff):
-      raise ValueError("dense_layers and dense_d_ff need each other")
-    if not self.dense_layers:
-      return
-    if self.dense_layers >= self.n_layers:
-      raise ValueError(
-        f"dense_layers must be less than n_layers={self.n_layers}, got "
-        f"{self.dense_layers}: a model without experts has n_experts=0"
-      )
-    if self.dense_d_ff > self.n_experts * self.d_ff:
-      raise ValueError(
-        f"dense_d_ff must be at most n_experts d_ff="
-        f"{self.n_experts * self.d_ff}, got {self.dense_d_ff}"
-      )
-    if self.mlp_bias:
-      raise ValueError("dense_layers needs mlp_bias=False")
-
-  def _check_latents(self):
-    """Latent vectors, from which queries, keys and values are projected."""
-    for name in ("q_rank", "kv_rank"):
-      if getattr(self, name) != 0:
-        positive_int(name, getattr(self, name))
-    if self.v_dim is not None:
-      positive_int("v_dim", self.v_dim)
-    if self.q_rank and not self.kv_rank:
-      raise ValueError("q_rank needs kv_rank, got 0")
-    if not self.kv_rank:
-      return
-    # The rotated part of a key is not made of its latent vector, the rest is.
-    if self.positions != "rope" or self.rotary_dim >= self.head_dim:
-      raise ValueError(
-        f"kv_rank needs positions='rope' and rope_dim below head_dim="
-        f"{self.head_dim}, got {self.positions!r} and {self.rotary_dim}"
-      )
-
-  def _check_rope(self):
-    if self.positions != "rope":
-      for name in ("rope_layers", "rope_bases"):
-        if getattr(self, name):
-          raise ValueError(
-            f"{name} needs positions='rope', got {self.positions!r}"
-          )
-      return
-    self._check_one_a_layer("rope_layers")
-    self._check_one_a_layer("rope_bases")
-    for base in self.rope_bases:
-      positive("rope_bases", base)
-    if self.rope_bases and self.rope_local_base is not None:
-      raise ValueError("rope_bases takes the place of rope_local_base")
-    dim = self.rotary_dim
-    # Dimensions are rotated in pairs.
-    if dim % 2 or not 0 < dim <= self.head_dim:
-      raise ValueError(
-        f"rope_dim must be even and in (0, {self.head_dim}], got {dim}"
-      )
-    kind = self.rope_scaling.kind if self.rope_scaling else None
-    if kind in BY_LENGTH and self.rope_local_base is not None:
-      raise ValueError(f"rope_scaling of kind {kind!r} has no rope_local_base")
-    if kind == "dynamic" and dim < 4:
-      raise ValueError(
-        f"rope_scaling of kind 'dynamic' needs 4 rotated dimensions, got {dim}"
-      )
-    factors = self.rope_scaling.factors if self.rope_scaling else ()
-    if factors and len(factors) != dim // 2:
-      raise ValueError(
-        f"rope_scaling.factors must have {dim // 2} entries, one a "
-        f"frequency, got {len(factors)}"
-      )
-
-  def _check_window(self):
-    self._check_one_a_layer("local_layers")
-    if self.window is not None:
-      positive_int("window", self.window)
-    if any(self.local_layers) and self.window is None:
-      raise ValueError("local_layers needs a window, got window=None")
-
-  def _check_one_a_layer(self, name: str):
-    entries = getattr(self, name)
-    if entries and len(entries) != self.n_layers:
-      raise ValueError(
-        f"{name} must have n_layers={self.n_layers} entries, got {len(entries)}"
-      )
 
   @property
   def rotary_dim(self) -> int:
