@@ -4,8 +4,9 @@
   python -m launch.convert --model=model.gguf --to=orbax --out=out/orbax
 
 The result is float32, bit for bit what was loaded, with the tokenizer beside
-it. Transformers reads a Hugging Face folder and gives the same logits; an Orbax
-folder has a SHA-256 of every array, which is verified when it is read.
+it; --dtype=bfloat16 rounds the weights and halves a Hugging Face folder.
+Transformers reads such a folder and gives the same logits; an Orbax folder has
+a SHA-256 of every array, which is verified when it is read.
 """
 
 import pathlib
@@ -26,6 +27,14 @@ DRY_RUN = flags.DEFINE_bool(
 )
 
 
+DTYPE = flags.DEFINE_enum(
+  "dtype",
+  "float32",
+  ["float32", "bfloat16"],
+  "Of the weights as they are written; bfloat16 goes with --to=hf.",
+)
+
+
 def main() -> None:
   """Loads, writes, and reads back what was written."""
   for flag in (MODEL, OUT):
@@ -34,6 +43,8 @@ def main() -> None:
   out = pathlib.Path(OUT.value).expanduser()
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f"--out={out} exists and is not an empty folder")
+  if DTYPE.value != "float32" and TO.value != "hf":
+    raise ValueError(f"--dtype={DTYPE.value} goes with --to=hf")
   from sinkjax.weights import registry
   from sinkjax.weights.hf_config import config_to_hf
 
@@ -48,7 +59,7 @@ def main() -> None:
   from tqdm import tqdm
 
   with tqdm(total=3, desc="loading", unit="step", leave=False) as bar:
-    model = registry.load(MODEL.value)
+    model = registry.load(MODEL.value, dtype=DTYPE.value)
     bar.update()
     bar.set_description("writing")
     registry.save(
@@ -58,7 +69,7 @@ def main() -> None:
     bar.set_description("reading back")
     # Only reading shows that the folder holds what was loaded, which this
     # command promises bit for bit.
-    _compare(model, registry.load(out))
+    _compare(model, registry.load(out, dtype=DTYPE.value))
     bar.update()
   size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
   print(f"Wrote {out} ({size / 1e6:.0f} MB), read back bit for bit.")
@@ -70,9 +81,10 @@ def _plan(found: tuple[Any, Any, int] | None, out: pathlib.Path) -> None:
     print(f"{MODEL.value} is not on this machine and would be fetched first")
     return
   cfg, tokenizer, parameters = found
+  size = (4 if DTYPE.value == "float32" else 2) * parameters
   print(
     f"{MODEL.value}: {cfg.model_type}, {cfg.n_layers} layers, {parameters:,} "
-    f"parameters\nwould write {4 * parameters / 1e6:.0f} MB as {TO.value} to "
+    f"parameters\nwould write {size / 1e6:.0f} MB as {TO.value} to "
     f"{out}, {'with' if tokenizer else 'without'} a tokenizer; memory about "
     f"{12 * parameters / 1e9:.1f} GB, time about "
     f"{5 + parameters / 1e8:.0f} s"

@@ -6,6 +6,8 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.config import ModelConfig
@@ -188,7 +190,9 @@ def save(
   cfg: ModelConfig,
   tokenizer: Tokenizer | None = None,
 ) -> None:
-  """Writes a folder that transformers and `sinkjax.load` read; float32, exact.
+  """Writes a folder that transformers and `sinkjax.load` read, exactly.
+
+  Tensors are in float32, or in bfloat16 where every parameter is.
 
   Args:
     path: the folder; it must not exist or be empty.
@@ -204,11 +208,15 @@ def save(
 
   check_new(path)
   config = config_to_hf(cfg)
+  narrow = all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(params))
+  dtype = np.dtype(jnp.bfloat16 if narrow else np.float32)
+  config["torch_dtype"] = dtype.name
   family = families.FAMILIES[cfg.model_type]
   tensors = disassemble(cfg, family.tensors(cfg), params)
   for name, value in family.constants.items():
     for i in range(cfg.n_layers):
       tensors[name.replace("{i}", str(i))] = np.array(value, np.float32)
+  tensors = {name: array.astype(dtype) for name, array in tensors.items()}
   with new_folder(path) as folder:
     metadata = {"format": "pt"}  # transformers refuses a file without it
     save_file(tensors, folder / "model.safetensors", metadata=metadata)

@@ -168,7 +168,9 @@ def save(
   *,
   form: str = "huggingface",
 ) -> None:
-  """Writes a folder that `load` reads, in float32, exactly.
+  """Writes a folder that `load` reads, exactly.
+
+  In float32, or in bfloat16 where all parameters are, in a Hugging Face folder.
 
     sinkjax.save("out/model", *sinkjax.load("smollm2-135m"))
 

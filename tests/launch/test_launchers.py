@@ -280,6 +280,11 @@ def test_dry_run_writes_nothing(flags, tmp_path, glassllm_path):
     ("analyze", ["--out=README.md"], "is a file"),
     ("convert", ["--out=never"], "--model is missing"),
     ("convert", ["--model=glassllm-en", "--out=tests"], "not an empty folder"),
+    (
+      "convert",
+      ["--out=never", "--model=glassllm-en", "--to=orbax", "--dtype=bfloat16"],
+      "--dtype=bfloat16 goes with --to=hf",
+    ),
     ("convert", ["--model=glassllm-en", "--to=xyz", "--out=never"], "to"),
   ],
 )

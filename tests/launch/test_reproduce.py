@@ -119,6 +119,12 @@ def test_compact_goes_with_report(tmp_path):
   assert ran.returncode == 1 and "--compact goes with --report" in ran.stderr
 
 
+def test_the_folder_above_an_experiment_is_named(done):
+  ran = reproduce(f"--out={done[0] / 'model_size'}", "--report")
+  assert ran.returncode == 1
+  assert f"holds no complete experiment; give {done[0]}" in ran.stderr
+
+
 def test_another_model_is_refused(done):
   ran = reproduce(f"--out={done[0]}", "--prefix=<bos>")
   assert ran.returncode == 1

@@ -127,6 +127,20 @@ def test_export_is_bit_exact(name, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
+def test_bfloat16_weights_are_written_as_they_are(tmp_path):
+  params, cfg = load(FAMILIES / "smollm2")
+  narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  save(tmp_path / "half", narrow, cfg)
+  again, _ = load(tmp_path / "half")
+  jax.tree.map(np.testing.assert_array_equal, narrow, again)
+  file = (tmp_path / "half" / "model.safetensors").read_bytes()
+  header = 8 + int.from_bytes(file[:8], "little")
+  numbers = sum(x.size for x in jax.tree.leaves(params))
+  assert len(file) - header == 2 * numbers
+  said = json.loads((tmp_path / "half" / "config.json").read_text())
+  assert said["torch_dtype"] == "bfloat16"
+
+
 def test_export_refuses_a_full_folder(tmp_path):
   params, cfg = load(FAMILIES / "smollm2")
   (tmp_path / "precious").write_text("x")
