@@ -14,6 +14,7 @@ import sys
 
 import families
 import numpy as np
+from recorder import Recorder
 
 HERE = pathlib.Path(__file__).parent
 
@@ -24,7 +25,7 @@ def write_family(name):
   model = families.build(name)
   model.save_pretrained(folder)
   (folder / "generation_config.json").unlink(missing_ok=True)
-  record = families.Recorder(model)
+  record = Recorder(model)
   arrays = {}
   for case, (tokens, valid, positions) in families.inputs().items():
     kept = None if case == "single" else ("logits", "pattern", "resid_post")
