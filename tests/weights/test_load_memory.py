@@ -14,12 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 import sinkjax
 
-pytestmark = [
-  pytest.mark.thorough,
-  pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc"
-  ),
-]
+pytestmark = pytest.mark.skipif(
+  not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc"
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 MB = 1_000_000
@@ -116,6 +113,7 @@ def in_bfloat16(folder, to):
       (to / file.name).write_bytes(file.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
   "name", ["tied", "untied", "tied_bfloat16", "untied_bfloat16"]
@@ -125,12 +123,14 @@ def test_a_folder_is_never_there_twice(saved, name, dtype):
   assert high < OVER * size + (CONVERTED if dtype == "bfloat16" else 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_gguf_file_is_never_there_twice(smollm2_path, dtype):
   size, _, high = peak(FAMILIES / "llama3", smollm2_path, dtype)
   assert high < OVER * size + (CONVERTED if dtype == "bfloat16" else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_orbax_folder_is_never_there_twice(saved, dtype):
   """Orbax copies what it restores, the largest arrays first."""
