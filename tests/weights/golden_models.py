@@ -25,7 +25,9 @@ from sinkjax.weights import families, huggingface
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 NAMES = sorted(path.name for path in FAMILIES.iterdir())
 # What the converter does to an architecture's tensors beside renaming them.
-_PERMUTED = ("llama",)
+_PERMUTED = ("llama", "smollm3", "arcee", "granite", "olmo")
+# Whose queries, keys and values lie head by head in the folder.
+_BY_HEADS = ("bloom", "gptneox", "falcon")
 # Whose width of an expert has a key of its own.
 _EXPERT_LENGTH = ("qwen2moe", "qwen3moe", "gpt-oss")
 _TRANSPOSED = {"gpt2": ("attn_qkv", "attn_output", "ffn_up", "ffn_down")}
@@ -37,11 +39,12 @@ def family_of(name):
   return families.find(values["model_type"])
 
 
+# llama.cpp has Qwen 3 without gates, and Falcon without biases and ALiBi.
+_NOT_THERE = ("gated_headwise", "gated_elementwise", "falcon", "falcon_alibi")
 GGUF = {
   name: family_of(name).gguf.architecture
   for name in NAMES
-  # llama.cpp knows Qwen 3 without gates alone.
-  if family_of(name).gguf and not name.startswith("gated_")
+  if family_of(name).gguf and name not in _NOT_THERE
 }
 """Golden models that llama.cpp has, and its name of their architecture."""
 
@@ -108,6 +111,14 @@ def _of_experts(name, tensor):
     yield f"{name}.weight", tensor.swapaxes(1, 2)
 
 
+def in_thirds(tensor, cfg):
+  """llama.cpp's converter: all queries, then all keys, then all values."""
+  rest = tensor.shape[1:]
+  groups = tensor.reshape(cfg.n_kv_heads, -1, cfg.head_dim, *rest)
+  thirds = groups[:, :-2], groups[:, -2:-1], groups[:, -1:]
+  return np.concatenate([part.reshape(-1, *rest) for part in thirds])
+
+
 def converted(name, tensor, cfg, arch):
   """One tensor as the converter stores it, by its name there."""
   part = name.split(".")[-2]
@@ -115,7 +126,9 @@ def converted(name, tensor, cfg, arch):
     tensor = permute(
       tensor, cfg.n_heads if part == "attn_q" else cfg.n_kv_heads
     )
-  if "norm" in part and cfg.norm_offset:
+  if arch in _BY_HEADS and part == "attn_qkv":
+    tensor = in_thirds(tensor, cfg)
+  if "norm" in part and name.endswith(".weight") and cfg.norm_offset:
     tensor = tensor + np.float32(cfg.norm_offset)
   if part in _TRANSPOSED.get(arch, ()):
     tensor = tensor.T  # of a bias that is itself
@@ -147,6 +160,7 @@ def write_gguf(
   for key, value in values:
     add_value(writer, f"{arch}.{key}", value)
   write_metadata(writer, cfg)
+  write_more(writer, cfg, arch)
   if cfg.n_experts:
     write_experts(writer, cfg, arch)
   write_vocabulary(writer, cfg)
@@ -154,6 +168,7 @@ def write_gguf(
   names = gguf.get_tensor_name_map(number, cfg.n_layers)
   tensors = load_file(FAMILIES / model / "model.safetensors")
   kept = {name: x for name, x in tensors.items() if name not in drop}
+  kept = without_xielu(writer, kept, cfg.n_layers)
   for old, tensor in pieces(kept):
     name = names.get_name(old, try_suffixes=(".weight", ".bias"))
     tensor = converted(name, tensor, cfg, arch)
@@ -204,6 +219,39 @@ def write_metadata(writer, cfg):
     writer.add_attn_logit_softcapping(cfg.attn_softcap)
   if cfg.logit_softcap:
     writer.add_final_logit_softcapping(cfg.logit_softcap)
+
+
+def write_more(writer, cfg, arch):
+  """Keys of a few architectures."""
+  # Command R multiplies logits by the key of that name, and Granite divides.
+  if arch == "granite":
+    writer.add_embedding_scale(cfg.embed_scale)
+    writer.add_attention_scale(cfg.attn_scale)
+    writer.add_residual_scale(cfg.residual_scale)
+    writer.add_logit_scale(1 / cfg.logit_scale)
+  elif cfg.logit_scale != 1:
+    writer.add_logit_scale(cfg.logit_scale)
+  if arch in ("stablelm", "gptneox"):
+    writer.add_parallel_residual(cfg.parallel_residual)
+  if arch in ("exaone4", "cohere2", "olmo2") and cfg.window:
+    writer.add_sliding_window_pattern(cfg.local_layers)
+  if arch in ("mpt", "olmo") and cfg.qkv_clip:
+    writer.add_clamp_kqv(cfg.qkv_clip)
+  if arch == "mpt":
+    writer.add_max_alibi_bias(8.0)
+
+
+def without_xielu(writer, tensors, n_layers):
+  """Other tensors; xIELU's numbers of all layers become keys."""
+  found = {}
+  for name, tensor in tensors.items():
+    if ".act_fn." in name:
+      layer, key = name.split(".")[2], name.split(".")[-1]
+      found.setdefault(key, {})[int(layer)] = float(tensor.reshape(()))
+  for key, values in found.items():
+    add = getattr(writer, f"add_xielu_{key}")
+    add([values[i] for i in range(n_layers)])
+  return {name: x for name, x in tensors.items() if ".act_fn." not in name}
 
 
 def write_experts(writer, cfg, arch):

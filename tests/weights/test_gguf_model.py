@@ -24,6 +24,7 @@ PARTIAL = ("gemma2", "gemma3")
 UNTOLD = {
   "gpt_oss": {"mlp_clamp": 7.0},
   "olmoe": {"norm_topk": False, "qkv_clip": None},
+  "smollm3": {"rope_layers": ()},
 }
 
 

@@ -93,6 +93,14 @@ def yarn_scaling(
   if read.get("rope.scaling.type", str) != "yarn":
     return scaling(read, file, dim)
   factor = read.need("rope.scaling.factor", float)
+  larger = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+  said = read.get("rope.scaling.yarn_attn_factor", float, larger)
+  # llama.cpp does not look at it; files have it rounded to 32 bits.
+  if not math.isclose(said, larger, rel_tol=1e-5):
+    raise WeightsError(
+      f"{read.where}: rope.scaling.yarn_attn_factor={said} is not supported, "
+      f"only {larger}"
+    )
   length = read.need("context_length", int)
   return RopeScaling(
     "yarn",
@@ -103,5 +111,5 @@ def yarn_scaling(
     beta_fast=read.get("rope.scaling.yarn_beta_fast", float, 32.0),
     beta_slow=read.get("rope.scaling.yarn_beta_slow", float, 1.0),
     truncate=truncate,
-    attention=0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0,
+    attention=larger,
   )
