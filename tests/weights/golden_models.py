@@ -74,6 +74,11 @@ def rope_factors(cfg):
   return np.array(factors, np.float32)
 
 
+def named(name, arch):
+  """A name as the converter looks it up: BLOOM's has none of its wrapper."""
+  return name.removeprefix("transformer.") if arch == "bloom" else name
+
+
 def pieces(tensors):
   """Tensors as the converter names them before it renames: (name, tensor).
 
@@ -170,7 +175,7 @@ def write_gguf(
   kept = {name: x for name, x in tensors.items() if name not in drop}
   kept = without_xielu(writer, kept, cfg.n_layers)
   for old, tensor in pieces(kept):
-    name = names.get_name(old, try_suffixes=(".weight", ".bias"))
+    name = names.get_name(named(old, arch), try_suffixes=(".weight", ".bias"))
     tensor = converted(name, tensor, cfg, arch)
     kind = quantised.get(name.removesuffix(".weight").split(".")[-1])
     if kind is not None:
@@ -178,6 +183,11 @@ def write_gguf(
     writer.add_tensor(name, tensor, raw_dtype=kind)
   if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "llama3":
     extra = [*extra, ("rope_freqs.weight", rope_factors(cfg))]
+  if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "longrope":
+    long, short = cfg.rope_scaling.factors, cfg.rope_scaling.short_factors
+    for name, values in (("long", long), ("short", short)):
+      factors = np.array(values, np.float32)
+      extra = [*extra, (f"rope_factors_{name}.weight", factors)]
   for name, tensor in extra:
     writer.add_tensor(name, tensor)
   writer.write_header_to_file()
@@ -207,6 +217,9 @@ def write_metadata(writer, cfg):
   if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "linear":
     writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
     writer.add_rope_scaling_factor(cfg.rope_scaling.factor)
+  if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "longrope":
+    writer.add_rope_scaling_attn_factors(cfg.rope_scaling.attention)
+    writer.add_rope_scaling_orig_ctx_len(cfg.rope_scaling.original_max_len)
   if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "yarn":
     writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     writer.add_rope_scaling_factor(cfg.rope_scaling.factor)

@@ -113,3 +113,51 @@ def yarn_scaling(
     truncate=truncate,
     attention=larger,
   )
+
+
+LONGROPE_KEYS = ("scaling.attn_factor",)
+LONGROPE_TENSORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+"""What `longrope_scaling` alone reads."""
+
+
+def longrope_scaling(
+  read: Metadata, file: GGUFFile, dim: int
+) -> RopeScaling | None:
+  """LongRoPE, by tensors of factors, or what `scaling` reads."""
+  plain = scaling(read, file, dim)
+  attention = read.get("rope.scaling.attn_factor", float, 1.0)
+  shapes = [
+    file.tensors[name].shape
+    for name in LONGROPE_TENSORS
+    if name in file.tensors
+  ]
+  if not shapes:
+    if attention != 1:
+      raise WeightsError(
+        f"{read.where}: rope.scaling.attn_factor={attention} without "
+        f"{LONGROPE_TENSORS[0]!r} is not supported"
+      )
+    return plain
+  if plain is not None or shapes != [(dim // 2,)] * 2:
+    raise WeightsError(
+      f"{read.where}: {' and '.join(map(repr, LONGROPE_TENSORS))} must have "
+      f"{dim // 2} entries each, without another RoPE scaling"
+    )
+  long, short = (
+    tuple(float(x) for x in read_tensor(file, name))
+    for name in LONGROPE_TENSORS
+  )
+  length = read.need("context_length", int)
+  original = read.get("rope.scaling.original_context_length", int, length)
+  if original < 2:
+    raise WeightsError(
+      f"{read.where}: rope.scaling.original_context_length={original}"
+    )
+  return RopeScaling(
+    "longrope",
+    factor=length / original,
+    original_max_len=original,
+    attention=attention,
+    factors=long,
+    short_factors=short,
+  )

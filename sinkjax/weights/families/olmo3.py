@@ -56,9 +56,10 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
 
 def read_gguf(read: Metadata, fields: Fields) -> Fields:
   """See `Gguf`; local layers rotate unscaled."""
+  base = fields["rope_base"]
   return (
     olmo2.read_gguf(read, fields)
-    | {"rope_local_base": fields["rope_base"]}
+    | {"rope_local_base": read.get("rope.freq_base_swa", float, base)}
     | window_gguf(read, fields["n_layers"], 4)
   )
 
@@ -76,7 +77,7 @@ register(
       tensors=gguf_tensors,
       read_config=read_gguf,
       marked_by="attention.sliding_window",
-      rope_keys=(*YARN_KEYS, "scaling.yarn_attn_factor"),
+      rope_keys=(*YARN_KEYS, "scaling.yarn_attn_factor", "freq_base_swa"),
       rope_scaling=yarn_scaling,
     ),
   )
