@@ -235,6 +235,19 @@ def test_falcon_with_biases_is_refused(tmp_path):
     load_header(tmp_path / "m.gguf")
 
 
+def test_falcon_2_needs_a_rope_base(tmp_path, monkeypatch):
+  names = [f"transformer.h.{i}.ln_attn" for i in range(3)]
+  drop = [f"{name}.{end}" for name in names for end in ("weight", "bias")]
+  write_gguf(tmp_path / "m.gguf", "falcon_new", drop=drop)
+  assert load_header(tmp_path / "m.gguf")[0].shared_norm
+  monkeypatch.setattr(
+    gguf.GGUFWriter, "add_rope_freq_base", lambda self, base: None
+  )
+  write_gguf(tmp_path / "m.gguf", "falcon_new", drop=drop)
+  with pytest.raises(WeightsError, match="needs falcon.rope.freq_base"):
+    load_header(tmp_path / "m.gguf")
+
+
 @pytest.mark.parametrize(
   ("model", "name", "value", "message"),
   [

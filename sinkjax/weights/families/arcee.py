@@ -6,6 +6,7 @@ from typing import Any
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors
+from sinkjax.weights.families._gguf_rope import YARN_KEYS, yarn_scaling
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
@@ -44,6 +45,8 @@ register(
       architecture="arcee",
       tensors=functools.partial(gguf_tensors, interleaved_rope=True),
       read_config=read_gguf,
+      rope_keys=YARN_KEYS,
+      rope_scaling=yarn_scaling,
     ),
   )
 )

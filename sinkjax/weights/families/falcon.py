@@ -174,11 +174,19 @@ def read_gguf(read: Metadata, fields: Fields) -> Fields:
       f"{read.where}: falcon.tensor_data_layout={order!r:.40} is not "
       f"supported, only {_ORDER!r}"
     )
+  shared = not read.has("attn_norm_2.weight")
+  # llama.cpp's converter does not write the base, and takes 10,000 for it.
+  several = fields["n_kv_heads"] > 1
+  if shared and several and read.get("rope.freq_base", float) is None:
+    raise WeightsError(
+      f"{read.where}: Falcon with several key heads and one norm, as Falcon 2 "
+      "is, needs falcon.rope.freq_base, which is missing"
+    )
   return layer_norm_gguf(read) | {
     "gated_mlp": False,
     "activation": "gelu",
     "parallel_residual": True,
-    "shared_norm": not read.has("attn_norm_2.weight"),
+    "shared_norm": shared,
   }
 
 
