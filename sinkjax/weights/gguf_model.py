@@ -148,5 +148,6 @@ def open_model(path: str | os.PathLike) -> tuple[Unread, Tokenizer]:
   form = families.FAMILIES[cfg.model_type].gguf
   numbers = numbers_gguf(file, form.numbers, cfg.n_layers)
   source = _GGUFSource(dataclasses.replace(file, metadata={}), numbers)
-  ignored = (*_IGNORED, *map(re.escape, form.ignored_tensors))
+  named = (f"^{re.escape(name)}$" for name in form.ignored_tensors)
+  ignored = (*_IGNORED, *named)
   return Unread(cfg, form.tensors(cfg), source, ignored), tokenizer

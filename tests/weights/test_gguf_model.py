@@ -194,6 +194,8 @@ def test_the_gate_of_a_shared_expert_may_be_a_vector(tmp_path):
     ("llama2", "attention.causal", False),
     ("llama2", "attention.scale", 0.5),
     ("llama2", "logit_scale", 2.0),
+    ("bloom", "attention.max_alibi_bias", 4.0),
+    ("granite", "deepstack_mapping", 1),
     ("llama2", "nextn_predict_layers", 1),
     ("qwen2", "expert_count", 4),
     ("mixtral", "expert_group_count", 2),

@@ -145,7 +145,7 @@ def expert_gguf(read: Metadata, norm_topk: bool) -> dict[str, Any]:
 
 def layer_norm_gguf(read: Metadata) -> dict[str, Any]:
   """Layer norms, whose epsilon has a key of its own."""
-  eps = read.get("attention.layer_norm_epsilon", float, 1e-5)
+  eps = read.need("attention.layer_norm_epsilon", float)
   return {"norm": "layer", "norm_eps": eps}
 
 
