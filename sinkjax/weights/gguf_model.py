@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,11 @@ from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
 from sinkjax.weights import families
 from sinkjax.weights.assemble import Unread, assemble, check_names
-from sinkjax.weights.families._gguf import check_keys, common_fields
+from sinkjax.weights.families._gguf import (
+  check_keys,
+  common_fields,
+  numbers_gguf,
+)
 from sinkjax.weights.families._gguf_rope import check_rope_keys
 from sinkjax.weights.families._metadata import Metadata
 from sinkjax.weights.formats.gguf import (
@@ -63,11 +68,14 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
 
 
 class _GGUFSource:
-  def __init__(self, file: GGUFFile):
+  def __init__(self, file: GGUFFile, numbers: Mapping[str, float]):
     self.file, self.where = file, str(file.path)
+    self.numbers = {
+      name: np.array([x], np.float32) for name, x in numbers.items()
+    }
 
   def shapes(self) -> Mapping[str, Shape]:
-    return {
+    return dict.fromkeys(self.numbers, (1,)) | {
       name: t.shape[1:]
       if name.endswith(_ONE_ROW) and t.shape[:-1] == (1,)
       else t.shape
@@ -75,6 +83,12 @@ class _GGUFSource:
     }
 
   def read(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+    if name in self.numbers:
+      found = self.numbers[name]
+      if out is None:
+        return found
+      out[...] = found
+      return out
     return read_tensor(self.file, name, out=out)
 
   def read_rows(
@@ -83,6 +97,8 @@ class _GGUFSource:
     return read_rows(self.file, name, rows, out=out)
 
   def read_part(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
+    if name in self.numbers:
+      return self.numbers[name][part]
     return read_part(self.file, name, part)
 
 
@@ -129,6 +145,9 @@ def open_model(path: str | os.PathLike) -> tuple[Unread, Tokenizer]:
   file = open_gguf(path)
   cfg, tokenizer = _header(file)
   # Without the metadata: the tokens alone can be more than a layer.
-  source = _GGUFSource(dataclasses.replace(file, metadata={}))
-  leaves = families.FAMILIES[cfg.model_type].gguf.tensors(cfg)
-  return Unread(cfg, leaves, source, _IGNORED), tokenizer
+  form = families.FAMILIES[cfg.model_type].gguf
+  numbers = numbers_gguf(file, form.numbers, cfg.n_layers)
+  source = _GGUFSource(dataclasses.replace(file, metadata={}), numbers)
+  named = (f"^{re.escape(name)}$" for name in form.ignored_tensors)
+  ignored = (*_IGNORED, *named)
+  return Unread(cfg, form.tensors(cfg), source, ignored), tokenizer

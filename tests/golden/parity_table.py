@@ -108,8 +108,11 @@ def page(found):
   ]
   for row in sorted(found["families"], key=lambda r: _family(r["family"]).name):
     family = _family(row["family"])
-    # llama.cpp knows Qwen 3 without gates alone.
-    form = None if row["family"].startswith("gated_") else family.gguf
+    # llama.cpp has Qwen 3 without gates, and Falcon without ALiBi.
+    missing = row["family"].startswith("gated_") or (
+      row["family"] == "falcon_alibi"
+    )
+    form = None if missing else family.gguf
     cells = [
       f"`{family.name}`",
       row["family"],

@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import re
+import sys
 import threading
 import time
 from types import MappingProxyType
@@ -22,12 +23,22 @@ from safetensors.numpy import load_file, save_file
 
 from sinkjax.weights import families, huggingface
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from golden_metadata import (
+  add_value,
+  without_xielu,
+  write_experts,
+  write_metadata,
+  write_more,
+  write_vocabulary,
+)
+
 FAMILIES = pathlib.Path(__file__).parents[1] / "golden" / "families"
 NAMES = sorted(path.name for path in FAMILIES.iterdir())
 # What the converter does to an architecture's tensors beside renaming them.
-_PERMUTED = ("llama",)
-# Whose width of an expert has a key of its own.
-_EXPERT_LENGTH = ("qwen2moe", "qwen3moe", "gpt-oss")
+_PERMUTED = ("llama", "smollm3", "arcee", "granite", "olmo")
+# Whose queries, keys and values lie head by head in the folder.
+_BY_HEADS = ("bloom", "gptneox", "falcon")
 _TRANSPOSED = {"gpt2": ("attn_qkv", "attn_output", "ffn_up", "ffn_down")}
 
 
@@ -37,11 +48,12 @@ def family_of(name):
   return families.find(values["model_type"])
 
 
+# llama.cpp has Qwen 3 without gates, and Falcon without biases and ALiBi.
+_NOT_THERE = ("gated_headwise", "gated_elementwise", "falcon", "falcon_alibi")
 GGUF = {
   name: family_of(name).gguf.architecture
   for name in NAMES
-  # llama.cpp knows Qwen 3 without gates alone.
-  if family_of(name).gguf and not name.startswith("gated_")
+  if family_of(name).gguf and name not in _NOT_THERE
 }
 """Golden models that llama.cpp has, and its name of their architecture."""
 
@@ -69,6 +81,11 @@ def rope_factors(cfg):
       )
       factors.append(1 / ((1 - smooth) / scaling.factor + smooth))
   return np.array(factors, np.float32)
+
+
+def named(name, arch):
+  """A name as the converter looks it up: BLOOM's has none of its wrapper."""
+  return name.removeprefix("transformer.") if arch == "bloom" else name
 
 
 def pieces(tensors):
@@ -108,6 +125,14 @@ def _of_experts(name, tensor):
     yield f"{name}.weight", tensor.swapaxes(1, 2)
 
 
+def in_thirds(tensor, cfg):
+  """llama.cpp's converter: all queries, then all keys, then all values."""
+  rest = tensor.shape[1:]
+  groups = tensor.reshape(cfg.n_kv_heads, -1, cfg.head_dim, *rest)
+  thirds = groups[:, :-2], groups[:, -2:-1], groups[:, -1:]
+  return np.concatenate([part.reshape(-1, *rest) for part in thirds])
+
+
 def converted(name, tensor, cfg, arch):
   """One tensor as the converter stores it, by its name there."""
   part = name.split(".")[-2]
@@ -115,7 +140,9 @@ def converted(name, tensor, cfg, arch):
     tensor = permute(
       tensor, cfg.n_heads if part == "attn_q" else cfg.n_kv_heads
     )
-  if "norm" in part and cfg.norm_offset:
+  if arch in _BY_HEADS and part == "attn_qkv":
+    tensor = in_thirds(tensor, cfg)
+  if "norm" in part and name.endswith(".weight") and cfg.norm_offset:
     tensor = tensor + np.float32(cfg.norm_offset)
   if part in _TRANSPOSED.get(arch, ()):
     tensor = tensor.T  # of a bias that is itself
@@ -147,6 +174,7 @@ def write_gguf(
   for key, value in values:
     add_value(writer, f"{arch}.{key}", value)
   write_metadata(writer, cfg)
+  write_more(writer, cfg, arch)
   if cfg.n_experts:
     write_experts(writer, cfg, arch)
   write_vocabulary(writer, cfg)
@@ -154,8 +182,9 @@ def write_gguf(
   names = gguf.get_tensor_name_map(number, cfg.n_layers)
   tensors = load_file(FAMILIES / model / "model.safetensors")
   kept = {name: x for name, x in tensors.items() if name not in drop}
+  kept = without_xielu(writer, kept, cfg.n_layers)
   for old, tensor in pieces(kept):
-    name = names.get_name(old, try_suffixes=(".weight", ".bias"))
+    name = names.get_name(named(old, arch), try_suffixes=(".weight", ".bias"))
     tensor = converted(name, tensor, cfg, arch)
     kind = quantised.get(name.removesuffix(".weight").split(".")[-1])
     if kind is not None:
@@ -163,83 +192,17 @@ def write_gguf(
     writer.add_tensor(name, tensor, raw_dtype=kind)
   if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "llama3":
     extra = [*extra, ("rope_freqs.weight", rope_factors(cfg))]
+  if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "longrope":
+    long, short = cfg.rope_scaling.factors, cfg.rope_scaling.short_factors
+    for name, values in (("long", long), ("short", short)):
+      factors = np.array(values, np.float32)
+      extra = [*extra, (f"rope_factors_{name}.weight", factors)]
   for name, tensor in extra:
     writer.add_tensor(name, tensor)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
-
-
-def write_metadata(writer, cfg):
-  """Every key that an architecture may have of this config."""
-  writer.add_context_length(cfg.max_len)
-  writer.add_embedding_length(cfg.d_model)
-  writer.add_block_count(cfg.n_layers)
-  if not cfg.n_experts:
-    writer.add_feed_forward_length(cfg.d_ff)
-  writer.add_head_count(cfg.n_heads)
-  writer.add_head_count_kv(cfg.n_kv_heads)
-  writer.add_key_length(cfg.head_dim)
-  writer.add_value_length(cfg.head_dim)
-  if cfg.norm == "layer":
-    writer.add_layer_norm_eps(cfg.norm_eps)
-  else:
-    writer.add_layer_norm_rms_eps(cfg.norm_eps)
-  if cfg.positions == "rope":
-    writer.add_rope_freq_base(cfg.rope_base)
-    writer.add_rope_dimension_count(cfg.rotary_dim)
-  if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "linear":
-    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-    writer.add_rope_scaling_factor(cfg.rope_scaling.factor)
-  if cfg.rope_scaling is not None and cfg.rope_scaling.kind == "yarn":
-    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-    writer.add_rope_scaling_factor(cfg.rope_scaling.factor)
-    writer.add_rope_scaling_orig_ctx_len(cfg.rope_scaling.original_max_len)
-    writer.add_rope_scaling_yarn_beta_fast(cfg.rope_scaling.beta_fast)
-    writer.add_rope_scaling_yarn_beta_slow(cfg.rope_scaling.beta_slow)
-  if cfg.window:
-    writer.add_sliding_window(cfg.window)
-  if cfg.attn_softcap:
-    writer.add_attn_logit_softcapping(cfg.attn_softcap)
-  if cfg.logit_softcap:
-    writer.add_final_logit_softcapping(cfg.logit_softcap)
-
-
-def write_experts(writer, cfg, arch):
-  """Keys of models with experts."""
-  writer.add_expert_count(cfg.n_experts)
-  writer.add_expert_used_count(cfg.experts_per_token)
-  if arch not in _EXPERT_LENGTH:
-    writer.add_feed_forward_length(cfg.d_ff)
-    return
-  # There the common key is about layers without experts.
-  writer.add_feed_forward_length(3 * cfg.d_ff)
-  writer.add_expert_feed_forward_length(cfg.d_ff)
-  if cfg.shared_d_ff:
-    writer.add_expert_shared_feed_forward_length(cfg.shared_d_ff)
-
-
-def add_value(writer, key, value):
-  """A number, a bool or a text."""
-  kinds = {
-    bool: writer.add_bool,
-    int: writer.add_uint32,
-    float: writer.add_float32,
-    str: writer.add_string,
-  }
-  kinds[type(value)](key, value)
-
-
-def write_vocabulary(writer, cfg):
-  """A SentencePiece vocabulary of as many tokens as the model has rows."""
-  tokens = [f"t{i}" for i in range(cfg.vocab_size)]
-  writer.add_tokenizer_model("llama")
-  writer.add_token_list(tokens)
-  writer.add_token_scores([-float(i) for i in range(len(tokens))])
-  writer.add_token_types([1] * len(tokens))
-  writer.add_bos_token_id(1)
-  writer.add_eos_token_id(2)
 
 
 def write_sharded(folder, dtype=None):

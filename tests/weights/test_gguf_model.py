@@ -1,5 +1,6 @@
 """GGUF models: the parameters of the Hugging Face folder they came from."""
 
+import math
 import pathlib
 import sys
 
@@ -24,6 +25,8 @@ PARTIAL = ("gemma2", "gemma3")
 UNTOLD = {
   "gpt_oss": {"mlp_clamp": 7.0},
   "olmoe": {"norm_topk": False, "qkv_clip": None},
+  "smollm3": {"rope_layers": ()},
+  "mpt": {"attn_scale": None},
 }
 
 
@@ -191,6 +194,8 @@ def test_the_gate_of_a_shared_expert_may_be_a_vector(tmp_path):
     ("llama2", "attention.causal", False),
     ("llama2", "attention.scale", 0.5),
     ("llama2", "logit_scale", 2.0),
+    ("bloom", "attention.max_alibi_bias", 4.0),
+    ("granite", "deepstack_mapping", 1),
     ("llama2", "nextn_predict_layers", 1),
     ("qwen2", "expert_count", 4),
     ("mixtral", "expert_group_count", 2),
@@ -202,6 +207,98 @@ def test_keys_that_change_a_model_are_refused(model, name, value, tmp_path):
   write_gguf(tmp_path / "m.gguf", model, values=[(name, value)])
   with pytest.raises(WeightsError, match=f"{name}={value} is not supported"):
     load_header(tmp_path / "m.gguf")
+
+
+WINDOWED = ("cohere2", "exaone4", "olmo3", "phi3", "gpt_oss")
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_windows_that_files_tell(name, tmp_path):
+  write_gguf(tmp_path / "m.gguf", name)
+  cfg, _ = load_header(tmp_path / "m.gguf")
+  theirs = huggingface.load_config(FAMILIES / name)
+  assert cfg.window == theirs.window and any(cfg.local_layers)
+  assert cfg.local_layers == theirs.local_layers
+  assert cfg.rope_local_base == theirs.rope_local_base
+
+
+def test_no_window_in_files_of_a_windowed_family(tmp_path):
+  write_gguf(tmp_path / "m.gguf", "olmo2")
+  assert load_header(tmp_path / "m.gguf")[0].model_type == "olmo2"
+  none = [("attention.sliding_window", 0)]
+  write_gguf(tmp_path / "m.gguf", "olmo2", values=none)
+  assert load_header(tmp_path / "m.gguf")[0].model_type == "olmo2"
+
+
+def test_falcon_with_biases_is_refused(tmp_path):
+  extra = [("blk.0.attn_qkv.bias", np.zeros(64, np.float32))]
+  write_gguf(tmp_path / "m.gguf", "falcon_new", extra=extra)
+  with pytest.raises(WeightsError, match="Falcon with biases"):
+    load_header(tmp_path / "m.gguf")
+
+
+def test_falcon_2_needs_a_rope_base(tmp_path, monkeypatch):
+  names = [f"transformer.h.{i}.ln_attn" for i in range(3)]
+  drop = [f"{name}.{end}" for name in names for end in ("weight", "bias")]
+  write_gguf(tmp_path / "m.gguf", "falcon_new", drop=drop)
+  assert load_header(tmp_path / "m.gguf")[0].shared_norm
+  monkeypatch.setattr(
+    gguf.GGUFWriter, "add_rope_freq_base", lambda self, base: None
+  )
+  write_gguf(tmp_path / "m.gguf", "falcon_new", drop=drop)
+  with pytest.raises(WeightsError, match="needs falcon.rope.freq_base"):
+    load_header(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+  ("model", "name", "value", "message"),
+  [
+    ("falcon_new", "tensor_data_layout", "other", "tensor_data_layout='other'"),
+    ("granite", "rope.scaling.finetuned", False, "finetuned=false"),
+    ("phi3", "rope.scaling.attn_factor", 1.5, "attn_factor=1.5 without"),
+    ("phi3_longrope", "rope.scaling.factor", 2.0, "without another RoPE"),
+  ],
+)
+def test_keys_of_one_architecture(model, name, value, message, tmp_path):
+  write_gguf(tmp_path / "m.gguf", model, values=[(name, value)])
+  with pytest.raises(WeightsError, match=message):
+    load_header(tmp_path / "m.gguf")
+
+
+def test_yarn_in_global_layers_alone(tmp_path, monkeypatch):
+  write = gguf.GGUFWriter.add_rope_scaling_type
+  monkeypatch.setattr(
+    gguf.GGUFWriter,
+    "add_rope_scaling_type",
+    lambda self, _: write(self, gguf.RopeScalingType.YARN),
+  )
+  key, usual = "rope.scaling.yarn_attn_factor", 0.1 * math.log(2.0) + 1.0
+  write_gguf(tmp_path / "m.gguf", "olmo3", values=[(key, usual)])
+  cfg, _ = load_header(tmp_path / "m.gguf")
+  assert cfg.rope_scaling.kind == "yarn" and cfg.rope_scaling.factor == 2.0
+  assert cfg.rope_scaling.attention == usual
+  assert cfg.rope_local_base == cfg.rope_base == 500.0
+  write_gguf(tmp_path / "m.gguf", "olmo3", values=[(key, 1.5)])
+  with pytest.raises(WeightsError, match="yarn_attn_factor=1.5 is not supp"):
+    load_header(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+  ("key", "values", "message"),
+  [
+    ("beta", [0.25], "xielu.beta=.*is not supported, only 0.5"),
+    ("eps", [-1e-3], "xielu.eps=.*is not supported, only -1e-06"),
+    ("alpha_p", [0.5, 0.5], "xielu.alpha_p must be 3 finite numbers"),
+    ("alpha_n", [1.0, 2.0, float("nan")], "xielu.alpha_n must be 3 finite"),
+  ],
+)
+def test_numbers_of_xielu(key, values, message, tmp_path, monkeypatch):
+  add = f"add_xielu_{key}"
+  write = getattr(gguf.GGUFWriter, add)
+  monkeypatch.setattr(gguf.GGUFWriter, add, lambda self, _: write(self, values))
+  write_gguf(tmp_path / "m.gguf", "apertus")
+  with pytest.raises(WeightsError, match=message):
+    load_gguf(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize(

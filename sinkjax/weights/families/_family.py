@@ -33,6 +33,9 @@ class Gguf:
       the files of this one alone have, as a number that is not 0.
     rope_keys: the keys under `{architecture}.rope.` that it reads beside those
       of `common_fields`; any other is refused.
+    numbers: keys, without the architecture in front, that hold one number of
+      each layer; to `tensors` each is a tensor, `{key}.{layer}`.
+    ignored_tensors: names of tensors that are read with the config.
     rope_scaling: how positions are scaled: (metadata, file, rotated dimensions
       of a head).
   """
@@ -42,6 +45,8 @@ class Gguf:
   read_config: Callable[[Metadata, Fields], Fields] = _nothing
   marked_by: str = ""
   rope_keys: tuple[str, ...] = ()
+  numbers: tuple[str, ...] = ()
+  ignored_tensors: tuple[str, ...] = ()
   rope_scaling: Scaling = scaling
 
 

@@ -9,14 +9,14 @@ from sinkjax.config import ModelConfig, RopeScaling
 from sinkjax.field_checks import MAX_LAYERS
 from sinkjax.weights.families._metadata import Metadata
 from sinkjax.weights.families._tensors import (
-  fused_qkv,
+  fused_rows,
   linear,
   mlp_parts,
   norms,
+  qkv_sizes,
   tables,
 )
 from sinkjax.weights.formats.gguf import GGUFFile
-from sinkjax.weights.fused_layouts import FusedThirds
 from sinkjax.weights.layout import Layout, Leaf, Matrices
 from sinkjax.weights.validate import WeightsError
 
@@ -50,9 +50,6 @@ def common_fields(
     raise WeightsError(f"{read.where}: tensor 'token_embd.weight' is missing")
   rope_dim = read.get("rope.dimension_count", int, head_dim)
 
-  def has(name: str) -> bool:
-    return f"blk.0.{name}" in file.tensors
-
   return {
     "vocab_size": int(embed.shape[0]),
     "d_model": width,
@@ -69,9 +66,9 @@ def common_fields(
     # No key tells whether the embedding is tied, or which maps have biases: the
     # tensors that are there do.
     "tie_embeddings": "output.weight" not in file.tensors,
-    "qkv_bias": has("attn_q.bias") or has("attn_qkv.bias"),
-    "out_bias": has("attn_output.bias"),
-    "mlp_bias": has("ffn_up.bias"),
+    "qkv_bias": read.has("attn_q.bias") or read.has("attn_qkv.bias"),
+    "out_bias": read.has("attn_output.bias"),
+    "mlp_bias": read.has("ffn_up.bias"),
     "bos_id": read.token("bos_token_id", int(embed.shape[0])),
     "eos_id": read.token("eos_token_id", int(embed.shape[0])),
   }
@@ -88,6 +85,7 @@ _CHANGING: dict[str, tuple[Any, ...]] = {
   "attention.temperature_scale": (0.0,),
   "attention.value_scale": (1.0,),
   "attn_logit_softcapping": (0.0,),
+  "deepstack_mapping": (),
   "embedding_scale": (0.0, 1.0),
   "expert_count": (0,),
   "expert_gating_func": (0,),
@@ -145,15 +143,24 @@ def expert_gguf(read: Metadata, norm_topk: bool) -> dict[str, Any]:
   return found
 
 
-def window_gguf(read: Metadata, n_layers: int, period: int) -> dict[str, Any]:
+def layer_norm_gguf(read: Metadata) -> dict[str, Any]:
+  """Layer norms, whose epsilon has a key of its own."""
+  eps = read.need("attention.layer_norm_epsilon", float)
+  return {"norm": "layer", "norm_eps": eps}
+
+
+def window_gguf(
+  read: Metadata, n_layers: int, period: int, default: int = 0
+) -> dict[str, Any]:
   """The window and the layers that it applies to.
 
   Args:
     read: the metadata.
     n_layers: of the model.
     period: the last of so many layers has none, where no key says otherwise.
+    default: the window where no key says it, 0 for none.
   """
-  window = read.get("attention.sliding_window", int, 0)
+  window = read.get("attention.sliding_window", int, default)
   key = "attention.sliding_window_pattern"
   local = read.values.get(f"{read.architecture}.{key}")
   if not isinstance(local, np.ndarray):
@@ -169,6 +176,35 @@ def window_gguf(read: Metadata, n_layers: int, period: int) -> dict[str, Any]:
   if not window:
     return {"window": None, "local_layers": ()}
   return {"window": window, "local_layers": tuple(bool(x) for x in local)}
+
+
+def numbers_gguf(
+  file: GGUFFile, keys: tuple[str, ...], n_layers: int
+) -> dict[str, float]:
+  """Numbers of each layer that lie in the metadata, by names of tensors.
+
+  Args:
+    file: with its metadata.
+    keys: each has a number for all layers, or as many as there are layers.
+    n_layers: of the model.
+  """
+  found = {}
+  for key in keys:
+    value = file.metadata.get(key)
+    one = isinstance(value, float)
+    values = [value] * n_layers if one else value
+    if (
+      not isinstance(values, (list, np.ndarray))
+      or len(values) != n_layers
+      or not all(isinstance(x, (float, np.floating)) for x in values)
+      or not np.all(np.isfinite(values))
+    ):
+      raise WeightsError(
+        f"{file.path}: {key} must be {n_layers} finite numbers, got "
+        f"{value!r:.80}"
+      )
+    found |= {f"{key}.{i}": float(x) for i, x in enumerate(values)}
+  return found
 
 
 def gguf_tensors(
@@ -194,7 +230,7 @@ def gguf_tensors(
 
 def gguf_tensors_fused(cfg: ModelConfig) -> list[Leaf]:
   """llama.cpp's names, queries, keys and values in one tensor."""
-  found = fused_qkv(f"{_AT}attn_qkv", cfg.qkv_bias, FusedThirds)
+  found = fused_rows(qkv_sizes(cfg), f"{_AT}attn_qkv", cfg.qkv_bias)
   return found + _all_but_qkv(cfg)
 
 
@@ -205,15 +241,22 @@ def _all_but_qkv(cfg: ModelConfig) -> list[Leaf]:
     "blocks/mlp_norm": f"{_AT}ffn_norm",
     "final_norm": "output_norm",
   }
-  if cfg.shared_norm:
+  if cfg.shared_norm or not cfg.pre_norms:
     del names["blocks/mlp_norm"]
+  if not cfg.pre_norms:
+    del names["blocks/attn_norm"]
+  if cfg.embed_norm:
+    names["embed_norm"] = "token_embd_norm"
   if cfg.post_norms:
     names["blocks/attn_post_norm"] = f"{_AT}post_attention_norm"
     names["blocks/mlp_post_norm"] = f"{_AT}post_ffw_norm"
   if cfg.qk_norm:
     names["blocks/attn/q_norm"] = f"{_AT}attn_q_norm"
     names["blocks/attn/k_norm"] = f"{_AT}attn_k_norm"
-  found = norms(names, bias=cfg.norm == "layer", offset=cfg.norm_offset)
+  if not cfg.norm_scale:
+    names = {}
+  bias = cfg.norm == "layer" and cfg.norm_bias
+  found = norms(names, bias=bias, offset=cfg.norm_offset)
   found += linear("attn/o", f"{_AT}attn_output", cfg.out_bias)
   if cfg.sink_logit:
     found.append(Leaf("blocks/attn/sinks", f"{_AT}attn_sinks.weight"))

@@ -93,6 +93,14 @@ def yarn_scaling(
   if read.get("rope.scaling.type", str) != "yarn":
     return scaling(read, file, dim)
   factor = read.need("rope.scaling.factor", float)
+  larger = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+  said = read.get("rope.scaling.yarn_attn_factor", float, larger)
+  # llama.cpp does not look at it; files have it rounded to 32 bits.
+  if not math.isclose(said, larger, rel_tol=1e-5):
+    raise WeightsError(
+      f"{read.where}: rope.scaling.yarn_attn_factor={said} is not supported, "
+      f"only {larger}"
+    )
   length = read.need("context_length", int)
   return RopeScaling(
     "yarn",
@@ -103,5 +111,53 @@ def yarn_scaling(
     beta_fast=read.get("rope.scaling.yarn_beta_fast", float, 32.0),
     beta_slow=read.get("rope.scaling.yarn_beta_slow", float, 1.0),
     truncate=truncate,
-    attention=0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0,
+    attention=larger,
+  )
+
+
+LONGROPE_KEYS = ("scaling.attn_factor",)
+LONGROPE_TENSORS = ("rope_factors_long.weight", "rope_factors_short.weight")
+"""What `longrope_scaling` alone reads."""
+
+
+def longrope_scaling(
+  read: Metadata, file: GGUFFile, dim: int
+) -> RopeScaling | None:
+  """LongRoPE, by tensors of factors, or what `scaling` reads."""
+  plain = scaling(read, file, dim)
+  attention = read.get("rope.scaling.attn_factor", float, 1.0)
+  shapes = [
+    file.tensors[name].shape
+    for name in LONGROPE_TENSORS
+    if name in file.tensors
+  ]
+  if not shapes:
+    if attention != 1:
+      raise WeightsError(
+        f"{read.where}: rope.scaling.attn_factor={attention} without "
+        f"{LONGROPE_TENSORS[0]!r} is not supported"
+      )
+    return plain
+  if plain is not None or shapes != [(dim // 2,)] * 2:
+    raise WeightsError(
+      f"{read.where}: {' and '.join(map(repr, LONGROPE_TENSORS))} must have "
+      f"{dim // 2} entries each, without another RoPE scaling"
+    )
+  long, short = (
+    tuple(float(x) for x in read_tensor(file, name))
+    for name in LONGROPE_TENSORS
+  )
+  length = read.need("context_length", int)
+  original = read.get("rope.scaling.original_context_length", int, length)
+  if original < 2:
+    raise WeightsError(
+      f"{read.where}: rope.scaling.original_context_length={original}"
+    )
+  return RopeScaling(
+    "longrope",
+    factor=length / original,
+    original_max_len=original,
+    attention=attention,
+    factors=long,
+    short_factors=short,
   )

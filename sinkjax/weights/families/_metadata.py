@@ -12,6 +12,7 @@ class Metadata:
 
   def __init__(self, file: GGUFFile, architecture: str):
     self.values, self.where = file.metadata, str(file.path)
+    self.tensors = file.tensors
     self.architecture, self._last = architecture, ""
     self.read: set[str] = set()
 
@@ -19,6 +20,10 @@ class Metadata:
     """What arithmetic on a value says, with the key that was read last."""
     value = str(self.values.get(self._last))[:40]
     return WeightsError(f"{self.where}: {self._last}={value}: {error}")
+
+  def has(self, name: str) -> bool:
+    """Whether the first layer has a tensor of that name."""
+    return f"blk.0.{name}" in self.tensors
 
   def get(self, key: str, kind: type, default: Any = None) -> Any:
     """A value of a kind, or the default.

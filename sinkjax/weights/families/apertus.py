@@ -5,10 +5,13 @@ Without keys about RoPE it has Llama 3's scaling of a context of 8192.
 
 from typing import Any
 
+import numpy as np
+
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import decoder_values
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors, renamed
 from sinkjax.weights.layout import Leaf
@@ -32,6 +35,8 @@ _ROPE = {
   "low_freq_factor": 1.0,
   "high_freq_factor": 4.0,
 }
+# Of xIELU, here and in transformers.
+_FIXED = {"beta": 0.5, "eps": -1e-6}
 _NORMS = {
   ".input_layernorm.": ".attention_layernorm.",
   ".post_attention_layernorm.": ".feedforward_layernorm.",
@@ -75,6 +80,28 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   return found
 
 
+def tensors_gguf(cfg: ModelConfig) -> list[Leaf]:
+  """See `Gguf`; the parameters of xIELU are keys of the metadata."""
+  return gguf_tensors(cfg) + [
+    Leaf(f"blocks/mlp/{name}", f"xielu.{name}.{{i}}")
+    for name in ("alpha_p", "alpha_n")
+  ]
+
+
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; beta and epsilon are not parameters here."""
+  for key, ours in _FIXED.items():
+    values = np.atleast_1d(read.values.get(f"xielu.{key}", ours))
+    if values.dtype.kind != "f" or not np.allclose(
+      values, ours, rtol=1e-3, atol=0
+    ):
+      raise WeightsError(
+        f"{read.where}: xielu.{key}={values!r:.80} is not supported, only "
+        f"{ours}"
+      )
+  return {"gated_mlp": False, "activation": "xielu", "qk_norm": True}
+
+
 register(
   Family(
     name="apertus",
@@ -84,9 +111,15 @@ register(
     defaults=_DEFAULTS,
     ignored_tensors=(r"\.mlp\.act_fn\.(beta|eps)$",),
     constants={
-      "model.layers.{i}.mlp.act_fn.beta": 0.5,
-      "model.layers.{i}.mlp.act_fn.eps": -1e-6,
+      f"model.layers.{{i}}.mlp.act_fn.{name}": value
+      for name, value in _FIXED.items()
     },
     tensors=tensors,
+    gguf=Gguf(
+      architecture="apertus",
+      tensors=tensors_gguf,
+      read_config=read_gguf,
+      numbers=("xielu.alpha_p", "xielu.alpha_n"),
+    ),
   )
 )

@@ -1,9 +1,12 @@
 """Arcee's AFM: Llama whose MLP has no gate and squares a ReLU."""
 
+import functools
 from typing import Any
 
 from sinkjax.weights.families import llama
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors
+from sinkjax.weights.families._gguf_rope import YARN_KEYS, yarn_scaling
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
@@ -25,6 +28,11 @@ def read_config(read: Reader) -> dict[str, Any]:
   }
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return {"gated_mlp": False, "activation": "relu2"}
+
+
 register(
   Family(
     name="arcee",
@@ -33,5 +41,12 @@ register(
     write_config=llama.write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="arcee",
+      tensors=functools.partial(gguf_tensors, interleaved_rope=True),
+      read_config=read_gguf,
+      rope_keys=YARN_KEYS,
+      rope_scaling=yarn_scaling,
+    ),
   )
 )

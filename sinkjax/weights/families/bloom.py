@@ -4,7 +4,12 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families._config import head_dim
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors_fused,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.fused_layouts import FusedHeads
@@ -84,6 +89,16 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   ]
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return layer_norm_gguf(read) | {
+    "gated_mlp": False,
+    "activation": "gelu_tanh",
+    "positions": "alibi",
+    "embed_norm": True,
+  }
+
+
 register(
   Family(
     name="bloom",
@@ -98,5 +113,8 @@ register(
     },
     optional_prefix="transformer.",
     tensors=tensors,
+    gguf=Gguf(
+      architecture="bloom", tensors=gguf_tensors_fused, read_config=read_gguf
+    ),
   )
 )

@@ -9,7 +9,12 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import decoder_values
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
@@ -55,6 +60,19 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
 
 tensors = functools.partial(decoder_tensors, interleaved_rope=True)
 
+tensors_gguf = functools.partial(gguf_tensors, interleaved_rope=True)
+
+
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return layer_norm_gguf(read) | {
+    "norm_bias": False,
+    "parallel_residual": True,
+    "shared_norm": True,
+    "logit_scale": read.get("logit_scale", float, 1.0) or 1.0,
+  }
+
+
 register(
   Family(
     name="cohere",
@@ -63,5 +81,8 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=tensors,
+    gguf=Gguf(
+      architecture="command-r", tensors=tensors_gguf, read_config=read_gguf
+    ),
   )
 )

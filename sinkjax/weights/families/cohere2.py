@@ -8,8 +8,10 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import cohere
 from sinkjax.weights.families._config import window_fields, window_values
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, window_gguf
 from sinkjax.weights.families._reader import Reader
+from sinkjax.weights.validate import WeightsError
 
 # Of transformers' Cohere2Config.
 _DEFAULTS = {
@@ -38,6 +40,16 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   return cohere.write_config(cfg) | window_values(cfg)
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  if read.need("attention.sliding_window", int) <= 0:
+    raise WeightsError(f"{read.where}: cohere2.attention.sliding_window is 0")
+  found = window_gguf(read, fields["n_layers"], 4)
+  local = found["local_layers"]
+  rotated = {"rope_layers": () if all(local) else local}
+  return cohere.read_gguf(read, fields) | found | rotated
+
+
 register(
   Family(
     name="cohere2",
@@ -46,5 +58,8 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=cohere.tensors,
+    gguf=Gguf(
+      architecture="cohere2", tensors=cohere.tensors_gguf, read_config=read_gguf
+    ),
   )
 )

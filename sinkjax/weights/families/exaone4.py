@@ -8,7 +8,8 @@ from typing import Any
 
 from sinkjax.weights.families import llama, qwen2
 from sinkjax.weights.families._config import window_fields
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors, window_gguf
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
@@ -47,6 +48,19 @@ def read_config(read: Reader) -> dict[str, Any]:
   }
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; llama.cpp knows its largest model by the layers."""
+  layers = fields["n_layers"]
+  found = window_gguf(read, layers, 4, 4096 if layers == 64 else 0)
+  local = found["local_layers"]
+  return found | {
+    "pre_norms": False,
+    "post_norms": True,
+    "qk_norm": True,
+    "rope_layers": () if all(local) else local,
+  }
+
+
 register(
   Family(
     name="exaone4",
@@ -55,5 +69,8 @@ register(
     write_config=qwen2.write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="exaone4", tensors=gguf_tensors, read_config=read_gguf
+    ),
   )
 )

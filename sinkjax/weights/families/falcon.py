@@ -10,13 +10,19 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families._config import head_dim
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors_fused,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import ACTIVATION_NAMES, Reader
 from sinkjax.weights.families._rope import rope_fields, rope_values
 from sinkjax.weights.families._tensors import (
   fused_groups,
   linear,
   norms,
+  renamed,
   tables,
 )
 from sinkjax.weights.layout import Leaf
@@ -30,6 +36,8 @@ _DEFAULTS = {
   "num_attention_heads": 71,
   "max_position_embeddings": 2048,
 }
+# All queries, then all keys, then all values.
+_ORDER = "jploski"
 
 
 def _kv_heads(read: Reader, heads: int, new: bool) -> int:
@@ -138,6 +146,50 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   ]
 
 
+def tensors_gguf(cfg: ModelConfig) -> list[Leaf]:
+  """See `Gguf`; with two norms, the MLP's has the name of the one there is."""
+  found = gguf_tensors_fused(cfg)
+  if cfg.shared_norm:
+    return found
+  return renamed(
+    found, {".attn_norm.": ".attn_norm_2.", ".ffn_norm.": ".attn_norm."}
+  )
+
+
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; its parallel branches are llama.cpp's only form of it.
+
+  llama.cpp approximates GELU by a tanh, and these models were trained with the
+  exact one, which is computed here.
+  """
+  if fields["qkv_bias"] or fields["out_bias"] or fields["mlp_bias"]:
+    raise WeightsError(
+      f"{read.where}: Falcon with biases, as Falcon-RW with ALiBi has them, is "
+      "not supported in GGUF files"
+    )
+  # The order of queries, keys and values, where a key says it.
+  order = read.get("tensor_data_layout", str, _ORDER)
+  if order != _ORDER:
+    raise WeightsError(
+      f"{read.where}: falcon.tensor_data_layout={order!r:.40} is not "
+      f"supported, only {_ORDER!r}"
+    )
+  shared = not read.has("attn_norm_2.weight")
+  # llama.cpp's converter does not write the base, and takes 10,000 for it.
+  several = fields["n_kv_heads"] > 1
+  if shared and several and read.get("rope.freq_base", float) is None:
+    raise WeightsError(
+      f"{read.where}: Falcon with several key heads and one norm, as Falcon 2 "
+      "is, needs falcon.rope.freq_base, which is missing"
+    )
+  return layer_norm_gguf(read) | {
+    "gated_mlp": False,
+    "activation": "gelu",
+    "parallel_residual": True,
+    "shared_norm": shared,
+  }
+
+
 register(
   Family(
     name="falcon",
@@ -148,5 +200,8 @@ register(
     aliases={"n_embed": "hidden_size"},
     optional_prefix="transformer.",
     tensors=tensors,
+    gguf=Gguf(
+      architecture="falcon", tensors=tensors_gguf, read_config=read_gguf
+    ),
   )
 )

@@ -5,7 +5,11 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families._config import head_dim
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
-from sinkjax.weights.families._gguf import Metadata, gguf_tensors_fused
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors_fused,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import ACTIVATION_NAMES, Reader
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.fused_layouts import FusedThirds
@@ -107,9 +111,7 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
 
 def read_gguf(read: Metadata, fields: Fields) -> Fields:
   """See `Gguf`."""
-  return {
-    "norm": "layer",
-    "norm_eps": read.get("attention.layer_norm_epsilon", float, 1e-5),
+  return layer_norm_gguf(read) | {
     "gated_mlp": False,
     "activation": "gelu_tanh",
     "positions": "learned",

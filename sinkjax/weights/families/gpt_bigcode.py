@@ -7,7 +7,8 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import gpt2
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Gguf, register
+from sinkjax.weights.families._gguf import gguf_tensors_fused
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import fused_rows, linear, qkv_sizes
 from sinkjax.weights.layout import Leaf
@@ -53,5 +54,10 @@ register(
     aliases=gpt2.ALIASES,
     tensors=tensors,
     optional_prefix="transformer.",
+    gguf=Gguf(
+      architecture="starcoder",
+      tensors=gguf_tensors_fused,
+      read_config=gpt2.read_gguf,
+    ),
   )
 )

@@ -8,7 +8,12 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families._config import decoder_fields, decoder_values
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors_fused,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.fused_layouts import FusedHeads
@@ -73,6 +78,19 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   ]
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`.
+
+  llama.cpp approximates GELU by a tanh, and these models were trained with the
+  exact one, which is computed here.
+  """
+  return layer_norm_gguf(read) | {
+    "gated_mlp": False,
+    "activation": "gelu",
+    "parallel_residual": read.need("use_parallel_residual", bool),
+  }
+
+
 register(
   Family(
     name="gpt_neox",
@@ -82,5 +100,8 @@ register(
     defaults=_DEFAULTS,
     optional_prefix="gpt_neox.",
     tensors=tensors,
+    gguf=Gguf(
+      architecture="gptneox", tensors=gguf_tensors_fused, read_config=read_gguf
+    ),
   )
 )

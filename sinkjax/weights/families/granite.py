@@ -1,10 +1,12 @@
 """Granite 3: Llama with factors on embedding, scores, branches and logits."""
 
+import functools
 from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
@@ -45,6 +47,26 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; a factor that is not there, or 0, is 1."""
+  divisor = read.need("logit_scale", float)
+  if not divisor > 0:
+    raise WeightsError(
+      f"{read.where}: granite.logit_scale must be positive, got {divisor}"
+    )
+  if not read.get("rope.scaling.finetuned", bool, True):
+    raise WeightsError(
+      f"{read.where}: granite.rope.scaling.finetuned=false, no positions, is "
+      "not supported"
+    )
+  return {
+    "embed_scale": read.get("embedding_scale", float, 1.0) or 1.0,
+    "attn_scale": read.get("attention.scale", float) or None,
+    "residual_scale": read.get("residual_scale", float, 1.0) or 1.0,
+    "logit_scale": 1.0 / divisor,
+  }
+
+
 register(
   Family(
     name="granite",
@@ -53,5 +75,10 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="granite",
+      tensors=functools.partial(gguf_tensors, interleaved_rope=True),
+      read_config=read_gguf,
+    ),
   )
 )

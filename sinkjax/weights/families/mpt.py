@@ -4,7 +4,12 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families._config import head_dim
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors_fused,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import fused_qkv, linear, norms, tables
 from sinkjax.weights.fused_layouts import FusedThirds
@@ -97,6 +102,26 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   ]
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; no key tells another scale of the scores.
+
+  llama.cpp approximates GELU by a tanh, and these models were trained with the
+  exact one, which is computed here.
+  """
+  most = read.get("attention.max_alibi_bias", float, 0.0)
+  if most != _FIXED_IN_ATTENTION["alibi_bias_max"]:
+    raise WeightsError(
+      f"{read.where}: mpt.attention.max_alibi_bias={most} is not supported"
+    )
+  return layer_norm_gguf(read) | {
+    "norm_bias": False,
+    "gated_mlp": False,
+    "activation": "gelu",
+    "positions": "alibi",
+    "qkv_clip": read.get("attention.clamp_kqv", float) or None,
+  }
+
+
 register(
   Family(
     name="mpt",
@@ -111,5 +136,8 @@ register(
     },
     optional_prefix="transformer.",
     tensors=tensors,
+    gguf=Gguf(
+      architecture="mpt", tensors=gguf_tensors_fused, read_config=read_gguf
+    ),
   )
 )

@@ -8,7 +8,12 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import decoder_values
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
@@ -39,6 +44,15 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; the files store 1 + w."""
+  return layer_norm_gguf(read) | {
+    "norm_offset": 1.0,
+    "gated_mlp": False,
+    "activation": "relu2",
+  }
+
+
 register(
   Family(
     name="nemotron",
@@ -47,5 +61,8 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="nemotron", tensors=gguf_tensors, read_config=read_gguf
+    ),
   )
 )

@@ -3,12 +3,18 @@
 Its norms have an epsilon of 1e-5 that no key says.
 """
 
+import functools
 from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import decoder_values
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
@@ -40,6 +46,15 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   return decoder_values(cfg) | {"clip_qkv": cfg.qkv_clip}
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return layer_norm_gguf(read) | {
+    "norm_bias": False,
+    "norm_scale": False,
+    "qkv_clip": read.get("attention.clamp_kqv", float) or None,
+  }
+
+
 register(
   Family(
     name="olmo",
@@ -48,5 +63,10 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="olmo",
+      tensors=functools.partial(gguf_tensors, interleaved_rope=True),
+      read_config=read_gguf,
+    ),
   )
 )

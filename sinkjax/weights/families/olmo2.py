@@ -7,7 +7,8 @@ from typing import Any
 
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import decoder_values
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
@@ -34,6 +35,16 @@ def read_config(read: Reader, rope_base: float = 1e4) -> dict[str, Any]:
   }
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`."""
+  return {
+    "pre_norms": False,
+    "post_norms": True,
+    "qk_norm": True,
+    "qk_norm_over": "all",
+  }
+
+
 register(
   Family(
     name="olmo2",
@@ -42,5 +53,8 @@ register(
     write_config=decoder_values,
     defaults=DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="olmo2", tensors=gguf_tensors, read_config=read_gguf
+    ),
   )
 )

@@ -12,7 +12,9 @@ from sinkjax.weights.families._config import (
   window_fields,
   window_values,
 )
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors, window_gguf
+from sinkjax.weights.families._gguf_rope import YARN_KEYS, yarn_scaling
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
@@ -52,6 +54,16 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   return values
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; local layers rotate unscaled."""
+  base = fields["rope_base"]
+  return (
+    olmo2.read_gguf(read, fields)
+    | {"rope_local_base": read.get("rope.freq_base_swa", float, base)}
+    | window_gguf(read, fields["n_layers"], 4)
+  )
+
+
 register(
   Family(
     name="olmo3",
@@ -60,5 +72,13 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="olmo2",
+      tensors=gguf_tensors,
+      read_config=read_gguf,
+      marked_by="attention.sliding_window",
+      rope_keys=(*YARN_KEYS, "scaling.yarn_attn_factor", "freq_base_swa"),
+      rope_scaling=yarn_scaling,
+    ),
   )
 )

@@ -8,7 +8,11 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families._config import decoder_fields, decoder_values
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
-from sinkjax.weights.families._gguf import Metadata, gguf_tensors
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import linear, norms, tables
 from sinkjax.weights.layout import Leaf
@@ -76,9 +80,7 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
 
 def read_gguf(read: Metadata, fields: Fields) -> Fields:
   """See `Gguf`."""
-  return {
-    "norm": "layer",
-    "norm_eps": read.get("attention.layer_norm_epsilon", float, 1e-5),
+  return layer_norm_gguf(read) | {
     "gated_mlp": False,
     "activation": "gelu_tanh",
     "parallel_residual": True,

@@ -14,7 +14,17 @@ from sinkjax.weights.families._config import (
   window_fields,
   window_values,
 )
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors_fused,
+  window_gguf,
+)
+from sinkjax.weights.families._gguf_rope import (
+  LONGROPE_KEYS,
+  LONGROPE_TENSORS,
+  longrope_scaling,
+)
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import (
   fused_gate_up,
@@ -99,6 +109,24 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
   ]
 
 
+def tensors_gguf(cfg: ModelConfig) -> list[Leaf]:
+  """See `Gguf`; the gate lies before the other half, as in the folders."""
+  found = [
+    leaf
+    for leaf in gguf_tensors_fused(cfg)
+    if not leaf.path.startswith(("blocks/mlp/gate/", "blocks/mlp/up/"))
+  ]
+  return found + fused_gate_up(cfg, "blk.{i}.ffn_up")
+
+
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; the window, which llama.cpp says it leaves out, is used.
+
+  Every layer has it, as in transformers.
+  """
+  return window_gguf(read, fields["n_layers"], 0)
+
+
 register(
   Family(
     name="phi3",
@@ -107,5 +135,13 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=tensors,
+    gguf=Gguf(
+      architecture="phi3",
+      tensors=tensors_gguf,
+      read_config=read_gguf,
+      rope_keys=LONGROPE_KEYS,
+      rope_scaling=longrope_scaling,
+      ignored_tensors=LONGROPE_TENSORS,
+    ),
   )
 )

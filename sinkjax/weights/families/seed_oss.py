@@ -4,9 +4,11 @@ from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Gguf, register
+from sinkjax.weights.families._gguf import gguf_tensors
 from sinkjax.weights.families._reader import Reader
-from sinkjax.weights.families._tensors import decoder_tensors
+from sinkjax.weights.families._tensors import decoder_tensors, renamed
+from sinkjax.weights.layout import Leaf
 
 # Of transformers' SeedOssConfig.
 _DEFAULTS = {
@@ -38,6 +40,11 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
+def tensors_gguf(cfg: ModelConfig) -> list[Leaf]:
+  """See `Gguf`; the MLP's norm has the name of one behind the attention."""
+  return renamed(gguf_tensors(cfg), {".ffn_norm.": ".post_attention_norm."})
+
+
 register(
   Family(
     name="seed_oss",
@@ -46,5 +53,6 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(architecture="seed_oss", tensors=tensors_gguf),
   )
 )

@@ -3,12 +3,14 @@
 Where a window is used, those layers have it.
 """
 
+import functools
 from typing import Any
 
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import window_fields, window_values
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
@@ -65,6 +67,12 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   )
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; llama.cpp has every fourth layer, and no window."""
+  rotated = tuple((i + 1) % 4 != 0 for i in range(fields["n_layers"]))
+  return {"rope_layers": () if all(rotated) else rotated}
+
+
 register(
   Family(
     name="smollm3",
@@ -73,5 +81,10 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="smollm3",
+      tensors=functools.partial(gguf_tensors, interleaved_rope=True),
+      read_config=read_gguf,
+    ),
   )
 )

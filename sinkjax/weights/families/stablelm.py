@@ -8,7 +8,12 @@ from typing import Any
 from sinkjax.config import ModelConfig
 from sinkjax.weights.families import llama
 from sinkjax.weights.families._config import decoder_values
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
@@ -55,6 +60,20 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`.
+
+  Whether the branches are parallel is told by the MLP's norm: llama.cpp looks
+  at nothing else, and its converter writes a default of its own for the key.
+  """
+  read.get("use_parallel_residual", bool)
+  parallel = not read.has("ffn_norm.weight")
+  return layer_norm_gguf(read) | {
+    "parallel_residual": parallel,
+    "shared_norm": parallel,
+  }
+
+
 register(
   Family(
     name="stablelm",
@@ -63,5 +82,8 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
+    gguf=Gguf(
+      architecture="stablelm", tensors=gguf_tensors, read_config=read_gguf
+    ),
   )
 )

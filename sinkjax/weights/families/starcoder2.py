@@ -12,7 +12,12 @@ from sinkjax.weights.families._config import (
   decoder_values,
   window_fields,
 )
-from sinkjax.weights.families._family import Family, register
+from sinkjax.weights.families._family import Family, Fields, Gguf, register
+from sinkjax.weights.families._gguf import (
+  Metadata,
+  gguf_tensors,
+  layer_norm_gguf,
+)
 from sinkjax.weights.families._reader import Reader
 from sinkjax.weights.families._tensors import decoder_tensors
 
@@ -54,6 +59,11 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
+def read_gguf(read: Metadata, fields: Fields) -> Fields:
+  """See `Gguf`; no key tells the window."""
+  return layer_norm_gguf(read) | {"gated_mlp": False, "activation": "gelu_tanh"}
+
+
 register(
   Family(
     name="starcoder2",
@@ -64,6 +74,9 @@ register(
     defaults=_DEFAULTS,
     tensors=functools.partial(
       decoder_tensors, mlp={"up": "c_fc", "down": "c_proj"}
+    ),
+    gguf=Gguf(
+      architecture="starcoder2", tensors=gguf_tensors, read_config=read_gguf
     ),
   )
 )
