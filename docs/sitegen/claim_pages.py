@@ -28,11 +28,7 @@ SCOREBOARD = (
   ("collapse", "smollm2-135m", "digits_merge_in_bfloat16"),
   ("prompts", "smollm2-135m", "first_token_hardly_matters"),
   ("noop_heads", "smollm2-135m", "active_value_large"),
-  (
-    "massive",
-    "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-    "sink_needs_massive",
-  ),
+  ("massive", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "sink_needs_massive"),
   ("perturbation", "smollm2-135m", "spread_last_layer"),
   ("smoothing", "smollm2-135m", "loss_without_sink"),
   ("first_token", "smollm2-135m", "needles_without_sink"),
@@ -55,9 +51,9 @@ verdict and what was measured, with its 95 % interval. The tests that decided,
 what the source reports, and the figures are on the experiment's page. One rule
 decides all of them: [the protocol](protocol.md).
 
-All rows are exploratory: a row is confirmed only by texts or seeds that were not
-used when its claim was made. All but Qwen's column were measured before that
-rule was written; Qwen's was measured after it, on the same texts.
+All rows are exploratory: a row is confirmed only by texts or seeds that were
+not used when its claim was made. All but Qwen's column were measured before
+that rule was written; Qwen's was measured after it, on the same texts.
 """
 
 
