@@ -10,8 +10,8 @@ from sitegen.recorded import Run, counted
 
 WINGS = {
   "paper": (
-    "Claims of Barbero et al. and of close relatives, measured on a model that "
-    "was trained by others."
+    "Claims of Barbero et al. and of close relatives, measured on models that "
+    "were trained by others."
   ),
   "applications": "What sinks are good and bad for, on such a model.",
   "training": (
