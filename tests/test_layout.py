@@ -19,6 +19,7 @@ LEVELS = (
   {
     "artifacts",
     "config",
+    "config_checks",
     "field_checks",
     "finite",
     "limits",
