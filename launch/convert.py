@@ -25,8 +25,6 @@ OUT = flags.DEFINE_string("out", None, "The folder to write: new, or empty.")
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, write nothing."
 )
-
-
 DTYPE = flags.DEFINE_enum(
   "dtype",
   "float32",

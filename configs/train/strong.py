@@ -18,16 +18,13 @@ median; a held-out loss of 2.719 (3.107) nats. On the built-in text of
 `docs/models/strong`.
 """
 
-import dataclasses
+import pathlib
+import runpy
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from sinkjax.config import ModelConfig
-from sinkjax.data.packing import Packing
-from sinkjax.train.optimizer import OptimizerConfig
-from sinkjax.train.run_config import TrainConfig
-
+SMALL = pathlib.Path(__file__).with_name("small.py")
 STEPS = 6000
 EARLY = tuple(
   int(step) for step in np.unique(np.geomspace(1, STEPS, 20).round())
@@ -35,31 +32,7 @@ EARLY = tuple(
 
 
 def get_config() -> ConfigDict:
-  """Fields of `TrainConfig`."""
-  model = ModelConfig(
-    vocab_size=1024,
-    d_model=128,
-    n_layers=4,
-    n_heads=4,
-    n_kv_heads=4,
-    head_dim=32,
-    d_ff=384,
-    max_len=256,
-    tie_embeddings=True,
-    init_std=0.02,
-    attention="fused",
-    scan_layers=False,
-  )
-  run = TrainConfig(
-    model=model,
-    packing=Packing(length=256, bos="pinned"),
-    optimizer=OptimizerConfig(peak=3e-3, warmup=100),
-    steps=STEPS,
-    batch=16,
-    eval_every=250,
-    probe_every=50,
-    probe_steps=EARLY,
-    probe_texts=48,
-    save_every=250,
-  )
-  return ConfigDict(dataclasses.asdict(run))
+  """Fields of `TrainConfig`: those of `small.py`, but for a few."""
+  config = runpy.run_path(str(SMALL))["get_config"]()
+  config.update(steps=STEPS, probe_steps=EARLY, probe_texts=48)
+  return config

@@ -73,6 +73,11 @@ class Documents(NamedTuple):
   texts: list[Any]
   about: dict[str, Any]
 
+  @property
+  def chats(self) -> list[Any]:
+    """Those of the documents that are chats."""
+    return [text for text in self.texts if not isinstance(text, str)]
+
 
 class Named(NamedTuple):
   """A corpus that is fetched by name.
@@ -314,7 +319,7 @@ def tokenize(
 
   Cost: about 1 MB/s, and for chats 1 ms each in processes of their own.
   """
-  chats = [text for text in documents.texts if not isinstance(text, str)]
+  chats = documents.chats
   need_template(chats, tokenizer)
   rendered = encode_chats(tokenizer, chats, answer=False)
   starts: set[bool] = set()

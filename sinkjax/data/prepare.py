@@ -104,8 +104,7 @@ def tokenized(
         )
       return corpus, tokenizer or read
   documents = gather(names, chats=True)
-  chats = [text for text in documents.texts if not isinstance(text, str)]
-  need_template(chats, tokenizer)
+  need_template(documents.chats, tokenizer)
   folder = cache_folder() / "corpora" / _key(documents, vocab_size, tokenizer)
   with contextlib.suppress(CorpusError):
     corpus, read = _read(folder)

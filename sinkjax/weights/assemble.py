@@ -222,11 +222,11 @@ def assemble(
       memory.trim()
     return nest(found)
   buffers = {path: aligned_empty(shape) for path, shape in ours.items()}
+  for path in {leaf.path for leaf in leaves if leaf.layers is not None}:
+    buffers[path].fill(0)  # nothing is read where no leaf has a layer
   jobs = []
   for leaf in leaves:
     slots = buffers[leaf.path]
-    if leaf.layers is not None:
-      slots.fill(0)  # nothing is read where no leaf has a layer
     for index, name in leaf.places(slots.shape):
       jobs.append(Job(leaf, name, slots[index], source))
   fill_all(jobs, workers or default_workers())
@@ -254,10 +254,10 @@ def _in_parts(
   arrays = []
   for index, devices in shards(where, shape):
     part = aligned_empty(tuple(at.stop - at.start for at in index), dtype)
+    if any(leaf.layers is not None for leaf in leaves):
+      part.fill(0)
     jobs = []
     for leaf in leaves:
-      if leaf.layers is not None:
-        part.fill(0)
       for at, name in leaf.places(shape):
         n = len(at)  # layers and experts, which no rule splits
         whole, inside = shape[n:], index[n:]

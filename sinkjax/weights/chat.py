@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sinkjax.weights import chat_sandbox
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError
 
@@ -227,6 +226,9 @@ def messages_of(user: str, system: str | None = None) -> Chat:
 def _in_a_process(
   template: str, values: dict[str, Any], chats: Sequence[Chat]
 ) -> dict[str, Any]:
+  # It imports Jinja, which only those need who render a chat.
+  from sinkjax.weights import chat_sandbox
+
   request = json.dumps(
     {"template": template, "values": values, "chats": list(map(list, chats))}
   )

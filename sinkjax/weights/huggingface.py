@@ -216,7 +216,8 @@ def save(
   for name, value in family.constants.items():
     for i in range(cfg.n_layers):
       tensors[name.replace("{i}", str(i))] = np.array(value, np.float32)
-  tensors = {name: array.astype(dtype) for name, array in tensors.items()}
+  for name, array in tensors.items():  # one by one, and float32 as it is
+    tensors[name] = array.astype(dtype, copy=False)
   with new_folder(path) as folder:
     metadata = {"format": "pt"}  # transformers refuses a file without it
     save_file(tensors, folder / "model.safetensors", metadata=metadata)

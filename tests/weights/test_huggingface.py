@@ -89,13 +89,15 @@ def check(got, want, valid, site):
 
 
 def runs():
-  """(model, case, whether layers are scanned)."""
-  """The gate compares each family with transformers live."""
+  """(model, case, whether layers are scanned).
+
+  The gate compares each family with transformers live.
+  """
   # All cases of a model in turn, so that they find their program compiled.
   for name, scan, case in itertools.product(NAMES, (True, False), CASES):
     # Unrolled layers are the same layers: another program of the same code.
-    marks = [] if scan and name in QUICK else [pytest.mark.thorough]
-    marks = marks if scan or name in QUICK else [pytest.mark.slow]
+    less = (not scan) + (name not in QUICK)
+    marks = ([], [pytest.mark.thorough], [pytest.mark.slow])[less]
     how = "scan" if scan else "unroll"
     yield pytest.param(name, case, scan, marks=marks, id=f"{name}-{case}-{how}")
 

@@ -208,7 +208,10 @@ def numbers_gguf(
 
 
 def gguf_tensors(
-  cfg: ModelConfig, *, interleaved_rope: bool = False
+  cfg: ModelConfig,
+  *,
+  interleaved_rope: bool = False,
+  mlp_norm: str = "ffn_norm",
 ) -> list[Leaf]:
   """llama.cpp's names, queries, keys and values each a tensor.
 
@@ -216,6 +219,7 @@ def gguf_tensors(
     cfg: the model.
     interleaved_rope: whether the converter permutes the rows of queries and
       keys; see `layout.Vector`.
+    mlp_norm: the name of the norm of what the MLP reads.
   """
   found = []
   for letter in "qkv":
@@ -225,7 +229,7 @@ def gguf_tensors(
       cfg.qkv_bias,
       interleaved_rope=interleaved_rope and letter in "qk",
     )
-  return found + _all_but_qkv(cfg)
+  return found + _all_but_qkv(cfg, mlp_norm)
 
 
 def gguf_tensors_fused(cfg: ModelConfig) -> list[Leaf]:
@@ -234,11 +238,11 @@ def gguf_tensors_fused(cfg: ModelConfig) -> list[Leaf]:
   return found + _all_but_qkv(cfg)
 
 
-def _all_but_qkv(cfg: ModelConfig) -> list[Leaf]:
+def _all_but_qkv(cfg: ModelConfig, mlp_norm: str = "ffn_norm") -> list[Leaf]:
   """llama.cpp's names of all but queries, keys and values."""
   names = {
     "blocks/attn_norm": f"{_AT}attn_norm",
-    "blocks/mlp_norm": f"{_AT}ffn_norm",
+    "blocks/mlp_norm": f"{_AT}{mlp_norm}",
     "final_norm": "output_norm",
   }
   if cfg.shared_norm or not cfg.pre_norms:

@@ -6,6 +6,7 @@ import numpy as np
 
 from sinkjax.config import RopeScaling
 from sinkjax.weights.families._metadata import Metadata
+from sinkjax.weights.families._rope import mscale
 from sinkjax.weights.formats.gguf import GGUFFile, read_tensor
 from sinkjax.weights.validate import WeightsError
 
@@ -93,7 +94,7 @@ def yarn_scaling(
   if read.get("rope.scaling.type", str) != "yarn":
     return scaling(read, file, dim)
   factor = read.need("rope.scaling.factor", float)
-  larger = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+  larger = mscale(factor)
   said = read.get("rope.scaling.yarn_attn_factor", float, larger)
   # llama.cpp does not look at it; files have it rounded to 32 bits.
   if not math.isclose(said, larger, rel_tol=1e-5):

@@ -6,13 +6,18 @@ understands.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from sinkjax.config import ModelConfig, RopeScaling
 from sinkjax.weights.families._reader import Reader, typed
 from sinkjax.weights.validate import WeightsError
+
+
+def rotated_layers(rotated: Sequence[bool]) -> tuple[bool, ...]:
+  """`ModelConfig.rope_layers`, which is empty where every layer rotates."""
+  return () if all(rotated) else tuple(rotated)
 
 
 def rope_fields(

@@ -11,6 +11,7 @@ from sinkjax.weights.families._config import window_fields, window_values
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, window_gguf
 from sinkjax.weights.families._reader import Reader
+from sinkjax.weights.families._rope import rotated_layers
 from sinkjax.weights.validate import WeightsError
 
 # Of transformers' Cohere2Config.
@@ -32,7 +33,7 @@ def read_config(read: Reader) -> dict[str, Any]:
   every = read.get("sliding_window_pattern", int, 4)
   fields |= window_fields(read, layers, lambda i: (i + 1) % every != 0)
   local = fields["local_layers"] or (False,) * layers
-  return fields | {"rope_layers": () if all(local) else local}
+  return fields | {"rope_layers": rotated_layers(local)}
 
 
 def write_config(cfg: ModelConfig) -> dict[str, Any]:
@@ -45,8 +46,7 @@ def read_gguf(read: Metadata, fields: Fields) -> Fields:
   if read.need("attention.sliding_window", int) <= 0:
     raise WeightsError(f"{read.where}: cohere2.attention.sliding_window is 0")
   found = window_gguf(read, fields["n_layers"], 4)
-  local = found["local_layers"]
-  rotated = {"rope_layers": () if all(local) else local}
+  rotated = {"rope_layers": rotated_layers(found["local_layers"])}
   return cohere.read_gguf(read, fields) | found | rotated
 
 

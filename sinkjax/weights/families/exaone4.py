@@ -11,6 +11,7 @@ from sinkjax.weights.families._config import window_fields
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors, window_gguf
 from sinkjax.weights.families._reader import Reader
+from sinkjax.weights.families._rope import rotated_layers
 from sinkjax.weights.families._tensors import decoder_tensors
 
 # Of transformers' Exaone4Config.
@@ -44,7 +45,7 @@ def read_config(read: Reader) -> dict[str, Any]:
     "pre_norms": False,
     "post_norms": True,
     "qk_norm": True,
-    "rope_layers": () if all(rotated) else rotated,
+    "rope_layers": rotated_layers(rotated),
   }
 
 
@@ -52,12 +53,11 @@ def read_gguf(read: Metadata, fields: Fields) -> Fields:
   """See `Gguf`; llama.cpp knows its largest model by the layers."""
   layers = fields["n_layers"]
   found = window_gguf(read, layers, 4, 4096 if layers == 64 else 0)
-  local = found["local_layers"]
   return found | {
     "pre_norms": False,
     "post_norms": True,
     "qk_norm": True,
-    "rope_layers": () if all(local) else local,
+    "rope_layers": rotated_layers(found["local_layers"]),
   }
 
 

@@ -26,7 +26,7 @@ from sinkjax.weights.families._gguf import (
 )
 from sinkjax.weights.families._gguf_rope import YARN_KEYS, yarn_scaling
 from sinkjax.weights.families._reader import Reader
-from sinkjax.weights.families._tensors import decoder_tensors, linear, renamed
+from sinkjax.weights.families._tensors import decoder_tensors, linear
 from sinkjax.weights.fused_layouts import Alternating
 from sinkjax.weights.layout import Layout, Leaf
 from sinkjax.weights.validate import WeightsError
@@ -132,11 +132,6 @@ def read_gguf(read: Metadata, fields: Fields) -> Fields:
   )
 
 
-def tensors_gguf(cfg: ModelConfig) -> list[Leaf]:
-  """See `Gguf`; the MLP's norm has the name of one behind the attention."""
-  return renamed(gguf_tensors(cfg), {".ffn_norm.": ".post_attention_norm."})
-
-
 register(
   Family(
     name="gpt_oss",
@@ -148,7 +143,7 @@ register(
     tensors=tensors,
     gguf=Gguf(
       architecture="gpt-oss",
-      tensors=tensors_gguf,
+      tensors=functools.partial(gguf_tensors, mlp_norm="post_attention_norm"),
       read_config=read_gguf,
       rope_keys=YARN_KEYS,
       # llama.cpp rounds the ramp's ends to whole dimensions, and has the same

@@ -14,6 +14,7 @@ from sinkjax.weights.families import granite
 from sinkjax.weights.families._config import window_fields, window_values
 from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._reader import Reader
+from sinkjax.weights.families._rope import rotated_layers
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
 
@@ -55,7 +56,7 @@ def _bases(read: Reader, base: float, layers: int) -> dict[str, Any]:
   rotated = tuple(bool(one) for one in listed[:layers])
   bases = tuple(float(one or base) for one in listed[:layers])
   return {
-    "rope_layers": () if all(rotated) else rotated,
+    "rope_layers": rotated_layers(rotated),
     "rope_bases": () if set(bases) == {base} else bases,
   }
 

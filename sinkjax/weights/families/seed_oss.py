@@ -1,5 +1,6 @@
 """Seed-OSS: Llama whose attention has its output's bias by a key of its own."""
 
+import functools
 from typing import Any
 
 from sinkjax.config import ModelConfig
@@ -7,8 +8,7 @@ from sinkjax.weights.families import llama
 from sinkjax.weights.families._family import Family, Gguf, register
 from sinkjax.weights.families._gguf import gguf_tensors
 from sinkjax.weights.families._reader import Reader
-from sinkjax.weights.families._tensors import decoder_tensors, renamed
-from sinkjax.weights.layout import Leaf
+from sinkjax.weights.families._tensors import decoder_tensors
 
 # Of transformers' SeedOssConfig.
 _DEFAULTS = {
@@ -40,11 +40,6 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
   }
 
 
-def tensors_gguf(cfg: ModelConfig) -> list[Leaf]:
-  """See `Gguf`; the MLP's norm has the name of one behind the attention."""
-  return renamed(gguf_tensors(cfg), {".ffn_norm.": ".post_attention_norm."})
-
-
 register(
   Family(
     name="seed_oss",
@@ -53,6 +48,9 @@ register(
     write_config=write_config,
     defaults=_DEFAULTS,
     tensors=decoder_tensors,
-    gguf=Gguf(architecture="seed_oss", tensors=tensors_gguf),
+    gguf=Gguf(
+      architecture="seed_oss",
+      tensors=functools.partial(gguf_tensors, mlp_norm="post_attention_norm"),
+    ),
   )
 )

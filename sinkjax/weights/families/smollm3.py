@@ -12,6 +12,7 @@ from sinkjax.weights.families._config import window_fields, window_values
 from sinkjax.weights.families._family import Family, Fields, Gguf, register
 from sinkjax.weights.families._gguf import Metadata, gguf_tensors
 from sinkjax.weights.families._reader import Reader
+from sinkjax.weights.families._rope import rotated_layers
 from sinkjax.weights.families._tensors import decoder_tensors
 from sinkjax.weights.validate import WeightsError
 
@@ -35,7 +36,7 @@ def read_config(read: Reader) -> dict[str, Any]:
   used = read.get("use_sliding_window", bool, False)
   return (
     fields
-    | {"rope_layers": () if all(rotated) else rotated}
+    | {"rope_layers": rotated_layers(rotated)}
     | window_fields(read, layers, lambda i: used and not rotated[i])
   )
 
@@ -70,7 +71,7 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
 def read_gguf(read: Metadata, fields: Fields) -> Fields:
   """See `Gguf`; llama.cpp has every fourth layer, and no window."""
   rotated = tuple((i + 1) % 4 != 0 for i in range(fields["n_layers"]))
-  return {"rope_layers": () if all(rotated) else rotated}
+  return {"rope_layers": rotated_layers(rotated)}
 
 
 register(

@@ -79,13 +79,14 @@ def no_guard(cfg: ModelConfig, length: int) -> Guard:
     length: T.
   """
   none = jnp.zeros(cfg.n_layers, bool)
-  each = {"k": cfg.head_dim, "v": cfg.value_dim}
-  heads = (cfg.n_layers, 1, 1, cfg.n_kv_heads)
+  rows = (cfg.n_layers, 1, 1)
   far = np.finfo(np.float32).max ** 0.5 / 2  # its square is finite
   return {
     **{
-      site: patch(jnp.zeros((*heads, width)), positions=0, layers=none)
-      for site, width in each.items()
+      site: patch(
+        jnp.zeros((*rows, *shift_shape(cfg, site))), positions=0, layers=none
+      )
+      for site in ("k", "v")
     },
     "embed": Clip(jnp.full((1, length), far)),
     "resid_post": Clip(jnp.full((cfg.n_layers, length), far)),
