@@ -3,7 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
-from sinkjax.models.attention import needs_no_pattern
+from sinkjax.models.attention_form import needs_no_pattern
 from sinkjax.models.online import KEPT_BYTES
 
 if TYPE_CHECKING:

@@ -27,7 +27,15 @@ ACTIVATIONS = (
 )
 POSITIONS = ("rope", "learned", "alibi", "none")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-PRECISIONS = ("default", "high", "highest")
+PRECISIONS = (
+  "default",
+  "high",
+  "highest",
+  "TF32_TF32_F32_X3",
+  "BF16_BF16_F32_X3",
+  "BF16_BF16_F32_X6",
+  "BF16_BF16_F32_X9",
+)
 ATTENTIONS = ("online", "einsum", "fused")
 ATTN_BIASES = ("none", "k", "kv", "v")
 QK_NORM_OVER = ("head", "all")

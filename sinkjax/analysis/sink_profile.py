@@ -132,7 +132,12 @@ def coarse_map(size: int) -> rows.RowStatistic:
     # fewer.
     return mass / folded(seen, -(-length // size))[None, None, :, None]
 
-  return rows.RowStatistic(init, update, finalize)
+  need = ("cells", size)
+
+  def of_sums(sums: rows.PatternSums, length: int) -> jax.Array:
+    return finalize((sums.sums["cells"][:1], jnp.ones(length)), length)
+
+  return rows.RowStatistic(init, update, finalize, (need,), of_sums)
 
 
 def _observers(cfg: ModelConfig, streamed: bool) -> dict[str, Any]:

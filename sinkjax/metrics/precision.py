@@ -13,6 +13,11 @@ def wide(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def summed(x: Array, axis: int | tuple[int, ...]) -> Array:
+  """The sum over axes, added up in float32 at least."""
+  return jnp.sum(x, axis=axis, dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
 def root(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
   """The square root, with gradient 0 at 0 where that of `jnp.sqrt` is inf.
 

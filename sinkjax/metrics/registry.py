@@ -80,7 +80,7 @@ def _of_shares(form: RowStatistic | Callable) -> RowStatistic | Callable:
     shares = block._replace(rows=attention_share(block.rows), logs=None)
     return form.update(state, shares)
 
-  return form._replace(update=update)
+  return form._replace(update=update, needs=(), of_sums=None)
 
 
 def summary(

@@ -1,139 +1,27 @@
 """Statistics of the rows of an attention pattern, a block of rows at a time.
 
-A `RowStatistic` says what to gather from rows and how. `dense` turns it into a
-reducer of whole patterns for `capture`, and `sinkjax.transforms.streaming`
-feeds it one block of rows after the other: one definition serves short and
-long contexts. The functions of `sinkjax.metrics.sinks` are these statistics of
-a whole pattern.
+Each is a `RowStatistic`, see `sinkjax.metrics.row_statistic`, and has one
+definition for short and long contexts. The functions of `sinkjax.metrics.sinks`
+are these statistics of a whole pattern.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from sinkjax.metrics.norms import token_norms
-from sinkjax.metrics.precision import wide
-
-State = Any
-
-
-class RowBlock(NamedTuple):
-  """Some consecutive rows of a pattern, and what else is known of them.
-
-  Attributes:
-    rows: [B, H, b, S] weights of the queries start, start + 1, ... on the keys
-      0 to S - 1; the weights of later keys are 0.
-    start: the position of the first query.
-    values: [B, S, N, K] values of the same keys, or `None`.
-    logs: [B, H, b, S] the logarithm of each weight that is not 0, or `None`
-      where it is not known. With the scores at hand it costs nothing.
-  """
-
-  rows: Float[Array, "B H T S"]
-  start: Array | int = 0
-  values: Float[Array, "B S N K"] | None = None
-  logs: Float[Array, "B H T S"] | None = None
-
-  def queries(self) -> Array:
-    """[b] the position of each row's query."""
-    return self.start + jnp.arange(self.rows.shape[-2])
-
-
-class RowStatistic(NamedTuple):
-  """What to gather from the rows of a pattern; states add over rows.
-
-  Attributes:
-    init: `init(batch, heads, length) -> state`, all zeros.
-    update: `update(state, block) -> state` for a `RowBlock`.
-    finalize: `finalize(state, length) -> result`, with axes [B, ...].
-  """
-
-  init: Callable[[int, int, int], State]
-  update: Callable[[State, RowBlock], State]
-  finalize: Callable[[State, int], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Dense:
-  """The reducer that `dense` makes."""
-
-  statistic: RowStatistic
-
-  def __call__(
-    self,
-    pattern: Float[Array, "B H T S"],
-    values: Float[Array, "B S N K"] | None = None,
-  ) -> Any:
-    """The statistic of a whole pattern."""
-    batch, heads, length, _ = pattern.shape
-    state = self.statistic.init(batch, heads, length)
-    state = self.statistic.update(state, RowBlock(pattern, 0, values))
-    return self.statistic.finalize(state, length)
-
-
-def dense(statistic: RowStatistic) -> Dense:
-  """A row statistic as a reducer of whole patterns.
-
-  For `capture(f, {name: ("pattern", dense(statistic))})`, or `(("pattern",
-  "v"), ...)` for a statistic that reads the values. `stream_statistics` knows
-  such an observer and streams it.
-
-  >>> half = jnp.array([[1.0, 0.0], [0.5, 0.5]])[None, None]
-  >>> dense(sink_score())(half).tolist()
-  [[0.75]]
-  """
-  return Dense(statistic)
-
-
-def of_pattern(
-  statistic: RowStatistic, pattern: Float[Array, "*B T S"]
-) -> Float[Array, "..."]:
-  """The statistic of whole patterns, whatever axes stand before T and S.
-
-  The result has the pattern's precision, float32 at least.
-
-  >>> of_pattern(sink_score(), jnp.array([[1.0, 0.0], [0.5, 0.5]])).tolist()
-  0.75
-  """
-  *leading, queries, keys = pattern.shape
-  # Texts and heads that devices share stay apart: joined to one axis, no device
-  # would have its part, and all would gather every pattern.
-  first = math.prod(leading[:-1])
-  rows = pattern.reshape(first, math.prod(leading[-1:]), queries, keys)
-  result = dense(statistic)(rows)
-  # Zeros of a state are float64 under `enable_x64`, whatever the pattern is.
-  dtype = jnp.promote_types(pattern.dtype, jnp.float32)
-  return result.reshape(*leading, *result.shape[2:]).astype(dtype)
-
-
-@functools.cache
-def mean_over_rows(
-  per_row: Callable[[RowBlock], Float[Array, "B H T"]], *, first: int = 0
-) -> RowStatistic:
-  """The mean of one number a row, [B, H].
-
-      1 / (T - first) * sum_{t >= first} per_row_t
-
-  Args:
-    per_row: the number of each row of a block.
-    first: the first query that counts; 0 is returned where there is none.
-  """
-
-  def update(state: State, block: RowBlock) -> State:
-    counts = (block.queries() >= first)[None, None]
-    return state + _sum(jnp.where(counts, per_row(block), 0), -1)
-
-  return RowStatistic(
-    lambda batch, heads, length: jnp.zeros((batch, heads)),
-    update,
-    lambda total, length: total / max(length - first, 1),
-  )
+from sinkjax.metrics.precision import summed, wide
+from sinkjax.metrics.row_statistic import Dense as Dense
+from sinkjax.metrics.row_statistic import PatternSums as PatternSums
+from sinkjax.metrics.row_statistic import RowBlock as RowBlock
+from sinkjax.metrics.row_statistic import RowStatistic as RowStatistic
+from sinkjax.metrics.row_statistic import State as State
+from sinkjax.metrics.row_statistic import dense as dense
+from sinkjax.metrics.row_statistic import mean_over_rows as mean_over_rows
+from sinkjax.metrics.row_statistic import of_pattern as of_pattern
 
 
 def _weight_on(key: int) -> Callable[[RowBlock], Array]:
@@ -150,12 +38,19 @@ def _weight_on(key: int) -> Callable[[RowBlock], Array]:
 def _of_key(statistic: RowStatistic, key: int) -> RowStatistic:
   """The same, refusing a key that no query sees."""
 
-  def init(batch: int, heads: int, length: int) -> State:
+  def check(length: int) -> None:
     if not 0 <= key < length:
       raise ValueError(f"key must be in [0, {length}), got {key}")
+
+  def init(batch: int, heads: int, length: int) -> State:
+    check(length)
     return statistic.init(batch, heads, length)
 
-  return statistic._replace(init=init)
+  def of_sums(sums: PatternSums, length: int) -> Array:
+    check(length)
+    return statistic.of_sums(sums, length)
+
+  return statistic._replace(init=init, of_sums=of_sums)
 
 
 @functools.cache
@@ -167,7 +62,10 @@ def sink_score(*, key: int = 0) -> RowStatistic:
   Raises:
     ValueError: (by init) for a key that no query sees.
   """
-  return _of_key(mean_over_rows(_weight_on(key), first=max(key, 0)), key)
+  mean = mean_over_rows(
+    _weight_on(key), first=max(key, 0), per_sum=lambda sums: sums.weight_on(key)
+  )
+  return _of_key(mean, key)
 
 
 @functools.cache
@@ -181,7 +79,12 @@ def first_token_mass() -> RowStatistic:
     mass = block.rows[..., 0].astype(state.dtype)
     return jax.lax.dynamic_update_slice_in_dim(state, mass, block.start, 2)
 
-  return RowStatistic(_zeros, update, lambda mass, length: mass)
+  return RowStatistic(
+    _zeros,
+    update,
+    lambda mass, length: mass,
+    of_sums=lambda sums, length: sums.weight_on(0),
+  )
 
 
 @functools.cache
@@ -198,20 +101,33 @@ def attention_entropy(*, normalize: bool = False) -> RowStatistic:
     rows, logs = block.rows, block.logs
     if logs is None:
       logs = jnp.log(jnp.where(rows > 0, wide(rows), 1))
-    entropy = -_sum(jnp.where(rows > 0, rows * logs, 0), -1)
+    entropy = -summed(jnp.where(rows > 0, rows * logs, 0), -1)
     if not normalize:
       return entropy
+    return over_uniform(entropy, block.queries())
+
+  def over_uniform(entropy: Array, queries: Array) -> Array:
     # Row 0 does not count; 2 keeps its logarithm from being a divisor of 0.
-    keys = jnp.maximum(block.queries() + 1, 2).astype(entropy.dtype)
+    keys = jnp.maximum(queries + 1, 2).astype(entropy.dtype)
     return entropy * (1 / jnp.log(keys))[None, None]
 
-  return mean_over_rows(per_row, first=1)
+  def per_sum(sums: PatternSums) -> Array:
+    entropy = sums.sums["entropy"]
+    if not normalize:
+      return entropy
+    return over_uniform(entropy, jnp.arange(entropy.shape[-1]))
+
+  return mean_over_rows(per_row, first=1, needs=("entropy",), per_sum=per_sum)
 
 
 @functools.cache
 def row_sum() -> RowStatistic:
   """What a query gives in all, mean over queries, [B, H]; 1 for a softmax."""
-  return mean_over_rows(lambda block: _sum(block.rows, -1))
+  return mean_over_rows(
+    lambda block: summed(block.rows, -1),
+    needs=("rows",),
+    per_sum=lambda sums: sums.sums["rows"],
+  )
 
 
 @functools.cache
@@ -237,10 +153,14 @@ def learned_sink_mass(*, with_first: bool = False) -> RowStatistic:
   """
 
   def per_row(block: RowBlock) -> Array:
-    learned = 1 - _sum(block.rows, -1)
+    learned = 1 - summed(block.rows, -1)
     return learned + _weight_on(0)(block) if with_first else learned
 
-  return mean_over_rows(per_row)
+  def per_sum(sums: PatternSums) -> Array:
+    learned = 1 - sums.sums["rows"]
+    return learned + sums.weight_on(0) if with_first else learned
+
+  return mean_over_rows(per_row, needs=("rows",), per_sum=per_sum)
 
 
 @functools.cache
@@ -256,13 +176,19 @@ def received_mass() -> RowStatistic:
   def update(state: State, block: RowBlock) -> State:
     keys = jnp.arange(block.rows.shape[-1])[None]
     seen = keys <= block.queries()[:, None]
-    mass = _sum(jnp.where(seen[None, None], block.rows, 0), -2)
+    mass = summed(jnp.where(seen[None, None], block.rows, 0), -2)
     return state.at[..., : mass.shape[-1]].add(mass)
 
   def finalize(total: State, length: int) -> Array:
     return total / (length - jnp.arange(length))[None, None]
 
-  return RowStatistic(_zeros, update, finalize)
+  return RowStatistic(
+    _zeros,
+    update,
+    finalize,
+    ("columns",),
+    lambda sums, length: finalize(sums.sums["columns"], length),
+  )
 
 
 @functools.cache
@@ -286,16 +212,21 @@ def mass_by_distance() -> RowStatistic:
     # then the columns are the distances from start - keys + 1 on.
     lined = jnp.pad(block.rows[..., ::-1], [(0, 0)] * 3 + [(0, count)])
     lined = lined.reshape(batch, heads, -1)[..., :-count]
-    mass = _sum(lined.reshape(batch, heads, count, keys + count - 1), -2)
+    mass = summed(lined.reshape(batch, heads, count, keys + count - 1), -2)
     at = (0, 0, block.start - keys + length)
     old = jax.lax.dynamic_slice(state, at, mass.shape)
     return jax.lax.dynamic_update_slice(state, old + mass, at)
 
-  def finalize(total: State, length: int) -> Array:
-    seen = length - jnp.arange(length)
-    return total[..., length - 1 :] / seen[None, None]
+  def mean(total: Array, length: int) -> Array:
+    return total / (length - jnp.arange(length))[None, None]
 
-  return RowStatistic(init, update, finalize)
+  return RowStatistic(
+    init,
+    update,
+    lambda total, length: mean(total[..., length - 1 :], length),
+    ("diagonals",),
+    lambda sums, length: mean(sums.sums["diagonals"], length),
+  )
 
 
 @functools.cache
@@ -317,12 +248,19 @@ def mass_within(windows: tuple[int, ...]) -> RowStatistic:
     keys = jnp.arange(block.rows.shape[-1])[None]
     back = (block.queries()[:, None] - keys)[None, None]
     shares = [
-      _sum(jnp.where((back >= 0) & (back < w), block.rows, 0), (-2, -1))
+      summed(jnp.where((back >= 0) & (back < w), block.rows, 0), (-2, -1))
       for w in windows
     ]
     return state + jnp.stack(shares, axis=-1)
 
-  return RowStatistic(init, update, lambda total, length: total / length)
+  def of_sums(sums: PatternSums, length: int) -> Array:
+    by_distance = sums.sums["diagonals"]
+    shares = [summed(by_distance[..., :w], -1) for w in windows]
+    return jnp.stack(shares, axis=-1) / length
+
+  return RowStatistic(
+    init, update, lambda total, length: total / length, ("diagonals",), of_sums
+  )
 
 
 @functools.cache
@@ -352,13 +290,16 @@ def value_weighted_mass(*, key: int = 0) -> RowStatistic:
     shares = jnp.where(total > 0, written / jnp.where(total > 0, total, 1), 0)
     return weight(block._replace(rows=shares))
 
-  return _of_key(mean_over_rows(per_row, first=max(key, 0)), key)
+  def per_sum(sums: PatternSums) -> Array:
+    written = sums.sums["written"]
+    own = sums.weight_on(key) * sums.norms[..., key, None]
+    return jnp.where(written > 0, own / jnp.where(written > 0, written, 1), 0)
+
+  mean = mean_over_rows(
+    per_row, first=max(key, 0), needs=("written",), per_sum=per_sum
+  )
+  return _of_key(mean, key)
 
 
 def _zeros(*shape: int) -> Array:
   return jnp.zeros(shape)
-
-
-def _sum(x: Array, axis: int | tuple[int, ...]) -> Array:
-  """The sum in float32 at least."""
-  return jnp.sum(x, axis=axis, dtype=jnp.promote_types(x.dtype, jnp.float32))

@@ -14,8 +14,7 @@ returns, and what taps and caches see, are the keys and values of every head.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,7 +24,8 @@ from jaxtyping import Array, Bool, Float, Int
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
-from sinkjax.models import normalizers
+from sinkjax.metrics.row_statistic import PatternSums
+from sinkjax.models import attention_form, normalizers
 from sinkjax.models.context import Context, mask_of, rotary_of
 from sinkjax.models.fused import fused_attention
 from sinkjax.models.online import online_attention
@@ -39,22 +39,13 @@ from sinkjax.models.projection import (
 )
 from sinkjax.taps import Layer, Tapper
 
-LONG = 128
-"""Queries from which on attention is arranged for large products.
-
-Where no tap looks at it the pattern is then not written at all. Where one does,
-axes of the batch and of heads come first in every product, and the pattern is
-kept as a whole: XLA's CPU backend makes slow loops of other orders, and would
-compute the softmax again for every reader. For short texts neither gains.
-"""
-
 
 def products(
   q: Float[Array, "B T N G K"], k: Float[Array, "B S N K"]
 ) -> Float[Array, "B N G T S"]:
   """Of every query of a group with its head's keys."""
   batch, length, heads, group, _ = q.shape
-  if length >= LONG:
+  if length >= attention_form.LONG:
     return jnp.einsum("bngtk,bsnk->bngts", jnp.moveaxis(q, 1, 3), k)
   if not _one_by_one(batch, length, heads):
     return jnp.einsum("btngk,bsnk->bngts", q, k)
@@ -67,7 +58,7 @@ def mixture(
 ) -> Float[Array, "B T N G W"]:
   """What every query of a group reads of its head's values."""
   batch, heads, group, length, _ = pattern.shape
-  if length >= LONG:
+  if length >= attention_form.LONG:
     z = jnp.einsum(
       "bngts,bsnk->bngtk", jax.lax.optimization_barrier(pattern), v
     )
@@ -88,43 +79,6 @@ def _one_by_one(batch: int, length: int, heads: int) -> bool:
   # Each product is compiled: beyond 64 of them the program gets too large.
   few = length == 1 and batch * heads <= 64
   return few and jax.default_backend() == "cpu"
-
-
-class OnlineForm(NamedTuple):
-  """How `online_attention` makes a model's weights; see its arguments."""
-
-  scores: Callable[[Array], Array] | None
-  weights: Callable[[Array], Array] | None
-
-
-@functools.cache  # one object a config: functions are compared by identity
-def _online_form(cfg: ModelConfig) -> OnlineForm | None:
-  """`None` for what has no such form: ALiBi, and some normalisers."""
-  if cfg.positions == "alibi":
-    return None
-  cap = None
-  if cfg.attn_softcap is not None:
-    cap = functools.partial(softcapped, cap=cfg.attn_softcap)
-  if cfg.normalizer in ("softmax", "softmax1"):
-    return OnlineForm(cap, None)
-  if cfg.normalizer in normalizers.ELEMENTWISE:
-    return OnlineForm(cap, normalizers.ELEMENTWISE[cfg.normalizer])
-  return None
-
-
-def needs_no_pattern(cfg: ModelConfig, length: int) -> bool:
-  """Whether a layer in which no tap looks at scores or pattern writes none."""
-  if cfg.attention == "fused":
-    return True
-  if cfg.attention == "einsum" or _online_form(cfg) is None:
-    return False
-  return length >= LONG
-
-
-def _window_of_all(cfg: ModelConfig) -> int | None:
-  """The window, where every layer has it."""
-  every = any(cfg.local_layers) and all(cfg.local_layers)
-  return cfg.window if every else None
 
 
 def _clipped(x: Array, limit: float | None) -> Array:
@@ -315,12 +269,12 @@ class Attention(nn.Module):
       z = fused_attention(
         *(q, k, v),
         scale=cfg.score_scale,
-        window=_window_of_all(cfg),
+        window=attention_form.window_of_all(cfg),
         mask=self._fused_mask(ctx, layer, seen),
         sinks=self.sinks,
       )
     if z is None:
-      z = self._online(q, k, v, ctx, layer, seen)
+      z, _ = self._online(q, k, v, ctx, layer, seen)
     return tap("z", z)
 
   def _fused_mask(
@@ -335,6 +289,37 @@ class Attention(nn.Module):
       mask = seen if mask is None else mask & seen
     return mask
 
+  def with_sums(
+    self,
+    q: Float[Array, "B T H K"],
+    k: Float[Array, "B T N K"],
+    v: Float[Array, "B T N W"],
+    ctx: Context,
+    layer: Layer,
+    wanted: frozenset[Any],
+  ) -> tuple[Float[Array, "B T H W"], PatternSums]:
+    """`z` before its tap, and sums over the pattern, which is not written.
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      ctx: of the pass, without padding.
+      layer: its index.
+      wanted: what `RowStatistic`s need, see `models.online_sums`.
+    """
+    z, lse = self._online(q, k, v, ctx, layer, None)
+    sinks = self._all_sink_logits(q)
+    return z, attention_form.pattern_sums(
+      self.cfg, (q, k, v), lse, sinks, layer, wanted
+    )
+
+  def _all_sink_logits(self, q: Array) -> Array | None:
+    """`sink_logits`, and the 0 of the softmax that adds one."""
+    if self.cfg.normalizer == "softmax1":
+      return jnp.zeros((1, self.cfg.n_heads, 1, 1))
+    return self.sink_logits(q)
+
   def _online(
     self,
     q: Array,
@@ -343,16 +328,13 @@ class Attention(nn.Module):
     ctx: Context,
     layer: Layer,
     seen: Array | None,
-  ) -> Array:
-    cfg, window = self.cfg, _window_of_all(self.cfg)
-    if any(cfg.local_layers) and window is None:
-      # `layer` is traced under scan: a global layer's window is the text.
-      local = jnp.asarray(cfg.local_layers)[layer]
-      window = jnp.where(local, cfg.window, q.shape[1])
-    sinks = self.sink_logits(q)
-    if cfg.normalizer == "softmax1":
-      sinks = jnp.zeros((1, cfg.n_heads, 1, 1))
-    form = _online_form(cfg)
+  ) -> tuple[Array, Array]:
+    """`z` and the logarithm of what each row is divided by."""
+    cfg, window = (
+      self.cfg,
+      attention_form.window_of(self.cfg, layer, q.shape[1]),
+    )
+    sinks, form = self._all_sink_logits(q), attention_form.online_form(cfg)
     attend = functools.partial(
       online_attention,
       scale=cfg.score_scale,
@@ -372,7 +354,7 @@ class Attention(nn.Module):
     left = None
     if cfg.attn_bias == "kv":
       left = jnp.exp(jnp.swapaxes(wide(sinks[..., 0]), 1, 2) - lse)[..., None]
-    return self._with_value_bias(z, left)
+    return self._with_value_bias(z, left), lse
 
   def _with_value_bias(
     self, z: Float[Array, "B T H W"], left: Float[Array, "B T H 1"] | None

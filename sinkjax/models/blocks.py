@@ -7,7 +7,8 @@ from jaxtyping import Array, Bool, Float, Int
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
-from sinkjax.models.attention import Attention, needs_no_pattern
+from sinkjax.models.attention import Attention
+from sinkjax.models.attention_form import needs_no_pattern
 from sinkjax.models.context import Context, mask_of
 from sinkjax.models.mlp import Experts, Mlp
 from sinkjax.models.projection import align, rms_normalize

@@ -26,6 +26,7 @@ from sinkjax.models.normalizers import MASKED
 from sinkjax.models.online_blocks import (
   Form,
   Inputs,
+  arranged,
   block_of,
   blocks_of,
   mixed,
@@ -35,13 +36,6 @@ from sinkjax.models.online_blocks import (
   where_seen,
   whole,
 )
-
-BLOCK = 256
-"""Rows and keys of a block at most.
-
-Smaller ones make products too small for a CPU's full rate; of larger ones the
-scores leave its cache between the product and the exponential.
-"""
 
 SPANS = 8
 """Groups of rows in a tangent, at most: each is compiled.
@@ -100,22 +94,17 @@ def online_attention(
   lse, and at short length the weights.
   """
   batch, length, heads, _ = q.shape
-  kv_heads, group = k.shape[2], heads // k.shape[2]
-  count = max(1, math.ceil(length / BLOCK))
-  rows = math.ceil(length / count)  # blocks of equal size: little is padding
-  more = count * rows - length
-  q, k, v = (_rows_of(x, kv_heads, more) for x in (q, k, v))
-  if sinks is not None:
-    sinks = sinks.reshape(-1, kv_heads, group, sinks.shape[2])
-    sinks = wide(jnp.moveaxis(sinks, 2, 3))
-    sinks = _padded(sinks, 2, more if sinks.shape[2] > 1 else 0)
-  if mask is not None:
-    mask = _padded(_padded(mask, 2, more, True), 3, more, True)
-  if valid is not None:
-    valid = _padded(valid, 1, more)
-  static = window if isinstance(window, int) else None
-  form = Form(rows, group, scores, weights, scale, static)
-  inputs = Inputs(sinks, mask, valid, None if static else window)
+  form, inputs, (q, k, v) = arranged(
+    (q, k, v),
+    sinks=sinks,
+    window=window,
+    mask=mask,
+    valid=valid,
+    scale=scale,
+    scores=scores,
+    weights=weights,
+  )
+  kv_heads, group = k.shape[1], form.group
   z, lse = _attend(form, q, k, v, inputs)
   z = z.reshape(batch, kv_heads, -1, group, v.shape[-1])[:, :, :length]
   lse = lse[:, :, :length]
@@ -123,22 +112,6 @@ def online_attention(
     jnp.transpose(z, (0, 2, 1, 3, 4)).reshape(batch, length, heads, -1),
     jnp.transpose(lse, (0, 2, 1, 3)).reshape(batch, length, heads),
   )
-
-
-def _rows_of(x: Array, kv_heads: int, more: int) -> Array:
-  """[B, T, N G, K] -> [B, N, T' G, K]: a token's queries side by side."""
-  batch, _, heads, width = x.shape
-  x = _padded(x, 1, more)
-  x = x.reshape(batch, -1, kv_heads, heads // kv_heads, width)
-  return jnp.moveaxis(x, 2, 1).reshape(batch, kv_heads, -1, width)
-
-
-def _padded(x: Array, axis: int, more: int, value: bool = False) -> Array:
-  """`x` with more entries at an axis's end."""
-  if not more:
-    return x
-  widths = [(0, more if i == axis else 0) for i in range(x.ndim)]
-  return jnp.pad(x, widths, constant_values=value)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

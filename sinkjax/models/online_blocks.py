@@ -4,14 +4,22 @@ Rows of a block are the queries of R tokens, those of a key head's group G side
 by side; its columns are C keys.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from sinkjax.metrics.precision import wide
+
+BLOCK = 256
+"""Rows and keys of a block at most.
+
+Smaller ones make products too small for a CPU's full rate; of larger ones the
+scores leave its cache between the product and the exponential.
+"""
 
 
 class Form(NamedTuple):
@@ -49,6 +57,70 @@ class Inputs(NamedTuple):
   mask: Array | None
   valid: Array | None
   window: Array | None
+
+
+def arranged(
+  tokens: Sequence[Array],
+  *,
+  sinks: Array | None = None,
+  window: int | Int[Array, ""] | None = None,
+  mask: Array | None = None,
+  valid: Array | None = None,
+  scale: float,
+  scores: Callable[[Array], Array] | None = None,
+  weights: Callable[[Array], Array] | None = None,
+) -> tuple[Form, Inputs, tuple[Array, ...]]:
+  """What `sinkjax.models.online` is given, in whole blocks.
+
+  Args:
+    tokens: queries [B, T, H, K], keys [B, T, N, K], and more like these two.
+    sinks: as there, and so the rest.
+    window: see `Form` and `Inputs`.
+    mask: see `Inputs`.
+    valid: see `Inputs`.
+    scale: see `Form`.
+    scores: see `Form`.
+    weights: see `Form`.
+
+  Returns:
+    the form, the inputs, and the tokens as [B, N, T' G, K] and [B, N, T', K],
+    T' the length in whole blocks.
+  """
+  length, heads = tokens[0].shape[1:3]
+  kv_heads = tokens[1].shape[2]
+  group = heads // kv_heads
+  count = max(1, math.ceil(length / BLOCK))
+  rows = math.ceil(length / count)  # blocks of equal size: little is padding
+  more = count * rows - length
+  tokens = tuple(_rows_of(x, kv_heads, more) for x in tokens)
+  if sinks is not None:
+    sinks = sinks.reshape(-1, kv_heads, group, sinks.shape[2])
+    sinks = wide(jnp.moveaxis(sinks, 2, 3))
+    sinks = _padded(sinks, 2, more if sinks.shape[2] > 1 else 0)
+  if mask is not None:
+    mask = _padded(_padded(mask, 2, more, True), 3, more, True)
+  if valid is not None:
+    valid = _padded(valid, 1, more)
+  static = window if isinstance(window, int) else None
+  form = Form(rows, group, scores, weights, scale, static)
+  inputs = Inputs(sinks, mask, valid, None if static else window)
+  return form, inputs, tokens
+
+
+def _rows_of(x: Array, kv_heads: int, more: int) -> Array:
+  """[B, T, N G, K] -> [B, N, T' G, K]: a token's queries side by side."""
+  batch, _, heads, width = x.shape
+  x = _padded(x, 1, more)
+  x = x.reshape(batch, -1, kv_heads, heads // kv_heads, width)
+  return jnp.moveaxis(x, 2, 1).reshape(batch, kv_heads, -1, width)
+
+
+def _padded(x: Array, axis: int, more: int, value: bool = False) -> Array:
+  """`x` with more entries at an axis's end."""
+  if not more:
+    return x
+  widths = [(0, more if i == axis else 0) for i in range(x.ndim)]
+  return jnp.pad(x, widths, constant_values=value)
 
 
 def whole(x: Array) -> Array:

@@ -1,12 +1,12 @@
 """Attention statistics at long context, without a [T, T] array.
 
-A layer's queries are taken a block of rows at a time: scores of the block
-against all the keys that it can see, the exact rows of the pattern, row
-statistics, z. Memory is O(block T) for the attention and O(T D) for the rest.
-Layers come one by one through `sinkjax.models.layerwise`, so their weights
-may stay on disk.
-
-What is gathered from the rows is said by `sinkjax.metrics.rows`.
+What is gathered is said by `sinkjax.metrics.rows`. Where every statistic can be
+made of sums over the pattern, none of its rows is formed: attention is kept on
+line, and a second walk over the scores gives the sums (`models.online_sums`).
+Elsewhere a layer's queries are taken a block of rows at a time: scores against
+all the keys that it can see, the exact rows, row statistics, z. Memory is
+O(block T) for the attention and O(T D) for the rest. Layers come one by one
+through `sinkjax.models.layerwise`, so their weights may stay on disk.
 """
 
 import functools
@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
-from sinkjax.models.attention import Attention, needs_no_pattern
+from sinkjax.models.attention import Attention
+from sinkjax.models.attention_form import has_sums, needs_no_pattern
 from sinkjax.models.blocks import Block
 from sinkjax.models.context import Context, place_context
 from sinkjax.models.layerwise import (
@@ -112,7 +113,8 @@ def stream_statistics(
       must be `dense` statistics; all others see whole values.
     statistics: row statistics by name; with none this is the fastest plain
       pass over a long text.
-    block: query rows at a time, `None` for a size that is fast.
+    block: query rows at a time where rows are formed, `None` for a size that
+      is fast.
     nll: whether to return the likelihood, which costs O(T D V).
 
   Returns:
@@ -125,9 +127,10 @@ def stream_statistics(
       names used twice, or a block that is no positive integer; (by run) as
       `forward` does.
 
-  Cost: time of a causal forward pass, 7/12 of the full square of scores;
-  memory of `block` rows of scores and some [T, D] arrays, and of [T, F] where
-  a tap stands inside the MLP.
+  Cost: time of a causal forward pass and its scores once more; memory of two
+  blocks of scores of all heads and some [T, D] arrays, and of [T, F] where a
+  tap stands inside the MLP. Where rows are formed, 7/12 of the full square of
+  scores in place of half, several times slower, and `block` rows of memory.
 
   >>> import jax, sinkjax
   >>> from sinkjax.metrics import rows
@@ -272,11 +275,17 @@ def _layer(
   apply = methods_of(Block(cfg), params)
   pre = tap("resid_pre", x)
   q, k, v = apply(Block.qkv, pre, layer, ctx, tap)
-  unseen = not statistics and not set(ROW_SITES) & set(taps.edits)
-  if unseen and needs_no_pattern(cfg, x.shape[1]):
-    attend = methods_of(Attention(cfg), params["attn"])
-    z = attend(Attention.without_pattern, q, k, v, ctx, layer, tap)
-    trace = {}
+  length = x.shape[1]
+  unseen = not set(ROW_SITES) & set(taps.edits)
+  summed = all(s.of_sums is not None for _, s in statistics)
+  attend = methods_of(Attention(cfg), params["attn"])
+  if unseen and not statistics and needs_no_pattern(cfg, length):
+    z, trace = attend(Attention.without_pattern, q, k, v, ctx, layer, tap), {}
+  elif unseen and summed and has_sums(cfg, length):
+    wanted = frozenset(need for _, s in statistics for need in s.needs)
+    z, sums = attend(Attention.with_sums, q, k, v, ctx, layer, wanted)
+    trace = {name: s.of_sums(sums, length) for name, s in statistics}
+    z = tap("z", z)
   else:
     mix = functools.partial(apply, Block.mix)
     places = ctx.positions

@@ -164,7 +164,7 @@ def cudnn():
 
 def online():
   """{mesh: [error]} of a model whose layers write no pattern."""
-  from sinkjax.models import attention
+  from sinkjax.models import attention_form
 
   cfg = sinkjax.TINY.replace(sink_logit=True, scan_layers=False)
   tokens = jax.random.randint(jax.random.key(1), (8, 12), 0, 64)
@@ -177,7 +177,7 @@ def online():
     return jax.jit(jax.grad(loss))(params)
 
   # Three layers' gradients add up the rounding of float32.
-  with jax.enable_x64(True), mock.patch.object(attention, "LONG", 1):
+  with jax.enable_x64(True), mock.patch.object(attention_form, "LONG", 1):
     cfg = cfg.replace(dtype="float64")
     found, want = {}, gradient(cfg.replace(attention="einsum"))
     for text in MESHES:

@@ -9,7 +9,7 @@ import pytest
 from quick import quick
 
 import sinkjax
-from sinkjax.models import attention, online
+from sinkjax.models import attention_form, online, online_blocks
 from sinkjax.models.normalizers import softmax
 
 BATCH, LENGTH, HEADS, GROUPS, WIDTH, VALUES = 2, 13, 4, 2, 6, 5
@@ -19,7 +19,7 @@ SCALE = 0.4
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
   """Blocks of 5, 5 and 3 rows, which no length here divides, and 2 spans."""
-  monkeypatch.setattr(online, "BLOCK", 5)
+  monkeypatch.setattr(online_blocks, "BLOCK", 5)
   monkeypatch.setattr(online, "SPANS", 2)
 
 
@@ -203,7 +203,7 @@ def test_half_precision_accumulates_in_float32():
 
 def test_memory_does_not_grow_with_the_square(monkeypatch):
   """Of a pass and of its gradient, as the compiler plans it."""
-  monkeypatch.setattr(online, "BLOCK", 64)
+  monkeypatch.setattr(online_blocks, "BLOCK", 64)
   monkeypatch.setattr(online, "SPANS", 8)
   monkeypatch.setattr(online, "KEPT_BYTES", 0)
   length = 2048
@@ -249,7 +249,7 @@ VARIANTS = {
 )
 def test_the_model_is_the_same_function(name, padded, monkeypatch):
   """Logits, gradient and a derivative of it, against the pattern written."""
-  monkeypatch.setattr(attention, "LONG", 1)
+  monkeypatch.setattr(attention_form, "LONG", 1)
   with jax.enable_x64(True):
     cfg = sinkjax.TINY.replace(**VARIANTS[name], dtype="float64")
     reference = cfg.replace(attention="einsum")
@@ -279,7 +279,7 @@ def test_the_model_is_the_same_function(name, padded, monkeypatch):
 
 def test_a_tap_gets_its_pattern(tiny, tokens, monkeypatch):
   """Where a tap looks at scores or pattern they are written."""
-  monkeypatch.setattr(attention, "LONG", 1)
+  monkeypatch.setattr(attention_form, "LONG", 1)
   params, cfg = tiny
   observe = {"alpha": ("pattern", sinkjax.sink_score)}
   f = sinkjax.forward
@@ -293,13 +293,13 @@ def test_a_tap_gets_its_pattern(tiny, tokens, monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "length", "written"),
   [
-    ({}, attention.LONG, False),
-    ({}, attention.LONG - 1, True),
-    ({"attention": "einsum"}, attention.LONG, True),
+    ({}, attention_form.LONG, False),
+    ({}, attention_form.LONG - 1, True),
+    ({"attention": "einsum"}, attention_form.LONG, True),
     ({"attention": "fused"}, 3, False),
-    ({"normalizer": "clipped_softmax"}, attention.LONG, True),
+    ({"normalizer": "clipped_softmax"}, attention_form.LONG, True),
   ],
 )
 def test_where_the_pattern_is_written(changes, length, written):
   cfg = sinkjax.TINY.replace(**changes)
-  assert attention.needs_no_pattern(cfg, length) is not written
+  assert attention_form.needs_no_pattern(cfg, length) is not written
