@@ -218,6 +218,11 @@ def _cells(rows: list[dict]) -> list[list]:
   ]
 
 
+def _time(seconds: float) -> str:
+  """Three digits, and never fewer than two after the point."""
+  return f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.3g}"
+
+
 def _markdown(rows: list[dict], summary: dict) -> str:
   def shown(value: float | None, form: str, scale: float = 1.0) -> str:
     return "" if value is None else format(value * scale, form)
@@ -233,8 +238,8 @@ def _markdown(rows: list[dict], summary: dict) -> str:
       cells = [row["note"], *[""] * 5]
     else:
       cells = [
-        f"{row['seconds']:.2f} ({row['seconds_min']:.2f} to "
-        f"{row['seconds_max']:.2f})",
+        f"{_time(row['seconds'])} ({_time(row['seconds_min'])} to "
+        f"{_time(row['seconds_max'])})",
         shown(get("ratio"), ".2f"),
         shown(get("rate"), ".0f", 1e-9),
         shown(get("share"), ".0%"),

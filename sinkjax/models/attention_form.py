@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -51,13 +52,18 @@ def online_form(cfg: ModelConfig) -> OnlineForm | None:
     return OnlineForm(cap, None)
   if cfg.normalizer in normalizers.ELEMENTWISE:
     return OnlineForm(cap, normalizers.ELEMENTWISE[cfg.normalizer])
+  if cfg.normalizer == "normalized_sigmoid":  # a softmax of log-sigmoids
+
+    def scores(s: Array) -> Array:
+      return jax.nn.log_sigmoid(s if cap is None else cap(s))
+
+    return OnlineForm(scores, None)
   return None
 
 
 def has_sums(cfg: ModelConfig, length: int) -> bool:
   """Whether `Attention.with_sums` serves where no tap looks at the rows."""
-  unseen = needs_no_pattern(cfg, length)
-  return unseen and cfg.attention == "online"
+  return needs_no_pattern(cfg, length) and online_form(cfg) is not None
 
 
 def needs_no_pattern(cfg: ModelConfig, length: int) -> bool:

@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import tracemalloc
+from unittest import mock
 
 import described
 import jax
@@ -24,6 +25,7 @@ from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.inference import kv_policy
 from sinkjax.inference.generate import generate
 from sinkjax.metrics import rows
+from sinkjax.models import attention_form
 from sinkjax.models.cache import split_layers
 
 # Empty where it is only imported, as in the search for examples.
@@ -120,6 +122,27 @@ def stream():
     return out.trace, out.nll
 
   return on_every_mesh("stream", values)
+
+
+def stream_by_sums():
+  """The same without a row of the pattern, as long texts are streamed."""
+  run = sinkjax.stream_statistics(
+    sinkjax.forward(CFG),
+    {
+      "alpha": rows.sink_score(),
+      "entropy": rows.attention_entropy(),
+      "received": rows.received_mass(),
+      "distance": rows.mass_by_distance(),
+      "written": rows.value_weighted_mass(),
+    },
+  )
+
+  def values(params):
+    out = run(params, jnp.asarray(TOKENS))
+    return out.trace, out.nll
+
+  with mock.patch.object(attention_form, "LONG", 1):
+    return on_every_mesh("stream by sums", values)
 
 
 def text():
@@ -227,6 +250,7 @@ PARTS = {
     profile,
     jacobian,
     stream,
+    stream_by_sums,
     text,
     odd_heads,
     collectives,

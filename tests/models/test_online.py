@@ -231,6 +231,7 @@ VARIANTS = {
   "sigmoid": {"normalizer": "sigmoid"},
   "elu1": {"normalizer": "elu1"},
   "relu": {"normalizer": "relu"},
+  "normalized sigmoid": {"normalizer": "normalized_sigmoid"},
   "softpick, which has no such form": {"normalizer": "softpick"},
   "key bias": {"attn_bias": "k"},
   "key and value bias": {"attn_bias": "kv"},

@@ -143,6 +143,7 @@ VARIANTS = {
   "mixed_windows": {"window": 7, "local_layers": (True, False, True)},
   "windows": {"window": 7, "local_layers": (True, True, True)},
   "sigmoid": {"normalizer": "sigmoid"},
+  "normalized_sigmoid": {"normalizer": "normalized_sigmoid"},
   "softmax1": {"normalizer": "softmax1"},
   "sink_logit": {"sink_logit": True},
   "softcap": {"attn_softcap": 2.0},
