@@ -8,11 +8,15 @@ names, sizes and times of change are still those recorded, it is not read again.
 import functools
 import hashlib
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sinkjax.weights import registry
-from sinkjax.weights.formats import gguf_parts
+from sinkjax.weights.formats import gguf, gguf_parts
+
+_CARD = 10_000
+"""Characters of a model card that are read: its header stands first."""
 
 
 def of(
@@ -29,21 +33,31 @@ def of(
     progress: called with the bytes done since the last call.
 
   Returns:
-    {"sha256": of names and contents; "files": [[name, bytes, time of change in
-    ns]]}; a model of the registry has no "files".
+    {"sha256": of names and contents; "licence": where the files name one, else
+    `None`; "contents": {name: SHA-256 of the file}; "files": [[name, bytes,
+    time of change in ns]]}. A model of the registry has no "files".
 
   Cost: reading every file, once in a process.
   """
   if name in registry.REGISTRY:
-    files = registry.REGISTRY[name].files
-    return {"sha256": _digest(sorted(files.items()))}
+    package = registry.REGISTRY[name]
+    return {
+      "sha256": _digest(sorted(package.files.items())),
+      "licence": package.licence,
+      "contents": dict(package.files),
+    }
   path, found = registry.find(name), []
   paths = _files(path, without)
   marks = _mark(paths, path)
   for file, (name, size, changed) in zip(paths, marks, strict=True):
     found.append((name, _content(file, size, changed)))
     progress(size)
-  return {"sha256": _digest(found), "files": marks}
+  return {
+    "sha256": _digest(found),
+    "licence": _licence(path),
+    "contents": dict(found),
+    "files": marks,
+  }
 
 
 def unchanged(
@@ -121,6 +135,23 @@ def _content(file: pathlib.Path, size: int, changed: int) -> str:
   """A file's SHA-256; `size` and `changed` tell the cache of a new one."""
   with open(file, "rb") as stream:
     return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _licence(path: pathlib.Path) -> str | None:
+  """What a GGUF file's header or a folder's model card says."""
+  if path.is_file():
+    if registry.form_of(path, path.name) != "gguf":
+      return None
+    named = gguf.open_gguf(path).metadata.get("general.license")
+    return named if isinstance(named, str) else None
+  card = path / "README.md"
+  if not card.is_file():
+    return None
+  with open(card, encoding="utf-8", errors="replace") as stream:
+    head = stream.read(_CARD)
+  # The card's header of YAML names one licence in a line of its own.
+  match = re.match(r"---\n(?:.*\n)*?license: *['\"]?([\w.+-]+)", head)
+  return match[1] if match else None
 
 
 def _name(file: pathlib.Path, path: pathlib.Path) -> str:

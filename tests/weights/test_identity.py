@@ -1,8 +1,10 @@
 """A result belongs to the bytes that it was made from."""
 
+import hashlib
 import os
 import shutil
 
+import gguf
 import jax
 import pytest
 
@@ -76,3 +78,37 @@ def test_progress_counts_every_byte(model):
   seen = []
   identity.of(str(model), progress=seen.append)
   assert sum(seen) == sum(x.stat().st_size for x in model.iterdir())
+
+
+def test_each_file_by_its_hash_and_the_licence(model):
+  """What others need to know that they have the same bytes."""
+  found = identity.of(str(model))
+  assert found["licence"] is None
+  assert found["contents"] == {
+    file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+    for file in model.iterdir()
+  }
+  card = model / "README.md"
+  card.write_text("---\nlanguage: en\nlicense: apache-2.0\n---\nlicense: mit\n")
+  assert identity.of(str(model))["licence"] == "apache-2.0"
+  card.write_text("# A model\n\nlicense: mit\n")
+  assert identity.of(str(model))["licence"] is None
+
+
+def test_a_registered_model_names_its_licence():
+  found = identity.of("glassllm-en")
+  assert found["licence"] == "MIT"
+  assert found["contents"] == REGISTRY["glassllm-en"].files
+
+
+def test_the_licence_that_a_gguf_file_names(tmp_path):
+  for named in "apache-2.0", None:
+    path = tmp_path / f"{named}.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    if named:
+      writer.add_license(named)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert identity.of(str(path))["licence"] == named
