@@ -1,8 +1,7 @@
 """Texts for the launchers: the built-in paragraph, files, and prefixes."""
 
-import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sinkjax import limits
@@ -34,8 +33,8 @@ def read_texts(
 
   Args:
     text_file: one text, UTF-8.
-    prompts_file: JSON lines, each an object with a string "text" or with a
-      list "messages".
+    prompts_file: records of JSON, as `sinkjax.data.text_files` reads them: each
+      a text, or an object with a string "text" or a list "messages".
     chat: a user's message.
     system: a system message before it.
     max_tokens: of a text that are used; of a longer one the beginning is read.
@@ -53,49 +52,61 @@ def read_texts(
 
     return [messages_of(chat, system)]
   if text_file:
+    from sinkjax.data import text_files
+
     most = None if max_tokens is None else _characters(max_tokens)
-    return [_read(text_file, characters=most)]
+    text = text_files.one_text(_path(text_file), characters=most)
+    if not text.strip():
+      raise ValueError(f"{text_file} is empty")
+    return [text]
   if not prompts_file:
     return [PARAGRAPH]
-  texts = []
-  # Not `splitlines`: a JSON string may hold U+2028 and other characters at
-  # which that would cut a line.
-  lines = _read(prompts_file, most=limits.PROMPTS).split("\n")
-  if len(lines) > limits.PROMPT_LINES:
+  return list(_prompts(prompts_file))
+
+
+def _prompts(file: str) -> "Iterator[str | Chat]":
+  """The texts and chats of a file of records."""
+  from sinkjax.data import text_files
+
+  path, count = _path(file), 0
+  if text_files.holds(path) == text_files.PARQUET:
     raise ValueError(
-      f"{prompts_file} has {len(lines)} lines, at most {limits.PROMPT_LINES} "
-      "are read"
+      f"{path}: prompts are not read from Parquet; write them to a .jsonl file"
     )
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    text = _prompt(line)
+  for record in text_files.records(path, limits.PROMPTS):
+    count += 1
+    if count > limits.PROMPT_LINES:
+      raise ValueError(
+        f"{file} has more than {limits.PROMPT_LINES} prompts, which would take "
+        "days; give fewer"
+      )
+    text = _prompt(record.value)
     if text is None:
       raise ValueError(
-        f'{prompts_file}:{number}: expected {{"text": "..."}} or {{"messages": '
-        f'[{{"role": "user", "content": "..."}}]}}, got {line[:60]!r}'
+        f'{file}, {record.where}: expected {{"text": "..."}} or {{"messages": '
+        f'[{{"role": "user", "content": "..."}}]}}, got {record.shown!r}'
       )
-    texts.append(text)
-  if not texts:
-    raise ValueError(f"{prompts_file} holds no prompts")
-  return texts
+    yield text
+  if not count:
+    raise ValueError(f"{file} holds no prompts")
 
 
-def _prompt(line: str) -> "str | Chat | None":
-  """A line's text or messages, `None` for anything else."""
-  # No JSON, no "text" and no object are one mistake to the person who made it.
-  try:
-    values = json.loads(line)
-  except (ValueError, RecursionError):
+def _prompt(value: Any) -> "str | Chat | None":
+  """A record's text or messages, `None` for anything else."""
+  if isinstance(value, str):
+    return value or None
+  if not isinstance(value, dict):
     return None
-  if not isinstance(values, dict):
-    return None
-  text, messages = values.get("text"), values.get("messages")
+  text, messages = value.get("text"), value.get("messages")
   if isinstance(text, str) and text and messages is None:
     return text
   from sinkjax.weights.chat import not_a_chat
 
   return None if text is not None or not_a_chat(messages) else messages
+
+
+def _path(file: str) -> pathlib.Path:
+  return pathlib.Path(file).expanduser()
 
 
 def require_finite(
@@ -117,13 +128,6 @@ def require_finite(
 def _characters(tokens: int) -> int:
   # Texts of some pages are kept whole, as results of theirs were recorded.
   return max(1 << 20, limits.A_TOKEN * tokens)
-
-
-def _read(path: str, **bounds: int | None) -> str:
-  text = limits.read_text(pathlib.Path(path).expanduser(), **bounds)
-  if not text.strip():
-    raise ValueError(f"{path} is empty")
-  return text
 
 
 def resolve_prefix(prefix: str, tokenizer: Any) -> tuple[list[int], str]:

@@ -108,7 +108,7 @@ def test_chats_are_read_from_lines_and_from_flags(tmp_path):
 def test_lines_that_are_neither_text_nor_chat(tmp_path, line):
   file = tmp_path / "chats.jsonl"
   file.write_text(json.dumps(line), "utf-8")
-  with pytest.raises(ValueError, match="chats.jsonl:1: expected .*messages"):
+  with pytest.raises(ValueError, match="jsonl, line 1: expected .*messages"):
     prompts.read_texts(None, str(file))
 
 
