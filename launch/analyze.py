@@ -70,7 +70,8 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before each text: auto (BOS if the model's file says so), none, "
-  "a token's text, or id:N for the token of id N.",
+  "a token's text, or id:N for the token of id N. "
+  "--prefix= is none, too, where a token has that name.",
 )
 EPS = flags.DEFINE_list(
   "eps",

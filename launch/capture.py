@@ -82,7 +82,8 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before each window: auto (BOS if the model's file says so), none, "
-  "a token's text, or id:N for the token of id N.",
+  "a token's text, or id:N for the token of id N. "
+  "--prefix= is none, too, where a token has that name.",
 )
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 DRY_RUN = flags.DEFINE_bool(

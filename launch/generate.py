@@ -54,8 +54,8 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before a prompt: auto (BOS if the model's file says so), none, a "
-  "token's text, or id:N for the token of id N. A chat template brings its "
-  "own.",
+  "token's text, or id:N for the token of id N. --prefix= is none, too, where "
+  "a token has that name. A chat template brings its own.",
 )
 MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens",

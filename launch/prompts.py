@@ -135,25 +135,28 @@ def resolve_prefix(prefix: str, tokenizer: Any) -> tuple[list[int], str]:
 
   Args:
     prefix: "auto" for BOS where the file says that texts begin with it,
-      "none", "id:N" for the token of id N, or else a token's text. Many
-      vocabularies have tokens "auto" and "none"; they are named by their ids.
+      "none" or "" for no token, "id:N" for the token of id N, or else a token's
+      text. "auto" is always our word, as the default must hold for vocabularies
+      that have such a token; that token is named by its id.
     tokenizer: the model's.
 
   Returns:
     ([] or [id], "bos", "none" or "given").
 
   Raises:
-    ValueError: for a token that the vocabulary does not have, and for a bare
-      number that is also a token's text, which could be read in two ways.
+    ValueError: for a token that the vocabulary does not have, and for "none" or
+      a bare number where it is also a token's text, naming both readings.
   """
-  token = tokenizer.token_to_id(prefix)
-  if token is not None and _number(prefix):
+  token = tokenizer.token_to_id(prefix) if prefix else None
+  if token is not None and (prefix == "none" or _number(prefix)):
+    ours = "no token, which is --prefix= with nothing behind it"
+    if prefix != "none":
+      ours = f"an id, which is --prefix=id:{int(prefix)}"
     raise ValueError(
-      f"--prefix={prefix} can be read in two ways: as --prefix=id:"
-      f"{int(prefix)}, and as the token with that text, which is "
-      f"--prefix=id:{token}"
+      f"--prefix={prefix} can be read in two ways: as {ours}, and as the token "
+      f"with that text, which is --prefix=id:{token}"
     )
-  if prefix == "none" or (prefix == "auto" and not tokenizer.add_bos):
+  if prefix in ("", "none") or (prefix == "auto" and not tokenizer.add_bos):
     return [], "none"
   if prefix == "auto":
     return [tokenizer.bos_id], "bos"

@@ -88,7 +88,8 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   None,
   "Token put before every text: auto (BOS if the model's file says so; the "
-  "default), none, a token's text, or id:N for the token of id N.",
+  "default), none, a token's text, or id:N for the token of id N. "
+  "--prefix= is none, too, where a token has that name.",
 )
 CHAT = flags.DEFINE_bool(
   "chat",
@@ -228,7 +229,9 @@ class _Entries(Mapping[str, Any]):
 
 def _setting(name: str, flag: Any, default: str) -> str:
   """A flag, else the config's entry, else the default."""
-  return flag.value or CONFIG.value.get(name) or default
+  given = (flag.value, CONFIG.value.get(name), default)
+  # Not the first that is true: --prefix= is a value.
+  return next(value for value in given if value is not None)
 
 
 def _model() -> str:
