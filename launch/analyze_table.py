@@ -1,5 +1,6 @@
 """What `launch.analyze` prints: of a result, and of the models it reads."""
 
+import textwrap
 from typing import Any
 
 
@@ -49,6 +50,7 @@ def show(data: dict[str, Any]) -> None:
 def list_models() -> None:
   """The models fetched by name, and the families of checkpoints."""
   import sinkjax
+  from sinkjax.weights.families import ALL_LACK
 
   known = sinkjax.supported_models()
   width = max(len(row.name) for row in known)
@@ -61,7 +63,17 @@ def list_models() -> None:
     if row.kind == "family":
       gguf = f"; GGUF files of architecture {row.gguf}" if row.gguf else ""
       print(f"  {row.name:{width}}  {row.about}{gguf}")
+      if row.not_read:
+        print(_wrapped(f"not: {row.not_read}", width + 4))
+  print(_wrapped(f"Of none is supported: {ALL_LACK}.", 0))
   print(
+    "sinkjax.supported_models() returns this list in Python.\n"
     "--model also takes a .gguf file, a Hugging Face folder, hf:org/name,\n"
     "hf:org/name@revision and hf:org/name:file.gguf."
   )
+
+
+def _wrapped(text: str, indent: int) -> str:
+  """Lines of at most 80 characters."""
+  room = " " * indent
+  return textwrap.fill(text, 80, initial_indent=room, subsequent_indent=room)
