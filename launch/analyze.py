@@ -185,9 +185,8 @@ def _report(
     tokens = [model.tokenizer.token(t) for t in profile.prompts[0]]
     drawn = report.draw(profile, tokens, eps=eps[0], step=bar.update)
     first = profile.prompts[0][0]
-    if encoded.template is not None:
-      data["chat_template"] = encoded.template
     data |= {
+      **encoded.record(),
       "model": MODEL.value,
       "weights": weights,
       "config": model.cfg.to_dict(),
@@ -256,7 +255,7 @@ def _warnings(data: dict[str, Any]) -> list[str]:
   lengths = set(data["tokens"])
   notes = []
   if "chat_template" in data:
-    notes.append(prompts.describe_template(data["chat_template"]))
+    notes.append(prompts.describe_template(data))
   if len(lengths) > 1:
     notes.append(
       f"Prompts have {min(lengths)} to {max(lengths)} tokens; sink scores "

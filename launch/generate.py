@@ -38,6 +38,7 @@ from absl import flags
 from launch import app, devices
 
 if TYPE_CHECKING:
+  from launch.prompts import Encoded
   from sinkjax.config import ModelConfig
   from sinkjax.inference.kv_policy import ByPosition, ByScore
   from sinkjax.inference.sampling import Sampling
@@ -120,6 +121,8 @@ def main() -> None:
       print(f"would fetch {MODEL.value}, then generate")
     else:
       _plan(seen[0], policy, len(ids), most)
+      if CHAT.value is not None:
+        print(_chat(seen[1]).plan(), end="")
     return
   _run(how)
 
@@ -202,10 +205,7 @@ def _encoded(tokenizer: "Tokenizer | None") -> list[int]:
 
   prompts.need_tokenizer(tokenizer, MODEL.value)
   if CHAT.value is not None:
-    from sinkjax.weights.chat import encode_chats, messages_of
-
-    chat = messages_of(CHAT.value, SYSTEM.value)
-    return next(encode_chats(tokenizer, [chat])).ids
+    return _chat(tokenizer).ids[0]
   text = PROMPT.value
   if text is None:
     (text,) = prompts.read_texts(PROMPT_FILE.value, None)
@@ -214,6 +214,17 @@ def _encoded(tokenizer: "Tokenizer | None") -> list[int]:
   if not ids:
     raise ValueError("the prompt gives no tokens")
   return ids
+
+
+def _chat(tokenizer: "Tokenizer") -> "Encoded":
+  """The message in the template of the model's file."""
+  from launch import prompts
+  from sinkjax.weights.chat import encode_chats, messages_of
+
+  chat = messages_of(CHAT.value, SYSTEM.value)
+  found = next(encode_chats(tokenizer, [chat]))
+  system = prompts.system_of(chat, tokenizer) if DRY_RUN.value else (None, "")
+  return prompts.Encoded([found.ids], "chat template", found.before, *system)
 
 
 def _policy(

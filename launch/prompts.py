@@ -184,11 +184,42 @@ class Encoded(NamedTuple):
       "chat template".
     template: what the model's chat template puts before the first message of
       the first chat, `None` without a chat.
+    system: the system text of the first chat, `None` without one.
+    system_from: "chat" where the chat gives it, "template" where the template
+      does, "" without one.
   """
 
   ids: list[list[int]]
   prefix: str
   template: str | None
+  system: str | None = None
+  system_from: str = ""
+
+  def record(self) -> dict[str, Any]:
+    """What `summary.json` says of the template; nothing without a chat."""
+    if self.template is None:
+      return {}
+    system = {"text": self.system, "from": self.system_from}
+    return {
+      "chat_template": self.template,
+      "chat_system": None if self.system is None else system,
+    }
+
+  def plan(self, width: int = 10) -> str:
+    """The same for a dry run: lines, or "" without a chat.
+
+    Args:
+      width: of what stands before each.
+    """
+    if self.template is None:
+      return ""
+    system = "none"
+    if self.system is not None:
+      system = f"{self.system!r}, from the {self.system_from}"
+    return (
+      f"{'template':{width}}{self.template!r} before the first message\n"
+      f"{'system':{width}}{system}\n"
+    )
 
 
 def encode(
@@ -210,20 +241,15 @@ def encode(
       chats, or chats with --prefix.
     WeightsError: for chats, where the model has no template.
   """
-  chats = [text for text in texts if not isinstance(text, str)]
-  if chats and len(chats) < len(texts):
-    raise ValueError("give texts or messages, not both in one file")
-  if chats and prefix != "auto":
-    raise ValueError(
-      f"--prefix={prefix} goes with texts; a chat template has its own start"
-    )
-  template = None
+  chats = only_chats(texts, prefix)
+  template, system = None, (None, "")
   if chats:
     from sinkjax.weights.chat import encode_chats
 
     rendered = list(encode_chats(tokenizer, chats))
     why, template = "chat template", rendered[0].before
     rows = [one.ids for one in rendered]
+    system = system_of(chats[0], tokenizer)
   else:
     first, why = resolve_prefix(prefix, tokenizer)
     rows = [first + tokenizer.encode(text) for text in texts]
@@ -231,7 +257,33 @@ def encode(
     # A single token has no other to attend to and predicts nothing here.
     if len(row[:max_tokens]) < 2:
       raise ValueError(f"text {i + 1} gives {len(row)} tokens; 2 are needed")
-  return Encoded([row[:max_tokens] for row in rows], why, template)
+  return Encoded([row[:max_tokens] for row in rows], why, template, *system)
+
+
+def only_chats(texts: "Sequence[str | Chat]", prefix: str) -> "Sequence[Chat]":
+  """The chats, nothing where all are texts.
+
+  Raises:
+    ValueError: for texts beside chats, or chats with a prefix.
+  """
+  chats = [text for text in texts if not isinstance(text, str)]
+  if chats and len(chats) < len(texts):
+    raise ValueError("give texts or messages, not both in one file")
+  if chats and prefix != "auto":
+    raise ValueError(
+      f"--prefix={prefix} goes with texts; a chat template has its own start"
+    )
+  return chats
+
+
+def system_of(chat: "Chat", tokenizer: Any) -> tuple[str | None, str]:
+  """A chat's system text and who gives it, as `Encoded` has them."""
+  from sinkjax.weights.chat import own_system
+
+  if chat[0]["role"] in ("system", "developer"):
+    return chat[0]["content"], "chat"
+  own = own_system(tokenizer)
+  return own, "" if own is None else "template"
 
 
 def need_tokenizer(tokenizer: Any, model: str) -> None:
@@ -262,11 +314,19 @@ def first_token(tokenizer: Any, token: int, prefix: str) -> dict[str, Any]:
   }
 
 
-def describe_template(template: str) -> str:
-  """A line on what a chat template adds, for a report."""
+def describe_template(data: dict[str, Any]) -> str:
+  """A line on what a chat template adds, for a report.
+
+  Args:
+    data: of `Encoded.record`.
+  """
+  system = data["chat_system"]
+  said = "There is no system text."
+  if system is not None:
+    said = f"The system text, from the {system['from']}, is {system['text']!r}."
   return (
     "Chats, put into the template of the model's file, which writes "
-    f"{template!r} before the first message."
+    f"{data['chat_template']!r} before the first message. {said}"
   )
 
 

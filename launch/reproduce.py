@@ -342,6 +342,7 @@ def _dry_run(names: list[str]) -> None:
 def _show_model(names: list[str]) -> None:
   from launch import prompts
   from sinkjax.weights import registry
+  from sinkjax.weights.chat import messages_of
 
   print(f"model        {_model()}")
   found = registry.peek(_model())
@@ -352,7 +353,10 @@ def _show_model(names: list[str]) -> None:
   prompts.need_tokenizer(tokenizer, _model())
   _, why = prompts.resolve_prefix(_prefix(), tokenizer)
   if CHAT.value:
-    why = f"chat template, {len(_turn(tokenizer, names).ids)} tokens"
+    turn = _turn(tokenizer, names)
+    system = prompts.system_of(messages_of("", turn.system), tokenizer)
+    about = prompts.Encoded([], "", turn.before, *system).plan(13)
+    why = f"chat template, {len(turn.ids)} tokens\n{about}".rstrip()
   weights, where = devices.planned(cfg)
   print(
     f"             {cfg.n_layers} layers, {parameters:,} parameters, "

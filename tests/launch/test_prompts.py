@@ -136,7 +136,19 @@ def test_a_chat_is_encoded_as_in_generation(smollm2):
   # Without a system message the template writes its own, which is named.
   (alone,) = [prompts.encode([CHAT[1:]], tokenizer, "auto", 99)]
   assert "helpful AI assistant" in alone.template
-  assert "helpful AI assistant" in prompts.describe_template(alone.template)
+  assert (found.system, found.system_from) == ("Be brief.", "chat")
+  own = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+  assert (alone.system, alone.system_from) == (own, "template")
+  assert alone.record() == {
+    "chat_template": alone.template,
+    "chat_system": {"text": own, "from": "template"},
+  }
+  assert f"from the template, is '{own}'" in prompts.describe_template(
+    alone.record()
+  )
+  assert repr(alone.template) in alone.plan() and repr(own) in alone.plan()
+  texts = prompts.encode(["some text"], tokenizer, "auto", 9)
+  assert texts.record() == {} and texts.plan() == ""
 
 
 def test_an_empty_message_is_one(smollm2):
