@@ -89,8 +89,8 @@ USER = "{{ messages[-1]['content'] }}<end>"
   ("template", "own"),
   [
     (
-      f"<s>{{% if {FIRST} %}}{SAID}{{% else %}}Be {{{{1}}}}.{{% endif %}}{USER}",
-      "Be 1.",
+      f"<s>{{% if {FIRST} %}}{SAID}{{% else %}}B{{{{1}}}}.{{% endif %}}{USER}",
+      "B1.",
     ),
     (f"<s>{{% if {FIRST} %}}{SAID}{{% endif %}}|{USER}", None),
     # A date stands before both, and is a part of the template alone.
