@@ -28,6 +28,7 @@ def show(data: dict[str, Any]) -> None:
       f"{massive['layer']}, position {massive['position']}, dimension "
       f"{massive['dimension']})",
     ),
+    *_expert(data),
     ("loss", f"{data['nll']:.3f} nats a token"),
   ]
   print()
@@ -45,6 +46,18 @@ def show(data: dict[str, Any]) -> None:
   shown = [f"{layer}.{head}: {alpha:.2f}" for alpha, layer, head in ranked[:8]]
   for i in range(0, len(shown), 4):
     print("    " + "   ".join(f"{cell:<12}" for cell in shown[i : i + 4]))
+
+
+def _expert(data: dict[str, Any]) -> list[tuple[str, str]]:
+  """A line on the expert that writes most, for models that have some."""
+  if "sink_expert" not in data:
+    return []
+  found = data["sink_expert"]
+  share = data["expert_first_share"][found["layer"]][found["expert"]]
+  where = f"layer {found['layer']}, expert {found['expert']}"
+  return [
+    ("first token's expert", f"{where}: {100 * share:.1f} % of the layer")
+  ]
 
 
 def list_models() -> None:
