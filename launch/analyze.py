@@ -51,7 +51,9 @@ MODEL = flags.DEFINE_string(
 OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 TEXT_FILE = flags.DEFINE_string("text_file", None, "File with a text, UTF-8.")
 PROMPTS_FILE = flags.DEFINE_string(
-  "prompts_file", None, 'File with one {"text": "..."} a line.'
+  "prompts_file",
+  None,
+  'File with one {"text": "..."} a line, or a .json file with a list of them.',
 )
 CHAT = flags.DEFINE_string(
   "chat",
