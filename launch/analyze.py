@@ -224,11 +224,7 @@ def _measure(
 
   model = _open()
   prompts.need_tokenizer(model.tokenizer, MODEL.value)
-  if MAX_TOKENS.value > model.cfg.max_len:
-    raise ValueError(
-      f"--max_tokens={MAX_TOKENS.value} is beyond the model's context of "
-      f"{model.cfg.max_len}"
-    )
+  prompts.need_room("max_tokens", MAX_TOKENS.value, model.cfg)
   encoded = prompts.encode(
     texts, model.tokenizer, PREFIX.value, MAX_TOKENS.value
   )

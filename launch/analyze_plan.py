@@ -40,8 +40,8 @@ def show(
     return
   cfg, tokenizer, parameters = known
   prompts.need_tokenizer(tokenizer, model)
-  longest = min(max_tokens, cfg.max_len)
-  encoded = prompts.encode(texts, tokenizer, prefix, longest)
+  prompts.need_room("max_tokens", max_tokens, cfg)
+  encoded = prompts.encode(texts, tokenizer, prefix, max_tokens)
   ids = encoded.ids
   tokens = sum(map(len, ids))
   length = max(map(len, ids))

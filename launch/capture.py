@@ -171,10 +171,7 @@ def _checked(cfg: "ModelConfig", tokenizer: "Tokenizer | None") -> Job:
   from sinkjax.models.transformer import param_shapes
 
   prompts.need_tokenizer(tokenizer, MODEL.value)
-  if LENGTH.value > cfg.max_len:
-    raise ValueError(
-      f"--length={LENGTH.value} is beyond the model's context of {cfg.max_len}"
-    )
+  prompts.need_room("length", LENGTH.value, cfg)
   parsed = [points.parse_point("sites", text) for text in SITES.value]
   layers = chosen_layers(cfg, parsed)
   positions = _positions(POSITIONS.value, LENGTH.value)

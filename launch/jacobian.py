@@ -259,11 +259,7 @@ def _prepare(
   prompts.need_tokenizer(tokenizer, MODEL.value)
   if OFFLOAD.value:
     config = jacobian_run.small_budget(config, parameters)
-  if MAX_TOKENS.value > cfg.max_len:
-    raise ValueError(
-      f"--max_tokens={MAX_TOKENS.value} is beyond the model's context of "
-      f"{cfg.max_len}"
-    )
+  prompts.need_room("max_tokens", MAX_TOKENS.value, cfg)
   encoded = prompts.encode([text], tokenizer, PREFIX.value, MAX_TOKENS.value)
   # It raises for points that the model does not have, before weights are read.
   config.crossed(cfg)

@@ -286,6 +286,21 @@ def system_of(chat: "Chat", tokenizer: Any) -> tuple[str | None, str]:
   return own, "" if own is None else "template"
 
 
+def need_room(flag: str, tokens: int, cfg: Any) -> None:
+  """Raises ValueError for texts longer than the model's context.
+
+  Args:
+    flag: that says how long they are.
+    tokens: its value.
+    cfg: the model's.
+  """
+  if tokens > cfg.max_len:
+    raise ValueError(
+      f"--{flag}={tokens} is beyond the model's context of {cfg.max_len}: take "
+      f"at most --{flag}={cfg.max_len}"
+    )
+
+
 def need_tokenizer(tokenizer: Any, model: str) -> None:
   """Raises ValueError for a model that came without one."""
   if tokenizer is None:
