@@ -51,7 +51,9 @@ MODEL = flags.DEFINE_string(
 OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 TEXT_FILE = flags.DEFINE_string("text_file", None, "File with a text, UTF-8.")
 PROMPTS_FILE = flags.DEFINE_string(
-  "prompts_file", None, 'File with one {"text": "..."} a line.'
+  "prompts_file",
+  None,
+  'File with one {"text": "..."} a line, or a .json file with a list of them.',
 )
 CHAT = flags.DEFINE_string(
   "chat",
@@ -70,7 +72,8 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before each text: auto (BOS if the model's file says so), none, "
-  "a token's text, or id:N for the token of id N.",
+  "a token's text, or id:N for the token of id N. "
+  "--prefix= is none, too, where a token has that name.",
 )
 EPS = flags.DEFINE_list(
   "eps",
@@ -184,9 +187,8 @@ def _report(
     tokens = [model.tokenizer.token(t) for t in profile.prompts[0]]
     drawn = report.draw(profile, tokens, eps=eps[0], step=bar.update)
     first = profile.prompts[0][0]
-    if encoded.template is not None:
-      data["chat_template"] = encoded.template
     data |= {
+      **encoded.record(),
       "model": MODEL.value,
       "weights": weights,
       "config": model.cfg.to_dict(),
@@ -222,11 +224,7 @@ def _measure(
 
   model = _open()
   prompts.need_tokenizer(model.tokenizer, MODEL.value)
-  if MAX_TOKENS.value > model.cfg.max_len:
-    raise ValueError(
-      f"--max_tokens={MAX_TOKENS.value} is beyond the model's context of "
-      f"{model.cfg.max_len}"
-    )
+  prompts.need_room("max_tokens", MAX_TOKENS.value, model.cfg)
   encoded = prompts.encode(
     texts, model.tokenizer, PREFIX.value, MAX_TOKENS.value
   )
@@ -255,7 +253,7 @@ def _warnings(data: dict[str, Any]) -> list[str]:
   lengths = set(data["tokens"])
   notes = []
   if "chat_template" in data:
-    notes.append(prompts.describe_template(data["chat_template"]))
+    notes.append(prompts.describe_template(data))
   if len(lengths) > 1:
     notes.append(
       f"Prompts have {min(lengths)} to {max(lengths)} tokens; sink scores "

@@ -40,8 +40,9 @@ def show(
     return
   cfg, tokenizer, parameters = known
   prompts.need_tokenizer(tokenizer, model)
-  longest = min(max_tokens, cfg.max_len)
-  ids = prompts.encode(texts, tokenizer, prefix, longest).ids
+  prompts.need_room("max_tokens", max_tokens, cfg)
+  encoded = prompts.encode(texts, tokenizer, prefix, max_tokens)
+  ids = encoded.ids
   tokens = sum(map(len, ids))
   length = max(map(len, ids))
   # A multiplication and an addition for each parameter and token.
@@ -53,6 +54,7 @@ def show(
     f"parameters\n"
     f"texts     {len(texts)}, {tokens} tokens, the longest {length}\n"
     f"position 0  {prompts.name(tokenizer, ids[0][0])}\n"
+    f"{encoded.plan()}"
     f"memory    about {(weights + beside) / 1e9:.2f} GB at most, "
     f"{weights / 1e9:.2f} of it weights, on {where}\n"
     f"time      about {8 + flops / rate * 4:.0f} s at the measured "

@@ -1,5 +1,6 @@
 """What `launch.analyze` prints: of a result, and of the models it reads."""
 
+import textwrap
 from typing import Any
 
 
@@ -27,6 +28,7 @@ def show(data: dict[str, Any]) -> None:
       f"{massive['layer']}, position {massive['position']}, dimension "
       f"{massive['dimension']})",
     ),
+    *_expert(data),
     ("loss", f"{data['nll']:.3f} nats a token"),
   ]
   print()
@@ -46,9 +48,22 @@ def show(data: dict[str, Any]) -> None:
     print("    " + "   ".join(f"{cell:<12}" for cell in shown[i : i + 4]))
 
 
+def _expert(data: dict[str, Any]) -> list[tuple[str, str]]:
+  """A line on the expert that writes most, for models that have some."""
+  if "sink_expert" not in data:
+    return []
+  found = data["sink_expert"]
+  share = data["expert_first_share"][found["layer"]][found["expert"]]
+  where = f"layer {found['layer']}, expert {found['expert']}"
+  return [
+    ("first token's expert", f"{where}: {100 * share:.1f} % of the layer")
+  ]
+
+
 def list_models() -> None:
   """The models fetched by name, and the families of checkpoints."""
   import sinkjax
+  from sinkjax.weights.families import ALL_LACK
 
   known = sinkjax.supported_models()
   width = max(len(row.name) for row in known)
@@ -61,7 +76,17 @@ def list_models() -> None:
     if row.kind == "family":
       gguf = f"; GGUF files of architecture {row.gguf}" if row.gguf else ""
       print(f"  {row.name:{width}}  {row.about}{gguf}")
+      if row.not_read:
+        print(_wrapped(f"not: {row.not_read}", width + 4))
+  print(_wrapped(f"Of none is supported: {ALL_LACK}.", 0))
   print(
+    "sinkjax.supported_models() returns this list in Python.\n"
     "--model also takes a .gguf file, a Hugging Face folder, hf:org/name,\n"
     "hf:org/name@revision and hf:org/name:file.gguf."
   )
+
+
+def _wrapped(text: str, indent: int) -> str:
+  """Lines of at most 80 characters."""
+  room = " " * indent
+  return textwrap.fill(text, 80, initial_indent=room, subsequent_indent=room)

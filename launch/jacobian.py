@@ -51,6 +51,15 @@ OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 TEXT_FILE = flags.DEFINE_string(
   "text_file", None, "File with the text, UTF-8; by default a built-in one."
 )
+PROMPTS_FILE = flags.DEFINE_string(
+  "prompts_file",
+  None,
+  'File with one {"text": "..."} or chat, {"messages": [...]}, a line, of '
+  "which --prompt is taken.",
+)
+PROMPT = flags.DEFINE_integer(
+  "prompt", 0, "With --prompts_file: which one, from 0; -1 is the last."
+)
 MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens", 16, "How many tokens of the text to use, prefix included."
 )
@@ -58,7 +67,7 @@ CHAT = flags.DEFINE_string(
   "chat",
   None,
   "A message to a chat model, in place of a text, put into the template of the "
-  "model's own file.",
+  "model's own file. Prompts of --prompts_file may be chats, too.",
 )
 SYSTEM = flags.DEFINE_string(
   "system", None, "With --chat: the system message before it."
@@ -67,7 +76,8 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   "auto",
   "Token put before the text: auto (BOS if the model's file says so), none, "
-  "a token's text, or id:N for the token of id N.",
+  "a token's text, or id:N for the token of id N. "
+  "--prefix= is none, too, where a token has that name.",
 )
 METHOD = flags.DEFINE_enum(
   "method",
@@ -126,12 +136,8 @@ def main() -> None:
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
-  from launch import prompts
-
   config, edit = _config(), points.parse_edit(EDIT.value)
-  (text,) = prompts.read_texts(
-    TEXT_FILE.value, None, CHAT.value, SYSTEM.value, max_tokens=MAX_TOKENS.value
-  )
+  text = _text()
   if DRY_RUN.value:
     _dry_run(_prepare(text, config, edit))
     return
@@ -147,6 +153,31 @@ def main() -> None:
     data = _report(out, job, request)
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
+
+
+def _text() -> Any:
+  """The text or chat that the flags name.
+
+  Raises:
+    ValueError: as `prompts.read_texts`, or for a prompt that is not there.
+  """
+  from launch import prompts
+
+  texts = prompts.read_texts(
+    TEXT_FILE.value,
+    PROMPTS_FILE.value,
+    CHAT.value,
+    SYSTEM.value,
+    max_tokens=MAX_TOKENS.value,
+  )
+  if not -len(texts) <= PROMPT.value < len(texts):
+    if not PROMPTS_FILE.value:
+      raise ValueError("--prompt goes with --prompts_file")
+    raise ValueError(
+      f"--prompt={PROMPT.value} is not among the {len(texts)} of "
+      f"{PROMPTS_FILE.value}"
+    )
+  return texts[PROMPT.value]
 
 
 def _resumed(path: pathlib.Path) -> bool:
@@ -228,25 +259,18 @@ def _prepare(
   prompts.need_tokenizer(tokenizer, MODEL.value)
   if OFFLOAD.value:
     config = jacobian_run.small_budget(config, parameters)
-  if MAX_TOKENS.value > cfg.max_len:
-    raise ValueError(
-      f"--max_tokens={MAX_TOKENS.value} is beyond the model's context of "
-      f"{cfg.max_len}"
-    )
+  prompts.need_room("max_tokens", MAX_TOKENS.value, cfg)
   encoded = prompts.encode([text], tokenizer, PREFIX.value, MAX_TOKENS.value)
-  (ids,) = encoded.ids
   # It raises for points that the model does not have, before weights are read.
   config.crossed(cfg)
   if edit:
-    edit.check(len(ids), cfg.n_layers)
+    edit.check(len(encoded.ids[0]), cfg.n_layers)
   return jacobian_run.Job(
     model=MODEL.value,
     cfg=cfg,
     tokenizer=tokenizer,
     parameters=parameters,
-    ids=ids,
-    prefix=encoded.prefix,
-    template=encoded.template,
+    encoded=encoded,
     config=config,
     edit=edit,
     edit_name=EDIT.value,
@@ -274,6 +298,7 @@ def _dry_run(job: "Job | None") -> None:
     f"{NORM.value} norm, {METHOD.value}\n"
     f"edit      {EDIT.value}{', both maps' if job.edit else ''}\n"
     f"position 0  {prompts.name(job.tokenizer, job.ids[0])}\n"
+    f"{job.encoded.plan()}"
     f"memory    about {memory / 1e9:.2f} GB beside "
     f"{weights / 1e9:.2f} GB of weights on {where}\n"
     f"time      about {app.duration(seconds)}, compilation included\n"
@@ -300,8 +325,10 @@ def _report(
     "model": MODEL.value,
     "weights": weights,
     "config": job.cfg.to_dict(),
-    "first_token": prompts.first_token(job.tokenizer, job.ids[0], job.prefix),
-    **({} if job.template is None else {"chat_template": job.template}),
+    "first_token": prompts.first_token(
+      job.tokenizer, job.ids[0], job.encoded.prefix
+    ),
+    **job.encoded.record(),
     "tokens_text": tokens,
     "versions": provenance.versions(),
     "commit": provenance.commit(),
@@ -339,8 +366,8 @@ def _warnings(result: "Sensitivity", job: "Job") -> list[str]:
   from launch import prompts
 
   notes = []
-  if job.template is not None:
-    notes.append(prompts.describe_template(job.template))
+  if chat := job.encoded.record():
+    notes.append(prompts.describe_template(chat))
   if result.config.method != "hutchinson":
     return notes
   return [

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import sinkjax
-from launch import app, devices, points, resume
+from launch import app, devices, points, prompts, resume
 from sinkjax import artifacts
 from sinkjax.analysis.over_squashing import over_squashing
 from sinkjax.analysis.sensitivity import (
@@ -42,9 +42,7 @@ class Job:
     cfg: its config.
     tokenizer: its tokenizer.
     parameters: how many it has.
-    ids: the text.
-    prefix: why the first token is there, see `prompts.Encoded`.
-    template: what a chat template puts before the message; `None` for a text.
+    encoded: the text, and what is put before it.
     config: what is computed.
     edit: the edit, or `None`.
     edit_name: the edit as the flag names it.
@@ -56,14 +54,17 @@ class Job:
   cfg: ModelConfig
   tokenizer: Any
   parameters: int
-  ids: list[int]
-  prefix: str
-  template: str | None
+  encoded: prompts.Encoded
   config: SensitivityConfig
   edit: points.Knockout | None
   edit_name: str
   bounds: bool
   offload: bool
+
+  @property
+  def ids(self) -> list[int]:
+    """The text's."""
+    return self.encoded.ids[0]
 
   def cost(self, columns: list[list[int]] | None = None) -> tuple[float, float]:
     """(seconds, bytes beside the weights) of some columns of each map."""

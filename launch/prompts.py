@@ -1,8 +1,7 @@
 """Texts for the launchers: the built-in paragraph, files, and prefixes."""
 
-import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sinkjax import limits
@@ -34,8 +33,8 @@ def read_texts(
 
   Args:
     text_file: one text, UTF-8.
-    prompts_file: JSON lines, each an object with a string "text" or with a
-      list "messages".
+    prompts_file: records of JSON, as `sinkjax.data.text_files` reads them: each
+      a text, or an object with a string "text" or a list "messages".
     chat: a user's message.
     system: a system message before it.
     max_tokens: of a text that are used; of a longer one the beginning is read.
@@ -53,49 +52,61 @@ def read_texts(
 
     return [messages_of(chat, system)]
   if text_file:
+    from sinkjax.data import text_files
+
     most = None if max_tokens is None else _characters(max_tokens)
-    return [_read(text_file, characters=most)]
+    text = text_files.one_text(_path(text_file), characters=most)
+    if not text.strip():
+      raise ValueError(f"{text_file} is empty")
+    return [text]
   if not prompts_file:
     return [PARAGRAPH]
-  texts = []
-  # Not `splitlines`: a JSON string may hold U+2028 and other characters at
-  # which that would cut a line.
-  lines = _read(prompts_file, most=limits.PROMPTS).split("\n")
-  if len(lines) > limits.PROMPT_LINES:
+  return list(_prompts(prompts_file))
+
+
+def _prompts(file: str) -> "Iterator[str | Chat]":
+  """The texts and chats of a file of records."""
+  from sinkjax.data import text_files
+
+  path, count = _path(file), 0
+  if text_files.holds(path) == text_files.PARQUET:
     raise ValueError(
-      f"{prompts_file} has {len(lines)} lines, at most {limits.PROMPT_LINES} "
-      "are read"
+      f"{path}: prompts are not read from Parquet; write them to a .jsonl file"
     )
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    text = _prompt(line)
+  for record in text_files.records(path, limits.PROMPTS):
+    count += 1
+    if count > limits.PROMPT_LINES:
+      raise ValueError(
+        f"{file} has more than {limits.PROMPT_LINES} prompts, which would take "
+        "days; give fewer"
+      )
+    text = _prompt(record.value)
     if text is None:
       raise ValueError(
-        f'{prompts_file}:{number}: expected {{"text": "..."}} or {{"messages": '
-        f'[{{"role": "user", "content": "..."}}]}}, got {line[:60]!r}'
+        f'{file}, {record.where}: expected {{"text": "..."}} or {{"messages": '
+        f'[{{"role": "user", "content": "..."}}]}}, got {record.shown!r}'
       )
-    texts.append(text)
-  if not texts:
-    raise ValueError(f"{prompts_file} holds no prompts")
-  return texts
+    yield text
+  if not count:
+    raise ValueError(f"{file} holds no prompts")
 
 
-def _prompt(line: str) -> "str | Chat | None":
-  """A line's text or messages, `None` for anything else."""
-  # No JSON, no "text" and no object are one mistake to the person who made it.
-  try:
-    values = json.loads(line)
-  except (ValueError, RecursionError):
+def _prompt(value: Any) -> "str | Chat | None":
+  """A record's text or messages, `None` for anything else."""
+  if isinstance(value, str):
+    return value or None
+  if not isinstance(value, dict):
     return None
-  if not isinstance(values, dict):
-    return None
-  text, messages = values.get("text"), values.get("messages")
+  text, messages = value.get("text"), value.get("messages")
   if isinstance(text, str) and text and messages is None:
     return text
   from sinkjax.weights.chat import not_a_chat
 
   return None if text is not None or not_a_chat(messages) else messages
+
+
+def _path(file: str) -> pathlib.Path:
+  return pathlib.Path(file).expanduser()
 
 
 def require_finite(
@@ -119,37 +130,33 @@ def _characters(tokens: int) -> int:
   return max(1 << 20, limits.A_TOKEN * tokens)
 
 
-def _read(path: str, **bounds: int | None) -> str:
-  text = limits.read_text(pathlib.Path(path).expanduser(), **bounds)
-  if not text.strip():
-    raise ValueError(f"{path} is empty")
-  return text
-
-
 def resolve_prefix(prefix: str, tokenizer: Any) -> tuple[list[int], str]:
   """The token put before every text, and why.
 
   Args:
     prefix: "auto" for BOS where the file says that texts begin with it,
-      "none", "id:N" for the token of id N, or else a token's text. Many
-      vocabularies have tokens "auto" and "none"; they are named by their ids.
+      "none" or "" for no token, "id:N" for the token of id N, or else a token's
+      text. "auto" is always our word, as the default must hold for vocabularies
+      that have such a token; that token is named by its id.
     tokenizer: the model's.
 
   Returns:
     ([] or [id], "bos", "none" or "given").
 
   Raises:
-    ValueError: for a token that the vocabulary does not have, and for a bare
-      number that is also a token's text, which could be read in two ways.
+    ValueError: for a token that the vocabulary does not have, and for "none" or
+      a bare number where it is also a token's text, naming both readings.
   """
-  token = tokenizer.token_to_id(prefix)
-  if token is not None and _number(prefix):
+  token = tokenizer.token_to_id(prefix) if prefix else None
+  if token is not None and (prefix == "none" or _number(prefix)):
+    ours = "no token, which is --prefix= with nothing behind it"
+    if prefix != "none":
+      ours = f"an id, which is --prefix=id:{int(prefix)}"
     raise ValueError(
-      f"--prefix={prefix} can be read in two ways: as --prefix=id:"
-      f"{int(prefix)}, and as the token with that text, which is "
-      f"--prefix=id:{token}"
+      f"--prefix={prefix} can be read in two ways: as {ours}, and as the token "
+      f"with that text, which is --prefix=id:{token}"
     )
-  if prefix == "none" or (prefix == "auto" and not tokenizer.add_bos):
+  if prefix in ("", "none") or (prefix == "auto" and not tokenizer.add_bos):
     return [], "none"
   if prefix == "auto":
     return [tokenizer.bos_id], "bos"
@@ -177,11 +184,42 @@ class Encoded(NamedTuple):
       "chat template".
     template: what the model's chat template puts before the first message of
       the first chat, `None` without a chat.
+    system: the system text of the first chat, `None` without one.
+    system_from: "chat" where the chat gives it, "template" where the template
+      does, "" without one.
   """
 
   ids: list[list[int]]
   prefix: str
   template: str | None
+  system: str | None = None
+  system_from: str = ""
+
+  def record(self) -> dict[str, Any]:
+    """What `summary.json` says of the template; nothing without a chat."""
+    if self.template is None:
+      return {}
+    system = {"text": self.system, "from": self.system_from}
+    return {
+      "chat_template": self.template,
+      "chat_system": None if self.system is None else system,
+    }
+
+  def plan(self, width: int = 10) -> str:
+    """The same for a dry run: lines, or "" without a chat.
+
+    Args:
+      width: of what stands before each.
+    """
+    if self.template is None:
+      return ""
+    system = "none"
+    if self.system is not None:
+      system = f"{self.system!r}, from the {self.system_from}"
+    return (
+      f"{'template':{width}}{self.template!r} before the first message\n"
+      f"{'system':{width}}{system}\n"
+    )
 
 
 def encode(
@@ -203,20 +241,15 @@ def encode(
       chats, or chats with --prefix.
     WeightsError: for chats, where the model has no template.
   """
-  chats = [text for text in texts if not isinstance(text, str)]
-  if chats and len(chats) < len(texts):
-    raise ValueError("give texts or messages, not both in one file")
-  if chats and prefix != "auto":
-    raise ValueError(
-      f"--prefix={prefix} goes with texts; a chat template has its own start"
-    )
-  template = None
+  chats = only_chats(texts, prefix)
+  template, system = None, (None, "")
   if chats:
     from sinkjax.weights.chat import encode_chats
 
     rendered = list(encode_chats(tokenizer, chats))
     why, template = "chat template", rendered[0].before
     rows = [one.ids for one in rendered]
+    system = system_of(chats[0], tokenizer)
   else:
     first, why = resolve_prefix(prefix, tokenizer)
     rows = [first + tokenizer.encode(text) for text in texts]
@@ -224,7 +257,48 @@ def encode(
     # A single token has no other to attend to and predicts nothing here.
     if len(row[:max_tokens]) < 2:
       raise ValueError(f"text {i + 1} gives {len(row)} tokens; 2 are needed")
-  return Encoded([row[:max_tokens] for row in rows], why, template)
+  return Encoded([row[:max_tokens] for row in rows], why, template, *system)
+
+
+def only_chats(texts: "Sequence[str | Chat]", prefix: str) -> "Sequence[Chat]":
+  """The chats, nothing where all are texts.
+
+  Raises:
+    ValueError: for texts beside chats, or chats with a prefix.
+  """
+  chats = [text for text in texts if not isinstance(text, str)]
+  if chats and len(chats) < len(texts):
+    raise ValueError("give texts or messages, not both in one file")
+  if chats and prefix != "auto":
+    raise ValueError(
+      f"--prefix={prefix} goes with texts; a chat template has its own start"
+    )
+  return chats
+
+
+def system_of(chat: "Chat", tokenizer: Any) -> tuple[str | None, str]:
+  """A chat's system text and who gives it, as `Encoded` has them."""
+  from sinkjax.weights.chat import own_system
+
+  if chat[0]["role"] in ("system", "developer"):
+    return chat[0]["content"], "chat"
+  own = own_system(tokenizer)
+  return own, "" if own is None else "template"
+
+
+def need_room(flag: str, tokens: int, cfg: Any) -> None:
+  """Raises ValueError for texts longer than the model's context.
+
+  Args:
+    flag: that says how long they are.
+    tokens: its value.
+    cfg: the model's.
+  """
+  if tokens > cfg.max_len:
+    raise ValueError(
+      f"--{flag}={tokens} is beyond the model's context of {cfg.max_len}: take "
+      f"at most --{flag}={cfg.max_len}"
+    )
 
 
 def need_tokenizer(tokenizer: Any, model: str) -> None:
@@ -255,11 +329,19 @@ def first_token(tokenizer: Any, token: int, prefix: str) -> dict[str, Any]:
   }
 
 
-def describe_template(template: str) -> str:
-  """A line on what a chat template adds, for a report."""
+def describe_template(data: dict[str, Any]) -> str:
+  """A line on what a chat template adds, for a report.
+
+  Args:
+    data: of `Encoded.record`.
+  """
+  system = data["chat_system"]
+  said = "There is no system text."
+  if system is not None:
+    said = f"The system text, from the {system['from']}, is {system['text']!r}."
   return (
     "Chats, put into the template of the model's file, which writes "
-    f"{template!r} before the first message."
+    f"{data['chat_template']!r} before the first message. {said}"
   )
 
 

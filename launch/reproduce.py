@@ -88,7 +88,8 @@ PREFIX = flags.DEFINE_string(
   "prefix",
   None,
   "Token put before every text: auto (BOS if the model's file says so; the "
-  "default), none, a token's text, or id:N for the token of id N.",
+  "default), none, a token's text, or id:N for the token of id N. "
+  "--prefix= is none, too, where a token has that name.",
 )
 CHAT = flags.DEFINE_bool(
   "chat",
@@ -228,7 +229,9 @@ class _Entries(Mapping[str, Any]):
 
 def _setting(name: str, flag: Any, default: str) -> str:
   """A flag, else the config's entry, else the default."""
-  return flag.value or CONFIG.value.get(name) or default
+  given = (flag.value, CONFIG.value.get(name), default)
+  # Not the first that is true: --prefix= is a value.
+  return next(value for value in given if value is not None)
 
 
 def _model() -> str:
@@ -339,6 +342,7 @@ def _dry_run(names: list[str]) -> None:
 def _show_model(names: list[str]) -> None:
   from launch import prompts
   from sinkjax.weights import registry
+  from sinkjax.weights.chat import messages_of
 
   print(f"model        {_model()}")
   found = registry.peek(_model())
@@ -349,7 +353,10 @@ def _show_model(names: list[str]) -> None:
   prompts.need_tokenizer(tokenizer, _model())
   _, why = prompts.resolve_prefix(_prefix(), tokenizer)
   if CHAT.value:
-    why = f"chat template, {len(_turn(tokenizer, names).ids)} tokens"
+    turn = _turn(tokenizer, names)
+    system = prompts.system_of(messages_of("", turn.system), tokenizer)
+    about = prompts.Encoded([], "", turn.before, *system).plan(13)
+    why = f"chat template, {len(turn.ids)} tokens\n{about}".rstrip()
   weights, where = devices.planned(cfg)
   print(
     f"             {cfg.n_layers} layers, {parameters:,} parameters, "

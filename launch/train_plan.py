@@ -1,5 +1,6 @@
 """What a training run costs, before it starts."""
 
+import pathlib
 import re
 from typing import TYPE_CHECKING
 
@@ -130,11 +131,15 @@ def show(
   Raises:
     ValueError: as `machine`, or for a mesh that does not divide the model.
   """
+  from sinkjax.data import text_files
   from sinkjax.data.corpus import NAMED
 
   cfg = config.model
   for name in config.corpus:
     about = NAMED[name].about if name in NAMED else "your own"
+    if name not in NAMED:
+      # The file may lie on the machine that is planned for, but not its name.
+      text_files.holds(pathlib.Path(name))
     print(f"corpus      {name}: {about}")
   print(
     f"model       {parameters(cfg):,} parameters, {cfg.n_layers} layers, "

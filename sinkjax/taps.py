@@ -20,6 +20,10 @@ Sharp edges:
   "scores" stand before the causal mask: entries with S > T are numbers that
   the model never uses. The mask comes after the edit, so no edit can make a
   token see its future.
+  A row of scores that an edit makes -inf at every key has no softmax. `forward`
+  raises ValueError for it; under `jit`, `vmap` and `grad` of your own nothing
+  can raise, and what it returns is NaN. To hide keys write -1e30, as `knockout`
+  does: such a row becomes uniform.
   An edit at "scores" that does nothing but hide keys may have a method
   `visible(length) -> [B, 1, T, S]`; fused attention takes that for a mask.
 """
@@ -29,6 +33,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax.typing import ArrayLike
 
 Layer = jax.Array | int
 Trace = dict[str, Any]
@@ -190,6 +195,30 @@ class Taps:
       site: placed(edit, cfg, length, site) for site, edit in self.edits.items()
     }
     return Taps(edits, self.observers)
+
+  def require_numbers(self, values: ArrayLike, what: str) -> None:
+    """Refuses NaN behind an edit of scores or pattern, where it can be seen.
+
+    A row of scores that an edit makes -inf at every key has no softmax. Inside
+    the layers, which are traced, that cannot be seen.
+
+    Args:
+      values: what the edited model comes to. Traced ones, as those under a
+        transformation of JAX, are not checked.
+      what: their name, for the message.
+
+    Raises:
+      ValueError: where one is NaN.
+    """
+    site = next((s for s in ("scores", "pattern") if s in self.edits), None)
+    if site is None or isinstance(values, jax.core.Tracer):
+      return
+    if jax.numpy.isnan(values).any():
+      raise ValueError(
+        f"{what} are NaN, and there is an edit at {site!r}: a row of attention "
+        "that is -inf at every key that it may see has no softmax; keep one "
+        "key, or hide keys by -1e30 in place of -inf"
+      )
 
   def check_sites(self, experts: bool) -> None:
     """Raises ValueError for a site that a model does not have.

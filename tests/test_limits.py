@@ -95,7 +95,7 @@ def test_lines_of_prompts_are_counted(tmp_path, monkeypatch):
   path.write_text('{"text": "a"}\n' * 2)
   assert len(prompts.read_texts(None, str(path))) == 2
   path.write_text('{"text": "a"}\n' * 4)
-  with pytest.raises(ValueError, match="has 5 lines, at most 3"):
+  with pytest.raises(ValueError, match="has more than 3 prompts"):
     prompts.read_texts(None, str(path))
 
 

@@ -109,6 +109,7 @@ def loss_gradient(
     entering.append(x)  # all that the way back keeps of the way forward
     # Without waiting, layers would be read faster than they are used.
     x = jax.block_until_ready(block(layers.layer(layer), x, shift, layer))
+  Taps(dict(edits)).require_numbers(x, "the activations")
   norm = layers.final_norm()
   ending = functools.partial(
     _ending, taps=Taps(dict(edits)), cfg=cfg, point=point

@@ -146,6 +146,7 @@ def _observers(cfg: ModelConfig, streamed: bool) -> dict[str, Any]:
     registry.shown_in("summary"),
     share=cfg.normalizer in UNNORMALIZED,
     learned_sink=cfg.learned_sink,
+    experts=cfg.n_experts > 0,
     streamed=streamed,
   )
   return {**metrics, MAPS: ("pattern", rows.dense(coarse_map(DRAWN)))}
@@ -278,7 +279,7 @@ def sink_profile(
   return SinkProfile([list(p) for p in prompts], values, nll, maps)
 
 
-AXES = {"L": "layer", "H": "head", "N": "KV head"}
+AXES = {"L": "layer", "H": "head", "N": "KV head", "E": "expert"}
 """Words for the axes of the table of metrics, in messages."""
 
 

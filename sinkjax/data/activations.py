@@ -51,6 +51,7 @@ def cut(
   length: int,
   prefix: Sequence[int] = (),
   most: int | None = None,
+  whole: bool = True,
 ) -> Windows:
   """Documents in windows, each with the prefix before it.
 
@@ -59,6 +60,8 @@ def cut(
     length: T, tokens of a window, prefix included.
     prefix: ids before every window.
     most: windows at most; no further document is then looked at.
+    whole: cut all of a document; without it only its beginning, as of chats,
+      whose template stands there alone.
 
   Raises:
     ValueError: where no document fills a window.
@@ -72,9 +75,9 @@ def cut(
   for number, ids in enumerate(documents):
     if most is not None and len(rows) >= most:
       break
-    whole = len(ids) // step
-    left_out += len(ids) - whole * step
-    for at in range(0, whole * step, step):
+    count = len(ids) // step if whole else min(1, len(ids) // step)
+    left_out += len(ids) - count * step
+    for at in range(0, count * step, step):
       rows.append([*prefix, *ids[at : at + step]])
       places.append((number, at))
   if not rows:

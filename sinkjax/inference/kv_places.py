@@ -36,6 +36,14 @@ def check_size(name: str, value: Any, least: int) -> None:
     )
 
 
+def most_kept(cfg: ModelConfig) -> int:
+  """How many tokens a cache can keep without leaving what was trained on."""
+  scaling = cfg.rope_scaling
+  if scaling is None or scaling.kind not in BY_LENGTH:
+    return cfg.max_len
+  return min(cfg.max_len, scaling.original_max_len)
+
+
 def within_trained(cfg: ModelConfig, capacity: int) -> None:
   """Raises ValueError where a full cache would change the frequencies."""
   scaling = cfg.rope_scaling

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax.metrics.experts import strongest_expert
 from sinkjax.metrics.norms import largest_of_all
 from sinkjax.metrics.rows import RowStatistic
 from sinkjax.metrics.sinks import sink_rate, sink_rate_stderr
@@ -18,12 +19,14 @@ REDUCTIONS: dict[str, Callable[[Any, int], Any]] = {
   "peak": lambda x, texts: x.mean(axis=texts).max(),
   "largest": lambda x, texts: largest_of_all(x)[0],
   "largest by layer": lambda x, texts: largest_of_all(x)[1],
+  "strongest expert": lambda x, texts: strongest_expert(x.mean(axis=texts)),
 }
 """`f(values, texts)` by name, where `texts` is the axis of the texts.
 
 each: the mean over texts. mean, median: over texts, layers and heads. peak:
 the mean over texts, then the greatest over layers. largest, largest by layer:
-of massive activations, see `norms.largest_of_all`.
+of massive activations, see `norms.largest_of_all`. strongest expert: of the
+mean over texts, see `experts.strongest_expert`; not while a model is trained.
 """
 
 
@@ -54,7 +57,8 @@ class Metric:
   Attributes:
     name: under which its values are kept.
     site: where the model is observed: a site of `sinkjax.SITES`, or several.
-    axes: of one text's value: L layers, H heads, N KV heads; "" for a scalar.
+    axes: of one text's value: L layers, H heads, N KV heads, E experts; "" for
+      a scalar.
     unit: "" for a pure number.
     label: what it is, for titles and tables.
     source: the paper, or "ours".
@@ -66,6 +70,7 @@ class Metric:
       rows of attention do not sum to one.
     learned_sink: whether it is measured only in models with a sink that is no
       token, see `ModelConfig.learned_sink`, and not shown for others.
+    experts: whether it is measured only in models with experts, likewise.
     summary: the keys of `summary.json` that show it, each with its reduction.
       By default its name with "each"; {} shows nothing.
     probe: the keys of the training probe's record. By default its name with
@@ -89,6 +94,7 @@ class Metric:
   of: "Metric | None" = None
   share: bool = False
   learned_sink: bool = False
+  experts: bool = False
   summary: Mapping[str, str] | None = None
   probe: Mapping[str, str] | None = None
   by_head: bool = True
@@ -123,6 +129,11 @@ class Metric:
     return (site,) if isinstance(site, str) else tuple(site)
 
   @property
+  def optional(self) -> bool:
+    """Whether some models do not have what it measures."""
+    return self.measured.learned_sink or self.measured.experts
+
+  @property
   def text_axis(self) -> int:
     """Where the axis of the texts stands in a trace."""
     # The scan over layers stacks its axis before that of the texts.
@@ -131,6 +142,10 @@ class Metric:
   @property
   def streams(self) -> bool:
     """Whether one block of rows after the other is enough to compute it."""
+    if self.measured.experts:
+      # A pass that is streamed runs some tokens at a time through the experts;
+      # to observe them would hold every expert's output of all tokens.
+      return False
     by_rows = isinstance(self.measured.form, RowStatistic)
     # Other sites exist whole in a streamed pass; only these come in blocks.
     return by_rows or {"scores", "pattern"}.isdisjoint(self.sites)

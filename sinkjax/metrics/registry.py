@@ -26,6 +26,7 @@ def observers(
   *,
   share: bool = False,
   learned_sink: bool = True,
+  experts: bool = False,
   streamed: bool = False,
 ) -> dict[str, tuple[Any, Callable]]:
   """What `sinkjax.capture` takes to measure these metrics.
@@ -36,6 +37,8 @@ def observers(
       metrics of shares must be computed from `sinks.attention_share`.
     learned_sink: whether the model has one; without it, metrics of its weight
       are left out.
+    experts: whether the model has some; without it, their metrics are left
+      out.
     streamed: leave out what cannot be streamed.
 
   Raises:
@@ -49,6 +52,8 @@ def observers(
     if isinstance(metric, str):
       metric = _find(metric)
     if metric.measured.learned_sink and not learned_sink:
+      continue
+    if metric.measured.experts and not experts:
       continue
     if not streamed or metric.streams:
       # Metrics that reduce the same values in different ways share one
@@ -90,13 +95,13 @@ def summary(
 
   Args:
     values: [P, *axes] by metric, texts first; `None` is shown for a metric
-      that was not measured, nothing for one of a sink that there is not.
+      that was not measured, nothing for one of what the model does not have.
     eps: thresholds of the sink rate.
   """
   shown: dict[str, Any] = {}
   for metric in shown_in("summary"):
     value = values.get(metric.measured.name)
-    if value is None and metric.measured.learned_sink:
+    if value is None and metric.optional:
       continue
     for key, how in metric.summary.items():
       if value is None:
@@ -122,7 +127,7 @@ def probe_record(
   """
   record: dict[str, Any] = {}
   for metric in shown_in("probe"):
-    if metric.measured.learned_sink and metric.measured.name not in trace:
+    if metric.optional and metric.measured.name not in trace:
       continue
     value, texts = trace[metric.measured.name], metric.text_axis
     for key, how in metric.probe.items():

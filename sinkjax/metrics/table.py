@@ -8,6 +8,11 @@ and an entry in this table.
 
 from sinkjax.metrics import rows
 from sinkjax.metrics.collapse import effective_rank, spectral_entropy
+from sinkjax.metrics.experts import (
+  expert_first_norm,
+  expert_first_share,
+  expert_peak,
+)
 from sinkjax.metrics.metric import Metric
 from sinkjax.metrics.norms import (
   first_and_rest,
@@ -20,6 +25,7 @@ from sinkjax.metrics.norms import (
 
 GU = "Gu et al. 2025, arXiv 2410.10781"
 BARBERO = "Barbero et al. 2025, arXiv 2504.02732, section 3.2"
+SU = "Su et al. 2025, arXiv 2507.23279"
 SUN = "Sun et al. 2024, arXiv 2402.17762"
 
 ALPHA = Metric(
@@ -213,6 +219,41 @@ _ENTRIES = (
     form=kurtosis,
     summary={},
     probe={"kurtosis": "peak"},
+    log=True,
+  ),
+  Metric(
+    "expert_first_norm",
+    site="expert_out",
+    axes="L E",
+    label="norm of what an expert writes to the first token",
+    source=f"the question: {SU}; the norm: ours",
+    form=expert_first_norm,
+    experts=True,
+    summary={"expert_first_norm": "each", "sink_expert": "strongest expert"},
+    probe={},
+    log=True,
+  ),
+  Metric(
+    "expert_first_share",
+    site="expert_out",
+    axes="L E",
+    unit="share",
+    label="an expert's share of what is written to the first token",
+    source=f"the question: {SU}; the share: ours",
+    form=expert_first_share,
+    experts=True,
+    probe={},
+  ),
+  Metric(
+    "expert_peak",
+    site="expert_out",
+    axes="L E",
+    label="largest activation that an expert writes",
+    source=f"{SU}, there before the router's weight",
+    form=expert_peak,
+    experts=True,
+    summary={"expert_peak": "each", "peak_expert": "strongest expert"},
+    probe={},
     log=True,
   ),
   Metric(

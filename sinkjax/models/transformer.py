@@ -193,7 +193,9 @@ def forward(cfg: ModelConfig) -> Callable:
   Raises:
     ValueError: (by f, while tracing) for tokens of another rank or length
       beyond `cfg.max_len`; ids are checked against the vocabulary where they
-      are concrete.
+      are concrete, and so are logits for NaN where scores or pattern are
+      edited. Under a transformation of JAX a row of scores that an edit makes
+      -inf gives NaN.
 
   Cost: O(L T (D^2 + D F + T D)) time; memory O(T max(D, F, H T)) a layer.
 
@@ -222,7 +224,9 @@ def forward(cfg: ModelConfig) -> Callable:
     valid = like_tokens("valid", valid, tokens)
     taps = NO_TAPS if taps is None else taps.placed(cfg, tokens.shape[1])
     with jax.default_matmul_precision(cfg.precision):
-      return model.apply({"params": params}, tokens, taps, positions, valid)
+      out = model.apply({"params": params}, tokens, taps, positions, valid)
+    taps.require_numbers(out.logits, "the logits")
+    return out
 
   f.cfg, f.taps = cfg, NO_TAPS
   return f

@@ -119,16 +119,18 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
   hidden = data["hidden_norm_first"] / data["hidden_norm_median"]
   peak = int(np.argmax(hidden))
   uniform = np.mean([uniform_mass(length) for length in data["tokens"]])
-  massive, learned = data["massive"], []
+  massive, optional = data["massive"], []
   if "learned_sink_mass" in data:
     both = html.percent(data["first_and_learned_mass"])
-    learned = [
+    optional = [
       html.Number(
         "attention on the learned sink",
         html.percent(data["learned_sink_mass"]),
         f"mean over heads; it is no token; with the first token {both}",
       )
     ]
+  if "sink_expert" in data:
+    optional.append(_expert_card(data))
   verdict = "massive" if massive["is_massive"] else "not massive"
   return cards + [
     html.Number(
@@ -136,7 +138,7 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
       html.percent(data["first_token_mass"]),
       f"mean over heads; uniform attention would give {html.percent(uniform)}",
     ),
-    *learned,
+    *optional,
     html.Number(
       "value norm, first / rest",
       f"{ratio:.2f}",
@@ -156,6 +158,20 @@ def _numbers(data: dict[str, Any]) -> list[html.Number]:
     ),
     html.Number("loss", f"{data['nll']:.3f}", "nats a token"),
   ]
+
+
+def _expert_card(data: dict[str, Any]) -> html.Number:
+  """The expert that writes most to the first token."""
+  found, peak = data["sink_expert"], data["peak_expert"]
+  share = data["expert_first_share"][found["layer"]][found["expert"]]
+  return html.Number(
+    "expert that writes most to the first token",
+    f"{found['layer']}.{found['expert']}",
+    f"layer.expert: a norm of {found['value']:,.1f}, "
+    f"{html.percent(float(share))} of what its layer's experts write there; "
+    f"the largest activation, {peak['value']:,.0f}, is written by "
+    f"{peak['layer']}.{peak['expert']}",
+  )
 
 
 def _sections(

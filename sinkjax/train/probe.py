@@ -60,6 +60,7 @@ def make_probe(
     registry.shown_in("probe"),
     share=cfg.normalizer in UNNORMALIZED,
     learned_sink=cfg.learned_sink,
+    experts=cfg.n_experts > 0,
   )
   observers = {
     name: (site, mesh_context.by_rows(reducer))

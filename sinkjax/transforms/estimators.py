@@ -139,6 +139,7 @@ def estimate_norms(
   if by == "rows":
     model = (cfg, dict(edits), params, tokens[None], positions)
     squares = _row_squares(model, points, chosen, signs, budget, progress)
+    fn.taps.require_numbers(squares, "the norms")
   else:
     engine = engine_of(fn, params, tokens, points, positions)
     squares = _column_squares(engine, columns, signs, budget, progress)
@@ -341,6 +342,7 @@ def power_norms(
     iterations=iterations,
     chunk=min(len(wanted), most),
   )
+  fn.taps.require_numbers(square, "the norms")
   # Rounding may make the square of a zero block slightly negative.
   norms = np.sqrt(np.maximum(np.asarray(square, np.float64), 0))
   return TopSingular(norms, np.asarray(residual, np.float64))

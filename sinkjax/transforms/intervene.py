@@ -20,7 +20,9 @@ def intervene(fn: Callable, edits: Mapping[str, Any]) -> Callable:
     `grad`, `jacfwd` and with itself.
 
   Raises:
-    ValueError: for an unknown site, or a site edited twice.
+    ValueError: for an unknown site, or a site edited twice; by the function,
+      where the edit leaves a row of scores -inf at every key, which under a
+      transformation of JAX gives NaN instead.
 
   >>> import jax, sinkjax
   >>> cfg = sinkjax.TINY

@@ -264,8 +264,9 @@ class _Check:
     if not error < _CHECKED[self.engine.cfg.dtype]:
       raise SelfCheckError(
         f"the Jacobian differs from the model's derivative by {error:.1e} "
-        "(relative): an edit sends information backwards, or the model "
-        'overflows; method="reference" assumes nothing'
+        "(relative): an edit sends information backwards or leaves a row of "
+        'scores -inf, or the model overflows; method="reference" assumes '
+        "nothing"
       )
     return error
 

@@ -61,6 +61,7 @@ def reference_norms(
       jacobian(params, source, at * piece) for at in range(pieces)
     ]  # each [T, D, piece]
     jac_TxDxD = jnp.concatenate(parts, axis=-1)
+    fn.taps.require_numbers(jac_TxDxD, "the derivatives")
     values[:, source] = np.asarray(block_norms(jac_TxDxD, norm))
     finished([source], values[:, [source]])
     progress(done + 1, len(columns))

@@ -193,7 +193,9 @@ def residual_map(
 
   def with_precision(shift: Residual) -> Residual:
     with jax.default_matmul_precision(cfg.precision):
-      return y(shift)
+      out = y(shift)
+    Taps(dict(edits)).require_numbers(out, "the residual stream")
+    return out
 
   return with_precision
 

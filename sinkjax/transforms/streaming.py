@@ -229,6 +229,7 @@ def _run(
     jax.block_until_ready(x)
     del params  # before the next is asked for: two at a time, where offloaded
     traces.append(trace)
+  taps.require_numbers(x, "the activations")
   trace = jax.tree.map(lambda *leaves: jnp.stack(leaves), *traces)
   last = Tapper(taps, cfg.n_layers - 1)
   x = last("final", apply_final_norm(cfg, layers.final_norm(), x))

@@ -148,6 +148,34 @@ def encode_chats(
     yield Rendered(ids, before)
 
 
+def own_system(tokenizer: Tokenizer) -> str | None:
+  """The system text that a template writes where a chat has none.
+
+  What stands before the user's message without a system message is compared
+  with what stands around one that is given.
+
+  Returns:
+    `None` for a template without one, or that knows no system message.
+
+  Raises:
+    WeightsError: as `render_chats`, for one that cannot be rendered at all.
+  """
+  probe, said = "Xyz047", "047Xyz"
+  alone = render_chat(tokenizer, messages_of(probe))
+  try:
+    given = render_chat(tokenizer, messages_of(probe, said))
+  except WeightsError:  # templates say so of roles that they do not know
+    return None
+  before, found, after = given.partition(said)
+  after, rest = after.rpartition(probe)[0], alone.rpartition(probe)[0]
+  inside = len(rest) - len(before) - len(after)
+  if not found or inside < 1:
+    return None
+  if not (rest.startswith(before) and rest.endswith(after)):
+    return None
+  return rest[len(before) : len(before) + inside]
+
+
 class UserTurn(NamedTuple):
   """A model's chat template, as it stands around a user's first message.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params
-from sinkjax.weights import families
+from sinkjax.weights import families, unsupported
 from sinkjax.weights.assemble import Unread, assemble, check_names
 from sinkjax.weights.families._gguf import (
   check_keys,
@@ -47,6 +47,9 @@ def config_from_gguf(file: GGUFFile) -> ModelConfig:
   architecture = file.metadata.get("general.architecture")
   family = families.find_architecture(architecture, file.metadata)
   if family is None:
+    why = unsupported.reason(architecture)
+    if why is not None:
+      raise WeightsError(f"{file.path}: {architecture!r} is {why}")
     known = {f.gguf.architecture for f in families.FAMILIES.values() if f.gguf}
     raise WeightsError(
       f"{file.path}: unknown architecture {architecture!r}; known: "

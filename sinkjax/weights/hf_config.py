@@ -41,22 +41,14 @@ def config_from_hf(values: Any, where: str) -> ModelConfig:
   if not isinstance(values, dict):
     raise WeightsError(f"{where}: expected a JSON object")
   refuse_quantised(values, where)
+  unsupported.refuse_wrapper(values, where)
   if isinstance(values.get("text_config"), dict):  # of a multimodal model
     shared = {key: values[key] for key in _SHARED if key in values}
     values = {**shared, **values["text_config"]}
     refuse_quantised(values, where)
   family = families.find(values.get("model_type"))
   if family is None:
-    kind = unsupported.reason(values.get("model_type"))
-    if kind is not None:
-      raise WeightsError(
-        f"{where}: {values['model_type']!r} is {kind}; sinkjax reads decoders "
-        "with attention in every layer"
-      )
-    raise WeightsError(
-      f"{where}: unknown model_type {values.get('model_type')!r:.80}; "
-      "python -m launch.analyze --list_models prints those that are read"
-    )
+    unsupported.refuse(values.get("model_type"), where)
   named = {family.aliases.get(key, key): v for key, v in values.items()}
   values = {**family.defaults, **named}
   read = Reader(values, where)

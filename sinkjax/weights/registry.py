@@ -79,16 +79,21 @@ class Known(NamedTuple):
     kind: "model" or "family".
     about: what the model is; the class of transformers that runs a family.
     gguf: a family's architecture in GGUF files, "" where it has none.
+    not_read: what of a family is not supported.
   """
 
   name: str
   kind: str
   about: str
   gguf: str = ""
+  not_read: str = ""
 
 
 def supported_models() -> list[Known]:
   """What `load` reads: models by name, then families of checkpoints.
+
+  `launch.analyze --list_models` prints the same. It is not called `models`,
+  which is the package of the decoder, `sinkjax.models`.
 
   >>> [known.name for known in supported_models() if known.kind == "model"]
   ['smollm2-135m', 'glassllm-en', 'glassllm-pt']
@@ -100,6 +105,7 @@ def supported_models() -> list[Known]:
       "family",
       family.transformers_class,
       family.gguf.architecture if family.gguf else "",
+      family.not_read,
     )
     for name, family in sorted(families.FAMILIES.items())
   ]

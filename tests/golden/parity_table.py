@@ -129,7 +129,27 @@ def page(found):
     f"probabilities {smollm2['pattern']:.1e}, the most likely next token is "
     f"the same at {100 * smollm2['argmax agrees']:.0f} % of positions.",
   ]
+  lines += _not_read()
   return "\n".join(lines) + "\n"
+
+
+def _not_read():
+  """What of each family is not supported, by the table of families."""
+  lines = [
+    "",
+    "## What of a family is not supported",
+    "",
+    "It is refused by its name, by `--dry_run` too, where it is not said to be "
+    f"left out. Of no family are supported {registry.ALL_LACK}.",
+    "",
+    "| family | not supported |",
+    "| --- | --- |",
+  ]
+  for name, family in sorted(registry.FAMILIES.items()):
+    lacks = [family.not_read] if family.not_read else []
+    lacks += [] if family.gguf else ["GGUF files that name it"]
+    lines.append(f"| `{name}` | {'; '.join(lacks) or 'nothing else'} |")
+  return lines
 
 
 def _row_sum(model):

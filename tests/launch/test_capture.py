@@ -164,6 +164,8 @@ def test_windows():
   assert len(files.cut([[1, 2, 3, 4]] * 9, length=2, most=3).tokens) == 3
   with pytest.raises(ValueError, match="no document has 4 tokens"):
     files.cut([[1, 2, 3]], length=4)
+  begun = files.cut([[1], [2, 3, 4, 5, 6]], length=2, whole=False)
+  assert begun.tokens.tolist() == [[2, 3]] and begun.left_out == 4
 
 
 def test_layers_of_sites():

@@ -68,6 +68,28 @@ def test_again_and_refusals(made):
   assert "not empty" in launch(f"--out={out / 'ids'}").stderr
 
 
+def test_the_cache_keeps_the_names_that_are_given(tmp_path):
+  """Its key is the text alone, which files of other names share."""
+  for name in ("a", "b"):
+    (tmp_path / f"{name}.txt").write_text(f"{WORDS} once", "utf-8")
+  for name in ("a", "b", "a"):
+    path = str(tmp_path / f"{name}.txt")
+    corpus, _ = tokenized([path], vocab_size=260)
+    assert corpus.about["name"] == path
+    assert [s["path"] for s in corpus.about["sources"]] == [path]
+    split = prepare([path, path], vocab_size=260, held_out=0.5)
+    assert split.train.about["name"] == f"{path}+{path}"
+
+
+@pytest.mark.parametrize("plan", [(), ("--dry_run",)])
+def test_a_form_that_is_not_read_is_refused_at_once(tmp_path, plan):
+  path = tmp_path / "a.jsonl.zst"
+  path.write_bytes(b"(\xb5/\xfd")
+  done = launch(f"--corpus={path}", f"--out={tmp_path / 'out'}", *plan)
+  assert done.returncode == 1 and done.stderr.count("\n") == 1
+  assert "decompress it with `zstd -d`" in done.stderr
+
+
 def test_chats_by_a_model_s_template(tmp_path, smollm2_path):
   chat = [
     {"role": "user", "content": "Why is the sky blue?"},

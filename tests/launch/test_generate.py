@@ -1,9 +1,15 @@
 """launch.generate: a small model's text, and what it refuses."""
 
+import dataclasses
+import functools
 import re
+import types
 
 import launcher
 import pytest
+
+from sinkjax import TINY
+from sinkjax.rope_scaling import RopeScaling
 
 
 def launch(*flags):
@@ -39,8 +45,15 @@ MISTAKES = {
   "--chat=a": "no chat template",
   "--prompt=a --window=0": "window must be an integer from 1 on",
   "--prompt=a --policy=full --max_tokens=0": "needs an end",
-  "--prompt=a --policy=full --max_tokens=99999": "leave the model's context",
-  "--prompt=a --window=99999": "a cache of 100003 tokens leave",
+  "--prompt=a --policy=full --max_tokens=99999": (
+    "leave the model's context of 128; take at most --max_tokens=127, or "
+    "--policy=sinks"
+  ),
+  "--prompt=a --window=99999": (
+    "a cache of 100003 tokens leaves the model's context of 128; take at most "
+    "--window=124"
+  ),
+  "--prompt=a --sinks=128": "take at most --sinks=127",
 }
 
 
@@ -50,6 +63,61 @@ def test_mistakes_are_one_line(words, glassllm_path):
   assert done.returncode == 1 and done.stdout == ""
   assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
   assert MISTAKES[words] in done.stderr
+
+
+PLANS = {
+  "": "256 new ones; a cache of 128 tokens",
+  "--sinks=127": "256 new ones; a cache of 128 tokens",
+  "--max_tokens=127 --window=124": "127 new ones; a cache of 128 tokens",
+  "--policy=window": "256 new ones; a cache of 128 tokens",
+  "--policy=heavy": "256 new ones; a cache of 128 tokens",
+  "--policy=full": "127 new ones; a cache of 128 tokens",
+}
+
+
+@pytest.mark.parametrize("words", PLANS)
+def test_defaults_fit_a_short_context(words, glassllm_path):
+  """glassllm has 128 positions, and the letter is one token."""
+  flags = ["--model=glassllm-en", "--prompt=a", "--prefix=none"]
+  done = launch(*flags, *words.split(), "--dry_run")
+  assert done.returncode == 0, done.stderr
+  assert f"1 tokens of prompt, {PLANS[words]}" in done.stdout
+
+
+def limits_of(monkeypatch, cfg, prompt, **flags):
+  """What the flags come to: the tokens kept and the new ones."""
+  from launch import generate
+
+  for flag in ("policy", "window", "max_tokens"):
+    value = types.SimpleNamespace(value=flags.get(flag))
+    monkeypatch.setattr(generate, flag.upper(), value)
+  for flag, value in (("SINKS", 4), ("SEED", 0)):
+    monkeypatch.setattr(generate, flag, types.SimpleNamespace(value=value))
+  policy, most = generate._policy(cfg, prompt)
+  return policy.capacity, most
+
+
+def test_learned_positions_take_the_full_cache(monkeypatch):
+  cfg = dataclasses.replace(TINY, positions="learned", max_len=300)
+  fit = functools.partial(limits_of, monkeypatch, cfg)
+  assert fit(10) == (266, 256)
+  assert fit(100) == (300, 200)
+  assert fit(299) == (300, 1)
+  with pytest.raises(ValueError, match="take a shorter prompt$"):
+    fit(300)
+  with pytest.raises(ValueError, match="take at most --max_tokens=290$"):
+    fit(10, max_tokens=291)
+  with pytest.raises(ValueError, match="use the full cache"):
+    fit(10, policy="sinks")
+
+
+def test_rope_by_length_bounds_the_cache(monkeypatch):
+  scaling = RopeScaling("dynamic", 2.0, original_max_len=64)
+  cfg = dataclasses.replace(TINY, max_len=128, rope_scaling=scaling)
+  assert limits_of(monkeypatch, cfg, 3) == (64, 256)
+  assert limits_of(monkeypatch, cfg, 3, policy="full") == (64, 61)
+  with pytest.raises(ValueError, match="context of 64; take at most --window"):
+    limits_of(monkeypatch, cfg, 3, window=61)
 
 
 def test_dry_run(smollm2_path):

@@ -270,7 +270,12 @@ def test_dry_run_writes_nothing(flags, tmp_path, glassllm_path):
     (
       "analyze",
       ["--out=never", "--model=glassllm-en", "--max_tokens=500"],
-      "context of 128",
+      "context of 128: take at most --max_tokens=128",
+    ),
+    (
+      "analyze",
+      ["--dry_run", "--model=glassllm-en", "--max_tokens=129"],
+      "context of 128: take at most --max_tokens=128",
     ),
     (
       "analyze",

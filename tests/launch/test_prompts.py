@@ -44,6 +44,7 @@ class Vocabulary:
   [
     ("auto", ([5], "bos")),
     ("none", ([], "none")),
+    ("", ([], "none")),
     ("id:0", ([0], "given")),
     ("id:5", ([5], "bos")),
     ("cat", ([1], "given")),
@@ -54,17 +55,23 @@ def test_prefix(prefix, found):
 
 
 def test_a_number_of_two_readings_is_refused():
-  with pytest.raises(ValueError, match="two ways: as --prefix=id:0,.*=id:1"):
+  with pytest.raises(ValueError, match="two ways: .*--prefix=id:0,.*=id:1"):
     prompts.resolve_prefix("0", Vocabulary("the", "0"))
 
 
-@pytest.mark.parametrize(
-  ("prefix", "found"), [("auto", ([5], "bos")), ("none", ([], "none"))]
-)
-def test_our_words_come_before_tokens_of_that_text(prefix, found):
-  """SmolLM2's vocabulary has both; the default must not be refused."""
-  vocabulary = Vocabulary("the", prefix)
-  assert prompts.resolve_prefix(prefix, vocabulary) == found
+def test_none_of_two_readings_is_refused():
+  """SmolLM2's vocabulary has such a token."""
+  vocabulary = Vocabulary("the", "none")
+  with pytest.raises(ValueError, match="two ways: as no token, .*=id:1$"):
+    prompts.resolve_prefix("none", vocabulary)
+  assert prompts.resolve_prefix("", vocabulary) == ([], "none")
+  assert prompts.resolve_prefix("id:1", vocabulary) == ([1], "given")
+
+
+def test_the_default_comes_before_a_token_of_that_text():
+  """SmolLM2's vocabulary has it; the default must not be refused."""
+  vocabulary = Vocabulary("the", "auto")
+  assert prompts.resolve_prefix("auto", vocabulary) == ([5], "bos")
   assert prompts.resolve_prefix("id:1", vocabulary) == ([1], "given")
 
 
@@ -108,7 +115,7 @@ def test_chats_are_read_from_lines_and_from_flags(tmp_path):
 def test_lines_that_are_neither_text_nor_chat(tmp_path, line):
   file = tmp_path / "chats.jsonl"
   file.write_text(json.dumps(line), "utf-8")
-  with pytest.raises(ValueError, match="chats.jsonl:1: expected .*messages"):
+  with pytest.raises(ValueError, match="jsonl, line 1: expected .*messages"):
     prompts.read_texts(None, str(file))
 
 
@@ -129,7 +136,19 @@ def test_a_chat_is_encoded_as_in_generation(smollm2):
   # Without a system message the template writes its own, which is named.
   (alone,) = [prompts.encode([CHAT[1:]], tokenizer, "auto", 99)]
   assert "helpful AI assistant" in alone.template
-  assert "helpful AI assistant" in prompts.describe_template(alone.template)
+  assert (found.system, found.system_from) == ("Be brief.", "chat")
+  own = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+  assert (alone.system, alone.system_from) == (own, "template")
+  assert alone.record() == {
+    "chat_template": alone.template,
+    "chat_system": {"text": own, "from": "template"},
+  }
+  assert f"from the template, is '{own}'" in prompts.describe_template(
+    alone.record()
+  )
+  assert repr(alone.template) in alone.plan() and repr(own) in alone.plan()
+  texts = prompts.encode(["some text"], tokenizer, "auto", 9)
+  assert texts.record() == {} and texts.plan() == ""
 
 
 def test_an_empty_message_is_one(smollm2):

@@ -24,12 +24,12 @@ PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8]]
 EPS = (0.3, 0.8)
 
 
-def keys(shown, *, learned_sink=True):
-  """{key: reduction} of all metrics, or without those of learned sinks."""
+def keys(shown, *, optional=True):
+  """{key: reduction} of all metrics, or of those that every model has."""
   return {
     key: how
     for metric in registry.shown_in(shown)
-    if learned_sink or not metric.learned_sink
+    if optional or not metric.optional
     for key, how in getattr(metric, shown).items()
   }
 
@@ -44,19 +44,21 @@ def test_no_key_is_used_twice():
 def test_every_entry_says_what_it_is(name):
   metric = METRICS[name]
   assert metric.label and metric.source
-  assert set(metric.sites) <= set(sinkjax.SITES)
-  stacked = all(sinkjax.SITES[site].stacked for site in metric.sites)
+  sites = sinkjax.EXPERT_SITES if metric.experts else sinkjax.SITES
+  assert set(metric.sites) <= set(sites)
+  stacked = all(sites[site].stacked for site in metric.sites)
   assert stacked == metric.measured.axes.startswith("L")
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_values_have_the_axes_of_the_table(tiny, tokens, share):
-  params, cfg = tiny
+def test_values_have_the_axes_of_the_table(tokens, share):
+  cfg = sinkjax.TINY.replace(n_experts=5, experts_per_token=2, shared_d_ff=8)
   h = sinkjax.capture(
-    sinkjax.forward(cfg), registry.observers(METRICS, share=share)
+    sinkjax.forward(cfg), registry.observers(METRICS, share=share, experts=True)
   )
-  trace = jax.eval_shape(h, params, tokens).trace
-  sizes = {"L": cfg.n_layers, "H": cfg.n_heads, "N": cfg.n_kv_heads}
+  trace = jax.eval_shape(h, sinkjax.param_shapes(cfg), tokens).trace
+  assert set(trace) == {m.measured.name for m in METRICS.values()}
+  sizes = {"L": cfg.n_layers, "H": cfg.n_heads, "N": cfg.n_kv_heads, "E": 6}
   for name, value in trace.items():
     metric = METRICS[name]
     want = [sizes[axis] for axis in metric.axes.split()]
@@ -99,13 +101,13 @@ def test_shares_are_of_the_row_sum():
 def test_summary_and_csv_show_what_the_table_says(tiny):
   profile = sink_profile(*tiny, PROMPTS)
   data = report.summary(profile, eps=EPS)
-  shown = keys("summary", learned_sink=False)
+  shown = keys("summary", optional=False)
   assert set(shown) == set(data) - {"token_ids", "prompts", "tokens", "nll"}
   for key, how in shown.items():
     if how in RATES:
       assert set(data[key]) == {"0.3", "0.8"}
   for metric in registry.shown_in("summary"):
-    if metric.learned_sink:
+    if metric.optional:
       assert metric.name not in profile.values
       continue
     if metric.summary == {metric.name: "each"}:
@@ -122,7 +124,7 @@ def test_probe_records_what_the_table_says(tiny, tokens):
   params, cfg = tiny
   record = make_probe(cfg, eps=EPS)(params, tokens)
   want = set()
-  for key, how in keys("probe", learned_sink=False).items():
+  for key, how in keys("probe", optional=False).items():
     want |= {f"{key}_{e:g}" for e in EPS} if how in RATES else {key}
   assert set(record) == want
 

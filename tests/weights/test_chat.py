@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sinkjax.weights.chat import render_chat
+from sinkjax.weights.chat import own_system, render_chat
 from sinkjax.weights.registry import peek
 from sinkjax.weights.tokenizer_files import tokenizer_from_folder
 from sinkjax.weights.validate import WeightsError
@@ -78,6 +78,36 @@ def test_bad_templates_are_one_line(smollm2_tokenizer, tmp_path, template, why):
   with pytest.raises(WeightsError, match=why) as caught:
     render_chat(tokenizer, HELLO)
   assert "\n" not in str(caught.value)
+
+
+FIRST = "messages[0]['role'] == 'system'"
+SAID = "{{ messages[0]['content'] }}"
+USER = "{{ messages[-1]['content'] }}<end>"
+
+
+@pytest.mark.parametrize(
+  ("template", "own"),
+  [
+    (
+      f"<s>{{% if {FIRST} %}}{SAID}{{% else %}}B{{{{1}}}}.{{% endif %}}{USER}",
+      "B1.",
+    ),
+    (f"<s>{{% if {FIRST} %}}{SAID}{{% endif %}}|{USER}", None),
+    # A date stands before both, and is a part of the template alone.
+    (f"<s>Today.{{% if {FIRST} %}}{SAID}{{% endif %}}|{USER}", None),
+    (
+      f"{{% if {FIRST} %}}{{{{ raise_exception('no') }}}}{{% endif %}}{USER}",
+      None,
+    ),
+    (USER, None),
+    (f"{{% if {FIRST} %}}<a>{SAID}</a>{{% endif %}}<b>{USER}", None),
+  ],
+)
+def test_a_template_s_own_system_text(
+  smollm2_tokenizer, tmp_path, template, own
+):
+  tokenizer = write(tmp_path, smollm2_tokenizer, template)
+  assert own_system(tokenizer) == own
 
 
 def test_an_error_reaches_no_terminal_s_controls(smollm2_tokenizer, tmp_path):

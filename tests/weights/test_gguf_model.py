@@ -151,6 +151,10 @@ def test_unknown_architecture(tmp_path):
   (tmp_path / "m.gguf").write_bytes(data)
   with pytest.raises(WeightsError, match="unknown architecture 'lemma'"):
     load_gguf(tmp_path / "m.gguf")
+  data = data.replace(b"lemma", b"rwkv7")
+  (tmp_path / "m.gguf").write_bytes(data)
+  with pytest.raises(WeightsError, match="'rwkv7' is a state-space .*: take a"):
+    load_gguf(tmp_path / "m.gguf")
 
 
 def test_experts_in_mxfp4(tmp_path):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinkjax.experiments.harness.api import Experiment, Subject
-from sinkjax.weights.chat import UserTurn
+from sinkjax.weights.chat import UserTurn, own_system
 
 ROOM = 8
 """Tokens of its own that each text has at least: by so many, texts that begin
@@ -43,6 +43,7 @@ def record(subject: Subject) -> dict[str, Any]:
     "after": chat.after,
     "tokens": len(chat.ids),
     "system": chat.system,
+    "template_system": own_system(tokenizer) if chat.system is None else None,
     "first_token": {
       "id": first,
       "text": tokenizer.token(first),
@@ -62,6 +63,8 @@ def describe(found: Mapping[str, Any]) -> str:
   system = ""
   if found["system"] is not None:
     system = f" The system message is {found['system']!r}."
+  elif found.get("template_system"):  # older results do not have it
+    system = f" Its own system text is {found['template_system']!r}."
   return (
     "Each text is the user's message in the chat template of the model's file. "
     f"The template writes {found['before']!r} before it, {found['tokens']} "

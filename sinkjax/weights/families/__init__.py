@@ -24,6 +24,7 @@ import importlib
 import pkgutil
 
 from sinkjax.weights.families._family import (
+  ALL_LACK,
   FAMILIES,
   Family,
   Gguf,
@@ -33,6 +34,7 @@ from sinkjax.weights.families._family import (
 )
 
 __all__ = [
+  "ALL_LACK",
   "FAMILIES",
   "Family",
   "Gguf",

@@ -76,6 +76,8 @@ class Family:
     tokenizer: the class of transformers that reads the `vocab.json` and
       `merges.txt` of its folders, where these do not name one; else empty.
     gguf: `None` where llama.cpp does not have it under a name of its own.
+    not_read: what of it is not supported, in words for the table of families;
+      all else of it is, but for `ALL_LACK`.
   """
 
   name: str
@@ -91,7 +93,15 @@ class Family:
   constants: dict[str, float] = dataclasses.field(default_factory=dict)
   tokenizer: str = ""
   gguf: Gguf | None = None
+  not_read: str = ""
 
+
+ALL_LACK = (
+  "attention to another sequence or in both directions, GPT-2's scaling of "
+  "scores by the layer, LoRA folders that are not merged, and weights "
+  "quantised by GPTQ, AWQ, bitsandbytes, compressed-tensors or MLX"
+)
+"""What is not supported of any family."""
 
 FAMILIES: dict[str, Family] = {}
 """Every family by its name."""

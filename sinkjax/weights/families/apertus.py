@@ -106,6 +106,10 @@ register(
   Family(
     name="apertus",
     transformers_class="ApertusForCausalLM",
+    not_read=(
+      "another activation than xIELU, and in GGUF files xIELU of other "
+      "constants"
+    ),
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

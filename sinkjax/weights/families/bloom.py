@@ -103,6 +103,7 @@ register(
   Family(
     name="bloom",
     transformers_class="BloomForCausalLM",
+    not_read="apply_residual_connection_post_layernorm",
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

@@ -77,6 +77,9 @@ register(
   Family(
     name="cohere",
     transformers_class="CohereForCausalLM",
+    not_read=(
+      "use_qk_norm, norms with a scale of each head, as Command R+ has them"
+    ),
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

@@ -210,6 +210,11 @@ register(
   Family(
     name="deepseek_v3",
     transformers_class="DeepseekV3ForCausalLM",
+    not_read=(
+      "the layers that predict several tokens, which are left out; "
+      "routing by a softmax or without a bias of choice, as V2 has it; "
+      "models without a shared expert"
+    ),
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

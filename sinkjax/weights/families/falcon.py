@@ -194,6 +194,10 @@ register(
   Family(
     name="falcon",
     transformers_class="FalconForCausalLM",
+    not_read=(
+      "Falcon-RW, with ALiBi, from GGUF files; two norms in the older "
+      "architecture"
+    ),
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

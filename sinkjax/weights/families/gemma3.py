@@ -63,6 +63,9 @@ register(
     name="gemma3_text",
     also_called=("gemma3",),
     transformers_class="Gemma3ForCausalLM",
+    not_read=(
+      "the vision tower, which is left out; RoPE that is scaled in local layers"
+    ),
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

@@ -47,6 +47,7 @@ register(
   Family(
     name="gpt_bigcode",
     transformers_class="GPTBigCodeForCausalLM",
+    not_read="a key head for each query head (multi_query of false)",
     tokenizer="GPT2Tokenizer",
     read_config=read_config,
     write_config=write_config,

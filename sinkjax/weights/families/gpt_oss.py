@@ -136,6 +136,7 @@ register(
   Family(
     name="gpt_oss",
     transformers_class="GptOssForCausalLM",
+    not_read="another slope of the gate than 1.702",
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

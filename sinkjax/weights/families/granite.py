@@ -71,6 +71,10 @@ register(
   Family(
     name="granite",
     transformers_class="GraniteForCausalLM",
+    not_read=(
+      "in GGUF files, models without positions (rope.scaling.finetuned of "
+      "false)"
+    ),
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

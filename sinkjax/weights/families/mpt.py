@@ -126,6 +126,10 @@ register(
   Family(
     name="mpt",
     transformers_class="MptForCausalLM",
+    not_read=(
+      "models without ALiBi, with biases, multi-query attention, norms of "
+      "queries and keys, a prefix that is not causal, or scaled logits"
+    ),
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

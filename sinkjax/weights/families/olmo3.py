@@ -68,6 +68,7 @@ register(
   Family(
     name="olmo3",
     transformers_class="Olmo3ForCausalLM",
+    not_read="RoPE that is scaled in local layers",
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

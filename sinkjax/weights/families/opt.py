@@ -112,6 +112,9 @@ register(
   Family(
     name="opt",
     transformers_class="OPTForCausalLM",
+    not_read=(
+      "the 350M, with norms behind its branches and a narrow embedding"
+    ),
     tokenizer="GPT2Tokenizer",
     read_config=read_config,
     write_config=write_config,

@@ -93,6 +93,7 @@ register(
   Family(
     name="phi",
     transformers_class="PhiForCausalLM",
+    not_read="qk_layernorm, norms of queries and keys",
     tokenizer="GPT2Tokenizer",
     read_config=read_config,
     write_config=write_config,

@@ -131,6 +131,7 @@ register(
   Family(
     name="phi3",
     transformers_class="Phi3ForCausalLM",
+    not_read="another scaling of RoPE than longrope",
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

@@ -84,6 +84,10 @@ register(
   Family(
     name="qwen2_moe",
     transformers_class="Qwen2MoeForCausalLM",
+    not_read=(
+      "layers without experts among others (decoder_sparse_step, "
+      "mlp_only_layers)"
+    ),
     tokenizer="Qwen2Tokenizer",
     read_config=read_config,
     write_config=write_config,

@@ -79,6 +79,7 @@ register(
   Family(
     name="qwen3",
     transformers_class="Qwen3ForCausalLM",
+    not_read="gated attention with biases",
     tokenizer="Qwen2Tokenizer",
     read_config=read_config,
     write_config=write_config,

@@ -59,6 +59,10 @@ register(
   Family(
     name="qwen3_moe",
     transformers_class="Qwen3MoeForCausalLM",
+    not_read=(
+      "layers without experts among others (decoder_sparse_step, "
+      "mlp_only_layers)"
+    ),
     tokenizer="Qwen2Tokenizer",
     read_config=read_config,
     write_config=write_config,

@@ -78,6 +78,10 @@ register(
   Family(
     name="stablelm",
     transformers_class="StableLmForCausalLM",
+    not_read=(
+      "qk_layernorm, norms with a scale of each head, as StableLM 2 12B "
+      "has them"
+    ),
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,

@@ -162,6 +162,7 @@ def test_record_and_report_name_what_the_template_writes(folder, chatting):
     "after": "</user><assistant>",
     "tokens": len(chatting.prefix),
     "system": None,
+    "template_system": None,
     "first_token": {"id": 0, "text": "<|bos|>", "is_bos": True},
     "bos_positions": [0],
   }
