@@ -282,17 +282,16 @@ def _layer(
   attend = methods_of(Attention(cfg), params["attn"])
   if unseen and not statistics and needs_no_pattern(cfg, length):
     z, trace = attend(Attention.without_pattern, q, k, v, ctx, layer, tap), {}
-  elif unseen and summed and has_sums(cfg, length):
-    wanted = frozenset(need for _, s in statistics for need in s.needs)
-    z, sums = attend(Attention.with_sums, q, k, v, ctx, layer, wanted)
-    trace = {name: s.of_sums(sums, length) for name, s in statistics}
-    z = tap("z", z)
   else:
-    mix = functools.partial(apply, Block.mix)
-    places = ctx.positions
-    z, trace = _attention(
-      cfg, mix, (q, k, v), places, layer, taps, statistics, block
-    )
+    if unseen and summed and has_sums(cfg, length):
+      wanted = frozenset(need for _, s in statistics for need in s.needs)
+      z, sums = attend(Attention.with_sums, q, k, v, ctx, layer, wanted)
+      trace = {name: s.of_sums(sums, length) for name, s in statistics}
+    else:
+      mix, places = functools.partial(apply, Block.mix), ctx.positions
+      z, trace = _attention(
+        cfg, mix, (q, k, v), places, layer, taps, statistics, block
+      )
     z = tap("z", z)
   mid = apply(Block.add_attention, pre, z, tap)
 

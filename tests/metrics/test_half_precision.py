@@ -18,7 +18,8 @@ def arrays(site):
     scores = 3 * jax.random.normal(key, (2, 4, 24, 24))
     seen = jnp.tri(24, dtype=bool)[None, None]
     return jax.nn.softmax(jnp.where(seen, scores, -1e30)).astype(jnp.bfloat16)
-  shape = (2, 24, 2, 16) if site in "kv" else (2, 24, 64)
+  heads = site in ("k", "v", "expert_out")  # or experts
+  shape = (2, 24, 2, 16) if heads else (2, 24, 64)
   # A large entry, as the first token of a real model has it.
   return jax.random.normal(key, shape).at[:, 0].mul(99).astype(jnp.bfloat16)
 
