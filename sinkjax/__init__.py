@@ -37,6 +37,7 @@ from sinkjax.transforms.attention_edits import ablate_heads, knockout
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import add, chain, hold, patch, replace, scale
 from sinkjax.transforms.estimators import estimate_norms, power_norms
+from sinkjax.transforms.find_sinks import find_sinks
 from sinkjax.transforms.intervene import intervene
 from sinkjax.transforms.jacobian import (
   jacobian_norms,
@@ -65,6 +66,7 @@ __all__ = [
   "capture",
   "chain",
   "estimate_norms",
+  "find_sinks",
   "first_token_mass",
   "forward",
   "hold",

@@ -369,3 +369,29 @@ def test_what_can_be_read_is_listed():
   assert done.returncode == 0, done.stderr
   first = {line.split()[0] for line in done.stdout.splitlines()}
   assert {known.name for known in sinkjax.supported_models()} <= first
+
+
+def test_finds_sinks_and_writes_their_masks(tmp_path):
+  file, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+  texts = ["one two three four five six", "the same the same the same", "one"]
+  file.write_text(
+    "".join(json.dumps({"text": t + " end"}) + "\n" for t in texts)
+  )
+  done = run(
+    "analyze", "--model=glassllm-en", f"--prompts_file={file}", "--find_sinks",
+    f"--out={out}",
+  )  # fmt: skip
+  assert "sinks found: " in done.stdout
+  data = json.loads((out / "summary.json").read_text())
+  masks = np.load(out / "sink_masks.npz")
+  assert len(masks.files) == 2 * len(texts)
+  marked = {
+    (i, int(t))
+    for i, ids in enumerate(data["prompts"])
+    for t in np.flatnonzero(masks[f"mask_{i}"])
+    if masks[f"ids_{i}"].tolist() == ids
+  }
+  found = {(row["text"], row["position"]) for row in data["found_sinks"]}
+  assert found == marked
+  with open(out / "found_sinks.csv") as stream:
+    assert len(stream.readlines()) == 1 + len(found)
