@@ -82,7 +82,9 @@ def test_capture_takes_the_beginning_of_each(model, file, ids, tmp_path):
   ("prompt", "template", "system", "said"),
   [
     (0, f"<system>{OWN}\n<user>", OWN, "template"),
-    (-1, "<system>", "Be brief.", "chat"),
+    pytest.param(
+      -1, "<system>", "Be brief.", "chat", marks=pytest.mark.thorough
+    ),
   ],
 )
 def test_jacobian_of_one_of_them(

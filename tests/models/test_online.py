@@ -125,7 +125,7 @@ def close(got, want, tolerance=1e-11):
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "again"])
 @pytest.mark.parametrize(
-  "name", quick(CASES, "plain", "mask", "sink of each row", others="thorough")
+  "name", quick(CASES, "mask", "sink of each row", others="thorough")
 )
 def test_every_derivative_is_that_of_the_formula(name, kept, monkeypatch):
   """z, lse, jvp, linearize, grad, vmap, and the derivative of a gradient."""

@@ -58,7 +58,7 @@ CASES = {
   for window in (None, 1, 3, 6, 40)
   for form in FORMS
 }
-FEW = "1-None-softmax", "13-3-sinks", "20-6-capped", "13-None-sigmoid"
+FEW = "1-None-softmax", "13-3-sinks", "20-6-capped"
 
 
 @pytest.mark.parametrize("name", quick(CASES, *FEW, others="thorough"))
@@ -130,9 +130,13 @@ def test_padding_and_hidden_keys():
     seen = (seen & valid[:, None, None] | own) & mask
     p = normalizers.softmax(s, seen)
     given = {"mask": mask, "valid": valid, "scale": 0.5}
-    _, lse = online_attention(q, k, k, **given)
+    attend = jax.jit(online_attention, static_argnames="scale")
+    _, lse = attend(q, k, k, **given)
     norms = jnp.ones((2, 12, 2))
-    got = online_sums(q, k, lse, norms, wanted=SUMS, **given)
+    walk = jax.jit(
+      functools.partial(online_sums, wanted=SUMS, scale=given.pop("scale"))
+    )
+    got = walk(q, k, lse, norms, **given)
     want = by_definition(p, np.ones((2, 2, 12)))
     for name in SUMS:
       np.testing.assert_allclose(got[name], want[name], rtol=1e-12, atol=1e-13)
@@ -153,7 +157,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize(
-  "name", quick(VARIANTS, "mixed_windows", "kv_bias", others="thorough")
+  "name", quick(VARIANTS, "mixed_windows", others="thorough")
 )
 def test_a_model_streams_the_same_by_sums_and_by_rows(name, monkeypatch):
   monkeypatch.setattr(attention_form, "LONG", 1)

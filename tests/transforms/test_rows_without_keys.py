@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 import sinkjax
 from sinkjax.analysis.loss_sensitivity import loss_sensitivity
@@ -88,7 +89,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+  "way", quick(WAYS, "forward", "streamed", "exact", "loss", others="thorough")
+)
 def test_no_analysis_returns_nan(way, params):
   refusals = (ValueError, SelfCheckError)
   with pytest.raises(refusals, match=r"-inf|has no gains") as error:
@@ -96,7 +99,10 @@ def test_no_analysis_returns_nan(way, params):
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("way", ["forward", "streamed", "exact", "loss"])
+@pytest.mark.parametrize(
+  "way",
+  quick(["forward", "streamed", "exact", "loss"], "forward", others="thorough"),
+)
 def test_hidden_by_a_finite_number_they_are_uniform(way, params):
   assert np.isfinite(WAYS[way](edited(MASKED), params)).all()
 

@@ -8,6 +8,7 @@ import gguf
 import jax
 import numpy as np
 import pytest
+from quick import quick
 from safetensors.numpy import load_file
 
 import sinkjax
@@ -30,7 +31,14 @@ UNTOLD = {
 }
 
 
-@pytest.mark.parametrize("name", GGUF)
+# One of each way in which tensors are laid out; the gate has all.
+FEW = (
+  "llama2", "qwen3", "gemma2", "phi3", "gpt_oss", "mixtral", "falcon_new",
+  "olmo2", "bloom", "pythia",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", quick(GGUF, *FEW, others="thorough"))
 def test_same_parameters_as_the_folder(name, tmp_path):
   write_gguf(tmp_path / "m.gguf", name)
   params, cfg, _ = load_gguf(tmp_path / "m.gguf")
@@ -44,7 +52,10 @@ def near(a, b):
   np.testing.assert_allclose(a, b, atol=2e-7)
 
 
-@pytest.mark.parametrize("name", [n for n in GGUF if n not in PARTIAL])
+TOLD = [name for name in GGUF if name not in PARTIAL]
+
+
+@pytest.mark.parametrize("name", quick(TOLD, *FEW, others="thorough"))
 def test_same_config_and_logits(name, tmp_path):
   write_gguf(tmp_path / "m.gguf", name)
   params, cfg, _ = load_gguf(tmp_path / "m.gguf")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 
 import sinkjax
 from sinkjax.weights import families, registry, unsupported
@@ -120,7 +121,7 @@ def test_matches_transformers(name, case, scan):
   assert checked == (every if case == "single" else 3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", quick(NAMES, *QUICK, others="thorough"))
 def test_export_is_bit_exact(name, tmp_path):
   params, cfg = load(FAMILIES / name)
   save(tmp_path / "out", params, cfg)
