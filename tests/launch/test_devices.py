@@ -10,7 +10,9 @@ import pytest
 from launcher import run
 
 import sinkjax
+from launch import devices
 from sinkjax.analysis.sink_profile import sink_profile
+from sinkjax.models.transformer import param_shapes
 
 EIGHT = {
   "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
@@ -67,10 +69,25 @@ def test_the_report_is_that_of_one_device(texts, tmp_path, glassllm_path):
 @pytest.mark.slow
 def test_all_devices_in_half_precision(texts, tmp_path, glassllm_path):
   data = analyze(texts, tmp_path / "all", "--dtype=bfloat16")
-  # 341 hidden units have no divisor in common with 8: heads stay together.
-  assert data["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+  # 0.85M parameters fit a device many times, and are copied to each.
+  assert data["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
   assert data["weights_dtype"] == "bfloat16"
   assert data["request"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+  ("room", "mesh"),
+  [(4.01, "data:8"), (3.99, "fsdp:2,tensor:4")],
+)
+def test_a_model_is_split_where_it_does_not_fit_four_times(
+  monkeypatch, room, mesh
+):
+  shapes = param_shapes(sinkjax.TINY.replace(n_heads=4, n_kv_heads=4, d_ff=64))
+  whole = 4 * sum(x.size for x in jax.tree.leaves(shapes))
+  monkeypatch.setattr(jax, "device_count", lambda: 8)
+  monkeypatch.setattr(devices, "item_bytes", lambda: 4)
+  monkeypatch.setattr(devices, "_room", lambda: room * whole)
+  assert str(devices._automatic(shapes)) == mesh
 
 
 @pytest.mark.parametrize(
