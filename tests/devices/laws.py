@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import tracemalloc
+import types
 
 import described
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 import sinkjax
 from sinkjax import sharding
 from sinkjax.analysis.sink_profile import sink_profile
+from sinkjax.experiments.paper.noop_heads import triggers
 from sinkjax.inference import kv_policy
 from sinkjax.inference.generate import generate
 from sinkjax.metrics import rows
@@ -120,6 +122,17 @@ def stream():
     return out.trace, out.nll
 
   return on_every_mesh("stream", values)
+
+
+def decompositions():
+  """Singular values on every device at once, which share threads."""
+  texts = np.tile(TOKENS, (32, 1))
+
+  def run(params):
+    subject = types.SimpleNamespace(params=params, cfg=CFG)
+    return triggers.observe(subject, texts)._asdict()
+
+  return on_every_mesh("decompositions", run)
 
 
 def text():
@@ -227,6 +240,7 @@ PARTS = {
     profile,
     jacobian,
     stream,
+    decompositions,
     text,
     odd_heads,
     collectives,

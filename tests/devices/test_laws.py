@@ -26,10 +26,22 @@ OTHERS = "tensor:4,fsdp:2;fsdp:8;data:8;data:2,tensor:4"
       CUBE,
       ("forward", "profile", "jacobian", "collectives", "weights_in_shards"),
     ),
-    pytest.param(CUBE, ("stream", "text", "odd_heads"), marks=pytest.mark.slow),
+    pytest.param(
+      CUBE,
+      ("stream", "text", "odd_heads", "decompositions"),
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
       OTHERS,
-      ("forward", "profile", "jacobian", "stream", "text", "weights_in_shards"),
+      (
+        "forward",
+        "profile",
+        "jacobian",
+        "stream",
+        "text",
+        "weights_in_shards",
+        "decompositions",
+      ),
       marks=pytest.mark.slow,
     ),
   ],
@@ -41,6 +53,7 @@ def test_laws(meshes, parts):
     text=True,
     capture_output=True,
     check=False,
+    timeout=1200,  # a program whose devices wait for each other has no end
     env={
       **os.environ,
       "PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers",

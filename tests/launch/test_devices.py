@@ -76,8 +76,7 @@ def test_all_devices_in_half_precision(texts, tmp_path, glassllm_path):
 
 
 @pytest.mark.parametrize(
-  ("room", "mesh"),
-  [(4.01, "data:8"), (3.99, "fsdp:2,tensor:4")],
+  ("room", "mesh"), [(4.01, "data:8"), (3.99, "fsdp:2,tensor:4")]
 )
 def test_a_model_is_split_where_it_does_not_fit_four_times(
   monkeypatch, room, mesh
