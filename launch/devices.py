@@ -146,7 +146,6 @@ def _config(cfg: "ModelConfig", devices: int | None) -> "MeshConfig | None":
     devices: how many there are; `None` where they need not be there, and as
       many are taken as --mesh names.
   """
-  import jax
 
   from sinkjax import sharding
   from sinkjax.models.transformer import param_shapes
