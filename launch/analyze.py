@@ -26,6 +26,9 @@ work over them, and --dtype=bfloat16 halves the weights:
   python -m launch.analyze --model=hf:org/name --mesh=tensor:8 \
     --dtype=bfloat16 --out=out/name
 
+--dry_run --accelerator=v5p:4x4x4 plans for devices that are elsewhere, from a
+folder with config.json alone: memory, exchanges, time and a mesh.
+
 Results depend on the first token. --prefix sets what is put before the text,
 and every output names the token at position 0.
 """
@@ -37,7 +40,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import analyze_plan, analyze_table, app, devices
+from launch import accelerator_flag, analyze_plan, analyze_table, app, devices
+from launch.accelerator_flag import ACCELERATOR
 from sinkjax import outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
@@ -107,6 +111,7 @@ def main() -> None:
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
+  accelerator_flag.check(DRY_RUN.value)
   from launch import prompts
 
   # Texts are read before a model is fetched: a misspelt path costs no download.
@@ -136,6 +141,7 @@ def main() -> None:
       prefix=PREFIX.value,
       offload=OFFLOAD.value,
       out=OUT.value,
+      accelerator=ACCELERATOR.value,
     )
     return
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)

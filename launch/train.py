@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from launch import app, train_log, train_processes
+from launch.accelerator_flag import ACCELERATOR
 from launch.mesh_flag import MESH
 from sinkjax import artifacts, limits, outputs
 
@@ -77,11 +78,6 @@ CONFIG = app.config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder to write to.")
 START = flags.DEFINE_string(
   "start", None, "A model's name or path, to start from its parameters."
-)
-ACCELERATOR = flags.DEFINE_string(
-  "accelerator",
-  None,
-  "With --dry_run: estimate time and memory for these, as in 8xh100 or 16xv5e.",
 )
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Find the other processes through the environment."

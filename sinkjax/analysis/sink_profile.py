@@ -169,9 +169,8 @@ def measure(cfg: ModelConfig, *, streamed: bool = False) -> Callable:
 def _measure(
   cfg: ModelConfig, observers: tuple[tuple[str, Any], ...], streamed: bool
 ) -> Callable:
-  watched = capture(forward(cfg), dict(observers))
   if streamed:
-    stream = stream_statistics(watched, {})
+    stream = stream_statistics(capture(forward(cfg), dict(observers)), {})
 
     def statistics(params: Any, tokens: Any) -> dict[str, Any]:
       out = stream(params, tokens)
@@ -179,13 +178,27 @@ def _measure(
 
     return statistics
 
+  compiled = _program(cfg, observers)
+  # Under jit the ids are traced, and could no longer be checked.
+  return lambda params, tokens: compiled(params, check_tokens(cfg, tokens))
+
+
+def program(cfg: ModelConfig) -> Any:
+  """The jitted function of (params, tokens [B, T]) that `measure` runs.
+
+  For who compiles it for devices, or weights, that need not be there.
+  """
+  return _program(cfg, tuple(_observers(cfg, streamed=False).items()))
+
+
+def _program(cfg: ModelConfig, observers: tuple[tuple[str, Any], ...]) -> Any:
+  watched = capture(forward(cfg), dict(observers))
+
   def statistics(params: Any, tokens: Any) -> dict[str, Any]:
     out = watched(params, tokens)
     return {**out.trace, "nll": token_nll(out.logits, tokens)}
 
-  compiled = jax.jit(statistics)
-  # Under jit the ids are traced, and could no longer be checked.
-  return lambda params, tokens: compiled(params, check_tokens(cfg, tokens))
+  return jax.jit(statistics)
 
 
 def streamed_bytes(cfg: ModelConfig, length: int) -> int:
