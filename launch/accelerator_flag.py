@@ -10,12 +10,16 @@ ACCELERATOR = flags.DEFINE_string(
 )
 
 
-def check(dry_run: bool) -> None:
-  """Refuses --accelerator where nothing is planned.
+def check(dry_run: bool, offload: bool) -> None:
+  """Refuses --accelerator where nothing is planned, or for one layer at a time.
 
   Raises:
-    ValueError: naming --dry_run.
+    ValueError: naming the flag.
   """
+  if ACCELERATOR.value and offload:
+    raise ValueError(
+      "--offload works on the device that is here: leave out --accelerator"
+    )
   if ACCELERATOR.value and not dry_run:
     raise ValueError(
       f"--accelerator={ACCELERATOR.value} is for a plan: add --dry_run, or "

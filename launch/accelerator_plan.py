@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from launch import accelerators, app, estimate
 
 if TYPE_CHECKING:
+  from launch.jacobian_run import Job
   from sinkjax.config import ModelConfig
   from sinkjax.sharding import MeshConfig
 
@@ -88,8 +89,7 @@ def lines(plan: Plan) -> list[str]:
   one, chip = plan.estimate, plan.machine.chip
   several = "es" if plan.passes > 1 else ""
   return [
-    f"devices   {plan.machine.devices} {plan.machine.kind}, --mesh={plan.mesh}"
-    f"{'' if plan.given else ' (proposed)'}, {plan.cfg.dtype}",
+    _devices(plan),
     f"memory    about {one.memory / 1e9:.2f} GB of {chip.memory / 1e9:.0f} a "
     f"device, {one.weights / 1e9:.2f} of it weights: {_verdict(plan)}",
     *(f"exchange  {exchange} a layer" for exchange in one.exchanges),
@@ -122,6 +122,54 @@ def compiler_lines(plan: Plan) -> list[str]:
       f"largest of {largest:,} numbers"
     )
   return found
+
+
+def jacobian_lines(
+  job: "Job", accelerator: str, mesh: str, dtype: str | None
+) -> list[str]:
+  """What an exact or estimated Jacobian needs, whose columns are spread.
+
+  Args:
+    job: of `launch.jacobian`.
+    accelerator: as `accelerators.machine` takes it.
+    mesh: as for `make`.
+    dtype: of the weights; the derivatives are in float32.
+
+  Raises:
+    ValueError: as `make`, or for a budget that holds no column.
+  """
+  plan = make(job.cfg, accelerator, mesh, dtype, 1, len(job.ids))
+  chip, weights = plan.machine.chip, plan.estimate.weights
+  if not plan.fits:
+    return [
+      _devices(plan),
+      f"memory    {weights / 1e9:.2f} GB of weights a device, which has "
+      f"{chip.memory / 1e9:.0f}: {_verdict(plan)}",
+      f"limit     {_limit(plan)}",
+    ]
+  # As the launcher does: a quarter of what the weights leave.
+  room = (chip.memory - weights) / 4
+  flops, beside = job.elsewhere(plan.machine.devices, room)
+  seconds = flops / (estimate.SHARE * chip.wide_flops)
+  whole = weights + max(beside, plan.estimate.beside)
+  enough = whole <= estimate.FILLED * chip.memory
+  verdict = "fits" if enough else "too much, take more devices"
+  return [
+    _devices(plan),
+    f"memory    about {whole / 1e9:.2f} GB of {chip.memory / 1e9:.0f} a "
+    f"device, {weights / 1e9:.2f} of it weights: {verdict}",
+    f"work      {flops / 1e12:.2f} Tflop a device, its share of the columns",
+    f"time      about {_time(seconds)} at {estimate.SHARE:.0%} of the data "
+    "sheet's float32 rate, beside loading and compilation (estimated, not run)",
+    f"limit     {'operations' if enough else 'the memory of a device'}",
+  ]
+
+
+def _devices(plan: Plan) -> str:
+  return (
+    f"devices   {plan.machine.devices} {plan.machine.kind}, --mesh={plan.mesh}"
+    f"{'' if plan.given else ' (proposed)'}, {plan.cfg.dtype}"
+  )
 
 
 def show(plan: Plan) -> None:

@@ -111,7 +111,7 @@ def main() -> None:
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
-  accelerator_flag.check(DRY_RUN.value)
+  accelerator_flag.check(DRY_RUN.value, OFFLOAD.value)
   from launch import prompts
 
   # Texts are read before a model is fetched: a misspelt path costs no download.

@@ -12,6 +12,7 @@ from launcher import run
 import sinkjax
 from launch import accelerator_plan, accelerators, compile_plan, estimate
 from sinkjax import sharding
+from sinkjax.analysis.sensitivity_config import SensitivityConfig, work
 from sinkjax.weights import registry
 
 SIZES = pathlib.Path(__file__).parent / "sizes"
@@ -151,12 +152,50 @@ def test_a_config_alone_is_planned(tmp_path):
   assert "\ncompiler  " in done.stdout
 
 
+def test_the_columns_of_a_jacobian_are_spread():
+  """8 devices do no more than one, and no less than one with all their memory.
+
+  Memory saves operations; what layers are folded into, each device has whole.
+  """
+  cfg, room = config("llama-3.1-8b"), 10**11
+  one = work(cfg, SensitivityConfig(budget_bytes=room), 64)
+  large = work(cfg, SensitivityConfig(budget_bytes=8 * room), 64)
+  eight = work(cfg, SensitivityConfig(budget_bytes=room), 64, devices=8)
+  assert large.flops <= 8 * eight.flops <= one.flops
+  assert eight.bytes <= room
+
+
+@pytest.mark.parametrize(
+  ("model", "accelerator", "lines"),
+  [
+    (
+      "llama-3.1-405b",
+      "v5p:4x4x4",
+      ["--mesh=fsdp:8,tensor:8 (proposed)", "12.69 of it weights: fits"],
+    ),
+    (
+      "llama-3.1-70b",
+      "v5e:2x2",
+      ["which has 16: too much, 16 v5e would do", "limit     the memory of a"],
+    ),
+  ],
+)
+def test_a_jacobian_is_planned_by_a_config_alone(model, accelerator, lines):
+  done = run(
+    "jacobian", "--dry_run", f"--model={SIZES / model}", "--dtype=bfloat16",
+    f"--accelerator={accelerator}", "--max_tokens=32",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert all(line in done.stdout for line in lines), done.stdout
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
     (["--accelerator=8xh100", "--out=never"], "add --dry_run"),
     (["--accelerator=8xtpu", "--dry_run"], "like 8xh100, or"),
     (["--accelerator=8xh100", "--dry_run", "--mesh=tensor:4"], "there are 8"),
+    (["--accelerator=h100", "--dry_run", "--offload"], "leave out --acc"),
     (
       ["--accelerator=6xh100", "--dry_run", "--mesh=tensor:3,fsdp:2"],
       "take --mesh=data:3,tensor:2, or",
