@@ -90,6 +90,12 @@ def check_offload(offload: bool) -> None:
     )
 
 
+def words() -> list[str]:
+  """The flags of this module that were given, for another process."""
+  asked = () if MESH.value == "auto" else (f"--mesh={MESH.value}",)
+  return [*asked, *([f"--dtype={DTYPE.value}"] if DTYPE.value else [])]
+
+
 def request() -> dict[str, Any]:
   """What decides a result: not the mesh, which changes only the rounding."""
   return {} if DTYPE.value in (None, "float32") else {"dtype": DTYPE.value}

@@ -132,8 +132,8 @@ def test_a_plan_needs_no_devices(launcher, smollm2_path):
 
 
 def test_help_teaches_the_mesh():
-  launchers = "analyze", "jacobian", "generate", "reproduce", "capture", "train"
-  for launcher in launchers:
+  launchers = "analyze", "jacobian", "generate", "reproduce", "capture", "bench"
+  for launcher in (*launchers, "train"):
     done = run(launcher, "--help")
     assert "--mesh" in done.stdout and "data:2,fsdp:2,tensor:4" in done.stdout
     assert ("--dtype" in done.stdout) == (launcher != "train")
@@ -161,6 +161,36 @@ def test_a_map_of_half_the_bytes(tmp_path, glassllm_path):
   want = sinkjax.jacobian_norms(sinkjax.forward(cfg), rounded, jnp.array(ids))
   np.testing.assert_allclose(norms, want, rtol=2e-5, atol=1e-6)
   assert data["request"]["dtype"] == "bfloat16"
+
+
+def test_a_benchmark_of_no_model_takes_no_mesh(tmp_path):
+  done = run("bench", "--suite=train", "--mesh=data:8", f"--out={tmp_path}")
+  assert done.returncode == 1
+  assert "go with --suite=jacobian|streaming|forward|generate" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["--mesh=data:4", "--mesh=fsdp:8"])
+def test_a_benchmark_on_a_mesh(mesh, tmp_path, smollm2_path):
+  """A mesh of 4 among 8 devices is refused by the measuring process."""
+  done = run(
+    "bench",
+    "--suite=forward",
+    "--peers=ours",
+    "--tokens=32",
+    "--rounds=1",
+    "--dtype=bfloat16",
+    f"--out={tmp_path}",
+    mesh,
+    env=EIGHT,
+  )
+  if mesh == "--mesh=data:4":
+    assert done.returncode == 1 and "there are 8" in done.stderr
+    return
+  assert done.returncode == 0, done.stderr
+  data = json.loads((tmp_path / "bench.json").read_text())
+  assert (data["mesh"], data["dtype"]) == ("fsdp:8", "bfloat16")
+  assert all(row["seconds"] > 0 for row in data["rows"])
 
 
 @pytest.mark.slow
