@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax import finite, mesh_context
+from sinkjax import finite, mesh_context, sharding
 from sinkjax.config import ModelConfig
 from sinkjax.metrics import registry, rows
 from sinkjax.metrics.precision import wide
@@ -272,7 +272,7 @@ def sink_profile(
   measured, maps = [{}] * len(prompts), None
   for batch in batches(prompts):
     tokens = jnp.asarray([prompts[i] for i in batch], jnp.int32)
-    out = jax.tree.map(np.asarray, run(params, tokens))
+    out = sharding.tree_to_host(run(params, tokens))
     # Only the first text of a batch has a map, and prompt 0 is the first of its
     # own.
     if batch[0] == 0:
