@@ -42,6 +42,9 @@ AXES = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
 NODE = 8
 """GPUs of a machine."""
 
+NETWORK = 50e9
+"""Bytes a second of a GPU to those of other machines: 400 Gbit/s."""
+
 
 class Machine(NamedTuple):
   """Some devices of one kind.

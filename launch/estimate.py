@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from launch.accelerators import Machine
+from launch.accelerators import AXES, NETWORK, NODE, Machine
 
 if TYPE_CHECKING:
   from sinkjax.config import ModelConfig
@@ -150,7 +150,7 @@ def forward(
     sent = 2 * partial * (fsdp - 1) / fsdp
     count = _kernels(cfg)
     exchanges.append(Exchange("all-reduce", "fsdp", count, sent))
-  sent = cfg.n_layers * sum(one.bytes for one in exchanges)
+  by_axis = {one.axis: cfg.n_layers * one.bytes for one in exchanges}
   # Scores in float32, and the pattern.
   attention = (4 + item) * tokens * length * cfg.n_heads / tensor
   hidden = mlp + 3 * item * tokens * cfg.mlp_width / tensor
@@ -159,19 +159,24 @@ def forward(
   head = (item + 4) * tokens * cfg.vocab_size / tensor
   if fsdp > 1:
     head += table
-    sent += table * (fsdp - 1) / fsdp
+    by_axis["fsdp"] += table * (fsdp - 1) / fsdp
   beside = max(inside, head) + (layer if gathered else 0)
   used = sum(x.size for x in jax.tree.leaves(shapes))
   used -= 0 if cfg.tie_embeddings else cfg.vocab_size * cfg.d_model
   pairs = 4 * cfg.n_layers * cfg.n_heads * cfg.head_dim * length
   flops = tokens * (2 * used + pairs) / tensor / summed
   chip = machine.chip
+  waits = sum(
+    bytes_ / _link_rate(machine, sizes, axis)
+    for axis, bytes_ in by_axis.items()
+  )
   rate = chip.flops if item == 2 else chip.wide_flops
   seconds = {
     "compute": flops / (SHARE * rate),
     "memory": share / (SHARE * chip.memory_rate),
-    "links": sent / (SHARE * chip.link_rate),
+    "links": waits / SHARE,
   }
+  sent = sum(by_axis.values())
   return Estimate(share, beside, flops, tuple(exchanges), sent, seconds)
 
 
@@ -223,6 +228,18 @@ def batch(mesh: "MeshConfig", texts: int, length: int) -> int:
   ways = mesh.data * mesh.fsdp
   size = ways * max(1, BATCH_TOKENS // length)
   return min(size, texts // ways * ways) or min(size, texts)
+
+
+def _link_rate(machine: Machine, sizes: Mapping[str, int], axis: str) -> float:
+  """Bytes a second that a device sends along an axis."""
+  from sinkjax import sharding
+
+  # Neighbours along the last axis are side by side.
+  inner = sharding.AXES[sharding.AXES.index(axis) :]
+  reach = math.prod(sizes[name] for name in inner)
+  if machine.kind not in AXES and reach > NODE:
+    return NETWORK
+  return machine.chip.link_rate
 
 
 def _layer(shapes: Mapping) -> int:
