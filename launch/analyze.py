@@ -29,10 +29,18 @@ work over them, and --dtype=bfloat16 halves the weights:
   python -m launch.analyze --model=hf:org/name --mesh=tensor:8 \
     --dtype=bfloat16 --out=out/name
 
+Several processes: the same command on each, with --distributed (TPU pods,
+Slurm), else with --coordinator, --processes and --process. Each reads its own
+devices' part of the weights, and process 0 writes.
+
+--dry_run --accelerator=v5p:4x4x4 plans for devices that are elsewhere, from a
+folder with config.json alone: memory, exchanges, time and a mesh.
+
 Results depend on the first token. --prefix sets what is put before the text,
 and every output names the token at position 0.
 """
 
+import contextlib
 import pathlib
 import time
 import types
@@ -40,7 +48,17 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import analyze_plan, analyze_table, app, devices, found_sinks
+from launch import (
+  accelerator_flag,
+  analyze_plan,
+  analyze_table,
+  app,
+  devices,
+  found_sinks,
+  process_flags,
+  train_processes,
+)
+from launch.accelerator_flag import ACCELERATOR
 from sinkjax import outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
@@ -113,6 +131,17 @@ def main() -> None:
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
+  accelerator_flag.check(DRY_RUN.value, OFFLOAD.value)
+  if OFFLOAD.value and process_flags.asked():
+    raise ValueError(
+      "--offload reads one layer at a time to one device of one process: leave "
+      "out --offload, or the flags of several processes"
+    )
+  if found_sinks.FIND_SINKS.value and process_flags.asked():
+    raise ValueError(
+      "--find_sinks runs in one process: leave it out, or the flags of several "
+      "processes"
+    )
   from launch import prompts
 
   # Texts are read before a model is fetched: a misspelt path costs no download.
@@ -144,16 +173,23 @@ def main() -> None:
       prefix=PREFIX.value,
       offload=OFFLOAD.value,
       out=OUT.value,
+      accelerator=ACCELERATOR.value,
     )
     return
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
     _show(old)
     return
-  with outputs.alone(out):
-    data = _report(out, texts, eps, request)
-  _show(data)
-  print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
+  first = process_flags.join()
+  # One process of several keeps the folder for all.
+  lock = outputs.alone(out) if first else contextlib.nullcontext()
+  with lock, train_processes.ending_together("nothing is written"):
+    data = _report(out, texts, eps, request) if first else _help(texts)
+    train_processes.wait()
+  train_processes.leave()
+  if first:
+    _show(data)
+    print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
 
 
 def _show(data: dict[str, Any]) -> None:
@@ -171,6 +207,14 @@ def _thresholds() -> list[float]:
   if len(set(eps)) != len(eps):
     raise ValueError(f"--eps names a threshold twice: {EPS.value}")
   return eps
+
+
+def _help(texts: list[str]) -> None:
+  """What a process does that does not write: its part of the measurement."""
+  from tqdm import tqdm
+
+  with tqdm(disable=True) as bar:
+    _measure(texts, bar)
 
 
 def _report(

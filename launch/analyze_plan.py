@@ -19,6 +19,7 @@ def show(
   prefix: str,
   offload: bool,
   out: str | None,
+  accelerator: str | None = None,
 ) -> None:
   """Prints what would be done, at what cost; fetches and writes nothing.
 
@@ -29,8 +30,8 @@ def show(
     prefix: what is put before each, as the flag says it.
     offload: whether one layer's weights are read at a time.
     out: the folder that would be written to.
+    accelerator: devices that need not be here, `None` for those that are.
   """
-  from sinkjax.transforms.jacobian_plan import matmul_rate
   from sinkjax.weights import registry
 
   known = registry.peek(model)
@@ -39,6 +40,11 @@ def show(
     print(f"          {registry.would_fetch(model)}")
     return
   cfg, tokenizer, parameters = known
+  if accelerator:
+    _show_elsewhere(known, texts, max_tokens, prefix, accelerator)
+    return
+  from sinkjax.transforms.jacobian_plan import matmul_rate
+
   prompts.need_tokenizer(tokenizer, model)
   prompts.need_room("max_tokens", max_tokens, cfg)
   encoded = prompts.encode(texts, tokenizer, prefix, max_tokens)
@@ -61,6 +67,42 @@ def show(
     f"{rate / 1e9:.0f} GFLOP/s, compilation included\n"
     f"writes    nothing (dry run); else to {out or '--out'}"
   )
+
+
+def _show_elsewhere(
+  known: tuple["ModelConfig", Any, int],
+  texts: list[Any],
+  max_tokens: int,
+  prefix: str,
+  accelerator: str,
+) -> None:
+  """Prints the plan for devices that need not be here.
+
+  A config alone is enough: without a tokenizer texts count as long as they may
+  be.
+  """
+  from launch import accelerator_plan
+
+  cfg, tokenizer, parameters = known
+  length = min(max_tokens, cfg.max_len)
+  if tokenizer is not None:
+    ids = prompts.encode(texts, tokenizer, prefix, length).ids
+    length = max(map(len, ids))
+  plan = accelerator_plan.make(
+    cfg,
+    accelerator,
+    devices.MESH.value,
+    devices.DTYPE.value,
+    len(texts),
+    length,
+  )
+  print(
+    f"          {cfg.n_layers} layers, {cfg.n_heads} heads, {parameters:,} "
+    f"parameters\n"
+    f"texts     {len(texts)}, the longest {length} tokens"
+    f"{'' if tokenizer else ' (no tokenizer: --max_tokens)'}"
+  )
+  accelerator_plan.show(plan)
 
 
 def _memory(

@@ -22,6 +22,9 @@ their share of the rate of a large float32 matrix product in the same process
 (for ours, the operations that are really done), and the peak memory above the
 weights. --quick takes small sizes and one round, within 50 s.
 
+--mesh=tensor:8 and --dtype=bfloat16 say where and how our model is held in the
+suites that run one: jacobian, streaming, forward, generate.
+
 It writes bench.json, bench.csv and bench.md, with hardware and versions. The
 PyTorch peers need `pip install 'sinkjax[parity]'`.
 """
@@ -34,7 +37,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import app
+from launch import app, devices
 from sinkjax import artifacts, outputs, provenance
 
 SUITES = (
@@ -46,6 +49,9 @@ SUITES = (
   "generate",
   "train",
 )
+ON_DEVICES = ("jacobian", "streaming", "forward", "generate")
+"""Suites that run a loaded model; ours is then where --mesh puts it."""
+
 SUITE = flags.DEFINE_enum("suite", "load", SUITES, "What to time.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 ROUNDS = flags.DEFINE_integer(
@@ -67,6 +73,11 @@ def main() -> None:
   """Runs the suite and writes its table."""
   if not OUT.value and not DRY_RUN.value and not QUICK.value:
     raise ValueError("--out is missing: the folder to write to")
+  if devices.words() and SUITE.value not in ON_DEVICES:
+    raise ValueError(
+      f"--mesh and --dtype go with --suite={'|'.join(ON_DEVICES)}, not with "
+      f"{SUITE.value}"
+    )
   suite = importlib.import_module(f"launch.suites.{SUITE.value}")
   peers = ["ours", *_chosen(suite)]
   cases = suite.cases(QUICK.value, TOKENS.value)
@@ -131,7 +142,7 @@ def _rows(
       if "note" in earlier:  # it would run out of memory again
         results[name] = earlier
       else:
-        results[name] = measure.run(SUITE.value, name, case)
+        results[name] = measure.run(SUITE.value, name, case, devices.words())
       bar.update()
     if hasattr(suite, "compare"):
       suite.compare(results)
@@ -156,6 +167,8 @@ def _write(rows: list[dict], rounds: int, *, complete: bool) -> None:
     "rounds": rounds,
     "quick": QUICK.value,
     "rows": rows,
+    "mesh": devices.MESH.value,
+    "dtype": devices.DTYPE.value,
     "device": provenance.device(),
     "versions": provenance.versions(),
     "commit": provenance.commit(),

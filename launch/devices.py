@@ -5,6 +5,7 @@ lies on a device, for a dry run, which needs neither devices nor weights.
 """
 
 import math
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ DTYPE = flags.DEFINE_enum(
   "two to three digits; launch.jacobian then still differentiates in float32. "
   "By default float32, but for a training run whose config says otherwise.",
 )
+
+
+EASY = 4
+"""How many times the weights must fit a device to be copied to each: what an
+analysis holds beside them is then no reason to split them."""
 
 
 def load(name: str) -> "Model":
@@ -84,6 +90,12 @@ def check_offload(offload: bool) -> None:
     )
 
 
+def words() -> list[str]:
+  """The flags of this module that were given, for another process."""
+  asked = () if MESH.value == "auto" else (f"--mesh={MESH.value}",)
+  return [*asked, *([f"--dtype={DTYPE.value}"] if DTYPE.value else [])]
+
+
 def request() -> dict[str, Any]:
   """What decides a result: not the mesh, which changes only the rounding."""
   return {} if DTYPE.value in (None, "float32") else {"dtype": DTYPE.value}
@@ -121,7 +133,7 @@ def planned(cfg: "ModelConfig") -> tuple[int, str]:
   from sinkjax import sharding
   from sinkjax.models.transformer import param_shapes
 
-  shapes, item = param_shapes(cfg), 2 if DTYPE.value == "bfloat16" else 4
+  shapes, item = param_shapes(cfg), item_bytes()
   whole = item * sum(x.size for x in jax.tree.leaves(shapes))
   config = _config(cfg, None)
   if config is None:
@@ -140,19 +152,49 @@ def _config(cfg: "ModelConfig", devices: int | None) -> "MeshConfig | None":
     devices: how many there are; `None` where they need not be there, and as
       many are taken as --mesh names.
   """
-  import jax
 
   from sinkjax import sharding
   from sinkjax.models.transformer import param_shapes
 
   shapes = param_shapes(cfg)
   if MESH.value == "auto":
-    count = jax.device_count()
-    return sharding.fitting(count, shapes)[0] if count > 1 else None
+    return _automatic(shapes)
   config = sharding.MeshConfig.parse(MESH.value)
   sizes = config.sizes(_asked(config) if devices is None else devices)
   sharding.check_fits(dict(zip(sharding.AXES, sizes, strict=True)), shapes)
   return config
+
+
+def _automatic(shapes: Any) -> "MeshConfig | None":
+  """The mesh of all devices; `None` for one."""
+  import jax
+
+  from sinkjax import sharding
+
+  count = jax.device_count()
+  if count == 1:
+    return None
+  weights = item_bytes() * sum(x.size for x in jax.tree.leaves(shapes))
+  # To split a small model makes devices wait for each other and saves nothing.
+  if EASY * weights < _room():
+    return sharding.MeshConfig(data=count)
+  return sharding.fitting(count, shapes)[0]
+
+
+def item_bytes() -> int:
+  """Of a weight, as --dtype says."""
+  return 2 if DTYPE.value == "bfloat16" else 4
+
+
+def _room() -> float:
+  """Bytes of a device's memory; the CPU's devices share that of the machine."""
+  import jax
+
+  stats = jax.local_devices()[0].memory_stats() or {}
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"]
+  machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  return machine / jax.local_device_count()
 
 
 def _asked(config: "MeshConfig") -> int:

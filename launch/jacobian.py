@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import app, devices, jacobian_table, points
+from launch import accelerator_flag, app, devices, jacobian_table, points
+from launch.accelerator_flag import ACCELERATOR
 from sinkjax import artifacts, outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
@@ -136,6 +137,7 @@ def main() -> None:
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
+  accelerator_flag.check(DRY_RUN.value, OFFLOAD.value)
   config, edit = _config(), points.parse_edit(EDIT.value)
   text = _text()
   if DRY_RUN.value:
@@ -256,11 +258,16 @@ def _prepare(
   if known is None:
     return None
   cfg, tokenizer, parameters = known
-  prompts.need_tokenizer(tokenizer, MODEL.value)
+  # A plan for devices elsewhere needs a config alone.
+  planned = tokenizer is None and ACCELERATOR.value
+  if not planned:
+    prompts.need_tokenizer(tokenizer, MODEL.value)
   if OFFLOAD.value:
     config = jacobian_run.small_budget(config, parameters)
   prompts.need_room("max_tokens", MAX_TOKENS.value, cfg)
-  encoded = prompts.encode([text], tokenizer, PREFIX.value, MAX_TOKENS.value)
+  encoded = prompts.Encoded([[0] * MAX_TOKENS.value], "none", None)
+  if not planned:
+    encoded = prompts.encode([text], tokenizer, PREFIX.value, MAX_TOKENS.value)
   # It raises for points that the model does not have, before weights are read.
   config.crossed(cfg)
   if edit:
@@ -288,15 +295,24 @@ def _dry_run(job: "Job | None") -> None:
   if job is None:
     print(f"          {registry.would_fetch(MODEL.value)}")
     return
-  size, (seconds, memory) = len(job.ids), job.cost()
-  weights, where = job.weight_bytes()
-  crossed = job.config.crossed(job.cfg)
+  size, crossed = len(job.ids), job.config.crossed(job.cfg)
   print(
     f"          {job.cfg.n_layers} layers, {len(crossed)} of them crossed, "
     f"{job.parameters:,} parameters\n"
     f"map       {size} x {size} tokens, {FROM.value} to {TO.value}, "
     f"{NORM.value} norm, {METHOD.value}\n"
-    f"edit      {EDIT.value}{', both maps' if job.edit else ''}\n"
+    f"edit      {EDIT.value}{', both maps' if job.edit else ''}"
+  )
+  if ACCELERATOR.value:
+    from launch import accelerator_plan
+
+    for line in accelerator_plan.jacobian_lines(
+      job, ACCELERATOR.value, devices.MESH.value, devices.DTYPE.value
+    ):
+      print(line)
+    return
+  (seconds, memory), (weights, where) = job.cost(), job.weight_bytes()
+  print(
     f"position 0  {prompts.name(job.tokenizer, job.ids[0])}\n"
     f"{job.encoded.plan()}"
     f"memory    about {memory / 1e9:.2f} GB beside "

@@ -66,11 +66,31 @@ class Job:
     """The text's."""
     return self.encoded.ids[0]
 
+  def whole(self) -> list[list[int]]:
+    """All columns of each map."""
+    maps = (2 if self.edit else 1) * (1 + self.bounds)
+    return [list(range(len(self.ids)))] * maps
+
+  def elsewhere(self, devices: int, budget: float) -> tuple[float, float]:
+    """(operations, bytes beside the weights) of each of some devices.
+
+    Args:
+      devices: over which the columns are spread.
+      budget: bytes that may be used of each, unless --budget_gb says so.
+    """
+    config = self.config
+    if config.budget_bytes is None:
+      config = dataclasses.replace(config, budget_bytes=int(budget))
+    works = [
+      work(self.cfg, config, len(self.ids), part, devices)
+      for part in self.whole()
+    ]
+    return sum(one.flops for one in works), max(one.bytes for one in works)
+
   def cost(self, columns: list[list[int]] | None = None) -> tuple[float, float]:
     """(seconds, bytes beside the weights) of some columns of each map."""
     if columns is None:
-      maps = (2 if self.edit else 1) * (1 + self.bounds)
-      columns = [list(range(len(self.ids)))] * maps
+      columns = self.whole()
     works = [
       work(self.cfg, self.config, len(self.ids), part)
       for part in columns

@@ -9,7 +9,7 @@ MESH = flags.DEFINE_string(
   "texts and copies the weights; fsdp splits texts and weights, and gathers a "
   "layer's weights when they are used; tensor splits the heads, the MLP and "
   "the vocabulary of one text's work. Their product is the number of devices; "
-  "-1 for one axis takes all that are left. auto: all devices of this machine; "
-  "training has them along data, an analysis along tensor as far as the heads "
-  "allow, and the rest along fsdp.",
+  "-1 for one axis takes all that are left. auto: all devices of this machine, "
+  "along data in training and for a model that fits each of them four times; "
+  "else along tensor as far as the heads allow, and the rest along fsdp.",
 )

@@ -41,7 +41,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import app, train_log, train_processes
+from launch import app, process_flags, train_log, train_processes
+from launch.accelerator_flag import ACCELERATOR
 from launch.mesh_flag import MESH
 from sinkjax import artifacts, limits, outputs
 
@@ -78,23 +79,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The folder to write to.")
 START = flags.DEFINE_string(
   "start", None, "A model's name or path, to start from its parameters."
 )
-ACCELERATOR = flags.DEFINE_string(
-  "accelerator",
-  None,
-  "With --dry_run: estimate time and memory for these, as in 8xh100 or 16xv5e.",
-)
-DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Find the other processes through the environment."
-)
-COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT of process 0, without --distributed."
-)
-PROCESSES = flags.DEFINE_integer(
-  "processes", None, "How many processes train together."
-)
-PROCESS = flags.DEFINE_integer(
-  "process", None, "The number of this process, from 0."
-)
 REPORT = flags.DEFINE_bool(
   "report", False, "Only draw the report of what --workdir holds so far."
 )
@@ -125,9 +109,7 @@ def main() -> None:
   begun = _same_start(workdir)
   if app.finished(workdir, request, overwrite=False) is not None:
     return
-  first = train_processes.join(
-    DISTRIBUTED.value, COORDINATOR.value, PROCESSES.value, PROCESS.value
-  )
+  first = process_flags.join()
   # One process of a run of several keeps the folder for all.
   lock = contextlib.nullcontext()
   if first:

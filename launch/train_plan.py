@@ -1,37 +1,16 @@
 """What a training run costs, before it starts."""
 
 import pathlib
-import re
 from typing import TYPE_CHECKING
 
+from launch import accelerators
+from launch.estimate import FILLED, SHARE
 from sinkjax.models.attention_form import needs_no_pattern
 from sinkjax.models.online import KEPT_BYTES
 
 if TYPE_CHECKING:
   from sinkjax.config import ModelConfig
   from sinkjax.train.run_config import Stage, TrainConfig
-
-ACCELERATORS = {
-  "a100": (312e12, 80e9),
-  "h100": (989e12, 80e9),
-  "h200": (989e12, 141e9),
-  "b200": (2250e12, 180e9),
-  "v4": (275e12, 32e9),
-  "v5e": (197e12, 16e9),
-  "v5p": (459e12, 95e9),
-  "v6e": (918e12, 32e9),
-}
-"""Dense bfloat16 operations a second and bytes of memory, by the makers' data
-sheets."""
-
-SHARE = 0.4
-"""The share of the data sheet's rate that training is taken to reach: what
-well-tuned runs of dense models report."""
-
-FILLED = 0.9
-"""The share of a device's memory that may be planned for: the estimate leaves
-out buffers of the compiler and of sums between devices."""
-
 
 LIBRARIES = 400_000_000
 """Bytes that checkpoints, the log and compiled programs take on a CPU: 0.38 GB
@@ -102,21 +81,6 @@ def memory(
   return 16 * count / (fsdp * tensor) + worst
 
 
-def machine(text: str) -> tuple[int, float, float]:
-  """(devices, operations a second and bytes of each) of "8xh100".
-
-  Raises:
-    ValueError: for an unknown accelerator, naming the known ones.
-  """
-  match = re.fullmatch(r"(?:(\d+)x)?(\w+)", text)
-  if not match or match[2] not in ACCELERATORS or match[1] == "0":
-    raise ValueError(
-      f"--accelerator={text}: write a number and one of {list(ACCELERATORS)}, "
-      "like 8xh100"
-    )
-  return int(match[1] or 1), *ACCELERATORS[match[2]]
-
-
 def show(
   config: "TrainConfig", workdir: str | None, mesh: str, accelerator: str | None
 ) -> None:
@@ -126,10 +90,11 @@ def show(
     config: the run.
     workdir: where it would write to.
     mesh: devices along each axis, as --mesh takes them.
-    accelerator: what `machine` takes, `None` for this machine.
+    accelerator: what `accelerators.machine` takes, `None` for this machine.
 
   Raises:
-    ValueError: as `machine`, or for a mesh that does not divide the model.
+    ValueError: as `accelerators.machine`, or for a mesh that does not divide
+      the model.
   """
   from sinkjax.data import text_files
   from sinkjax.data.corpus import NAMED
@@ -172,7 +137,9 @@ def _show_machine(
   from sinkjax.transforms.jacobian_plan import matmul_rate
 
   if accelerator:
-    devices, rate, room = machine(accelerator)
+    machine = accelerators.machine(accelerator)
+    devices, rate = machine.devices, machine.chip.flops
+    room = machine.chip.memory
   else:
     devices, rate, room = jax.device_count(), matmul_rate(config.model.dtype), 0
   sizes = sharding.MeshConfig.parse(mesh).sizes(devices)

@@ -1,4 +1,4 @@
-"""Several processes that train together, and end together."""
+"""Several processes that work together, and end together."""
 
 import contextlib
 import os
@@ -92,6 +92,16 @@ def _waiting(
     timer.cancel()
 
 
+def wait() -> None:
+  """Until all processes are here, however long one of them writes."""
+  import jax
+
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("written")
+
+
 def leave() -> None:
   """Disconnects from the other processes."""
   import jax
@@ -100,11 +110,18 @@ def leave() -> None:
     jax.distributed.shutdown()
 
 
+TRAINED = "the last complete checkpoint is intact"
+"""What a training run that ends early leaves."""
+
+
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
+def ending_together(left: str = TRAINED) -> Iterator[None]:
   """Ends this process at once on an error, where others would wait for it.
 
   Other processes wait for its part of a sum, and Orbax's threads for a disk.
+
+  Args:
+    left: what is there then.
   """
   import jax
 
@@ -115,15 +132,15 @@ def ending_together() -> Iterator[None]:
     count = jax.process_count()
     if isinstance(error, OSError) and _full(text):
       text = (
-        "the disk is full: the last complete checkpoint is intact; free some "
-        f"space and run the same command again to resume ({text})"
+        f"the disk is full: {left}; free some space and run the same command "
+        f"again ({text})"
       )
     elif count == 1 or not isinstance(error, Exception):
       raise
     else:
       text = (
         f"process {jax.process_index()} of {count}: {text}; if another process "
-        "died, the last complete checkpoint is intact: start all of them again"
+        f"died, {left}: start all of them again"
       )
     # A usual end would wait for threads and for the other processes, which wait
     # for this one.

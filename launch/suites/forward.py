@@ -32,7 +32,7 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   import sinkjax
   from sinkjax.transforms.jacobian_plan import matmul_rate
 
-  params, cfg, tokenizer = sinkjax.load("smollm2-135m")
+  params, cfg, tokenizer = m.ours()
   tokens = jnp.asarray([m.text_ids(tokenizer, case["tokens"])])
   f = sinkjax.forward(cfg)
   if name == "ours_attention":

@@ -47,13 +47,12 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ours(name: str, new: int):
-  import sinkjax
   from sinkjax.inference import kv_policy
   from sinkjax.inference.generate import generate
   from sinkjax.models.cache import split_layers
   from sinkjax.transforms.jacobian_plan import matmul_rate
 
-  params, cfg, tokenizer = sinkjax.load("smollm2-135m")
+  params, cfg, tokenizer = m.ours()
   params = split_layers(params)
   ids = m.text_ids(tokenizer, PROMPT)
   # With room for the two tokens that are made before the clock starts.

@@ -45,7 +45,7 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   import sinkjax
   from sinkjax.transforms.jacobian_plan import Costs, matmul_rate
 
-  params, cfg, tokenizer = sinkjax.load("smollm2-135m")
+  params, cfg, tokenizer = m.ours()
   cfg, params = _first_layers(cfg, params, case["layers"])
   ids = jnp.asarray(m.text_ids(tokenizer, case["tokens"]))
   length, middle = case["tokens"], case["tokens"] // 2

@@ -7,11 +7,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from sinkjax.config import ModelConfig
+  from sinkjax.weights.registry import Model
   from sinkjax.weights.tokenizer import Tokenizer
 
 TEXT = (
@@ -22,21 +23,29 @@ TEXT = (
 )
 
 
-def run(suite: str, name: str, case: dict[str, Any]) -> dict[str, Any]:
+def run(
+  suite: str, name: str, case: dict[str, Any], words: Sequence[str] = ()
+) -> dict[str, Any]:
   """What `measure(name, case)` of a suite returns, run in a new process.
 
   Where it dies of memory, or a package is missing, the result is
   `{"note": why}`.
+
+  Args:
+    suite: its module.
+    name: of the peer.
+    case: a size.
+    words: flags of `launch.devices`, as on a command line.
 
   Raises:
     ValueError: if it fails for another reason.
   """
   code = (
     "import json, sys; from launch.suites import measure; "
-    f"measure.child({suite!r}, {name!r}, json.loads(sys.argv[1]))"
+    f"measure.child({suite!r}, {name!r}, json.loads(sys.argv[1]), sys.argv[2:])"
   )
   done = subprocess.run(
-    [sys.executable, "-c", code, json.dumps(case)],
+    [sys.executable, "-c", code, json.dumps(case), *words],
     capture_output=True,
     text=True,
     check=False,
@@ -54,12 +63,18 @@ def run(suite: str, name: str, case: dict[str, Any]) -> dict[str, Any]:
   raise ValueError(f"{suite}, {name}: a process failed: {error[-400:]}")
 
 
-def child(suite: str, name: str, case: dict[str, Any]) -> None:
+def child(
+  suite: str, name: str, case: dict[str, Any], words: Sequence[str] = ()
+) -> None:
   """Runs one measurement and prints it as the last line."""
   import importlib
   import warnings
 
-  from launch import app
+  from absl import flags
+
+  from launch import app, devices  # noqa: F401  it defines the flags
+
+  flags.FLAGS(["bench", *words])
 
   warnings.filterwarnings("ignore")
   if not name.startswith("torch"):
@@ -114,6 +129,13 @@ def torch_rate(size: int = 2048) -> float:
   # The first product also pays for starting torch's threads.
   a @ a
   return 2 * size**3 / min(seconds(lambda: a @ a) for _ in range(3))
+
+
+def ours() -> "Model":
+  """SmolLM2 where --mesh puts it, in --dtype."""
+  from launch import devices
+
+  return devices.load("smollm2-135m")
 
 
 def torch_model(attention: str = "eager"):

@@ -38,7 +38,7 @@ def measure(name: str, case: dict[str, Any]) -> dict[str, Any]:
   from sinkjax.metrics import rows
   from sinkjax.transforms.jacobian_plan import matmul_rate
 
-  params, cfg, tokenizer = sinkjax.load("smollm2-135m")
+  params, cfg, tokenizer = m.ours()
   tokens = jnp.asarray([m.text_ids(tokenizer, case["tokens"])])
   statistics = {
     "sink": rows.sink_score(),

@@ -109,6 +109,7 @@ def work(
   config: SensitivityConfig,
   length: int,
   columns: Sequence[int] | None = None,
+  devices: int = 1,
 ) -> Work:
   """What a map, or some columns of it, will cost; without computing it.
 
@@ -117,6 +118,7 @@ def work(
     config: what is computed.
     length: T.
     columns: source tokens, all by default.
+    devices: over which they are spread; the cost is then of each.
 
   Raises:
     ValueError: as `SensitivityConfig.crossed`, or for a budget too small.
@@ -127,10 +129,16 @@ def work(
   if config.method != "reference":
     many = cfg.d_model if config.method == "exact" else config.samples
     plan = make_plan(
-      cfg, length, columns=columns, many=many, layers=layers, budget=budget
+      cfg,
+      length,
+      columns=columns,
+      many=many,
+      layers=layers,
+      budget=budget,
+      devices=devices,
     )
     return Work(plan.bytes, plan.flops)
   costs = Costs(cfg, length, layers)
   held = min(budget, cfg.d_model * costs.column(False))
   flops = len(columns) * cfg.d_model * layers
-  return Work(held, flops * costs.push_flops(False, length))
+  return Work(held, flops * costs.push_flops(False, length) / devices)

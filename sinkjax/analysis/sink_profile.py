@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax import finite, mesh_context
+from sinkjax import finite, mesh_context, sharding
 from sinkjax.config import ModelConfig
 from sinkjax.metrics import registry, rows
 from sinkjax.metrics.precision import wide
@@ -175,9 +175,8 @@ def measure(cfg: ModelConfig, *, streamed: bool = False) -> Callable:
 def _measure(
   cfg: ModelConfig, observers: tuple[tuple[str, Any], ...], streamed: bool
 ) -> Callable:
-  watched = capture(forward(cfg), dict(observers))
   if streamed:
-    stream = stream_statistics(watched, {})
+    stream = stream_statistics(capture(forward(cfg), dict(observers)), {})
 
     def statistics(params: Any, tokens: Any) -> dict[str, Any]:
       out = stream(params, tokens)
@@ -185,13 +184,27 @@ def _measure(
 
     return statistics
 
+  compiled = _program(cfg, observers)
+  # Under jit the ids are traced, and could no longer be checked.
+  return lambda params, tokens: compiled(params, check_tokens(cfg, tokens))
+
+
+def program(cfg: ModelConfig) -> Any:
+  """The jitted function of (params, tokens [B, T]) that `measure` runs.
+
+  For who compiles it for devices, or weights, that need not be there.
+  """
+  return _program(cfg, tuple(_observers(cfg, streamed=False).items()))
+
+
+def _program(cfg: ModelConfig, observers: tuple[tuple[str, Any], ...]) -> Any:
+  watched = capture(forward(cfg), dict(observers))
+
   def statistics(params: Any, tokens: Any) -> dict[str, Any]:
     out = watched(params, tokens)
     return {**out.trace, "nll": token_nll(out.logits, tokens)}
 
-  compiled = jax.jit(statistics)
-  # Under jit the ids are traced, and could no longer be checked.
-  return lambda params, tokens: compiled(params, check_tokens(cfg, tokens))
+  return jax.jit(statistics)
 
 
 def streamed_bytes(cfg: ModelConfig, length: int) -> int:
@@ -265,7 +278,7 @@ def sink_profile(
   measured, maps = [{}] * len(prompts), None
   for batch in batches(prompts):
     tokens = jnp.asarray([prompts[i] for i in batch], jnp.int32)
-    out = jax.tree.map(np.asarray, run(params, tokens))
+    out = sharding.tree_to_host(run(params, tokens))
     # Only the first text of a batch has a map, and prompt 0 is the first of its
     # own.
     if batch[0] == 0:

@@ -9,11 +9,13 @@ Sources: Barbero et al. (2025, arXiv 2504.02732), Wu et al. (2024, arXiv
 2510.06477).
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sinkjax.metrics.matrices import each_matrix
 from sinkjax.metrics.precision import divide, root, wide
 
 ORDERS = (1, 2, math.inf)
@@ -226,7 +228,8 @@ def _norm(x: Float[Array, "..."], order: int | float) -> Array:
 
 
 def _singular_values(x: Float[Array, "..."]) -> Array:
-  return jnp.linalg.svd(wide(x), compute_uv=False)
+  values = functools.partial(jnp.linalg.svd, compute_uv=False)
+  return each_matrix(values, wide(x))
 
 
 def _shares(x: Float[Array, "..."]) -> Array:

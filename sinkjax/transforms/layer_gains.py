@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
+from sinkjax.metrics.matrices import each_matrix
 from sinkjax.models.context import Context
 from sinkjax.models.layerwise import Params, as_layers
 from sinkjax.taps import Layer
@@ -205,7 +206,7 @@ def _writing(run: LayerSteps) -> Array:
   units = jnp.eye(many, dtype=cfg.dtype).reshape(*shape, many)
   kernel = columns_of(push)(units)[0, 0]
   kernel = kernel.reshape(-1, cfg.n_heads, cfg.value_dim).transpose(1, 0, 2)
-  return jnp.linalg.qr(kernel, mode="r")
+  return each_matrix(functools.partial(jnp.linalg.qr, mode="r"), kernel)
 
 
 def _head_gains(

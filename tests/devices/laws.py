@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import tracemalloc
+import types
 from unittest import mock
 
 import described
@@ -22,6 +23,7 @@ import numpy as np
 import sinkjax
 from sinkjax import sharding
 from sinkjax.analysis.sink_profile import sink_profile
+from sinkjax.experiments.paper.noop_heads import triggers
 from sinkjax.inference import kv_policy
 from sinkjax.inference.generate import generate
 from sinkjax.metrics import rows
@@ -145,6 +147,17 @@ def stream_by_sums():
     return on_every_mesh("stream by sums", values)
 
 
+def decompositions():
+  """Singular values on every device at once, which share threads."""
+  texts = np.tile(TOKENS, (32, 1))
+
+  def run(params):
+    subject = types.SimpleNamespace(params=params, cfg=CFG)
+    return triggers.observe(subject, texts)._asdict()
+
+  return on_every_mesh("decompositions", run)
+
+
 def text():
   """Greedy tokens, which must be the same ones."""
   policy = kv_policy.sinks(2, 8, chunk=4)
@@ -251,6 +264,7 @@ PARTS = {
     jacobian,
     stream,
     stream_by_sums,
+    decompositions,
     text,
     odd_heads,
     collectives,

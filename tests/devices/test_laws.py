@@ -28,7 +28,7 @@ OTHERS = "tensor:4,fsdp:2;fsdp:8;data:8;data:2,tensor:4"
     ),
     pytest.param(
       CUBE,
-      ("stream", "stream_by_sums", "text", "odd_heads"),
+      ("stream", "stream_by_sums", "text", "odd_heads", "decompositions"),
       marks=pytest.mark.slow,
     ),
     pytest.param(
@@ -41,6 +41,7 @@ OTHERS = "tensor:4,fsdp:2;fsdp:8;data:8;data:2,tensor:4"
         "stream_by_sums",
         "text",
         "weights_in_shards",
+        "decompositions",
       ),
       marks=pytest.mark.slow,
     ),
@@ -53,6 +54,7 @@ def test_laws(meshes, parts):
     text=True,
     capture_output=True,
     check=False,
+    timeout=1200,  # a program whose devices wait for each other has no end
     env={
       **os.environ,
       "PYTHONPATH": f"{ROOT}:{ROOT}/tests/helpers",

@@ -1,58 +1,15 @@
-"""Devices that are described, not attached, and what their compilers make.
+"""Devices that are described, and what tests ask of the programs for them."""
 
-The compilers of TPUs (in libtpu) and of GPUs (in JAX's CUDA plugin) need no
-device: they compile for a topology. Abstract arguments with shardings go in;
-out come kernels, collectives, the memory of a device, or a refusal.
-"""
-
-import collections
-import contextlib
 import functools
-import importlib.util
-import math
-import os
-import re
-from typing import NamedTuple
-from unittest import mock
 
-import jax
-import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from launch import accelerators, described
+from launch.described import Program, axes_of, program
 from sinkjax import sharding
 
-# libtpu asks a server for what the machine is, and takes a lock for chips that
-# only one process may use: here are none.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-
-PLUGINS = {
-  "tpu": ("libtpu", "pip install '.[tpu]'"),
-  "gpu": ("jax_cuda12_plugin", "pip install '.[cuda]'"),
-}
-
-H100 = """
-gpu_device_info {
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  threads_per_warp: 32
-  threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  device_memory_size: 84929347584
-  cuda_compute_capability { major: 9 }
-}
-runtime_version { major: 12 minor: 9 }
-dnn_version_info { major: 9 minor: 20 }
-platform_name: "CUDA"
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-"""The card's data sheet, as the compiler reads it."""
+__all__ = ["Program", "axes_of", "program"]
 
 PLACES = {"tpu": "v5e:2x2", "gpu": "h100:4"}
 MESHES = (
@@ -75,150 +32,42 @@ hidden units of each contribute to the residual and to the logits' normaliser.
 So no parameter is gathered along tensor, and no activation along any axis.
 """
 
-COLLECTIVES = (
-  "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
-  "collective-permute", "collective-broadcast", "ragged-all-to-all",
-)  # fmt: skip
-_COLLECTIVE = re.compile(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(")
-_SHAPE = re.compile(r"[a-z]\w*\[([\d,]*)\]")
-_LISTED = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
-_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
-_IOTA = re.compile(rf"replica_groups=\[([\d,]+)\]<={_ORDER}")
-_NAMED = re.compile(
-  rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_ORDER}\))?"
-  r" \{([^}:]*)\}"
-)
-_PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}]*\})\}")
-_KERNEL = re.compile(r'custom_call_target="([^"]+)"')
+
+def machine(name: str) -> accelerators.Machine:
+  """Of "v5e:2x2", or of GPUs "h100:4" and, of two nodes, "h100:2x8"."""
+  kind, _, sizes = name.partition(":")
+  if kind not in accelerators.AXES:
+    nodes, _, gpus = sizes.rpartition("x")
+    name = f"{int(nodes or 1) * int(gpus)}x{kind}"
+  return accelerators.machine(name)
 
 
 def kind(name: str) -> str:
   """ "tpu" or "gpu", of "v5e:2x2" or "h100:4"."""
-  return "gpu" if name.startswith("h100") else "tpu"
+  return described.platform(machine(name))
 
 
 @functools.cache
 def devices(name: str) -> tuple:
-  """All devices of a topology; the test is skipped where that cannot be.
-
-  Args:
-    name: of a TPU's, "v5e:2x2", or "h100:NODESxGPUS", "h100:4".
-  """
-  plugin, install = PLUGINS[kind(name)]
-  if importlib.util.find_spec(plugin) is None:
-    pytest.skip(f"the compiler for {name} is not installed: {install}")
-  if jax.config.jax_platforms != "cpu":
-    pytest.skip("set JAX_PLATFORMS=cpu: devices here are only described")
-  if kind(name) == "tpu":
-    return tuple(topologies.get_topology_desc(name, "tpu").devices)
-  nodes, _, gpus = name.partition(":")[2].rpartition("x")
-  return tuple(
-    topologies.get_topology_desc(
-      "h100", "cuda", target_config=H100, topology=f"1x{nodes or 1}x{gpus}"
-    ).devices
-  )
+  """All devices of a topology; the test is skipped where that cannot be."""
+  try:
+    return described.devices(machine(name))
+  except described.NoCompilerError as error:
+    pytest.skip(str(error))
 
 
 def mesh(name: str, axes: str) -> Mesh:
   """Of all devices of a topology, "data:2,fsdp:2"; of one for ""."""
-  found = devices(name) if axes else devices(name)[:1]
-  sizes = sharding.MeshConfig.parse(axes).sizes(len(found))
-  kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
-  return Mesh(np.array(found).reshape(sizes), sharding.AXES, axis_types=kinds)
+  devices(name)
+  if axes:
+    return described.mesh(machine(name), sharding.MeshConfig.parse(axes))
+  one = "h100:1" if kind(name) == "gpu" else name.partition(":")[0]
+  return described.mesh(machine(one), sharding.MeshConfig(data=1))
 
 
-@contextlib.contextmanager
 def backend(name: str):
   """Traces what JAX would trace on these devices."""
-  jax.clear_caches()  # a trace holds the choices made for another backend
-  with mock.patch.object(jax, "default_backend", lambda: kind(name)):
-    yield
-  jax.clear_caches()
-
-
-class Program(NamedTuple):
-  """What a compiler made of a function.
-
-  Attributes:
-    collectives: how many there are of each (kind, axes of the mesh).
-    largest: elements of the largest array of each.
-    kernels: names of custom calls.
-    peak: bytes on a device.
-  """
-
-  collectives: collections.Counter
-  largest: dict[tuple[str, tuple[str, ...]], int]
-  kernels: collections.Counter
-  peak: int
-
-
-def program(mesh: Mesh, jitted, *args, **kwargs) -> Program:
-  """Lowers for abstract arguments that lie on a mesh, and compiles."""
-  compiled = jitted.lower(*args, **kwargs).compile()
-  text = compiled.as_text()
-  collectives, largest = collections.Counter(), collections.defaultdict(int)
-  for line in text.splitlines():
-    if match := _COLLECTIVE.search(line):
-      key = match[1], axes_of(mesh, line)
-      collectives[key] += 1
-      shapes = _SHAPE.findall(line[: match.start()])
-      sizes = [math.prod(_numbers(shape)) for shape in shapes]
-      largest[key] = max(largest[key], *sizes)
-  kernels = collections.Counter(_KERNEL.findall(text))
-  peak = compiled.memory_analysis().peak_memory_in_bytes
-  return Program(collectives, dict(largest), kernels, peak)
-
-
-def axes_of(mesh: Mesh, line: str) -> tuple[str, ...]:
-  """The axes along which a collective's devices differ; all if not told.
-
-  Raises:
-    ValueError: for groups in a notation that is not known here.
-  """
-  groups, differ = _groups(mesh.size, line), set()
-  if groups is None:
-    return mesh.axis_names
-  for group in groups:
-    places = np.unravel_index(group, mesh.devices.shape)
-    for axis, at in zip(mesh.axis_names, places, strict=True):
-      if len(set(at.tolist())) > 1:
-        differ.add(axis)
-  return tuple(axis for axis in mesh.axis_names if axis in differ)
-
-
-def _groups(size: int, line: str):
-  """Numbers of the devices of each group, in any of the notations."""
-  if match := _LISTED.search(line):  # {{0,1},{2,3}}
-    return [_numbers(group) for group in match[1].strip("{}").split("},{")]
-  if match := _IOTA.search(line):  # [2,2]<=[2,2]T(1,0)
-    shape, *order = match.groups()
-    return _ordered(size, *order).reshape(_numbers(shape))
-  if match := _NAMED.search(line):  # mesh['axis_0'=2,'axis_1'=2] {'axis_0'}
-    axes, *order, chosen = match.groups()
-    axes = [axis.partition("=") for axis in axes.split(",")]
-    names = [name for name, _, _ in axes]
-    shape = [int(number) for _, _, number in axes]
-    at = [names.index(name) for name in chosen.split(",")]
-    ids = _ordered(size, *order).reshape(shape)
-    ids = np.moveaxis(ids, at, range(-len(at), 0))
-    return ids.reshape(-1, math.prod(ids.shape[-len(at) :]))
-  if match := _PAIRS.search(line):  # source_target_pairs={{0,1},{1,0}}
-    return [_numbers(pair) for pair in match[1].strip("{}").split("},{")]
-  if "replica_groups=" in line and "replica_groups={}" not in line:
-    raise ValueError(f"no known notation of groups: {line}")
-  return None
-
-
-def _ordered(size: int, shape: str | None, axes: str | None):
-  """Devices numbered in another order: [2,2]T(1,0)."""
-  ids = np.arange(size)
-  if shape:
-    ids = ids.reshape(_numbers(shape))
-  return ids.transpose(_numbers(axes)) if axes else ids
-
-
-def _numbers(text: str) -> list[int]:
-  return [int(number) for number in text.split(",") if number]
+  return described.backend(machine(name))
 
 
 def check(

@@ -79,6 +79,11 @@ class Launched:
     if self.poll() is None:
       os.kill(self._process.pid, number)
 
+  def errors(self) -> str:
+    """What is on the standard error so far."""
+    path = pathlib.Path(self._folder.name, "err")
+    return path.read_text() if path.exists() else ""
+
   def kill(self) -> None:
     """Ends it at once."""
     self._process.kill()

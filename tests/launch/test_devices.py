@@ -10,7 +10,9 @@ import pytest
 from launcher import run
 
 import sinkjax
+from launch import devices
 from sinkjax.analysis.sink_profile import sink_profile
+from sinkjax.models.transformer import param_shapes
 
 EIGHT = {
   "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
@@ -67,10 +69,24 @@ def test_the_report_is_that_of_one_device(texts, tmp_path, glassllm_path):
 @pytest.mark.slow
 def test_all_devices_in_half_precision(texts, tmp_path, glassllm_path):
   data = analyze(texts, tmp_path / "all", "--dtype=bfloat16")
-  # 341 hidden units have no divisor in common with 8: heads stay together.
-  assert data["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+  # 0.85M parameters fit a device many times, and are copied to each.
+  assert data["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
   assert data["weights_dtype"] == "bfloat16"
   assert data["request"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+  ("room", "mesh"), [(4.01, "data:8"), (3.99, "fsdp:2,tensor:4")]
+)
+def test_a_model_is_split_where_it_does_not_fit_four_times(
+  monkeypatch, room, mesh
+):
+  shapes = param_shapes(sinkjax.TINY.replace(n_heads=4, n_kv_heads=4, d_ff=64))
+  whole = 4 * sum(x.size for x in jax.tree.leaves(shapes))
+  monkeypatch.setattr(jax, "device_count", lambda: 8)
+  monkeypatch.setattr(devices, "item_bytes", lambda: 4)
+  monkeypatch.setattr(devices, "_room", lambda: room * whole)
+  assert str(devices._automatic(shapes)) == mesh
 
 
 @pytest.mark.parametrize(
@@ -116,8 +132,8 @@ def test_a_plan_needs_no_devices(launcher, smollm2_path):
 
 
 def test_help_teaches_the_mesh():
-  launchers = "analyze", "jacobian", "generate", "reproduce", "capture", "train"
-  for launcher in launchers:
+  launchers = "analyze", "jacobian", "generate", "reproduce", "capture", "bench"
+  for launcher in (*launchers, "train"):
     done = run(launcher, "--help")
     assert "--mesh" in done.stdout and "data:2,fsdp:2,tensor:4" in done.stdout
     assert ("--dtype" in done.stdout) == (launcher != "train")
@@ -145,6 +161,36 @@ def test_a_map_of_half_the_bytes(tmp_path, glassllm_path):
   want = sinkjax.jacobian_norms(sinkjax.forward(cfg), rounded, jnp.array(ids))
   np.testing.assert_allclose(norms, want, rtol=2e-5, atol=1e-6)
   assert data["request"]["dtype"] == "bfloat16"
+
+
+def test_a_benchmark_of_no_model_takes_no_mesh(tmp_path):
+  done = run("bench", "--suite=train", "--mesh=data:8", f"--out={tmp_path}")
+  assert done.returncode == 1
+  assert "go with --suite=jacobian|streaming|forward|generate" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["--mesh=data:4", "--mesh=fsdp:8"])
+def test_a_benchmark_on_a_mesh(mesh, tmp_path, smollm2_path):
+  """A mesh of 4 among 8 devices is refused by the measuring process."""
+  done = run(
+    "bench",
+    "--suite=forward",
+    "--peers=ours",
+    "--tokens=32",
+    "--rounds=1",
+    "--dtype=bfloat16",
+    f"--out={tmp_path}",
+    mesh,
+    env=EIGHT,
+  )
+  if mesh == "--mesh=data:4":
+    assert done.returncode == 1 and "there are 8" in done.stderr
+    return
+  assert done.returncode == 0, done.stderr
+  data = json.loads((tmp_path / "bench.json").read_text())
+  assert (data["mesh"], data["dtype"]) == ("fsdp:8", "bfloat16")
+  assert all(row["seconds"] > 0 for row in data["rows"])
 
 
 @pytest.mark.slow

@@ -2,19 +2,13 @@
 
 import json
 import signal
-import socket
 import subprocess
 import time
 
 import pytest
+from ports import free_port
 
 RUN = ("--config.steps=30", "--config.log_every=2")
-
-
-def free_port() -> int:
-  with socket.socket() as found:
-    found.bind(("localhost", 0))
-    return found.getsockname()[1]
 
 
 def together(train, workdir, processes, *flags):

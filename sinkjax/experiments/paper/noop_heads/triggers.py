@@ -8,6 +8,7 @@ and held-out texts measure how good the prediction is.
 """
 
 import enum
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Subject
+from sinkjax.metrics.matrices import each_matrix
 from sinkjax.metrics.norms import token_norms
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
@@ -76,7 +78,9 @@ def observe(
   """Runs the model on texts [P, T] and keeps what `Observed` names."""
   kernels = subject.params["blocks"]["attn"]["o"]["kernel"]  # [L, H, K, D]
   # z W has the norms and singular values of z R', where W' = Q R.
-  small = jnp.linalg.qr(jnp.swapaxes(kernels, -1, -2), mode="r")
+  small = each_matrix(
+    functools.partial(jnp.linalg.qr, mode="r"), jnp.swapaxes(kernels, -1, -2)
+  )
 
   @jax.jit
   def step(
@@ -97,7 +101,7 @@ def observe(
     # Squared singular values are eigenvalues of the K x K products of columns,
     # which are cheaper than a decomposition of T x D.
     gram = jnp.einsum("lbhti,lbhtj->lbhij", written, written)
-    top = jnp.linalg.eigvalsh(gram)[..., -1]
+    top = each_matrix(jnp.linalg.eigvalsh, gram)[..., -1]
     # The lower limit gives a head that writes nothing rank 0 in place of NaN.
     rank = energy / jnp.maximum(top, jnp.finfo(top.dtype).tiny)
     return {**out, "output": norms, "stable_rank": rank}
