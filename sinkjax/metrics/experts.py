@@ -47,9 +47,9 @@ def expert_first_share(out: Float[Array, "B T E D"]) -> Float[Array, "B E"]:
   Returns:
     One for each row and expert; 0 where nothing is written.
 
-  >>> out = jnp.zeros((1, 2, 2, 1)).at[0, 0, :, 0].set(jnp.array([3.0, -1.0]))
+  >>> out = jnp.zeros((1, 2, 2, 1)).at[0, 0, :, 0].set(jnp.array([5.0, -1.0]))
   >>> expert_first_share(out).tolist()
-  [[1.5, -0.5]]
+  [[1.25, -0.25]]
   """
   first = wide(out[:, 0])
   # Scaled, so that the squares of massive activations do not overflow.
