@@ -241,7 +241,10 @@ class ModelConfig:
     eos_id: token id of EOS, else `None`.
     dtype: compute dtype; norms and softmax accumulate in at least float32.
     precision: of matrix products, see `jax.default_matmul_precision`. The
-      default gives true float32 products on every device.
+      default gives true float32 products on every device. Names such as
+      "BF16_BF16_F32_X6" are algorithms of `jax.lax.DotAlgorithmPreset`, which
+      make a float32 product of several faster ones; a device that has not got
+      one refuses it.
     scan_layers: `lax.scan` over layers (one compiled layer) or all unrolled
       (longer compilation, the same parameters and results).
     attention: "online" writes no pattern in layers of which no tap sees scores
