@@ -229,3 +229,19 @@ def test_float64_needs_jax_s_64_bit_types(tiny, tokens):
     f(params, tokens)
   with jax.enable_x64(True):
     assert f(params, tokens).logits.dtype == jnp.float64
+
+
+def test_a_product_of_several_faster_ones(tokens):
+  """Six products in bfloat16 are one in float32."""
+  params = sinkjax.init_params(sinkjax.TINY, jax.random.key(0))
+
+  def logits(precision):
+    f = sinkjax.forward(sinkjax.TINY.replace(precision=precision))
+    return f(params, tokens).logits
+
+  # Each product of six keeps 2^-22 of its terms, as float32 does within a few.
+  np.testing.assert_allclose(
+    logits("BF16_BF16_F32_X6"), logits("highest"), atol=2e-5, rtol=0
+  )
+  with pytest.raises(ValueError, match="precision"):
+    sinkjax.TINY.replace(precision="BF16_X7")
