@@ -25,15 +25,15 @@ TABLE, MASKS = "found_sinks.csv", "sink_masks.npz"
 
 
 def measure(model: "Model", prompts: list[list[int]]) -> "FoundSinks":
-  """The sinks of every text, texts of one length together."""
+  """The sinks of every text, in the batches of the profile."""
   import numpy as np
 
   import sinkjax
+  from sinkjax.analysis.sink_profile import batches
   from sinkjax.transforms.find_sinks import FoundSinks, find_sinks
 
   f, sinks, masks, lives = sinkjax.forward(model.cfg), [], {}, {}
-  for length in sorted({len(ids) for ids in prompts}):
-    texts = [i for i, ids in enumerate(prompts) if len(ids) == length]
+  for texts in batches(prompts):
     found = find_sinks(f, model.params, np.asarray([prompts[i] for i in texts]))
     sinks += [s._replace(text=texts[s.text]) for s in found.sinks]
     masks |= dict(zip(texts, found.mask, strict=True))

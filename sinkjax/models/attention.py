@@ -330,11 +330,9 @@ class Attention(nn.Module):
     seen: Array | None,
   ) -> tuple[Array, Array]:
     """`z` and the logarithm of what each row is divided by."""
-    cfg, window = (
-      self.cfg,
-      attention_form.window_of(self.cfg, layer, q.shape[1]),
-    )
-    sinks, form = self._all_sink_logits(q), attention_form.online_form(cfg)
+    cfg, sinks = self.cfg, self._all_sink_logits(q)
+    form = attention_form.online_form(cfg)
+    window = attention_form.window_of(cfg, layer, q.shape[1])
     attend = functools.partial(
       online_attention,
       scale=cfg.score_scale,

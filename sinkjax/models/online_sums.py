@@ -94,7 +94,7 @@ def online_sums(
     norms = jnp.pad(norms, [(0, 0), (0, more), (0, 0)]).astype(level.dtype)
     norms = jnp.moveaxis(norms, 2, 1)
 
-  many, dtype = (length + more), level.dtype
+  many, dtype = length + more, level.dtype
   per_row = (batch, kv_heads, many * group)
   shapes = {
     "columns": (batch, kv_heads, group, many),

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.extend import core
 
 import sinkjax
 from sinkjax.metrics import rows
@@ -73,3 +74,11 @@ def same(got, want):
     np.testing.assert_allclose(
       got[name], value, rtol=2e-5, atol=2e-6, err_msg=name
     )
+
+
+def sizes(jaxpr):
+  """Elements of every intermediate, also inside loops."""
+  for equation in jaxpr.eqns:
+    yield from (v.aval.size for v in equation.outvars)
+    for inner in core.jaxprs_in_params(equation.params):
+      yield from sizes(inner)

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
 from quick import quick
-from streamed import STATISTICS
+from streamed import STATISTICS, sizes
 
 import sinkjax
 from sinkjax.analysis.sink_profile import coarse_map
@@ -190,15 +189,8 @@ def test_all_metrics_of_a_report_need_no_rows(monkeypatch):
   f = sinkjax.capture(sinkjax.forward(cfg), observers)
   run = stream_statistics(f, {}, nll=False)
   tokens = jnp.zeros((1, 64), int)
-  found = max(_sizes(jax.make_jaxpr(run)(params, tokens).jaxpr))
+  found = max(sizes(jax.make_jaxpr(run)(params, tokens).jaxpr))
   assert found < 64 * 64  # four heads have each as many weights
-
-
-def _sizes(jaxpr):
-  for equation in jaxpr.eqns:
-    yield from (v.aval.size for v in equation.outvars)
-    for inner in core.jaxprs_in_params(equation.params):
-      yield from _sizes(inner)
 
 
 def test_refuses_a_key_that_no_query_sees(monkeypatch):

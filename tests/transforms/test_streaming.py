@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import variants
-from jax.extend import core
-from streamed import SOME, STATISTICS, observed, observers, reference, same
+from streamed import (
+  SOME,
+  STATISTICS,
+  observed,
+  observers,
+  reference,
+  same,
+  sizes,
+)
 
 import sinkjax
 from sinkjax.analysis.sink_profile import token_nll
@@ -145,14 +152,6 @@ def test_pieces_cover_every_row_once(length, block):
     covered += range(first, first + count * size)
     assert keys == first + count * size
   assert covered == list(range(length))
-
-
-def sizes(jaxpr):
-  """Elements of every intermediate, also inside loops."""
-  for equation in jaxpr.eqns:
-    yield from (v.aval.size for v in equation.outvars)
-    for inner in core.jaxprs_in_params(equation.params):
-      yield from sizes(inner)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
