@@ -158,7 +158,7 @@ def advance(
   """
   cfg, edits = cfg.apart()
   policy.check(cfg)
-  _check_edits(edits, policy)
+  check_edits(edits, policy)
   taps = Taps(edits).placed(cfg, cfg.max_len)
   if logits not in LOGITS:
     raise ValueError(f"logits must be one of {list(LOGITS)}, got {logits!r}")
@@ -186,7 +186,7 @@ def advance(
   return step
 
 
-def _check_edits(edits: dict[str, Any], policy: Policy) -> None:
+def check_edits(edits: dict[str, Any], policy: Policy) -> None:
   """Raises ValueError for edits that have no meaning in a cache."""
   for site in ("q", "k"):
     if site in edits:

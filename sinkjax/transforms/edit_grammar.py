@@ -253,6 +253,10 @@ class WrittenAblate(_Written):
       raise self.fail(str(error)) from None
     return {"mlp_act": edit}
 
+  def becoming(self, to: Any) -> "WrittenAblate":
+    """The same with what `to=mean` is."""
+    return dataclasses.replace(self, to=to)
+
   def _ablate_heads(self, cfg: ModelConfig, to: Any) -> Any:
     mask = self._mask(cfg, self.head)
     if to == 0.0:

@@ -162,6 +162,9 @@ class Experiment:
     chat: tokens of the shortest text of a config, for an experiment whose texts
       may stand in a chat template: all go through `Subject.encode`. `None` for
       one that makes sequences of its own, in which a template has no place.
+    edited: whether a model with edits (`sinkjax.edited`) is measured with them
+      wherever it is run; `False` for what runs layers in a way of its own, or
+      compares the model with others.
     condense: the result without the parts of its arrays that no claim and no
       figure reads, for the compact form; `None` where everything is read.
   """
@@ -176,6 +179,7 @@ class Experiment:
   plan: Callable[[Any], list[str]] | None = None
   chat: Callable[[Any], float] | None = None
   condense: Callable[[Result], Result] | None = None
+  edited: bool = True
 
   def configured(self, scale: str, given: Mapping[str, Any]) -> Any:
     """The config at a scale, with the fields that are given.
