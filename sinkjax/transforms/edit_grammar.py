@@ -68,6 +68,10 @@ class _Written:
     """Tokens that a text must have."""
     return 0
 
+  def sites(self) -> tuple[str, ...]:
+    """The sites that it edits."""
+    raise NotImplementedError
+
   def edits(self, cfg: ModelConfig) -> Edits:
     """What `sinkjax.intervene` takes, for a model.
 
@@ -126,6 +130,10 @@ class WrittenKnockout(_Written):
     """Tokens that a text must have."""
     return max(self.key) + 1
 
+  def sites(self) -> tuple[str, ...]:
+    """As `_Written.sites`."""
+    return ("scores",)
+
   def edits(self, cfg: ModelConfig) -> Edits:
     """As `_Written.edits`."""
     layers = self._layers(cfg, ((self.first, None),))
@@ -150,6 +158,10 @@ class WrittenGraded(_Written):
   def tokens_needed(self) -> int:
     """Tokens that a text must have."""
     return max(self.key) + 1
+
+  def sites(self) -> tuple[str, ...]:
+    """As `_Written.sites`."""
+    return ("scores",)
 
   def edits(self, cfg: ModelConfig) -> Edits:
     """As `_Written.edits`."""
@@ -183,6 +195,10 @@ class WrittenScale(_Written):
   layers: values.Ranges = _key(values.RANGES)
   by: float = _key(values.NUMBER, needed=True)
 
+  def sites(self) -> tuple[str, ...]:
+    """As `_Written.sites`."""
+    return (self.site or "z",)
+
   def edits(self, cfg: ModelConfig) -> Edits:
     """As `_Written.edits`."""
     if bool(self.head) == bool(self.site):
@@ -212,6 +228,10 @@ class WrittenHold(_Written):
   site: str = _key(values.SITE, needed=True)
   layers: values.Ranges = _key(values.RANGES)
 
+  def sites(self) -> tuple[str, ...]:
+    """As `_Written.sites`."""
+    return (self.site,)
+
   def edits(self, cfg: ModelConfig) -> Edits:
     """As `_Written.edits`."""
     _site(cfg, self, self.site)
@@ -236,6 +256,10 @@ class WrittenAblate(_Written):
   neurons: tuple[tuple[int, int], ...] = _key(values.NEURONS)
   head: values.Heads = _key(values.HEADS)
   to: Any = _key(values.TARGET)
+
+  def sites(self) -> tuple[str, ...]:
+    """As `_Written.sites`."""
+    return ("z" if self.head else "mlp_act",)
 
   def edits(self, cfg: ModelConfig) -> Edits:
     """As `_Written.edits`; with `to=mean` only a check is possible."""
@@ -282,10 +306,10 @@ WORDS: dict[str, type[_Written]] = {
 def usage() -> str:
   """All words with their keys, in a line.
 
-  >>> usage().partition(",")[0]
+  >>> usage().partition(";")[0]
   'knockout key= [from=] [head=]'
   """
-  return ", ".join(f"{word} {cls.usage}" for word, cls in WORDS.items())
+  return "; ".join(f"{word} {cls.usage}" for word, cls in WORDS.items())
 
 
 def parse_edits(text: str) -> tuple[_Written, ...]:
