@@ -85,15 +85,13 @@ class Recorded(NamedTuple):
     experiment = self.entry.load()
     figures = _Figures(self.folder, experiment, self.result)
     sections = experiment.sections(self.result, figures)
-    edit = self.about["request"].get("edit")
-    if edit is not None:
-      said = f"Measured on the edited model: {edit}.\n\n{sections[0].body}"
-      sections = [dataclasses.replace(sections[0], body=said), *sections[1:]]
-    chat = self.result.numbers.get("chat_template")
-    if chat is not None:
-      said = f"{chat_start.describe(chat)}\n\n{sections[0].body}"
-      sections = [dataclasses.replace(sections[0], body=said), *sections[1:]]
-    return sections
+    said = []
+    if (edit := self.about["request"].get("edit")) is not None:
+      said.append(f"Measured on the edited model: {edit}.")
+    if (chat := self.result.numbers.get("chat_template")) is not None:
+      said.append(chat_start.describe(chat))
+    body = "\n\n".join([*said, sections[0].body])
+    return [dataclasses.replace(sections[0], body=body), *sections[1:]]
 
 
 class _Figures(Mapping[str, bytes]):
