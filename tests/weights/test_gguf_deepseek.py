@@ -18,11 +18,12 @@ from safetensors.numpy import load_file, save_file
 
 import sinkjax
 from sinkjax.weights import huggingface
-from sinkjax.weights.gguf_model import load_gguf, load_header
+from sinkjax.weights.gguf_model import load_gguf, load_header, open_model
 from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from golden_metadata import write_vocabulary
+from parts import check_parts
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/families/deepseek_v3"
 
@@ -148,6 +149,12 @@ def test_same_parameters_and_config_as_the_folder(folder, tmp_path):
     sinkjax.forward(theirs)(want, tokens).logits,
     atol=2e-5,
   )
+
+
+def test_parts_of_it(folder, tmp_path):
+  """As devices that share the model read it."""
+  unread, _ = open_model(write(tmp_path / "m.gguf", folder))
+  check_parts(unread, huggingface.load(folder)[0])
 
 
 def test_without_scaling_the_scores_have_the_usual_scale(folder, tmp_path):
