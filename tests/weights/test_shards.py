@@ -15,7 +15,7 @@ from sinkjax.weights.validate import WeightsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from golden_models import FAMILIES, GGUF, NAMES, write_gguf
-from parts import check_parts
+from parts import check_parts, cuts
 
 
 @pytest.mark.parametrize("name", NAMES)
