@@ -312,11 +312,12 @@ def _measure(
 
 def _open(edits: tuple[Any, ...]) -> "Model":
   """The model, its weights in memory or on disk, which may have the edits."""
-  from sinkjax.weights import registry
+  if edits:  # before weights are read
+    from sinkjax.weights import registry
 
-  registry.find(MODEL.value)  # `peek` fetches nothing
-  if (known := registry.peek(MODEL.value)) is not None:
-    edit_flag.check(edits, known[0])
+    registry.find(MODEL.value)  # `peek` fetches nothing
+    if (known := registry.peek(MODEL.value)) is not None:
+      edit_flag.check(edits, known[0])
   if not OFFLOAD.value:
     return devices.load(MODEL.value)
   from sinkjax.weights.offload import open_layers

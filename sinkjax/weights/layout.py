@@ -174,22 +174,29 @@ class Linear(Layout):
 
 
 @dataclasses.dataclass(frozen=True)
-class Matrices(Layout):
-  """A matrix [out, in] of each expert, behind one another."""
+class Reordered(Layout):
+  """Our axes in another order.
+
+  Attributes:
+    order: which of ours is each of the file's; by default a matrix [out, in]
+      of each expert.
+  """
+
+  order: tuple[int, ...] = (0, 2, 1)
 
   def stored_shape(self, shape: Shape) -> Shape:
     """See `Layout`."""
-    return (shape[0], shape[2], shape[1])
+    return tuple(shape[axis] for axis in self.order)
 
   def in_file_order(self, slot: np.ndarray) -> np.ndarray:
     """See `Layout`."""
-    return slot.transpose(0, 2, 1)
+    return slot.transpose(self.order)
 
   def stored_part(
     self, shape: Shape, index: tuple[slice, ...]
   ) -> tuple[slice, ...] | None:
     """See `Layout`."""
-    return (index[0], index[2], index[1])
+    return tuple(index[axis] for axis in self.order)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,6 @@ _DECODERS = {
   "ctrl": ("CTRL, with sinusoidal positions", "gpt2"),
   "dbrx": ("DBRX, with fused experts", "mixtral"),
   "deepseek": ("DeepSeek MoE, with shared experts", "deepseek_v3"),
-  "deepseek2": ("DeepSeek V2 or V3 in the form of llama.cpp", "deepseek_v3"),
   "deepseek_v2": ("DeepSeek V2, the model before V3", "deepseek_v3"),
   "deepseek_v32": ("DeepSeek V3.2, with sparse attention", "deepseek_v3"),
   "deepseek_v4": ("DeepSeek V4", "deepseek_v3"),

@@ -48,8 +48,12 @@ def family_of(name):
   return families.find(values["model_type"])
 
 
-# llama.cpp has Qwen 3 without gates, and Falcon without biases and ALiBi.
-_NOT_THERE = ("gated_headwise", "gated_elementwise", "falcon", "falcon_alibi")
+# llama.cpp has Qwen 3 without gates, Falcon without biases and ALiBi, and
+# DeepSeek V3 without biases (see `test_gguf_deepseek`).
+_NOT_THERE = (
+  *("gated_headwise", "gated_elementwise", "falcon", "falcon_alibi"),
+  *("deepseek_v3", "deepseek_v3_plain"),
+)
 GGUF = {
   name: family_of(name).gguf.architecture
   for name in NAMES

@@ -17,7 +17,7 @@ from sinkjax.weights.families._tensors import (
   tables,
 )
 from sinkjax.weights.formats.gguf import GGUFFile
-from sinkjax.weights.layout import Layout, Leaf, Matrices
+from sinkjax.weights.layout import Layout, Leaf, Reordered
 from sinkjax.weights.validate import WeightsError
 
 _AT = "blk.{i}."
@@ -43,7 +43,10 @@ def common_fields(
       f"{read.where}: {heads} heads and {layers} layers are no model"
     )
   head_dim = read.get("attention.key_length", int, width // heads)
-  if read.get("attention.value_length", int, head_dim) != head_dim:
+  # Latent attention alone has keys that are wider than its values.
+  latent = read.get("attention.kv_lora_rank", int, 0)
+  value_dim = read.get("attention.value_length", int, head_dim)
+  if value_dim != head_dim and not latent:
     raise WeightsError(f"{read.where}: keys and values of different sizes")
   embed = file.tensors.get("token_embd.weight")
   if embed is None or len(embed.shape) != 2:
@@ -229,16 +232,16 @@ def gguf_tensors(
       cfg.qkv_bias,
       interleaved_rope=interleaved_rope and letter in "qk",
     )
-  return found + _all_but_qkv(cfg, mlp_norm)
+  return found + all_but_qkv(cfg, mlp_norm)
 
 
 def gguf_tensors_fused(cfg: ModelConfig) -> list[Leaf]:
   """llama.cpp's names, queries, keys and values in one tensor."""
   found = fused_rows(qkv_sizes(cfg), f"{_AT}attn_qkv", cfg.qkv_bias)
-  return found + _all_but_qkv(cfg)
+  return found + all_but_qkv(cfg)
 
 
-def _all_but_qkv(cfg: ModelConfig, mlp_norm: str = "ffn_norm") -> list[Leaf]:
+def all_but_qkv(cfg: ModelConfig, mlp_norm: str = "ffn_norm") -> list[Leaf]:
   """llama.cpp's names of all but queries, keys and values."""
   names = {
     "blocks/attn_norm": f"{_AT}attn_norm",
@@ -276,13 +279,13 @@ def _experts(cfg: ModelConfig) -> list[Leaf]:
   found = linear("mlp/router", f"{_AT}ffn_gate_inp", cfg.router_bias)
   for part in mlp_parts(cfg):
     ours, name = f"blocks/mlp/expert_{part}", f"{_AT}ffn_{part}_exps"
-    found.append(Leaf(f"{ours}/kernel", f"{name}.weight", Matrices()))
+    found.append(Leaf(f"{ours}/kernel", f"{name}.weight", Reordered()))
     if cfg.mlp_bias:
       found.append(Leaf(f"{ours}/bias", f"{name}.bias", Layout()))
     if cfg.shared_d_ff:
       name = f"{_AT}ffn_{part}_shexp"
       found += linear(f"mlp/shared_{part}", name, cfg.mlp_bias)
-  if cfg.shared_d_ff:
+  if cfg.shared_d_ff and cfg.shared_open:
     name = f"{_AT}ffn_gate_inp_shexp.weight"
     found.append(Leaf("blocks/mlp/shared_open/kernel", name))
   return found
