@@ -77,6 +77,11 @@ REGISTRY = (
     "What makes massive activations, and what depends on them?",
   ),
   Entry(
+    "which_queries",
+    "paper",
+    "Which queries attend to the sink, and is it missed in a long text?",
+  ),
+  Entry(
     "model_size",
     "paper",
     "How do the sink rates of several models (--models) compare?",
