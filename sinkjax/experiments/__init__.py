@@ -82,6 +82,11 @@ REGISTRY = (
     "Which queries attend to the sink, and is it missed in a long text?",
   ),
   Entry(
+    "adds_or_rescales",
+    "paper",
+    "Does the sink add something, or does it make the others smaller?",
+  ),
+  Entry(
     "model_size",
     "paper",
     "How do the sink rates of several models (--models) compare?",
