@@ -102,6 +102,11 @@ REGISTRY = (
     "Which dormant heads can be removed, and how much time does it save?",
   ),
   Entry(
+    "inactive_heads",
+    "applications",
+    "How many heads are inactive, and which of twelve scores finds them?",
+  ),
+  Entry(
     "attack",
     "applications",
     "Do changes of equal norm do more at the sink than at other tokens?",

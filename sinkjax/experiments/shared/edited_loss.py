@@ -39,9 +39,12 @@ class EditedLoss:
     f = forward(subject.cfg)
 
     @jax.jit
-    def run(params: Any, ids: jax.Array, edits: dict[str, Any]) -> jax.Array:
-      logits = intervene(f, edits)(params, ids).logits
-      return nats_of(logits[:, :-1], ids[:, 1:])
+    def run(
+      params: Any, ids: jax.Array, edits: dict[str, Any]
+    ) -> tuple[jax.Array, jax.Array]:
+      logits = intervene(f, edits)(params, ids).logits[:, :-1]
+      right = jnp.argmax(logits, axis=-1) == ids[:, 1:]
+      return nats_of(logits, ids[:, 1:]), right
 
     self._run = run
 
@@ -54,10 +57,22 @@ class EditedLoss:
       edits: of `intervene`.
       params: other parameters of the same shapes; `None` for the model's own.
     """
+    return self.both(edits, params)[0]
+
+  def both(
+    self, edits: Mapping[str, Any], params: Any = None
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """`(nats, right)`, each [P, T - 1]: whether the greatest logit is right.
+
+    Args:
+      edits: as above.
+      params: likewise.
+    """
     params = self._params if params is None else params
     found = []
     for _, count, rows in batches(self._ids, self._rows):
-      nats = self._run(params, jnp.asarray(rows), dict(edits))
-      found.append(np.asarray(nats, np.float64)[:count])
+      out = self._run(params, jnp.asarray(rows), dict(edits))
+      found.append([np.asarray(x, np.float64)[:count] for x in out])
       self._step(count)
-    return np.concatenate(found)
+    nats, right = zip(*found, strict=True)
+    return np.concatenate(nats), np.concatenate(right)
