@@ -122,6 +122,11 @@ REGISTRY = (
     "How much of the loss of few-bit keys and values comes from the sink?",
   ),
   Entry(
+    "hidden_prefix",
+    "applications",
+    "Which hidden prefix takes the largest activations off a text?",
+  ),
+  Entry(
     "sink_compute",
     "applications",
     "How much attention can be skipped with a proof that it hardly matters?",
