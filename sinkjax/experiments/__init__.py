@@ -77,6 +77,11 @@ REGISTRY = (
     "What makes massive activations, and what depends on them?",
   ),
   Entry(
+    "sink_circuit",
+    "paper",
+    "Which layer and neurons build the sink, and why do queries attend to it?",
+  ),
+  Entry(
     "which_queries",
     "paper",
     "Which queries attend to the sink, and is it missed in a long text?",
