@@ -77,6 +77,21 @@ REGISTRY = (
     "What makes massive activations, and what depends on them?",
   ),
   Entry(
+    "sink_circuit",
+    "paper",
+    "Which layer and neurons build the sink, and why do queries attend to it?",
+  ),
+  Entry(
+    "which_queries",
+    "paper",
+    "Which queries attend to the sink, and is it missed in a long text?",
+  ),
+  Entry(
+    "adds_or_rescales",
+    "paper",
+    "Does the sink add something, or does it make the others smaller?",
+  ),
+  Entry(
     "model_size",
     "paper",
     "How do the sink rates of several models (--models) compare?",
@@ -92,6 +107,11 @@ REGISTRY = (
     "Which dormant heads can be removed, and how much time does it save?",
   ),
   Entry(
+    "inactive_heads",
+    "applications",
+    "How many heads are inactive, and which of twelve scores finds them?",
+  ),
+  Entry(
     "attack",
     "applications",
     "Do changes of equal norm do more at the sink than at other tokens?",
@@ -105,6 +125,11 @@ REGISTRY = (
     "kv_quantisation",
     "applications",
     "How much of the loss of few-bit keys and values comes from the sink?",
+  ),
+  Entry(
+    "hidden_prefix",
+    "applications",
+    "Which hidden prefix takes the largest activations off a text?",
   ),
   Entry(
     "sink_compute",

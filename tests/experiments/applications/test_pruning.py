@@ -9,11 +9,11 @@ from sinkjax.experiments.applications.pruning import EXPERIMENT
 from sinkjax.experiments.applications.pruning.claims import share_text
 from sinkjax.experiments.applications.pruning.config import Config, Skip
 from sinkjax.experiments.applications.pruning.experiment import measure, split
-from sinkjax.experiments.applications.pruning.results import share_at
 from sinkjax.experiments.harness import timing
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.shared.prompt_corpus import Text
+from sinkjax.experiments.shared.share_at import share_at
 from sinkjax.inference.prune import lowest
 
 pytestmark = pytest.mark.thorough

@@ -87,6 +87,8 @@ def test_what_can_be_put_into_a_template():
     "noop_heads",
     "prompts",
     "massive",
+    "adds_or_rescales",
+    "inactive_heads",
     "pruning",
     "kv_quantisation",
     "sink_compute",

@@ -1,6 +1,6 @@
 """The numbers, tables and arrays of the experiment `pruning`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,14 +18,8 @@ from sinkjax.experiments.applications.pruning.config import (
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.stats import Mean, ends_of, mean_of
 from sinkjax.experiments.harness.timing import time_saved
+from sinkjax.experiments.shared.share_at import share_at
 from sinkjax.inference.head_scores import HeadScores
-
-LIMIT = 0.01
-"""The loss increase at which shares are read off: the 1 % that arXiv 2504.03889
-allows the accuracy, here of the loss."""
-
-SAMPLES = 2000
-"""Bootstrap samples of the texts: 50 lie beyond each end of the interval."""
 
 Table = tuple[list[str], list[list[Any]]]
 
@@ -81,49 +75,6 @@ class Curve(NamedTuple):
 
   loss: np.ndarray
   right: np.ndarray
-
-
-def share_at(
-  shares: Sequence[float] | np.ndarray, loss: np.ndarray, limit: float = LIMIT
-) -> dict[str, Any]:
-  """The share at which the mean loss first exceeds `limit`, interpolated.
-
-  Args:
-    shares: [S] increasing; the curve begins at (0, 0).
-    loss: [S, P] increase of each text.
-    limit: of the mean over texts.
-
-  Returns:
-    "value", and "low" and "high" of the 95 % interval by bootstrap over
-    texts. A curve that never passes gives the greatest share, a lower bound.
-
-  >>> found = share_at([0.1, 0.2], np.array([[0.0, 0.0], [0.02, 0.02]]))
-  >>> round(found["value"], 6)
-  0.15
-  """
-  x = np.concatenate([[0.0], shares])
-  y = np.concatenate([np.zeros((1, loss.shape[1])), loss])
-  # The same draws for every curve: differences between curves are theirs.
-  rng = np.random.default_rng(0)
-  draws = rng.integers(loss.shape[1], size=(SAMPLES, loss.shape[1]))
-  found = [_crossing(x, y[:, draw].mean(axis=1), limit) for draw in draws]
-  low, high = np.quantile(found, [0.025, 0.975])
-  return {
-    "value": _crossing(x, y.mean(axis=1), limit),
-    "low": float(low),
-    "high": float(high),
-    "passes": bool((y.mean(axis=1) > limit).any()),
-  }
-
-
-def _crossing(x: np.ndarray, y: np.ndarray, limit: float) -> float:
-  over = np.flatnonzero(y > limit)
-  if not over.size:
-    return float(x[-1])
-  i = int(over[0])
-  # y[i] is above the limit and y[i - 1] is not, so this is in [0, 1).
-  part = (limit - y[i - 1]) / (y[i] - y[i - 1])
-  return float(x[i - 1] + part * (x[i] - x[i - 1]))
 
 
 def _loss_change(quality: Quality, plain: Quality) -> np.ndarray:

@@ -1,0 +1,120 @@
+"""Figures and sections of the experiment `sink_circuit`."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.shared.layer_plots import Line, add_lines
+from sinkjax.report import html
+from sinkjax.report.figures import (
+  FIRST,
+  INK,
+  MUTED,
+  REST,
+  drawing,
+  legend_above,
+  png,
+)
+
+TITLE = "What builds the sink"
+
+
+def draw(result: Result) -> dict[str, bytes]:
+  """Every figure, by file name."""
+  drawn = {"neurons.png": _neurons(result)}
+  if result.numbers["parts"]:
+    drawn["scores.png"] = _scores(result)
+  return drawn
+
+
+def _neurons(result: Result) -> bytes:
+  """Norms by layer, and ablation against derivative."""
+  arrays, numbers = result.arrays, result.numbers
+  with drawing(8, 3.2) as figure:
+    left, right = figure.subplots(1, 2)
+    lines = {
+      "first token": Line(arrays["first, by layer"], FIRST),
+      "others": Line(arrays["others, by layer"], REST),
+      "others, repeated token": Line(
+        arrays["repeated others, by layer"], INK, style="--"
+      ),
+    }
+    add_lines(left, lines)
+    left.axvline(numbers["chosen_layer"], color=MUTED, lw=1, ls=":")
+    left.set_yscale("log")
+    legend_above(left, "norm after each layer (log scale)")
+    falls, slopes = (arrays[x].mean(axis=0) for x in ("falls", "slopes"))
+    half = len(falls) // 2
+    for at, color, label in (
+      (slice(0, half), FIRST, "greatest output"),
+      (slice(half, None), REST, "random"),
+    ):
+      right.plot(slopes[at], falls[at], "o", color=color, label=label, ms=5)
+    # Neurons differ by orders of magnitude, with either sign.
+    small = max(1e-2 * np.abs(falls).max(), 1e-6)
+    right.set_xscale("symlog", linthresh=small)
+    right.set_yscale("symlog", linthresh=small)
+    for axis in (right.xaxis, right.yaxis):
+      axis.get_major_locator().numticks = 5
+    right.set(xlabel="derivative by the log of a neuron", ylabel="ablation")
+    right.grid(True)
+    legend_above(right, "what a neuron adds to the norm")
+    return png(figure)
+
+
+def _scores(result: Result) -> bytes:
+  with drawing(6.4, 3.2) as figure:
+    ax = figure.add_subplot()
+    lines = {
+      name.replace("_", " "): Line(
+        result.arrays[f"score by layer, {name}"], color, style=style
+      )
+      for name, color, style in (
+        ("content", FIRST, "-"),
+        ("query_bias", REST, "-"),
+        ("position", INK, "-"),
+        ("total", MUTED, "--"),
+      )
+    }
+    add_lines(ax, lines)
+    ax.axhline(0, color=MUTED, lw=1)
+    ax.set_ylabel("logits above other keys")
+    legend_above(ax, "score of the first key, heads with a sink")
+    return png(figure)
+
+
+def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
+  """The experiment's part of the report."""
+  numbers = result.numbers
+  found = [
+    html.Section(
+      TITLE,
+      body=f"{numbers['texts']} texts of {result.config.tokens} tokens; layer "
+      f"{numbers['chosen_layer']} and its neurons were chosen on others. "
+      "Ablation and derivative are of the first token's norm after layer "
+      f"{numbers['peak']}.",
+      figure=drawn["neurons.png"],
+      caption="Left: dotted is the layer that is looked at. Right: one point a "
+      "neuron, mean over texts.",
+      table=html.Table(*result.tables["neurons.csv"]),
+    ),
+    html.Section(
+      "The neurons together, on ordinary text and on a repeated token",
+      body="Ablated at position 0 on ordinary text, at all positions on a "
+      "repeated token.",
+      table=html.Table(*result.tables["ablation.csv"]),
+    ),
+  ]
+  if numbers["parts"]:
+    found.append(
+      html.Section(
+        "What later queries see in the first key",
+        body="The score of key 0 less the mean of a row's other keys, split "
+        "exactly.",
+        figure=drawn["scores.png"],
+        caption="Mean over texts and queries; layers without a head that has a "
+        "sink are at zero.",
+      )
+    )
+  return found

@@ -1,0 +1,169 @@
+"""The layer that builds, planted neurons, derivatives, and verdicts."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sinkjax
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.protocol import Verdict, judge
+from sinkjax.experiments.paper.sink_circuit import EXPERIMENT
+from sinkjax.experiments.paper.sink_circuit import neurons as module
+from sinkjax.experiments.paper.sink_circuit.experiment import Config, measure
+from sinkjax.experiments.paper.sink_circuit.neurons import Norms, builder
+from sinkjax.experiments.shared.prompt_corpus import Text
+
+LAYER, NEURON = 1, 5
+SMALL = Config(tokens=14, neurons=3, few=1, eps=0.2)
+
+
+def test_the_builder_leaves_the_range_and_makes_the_stream_grow():
+  rng = np.random.default_rng(0)
+  mlp = rng.random((5, 3, 8))
+  mid, post = np.ones((5, 3, 8)), np.ones((5, 3, 8))
+  mlp[1, :, 0], post[1, :, 0] = 5, 3
+  mlp[2, :, 0], post[2, :, 0] = 50, 20
+  mlp[4, :, 0], post[4, :, 0] = 60, 0.1  # takes the norm away again
+  post[3, :, 0] = 40  # grows, and is in range
+  empty = np.zeros((5, 3, 1))
+  norms = Norms(mlp, mid, post, empty, empty, empty)
+  found = builder(norms, 2.0)
+  assert (found.layer, found.first) == (2, 1)
+  assert found.out[[1, 2, 4]].tolist() == [1, 1, 1]
+  none = builder(norms._replace(mlp=np.ones((5, 3, 8))), 2.0)
+  assert none.layer is None and none.first is None
+
+
+def by_hand(numbers=None, **change):
+  """Of 12 texts: arrays by their names with _ for what stands between."""
+  rng = np.random.default_rng(0)
+  noise = lambda: 0.01 * rng.normal(size=12)  # noqa: E731
+  arrays = {
+    "over": np.exp(change.get("over", 1.0) + noise())[None].repeat(3, 0),
+    "carried": change.get("carried", 0.9) + noise(),
+    "agreement": change.get("agreement", 0.9) + noise(),
+    "falls": np.ones((12, 4)),
+    "slopes": np.ones((12, 4)),
+    "later, ordinary": np.exp(noise()),
+    "later, repeated": np.exp(change.get("repeated", 1.0) + noise()),
+  }
+  rates = {"none": 0.8, "few": change.get("few", 0.1), "random": 0.8}
+  for name, rate in rates.items():
+    arrays[f"rate, ordinary, {name}"] = rate + noise()
+    arrays[f"loss, ordinary, {name}"] = 3 + noise()
+  score = {"content": 3.0, "query_bias": 0.5, "position": -0.2}
+  score = {name: change.get(name, x) for name, x in score.items()}
+  for name, value in (score | {"total": sum(score.values())}).items():
+    arrays[f"score, {name}"] = value + noise()
+  rows = [["repeated", "none", 9.0], ["repeated", "few", 1.0]]
+  numbers = {
+    "templates": list(range(12)),
+    "chosen_layer": 1,
+    "first_out": 1,
+    "peak": 2,
+    "neurons": [5, 6, 7, 8],
+    "few": 2,
+    "sink_heads": 4,
+    "biases": True,
+    "parts": True,
+  } | (numbers or {})
+  tables = {"ablation.csv": (["text", "ablated", "others"], rows)}
+  made = Result(numbers, tables, arrays).as_stored(Config())
+  found = judge(EXPERIMENT.claims(made))
+  assert len(found) == 7
+  return {claim.id: claim.verdict for claim in found}
+
+
+def test_verdicts():
+  yes, no = Verdict.SUPPORTED, Verdict.CONTRADICTED
+  without = Verdict.NOT_TESTABLE
+  assert set(by_hand().values()) == {yes}
+  found = by_hand(over=-1.0, carried=0.2, agreement=-0.5, few=0.8, repeated=-1)
+  assert list(found.values())[:5] == [no] * 5
+  biased = by_hand(content=0.3, query_bias=3.0)
+  assert biased["sink_is_content"] == no
+  assert biased["sink_is_query_bias"] == yes
+  # The first key has no higher score than others: content gives it none.
+  low = by_hand(content=0.5, position=-3.0)
+  assert low["sink_is_content"] == Verdict.INCONCLUSIVE
+  plain = by_hand({"biases": False})
+  assert plain["sink_is_query_bias"] == without
+  assert plain["sink_is_content"] == yes
+  capped = by_hand({"parts": False})
+  assert capped["sink_is_content"] == capped["sink_is_query_bias"] == without
+  last = by_hand({"chosen_layer": 2})
+  assert last["ablation_removes_sink"] == without
+
+
+@pytest.fixture(scope="module")
+def texts():
+  rng = np.random.default_rng(0)
+  words = "the old man saw a red bird and went to his garden by night"
+  words = words.split()  # noqa: SIM905
+  return [Text("a", f"{i}", " ".join(rng.choice(words, 30))) for i in range(9)]
+
+
+@pytest.mark.thorough
+def test_a_planted_neuron_is_found_and_its_derivative_is_exact(
+  reader, texts, monkeypatch
+):
+  """What the MLP of layer 1 reads at position 0 points along one neuron."""
+  mlp = reader.params["blocks"]["mlp"]
+  along = sum(mlp[x]["kernel"][LAYER, :, NEURON] for x in ("gate", "up"))
+  along = 40 * along / jnp.linalg.norm(along)
+  plain = sinkjax.forward
+
+  def forward(cfg):
+    def point(value, layer):
+      return value.at[:, 0].add(jnp.where(layer == LAYER, along, 0))
+
+    return sinkjax.intervene(plain(cfg), {"mlp_in": point})
+
+  monkeypatch.setattr(module, "forward", forward)
+  seen = []
+  done = measure(
+    reader, SMALL, texts=texts, progress=lambda *at: seen.append(at)
+  )
+  assert seen[-1][0] == seen[-1][1]
+  found = done.as_stored(SMALL, "tiny")
+  numbers = found.numbers
+  assert numbers["chosen_layer"] == LAYER and numbers["neurons"][0] == NEURON
+  assert found.arrays["carried"].min() > 0.5
+  assert found.arrays["norm, ordinary, few"].mean() < 0.9 * (
+    found.arrays["norm, ordinary, none"].mean()
+  )
+  # At the layer itself the norm is |r|, and its derivative <r, a w> / |r|.
+  run = module.Ablation(reader, LAYER, LAYER, 0.2, lambda count: None)
+  ids = np.array([reader.encode([one.text])[0][:14] for one in texts[:3]])
+  watch = {"r": ("resid_post", lambda x: x), "a": ("mlp_act", lambda x: x)}
+  trace = sinkjax.capture(forward(reader.cfg), watch)(reader.params, ids).trace
+  r, a = (np.asarray(trace[x][LAYER, :, 0], np.float64) for x in "ra")
+  down = np.asarray(mlp["down"]["kernel"][LAYER], np.float64)
+  want = a * (r @ down.T) / np.linalg.norm(r, axis=1, keepdims=True)
+  size = np.abs(want).max()
+  np.testing.assert_allclose(run.slopes(ids), want, atol=1e-5 * size)
+  gone = r - a[:, NEURON, None] * down[NEURON]
+  np.testing.assert_allclose(
+    run(ids, [NEURON]).norm, np.linalg.norm(gone, axis=1), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    sum(found.arrays[f"score, {x}"] for x in ("content", "query_bias",
+                                              "position")),
+    found.arrays["score, total"], atol=1e-4,
+  )  # fmt: skip
+  drawn = EXPERIMENT.draw(found)
+  assert set(drawn) == {"neurons.png", "scores.png"}
+  assert len(EXPERIMENT.sections(found, drawn)) == 3
+  assert len(EXPERIMENT.claims(found)) == 7
+
+
+def test_refusals(reader, texts):
+  with pytest.raises(ValueError, match=r"layer must be in \[0, 3\), got 9"):
+    measure(reader, dataclasses.replace(SMALL, layer=9), texts=texts)
+  with pytest.raises(ValueError, match="at least 4 are needed"):
+    measure(reader, SMALL, texts=texts[:2])
+  experts = reader._replace(cfg=reader.cfg.replace(n_experts=2))
+  with pytest.raises(ValueError, match="model with experts"):
+    measure(experts, SMALL, texts=texts)
