@@ -49,6 +49,7 @@ def test_the_optimum_is_the_loss_of_who_knows_the_task(task):
   assert (gap < 5 * error + 1e-9).all() and error.max() < 0.02
 
 
+@pytest.mark.thorough
 def test_the_trigger_mean():
   task = sample_trigger_mean(jax.random.key(0), 50, 9, 6)
   inputs, targets = np.asarray(task.inputs), np.asarray(task.targets)

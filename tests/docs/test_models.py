@@ -17,6 +17,7 @@ def model():
   return sinkjax.load(STRONG)
 
 
+@pytest.mark.thorough
 def test_its_sinks_are_at_bos(model):
   """With BOS in front many heads have a sink, without it none has."""
   params, cfg, tokenizer = model

@@ -52,6 +52,7 @@ def launch(root, *words):
   return done.stdout
 
 
+@pytest.mark.thorough
 def test_help_and_dry_run_know_it(code):
   question = "Does the sink score fall as a text grows?"
   assert re.search(rf"{NAME} +{re.escape(question)}", launch(code, "--help"))

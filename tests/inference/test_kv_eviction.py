@@ -12,6 +12,7 @@ from sinkjax.inference import kv_policy
 from sinkjax.models.cache import advance, init_cache, split_layers
 
 
+@pytest.mark.thorough
 def test_order_of_eviction(tiny, text):
   """What the ring holds after n tokens is the first and the last ones."""
   params, cfg = tiny
@@ -27,6 +28,7 @@ def test_order_of_eviction(tiny, text):
     assert sorted(seen) == sorted(set(range(min(n, 2))) | set(last))
 
 
+@pytest.mark.thorough
 def test_heavy_hitters_by_hand():
   """Queries and keys that make every token look at token 1 alone."""
   cfg = sinkjax.TINY.replace(n_layers=1, positions="none")

@@ -116,6 +116,7 @@ def test_structured_keeps_the_best():
   assert np.flatnonzero(kept).tolist() == [0, 5]
 
 
+@pytest.mark.thorough
 def test_bad_masks_are_named():
   params, cfg = model()
   with pytest.raises(ValueError, match=r"\[L, H\] = \(3, 6\), got"):

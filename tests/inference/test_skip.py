@@ -46,6 +46,7 @@ def pattern_of(length=9):
   return jnp.asarray(weights / weights.sum(-1, keepdims=True))
 
 
+@pytest.mark.thorough
 def test_dormant_rows_keep_their_sink_part():
   pattern, v = pattern_of(), np.random.default_rng(6).normal(size=(9, 4))
   for weight in (float("nan"), 1.0, 0.0):
@@ -84,6 +85,7 @@ def test_chosen_rows_are_skipped_whatever_their_mass():
   )
 
 
+@pytest.mark.thorough
 def test_predicted_skips_equal_skips_of_the_same_rows():
   """With the true level the predicted mass is exact, in one row a head."""
   rng = np.random.default_rng(8)

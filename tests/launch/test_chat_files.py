@@ -60,6 +60,7 @@ def run(name, model, *flags):
   return done.stdout
 
 
+@pytest.mark.thorough
 def test_capture_takes_the_beginning_of_each(model, file, ids, tmp_path):
   """That is all that the template stands before."""
   flags = [f"--corpus={file}", "--sites=resid_post@0", f"--length={LENGTH}"]
@@ -78,13 +79,12 @@ def test_capture_takes_the_beginning_of_each(model, file, ids, tmp_path):
   assert summary["tokens_left_out"] == sum(map(len, ids)) - LENGTH * len(rows)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("prompt", "template", "system", "said"),
   [
     (0, f"<system>{OWN}\n<user>", OWN, "template"),
-    pytest.param(
-      -1, "<system>", "Be brief.", "chat", marks=pytest.mark.thorough
-    ),
+    (-1, "<system>", "Be brief.", "chat"),
   ],
 )
 def test_jacobian_of_one_of_them(
@@ -126,6 +126,7 @@ def test_a_plan_shows_the_template(model, launched):
   assert f"system    {OWN!r}, from the template" in plan
 
 
+@pytest.mark.thorough
 def test_reproduce_s_plan_shows_it(model):
   flags = ["--chat", "--experiment=massive", "--config.massive.tokens=90"]
   plan = run("reproduce", model, *flags, "--dry_run")

@@ -372,6 +372,7 @@ def test_what_can_be_read_is_listed():
   assert {known.name for known in sinkjax.supported_models()} <= first
 
 
+@pytest.mark.thorough
 def test_finds_sinks_and_writes_their_masks(tmp_path):
   file, out = tmp_path / "prompts.jsonl", tmp_path / "out"
   texts = ["one two three four five six", "the same the same the same", "one"]

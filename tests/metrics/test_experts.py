@@ -142,6 +142,7 @@ def test_where_nothing_is_written():
   assert experts.expert_first_share(out).tolist() == [[0.0] * 3]
 
 
+@pytest.mark.thorough
 def test_the_report_names_the_expert(made):
   params, root = made
   profile = sink_profile(params, CFG, [TEXT, TEXT])
@@ -166,6 +167,7 @@ def test_models_without_experts_do_not_show_them(tiny):
   assert registry.observers(NAMES) == {}
 
 
+@pytest.mark.thorough
 def test_layers_that_are_streamed_leave_them_out(made):
   """An observer inside the MLP would hold every expert's outputs at once."""
   params, _ = made

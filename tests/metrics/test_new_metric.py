@@ -69,6 +69,7 @@ def by_hand(tiny):
   return pattern.max(axis=-1).mean(axis=-1), np.abs(v).max(axis=(2, 4))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_summary_the_table_of_heads_and_the_report_show_it(tiny, streamed):
   params, cfg = tiny
@@ -85,6 +86,7 @@ def test_the_summary_the_table_of_heads_and_the_report_show_it(tiny, streamed):
     assert [metric.title] == [r[0] for r in shown if r[0] == metric.title]
 
 
+@pytest.mark.thorough
 def test_the_training_probe_records_and_draws_it(tiny):
   params, cfg = tiny
   record = make_probe(cfg)(params, jnp.asarray(PROMPTS))

@@ -228,6 +228,7 @@ def test_the_engine_needs_no_detour(name, tokens):
   assert fold.error < 1e-4
 
 
+@pytest.mark.thorough
 def test_a_key_takes_weight_and_gives_its_value(tokens):
   """Rows of "k" and "kv" sum to less than one; a huge key takes it all."""
   cfg = sinkjax.TINY.replace(attn_bias="kv", n_layers=1, positions="none")

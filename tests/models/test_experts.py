@@ -273,6 +273,7 @@ def test_a_pass_in_pieces_sees_every_token():
     np.testing.assert_allclose(got[site], want[site], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_refusals():
   f = sinkjax.forward(sinkjax.TINY)
   for site in sinkjax.EXPERT_SITES:

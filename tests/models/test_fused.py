@@ -73,6 +73,7 @@ def test_output_and_gradients_against_float64(window, masked, sunk):
       np.testing.assert_allclose(grad, expected, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("window", [None, 40])
 def test_splash_interpreted(window):
   q, k, v, sinks = _inputs(length=128, heads=2, groups=1, width=128)

@@ -110,6 +110,7 @@ def test_gains_bound_the_norms_of_blocks():
   assert np.all(norms[below] > 0.01 * bound[below])
 
 
+@pytest.mark.thorough
 def test_refusals():
   params, cfg = build("deepseek")
   removed = np.zeros((3, 4), bool)

@@ -57,7 +57,7 @@ CASES = {
   for window in (None, 1, 3, 6, 40)
   for form in FORMS
 }
-FEW = "1-None-softmax", "13-3-sinks", "20-6-capped"
+FEW = ("13-3-sinks",)
 
 
 @pytest.mark.parametrize("name", quick(CASES, *FEW, others="thorough"))
@@ -104,6 +104,7 @@ def test_every_sum_by_its_definition(name):
       np.testing.assert_allclose(got, p[..., key], rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.thorough
 def test_a_window_of_every_layer_is_no_traced_number():
   q = k = jax.random.normal(jax.random.key(0), (1, 13, 2, 4))
   _, lse = online_attention(q, k, k, window=3, scale=1.0)
@@ -115,6 +116,7 @@ def test_a_window_of_every_layer_is_no_traced_number():
   np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_padding_and_hidden_keys():
   """Rows that see other keys than those before them."""
   with jax.enable_x64(True):

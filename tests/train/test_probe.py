@@ -41,6 +41,7 @@ def test_one_compilation(tiny, tokens):
   assert probe._cache_size() == 1
 
 
+@pytest.mark.thorough
 def test_a_statistic_of_one_s_own(tiny, tokens, tmp_path, monkeypatch):
   (tmp_path / "plugged.py").write_text(
     "import jax.numpy as jnp\n"
@@ -72,6 +73,7 @@ def test_a_statistic_of_one_s_own(tiny, tokens, tmp_path, monkeypatch):
       make_probe(cfg, statistics=(name,))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("normalizer", ["relu", "softmax1", "softmax"])
 def test_rows_that_do_not_sum_to_one(tiny, tokens, normalizer):
   """Sums as they are; scores of what sums to anything are shares."""

@@ -90,6 +90,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny, batch):
     make_step(cfg, optimizer, separated=False, accumulate=5)(pieces, batch)
 
 
+@pytest.mark.thorough
 def test_a_bad_gradient_is_not_applied(tiny, step, batch):
   params, cfg = tiny
   bad = jax.tree.map(jnp.copy, params)
@@ -104,6 +105,7 @@ def test_a_bad_gradient_is_not_applied(tiny, step, batch):
     np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.thorough
 def test_weights_stay_float32_under_bfloat16(tiny, step, batch):
   params, cfg = tiny
   half = cfg.replace(dtype="bfloat16")

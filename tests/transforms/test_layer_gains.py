@@ -182,6 +182,7 @@ def test_weights_layer_by_layer():
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.thorough
 def test_an_edit_that_mixes_elsewhere_is_refused():
   params, f = random_params(CFG), sinkjax.forward(CFG)
   mixed = sinkjax.intervene(f, {"mlp_out": lambda x, layer: jnp.cumsum(x, 1)})

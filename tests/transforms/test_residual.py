@@ -34,6 +34,7 @@ EDITS = {
 }
 
 
+@pytest.mark.thorough
 def test_the_map_is_the_model_with_a_shift_at_the_source():
   """The shift comes after the edit of its site; so does what is returned."""
   f, params = model(BASE)

@@ -90,7 +90,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize(
-  "way", quick(WAYS, "forward", "streamed", "exact", "loss", others="thorough")
+  "way", quick(WAYS, "forward", "streamed", others="thorough")
 )
 def test_no_analysis_returns_nan(way, params):
   refusals = (ValueError, SelfCheckError)

@@ -91,6 +91,7 @@ def test_observers_outside_the_rows_and_dense_ones(tiny, tokens):
   same(got.trace, want)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("site", ["mlp_in", "mlp_act"])
 def test_a_tap_in_the_mlp_sees_every_token(tiny, tokens, monkeypatch, site):
   """Though the MLP takes a long text in chunks."""

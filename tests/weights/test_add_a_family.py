@@ -141,6 +141,7 @@ def check(path, params, cfg, layers=True):
     jax.tree.map(np.testing.assert_array_equal, layer, want)
 
 
+@pytest.mark.thorough
 def test_a_folder_of_it(model, tmp_path):
   params, cfg = model
   sinkjax.save(tmp_path / "out", params, cfg)

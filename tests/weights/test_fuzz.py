@@ -29,7 +29,7 @@ from sinkjax.weights.validate import WeightsError, WeightsWarning
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import gguf_files as files
 
-QUICK, SLOW = 80, 2000
+QUICK, SLOW = 40, 2000
 FAMILY = pathlib.Path(__file__).parents[1] / "golden" / "families" / "llama3"
 INDEX = "model.safetensors.index.json"
 LIMIT_S = 2.0

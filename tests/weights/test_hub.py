@@ -126,6 +126,7 @@ def test_revisions_the_cache_and_what_is_fetched(tmp_path):
   assert again == [main]
 
 
+@pytest.mark.thorough
 def test_a_repository_of_gguf_files(tmp_path):
   path = tmp_path / "model.gguf"
   write_gguf(path, "llama3")

@@ -33,6 +33,7 @@ def test_mean_is_of_groups():
   assert (found.low, found.high) == pytest.approx((want.low, want.high))
 
 
+@pytest.mark.thorough
 def test_pooled_weighs_groups_by_size():
   values, groups = [0.0, 0.0, 3.0, 9.0], ["a", "a", "a", "b"]
   assert pooled(values, groups).value == 3.0

@@ -24,6 +24,7 @@ def result(english):
   return measure(english, Config(eps=(0.1, 0.2)))
 
 
+@pytest.mark.thorough
 def test_each_model_is_measured_for_itself(result):
   names = [row["model"] for row in result.numbers["models"]]
   assert names == ["glassllm-en", "glassllm-pt"]

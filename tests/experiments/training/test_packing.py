@@ -138,6 +138,7 @@ def test_rows_that_do_not_sum_to_one_are_measured_as_weights_and_shares(
   np.testing.assert_allclose(found["entropy_of_shares"], 1, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_no_text_is_long_enough(trained, data):
   longer = dataclasses.replace(
     trained, probe_tokens=4096, model=trained.model.replace(max_len=4096)

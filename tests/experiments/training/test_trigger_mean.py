@@ -125,6 +125,7 @@ def test_a_sweep_by_one_call(tmp_path):
   assert len(rows) == 16 and {len(row) for row in rows} == {len(header)}
 
 
+@pytest.mark.thorough
 def test_the_loss_of_no_answer():
   held = sample_trigger_mean(
     jax.random.key(1), 20_000, SMALL.length, SMALL.width
