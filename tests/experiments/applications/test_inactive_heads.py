@@ -1,5 +1,6 @@
 """Verdicts on values made by hand, and a run against the ablated model."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -63,6 +64,8 @@ def test_verdicts():
 
 @pytest.mark.thorough
 def test_run_and_page(reader):
+  # Ids of its own, whatever other tests have read.
+  reader = reader._replace(tokenizer=type(reader.tokenizer)())
   rng = np.random.default_rng(0)
   words = "the old man saw a red bird and went to his garden by night"
   words = words.split()  # noqa: SIM905
@@ -81,7 +84,9 @@ def test_run_and_page(reader):
   ids = np.array([reader.encode([one.text])[0][:20] for one in texts])
 
   def loss(f):
-    logits = np.asarray(f(reader.params, ids).logits, np.float64)[:, :-1]
+    logits = np.asarray(jax.jit(f)(reader.params, ids).logits, np.float64)[
+      :, :-1
+    ]
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return -np.take_along_axis(logs, ids[:, 1:, None], -1)[..., 0].mean(-1)
 
