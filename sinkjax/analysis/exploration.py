@@ -1,0 +1,273 @@
+"""What a page to explore shows of one text: every head, as it is and edited."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sinkjax import finite
+from sinkjax.analysis.sensitivity import AS_IT_IS, Columns, sensitivity_map
+from sinkjax.analysis.sensitivity_config import SensitivityConfig
+from sinkjax.analysis.sink_profile import token_nll
+from sinkjax.config import ModelConfig
+from sinkjax.metrics.norms import token_norms
+from sinkjax.metrics.precision import wide
+from sinkjax.metrics.sinks import sink_score
+from sinkjax.models.blocks import Block
+from sinkjax.models.layerwise import Params, as_layers, methods_of
+from sinkjax.models.transformer import check_tokens
+from sinkjax.taps import Tapper, Taps
+from sinkjax.transforms.attention_edits import knockout
+from sinkjax.transforms.capture import capture
+from sinkjax.transforms.edits import Chain
+from sinkjax.transforms.find_sinks import Sink, find_sinks
+from sinkjax.transforms.intervene import intervene
+from sinkjax.transforms.residual import taken_apart
+
+EDIT = "knockout key=0"
+"""What the edit without a name is called: token 0 hidden in every layer."""
+
+JACOBIAN = SensitivityConfig(per_layer=True)
+"""From the embedding to the residual stream after every layer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+  """One function on one text of T tokens.
+
+  Attributes:
+    name: "as it is", or the edit's.
+    pattern: [L, H, T, T] attention, queries by keys.
+    value_norms: [L, N, T] of every key's value.
+    output_norms: [L, H, T] of what a head writes for a query, over the norm of
+      the residual stream after the attention. Where a norm follows on the
+      attention's output, of what enters that.
+    loss: mean next-token loss, nats.
+    sinks: the sinks that are found; `None` where the edit cannot act on rows
+      of attention a block at a time, as `find_sinks` asks.
+    jacobian: [L, T, T] norms of the Jacobian's blocks from the embedding to
+      the residual stream after each layer, `None` if not asked for.
+  """
+
+  name: str
+  pattern: np.ndarray
+  value_norms: np.ndarray
+  output_norms: np.ndarray
+  loss: float
+  sinks: list[Sink] | None
+  jacobian: np.ndarray | None = None
+
+  def sink_scores(self) -> np.ndarray:
+    """[L, H] mean attention on the first token."""
+    return np.asarray(_sink_scores(self.pattern))
+
+  def output_shares(self) -> np.ndarray:
+    """[L, H] mean of `output_norms` over the queries that have a choice."""
+    return self.output_norms[..., 1:].mean(axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exploration:
+  """One text, as it is and, if there is an edit, edited.
+
+  Attributes:
+    ids: the tokens.
+    conditions: one or two.
+  """
+
+  ids: list[int]
+  conditions: list[Condition]
+
+
+def conditions(
+  fn: Callable, edits: Mapping[str, Any] | None, name: str = EDIT
+) -> dict[str, Callable]:
+  """{name: function} of what is compared.
+
+  Args:
+    fn: `forward(cfg)`, or an `intervene` of it.
+    edits: of `intervene`; `None` hides token 0 in every layer, and with none
+      in it nothing is compared.
+    name: of the edit.
+  """
+  if edits is None:
+    edits = {"scores": knockout(0)}
+  edited = {name: intervene(fn, edits)} if edits else {}
+  return {AS_IT_IS: fn, **edited}
+
+
+def measure(
+  functions: Mapping[str, Callable],
+  params: Params,
+  tokens: Sequence[int],
+  *,
+  jacobians: Mapping[str, np.ndarray] | None = None,
+  progress: Callable[[int], Any] = lambda done: None,
+) -> Exploration:
+  """Everything that the page shows.
+
+  Args:
+    functions: of `conditions`.
+    params: the model's parameters.
+    tokens: one text [T], of at least two tokens.
+    jacobians: of `jacobian`, by name, if wanted.
+    progress: called with 1 after each step, `STEPS` times a function.
+
+  Raises:
+    ValueError: for a text of another shape, or an edit that does not fit.
+    NotFiniteError: for activations that overflow; it names the layer.
+
+  Cost: three forward passes of each function, and L H T^2 numbers of memory.
+  """
+  ids = np.asarray(tokens)
+  if ids.ndim != 1 or len(ids) < 2:
+    raise ValueError(
+      f"tokens must be one text of at least 2 tokens, got shape {ids.shape}"
+    )
+  found = []
+  for name, fn in functions.items():
+    seen = _seen(fn, params, ids)
+    progress(1)
+    written = _written(fn, params, ids, seen)
+    progress(1)
+    sinks = find_sinks(fn, params, ids).sinks if _by_rows(fn) else None
+    progress(1)
+    found.append(
+      Condition(
+        name,
+        seen["pattern"],
+        seen["value"],
+        written,
+        float(seen["nll"]),
+        sinks,
+        None if jacobians is None else np.asarray(jacobians[name]),
+      )
+    )
+  return Exploration(ids.tolist(), found)
+
+
+STEPS = 3
+"""Of `measure`, for each function."""
+
+
+def jacobian(
+  fn: Callable,
+  params: Params,
+  tokens: Sequence[int],
+  *,
+  columns: Columns | None = None,
+  finished: Callable[[], Any] = lambda: None,
+  progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> np.ndarray:
+  """[L, T, T] exact norms after every layer; arguments as `sensitivity_map`."""
+  layers = sensitivity_map(
+    fn,
+    params,
+    tokens,
+    JACOBIAN,
+    columns=columns,
+    finished=finished,
+    progress=progress,
+  ).layers
+  assert layers is not None  # JACOBIAN asks for them
+  return layers
+
+
+def _same(x: Array) -> Array:
+  return x
+
+
+def _seen(fn: Callable, params: Params, ids: np.ndarray) -> dict[str, Any]:
+  """What observers see, by name, without the axis of texts."""
+  watched = capture(
+    fn,
+    {
+      "pattern": ("pattern", wide),
+      "value": ("v", lambda v: jnp.swapaxes(token_norms(v), 1, 2)),
+      "z": ("z", _same),
+      "pre": ("resid_pre", _same),
+      "size": ("resid_mid", token_norms),
+    },
+  )
+
+  @jax.jit
+  def run(params: Params, tokens: Array) -> dict[str, Array]:
+    out = watched(params, tokens)
+    return {**out.trace, "nll": token_nll(out.logits, tokens)}
+
+  # Under jit the ids are traced, and could not be checked.
+  out = run(params, check_tokens(fn.cfg, ids[None]))
+  seen = {
+    name: np.asarray(x)[0] if name == "nll" else np.asarray(x)[:, 0]
+    for name, x in out.items()
+  }
+  for name, what in (
+    ("size", "norm of the residual stream"),
+    ("pattern", "attention"),
+  ):
+    finite.require(seen[name], f"the {what}", ["layer"])
+  return seen
+
+
+def _by_rows(fn: Callable) -> bool:
+  """Whether all edits of attention can act on a block of rows."""
+  edits = [fn.taps.edits.get(site) for site in ("scores", "pattern")]
+  while edits:
+    edit = edits.pop()
+    if isinstance(edit, Chain):
+      edits += edit.edits
+    elif edit is not None and not hasattr(edit, "rows"):
+      return False
+  return True
+
+
+def _written(
+  fn: Callable, params: Params, ids: np.ndarray, seen: Mapping[str, np.ndarray]
+) -> np.ndarray:
+  """[L, H, T] `Condition.output_norms`."""
+  layers, (_, edits) = as_layers(fn.cfg, params), taken_apart(fn, ids)
+  rows = []
+  for layer in range(fn.cfg.n_layers):
+    norms = _head_outputs(
+      fn.cfg,
+      layers.layer(layer),
+      edits,
+      layer,
+      seen["pre"][layer],
+      seen["z"][layer],
+    )
+    size = seen["size"][layer]
+    rows.append(norms / np.where(size > 0, size, 1))
+  return np.stack(rows)
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _head_outputs(
+  cfg: ModelConfig,
+  params: Params,
+  edits: Mapping[str, Any],
+  layer: Any,
+  pre: Float[Array, "T D"],
+  z: Float[Array, "T H K"],
+) -> Float[Array, "H T"]:
+  """Norms of what each head writes, its gate and no bias included."""
+  with jax.default_matmul_precision(cfg.precision):
+    block = methods_of(Block(cfg), params)
+
+    def write(z: Array) -> Array:
+      tap = Tapper(Taps(dict(edits)), layer)
+      return block(Block.project_out, pre[None], z[None], tap)[0]
+
+    def of_head(alone: Array) -> Array:
+      # The projection is linear but for its bias, which is no head's.
+      return token_norms(write(z * alone[:, None]) - write(jnp.zeros_like(z)))
+
+    return jax.vmap(of_head)(jnp.eye(z.shape[1], dtype=z.dtype))
+
+
+_sink_scores = jax.jit(sink_score)

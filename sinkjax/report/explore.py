@@ -1,0 +1,320 @@
+"""A page to explore the attention of one text: every head, one HTML file.
+
+The file needs nothing but itself and a browser of 2023 or later. Arrays are in
+it as base64 of deflated bytes, attention in float16; tokens and all other text
+are JSON that no token can end, and the page shows them as text alone.
+"""
+
+import base64
+import dataclasses
+import html
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sinkjax import artifacts
+from sinkjax.analysis import exploration
+from sinkjax.analysis.exploration import EDIT, Condition, Exploration
+from sinkjax.config import ModelConfig
+from sinkjax.report.html import printable
+
+FOLDER = Path(__file__).with_name("explore_page")
+SCRIPTS = (
+  "data.js",
+  "scales.js",
+  "maps.js",
+  "store.js",
+  "strip.js",
+  "grid.js",
+  "map.js",
+  "keys.js",
+  "page.js",
+)
+"""In the order in which they are run; each uses those before it."""
+
+LIMIT = 6_000_000
+"""Bytes of a page: what a browser opens at once, and a mail can carry."""
+
+OVERHEAD = 150_000
+"""Bytes of a page without its arrays: style, scripts, text and found sinks."""
+
+A_TOKEN = 300
+"""Bytes of a token beside the arrays: its text and what a sink is told of."""
+
+HEIGHT = 900
+"""Pixels of the page in a notebook: the grid, or a head, is then in view."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """A page as a string.
+
+  Attributes:
+    html: the whole file.
+  """
+
+  html: str
+
+  def save(self, path: str | Path) -> Path:
+    """Writes the file."""
+    return artifacts.write_text(path, self.html)
+
+  def _repr_html_(self) -> str:
+    """The page in a frame of its own, as notebooks show it."""
+    page = html.escape(self.html, quote=True)
+    return (
+      f'<iframe title="sinkjax: attention of a text" srcdoc="{page}" '
+      f'style="width:100%;height:{HEIGHT}px;border:0"></iframe>'
+    )
+
+
+def page_bytes(
+  cfg: ModelConfig, tokens: int, conditions: int = 2, jacobian: bool = False
+) -> int:
+  """The most that a page can have, before any array is deflated."""
+  triangle, heads = tokens * (tokens + 1) // 2, cfg.n_layers * cfg.n_heads
+  keys = cfg.n_layers * cfg.n_kv_heads
+  numbers = 2 * (triangle * heads + tokens * (heads + keys)) + 8 * heads
+  if jacobian:
+    numbers += 4 * triangle * cfg.n_layers
+  # Of three bytes base64 makes four; deflating adds 5 bytes in 16,000 to what
+  # it cannot shorten.
+  arrays = 1.34 * conditions * numbers
+  return int(arrays) + OVERHEAD + A_TOKEN * tokens
+
+
+def most_tokens(
+  cfg: ModelConfig, conditions: int = 2, jacobian: bool = False
+) -> int:
+  """The longest text whose page cannot exceed `LIMIT`, 0 for none."""
+  # From 0 to a text that is too long, halving what is between.
+  low, high = 0, 1 << 20
+  while high - low > 1:
+    middle = (low + high) // 2
+    if page_bytes(cfg, middle, conditions, jacobian) <= LIMIT:
+      low = middle
+    else:
+      high = middle
+  return low
+
+
+def require_room(
+  cfg: ModelConfig, tokens: int, conditions: int = 2, jacobian: bool = False
+) -> None:
+  """Raises ValueError for a text whose page could exceed `LIMIT`."""
+  most = most_tokens(cfg, conditions, jacobian)
+  if tokens > most:
+    more = ", or leave out the edit" if conditions > 1 else ""
+    raise ValueError(
+      f"{tokens} tokens of {cfg.n_layers} layers x {cfg.n_heads} heads do not "
+      f"fit a page of {LIMIT / 1e6:g} MB: take at most {most}{more}"
+    )
+
+
+def explore(
+  fn: Callable,
+  params: Any,
+  tokens: Sequence[int],
+  *,
+  tokenizer: Any = None,
+  edits: Mapping[str, Any] | None = None,
+  edit: str = EDIT,
+  jacobian: bool = False,
+  title: str = "Attention of a text",
+  progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> Page:
+  """A page with every head on one text, as it is and edited.
+
+  Args:
+    fn: `forward(cfg)`, or an `intervene` of it.
+    params: its parameters.
+    tokens: one text [T], of at least two tokens.
+    tokenizer: of the model, for the tokens' text; without it they are ids.
+    edits: of `intervene`. By default token 0 is hidden in every layer; with
+      `{}` nothing is compared.
+    edit: the edit's name.
+    jacobian: also the exact Jacobian's norms after every layer, which takes
+      minutes for a model of 135M parameters.
+    title: of the page.
+    progress: of the Jacobian, called with (steps done, steps in all).
+
+  Returns:
+    A `Page`: `.html`, `.save(path)`, and in a notebook the page itself.
+
+  Raises:
+    ValueError: for a text that does not fit `LIMIT`, naming the longest; or as
+      `forward` and `jacobian_norms`.
+
+  >>> import jax, sinkjax
+  >>> params = sinkjax.init_params(sinkjax.TINY, jax.random.key(0))
+  >>> f = sinkjax.forward(sinkjax.TINY)
+  >>> explore(f, params, [1, 2, 3]).html[:15]
+  '<!DOCTYPE html>'
+  """
+  functions = exploration.conditions(fn, edits, edit)
+  require_room(fn.cfg, len(tokens), len(functions), jacobian)
+  maps = None
+  if jacobian:
+    maps = {
+      name: exploration.jacobian(one, params, tokens, progress=progress)
+      for name, one in functions.items()
+    }
+  seen = exploration.measure(functions, params, tokens, jacobians=maps)
+  texts = [str(t) for t in seen.ids]
+  if tokenizer is not None:
+    texts = [tokenizer.token(t) for t in seen.ids]
+  return render(seen, texts, title=title)
+
+
+def render(
+  seen: Exploration,
+  texts: Sequence[str],
+  *,
+  title: str,
+  subtitle: str = "",
+  notes: Sequence[str] = (),
+  command: str = "",
+  details: Mapping[str, Any] | None = None,
+  carriers: Mapping[str, Any] | None = None,
+) -> Page:
+  """The page of what was measured.
+
+  Args:
+    seen: the measurement.
+    texts: of each token.
+    title: heading and window title.
+    subtitle: one line below it.
+    notes: what the reader must know, a line each.
+    command: what makes the page again.
+    details: versions, device and the like, by name.
+    carriers: who carries the Jacobian from one token to another, by layer, to
+      be shown for a pair that is chosen on its map:
+      `{"names": [C], "conditions": [array [C, L, T, T], ...]}`, one array a
+      condition, numbers of any sign, zero for s > t.
+  """
+  data = {
+    "title": title,
+    "subtitle": subtitle,
+    "notes": list(notes),
+    "command": command,
+    "details": [
+      [name, value if isinstance(value, str) else json.dumps(value)]
+      for name, value in artifacts.plain(details or {}).items()
+    ],
+    "tokens": [
+      {"id": token, "text": text}
+      for token, text in zip(seen.ids, texts, strict=True)
+    ],
+    "conditions": [_condition(one) for one in seen.conditions],
+    "carriers": None if carriers is None else _carriers(carriers),
+  }
+  text = json.dumps(artifacts.plain(data), ensure_ascii=False, allow_nan=False)
+  page = _template().render(
+    title=title,
+    style=_read("page.css"),
+    script="\n".join(map(_read, SCRIPTS)),
+    data=_for_script(text),
+  )
+  return Page(printable(page))
+
+
+def _condition(one: Condition) -> dict[str, Any]:
+  layers, heads, length, _ = one.pattern.shape
+  rows = np.tril_indices(length)
+  arrays = {
+    "pattern": packed(one.pattern[:, :, *rows], np.float16),
+    "values": packed(one.value_norms, np.float16),
+    "outputs": packed(one.output_norms, np.float16),
+    "scores": packed(one.sink_scores(), np.float32),
+    "shares": packed(one.output_shares(), np.float32),
+  }
+  if one.jacobian is not None:
+    arrays["jacobian"] = packed(one.jacobian[:, *rows], np.float32)
+  sinks = None if one.sinks is None else [s._asdict() for s in one.sinks]
+  return {
+    "name": one.name,
+    "loss": one.loss,
+    "layers": layers,
+    "heads": heads,
+    "sinks": sinks,
+    "arrays": arrays,
+  }
+
+
+def _carriers(carriers: Mapping[str, Any]) -> dict[str, Any]:
+  every = [np.asarray(one) for one in carriers["conditions"]]
+  rows = np.tril_indices(every[0].shape[-1])
+  return {
+    "names": list(carriers["names"]),
+    "conditions": [packed(one[..., *rows], np.float32) for one in every],
+  }
+
+
+def packed(values: Any, dtype: Any) -> dict[str, Any]:
+  """An array as the page reads it.
+
+  Bytes of one significance stand together, as they deflate better: a third of
+  those of attention's exponents is left. What exceeds float16 becomes its
+  largest number.
+  """
+  values = np.asarray(values, np.float64)
+  most = np.finfo(dtype).max
+  array = np.clip(values, -most, most).astype(np.dtype(dtype).newbyteorder("<"))
+  flat = np.frombuffer(array.tobytes(), np.uint8)
+  planes = flat.reshape(-1, array.itemsize).T.tobytes()
+  return {
+    "shape": array.shape,
+    "bytes": array.itemsize,
+    "data": base64.b64encode(zlib.compress(planes, 9)).decode("ascii"),
+  }
+
+
+def unpacked(array: Mapping[str, Any]) -> np.ndarray:
+  """The array of `packed`, as float16 or float32.
+
+  >>> unpacked(packed([[1.0, 0.5], [0.25, 0.0]], np.float16)).tolist()
+  [[1.0, 0.5], [0.25, 0.0]]
+  """
+  planes = zlib.decompress(base64.b64decode(array["data"]))
+  size = array["bytes"]
+  flat = np.frombuffer(planes, np.uint8).reshape(size, -1).T.tobytes()
+  return np.frombuffer(flat, f"<f{size}").reshape(array["shape"])
+
+
+def read(page: str) -> dict[str, Any]:
+  """The data of a page, for who wants the numbers back.
+
+  Args:
+    page: `Page.html`, or the text of a file.
+  """
+  _, _, rest = page.partition('<script type="application/json" id="data">')
+  return json.loads(rest.partition("</script>")[0])
+
+
+def _for_script(text: str) -> str:
+  """JSON that ends no script and starts no comment in it."""
+  for sign in "<>&":
+    text = text.replace(sign, f"\\u{ord(sign):04x}")
+  return text
+
+
+def _read(name: str) -> str:
+  return (FOLDER / name).read_text("utf-8")
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
+  import jinja2
+
+  environment = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  return environment.from_string(_read("page.html.j2"))
