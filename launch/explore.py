@@ -26,9 +26,7 @@ index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
 In Python and in notebooks: sinkjax.explore(f, params, tokens).
 """
 
-import dataclasses
 import pathlib
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +36,9 @@ from launch import app
 from sinkjax import artifacts, outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
-  import numpy as np
-
-  from launch.prompts import Encoded
-  from launch.resume import Partial
+  from launch.explore_run import Job
   from sinkjax.analysis.exploration import Exploration
-  from sinkjax.config import ModelConfig
+  from sinkjax.report.explore import Page
   from sinkjax.weights.registry import Model
 
 MODEL = flags.DEFINE_string(
@@ -85,51 +80,6 @@ OVERWRITE = flags.DEFINE_bool(
 )
 
 PAGE = "explore.html"
-PASSES = 5
-"""Seconds that compiling and running a condition takes on two CPU cores, for a
-model of 135M parameters; the Jacobian's time is estimated by its operations."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """A checked request: everything but the weights.
-
-  Attributes:
-    cfg: the model's config.
-    tokenizer: its tokenizer.
-    parameters: how many it has.
-    encoded: the text, and what is put before it.
-    functions: what is compared, by name.
-  """
-
-  cfg: "ModelConfig"
-  tokenizer: Any
-  parameters: int
-  encoded: "Encoded"
-  functions: dict[str, Any]
-
-  @property
-  def ids(self) -> list[int]:
-    """The text's."""
-    return self.encoded.ids[0]
-
-  def seconds(self, columns: list[list[int]]) -> float:
-    """About how long it takes.
-
-    Args:
-      columns: of each Jacobian, those still to be computed.
-    """
-    from launch.jacobian_run import COMPILATION
-    from sinkjax.analysis.exploration import JACOBIAN as CONFIG
-    from sinkjax.analysis.sensitivity_config import work
-    from sinkjax.transforms.jacobian_plan import matmul_rate
-
-    passes = PASSES * len(self.functions) * max(1, self.parameters / 135e6)
-    works = [work(self.cfg, CONFIG, len(self.ids), c) for c in columns if c]
-    if not works:
-      return passes
-    rate = matmul_rate()
-    return passes + sum(COMPILATION + one.seconds(rate) for one in works)
 
 
 def main() -> None:
@@ -141,11 +91,7 @@ def main() -> None:
   from launch import prompts
 
   (text,) = prompts.read_texts(
-    TEXT_FILE.value,
-    None,
-    CHAT.value,
-    SYSTEM.value,
-    max_tokens=MAX_TOKENS.value,
+    TEXT_FILE.value, None, CHAT.value, SYSTEM.value, max_tokens=MAX_TOKENS.value
   )
   if DRY_RUN.value:
     _dry_run(_prepare(text))
@@ -171,14 +117,14 @@ def _resumed(path: pathlib.Path) -> bool:
   return path.name == resume.NAME
 
 
-def _prepare(text: Any) -> Job | None:
+def _prepare(text: Any) -> "Job | None":
   """Checks all that can be checked without weights.
 
   Returns:
     `None` in a dry run, for a model that would have to be fetched.
   """
   import sinkjax
-  from launch import prompts
+  from launch import explore_run, prompts
   from sinkjax.analysis import exploration
   from sinkjax.report import explore
   from sinkjax.weights import registry
@@ -201,10 +147,10 @@ def _prepare(text: Any) -> Job | None:
     )
   except ValueError as error:
     raise ValueError(f"--max_tokens={MAX_TOKENS.value}: {error}") from None
-  return Job(cfg, tokenizer, parameters, encoded, functions)
+  return explore_run.Job(cfg, tokenizer, parameters, encoded, functions)
 
 
-def _dry_run(job: Job | None) -> None:
+def _dry_run(job: "Job | None") -> None:
   """What would be done, at what cost; fetches and writes nothing."""
   from launch import prompts
   from sinkjax.report import explore
@@ -234,17 +180,24 @@ def _dry_run(job: Job | None) -> None:
 
 
 def _make(
-  out: pathlib.Path, job: Job, request: dict[str, Any]
+  out: pathlib.Path, job: "Job", request: dict[str, Any]
 ) -> dict[str, Any]:
   """Everything in `out`; returns what `summary.json` holds."""
   start = time.perf_counter()
+  import sinkjax
+  from launch import explore_run
   from sinkjax.weights import identity
 
   # Before they are read: a file that is replaced meanwhile is another one.
   weights = identity.of(MODEL.value, without=out)
-  partial = _partial(out, job, weights["sha256"]) if JACOBIAN.value else None
-  model = _load()
-  jacobians = partial and _jacobians(job, model, partial)
+  partial, jacobians = None, None
+  if JACOBIAN.value:
+    partial = explore_run.partial(
+      out, job, weights["sha256"], overwrite=OVERWRITE.value
+    )
+  model = sinkjax.load(MODEL.value)
+  if partial is not None:
+    jacobians = explore_run.jacobians(job, model, partial)
   seen = _measure(job, model, jacobians)
   data = _summary(job, seen, weights, request)
   page = _page(job, seen, data)
@@ -260,80 +213,7 @@ def _make(
   return artifacts.plain(data)
 
 
-def _load() -> "Model":
-  import sinkjax
-
-  return sinkjax.load(MODEL.value)
-
-
-def _partial(out: pathlib.Path, job: Job, weights: str) -> "Partial":
-  """The Jacobians in progress; those of an interrupted run of this command."""
-  import sinkjax
-  from launch import resume
-  from sinkjax.analysis.sensitivity import Columns
-
-  size, layers = len(job.ids), job.cfg.n_layers
-  maps = {f"map_{i}": Columns.none(size, layers) for i in range(_count(job))}
-  mark = {
-    "weights": weights,
-    "ids": job.ids,
-    "conditions": list(job.functions),
-    "version": sinkjax.__version__,
-  }
-  return resume.Partial(out, mark, maps, overwrite=OVERWRITE.value)
-
-
-def _count(job: Job) -> int:
-  return len(job.functions)
-
-
-def _jacobians(
-  job: Job, model: "Model", partial: "Partial"
-) -> "dict[str, np.ndarray]":
-  """The maps of every function, column by column; those there are kept."""
-  from sinkjax.analysis import exploration
-  from sinkjax.transforms.jacobian_engine import SelfCheckError
-
-  left = [columns.missing() for columns in partial.maps.values()]
-  if partial.resumed:
-    print(
-      f"Continuing: {partial.resumed} of {partial.total()} columns are there "
-      "from an earlier run."
-    )
-  print(f"about {app.duration(job.seconds(left))}")
-  found = {}
-  try:
-    for (name, fn), columns in zip(
-      job.functions.items(), partial.maps.values(), strict=True
-    ):
-      with artifacts.bar(f"Jacobian, {name}") as progress:
-        found[name] = exploration.jacobian(
-          fn,
-          model.params,
-          job.ids,
-          columns=columns,
-          finished=lambda: partial.save(now=False),
-          progress=progress,
-        )
-  except SelfCheckError:
-    # Columns that contradict the model are no beginning to go on from.
-    partial.delete()
-    raise
-  # Ctrl-C is no Exception, and it is how a long run is usually stopped.
-  except BaseException:
-    partial.save()
-    if partial.done():
-      print(
-        f"\nkept {partial.done()} of {partial.total()} columns: the same "
-        "command continues from there",
-        file=sys.stderr,
-      )
-    raise
-  partial.save()
-  return found
-
-
-def _measure(job: Job, model: "Model", jacobians: Any) -> "Exploration":
+def _measure(job: "Job", model: "Model", jacobians: Any) -> "Exploration":
   from tqdm import tqdm
 
   from sinkjax.analysis import exploration
@@ -350,7 +230,7 @@ def _measure(job: Job, model: "Model", jacobians: Any) -> "Exploration":
 
 
 def _summary(
-  job: Job,
+  job: "Job",
   seen: "Exploration",
   weights: dict[str, Any],
   request: dict[str, Any],
@@ -387,7 +267,7 @@ def _summary(
   }
 
 
-def _page(job: Job, seen: "Exploration", data: dict[str, Any]) -> Any:
+def _page(job: "Job", seen: "Exploration", data: dict[str, Any]) -> "Page":
   from launch import prompts
   from sinkjax.report import explore
 

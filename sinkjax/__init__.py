@@ -32,6 +32,7 @@ from sinkjax.models.transformer import (
   init_params,
   param_shapes,
 )
+from sinkjax.report.explore import explore
 from sinkjax.taps import EXPERT_SITES, SITES, Taps
 from sinkjax.transforms.attention_edits import ablate_heads, knockout
 from sinkjax.transforms.capture import capture
@@ -66,6 +67,7 @@ __all__ = [
   "capture",
   "chain",
   "estimate_norms",
+  "explore",
   "find_sinks",
   "first_token_mass",
   "forward",

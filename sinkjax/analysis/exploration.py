@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from sinkjax import finite
 from sinkjax.analysis.sensitivity import AS_IT_IS, Columns, sensitivity_map
@@ -242,7 +242,7 @@ def _written(
       seen["z"][layer],
     )
     size = seen["size"][layer]
-    rows.append(norms / np.where(size > 0, size, 1))
+    rows.append(np.asarray(norms) / np.where(size > 0, size, 1))
   return np.stack(rows)
 
 
@@ -252,10 +252,19 @@ def _head_outputs(
   params: Params,
   edits: Mapping[str, Any],
   layer: Any,
-  pre: Float[Array, "T D"],
-  z: Float[Array, "T H K"],
-) -> Float[Array, "H T"]:
-  """Norms of what each head writes, its gate and no bias included."""
+  pre: Array,
+  z: Array,
+) -> Array:
+  """[H, T] norms of what each head writes, its gate but no bias included.
+
+  Args:
+    cfg: the model.
+    params: of the layer's block.
+    edits: by site.
+    layer: its index.
+    pre: [T, D] what the layer reads.
+    z: [T, H, W] what each head mixes of its values.
+  """
   with jax.default_matmul_precision(cfg.precision):
     block = methods_of(Block(cfg), params)
 
@@ -263,9 +272,11 @@ def _head_outputs(
       tap = Tapper(Taps(dict(edits)), layer)
       return block(Block.project_out, pre[None], z[None], tap)[0]
 
+    # The projection is linear but for its bias, which is no head's.
+    nothing = write(jnp.zeros_like(z))
+
     def of_head(alone: Array) -> Array:
-      # The projection is linear but for its bias, which is no head's.
-      return token_norms(write(z * alone[:, None]) - write(jnp.zeros_like(z)))
+      return token_norms(write(z * alone[None, :, None]) - nothing)
 
     return jax.vmap(of_head)(jnp.eye(z.shape[1], dtype=z.dtype))
 

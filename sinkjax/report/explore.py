@@ -153,7 +153,7 @@ def explore(
   >>> import jax, sinkjax
   >>> params = sinkjax.init_params(sinkjax.TINY, jax.random.key(0))
   >>> f = sinkjax.forward(sinkjax.TINY)
-  >>> explore(f, params, [1, 2, 3]).html[:15]
+  >>> explore(f, params, range(20), edits={}).html[:15]
   '<!DOCTYPE html>'
   """
   functions = exploration.conditions(fn, edits, edit)

@@ -194,7 +194,9 @@ class Browser:
   def tap(self, x: float, y: float) -> None:
     """A finger at a place."""
     points = [{"x": x, "y": y}]
-    self._call("Input.dispatchTouchEvent", type="touchStart", touchPoints=points)
+    self._call(
+      "Input.dispatchTouchEvent", type="touchStart", touchPoints=points
+    )
     self._call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
   def key(self, key: str) -> None:

@@ -23,7 +23,10 @@ class Theme {
       this.chosen = localStorage.getItem("sinkjax-theme");
     } catch { /* a frame of a notebook may keep nothing */ }
     this.apply();
-    this.system.addEventListener("change", () => changed());
+    this.system.addEventListener("change", () => {
+      this.apply();
+      changed();
+    });
     this.changed = changed;
     byId("theme").addEventListener("click", () => this.toggle());
   }
