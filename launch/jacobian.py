@@ -12,8 +12,8 @@ respect to each token's embedding, and writes a norm of every block [t, s]:
 
 More:
 
-  --edit=knockout:0@2     also with token 0 hidden from layer 2 on, and the
-                          ratio of the two maps
+  --edit='knockout key=0 from=2'     also with token 0 hidden from layer 2 on,
+                          and the ratio of the two maps; --help has every edit
   --layers                the map after every layer, in the same pass
   --from=resid_mid@3 --to=final      between other points of the stream
   --norm=spectral         the largest singular value of every block
@@ -36,7 +36,14 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import accelerator_flag, app, devices, jacobian_table, points
+from launch import (
+  accelerator_flag,
+  app,
+  devices,
+  edit_flag,
+  jacobian_table,
+  points,
+)
 from launch.accelerator_flag import ACCELERATOR
 from sinkjax import artifacts, outputs, provenance
 
@@ -104,11 +111,6 @@ BOUNDS = flags.DEFINE_bool(
   False,
   "Compute over-squashing bounds on the map, too; needs --norm=spectral.",
 )
-EDIT = flags.DEFINE_string(
-  "edit",
-  "none",
-  "none, or knockout:KEY@LAYER to compute the map of the edited model, too.",
-)
 BUDGET_GB = flags.DEFINE_float(
   "budget_gb",
   None,
@@ -138,19 +140,19 @@ def main() -> None:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
   accelerator_flag.check(DRY_RUN.value, OFFLOAD.value)
-  config, edit = _config(), points.parse_edit(EDIT.value)
+  config, edits = _config(), edit_flag.given()
   text = _text()
   if DRY_RUN.value:
-    _dry_run(_prepare(text, config, edit))
+    _dry_run(_prepare(text, config, edits))
     return
   out = pathlib.Path(OUT.value).expanduser()
-  request = _request(text)
+  request = _request(text, edits)
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
     jacobian_table.show(old)
     return
   app.warm_compiler()
-  job = _prepare(text, config, edit)
+  job = _prepare(text, config, edits)
   with outputs.alone(out, keeps=_resumed):
     data = _report(out, job, request)
   jacobian_table.show(data)
@@ -189,24 +191,14 @@ def _resumed(path: pathlib.Path) -> bool:
   return path.name == resume.NAME
 
 
-def _request(text: Any) -> dict[str, Any]:
+def _request(text: Any, edits: tuple[Any, ...]) -> dict[str, Any]:
   """What decides the result; neither --budget_gb nor --offload does."""
-  kept = (
-    MODEL,
-    MAX_TOKENS,
-    PREFIX,
-    METHOD,
-    NORM,
-    FROM,
-    TO,
-    LAYERS,
-    EDIT,
-    BOUNDS,
-  )
+  kept = (MODEL, MAX_TOKENS, PREFIX, METHOD, NORM, FROM, TO, LAYERS, BOUNDS)
   # The other methods draw nothing, so that another seed asks for the same map.
   if METHOD.value == "hutchinson":
     kept += (SAMPLES, SEED)
   asked = {flag.name: flag.value for flag in kept}
+  asked["edit"] = edit_flag.text(edits)
   return {"text": text, **asked, **devices.request()}
 
 
@@ -235,7 +227,7 @@ def _config() -> "SensitivityConfig":
 
 
 def _prepare(
-  text: str, config: "SensitivityConfig", edit: points.Knockout | None
+  text: str, config: "SensitivityConfig", edits: tuple[Any, ...]
 ) -> "Job | None":
   """Checks all that can be checked without weights.
 
@@ -270,8 +262,7 @@ def _prepare(
     encoded = prompts.encode([text], tokenizer, PREFIX.value, MAX_TOKENS.value)
   # It raises for points that the model does not have, before weights are read.
   config.crossed(cfg)
-  if edit:
-    edit.check(len(encoded.ids[0]), cfg.n_layers)
+  edit_flag.check(edits, cfg, len(encoded.ids[0]))
   return jacobian_run.Job(
     model=MODEL.value,
     cfg=cfg,
@@ -279,8 +270,7 @@ def _prepare(
     parameters=parameters,
     encoded=encoded,
     config=config,
-    edit=edit,
-    edit_name=EDIT.value,
+    edits=edits,
     bounds=BOUNDS.value,
     offload=OFFLOAD.value,
   )
@@ -301,7 +291,7 @@ def _dry_run(job: "Job | None") -> None:
     f"{job.parameters:,} parameters\n"
     f"map       {size} x {size} tokens, {FROM.value} to {TO.value}, "
     f"{NORM.value} norm, {METHOD.value}\n"
-    f"edit      {EDIT.value}{', both maps' if job.edit else ''}"
+    f"edit      {job.edit}{', both maps' if job.edits else ''}"
   )
   if ACCELERATOR.value:
     from launch import accelerator_plan
@@ -333,7 +323,7 @@ def _report(
   # Before they are read: a file that is replaced meanwhile is another one.
   weights = identity.of(MODEL.value, without=out)
   partial = job.partial(out, weights["sha256"], overwrite=OVERWRITE.value)
-  result = jacobian_run.compute(job, partial)
+  result, about = jacobian_run.compute(job, partial)
   tokens = [job.tokenizer.token(t) for t in job.ids]
   drawn = report.draw(result, tokens)
   data = {
@@ -345,6 +335,7 @@ def _report(
       job.tokenizer, job.ids[0], job.encoded.prefix
     ),
     **job.encoded.record(),
+    **about,
     "tokens_text": tokens,
     "versions": provenance.versions(),
     "commit": provenance.commit(),
@@ -363,7 +354,7 @@ def _report(
     tokens,
     drawn,
     subtitle=(
-      f"{FROM.value} to {TO.value}, {len(tokens)} tokens, edit: {EDIT.value}. "
+      f"{FROM.value} to {TO.value}, {len(tokens)} tokens, edit: {job.edit}. "
       f"{prompts.describe_first(data['first_token'])}"
     ),
     warnings=_warnings(result, job),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import sinkjax
-from launch import app, devices, points, prompts, resume
+from launch import app, devices, edit_flag, prompts, resume
 from sinkjax import artifacts
 from sinkjax.analysis.over_squashing import over_squashing
 from sinkjax.analysis.sensitivity import (
@@ -44,8 +44,7 @@ class Job:
     parameters: how many it has.
     encoded: the text, and what is put before it.
     config: what is computed.
-    edit: the edit, or `None`.
-    edit_name: the edit as the flag names it.
+    edits: of --edit.
     bounds: whether over-squashing bounds are computed.
     offload: whether one layer's weights are read at a time.
   """
@@ -56,8 +55,7 @@ class Job:
   parameters: int
   encoded: prompts.Encoded
   config: SensitivityConfig
-  edit: points.Knockout | None
-  edit_name: str
+  edits: tuple[Any, ...]
   bounds: bool
   offload: bool
 
@@ -66,9 +64,14 @@ class Job:
     """The text's."""
     return self.encoded.ids[0]
 
+  @property
+  def edit(self) -> str:
+    """The edits in words, or "none"."""
+    return edit_flag.text(self.edits)
+
   def whole(self) -> list[list[int]]:
     """All columns of each map."""
-    maps = (2 if self.edit else 1) * (1 + self.bounds)
+    maps = (2 if self.edits else 1) * (1 + self.bounds)
     return [list(range(len(self.ids)))] * maps
 
   def elsewhere(self, devices: int, budget: float) -> tuple[float, float]:
@@ -131,7 +134,7 @@ class Job:
     """
     config, size = self.config, len(self.ids)
     layers = len(config.crossed(self.cfg)) if config.per_layer else None
-    names = ["plain"] + (["edited"] if self.edit else [])
+    names = ["plain"] + (["edited"] if self.edits else [])
     empty = {name: Columns.none(size, layers) for name in names}
     if self.bounds:
       empty |= {f"{name}_frozen": Columns.none(size) for name in names}
@@ -143,7 +146,7 @@ class Job:
       "norm": config.norm,
       "method": config.method,
       "layers": config.per_layer,
-      "edit": self.edit,
+      "edit": self.edit if self.edits else None,
       "bounds": self.bounds,
       "version": sinkjax.__version__,
       **devices.request(),
@@ -163,21 +166,26 @@ def small_budget(
   return dataclasses.replace(config, budget_bytes=budget)
 
 
-def compute(job: Job, partial: resume.Partial) -> Sensitivity:
+def compute(
+  job: Job, partial: resume.Partial
+) -> tuple[Sensitivity, dict[str, str]]:
   """The maps, column by column; those that `partial` has are kept.
 
   Args:
     job: what is computed.
     partial: the columns so far, saved also where this is interrupted.
+
+  Returns:
+    (the maps, what the record says of the edit).
   """
   functions = {"plain": sinkjax.forward(job.cfg)}
-  if job.edit:
-    plain = functions["plain"]
-    functions["edited"] = sinkjax.intervene(plain, job.edit.edits())
-  maps = {}
+  maps, about = {}, {}
   try:
     with job.weights() as params:
       _announce(job, partial)
+      if job.edits:
+        cfg, about = edit_flag.of_model(job.edits, params, job.cfg, [job.ids])
+        functions["edited"] = sinkjax.forward(cfg)
       for name, fn in functions.items():
         maps[name] = _map(job, partial, name, fn, params)
   except SelfCheckError:
@@ -192,7 +200,7 @@ def compute(job: Job, partial: resume.Partial) -> Sensitivity:
     _keep(partial)
     raise
   partial.save()
-  return Sensitivity(job.ids, job.config, edit=job.edit_name, **maps)
+  return Sensitivity(job.ids, job.config, edit=job.edit, **maps), about
 
 
 def _announce(job: Job, partial: resume.Partial) -> None:
@@ -211,7 +219,7 @@ def _map(
   job: Job, partial: resume.Partial, name: str, fn: Any, params: Any
 ) -> SensitivityMap:
   """The map of the plain or the edited model, with its bounds if asked for."""
-  label = job.edit_name if name == "edited" else AS_IT_IS
+  label = job.edit if name == "edited" else AS_IT_IS
 
   def keep() -> None:
     partial.save(now=False)

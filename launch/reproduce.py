@@ -39,6 +39,8 @@ Every field of an experiment's Config is a flag:
 --chat makes each text the user's message in the chat template of the model's
 file; the record and the report name what the template writes around it.
 
+--edit='graded key=0 by=0.5' measures the edited model; --help has every edit.
+
 With several devices --mesh=fsdp:2,tensor:4 splits the model that the paper's
 experiments and the applications measure; models that are trained here, and
 those of --models, are on one device each. Exact Jacobians and bounds want
@@ -49,6 +51,7 @@ those of the paper for Gemma 7B and Llama 3.1, and all defaults written out.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
@@ -56,7 +59,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import app, devices
+from launch import app, devices, edit_flag
 from sinkjax import outputs, provenance
 from sinkjax.experiments import BY_NAME, GROUPS, REGISTRY, SCALES, named
 
@@ -146,6 +149,11 @@ def main() -> None:
   if COMPACT.value and not REPORT.value:
     raise ValueError("--compact goes with --report")
   _check_chat(names)
+  edits = edit_flag.given()
+  if edits and not REPORT.value:
+    from launch.reproduce_subject import check_edits
+
+    check_edits(names, edits)
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   if DRY_RUN.value:
@@ -175,7 +183,11 @@ def main() -> None:
       )
     ]
     app.warm_compiler()
-    subject = _Subject(left)
+    from launch.reproduce_subject import Subject
+
+    subject = Subject(
+      _model(), _prefix(), functools.partial(_turn, names=left), edits
+    )
     with outputs.folder(out):
       for name in left:
         runner.run(
@@ -295,7 +307,12 @@ def _check_chat(names: list[str]) -> None:
 
 
 def _turn(tokenizer: Any, names: list[str]) -> Any:
-  """The model's chat template, with room for every experiment's texts."""
+  """The model's chat template, with room for every experiment's texts.
+
+  `None` without --chat.
+  """
+  if not CHAT.value:
+    return None
   from sinkjax.experiments.harness import chat_start
   from sinkjax.weights.chat import UserTurn
 
@@ -314,6 +331,7 @@ def _request(name: str) -> Any:
   of = {"model": _model(), "prefix": _prefix(), **devices.request()}
   if CHAT.value:
     of["chat"] = {"system": SYSTEM.value}
+  of |= edit_flag.record(edit_flag.given())
   if entry.load().scales is not None:
     # Such an experiment trains its own models: another --model or --prefix does
     # not ask for another result.
@@ -351,6 +369,8 @@ def _show_model(names: list[str]) -> None:
     return
   cfg, tokenizer, parameters = found
   prompts.need_tokenizer(tokenizer, _model())
+  edits = edit_flag.given()
+  edit_flag.check(edits, cfg, cfg.max_len)
   _, why = prompts.resolve_prefix(_prefix(), tokenizer)
   if CHAT.value:
     turn = _turn(tokenizer, names)
@@ -362,28 +382,8 @@ def _show_model(names: list[str]) -> None:
     f"             {cfg.n_layers} layers, {parameters:,} parameters, "
     f"{weights / 1e9:.2f} GB of weights on {where}\nprefix       {why}"
   )
-
-
-class _Subject:
-  """The model with its tokenizer and prefix, loaded when first asked for."""
-
-  def __init__(self, names: list[str]) -> None:
-    self._loaded: Any = None
-    self._names = names
-
-  def __call__(self) -> Any:
-    if self._loaded is None:
-      from launch import prompts
-      from sinkjax.experiments.harness.api import Subject
-
-      params, cfg, tokenizer = devices.load(_model())
-      prompts.need_tokenizer(tokenizer, _model())
-      chat = _turn(tokenizer, self._names) if CHAT.value else None
-      prefix, _ = prompts.resolve_prefix(_prefix(), tokenizer)
-      prefix = prefix if chat is None else chat.ids
-      prompts.require_finite(params, cfg, tokenizer, prefix)
-      self._loaded = Subject(_model(), params, cfg, tokenizer, prefix, chat)
-    return self._loaded
+  if edits:
+    print(f"edit         {edit_flag.text(edits)}")
 
 
 def _print(found: Any) -> None:

@@ -34,8 +34,10 @@ from sinkjax.models.transformer import (
 )
 from sinkjax.report.explore import explore
 from sinkjax.taps import EXPERT_SITES, SITES, Taps
-from sinkjax.transforms.attention_edits import ablate_heads, knockout
+from sinkjax.transforms.attention_edits import ablate_heads, graded, knockout
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.edit_grammar import parse_edits
+from sinkjax.transforms.edited_model import edited
 from sinkjax.transforms.edits import add, chain, hold, patch, replace, scale
 from sinkjax.transforms.estimators import estimate_norms, power_norms
 from sinkjax.transforms.find_sinks import find_sinks
@@ -45,6 +47,7 @@ from sinkjax.transforms.jacobian import (
   singular_values,
   token_jacobian,
 )
+from sinkjax.transforms.neuron_edits import ablate_neurons
 from sinkjax.transforms.statistics import Statistic
 from sinkjax.transforms.streaming import stream_statistics
 from sinkjax.weights import Model, load, open_layers, save, supported_models
@@ -62,15 +65,18 @@ __all__ = [
   "Statistic",
   "Taps",
   "ablate_heads",
+  "ablate_neurons",
   "add",
   "attention_entropy",
   "capture",
   "chain",
+  "edited",
   "estimate_norms",
   "explore",
   "find_sinks",
   "first_token_mass",
   "forward",
+  "graded",
   "hold",
   "init_params",
   "intervene",
@@ -80,6 +86,7 @@ __all__ = [
   "massive_activation",
   "open_layers",
   "param_shapes",
+  "parse_edits",
   "patch",
   "power_norms",
   "replace",

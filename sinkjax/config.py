@@ -406,6 +406,13 @@ class ModelConfig:
     """A copy with some fields changed, validated again."""
     return dataclasses.replace(self, **changes)
 
+  def apart(self) -> "tuple[ModelConfig, dict[str, Any]]":
+    """(this without edits, edits that are part of the model, by site).
+
+    Only a config that `sinkjax.edited` made has some.
+    """
+    return self, {}
+
   def to_dict(self) -> dict[str, Any]:
     """Plain JSON-ready values; `from_dict` is the inverse.
 

@@ -35,6 +35,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
+from sinkjax.model_edits import OwnEdit
+
 Layer = jax.Array | int
 Trace = dict[str, Any]
 
@@ -164,20 +166,29 @@ class Taps:
     """Both sets of taps at once.
 
     Raises:
-      ValueError: where both edit one site or use one observer name.
+      ValueError: where both edit one site, of which neither edit is the model's
+        own, or use one observer name.
     """
     if other is None:
       return self
-    for kind in ("edits", "observers"):
-      twice = set(getattr(self, kind)) & set(getattr(other, kind))
+    mine, theirs = dict(self.edits), dict(other.edits)
+    # The model's own edits are no guess at an order: they come first.
+    for site in [s for s in mine if isinstance(mine[s], OwnEdit)]:
+      both = site in theirs and mine[site].followed_by(theirs[site])
+      if both:
+        mine[site] = both
+        del theirs[site]
+    for kind, one, two in (
+      ("edit", mine, theirs),
+      ("observer", self.observers, other.observers),
+    ):
+      twice = sorted(set(one) & set(two))
       if twice:
         raise ValueError(
-          f"duplicate {kind[:-1]} {sorted(twice)[0]!r}: combine edits of one "
-          "site with sinkjax.chain, give observers different names"
+          f"duplicate {kind} {twice[0]!r}: combine edits of one site with "
+          "sinkjax.chain, give observers different names"
         )
-    return Taps(
-      {**self.edits, **other.edits}, {**self.observers, **other.observers}
-    )
+    return Taps({**mine, **theirs}, {**self.observers, **other.observers})
 
   def placed(self, cfg: Any, length: int) -> "Taps":
     """The same taps, the indices in their edits checked against the model.

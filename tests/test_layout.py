@@ -24,6 +24,7 @@ LEVELS = (
     "finite",
     "limits",
     "mesh_context",
+    "model_edits",
     "metrics",
     "outputs",
     "rope_scaling",

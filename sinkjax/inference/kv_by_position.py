@@ -1,8 +1,8 @@
 """Caches that keep the first tokens and the last, see `kv_policy`."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ from sinkjax.inference.kv_places import (
   rotate_at,
   within_trained,
 )
+from sinkjax.model_edits import method_of
 from sinkjax.models.attention import Attention
 from sinkjax.models.cache import CHUNK, Cache
 from sinkjax.models.context import Context
-from sinkjax.taps import NO_TAPS, Tapper
+from sinkjax.taps import NO_TAPS, Tapper, Taps
 
 
 class _Places(NamedTuple):
@@ -34,6 +35,8 @@ class _Places(NamedTuple):
     mask: [B, 1, T, P].
     local: the same in local layers, or `None`.
     distance: [B, 1, T, P] within the cache, where scores depend on it.
+    queries: [B, T] which token of the text each query is.
+    held: [B, P] that of each slot, below 0 for none.
   """
 
   write: Array
@@ -43,6 +46,8 @@ class _Places(NamedTuple):
   mask: Array
   local: Array | None
   distance: Array | None
+  queries: Array
+  held: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,8 @@ class ByPosition:
   last: int
   chunk: int = CHUNK
   evicts: bool = True
+
+  edits_rows = True
 
   def __post_init__(self):
     check_size("sinks", self.first, 0)
@@ -134,6 +141,8 @@ class ByPosition:
       mask[:, None],
       local,
       distance[:, None] if cfg.positions == "alibi" else None,
+      t,
+      s,
     )
 
   def _held(self, n: Array) -> Array:
@@ -153,6 +162,7 @@ class ByPosition:
     layer: int,
     kept: tuple[Array, Array],
     places: _Places,
+    edits: Mapping[str, Any] = NO_TAPS.edits,
   ) -> tuple[Array, tuple[Array, Array]]:
     """See `cache.Policy`."""
     q, k, v = qkv
@@ -185,10 +195,22 @@ class ByPosition:
       scores,
       jnp.swapaxes(values, 1, 2),
       mask,
-      Tapper(NO_TAPS, layer),
+      Tapper(Taps(_at_places(edits, places)), layer),
       apply(Attention.sink_logits, far),
     )
     return z, (keys, values)
+
+
+def _at_places(
+  edits: Mapping[str, Any], places: _Places
+) -> dict[str, Callable]:
+  """Edits of scores or pattern, told which tokens rows and columns are."""
+
+  def at(edit: Any) -> Callable:
+    act = method_of(edit, "at")
+    return lambda x, layer: act(x, layer, places.queries, places.held)
+
+  return {site: at(edit) for site, edit in edits.items()}
 
 
 def more_room(cache: Cache, capacity: int) -> Cache:

@@ -36,6 +36,11 @@ from sinkjax.taps import NO_TAPS
 
 def _checked(cfg: ModelConfig, removed: Any) -> np.ndarray:
   removed = np.asarray(removed)
+  if cfg.apart()[1]:
+    raise ValueError(
+      "edits of the config would name other heads once some are removed: give "
+      "the config without edits"
+    )
   want = (cfg.n_layers, cfg.n_heads)
   if removed.shape != want or removed.dtype != bool:
     raise ValueError(

@@ -58,6 +58,12 @@ class Block(nn.Module):
 
   def setup(self):
     cfg = self.cfg
+    # Whoever runs a layer by itself would leave them out without a word.
+    if cfg.apart()[1]:
+      raise ValueError(
+        "this runs layers by itself and does not know the edits of the config: "
+        "use sinkjax.forward, or the config without edits"
+      )
     self.attn = Attention(cfg)
     self.mlp = Experts(cfg) if cfg.n_experts else Mlp(cfg)
     if cfg.pre_norms:

@@ -26,7 +26,7 @@ from sinkjax.models.layerwise import (
   methods_of,
 )
 from sinkjax.models.transformer import logits_of
-from sinkjax.taps import NO_TAPS, Tapper
+from sinkjax.taps import Tapper, Taps
 
 Params = dict[str, Any]
 
@@ -37,6 +37,7 @@ A prompt is read at the rate of matrix products, and the slots beyond the
 capacity that a chunk needs stay few.
 """
 LOGITS = ("all", "last", "none")
+ROW_SITES = ("scores", "pattern")
 NOT_ROTATED = Context(None, None, None, None)
 """A context in which `norm_and_rotate_qk` normalises and does not rotate."""
 
@@ -87,7 +88,9 @@ class Policy(Protocol):
     """(z [B, T, H, K], the layer's cache with the new tokens in it).
 
     `apply(method, *args)` runs a method of the layer's `Attention`; `qkv` are
-    normalised where the model does so, and not yet rotated.
+    normalised where the model does so, and not yet rotated. A policy that knows
+    which token each of its slots holds has `edits_rows = True` and takes
+    `edits`, those at "scores" and "pattern", by their method `at`.
     """
     ...
 
@@ -123,7 +126,8 @@ def advance(
   """The model as a function of new tokens and a cache.
 
   Args:
-    cfg: the model.
+    cfg: the model; edits that `sinkjax.edited` put into it act as in `forward`,
+      keys being tokens of the text, kept or not.
     policy: what the cache keeps.
     logits: of "all" new tokens, of the "last" real one of each row
       ([B, 1, V]), or "none" ([B, 0, V]).
@@ -137,8 +141,8 @@ def advance(
     checked: shapes cannot tell.
 
   Raises:
-    ValueError: for a model that the policy cannot serve, or (by step, while
-      tracing) more tokens at once than the policy takes.
+    ValueError: for a model, or an edit, that the policy cannot serve, or (by
+      step, while tracing) more tokens at once than the policy takes.
 
   Cost: that of the model on T tokens, and reading the cache once.
 
@@ -152,7 +156,10 @@ def advance(
   >>> logits.shape, int(cache.length[0])
   ((1, 3, 64), 3)
   """
+  cfg, edits = cfg.apart()
   policy.check(cfg)
+  check_edits(edits, policy)
+  taps = Taps(edits).placed(cfg, cfg.max_len)
   if logits not in LOGITS:
     raise ValueError(f"logits must be one of {list(LOGITS)}, got {logits!r}")
 
@@ -172,16 +179,34 @@ def advance(
     if count is None:
       count = jnp.full(batch, length, jnp.int32)
     with jax.default_matmul_precision(cfg.precision):
-      x, layers = _walk(cfg, policy, params, tokens, cache, count)
+      x, layers = _walk(cfg, policy, taps, params, tokens, cache, count)
       out = _logits(cfg, params, x, count, logits)
     return out, Cache(layers, cache.length + count)
 
   return step
 
 
+def check_edits(edits: dict[str, Any], policy: Policy) -> None:
+  """Raises ValueError for edits that have no meaning in a cache."""
+  for site in ("q", "k"):
+    if site in edits:
+      raise ValueError(
+        f"an edit at {site!r} is of rotated vectors, and a cache keeps them as "
+        "they are before: edit another site"
+      )
+  rows = [site for site in ROW_SITES if site in edits]
+  if rows and not getattr(policy, "edits_rows", False):
+    raise ValueError(
+      f"an edit at {rows[0]!r} names tokens, and this cache, which keeps them "
+      "by score, does not know which one is where: use the policy full, window "
+      "or sinks"
+    )
+
+
 def _walk(
   cfg: ModelConfig,
   policy: Policy,
+  taps: Taps,
   params: Params,
   tokens: Int[Array, "B T"],
   cache: Cache,
@@ -190,15 +215,16 @@ def _walk(
   """(what the final norm returns, every layer's cache)."""
   steps = jnp.arange(tokens.shape[1])[None]
   at = cache.length[:, None] + steps
-  x = embed(as_layers(cfg, params), tokens, at)
+  x = Tapper(taps, 0)("embed", embed(as_layers(cfg, params), tokens, at))
   shared = policy.prepare(cfg, cache.length, steps < count[:, None])
   layers = []
   # Unrolled, so that each layer's parameters and cache are read where they lie.
   for i in range(cfg.n_layers):
     layer = _pick(params["blocks"], i)
-    x, kept = _block(cfg, policy, layer, x, i, cache.layers[i], shared)
+    x, kept = _block(cfg, policy, taps, layer, x, i, cache.layers[i], shared)
     layers.append(kept)
-  return apply_final_norm(cfg, final_norm_of(params), x), tuple(layers)
+  x = apply_final_norm(cfg, final_norm_of(params), x)
+  return Tapper(taps, cfg.n_layers - 1)("final", x), tuple(layers)
 
 
 def _pick(blocks: Any, i: int) -> Params:
@@ -211,6 +237,7 @@ def _pick(blocks: Any, i: int) -> Params:
 def _block(
   cfg: ModelConfig,
   policy: Policy,
+  taps: Taps,
   params: Params,
   pre: Float[Array, "B T D"],
   layer: int,
@@ -221,12 +248,17 @@ def _block(
 
   block = methods_of(Block(cfg), params)
   attention = methods_of(Attention(cfg), params["attn"])
-  tap = Tapper(NO_TAPS, layer)
+  tap = Tapper(taps, layer)
+  pre = tap("resid_pre", pre)
   q, k, v = attention(Attention.project_qkv, block(Block.read, pre, tap))
   # Not rotated here: positions are counted within the cache, so that a key's
   # position changes when the policy drops tokens before it.
   q, k = attention(Attention.norm_and_rotate_qk, q, k, NOT_ROTATED, layer)
-  z, kept = policy.attend(attention, cfg, (q, k, v), layer, kept, shared)
+  rows = {site: taps.edits[site] for site in ROW_SITES if site in taps.edits}
+  own = {"edits": rows} if rows else {}
+  qkv = q, k, tap("v", v)
+  z, kept = policy.attend(attention, cfg, qkv, layer, kept, shared, **own)
+  z = tap("z", z)
   mid = block(Block.add_attention, pre, z, tap)
   return block(Block.transform, pre, mid, tap), kept
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
+from sinkjax.model_edits import OwnEdit
 from sinkjax.models.blocks import Block, Norm
 from sinkjax.models.context import make_context
 from sinkjax.models.projection import align, random_kernel, softcapped
@@ -163,7 +164,7 @@ def init_params(cfg: ModelConfig, key: jax.Array) -> Params:
   Returns:
     `{"embed", "blocks": {...[L, ...]}, "final_norm", ...}` in float32.
   """
-  return _init(cfg, key)
+  return _init(cfg.apart()[0], key)
 
 
 # One function, so that a config which comes again is not compiled again.
@@ -188,7 +189,8 @@ def forward(cfg: ModelConfig) -> Callable:
     where tokens is [B, T] int32 (or [T], read as one row), positions
     overrides 0..T-1, and valid is False at padding. The padding of a row
     should come after its text: "the first token" is index 0 everywhere.
-    `f.cfg` and `f.taps` say what it is, to transforms that take it apart.
+    `f.cfg` and `f.taps` say what it is, to transforms that take it apart: the
+    edits of a config of `sinkjax.edited` are in `f.taps`, not in `f.cfg`.
 
   Raises:
     ValueError: (by f, while tracing) for tokens of another rank or length
@@ -208,6 +210,8 @@ def forward(cfg: ModelConfig) -> Callable:
   """
   if not isinstance(cfg, ModelConfig):
     raise TypeError(f"cfg must be a ModelConfig, got {type(cfg).__name__}")
+  cfg, edits = cfg.apart()
+  own = Taps({site: OwnEdit(edit) for site, edit in edits.items()})
   model = Transformer(cfg)
 
   def f(
@@ -222,13 +226,13 @@ def forward(cfg: ModelConfig) -> Callable:
     positions = like_tokens("positions", positions, tokens)
     check_ids("position", positions, cfg.max_len, "the model's context")
     valid = like_tokens("valid", valid, tokens)
-    taps = NO_TAPS if taps is None else taps.placed(cfg, tokens.shape[1])
+    taps = own.merge(taps).placed(cfg, tokens.shape[1])
     with jax.default_matmul_precision(cfg.precision):
       out = model.apply({"params": params}, tokens, taps, positions, valid)
     taps.require_numbers(out.logits, "the logits")
     return out
 
-  f.cfg, f.taps = cfg, NO_TAPS
+  f.cfg, f.taps = cfg, own
   return f
 
 

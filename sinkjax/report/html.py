@@ -272,6 +272,15 @@ def _template() -> Any:
   return environment.from_string(TEMPLATE.read_text("utf-8"))
 
 
+def edited(edit: str | None) -> str:
+  """What a title adds of an edit of the model; nothing without.
+
+  >>> edited("knockout key=0"), edited("none"), edited(None)
+  (', edited: knockout key=0', '', '')
+  """
+  return "" if edit in (None, "none") else f", edited: {edit}"
+
+
 def render_report(
   *,
   title: str,

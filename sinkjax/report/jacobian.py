@@ -271,7 +271,7 @@ def render(
     details: versions, config and device.
   """
   return html.render_report(
-    title=f"Sensitivity of {details['model']}",
+    title=f"Sensitivity of {details['model']}{html.edited(result.edit)}",
     subtitle=subtitle,
     numbers=_cards(result, data),
     sections=_sections(result, tokens, drawn),

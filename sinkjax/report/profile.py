@@ -301,8 +301,9 @@ def render(
     command: how to run it again.
     details: versions, config and device.
   """
+  name = f"{details['model']}{html.edited(data.get('edit'))}"
   return html.render_report(
-    title=f"Attention sinks of {details['model']}",
+    title=f"Attention sinks of {name}",
     subtitle=subtitle,
     numbers=_numbers(data),
     sections=_sections(profile, data, drawn, eps),

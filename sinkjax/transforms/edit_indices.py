@@ -44,6 +44,39 @@ def chosen(which: Any, at: Any) -> Array:
   return jnp.any(at == which, axis=-1)
 
 
+def chosen_heads(heads: Any, layer: Any, size: int) -> Array:
+  """[H] whether each head is chosen in a layer.
+
+  Args:
+    heads: indices or a bool mask [H], or a bool mask [L, H]; `None` for all.
+    layer: traced or not.
+    size: H.
+  """
+  if heads is None:
+    return jnp.ones(size, bool)
+  heads = jnp.asarray(heads)
+  if heads.ndim == 2:
+    return heads[layer]
+  return chosen(heads, jnp.arange(size))
+
+
+def place_heads(heads: Any, cfg: ModelConfig) -> Any:
+  """Heads as `chosen_heads` takes them, checked against the model's.
+
+  Raises:
+    ValueError: as `place_index`, or for another mask than [H] and [L, H].
+  """
+  if heads is None or jnp.asarray(heads).ndim != 2:
+    return place_index("head", heads, cfg.n_heads)
+  array, shape = jnp.asarray(heads), (cfg.n_layers, cfg.n_heads)
+  if array.dtype != bool or array.shape != shape:
+    raise ValueError(
+      f"a mask of heads by layer must be bool [L, H] = {list(shape)}, got "
+      f"{array.dtype} {list(array.shape)}"
+    )
+  return heads
+
+
 def place_index(
   name: str, index: Any, size: int, *, boundary: bool = False
 ) -> Any:

@@ -11,7 +11,9 @@ name heads and keys are in `attention_edits`.
 At "scores" and "pattern" some also work on a block of query rows, which is
 all that `sinkjax.transforms.streaming` ever has: `edit.rows(value, layer,
 start)` is what the edit makes of rows start, start + 1, ... and of the keys
-from 0 on. Those that would have to know all of T and S refuse.
+from 0 on. Those that would have to know all of T and S refuse. For caches,
+whose slots hold any tokens, `edit.at(value, layer, queries, keys)` is given
+which token of the text stands in each row, [B, T], and column, [B, S].
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sinkjax.config import ModelConfig
+from sinkjax.model_edits import method_of
 from sinkjax.taps import Layer, placed
 from sinkjax.transforms.edit_indices import (
   OfLayers,
@@ -72,6 +75,10 @@ class Scale(OfLayers):
     """The same for a block of query rows."""
     return _rows(self, self.factor, value, layer)
 
+  def at(self, value: Array, layer: Layer, queries: Any, keys: Any) -> Array:
+    """The same for any tokens."""
+    return _rows(self, self.factor, value, layer)
+
 
 @pytree_dataclass
 class Add(OfLayers):
@@ -119,6 +126,10 @@ class Hold(OfLayers):
 
   def rows(self, value: Array, layer: Layer, start: Any) -> Array:
     """The same for a block of query rows."""
+    return self(value, layer)
+
+  def at(self, value: Array, layer: Layer, queries: Any, keys: Any) -> Array:
+    """The same for any tokens."""
     return self(value, layer)
 
 
@@ -179,6 +190,12 @@ class Chain:
       value = rows_of(edit)(value, layer, start)
     return value
 
+  def at(self, value: Array, layer: Layer, queries: Any, keys: Any) -> Array:
+    """Every edit's result for the tokens of a cache handed to the next."""
+    for edit in self.edits:
+      value = method_of(edit, "at")(value, layer, queries, keys)
+    return value
+
 
 def rows_of(edit: Any) -> Callable:
   """The edit's method for a block of query rows.
@@ -186,14 +203,7 @@ def rows_of(edit: Any) -> Callable:
   Raises:
     ValueError: for an edit that has none, naming it.
   """
-  rows = getattr(edit, "rows", None)
-  if rows is None:
-    name = getattr(edit, "__name__", type(edit).__name__)
-    raise ValueError(
-      f"the edit {name} cannot act on a block of query rows: it has no method "
-      "rows(value, layer, start)"
-    )
-  return rows
+  return method_of(edit, "rows")
 
 
 def scale(factor: Any, *, layers: Any = None) -> Scale:

@@ -189,10 +189,15 @@ def save(
       family can express; or "orbax", for any, with a SHA-256 of every array.
 
   Raises:
-    ValueError: for another form, a folder that is not empty, or a config that
-      the form cannot express; nothing is left behind then.
+    ValueError: for another form, a folder that is not empty, or a config with
+      edits or one that the form cannot express; nothing is left behind then.
     WeightsError: where `params` are not those of `cfg`.
   """
+  if cfg.apart()[1]:
+    raise ValueError(
+      "the edits of this config have a place in no format of files: save the "
+      "config without them"
+    )
   if form == "huggingface":
     from sinkjax.weights import huggingface as writer
   elif form == "orbax":

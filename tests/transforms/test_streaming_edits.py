@@ -22,6 +22,10 @@ EDITS = {
       sinkjax.knockout(3),
     )
   },
+  "graded": {
+    "scores": sinkjax.graded(0, 3.0, layers=[1, 2], heads=np.eye(3, 4) > 0),
+    "mlp_act": sinkjax.ablate_neurons([(0, 3), (2, 7)], to=[0.5, -1.0]),
+  },
   "uniform": {"scores": sinkjax.replace(0.0, layers=1)},
   "pattern": {"pattern": sinkjax.chain(sinkjax.scale(0.5), sinkjax.add(0.01))},
   "heads": {"z": sinkjax.ablate_heads(np.eye(3, 4, dtype=bool))},

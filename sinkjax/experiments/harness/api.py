@@ -16,6 +16,7 @@ import numpy as np
 from sinkjax import artifacts
 from sinkjax.experiments.harness.effects import Count, Effect
 from sinkjax.report.html import Section
+from sinkjax.taps import EXPERT_SITES, SITES
 from sinkjax.weights.chat import UserTurn
 
 
@@ -53,6 +54,10 @@ class Subject(NamedTuple):
   def has_bos(self) -> bool:
     """Whether texts start with BOS."""
     return bool(self.prefix) and self.prefix[0] == self.tokenizer.bos_id
+
+
+ALL_SITES = frozenset((*SITES, *EXPERT_SITES))
+"""`Experiment.unedited` of one that takes no edits."""
 
 
 def whole_texts(config: Any) -> float:
@@ -162,6 +167,9 @@ class Experiment:
     chat: tokens of the shortest text of a config, for an experiment whose texts
       may stand in a chat template: all go through `Subject.encode`. `None` for
       one that makes sequences of its own, in which a template has no place.
+    unedited: sites at which it takes no edits of the model
+      (`sinkjax.edited`): all for what runs layers in a way of its own, or
+      compares the model with others.
     condense: the result without the parts of its arrays that no claim and no
       figure reads, for the compact form; `None` where everything is read.
   """
@@ -176,6 +184,7 @@ class Experiment:
   plan: Callable[[Any], list[str]] | None = None
   chat: Callable[[Any], float] | None = None
   condense: Callable[[Result], Result] | None = None
+  unedited: frozenset[str] = frozenset()
 
   def configured(self, scale: str, given: Mapping[str, Any]) -> Any:
     """The config at a scale, with the fields that are given.

@@ -79,6 +79,7 @@ def page(
   parts: Sequence[html.Section],
   *,
   model: str | None,
+  edit: str | None = None,
   seconds: float,
   command: str,
   details: Mapping[str, Any],
@@ -89,6 +90,7 @@ def page(
     claims: (experiment, claim), in the order of the page.
     parts: the experiments' sections.
     model: its name, `None` where the experiments trained their own models.
+    edit: of the model, in words, where all experiments have the same one.
     seconds: the time that all experiments took.
     command: the command line.
     details: versions, device and commit.
@@ -122,7 +124,7 @@ def page(
   ]
   title = "Sinks that appear and vanish"
   if model:
-    title = f"Attention sinks of {model}"
+    title = f"Attention sinks of {model}{html.edited(edit)}"
   return html.render_report(
     title=title,
     subtitle=(

@@ -38,8 +38,9 @@ class Request(NamedTuple):
   Attributes:
     entry: the experiment.
     config: its config.
-    of: what it is measured on: model, prefix and, where texts are messages in
-      its chat template, the system message; or the scale.
+    of: what it is measured on: model, prefix, edits of the model where there
+      are some and, where texts are messages in its chat template, the system
+      message; or the scale.
   """
 
   entry: Entry
@@ -82,6 +83,10 @@ class Recorded(NamedTuple):
     experiment = self.entry.load()
     figures = _Figures(self.folder, experiment, self.result)
     sections = experiment.sections(self.result, figures)
+    edit = self.about["request"].get("edit")
+    if edit is not None:
+      said = f"Measured on the edited model: {edit}.\n\n{sections[0].body}"
+      sections = [dataclasses.replace(sections[0], body=said), *sections[1:]]
     chat = self.result.numbers.get("chat_template")
     if chat is not None:
       said = f"{chat_start.describe(chat)}\n\n{sections[0].body}"
@@ -176,6 +181,7 @@ def is_missing(
     of = old["request"]
     on = f"on {of['model']}" if "model" in of else f"--scale={of['scale']}"
     chat = " with --chat" if "chat" in of else ""
+    chat += f" with --edit={of['edit']!r}" if "edit" in of else ""
     raise ValueError(
       f"{folder} holds the result of another command, {on}{chat}; choose "
       "another --out or give --overwrite"
@@ -336,10 +342,15 @@ def report(
     seconds: what this command took.
     page: whether to write report.html.
   """
-  models = [one.result.model for one in found if one.result.model is not None]
+  given = [one for one in found if one.result.model is not None]
+  models = [one.result.model for one in given]
+  edits = {one.about["request"].get("edit") for one in given}
+  # Where experiments have different ones, each section names its own.
+  edit = edits.pop() if len(edits) == 1 else None
   claims = [(one.entry.name, claim) for one in found for claim in one.claims()]
   data = {
     "model": models[0] if models else None,
+    **({} if edit is None else {"edit": edit}),
     "command": command or provenance.command("reproduce"),
     "device": "; ".join(dict.fromkeys(one.about["device"] for one in found)),
     "commit": provenance.commit(),
@@ -360,6 +371,7 @@ def report(
       claims,
       [section for one in found for section in one.sections()],
       model=data["model"],
+      edit=edit,
       seconds=data["seconds"],
       command=data["command"],
       details={name: data[name] for name in ("device", "commit", "versions")},

@@ -18,7 +18,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from sinkjax.experiments.harness.api import Claim, Experiment, Result, Subject
+from sinkjax.experiments.harness.api import (
+  ALL_SITES,
+  Claim,
+  Experiment,
+  Result,
+  Subject,
+)
 from sinkjax.experiments.harness.stats import Mean
 from sinkjax.experiments.shared import sink_rates
 from sinkjax.experiments.shared.interval_plots import error_bars
@@ -195,5 +201,5 @@ def _needs(name: str) -> str:
 
 
 EXPERIMENT = Experiment(
-  TITLE, Config, measure, claims, draw, sections, plan=plan
+  TITLE, Config, measure, claims, draw, sections, plan=plan, unedited=ALL_SITES
 )

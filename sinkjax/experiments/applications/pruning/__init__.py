@@ -23,7 +23,7 @@ from sinkjax.experiments.applications.pruning.figures import (
   draw,
   sections,
 )
-from sinkjax.experiments.harness.api import Experiment
+from sinkjax.experiments.harness.api import ALL_SITES, Experiment
 
 EXPERIMENT = Experiment(
   TITLE,
@@ -33,4 +33,5 @@ EXPERIMENT = Experiment(
   draw,
   sections,
   chat=lambda config: config.tokens,
+  unedited=ALL_SITES,
 )

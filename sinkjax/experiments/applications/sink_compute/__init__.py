@@ -26,7 +26,7 @@ from sinkjax.experiments.applications.sink_compute.figures import (
   sections,
 )
 from sinkjax.experiments.applications.sink_compute.results import condense
-from sinkjax.experiments.harness.api import Experiment
+from sinkjax.experiments.harness.api import ALL_SITES, Experiment
 
 EXPERIMENT = Experiment(
   TITLE,
@@ -37,4 +37,5 @@ EXPERIMENT = Experiment(
   sections,
   condense=condense,
   chat=lambda config: min(*config.lengths, *config.timed),
+  unedited=ALL_SITES,
 )

@@ -29,4 +29,14 @@ from sinkjax.experiments.applications.streaming.figures import (
 )
 from sinkjax.experiments.harness.api import Experiment
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE,
+  Config,
+  measure,
+  claims,
+  draw,
+  sections,
+  # Caches that keep tokens by score do not know which slot holds which token,
+  # and all keep queries and keys as they are before their rotation.
+  unedited=frozenset({"q", "k", "scores", "pattern"}),
+)
