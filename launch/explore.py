@@ -10,10 +10,12 @@ writes to --out:
 The text is a strip of tokens: point at one, and what it reads and what reads
 it is shaded. Below are all heads, sorted by layer, by sink score or by how
 little they write; a click opens one, with its exact numbers under the pointer.
-Everything is there twice, as it is and with token 0 hidden in all layers, and
-can be seen side by side or as a difference. The address of the page follows
+Everything is there twice, as it is and with an edit, and can be seen side by
+side or as a difference. The address of the page follows
 what is shown, so that a view can be sent; "?" lists the keys.
 
+  --edit='graded key=0 by=2'    another edit; by default token 0 is hidden from
+                        all others in all layers, and --edit=none leaves it out
   --jacobian            also the exact norms of how each token depends on each
                         other after every layer; takes minutes. If stopped, the
                         same command goes on from the columns that are complete
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from launch import app
+from launch import app, edit_flag
 from sinkjax import artifacts, outputs, provenance
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
@@ -98,7 +100,12 @@ def main() -> None:
     return
   out = pathlib.Path(OUT.value).expanduser()
   asked = {flag.name: flag.value for flag in (MODEL, MAX_TOKENS, PREFIX)}
-  request = {"text": text, **asked, "jacobian": JACOBIAN.value}
+  request = {
+    "text": text,
+    **asked,
+    "edit": edit_flag.text(_edits()),
+    "jacobian": JACOBIAN.value,
+  }
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
     _show(old, out)
@@ -108,6 +115,16 @@ def main() -> None:
   with outputs.alone(out, keeps=_resumed):
     data = _make(out, job, request)
   _show(data, out)
+
+
+def _edits() -> tuple[Any, ...]:
+  """Of --edit, which has a default of its own here."""
+  if flags.FLAGS["edit"].present:
+    return edit_flag.given()
+  from sinkjax.analysis.exploration import EDIT
+  from sinkjax.transforms.edit_grammar import parse_edits
+
+  return parse_edits(EDIT)
 
 
 def _resumed(path: pathlib.Path) -> bool:
@@ -123,9 +140,7 @@ def _prepare(text: Any) -> "Job | None":
   Returns:
     `None` in a dry run, for a model that would have to be fetched.
   """
-  import sinkjax
   from launch import explore_run, prompts
-  from sinkjax.analysis import exploration
   from sinkjax.report import explore
   from sinkjax.weights import registry
 
@@ -140,14 +155,15 @@ def _prepare(text: Any) -> "Job | None":
   prompts.need_tokenizer(tokenizer, MODEL.value)
   prompts.need_room("max_tokens", MAX_TOKENS.value, cfg)
   encoded = prompts.encode([text], tokenizer, PREFIX.value, MAX_TOKENS.value)
-  functions = exploration.conditions(sinkjax.forward(cfg), None)
+  edits = _edits()
+  edit_flag.check(edits, cfg, len(encoded.ids[0]))
   try:
     explore.require_room(
-      cfg, len(encoded.ids[0]), len(functions), JACOBIAN.value
+      cfg, len(encoded.ids[0]), 1 + bool(edits), JACOBIAN.value
     )
   except ValueError as error:
     raise ValueError(f"--max_tokens={MAX_TOKENS.value}: {error}") from None
-  return explore_run.Job(cfg, tokenizer, parameters, encoded, functions)
+  return explore_run.Job(cfg, tokenizer, parameters, encoded, edits)
 
 
 def _dry_run(job: "Job | None") -> None:
@@ -160,7 +176,7 @@ def _dry_run(job: "Job | None") -> None:
   if job is None:
     print(f"          {registry.would_fetch(MODEL.value)}")
     return
-  cfg, size, count = job.cfg, len(job.ids), len(job.functions)
+  cfg, size, count = job.cfg, len(job.ids), len(job.names)
   most = explore.page_bytes(cfg, size, count, JACOBIAN.value)
   columns = [list(range(size))] * count if JACOBIAN.value else []
   jacobian = ", and their Jacobians after every layer" if columns else ""
@@ -168,7 +184,7 @@ def _dry_run(job: "Job | None") -> None:
     f"          {cfg.n_layers} layers x {cfg.n_heads} heads, "
     f"{job.parameters:,} parameters\n"
     f"maps      {size} x {size} tokens of every head, "
-    f"{' and '.join(job.functions)}{jacobian}\n"
+    f"{' and '.join(job.names)}{jacobian}\n"
     f"position 0  {prompts.name(job.tokenizer, job.ids[0])}\n"
     f"{job.encoded.plan()}"
     f"page      at most {most / 1e6:.1f} of {explore.LIMIT / 1e6:g} MB; "
@@ -196,10 +212,11 @@ def _make(
       out, job, weights["sha256"], overwrite=OVERWRITE.value
     )
   model = sinkjax.load(MODEL.value)
+  functions, about = job.functions(model.params)
   if partial is not None:
-    jacobians = explore_run.jacobians(job, model, partial)
-  seen = _measure(job, model, jacobians)
-  data = _summary(job, seen, weights, request)
+    jacobians = explore_run.jacobians(job, functions, model.params, partial)
+  seen = _measure(job, functions, model, jacobians)
+  data = {**_summary(job, seen, weights, request), **about}
   page = _page(job, seen, data)
   earlier = 0.0 if partial is None else partial.seconds
   data["seconds"] = time.perf_counter() - start + earlier
@@ -213,19 +230,17 @@ def _make(
   return artifacts.plain(data)
 
 
-def _measure(job: "Job", model: "Model", jacobians: Any) -> "Exploration":
+def _measure(
+  job: "Job", functions: dict[str, Any], model: "Model", jacobians: Any
+) -> "Exploration":
   from tqdm import tqdm
 
   from sinkjax.analysis import exploration
 
-  steps = exploration.STEPS * len(job.functions)
+  steps = exploration.STEPS * len(functions)
   with tqdm(total=steps, desc="heads", unit="step", leave=False) as bar:
     return exploration.measure(
-      job.functions,
-      model.params,
-      job.ids,
-      jacobians=jacobians,
-      progress=bar.update,
+      functions, model.params, job.ids, jacobians=jacobians, progress=bar.update
     )
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 import sinkjax
-from launch import app, prompts, resume
+from launch import app, edit_flag, prompts, resume
 from launch.jacobian_run import COMPILATION
 from sinkjax import artifacts
 from sinkjax.analysis import exploration
-from sinkjax.analysis.sensitivity import Columns
+from sinkjax.analysis.sensitivity import AS_IT_IS, Columns
 from sinkjax.analysis.sensitivity_config import work
 from sinkjax.config import ModelConfig
+from sinkjax.transforms.edit_grammar import combined
 from sinkjax.transforms.jacobian_engine import SelfCheckError
 from sinkjax.transforms.jacobian_plan import matmul_rate
-from sinkjax.weights.registry import Model
 
 PASSES = 5
 """Seconds that compiling and running a condition takes on two CPU cores, for a
@@ -34,19 +34,33 @@ class Job:
     tokenizer: its tokenizer.
     parameters: how many it has.
     encoded: the text, and what is put before it.
-    functions: what is compared, by name.
+    edits: of --edit.
   """
 
   cfg: ModelConfig
   tokenizer: Any
   parameters: int
   encoded: prompts.Encoded
-  functions: dict[str, Callable]
+  edits: tuple[Any, ...]
 
   @property
   def ids(self) -> list[int]:
     """The text's."""
     return self.encoded.ids[0]
+
+  @property
+  def names(self) -> list[str]:
+    """Of what is compared."""
+    return [AS_IT_IS, *([edit_flag.text(self.edits)] if self.edits else [])]
+
+  def functions(
+    self, params: Any
+  ) -> tuple[dict[str, Callable], dict[str, str]]:
+    """(what is compared, by name; what the record says of the edit)."""
+    edits, about = edit_flag.resolved(self.edits, params, self.cfg, [self.ids])
+    by_site = combined(edits, self.cfg)
+    plain = sinkjax.forward(self.cfg)
+    return exploration.conditions(plain, by_site, self.names[-1]), about
 
   def seconds(self, columns: list[list[int]]) -> float:
     """About how long it takes.
@@ -54,7 +68,7 @@ class Job:
     Args:
       columns: of each Jacobian, those still to be computed.
     """
-    passes = PASSES * len(self.functions) * max(1, self.parameters / 135e6)
+    passes = PASSES * len(self.names) * max(1, self.parameters / 135e6)
     config, size = exploration.JACOBIAN, len(self.ids)
     works = [work(self.cfg, config, size, part) for part in columns if part]
     if not works:
@@ -74,19 +88,19 @@ def partial(
     weights: the SHA-256 of the model's bytes.
     overwrite: as for `resume.Partial`.
   """
-  size, layers, count = len(job.ids), job.cfg.n_layers, len(job.functions)
+  size, layers, count = len(job.ids), job.cfg.n_layers, len(job.names)
   maps = {f"map_{i}": Columns.none(size, layers) for i in range(count)}
   mark = {
     "weights": weights,
     "ids": job.ids,
-    "conditions": list(job.functions),
+    "conditions": job.names,
     "version": sinkjax.__version__,
   }
   return resume.Partial(out, mark, maps, overwrite=overwrite)
 
 
 def jacobians(
-  job: Job, model: Model, partial: resume.Partial
+  job: Job, functions: dict[str, Callable], params: Any, partial: resume.Partial
 ) -> dict[str, np.ndarray]:
   """The maps of every function, column by column; those there are kept."""
   left = [columns.missing() for columns in partial.maps.values()]
@@ -99,12 +113,12 @@ def jacobians(
   found = {}
   try:
     for (name, fn), columns in zip(
-      job.functions.items(), partial.maps.values(), strict=True
+      functions.items(), partial.maps.values(), strict=True
     ):
       with artifacts.bar(f"Jacobian, {name}") as progress:
         found[name] = exploration.jacobian(
           fn,
-          model.params,
+          params,
           job.ids,
           columns=columns,
           finished=lambda: partial.save(now=False),
