@@ -308,8 +308,8 @@ def _show(data: dict[str, Any], out: pathlib.Path) -> None:
     scores = [x for layer in one["sink_scores"] for x in layer]
     sinks = "" if one["sinks"] is None else f", {len(one['sinks'])} sinks found"
     print(
-      f"{one['name']:<18} loss {one['loss']:.3f} nats, mean sink score "
-      f"{sum(scores) / len(scores):.3f}{sinks}"
+      f"loss {one['loss']:.3f} nats, mean sink score "
+      f"{sum(scores) / len(scores):.3f}{sinks}: {one['name']}"
     )
   size = (out / PAGE).stat().st_size / 1e6
   print(f"\nPage: {out / PAGE}  ({size:.1f} MB, {data['seconds']:.1f} s)")

@@ -192,10 +192,10 @@ def render(
     notes: what the reader must know, a line each.
     command: what makes the page again.
     details: versions, device and the like, by name.
-    carriers: who carries the Jacobian from one token to another, by layer, to
-      be shown for a pair that is chosen on its map:
-      `{"names": [C], "conditions": [array [C, L, T, T], ...]}`, one array a
-      condition, numbers of any sign, zero for s > t.
+    carriers: who carries the Jacobian from one token to another, shown for a
+      pair that is chosen on its map, in the layer that is open: "rows", the R
+      target tokens, and "conditions", for each a mapping from a carrier's name
+      to its share, [L, R, T], or [L, H, R, T] of heads.
   """
   data = {
     "title": title,
@@ -220,7 +220,13 @@ def render(
     script="\n".join(map(_read, SCRIPTS)),
     data=_for_script(text),
   )
-  return Page(printable(page))
+  page = printable(page)
+  if len(page.encode()) > LIMIT:  # `require_room` does not count carriers
+    raise ValueError(
+      f"the page has {len(page.encode()) / 1e6:.1f} MB, more than "
+      f"{LIMIT / 1e6:g}: take fewer tokens, or fewer rows of carriers"
+    )
+  return Page(page)
 
 
 def _condition(one: Condition) -> dict[str, Any]:
@@ -247,12 +253,21 @@ def _condition(one: Condition) -> dict[str, Any]:
 
 
 def _carriers(carriers: Mapping[str, Any]) -> dict[str, Any]:
-  every = [np.asarray(one) for one in carriers["conditions"]]
-  rows = np.tril_indices(every[0].shape[-1])
-  return {
-    "names": list(carriers["names"]),
-    "conditions": [packed(one[..., *rows], np.float32) for one in every],
-  }
+  """The same with an array [carriers, L, R, T] for each condition."""
+  names, arrays = [], []
+  for one in carriers["conditions"]:
+    found = {}
+    for name, shares in one.items():
+      shares = np.asarray(shares)
+      if shares.ndim == 3:
+        found[name] = shares
+        continue
+      for head in range(shares.shape[1]):
+        found[f"head {head}, {name}"] = shares[:, head]
+    names = list(found)
+    arrays.append(packed(np.stack(list(found.values())), np.float16))
+  rows = [int(row) for row in carriers["rows"]]
+  return {"names": names, "rows": rows, "conditions": arrays}
 
 
 def packed(values: Any, dtype: Any) -> dict[str, Any]:

@@ -39,3 +39,16 @@ def exploration() -> Exploration:
   """As it is, and with less attention on the first token."""
   plain, edited = condition("as it is", 0, 1.0), condition(EDIT, 1, 0.0)
   return Exploration(list(range(3, 3 + LENGTH)), [plain, edited])
+
+
+def carriers() -> dict:
+  """Of the pairs with the two last tokens as targets."""
+  random = np.random.default_rng(5)
+  rows = [LENGTH - 2, LENGTH - 1]
+  shape = (LAYERS, len(rows), LENGTH)
+
+  def one() -> dict:
+    heads = random.uniform(0.1, 1, (LAYERS, HEADS, *shape[1:]))
+    return {"mlp": random.uniform(-1, -0.1, shape), "values": heads}
+
+  return {"rows": rows, "conditions": [one(), one()]}

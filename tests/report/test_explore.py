@@ -276,18 +276,20 @@ def test_a_notebook_gets_the_same_page(tmp_path):
 
 
 def test_carriers_are_kept():
-  random = np.random.default_rng(0)
-  each = np.tril(random.standard_normal((2, 3, 7, 7)))
+  given = explored.carriers()
   page = explore.render(
-    explored.exploration(),
-    explored.TEXTS,
-    title="t",
-    carriers={"names": ["head 0", "MLP"], "conditions": [each, -each]},
+    explored.exploration(), explored.TEXTS, title="t", carriers=given
   )
   found = explore.read(page.html)["carriers"]
-  assert found["names"] == ["head 0", "MLP"]
-  for sign, one in zip((1, -1), found["conditions"], strict=True):
-    np.testing.assert_allclose(triangles(one, 7), sign * each, rtol=1e-6)
+  heads = [f"head {i}, values" for i in range(explored.HEADS)]
+  assert found["names"] == ["mlp", *heads] and found["rows"] == [5, 6]
+  for one, array in zip(given["conditions"], found["conditions"], strict=True):
+    kept = explore.unpacked(array)
+    np.testing.assert_allclose(kept[0], one["mlp"], rtol=2.0**-11)
+    for head in range(explored.HEADS):
+      np.testing.assert_allclose(
+        kept[1 + head], one["values"][:, head], rtol=2.0**-11
+      )
 
 
 def test_data_of_a_page_is_strict_json():

@@ -34,15 +34,12 @@ def tab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
   """Of the made-up page."""
-  random = np.random.default_rng(5)
-  shape = (2, explored.LAYERS, explored.LENGTH, explored.LENGTH)
-  each = np.tril(random.standard_normal(shape))
   page = explore.render(
     explored.exploration(),
     explored.TEXTS,
     title="A page",
     command="python -m launch.explore",
-    carriers={"names": ["head 0", "MLP"], "conditions": [each, -each]},
+    carriers=explored.carriers(),
   )
   path = page.save(tmp_path_factory.mktemp("page") / "explore.html")
   return path.as_uri()
@@ -256,8 +253,15 @@ def test_the_jacobian_and_who_carries_a_pair(page):
   plain, edited = (float(one[1, 5, 2]) for one in maps)
   assert f"{four(plain)} as it is, {four(edited)} edited" in said
   assert said.endswith(f"× {four(edited / plain)}")
-  assert "Carriers of the pair in layer 1" in tab.text("#carriers")
+  said = tab.text("#carriers")
+  assert said.startswith("Who carries the pair in layer 1")
+  for one in explored.carriers()["conditions"]:
+    assert four(np.float16(one["mlp"][1, 0, 2])) in said
+    assert four(np.float16(one["values"][1, 3, 0, 2])) in said
   assert tab.run("location.hash") == "#map=jacobian&head=1.0&pair=5.2"
+  tab.click(*cell(tab, 4, 2))  # whose carriers are not there
+  assert tab.run("document.getElementById('carriers').hidden")
+  tab.click(*cell(tab, 6, 2))
   tab.key("4")
   tab.hover(*cell(tab, 4, 1))
   assert tab.run("sinkjax.large[0].map[place(4, 1)]") == pytest.approx(

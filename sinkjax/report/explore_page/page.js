@@ -1,3 +1,5 @@
+const LARGEST = 12; // carriers of a pair that are listed
+
 // The page: parts are made once and drawn again where what they show changed.
 
 function radios(id, choices, chosen, pick) {
@@ -277,24 +279,28 @@ class Page {
     box.replaceChildren(...parts);
   }
 
-  // Who carries the Jacobian between the two tokens of a pair, by layer; the
-  // page has this where `render(carriers=...)` was given. Not drawn from a
-  // framework: a table of the largest, for the layer that is open.
+  // Who carries the Jacobian between the two tokens of a pair, the largest
+  // first; a page has this where `render(carriers=...)` was given.
   carriers() {
-    const { kind, layer, view } = this.store.state, box = byId("carriers");
-    const { carriers } = this.page, pair = this.store.state.pair;
-    box.hidden = !carriers || kind !== "jacobian" || !pair;
+    const { kind, layer, pair } = this.store.state, box = byId("carriers");
+    const { carriers } = this.page;
+    const row = carriers && pair ? carriers.rows.indexOf(pair[0]) : -1;
+    box.hidden = kind !== "jacobian" || row < 0;
     if (box.hidden) return;
-    const { shape, data } = carriers.conditions[view === "edited" ? 1 : 0];
-    const [, layers, cells] = shape, at = layer ?? layers - 1;
-    const found = carriers.names.map((name, c) => [
-      name, data[(c * layers + at) * cells + place(...pair)]]);
-    found.sort(([, a], [, b]) => Math.abs(b) - Math.abs(a));
-    const rows = found.slice(0, 12).map(([name, value]) => element(
-      "tr", {}, element("td", {}, name), element("td", {}, number(value))));
+    const at = layer ?? this.maps.layers - 1, { names, rows } = carriers;
+    const each = carriers.conditions.map(({ data }) => (c) => data[
+      ((c * this.maps.layers + at) * rows.length + row) * this.maps.length
+      + pair[1]]);
+    const size = (c) => Math.max(...each.map((share) => Math.abs(share(c))));
+    const order = names.map((_, c) => c).sort((a, b) => size(b) - size(a));
+    const header = ["carrier", ...this.maps.conditions.map((one) => one.name)];
+    const line = (tag, texts) => element(
+      "tr", {}, ...texts.map((text) => element(tag, {}, text)));
     box.replaceChildren(
-      element("h3", {}, `Carriers of the pair in layer ${at}`),
-      element("table", {}, ...rows));
+      element("h3", {}, `Who carries the pair in layer ${at}: signed shares`),
+      element("table", {}, line("th", header), ...order.slice(0, LARGEST).map(
+        (c) => line("td", [
+          names[c], ...each.map((share) => number(share(c)))]))));
   }
 }
 
