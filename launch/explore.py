@@ -178,6 +178,7 @@ def _dry_run(job: "Job | None") -> None:
     return
   cfg, size, count = job.cfg, len(job.ids), len(job.names)
   most = explore.page_bytes(cfg, size, count, JACOBIAN.value)
+  room = min(cfg.max_len, explore.most_tokens(cfg, count, JACOBIAN.value))
   columns = [list(range(size))] * count if JACOBIAN.value else []
   jacobian = ", and their Jacobians after every layer" if columns else ""
   print(
@@ -188,7 +189,7 @@ def _dry_run(job: "Job | None") -> None:
     f"position 0  {prompts.name(job.tokenizer, job.ids[0])}\n"
     f"{job.encoded.plan()}"
     f"page      at most {most / 1e6:.1f} of {explore.LIMIT / 1e6:g} MB; "
-    f"{explore.most_tokens(cfg, count, JACOBIAN.value)} tokens would fit\n"
+    f"{room} tokens would fit\n"
     f"time      about {app.duration(job.seconds(columns))}, compilation "
     "included\n"
     f"writes    nothing (dry run); else to {OUT.value or '--out'}"

@@ -98,7 +98,8 @@ class Grid {
     pen.scale(pixels, pixels);
     pen.font = "10.5px system-ui, sans-serif";
     if (table) this.labels(pen);
-    let most = 0;
+    // Shares of attention are shares of the bar; outputs have no such whole.
+    let most = sort === "output" ? 0 : 1;
     for (const x of this.values ?? []) most = Math.max(most, Math.abs(x));
     const ink = Object.fromEntries(["rule", "link", "muted"].map(
       (name) => [name, this.color(`--${name}`)]));

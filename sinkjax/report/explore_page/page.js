@@ -159,6 +159,9 @@ class Page {
     if (maps) this.drawMaps();
     else this.drawOver();
     if (maps || any("token", "pair", "pointed")) this.strip.draw();
+    const { token, pair } = this.store.state;
+    if (names.has("pair") && pair) this.strip.show(pair[0]);
+    else if (names.has("token") && token !== null) this.strip.show(token);
     this.readout();
     this.carriers();
     if (names.has("kind")) mark("choose-map", this.store.state.kind);
@@ -169,7 +172,7 @@ class Page {
 
   drawAll() {
     this.grid.draw();
-    this.draw(new Set(["kind", "view", "layer", "pointed"]));
+    this.draw(new Set(["kind", "view", "layer", "token", "pair"]));
   }
 
   drawMaps() {

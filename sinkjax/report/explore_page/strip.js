@@ -75,6 +75,16 @@ class Strip {
     next.focus();
   }
 
+  // Scrolls the text, not the page, to a token.
+  show(token) {
+    const { offsetTop, offsetHeight } = this.tokens[token], { box } = this;
+    const top = offsetTop - box.offsetTop;
+    if (top < box.scrollTop
+      || top + offsetHeight > box.scrollTop + box.clientHeight) {
+      box.scrollTop = top - box.clientHeight / 2;
+    }
+  }
+
   // The nearest token a line above or below.
   above(token, step) {
     const place = (one) => one.getBoundingClientRect();
