@@ -4,7 +4,7 @@
 
 writes to --out:
 
-  explore.html   the page, self-contained, for any browser of 2023 or later
+  explore.html   the page, self-contained, for any browser of 2024 or later
   summary.json   what was asked for, sink scores by head, found sinks, loss
 
 The text is a strip of tokens: point at one, and what it reads and what reads

@@ -1,6 +1,6 @@
 """A page to explore the attention of one text: every head, one HTML file.
 
-The file needs nothing but itself and a browser of 2023 or later. Arrays are in
+The file needs nothing but itself and a browser of 2024 or later. Arrays are in
 it as base64 of deflated bytes, attention in float16; tokens and all other text
 are JSON that no token can end, and the page shows them as text alone.
 """

@@ -314,6 +314,6 @@ readPage().then((page) => {
   failed.hidden = false;
   failed.textContent = "DecompressionStream" in globalThis
     ? `This page cannot be drawn: ${error.message}`
-    : "This page needs a browser of 2023 or later.";
+    : "This page needs a browser of 2024 or later.";
   throw error;
 });
