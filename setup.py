@@ -32,7 +32,8 @@ setuptools.setup(
   packages=setuptools.find_packages(include=["sinkjax*", "launch*"]),
   package_data={
     "sinkjax.experiments.harness": ["*.json"],
-    "sinkjax.report": ["*.j2", "explore_page/*"],
+    "sinkjax.report": ["*.j2"],
+    "sinkjax.report.explore": ["assets/*"],
   },
   install_requires=[
     "absl-py",

@@ -1,7 +1,7 @@
 """Draws docs/_static/explore.png: a page to explore, as Chromium shows it.
 
-  python -m launch.explore --model=smollm2-135m --max_tokens=32 --out=out/page
-  PYTHONPATH=tests/helpers python docs/explore_picture.py out/page/explore.html
+python -m launch.explore --model=smollm2-135m --max_tokens=32 --out=out/page
+PYTHONPATH=tests/helpers python docs/explore_picture.py out/page/explore.html
 """
 
 import io

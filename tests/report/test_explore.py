@@ -15,6 +15,7 @@ import pytest
 import sinkjax
 from sinkjax.analysis import exploration
 from sinkjax.report import explore
+from sinkjax.report.explore import page as page_module
 from sinkjax.transforms.jacobian import jacobian_norms
 
 HALF = {"rtol": 2.0**-11, "atol": 2.0**-25}
@@ -197,9 +198,9 @@ def test_a_page_is_no_larger_than_foretold():
     jacobian=random.standard_normal((layers, length, length)),
   )
   cfg = sinkjax.TINY.replace(n_layers=layers, n_heads=heads, n_kv_heads=heads)
-  arrays = explore._condition(one)["arrays"].values()
+  arrays = page_module._condition(one)["arrays"].values()
   data = sum(len(array["data"]) for array in arrays)
-  empty = explore.page_bytes(cfg, 0, 1, True) + explore.A_TOKEN * length
+  empty = explore.page_bytes(cfg, 0, 1, True) + page_module.A_TOKEN * length
   foretold = explore.page_bytes(cfg, length, 1, True) - empty
   # Beside the scores and shares, which a page without tokens counts already.
   assert 0.9 * foretold < data < foretold + 8 * layers * heads * 1.34
@@ -208,7 +209,7 @@ def test_a_page_is_no_larger_than_foretold():
   rest = len(page.encode()) - sum(
     len(array["data"]) for one in found for array in one["arrays"].values()
   )
-  assert rest < explore.OVERHEAD
+  assert rest < page_module.OVERHEAD
 
 
 class Tags(HTMLParser):

@@ -1,15 +1,8 @@
-"""A page to explore the attention of one text: every head, one HTML file.
+"""The page: how large it may be, and what stands in it."""
 
-The file needs nothing but itself and a browser of 2024 or later. Arrays are in
-it as base64 of deflated bytes, attention in float16; tokens and all other text
-are JSON that no token can end, and the page shows them as text alone.
-"""
-
-import base64
 import dataclasses
 import html
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,9 +14,10 @@ from sinkjax import artifacts
 from sinkjax.analysis import exploration
 from sinkjax.analysis.exploration import EDIT, Condition, Exploration
 from sinkjax.config import ModelConfig
+from sinkjax.report.explore.packing import for_script, packed
 from sinkjax.report.html import printable
 
-FOLDER = Path(__file__).with_name("explore_page")
+FOLDER = Path(__file__).with_name("assets")
 SCRIPTS = (
   "data.js",
   "scales.js",
@@ -218,7 +212,7 @@ def render(
     title=title,
     style=_read("page.css"),
     script="\n".join(map(_read, SCRIPTS)),
-    data=_for_script(text),
+    data=for_script(text),
   )
   page = printable(page)
   if len(page.encode()) > LIMIT:  # `require_room` does not count carriers
@@ -268,54 +262,6 @@ def _carriers(carriers: Mapping[str, Any]) -> dict[str, Any]:
     arrays.append(packed(np.stack(list(found.values())), np.float16))
   rows = [int(row) for row in carriers["rows"]]
   return {"names": names, "rows": rows, "conditions": arrays}
-
-
-def packed(values: Any, dtype: Any) -> dict[str, Any]:
-  """An array as the page reads it.
-
-  Bytes of one significance stand together, as they deflate better: a third of
-  those of attention's exponents is left. What exceeds float16 becomes its
-  largest number.
-  """
-  values = np.asarray(values, np.float64)
-  most = np.finfo(dtype).max
-  array = np.clip(values, -most, most).astype(np.dtype(dtype).newbyteorder("<"))
-  flat = np.frombuffer(array.tobytes(), np.uint8)
-  planes = flat.reshape(-1, array.itemsize).T.tobytes()
-  return {
-    "shape": array.shape,
-    "bytes": array.itemsize,
-    "data": base64.b64encode(zlib.compress(planes, 9)).decode("ascii"),
-  }
-
-
-def unpacked(array: Mapping[str, Any]) -> np.ndarray:
-  """The array of `packed`, as float16 or float32.
-
-  >>> unpacked(packed([[1.0, 0.5], [0.25, 0.0]], np.float16)).tolist()
-  [[1.0, 0.5], [0.25, 0.0]]
-  """
-  planes = zlib.decompress(base64.b64decode(array["data"]))
-  size = array["bytes"]
-  flat = np.frombuffer(planes, np.uint8).reshape(size, -1).T.tobytes()
-  return np.frombuffer(flat, f"<f{size}").reshape(array["shape"])
-
-
-def read(page: str) -> dict[str, Any]:
-  """The data of a page, for who wants the numbers back.
-
-  Args:
-    page: `Page.html`, or the text of a file.
-  """
-  _, _, rest = page.partition('<script type="application/json" id="data">')
-  return json.loads(rest.partition("</script>")[0])
-
-
-def _for_script(text: str) -> str:
-  """JSON that ends no script and starts no comment in it."""
-  for sign in "<>&":
-    text = text.replace(sign, f"\\u{ord(sign):04x}")
-  return text
 
 
 def _read(name: str) -> str:
