@@ -20,7 +20,7 @@ from sinkjax.metrics.precision import wide
 from sinkjax.metrics.sinks import sink_score
 from sinkjax.models.blocks import Block
 from sinkjax.models.layerwise import Params, as_layers, methods_of
-from sinkjax.models.transformer import check_tokens
+from sinkjax.models.transformer import check_tokens, forward
 from sinkjax.taps import Tapper, Taps
 from sinkjax.transforms.attention_edits import knockout
 from sinkjax.transforms.capture import capture
@@ -107,6 +107,7 @@ def measure(
   tokens: Sequence[int],
   *,
   jacobians: Mapping[str, np.ndarray] | None = None,
+  sinks: bool = True,
   progress: Callable[[int], Any] = lambda done: None,
 ) -> Exploration:
   """Everything that the page shows.
@@ -116,6 +117,8 @@ def measure(
     params: the model's parameters.
     tokens: one text [T], of at least two tokens.
     jacobians: of `jacobian`, by name, if wanted.
+    sinks: whether they are looked for, which takes most of the time where the
+      rest is compiled.
     progress: called with 1 after each step, `STEPS` times a function.
 
   Raises:
@@ -135,7 +138,9 @@ def measure(
     progress(1)
     written = _written(fn, params, ids, seen)
     progress(1)
-    sinks = find_sinks(fn, params, ids).sinks if _by_rows(fn) else None
+    at = None
+    if sinks and _by_rows(fn):
+      at = find_sinks(fn, params, ids).sinks
     progress(1)
     found.append(
       Condition(
@@ -144,7 +149,7 @@ def measure(
         seen["value"],
         written,
         float(seen["nll"]),
-        sinks,
+        at,
         None if jacobians is None else np.asarray(jacobians[name]),
       )
     )
@@ -182,10 +187,17 @@ def _same(x: Array) -> Array:
   return x
 
 
-def _seen(fn: Callable, params: Params, ids: np.ndarray) -> dict[str, Any]:
-  """What observers see, by name, without the axis of texts."""
+@functools.partial(jax.jit, static_argnames="cfg")
+def _run(
+  cfg: ModelConfig, edits: Mapping[str, Any], params: Params, tokens: Array
+) -> dict[str, Array]:
+  """What observers see, and the loss.
+
+  Edits are arguments, so that another value of the same edit, as a slider
+  gives it, is not compiled again.
+  """
   watched = capture(
-    fn,
+    intervene(forward(cfg), edits),
     {
       "pattern": ("pattern", wide),
       "value": ("v", lambda v: jnp.swapaxes(token_norms(v), 1, 2)),
@@ -194,14 +206,15 @@ def _seen(fn: Callable, params: Params, ids: np.ndarray) -> dict[str, Any]:
       "size": ("resid_mid", token_norms),
     },
   )
+  out = watched(params, tokens)
+  return {**out.trace, "nll": token_nll(out.logits, tokens)}
 
-  @jax.jit
-  def run(params: Params, tokens: Array) -> dict[str, Array]:
-    out = watched(params, tokens)
-    return {**out.trace, "nll": token_nll(out.logits, tokens)}
 
-  # Under jit the ids are traced, and could not be checked.
-  out = run(params, check_tokens(fn.cfg, ids[None]))
+def _seen(fn: Callable, params: Params, ids: np.ndarray) -> dict[str, Any]:
+  """The same by name, without the axis of texts."""
+  # Under jit the ids are traced, and neither they nor edits could be checked.
+  cfg, edits = taken_apart(fn, ids)
+  out = _run(cfg, edits, params, check_tokens(cfg, ids[None]))
   seen = {
     name: np.asarray(x)[0] if name == "nll" else np.asarray(x)[:, 0]
     for name, x in out.items()
