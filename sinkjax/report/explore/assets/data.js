@@ -48,8 +48,9 @@ async function unpacked(array) {
 }
 
 // The page's data with every array unpacked in its place.
-async function readPage() {
-  const page = JSON.parse(document.getElementById("data").textContent);
+async function readPage(
+  text = document.getElementById("data").textContent) {
+  const page = JSON.parse(text);
   for (const condition of page.conditions) {
     const names = Object.keys(condition.arrays);
     const arrays = await Promise.all(

@@ -12,7 +12,6 @@ class Grid {
     this.box = byId("grid");
     this.canvas = byId("grid-canvas");
     this.small = document.createElement("canvas");
-    this.small.width = this.small.height = maps.length;
     const at = (event) => this.cellAt(event);
     this.canvas.addEventListener("pointermove", (event) => {
       if (event.pointerType === "mouse") this.hover(at(event), event);
@@ -85,6 +84,7 @@ class Grid {
 
   draw() {
     const { store, maps } = this, { kind, sort, token } = store.state;
+    this.small.width = this.small.height = maps.length;
     Object.assign(this, this.arranged());
     this.layOut();
     const { columns, cell, height, left, top, rows, table } = this.plan;

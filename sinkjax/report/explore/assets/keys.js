@@ -39,11 +39,11 @@ function listenToKeys({ maps, store, grid, help, theme, larger }) {
     does[i + 1] = () => (maps.compared || !i) && store.set({ view });
   });
   addEventListener("keydown", (event) => {
-    const own = event.target.closest?.(
-      "select, textarea, dialog, input[type=radio]");
+    const inside = (some) => event.target.closest?.(some);
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (own && event.key !== "?" && !/^[a-z1-4]$/.test(event.key)) return;
-    if (event.target.closest?.("select, dialog")) return;
+    if (inside("select, textarea, dialog, input[type=range]")) return;
+    // Arrows choose among radio buttons.
+    if (inside("input[type=radio]") && event.key.startsWith("Arrow")) return;
     const action = does[event.key];
     if (!action) return;
     event.preventDefault();

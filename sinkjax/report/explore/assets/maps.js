@@ -4,7 +4,9 @@
 const place = (t, s) => (t * (t + 1)) / 2 + s;
 
 class Maps {
-  constructor(page) {
+  constructor(page) { this.load(page); }
+
+  load(page) {
     this.conditions = page.conditions;
     this.length = page.tokens.length;
     this.layers = page.conditions[0].layers;

@@ -132,6 +132,23 @@ class Page {
       "details", {}, element("summary", {}, "Details"), list));
   }
 
+  // Other numbers, perhaps of another text; what is open stays open.
+  replace({ tokens, conditions, subtitle }) {
+    Object.assign(this.page, { tokens, conditions, subtitle });
+    this.maps.load(this.page);
+    byId("subtitle").textContent = subtitle;
+    const { token, pair, sort } = this.store.state, { length } = this.maps;
+    const lost = token !== null && token >= length;
+    this.strip.fill();
+    this.shown = null;
+    Object.assign(this.store.state, {
+      pointed: null, token: lost ? null : token,
+      sort: lost && sort === "token" ? "layer" : sort,
+      pair: pair && pair[0] < length ? pair : null,
+    });
+    this.drawAll();
+  }
+
   enlarge() {
     this.enlarged = !this.enlarged;
     byId("larger").setAttribute("aria-pressed", String(this.enlarged));
@@ -309,6 +326,7 @@ class Page {
 
 readPage().then((page) => {
   globalThis.sinkjax = new Page(page);
+  if (byId("live")) globalThis.live = new Live(globalThis.sinkjax);
 }).catch((error) => {
   const failed = byId("failed");
   failed.hidden = false;

@@ -17,17 +17,7 @@ class Strip {
     Object.assign(this, { page, maps, store, theme });
     this.box = byId("strip");
     this.caption = byId("strip-caption");
-    this.tokens = page.tokens.map(({ text }, i) => {
-      const token = element("button", {
-        type: "button", class: "token", role: "option", tabindex: "-1",
-        "aria-selected": "false",
-      });
-      token.textContent = shown(text);
-      token.dataset.at = i;
-      return token;
-    });
-    this.tokens[0].tabIndex = 0;
-    this.box.append(...this.tokens);
+    this.fill();
     const at = (event) => {
       const token = event.target.closest?.(".token");
       return token ? Number(token.dataset.at) : null;
@@ -45,6 +35,20 @@ class Strip {
       if (token !== null) this.choose(token);
     });
     this.box.addEventListener("keydown", (event) => this.key(event, at(event)));
+  }
+
+  fill() {
+    this.tokens = this.page.tokens.map(({ text }, i) => {
+      const token = element("button", {
+        type: "button", class: "token", role: "option", tabindex: "-1",
+        "aria-selected": "false",
+      });
+      token.textContent = shown(text);
+      token.dataset.at = i;
+      return token;
+    });
+    this.tokens[0].tabIndex = 0;
+    this.box.replaceChildren(...this.tokens);
   }
 
   point(token) {
