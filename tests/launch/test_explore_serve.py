@@ -108,11 +108,11 @@ def test_a_port_that_is_taken_is_an_error(live, port):
 @pytest.mark.skipif(not browser.PROGRAM, reason="needs Chromium")
 def test_a_text_is_typed_and_the_slider_moved(port, tmp_path):
   tab = browser.Browser(tmp_path / "profile")
-  idle = "live && !live.busy && !live.again"
+  idle = "!served.busy && !served.again"
   try:
     tab.size(1280, 800)
     tab.prefers("light")
-    tab.open(f"http://localhost:{port}/#head=1.2", "globalThis.live")
+    tab.open(f"http://localhost:{port}/#head=1.2", "globalThis.served")
     assert tab.text("#title") == "Attention of tiny"
     assert tab.text("#live-said").endswith("+0. Edit: graded key=0 by=1")
     shown = "[...document.querySelectorAll('.token')].map((x) => x.innerText)"

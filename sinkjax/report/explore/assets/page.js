@@ -326,7 +326,7 @@ class Page {
 
 readPage().then((page) => {
   globalThis.sinkjax = new Page(page);
-  if (byId("live")) globalThis.live = new Live(globalThis.sinkjax);
+  if (byId("live")) globalThis.served = new Live(globalThis.sinkjax);
 }).catch((error) => {
   const failed = byId("failed");
   failed.hidden = false;
