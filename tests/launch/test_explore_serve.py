@@ -138,6 +138,7 @@ def test_a_text_is_typed_and_the_slider_moved(port, tmp_path):
     tab.click(right - 3, (top + bottom) / 2)
     tab.wait(idle)
     assert tab.text("#live-value") == "4"
+    assert tab.run("sinkjax.store.state.view") == "edited"
     assert tab.text("#live-said").endswith("graded key=0 by=4 layer=1 head=2")
     plain, edited = tab.run(
       "sinkjax.maps.conditions.map((x) => [...x.arrays.scores.data])"

@@ -41,9 +41,9 @@ function listenToKeys({ maps, store, grid, help, theme, larger }) {
   addEventListener("keydown", (event) => {
     const inside = (some) => event.target.closest?.(some);
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (inside("select, textarea, dialog, input[type=range]")) return;
-    // Arrows choose among radio buttons.
-    if (inside("input[type=radio]") && event.key.startsWith("Arrow")) return;
+    if (inside("select, textarea, dialog")) return;
+    // Arrows choose among radio buttons and move sliders.
+    if (inside("input") && event.key.startsWith("Arrow")) return;
     const action = does[event.key];
     if (!action) return;
     event.preventDefault();

@@ -12,6 +12,9 @@ class Live {
     });
     byId("live-by").addEventListener("input", (event) => {
       byId("live-value").textContent = event.target.value;
+      // What the slider does should be seen.
+      const { store } = page;
+      if (store.state.view === "plain") store.set({ view: "edited" });
       this.ask();
     });
     byId("live-where").addEventListener("change", () => this.ask());
