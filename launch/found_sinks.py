@@ -1,4 +1,4 @@
-"""--find_sinks of `launch.analyze`: the table and the masks of every sink."""
+"""--find_sinks and --mask_out of `launch.analyze`: every sink, and masks."""
 
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,54 @@ FIND_SINKS = flags.DEFINE_bool(
   "masks for whoever must treat such tokens apart, to sink_masks.npz (ids_0, "
   "mask_0 of the first text, and so on). Costs a second pass.",
 )
+MASK_OUT = flags.DEFINE_string(
+  "mask_out",
+  None,
+  "A file.npz to which the masks of --find_sinks, which it asks for, are "
+  "written besides, for whoever trains sparse autoencoders, quantises or keeps "
+  "caches.",
+)
 SHOWN = 12
 """Rows that are printed; the file has all."""
 
 TABLE, MASKS = "found_sinks.csv", "sink_masks.npz"
+
+
+def asked() -> bool:
+  """Whether sinks are looked for."""
+  return FIND_SINKS.value or bool(MASK_OUT.value)
+
+
+def check(out: pathlib.Path, *, overwrite: bool) -> None:
+  """Refuses a --mask_out that cannot be written, or holds something else.
+
+  Raises:
+    ValueError: naming it.
+  """
+  if not MASK_OUT.value:
+    return
+  path, masks = _mask_out(), out / MASKS
+  if path.suffix != ".npz" or path.is_dir():
+    raise ValueError(f"--mask_out={path} must be a file that ends in .npz")
+  same = masks.is_file() and path.is_file()
+  same = same and path.read_bytes() == masks.read_bytes()
+  if path.exists() and not overwrite and not same:
+    raise ValueError(
+      f"--mask_out={path} exists; choose another file or give --overwrite"
+    )
+
+
+def copy(out: pathlib.Path) -> None:
+  """Writes the masks of a result to --mask_out."""
+  if MASK_OUT.value:
+    from sinkjax import artifacts
+
+    artifacts.write_bytes(_mask_out(), (out / MASKS).read_bytes())
+    print(f"\nMasks: {_mask_out()}")
+
+
+def _mask_out() -> pathlib.Path:
+  return pathlib.Path(MASK_OUT.value).expanduser()
 
 
 def measure(model: "Model", prompts: list[list[int]]) -> "FoundSinks":

@@ -24,8 +24,9 @@ Each experiment gets a folder with result.json, arrays.npz, CSV and PNG files;
 claims.csv, claims.md, summary.json and report.html cover all of them, and the
 first table of the report compares each claim of the paper with what was
 measured here. Complete experiments are not repeated: the same command resumes
-after an interruption, run by run where models are trained, and other
-experiments can be added to the same --out later. --report makes claims and
+after an interruption, after the last finished part of a measurement (a text, a
+batch, a condition) or run where models are trained, and other experiments can
+be added to the same --out later. --report makes claims and
 report.html again from the files in --out and measures nothing.
 
 The same command in another shell shares the runs. Small models do not fill a

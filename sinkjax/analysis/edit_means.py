@@ -13,9 +13,9 @@ from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import Layers
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.edit_grammar import MEAN
 from sinkjax.transforms.edit_values import Means
 from sinkjax.transforms.streaming import stream_statistics
+from sinkjax.transforms.written_edits import MEAN
 
 
 def with_means(

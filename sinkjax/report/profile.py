@@ -14,6 +14,10 @@ from sinkjax.report import figures, html
 
 SCHEMA = 1
 
+MOST_SINKS = 500
+"""Rows of the table of found sinks on the page: long texts may have thousands,
+with which a browser is slow. The CSV file has all."""
+
 NORMS = (
   "hidden_norm_first",
   "hidden_norm_median",
@@ -181,6 +185,7 @@ def _sections(
   eps: float,
 ) -> list[html.Section]:
   share = data["entropy_share"].mean()
+  found = [_found(data["found_sinks"])] if "found_sinks" in data else []
   return [
     html.Section(
       "Sink score of every head",
@@ -211,6 +216,7 @@ def _sections(
         "attention."
       ),
     ),
+    *found,
     html.Section(
       "Every metric",
       body=(
@@ -225,6 +231,43 @@ def _sections(
       table=html.Table(*head_rows(profile)),
     ),
   ]
+
+
+def _found(rows: Sequence[dict[str, Any]]) -> html.Section:
+  """The sinks that were looked for, those of most heads first."""
+  columns = {
+    "text": "text",
+    "position": "position",
+    "token": "token_text",
+    "kind": "kind",
+    "first layer": "first_layer",
+    "last layer": "last_layer",
+    "heads": "heads",
+    "received": "received",
+    "norm": "norm",
+    "cosine": "cosine",
+    "value norm": "value",
+  }
+  ranked = sorted(rows, key=lambda row: (-row["heads"], -row["norm"]))
+  shown = ranked[:MOST_SINKS]
+  of = "" if len(shown) == len(ranked) else f"The first {len(shown)} of them. "
+  return html.Section(
+    f"Sinks found: {len(rows)}",
+    body=(
+      f"{of}Every token that heads attend to, of a massive norm, or of the "
+      "first token's direction while that is a sink. Lasting: the hidden "
+      "state shows it for at least half of the first token's life; passing: "
+      "for less; attention: attention alone shows it. Layers are those after "
+      "which it shows, heads those that give it more than the threshold in any "
+      "layer; received is the most that it gets from a head, norm its largest "
+      "over that of the tokens that are no sinks, cosine that with the first "
+      "token, value norm that of its values over the text's median. "
+      "found_sinks.csv has the same table, sink_masks.npz the masks."
+    ),
+    table=html.Table(
+      list(columns), [[row[key] for key in columns.values()] for row in shown]
+    ),
+  )
 
 
 def _caption_of_the_map(alpha: np.ndarray, eps: float) -> str:

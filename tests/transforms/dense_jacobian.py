@@ -1,7 +1,8 @@
 """Small models, and all their Jacobians by `jax.jacfwd` of the model itself.
 
-Shares nothing with `sinkjax.transforms.residual` or the engine: shifts are
-added by edits of `forward`, and observers see what comes of them.
+`Dense` shares nothing with `sinkjax.transforms.residual` or the engine: shifts
+are added by edits of `forward`, and observers see what comes of them.
+`engine` is the engine's answer in the same form.
 """
 
 import contextlib
@@ -12,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sinkjax
+from sinkjax.models.layerwise import InMemory
 from sinkjax.transforms import jacobian_engine
+from sinkjax.transforms.jacobian import token_jacobian
 
 BASE = sinkjax.ModelConfig(
   vocab_size=32,
@@ -185,3 +188,24 @@ def error(got, want):
   """The largest error, relative to the largest entry of what is wanted."""
   assert got.shape == want.shape
   return np.abs(got - want).max() / (np.abs(want).max() or 1)
+
+
+LENGTH = 5
+"""Tokens of a text whose every pair is looked at."""
+START, END = ("embed", 0), ("resid_post", -1)
+
+
+def engine(f, params, tokens, source=START, target=END, **kw):
+  """[T, T, D, D] of every pair of tokens."""
+  params = InMemory(f.cfg, params) if isinstance(params, dict) else params
+  length, width = len(tokens), f.cfg.d_model
+  blocks = token_jacobian(
+    f, params, tokens, every_pair(length), source=source, target=target, **kw
+  )
+  assert blocks.dtype == np.float64
+  return blocks.reshape(length, length, width, width)
+
+
+def product(after, before):
+  """The chain rule, over every token between."""
+  return np.einsum("tuij,usjk->tsik", after, before)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.transforms.edit_grammar import WORDS, check, parse_edits, written
+from sinkjax.transforms.edit_grammar import check, parse_edits, written
+from sinkjax.transforms.written_edits import WORDS
 
 EXPERTS = sinkjax.TINY.replace(n_experts=2, experts_per_token=1)
 

@@ -149,3 +149,29 @@ def test_neurons_of_layers_without_experts():
   sinkjax.ablate_neurons([(0, 23), (1, 47)]).placed(cfg, 8, "mlp_act")
   with pytest.raises(ValueError, match="neuron 24 .*without experts, of 24"):
     sinkjax.ablate_neurons([(0, 24)]).placed(cfg, 8, "mlp_act")
+
+
+@pytest.mark.thorough
+def test_neurons_of_an_expert_stand_side_by_side():
+  """Without its own an expert writes nothing, and the others as before."""
+  cfg = sinkjax.TINY.replace(
+    n_layers=1, n_experts=3, experts_per_token=2, d_ff=8, shared_d_ff=6
+  )
+  params = sinkjax.init_params(cfg, jax.random.key(0))
+  f, tokens = sinkjax.forward(cfg), jnp.arange(6)[None]
+  watch = {"out": ("expert_out", lambda x: jnp.abs(x).max((0, 1, 3)))}
+
+  @jax.jit
+  def written(neurons):
+    edit = sinkjax.ablate_neurons(neurons)
+    g = sinkjax.intervene(f, {"mlp_act": edit})
+    return sinkjax.capture(g, watch)(params, tokens).trace["out"][0]
+
+  parts = np.split(np.arange(30), [8, 16, 24])
+  whole = np.asarray(written(np.full((8, 2), 99)))  # no neuron of the model
+  assert np.all(whole > 0)
+  for expert, part in enumerate(parts):
+    neurons = np.full((8, 2), 99)
+    neurons[: len(part)] = np.stack([np.zeros_like(part), part], axis=1)
+    want = np.where(np.arange(4) == expert, 0, whole)
+    np.testing.assert_array_equal(written(neurons), want)

@@ -33,6 +33,8 @@ QUICK, SLOW = 80, 2000
 FAMILY = pathlib.Path(__file__).parents[1] / "golden" / "families" / "llama3"
 INDEX = "model.safetensors.index.json"
 LIMIT_S = 2.0
+"""Of CPU, so that other work of the machine does not count: a refusal reads
+headers of some kilobytes, which takes hundredths of a second."""
 EXTREMES = sorted(
   {
     (base + step) % 2**64
@@ -229,7 +231,7 @@ WHOLE = ("config", "model")  # messages may name a parameter, not the file
 def outcome(kind: str, folder: pathlib.Path, rng: random.Random) -> str:
   """Runs one case: "loaded" or "refused", and nothing else."""
   load = CASES[kind](folder, rng)
-  start = time.perf_counter()
+  start = time.process_time()
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("error")
@@ -245,7 +247,7 @@ def outcome(kind: str, folder: pathlib.Path, rng: random.Random) -> str:
     for array in values.values():
       assert array.dtype == np.float32 and np.isfinite(array).all()
     found = "loaded"
-  assert time.perf_counter() - start < LIMIT_S
+  assert time.process_time() - start < LIMIT_S
   return found
 
 

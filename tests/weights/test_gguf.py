@@ -213,6 +213,6 @@ def test_a_large_header_opens_quickly(tmp_path):
     for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
   ]
   path = write(tmp_path, files.build_gguf(pairs=pairs))
-  start = time.perf_counter()
+  start = time.process_time()
   gguf.open_gguf(path)
-  assert time.perf_counter() - start < 5  # 0.03 s when nothing else runs
+  assert time.process_time() - start < 5  # 0.03 s when nothing else runs

@@ -372,6 +372,6 @@ def test_the_largest_counts_allowed_do_not_hang(tmp_path, monkeypatch):
   head += b"".join(infos)
   head += bytes(-len(head) % 32)
   path = write(tmp_path, head + bytes(32 * count))
-  start = time.perf_counter()
+  start = time.process_time()
   assert len(gguf.open_gguf(path).tensors) == count
-  assert time.perf_counter() - start < 20  # about 1 s; quadratic is minutes
+  assert time.process_time() - start < 20  # about 1 s; quadratic is minutes

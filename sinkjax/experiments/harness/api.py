@@ -15,6 +15,7 @@ import numpy as np
 
 from sinkjax import artifacts
 from sinkjax.experiments.harness.effects import Count, Effect
+from sinkjax.experiments.harness.kept import plainly
 from sinkjax.report.html import Section
 from sinkjax.taps import EXPERT_SITES, SITES
 from sinkjax.weights.chat import UserTurn
@@ -31,6 +32,8 @@ class Subject(NamedTuple):
     prefix: ids before every text; with `chat`, those that its template writes.
     chat: the template of which every text is the user's message; `None` for
       texts as they stand.
+    kept: `kept(what, make, ...)` is `make(...)`, kept for a run that goes on
+      where this one is stopped; see `harness.kept`.
   """
 
   name: str
@@ -39,6 +42,7 @@ class Subject(NamedTuple):
   tokenizer: Any
   prefix: list[int]
   chat: UserTurn | None = None
+  kept: Callable = plainly
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """The ids of texts as the model is given them."""

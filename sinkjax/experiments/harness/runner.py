@@ -6,6 +6,7 @@ A folder of results holds one folder an experiment:
   arrays.npz    what is too long for JSON
   *.csv, *.png  the tables and figures
   runs/*.json   the outcome of each run, where models were trained
+  unfinished/   parts of a measurement that was stopped; see `kept`
 
 Claims, figures and the report are functions of these files, so they are made
 again without measuring. `compact` has the form of the folder that git keeps.
@@ -27,6 +28,7 @@ from sinkjax import artifacts, finite, outputs, provenance
 from sinkjax.experiments import BY_NAME, REGISTRY, Entry
 from sinkjax.experiments.harness import chat_start, claims_page, compact
 from sinkjax.experiments.harness.api import Experiment, Result
+from sinkjax.experiments.harness.kept import FOLDER, Kept
 from sinkjax.experiments.harness.protocol import Judged, judge
 from sinkjax.report import html
 from sinkjax.weights import identity
@@ -83,15 +85,13 @@ class Recorded(NamedTuple):
     experiment = self.entry.load()
     figures = _Figures(self.folder, experiment, self.result)
     sections = experiment.sections(self.result, figures)
-    edit = self.about["request"].get("edit")
-    if edit is not None:
-      said = f"Measured on the edited model: {edit}.\n\n{sections[0].body}"
-      sections = [dataclasses.replace(sections[0], body=said), *sections[1:]]
-    chat = self.result.numbers.get("chat_template")
-    if chat is not None:
-      said = f"{chat_start.describe(chat)}\n\n{sections[0].body}"
-      sections = [dataclasses.replace(sections[0], body=said), *sections[1:]]
-    return sections
+    said = []
+    if (edit := self.about["request"].get("edit")) is not None:
+      said.append(f"Measured on the edited model: {edit}.")
+    if (chat := self.result.numbers.get("chat_template")) is not None:
+      said.append(chat_start.describe(chat))
+    body = "\n\n".join([*said, sections[0].body])
+    return [dataclasses.replace(sections[0], body=body), *sections[1:]]
 
 
 class _Figures(Mapping[str, bytes]):
@@ -249,8 +249,11 @@ def run(
       start = time.monotonic()
       with artifacts.bar(request.entry.name) as progress:
         if experiment.scales is None:
-          model = subject()
+          asked, bytes_of = request.plain(), {"weights": weights}
+          kept = Kept(folder, asked, bytes_of, overwrite=overwrite)
+          model = subject()._replace(kept=kept)
           found = experiment.measure(model, request.config, progress=progress)
+          start -= kept.seconds
           if model.chat is not None:
             found.numbers["chat_template"] = chat_start.record(model)
         else:
@@ -264,12 +267,13 @@ def run(
           )
       finite.require_result(found.numbers, found.arrays, request.entry.name)
       _write(folder, request, found, weights, time.monotonic() - start)
+      outputs.remove(folder / FOLDER)
     _draw(folder)
 
 
 def _measured(path: pathlib.Path) -> bool:
-  """Whether a new file stays where drawing fails: what was measured does."""
-  return (path.parent / "result.json").exists()
+  """Whether a new file stays after a failure: what was measured does."""
+  return path.name == FOLDER or (path.parent / "result.json").exists()
 
 
 def _write(

@@ -129,8 +129,10 @@ def sweep(
   # From layer L on means nowhere: the unchanged model is measured by the same
   # program as the others.
   for layer in range(subject.cfg.n_layers + 1):
-    out = hidden_from(subject.params, tokens, jnp.asarray(layer))
-    passes.append(jax.tree.map(np.asarray, out))
+    hidden = jnp.asarray(layer)
+    passes.append(
+      subject.kept("layer", hidden_from, subject.params, tokens, hidden)
+    )
     progress(layer + 1)
   scores, entropy, loss = (np.stack(x) for x in zip(*passes, strict=True))
   return scores, entropy, loss

@@ -1,6 +1,7 @@
 """Counts the steps of a measurement for its progress bar."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -21,3 +22,13 @@ class Steps:
     """Counts `count` steps more."""
     self._done += count
     self._progress(self._done, self._total)
+
+  @contextlib.contextmanager
+  def of(self, count: int) -> Iterator[None]:
+    """Counts, after what is inside, the rest of its `count` steps.
+
+    A part that an earlier run kept is read at once, and takes none.
+    """
+    end = self._done + count
+    yield
+    self(end - self._done)

@@ -174,10 +174,22 @@ def measure(
   sizes, step = norms_of_texts(subject, ids), Steps(progress, 10 * len(ids))
   gradient, swaps = [], []
   for number, (row, size) in enumerate(zip(ids, sizes, strict=True)):
-    attacks = _gradients(subject, config, attackers, row, at, size, number)
-    gradient.append(_counted(attacks, step))
-    replaced = _replaced(subject.params, replace, row, at, candidates)
-    swaps.append(_counted(replaced, step))
+    gradient.append(
+      subject.kept(
+        "gradients",
+        _stacked,
+        _gradients(subject, config, attackers, row, at, size, number),
+      )
+    )
+    step(len(gradient[-1]))
+    swaps.append(
+      subject.kept(
+        "swaps",
+        _stacked,
+        _replaced(subject.params, replace, row, at, candidates),
+      )
+    )
+    step(len(swaps[-1]))
   gradient = np.stack(gradient)
   shape = (len(ids), len(SITES), len(NORMS), *gradient.shape[2:])
   return result_of(
@@ -196,13 +208,8 @@ def measure(
   )
 
 
-def _counted(parts: Iterator[np.ndarray], step: Steps) -> np.ndarray:
-  """The parts, stacked, each counted when it is there."""
-  found = []
-  for part in parts:
-    found.append(part)
-    step()
-  return np.stack(found)
+def _stacked(parts: Iterator[np.ndarray]) -> np.ndarray:
+  return np.stack(list(parts))
 
 
 def _norms(

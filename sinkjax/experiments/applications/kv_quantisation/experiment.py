@@ -183,11 +183,13 @@ def meter(subject: Subject, config: Config, step: Steps) -> Callable:
   ) -> tuple[np.ndarray, dict[Any, Cost]]:
     wholes, parts = [], {key: [] for key in settings}
     for _, count, rows in batches(ids, config.batch):
-      logs, loss = plain(subject.params, jnp.asarray(rows))
+      tokens = jnp.asarray(rows)
+      # Every setting is compared with the same logits, too many to keep.
+      logs, loss = plain(subject.params, tokens)
       wholes.append(np.asarray(loss, np.float64)[:count])
       for key, (params, edits) in settings.items():
-        out = each(params, jnp.asarray(rows), logs, edits)
-        ours, kl = (np.asarray(x, np.float64)[:count] for x in out)
+        out = subject.kept("setting", each, params, tokens, logs, edits)
+        ours, kl = (x.astype(np.float64)[:count] for x in out)
         # Paired by text: the spread of the texts' own losses cancels.
         parts[key].append((ours - wholes[-1], kl))
         step()

@@ -183,7 +183,7 @@ class Meter:
   def __init__(
     self, subject: Subject, ids: np.ndarray, batch: int, step: Steps
   ):
-    self._params, self._ids, self._batch = subject.params, ids, batch
+    self._subject, self._ids, self._batch = subject, ids, batch
     self._step, f = step, forward(subject.cfg)
 
     @jax.jit
@@ -215,9 +215,11 @@ class Meter:
     parts = []
     for start, count, rows in batches(self._ids, self._batch):
       mine = of_batch(edits, start, self._batch)
-      out = self._each(self._params, jnp.asarray(rows), mine)
+      out = self._subject.kept(
+        "batch", self._each, self._subject.params, jnp.asarray(rows), mine
+      )
       # The filling of the last batch is dropped here.
-      parts.append([np.asarray(x, np.float64)[:count] for x in out])
+      parts.append([x.astype(np.float64)[:count] for x in out])
     self._step()
     return Quality(*map(np.concatenate, zip(*parts, strict=True)))
 

@@ -136,12 +136,15 @@ def measure(
     vectors = embed(row)
     rows = rows_of_text(subject, config, row, vectors, i)
     shift = jnp.asarray(rows.shift, vectors.dtype)
-    out = perturb(subject.params, jnp.asarray(rows.ids), shift, conditions)
-    effects.append(np.asarray(out[0]))
-    losses.append(np.asarray(out[1]))
+    changed = jnp.asarray(rows.ids)
+    out = subject.kept(
+      "noise", perturb, subject.params, changed, shift, conditions
+    )
+    effects.append(out[0])
+    losses.append(out[1])
     names = rows.names
     step()
-    attacks.append(defended.evaluate(i))
+    attacks.append(subject.kept("defences", defended.evaluate, i))
     step()
   about = {
     "texts": len(origins),

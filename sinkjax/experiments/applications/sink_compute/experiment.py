@@ -71,11 +71,15 @@ def measure(
   for length, count in texts_at.items():
     seen[length] = []
     for row in held[:count]:
-      final, one = blocks.shares_of(subject, row[:length], codecs, config)
-      seen[length].append(one)
-      step()
-      if length == config.length:
-        _skip(subject, config, codecs, row[:length], final, skipped, step)
+      skips = length == config.length
+      with step.of(1 + costs // count * skips):
+        shares, *found = subject.kept(
+          "text", _text, subject, config, codecs, row[:length], skips, step
+        )
+      seen[length].append(blocks.Shares(*shares))
+      for way, (what, *losses) in zip(_ways(config), found, strict=False):
+        cost = Cost(blocks.Skipped(*what), *map(float, losses))
+        skipped.setdefault(way, []).append(cost)
   layers = _layers_timed(config, seen[config.length])
   inputs = blocks.inputs_of(subject, held[0][None, : max(config.timed)])
   times = {}
@@ -113,33 +117,43 @@ def rows_of(
   return found[: config.fitting, :longest], found[config.fitting :]
 
 
-def _skip(
+def _ways(config: Config) -> list[tuple[str, float]]:
+  """(bits, tolerance) of every way to skip whose cost is measured."""
+  # All scores are the best that a bound can do; codes are what is proposed.
+  return [
+    (bits_name(bits), at)
+    for bits in (None, config.best)
+    for at in config.tolerances
+  ]
+
+
+def _text(
   subject: Subject,
   config: Config,
   codecs: list[Codec],
   ids: np.ndarray,
-  final: Array,
-  skipped: dict[tuple[str, float], list[Cost]],
+  skips: bool,
   step: Steps,
-) -> None:
-  """Adds the cost of skipping in one text, at every tolerance.
+) -> tuple[blocks.Shares | Cost, ...]:
+  """What can be skipped in one text, then what that costs in each of `_ways`.
 
   Args:
     subject: the model.
     config: what is run.
     codecs: of each layer.
     ids: [T].
-    final: the output of the whole model's final norm.
-    skipped: costs by (way, tolerance), added to.
-    step: called after each.
+    skips: whether the costs are measured.
+    step: called after each pass.
   """
-  # All scores are the best that a bound can do; codes are what is proposed.
-  for bits in (None, config.best):
+  final, shares = blocks.shares_of(subject, ids, codecs, config)
+  step()
+  found = []
+  for bits in (None, config.best) if skips else ():
     for at in config.tolerances:
       out, what = blocks.skip(subject, ids, codecs, config, at, bits)
-      cost = Cost(what, *costs_of(subject, final, out, ids))
-      skipped.setdefault((bits_name(bits), at), []).append(cost)
+      found.append(Cost(what, *costs_of(subject, final, out, ids)))
       step()
+  return (shares, *found)
 
 
 def costs_of(

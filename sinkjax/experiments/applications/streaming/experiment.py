@@ -123,27 +123,34 @@ def _stream(
 ) -> Losses:
   policy = kv_policy.sinks(one.sinks, one.total - one.sinks, chunk=config.chunk)
   text = ids[one.begin : one.begin + one.tokens + 1]
-  nats = stream_nats(
-    subject.cfg,
-    params,
-    [*_before(subject, one), *text],
-    policy=policy,
-    progress=step,
-  )
+  before = _before(subject, one)
+  with step.of(len(before) + one.tokens):
+    nats = subject.kept(
+      "stream",
+      stream_nats,
+      subject.cfg,
+      params,
+      [*before, *text],
+      policy=policy,
+      progress=step,
+    )
   return numbered(nats, one.tokens, one.begin)
 
 
 def _dense(
   subject: Subject, config: Config, params: Any, ids: np.ndarray, step: Steps
 ) -> Losses:
-  nats = dense_nats(
-    subject.cfg,
-    params,
-    [*subject.prefix, *ids[: config.dense + 1]],
-    room=config.room,
-    chunk=config.chunk,
-    progress=step,
-  )
+  with step.of(len(subject.prefix) + config.dense):
+    nats = subject.kept(
+      "dense",
+      dense_nats,
+      subject.cfg,
+      params,
+      [*subject.prefix, *ids[: config.dense + 1]],
+      room=config.room,
+      chunk=config.chunk,
+      progress=step,
+    )
   return numbered(nats, config.dense, 0)
 
 
@@ -151,16 +158,19 @@ def _recomputed(
   subject: Subject, config: Config, ids: np.ndarray, step: Steps
 ) -> Losses:
   at = sample(config)
-  nats = recompute_nats(
-    subject.cfg,
-    subject.params,
-    ids,
-    at=at,
-    total=config.total,
-    prefix=subject.prefix,
-    batch=config.batch,
-    progress=step,
-  )
+  with step.of(config.recomputed * config.total):
+    nats = subject.kept(
+      "recomputed",
+      recompute_nats,
+      subject.cfg,
+      subject.params,
+      ids,
+      at=at,
+      total=config.total,
+      prefix=subject.prefix,
+      batch=config.batch,
+      progress=step,
+    )
   return Losses(at, nats)
 
 

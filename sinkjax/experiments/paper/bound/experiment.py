@@ -48,11 +48,15 @@ def measure(
   maps = []
   for row in ids:
     for fn in functions:
-      maps.append(
-        over_squashing(
-          fn, subject.params, row, budget_bytes=config.budget_bytes
-        )
+      found = subject.kept(
+        "map",
+        over_squashing,
+        fn,
+        subject.params,
+        row,
+        budget_bytes=config.budget_bytes,
       )
+      maps.append(OverSquashing(**found))
       progress(len(maps), len(functions) * len(ids))
   return _result(config, maps, CONTROL_KEY + len(subject.prefix))
 

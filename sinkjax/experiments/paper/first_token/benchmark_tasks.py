@@ -185,10 +185,13 @@ def likelihoods(
     for i, number in enumerate(batch):
       for array, values in zip(arrays, rows[number], strict=True):
         array[i, : len(values)] = values
-    nats = np.asarray(
-      _score(
-        subject.params, tuple(edits), *map(jnp.asarray, arrays), cfg=subject.cfg
-      )
+    nats = subject.kept(
+      "items",
+      _score,
+      subject.params,
+      tuple(edits),
+      *map(jnp.asarray, arrays),
+      cfg=subject.cfg,
     )
     for i, number in enumerate(batch):
       branch = rows[number].branch

@@ -150,7 +150,7 @@ def _answers(
       piles = [
         haystack(subject, prefix, length, config.needles, seed) for seed in some
       ]
-      right = find_needles(subject, piles, edits)
+      right = subject.kept("needles", find_needles, subject, piles, edits)
       arrays[f"found {length}, {name}"] = right.ravel()
       arrays[f"depth {length}"] = np.concatenate([one.depth for one in piles])
       advance(length * len(some))

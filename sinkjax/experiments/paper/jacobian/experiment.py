@@ -64,18 +64,40 @@ def measure(
     short, long = jnp.asarray(row[: config.tokens]), jnp.asarray(row)
     for fn in functions:
       exact.append(
-        jacobian_norms(fn, subject.params, short, per_layer=True, **budget)
+        subject.kept(
+          "exact",
+          jacobian_norms,
+          fn,
+          subject.params,
+          short,
+          per_layer=True,
+          **budget,
+        )
       )
-      estimated.append(estimate_norms(fn, subject.params, long, **guess).norms)
+      estimated.append(
+        subject.kept("estimated", _norms, fn, subject.params, long, **guess)
+      )
       if not text:  # one text is enough to check the intervals
-        same = estimate_norms(fn, subject.params, short, **guess)
-        inside.append(_inside(exact[-1][-1], *same.interval(0.95)))
+        ends = subject.kept(
+          "interval", _interval, fn, subject.params, short, **guess
+        )
+        inside.append(_inside(exact[-1][-1], *ends))
       progress(len(exact), len(functions) * len(ids))
   shape = (len(ids), len(functions))
   exact = np.stack(exact).reshape(*shape, *exact[0].shape)
   estimated = np.stack(estimated).reshape(*shape, *estimated[0].shape)
   control = CONTROL_KEY + len(subject.prefix)
   return _result(config, exact, estimated, control, float(np.mean(inside)))
+
+
+def _norms(*args: Any, **kwargs: Any) -> Any:
+  """The norms of `estimate_norms` alone."""
+  return estimate_norms(*args, **kwargs).norms
+
+
+def _interval(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+  """The ends of the 95 % interval of `estimate_norms`."""
+  return estimate_norms(*args, **kwargs).interval(0.95)
 
 
 def _inside(norms: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:

@@ -109,8 +109,7 @@ def observe(
   batches = []
   for start in range(0, len(ids), BATCH):
     some = jnp.asarray(ids[start : start + BATCH])
-    out = step(subject.params, small, some)
-    batches.append({name: np.asarray(x) for name, x in out.items()})
+    batches.append(subject.kept("batch", step, subject.params, small, some))
     progress(min(start + BATCH, len(ids)), len(ids))
   whole = {
     name: np.concatenate([one[name] for one in batches], axis=1)

@@ -146,7 +146,7 @@ def _all_gaps(
       jnp.asarray([row + [0] * (length - len(row)) for row in rows])
       for rows in ([p.ids for p in full], [p.changed for p in full])
     )
-    out = np.asarray(gaps_of_batch(subject.params, ids, changed))
+    out = subject.kept("batch", gaps_of_batch, subject.params, ids, changed)
     for row, pair in enumerate(part):
       gap = out[:, :, row, : len(pair.ids)]
       # Exactly zero: equal tokens go through the same program in both runs, so

@@ -123,9 +123,10 @@ def _scores(
   run = jax.jit(lambda params, tokens: f(params, tokens).trace["alpha"])
   scores: list[Any] = [None] * len(prompts)
   for batch in batches(prompts):
-    alpha = run(subject.params, jnp.asarray([prompts[i] for i in batch]))
+    tokens = jnp.asarray([prompts[i] for i in batch])
+    alpha = subject.kept("batch", run, subject.params, tokens)
     for row, i in enumerate(batch):
-      scores[i] = np.asarray(alpha[:, row])
+      scores[i] = alpha[:, row]
     progress(len(batch))
   return np.stack(scores)
 

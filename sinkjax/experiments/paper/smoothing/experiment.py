@@ -109,7 +109,9 @@ def _norms(
   for row in ids[: config.jacobian_texts]:
     short = jnp.asarray(row[: config.jacobian_tokens])
     for fn in functions:
-      maps.append(np.asarray(jacobian_norms(fn, subject.params, short)))
+      maps.append(
+        subject.kept("map", jacobian_norms, fn, subject.params, short)
+      )
       progress(subject.cfg.n_layers + 2 + len(maps), total)
   size = config.jacobian_tokens
   return np.array(maps).reshape(-1, len(functions), size, size)
