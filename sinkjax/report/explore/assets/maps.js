@@ -80,7 +80,7 @@ class Maps {
 
   differ(kind, plain, edited) {
     if (kind !== "jacobian") return edited.map((x, i) => x - plain[i]);
-    return edited.map((x, i) => Math.log2(x / plain[i]));
+    return edited.map((x, i) => (x === plain[i] ? 0 : Math.log2(x / plain[i])));
   }
 
   // The scale of a map, the same for both conditions.
@@ -92,10 +92,15 @@ class Maps {
     }
     const maps = difference ? [this.of(what, view)]
       : this.conditions.map((_, i) => this.one(what, i));
-    let most = 0;
-    for (const map of maps) for (const x of map) most = Math.max(most, Math.abs(x));
-    return scaleOf(
-      kind === "jacobian" ? "log" : difference ? "signed" : "root", most);
+    let most = 0, least = Infinity;
+    for (const map of maps) {
+      for (const x of map) {
+        most = Math.max(most, Math.abs(x));
+        if (x > 0) least = Math.min(least, x);
+      }
+    }
+    return scaleOf(kind === "jacobian" ? "log" : difference ? "signed" : "root",
+      most, least);
   }
 
   // [T] what each key gets on average from the queries that see it.

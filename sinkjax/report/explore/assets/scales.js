@@ -44,27 +44,29 @@ const TABLES = Object.fromEntries(Object.entries(RAMPS).map(
 // A kind of scale: where a number lies from 0 to 1, and numbers to label.
 //
 // root    most weights are small: on a linear scale only the sink would show
-// log     norms of the Jacobian, over DECADES
+// log     norms of the Jacobian, down to the smallest, but over DECADES at most
 // signed  differences, of which small ones must be seen as well
 // ratio   logarithms to base 2 of ratios
-const DECADES = 3, DOUBLINGS = 4;
+const DECADES = 4, DOUBLINGS = 3;
 
-function scaleOf(kind, most) {
+function scaleOf(kind, most, least = 0) {
   const top = most > 0 && Number.isFinite(most) ? most : 1;
   const clip = (x) => Math.min(1, Math.max(0, x));
   const root = (x) => Math.sign(x) * Math.sqrt(Math.abs(x) / top);
   const of = {
     root: (x) => clip(Math.sqrt(Math.max(0, x) / top)),
-    log: (x) => (x > 0 ? clip(1 + Math.log10(x / top) / DECADES) : 0),
+    log: (x) => (x > 0 ? clip(1 + Math.log10(x / top) / decades) : 0),
     signed: (x) => clip(0.5 + root(x) / 2),
     ratio: (x) => clip(0.5 + x / (2 * DOUBLINGS)),
   }[kind];
+  const decades = Math.min(
+    DECADES, Math.max(1, Math.log10(top / Math.max(least, 1e-30))));
   const steps = (parts) => parts.map((part) => part * top);
   const ticks = {
     root: steps([0, 0.02, 0.1, 0.25, 0.5, 1]),
-    log: steps([0.001, 0.01, 0.1, 1]),
+    log: [1, 2 / 3, 1 / 3, 0].map((part) => top * 10 ** (-part * decades)),
     signed: steps([-1, -0.25, -0.05, 0, 0.05, 0.25, 1]),
-    ratio: [-4, -2, 0, 2, 4],
+    ratio: [-3, -1, 0, 1, 3],
   }[kind];
   const label = kind === "ratio"
     ? (x) => (x < 0 ? `1/${2 ** -x}` : `${2 ** x}`) : number;

@@ -155,9 +155,10 @@ class Strip {
         ? "how much later tokens depend on each, mean over them"
         : `the ${quantity} that each token gets, mean over the queries that `
           + "see it";
+      const verb = what.kind === "jacobian" ? "depends on" : "reads";
       this.caption.replaceChildren(
         `Shaded: ${whom}. A dot marks a sink. Point at a token to see what it `
-        + "reads (before it) and what reads it (behind it).");
+        + `${verb} (before it) and what ${verb} it (behind it).`);
       return;
     }
     const label = scale.kind === "ratio"
