@@ -33,6 +33,7 @@ setuptools.setup(
   package_data={
     "sinkjax.experiments.harness": ["*.json"],
     "sinkjax.report": ["*.j2"],
+    "sinkjax.report.explore": ["assets/*"],
   },
   install_requires=[
     "absl-py",

@@ -32,6 +32,7 @@ from sinkjax.models.transformer import (
   init_params,
   param_shapes,
 )
+from sinkjax.report.explore import explore
 from sinkjax.taps import EXPERT_SITES, SITES, Taps
 from sinkjax.transforms.attention_edits import ablate_heads, graded, knockout
 from sinkjax.transforms.capture import capture
@@ -71,6 +72,7 @@ __all__ = [
   "chain",
   "edited",
   "estimate_norms",
+  "explore",
   "find_sinks",
   "first_token_mass",
   "forward",

@@ -318,5 +318,10 @@ def render_report(
     command=command,
     groups=_groups(details),
   )
+  return printable(html)
+
+
+def printable(page: str) -> str:
+  """A page without what HTML and UTF-8 cannot hold: U+FFFD stands for it."""
   # HTML allows no control characters, and UTF-8 has no half surrogates.
-  return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", html)
+  return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", page)

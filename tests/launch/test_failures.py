@@ -23,6 +23,7 @@ LAUNCHERS = {
   "convert": ["--to=hf"],
   "convert-orbax": ["--to=orbax"],
   "corpus": ["--vocab_size=270"],
+  "explore": ["--max_tokens=4"],
   "reproduce": ["--experiment=smoothing"],
   "train": ["--config.steps=10", "--config.held_out=0.3"],
 }
@@ -82,6 +83,7 @@ WRONG = {
   "capture": [["--sites=nope"], ["--length=97"], ["--corpus=/dev/null"]],
   "convert": [["--model=/nowhere"]],
   "corpus": [["--vocab_size=9"], ["--part_mb=0"], ["--corpus=/nowhere"]],
+  "explore": [["--prefix=zebra"], ["--edit=knockout key=77"]],
   "reproduce": [["--prefix=zebra"], ["--config.smoothing.eps=-1.0"]],
   "train": [
     ["--config.held_out=0.999"],

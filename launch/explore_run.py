@@ -1,0 +1,142 @@
+"""The work of `launch.explore`: its time, its Jacobians, what a stop leaves."""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import sinkjax
+from launch import app, edit_flag, prompts, resume
+from launch.jacobian_run import COMPILATION
+from sinkjax import artifacts
+from sinkjax.analysis import exploration
+from sinkjax.analysis.sensitivity import AS_IT_IS, Columns
+from sinkjax.analysis.sensitivity_config import work
+from sinkjax.config import ModelConfig
+from sinkjax.transforms.edit_grammar import combined
+from sinkjax.transforms.jacobian_engine import SelfCheckError
+from sinkjax.transforms.jacobian_plan import matmul_rate
+
+PASSES = 5
+"""Seconds that compiling and running a condition takes on two CPU cores, for a
+model of 135M parameters; the Jacobian's time is estimated by its operations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A checked request: everything but the weights.
+
+  Attributes:
+    cfg: the model's config.
+    tokenizer: its tokenizer.
+    parameters: how many it has.
+    encoded: the text, and what is put before it.
+    edits: of --edit.
+  """
+
+  cfg: ModelConfig
+  tokenizer: Any
+  parameters: int
+  encoded: prompts.Encoded
+  edits: tuple[Any, ...]
+
+  @property
+  def ids(self) -> list[int]:
+    """The text's."""
+    return self.encoded.ids[0]
+
+  @property
+  def names(self) -> list[str]:
+    """Of what is compared."""
+    return [AS_IT_IS, *([edit_flag.text(self.edits)] if self.edits else [])]
+
+  def functions(
+    self, params: Any
+  ) -> tuple[dict[str, Callable], dict[str, str]]:
+    """(what is compared, by name; what the record says of the edit)."""
+    edits, about = edit_flag.resolved(self.edits, params, self.cfg, [self.ids])
+    by_site = combined(edits, self.cfg)
+    plain = sinkjax.forward(self.cfg)
+    return exploration.conditions(plain, by_site, self.names[-1]), about
+
+  def seconds(self, columns: list[list[int]]) -> float:
+    """About how long it takes.
+
+    Args:
+      columns: of each Jacobian, those still to be computed.
+    """
+    passes = PASSES * len(self.names) * max(1, self.parameters / 135e6)
+    config, size = exploration.JACOBIAN, len(self.ids)
+    works = [work(self.cfg, config, size, part) for part in columns if part]
+    if not works:
+      return passes
+    rate = matmul_rate()
+    return passes + sum(COMPILATION + one.seconds(rate) for one in works)
+
+
+def partial(
+  out: pathlib.Path, job: Job, weights: str, *, overwrite: bool
+) -> resume.Partial:
+  """The Jacobians in progress; those of an interrupted run of this command.
+
+  Args:
+    out: the folder of --out.
+    job: what is computed.
+    weights: the SHA-256 of the model's bytes.
+    overwrite: as for `resume.Partial`.
+  """
+  size, layers, count = len(job.ids), job.cfg.n_layers, len(job.names)
+  maps = {f"map_{i}": Columns.none(size, layers) for i in range(count)}
+  mark = {
+    "weights": weights,
+    "ids": job.ids,
+    "conditions": job.names,
+    "version": sinkjax.__version__,
+  }
+  return resume.Partial(out, mark, maps, overwrite=overwrite)
+
+
+def jacobians(
+  job: Job, functions: dict[str, Callable], params: Any, partial: resume.Partial
+) -> dict[str, np.ndarray]:
+  """The maps of every function, column by column; those there are kept."""
+  left = [columns.missing() for columns in partial.maps.values()]
+  if partial.resumed:
+    print(
+      f"Continuing: {partial.resumed} of {partial.total()} columns are there "
+      "from an earlier run."
+    )
+  print(f"about {app.duration(job.seconds(left))}")
+  found = {}
+  try:
+    for (name, fn), columns in zip(
+      functions.items(), partial.maps.values(), strict=True
+    ):
+      with artifacts.bar(f"Jacobian, {name}") as progress:
+        found[name] = exploration.jacobian(
+          fn,
+          params,
+          job.ids,
+          columns=columns,
+          finished=lambda: partial.save(now=False),
+          progress=progress,
+        )
+  except SelfCheckError:
+    # Columns that contradict the model are no beginning to go on from.
+    partial.delete()
+    raise
+  # Ctrl-C is no Exception, and it is how a long run is usually stopped.
+  except BaseException:
+    partial.save()
+    if partial.done():
+      print(
+        f"\nkept {partial.done()} of {partial.total()} columns: the same "
+        "command continues from there",
+        file=sys.stderr,
+      )
+    raise
+  partial.save()
+  return found
