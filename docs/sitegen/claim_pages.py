@@ -32,7 +32,6 @@ SCOREBOARD = (
   ("perturbation", "smollm2-135m", "spread_last_layer"),
   ("smoothing", "smollm2-135m", "loss_without_sink"),
   ("first_token", "smollm2-135m", "needles_without_sink"),
-  ("robustness", "smollm2-135m", "without_sink_noise_one"),
   ("attack", "smollm2-135m", "attack_v_relative"),
   ("jacobian", "smollm2-135m", "exact_mixing"),
 )
