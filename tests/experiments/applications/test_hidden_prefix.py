@@ -1,5 +1,7 @@
 """Verdicts on values made by hand, and a model whose first token is massive."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -85,6 +87,8 @@ def test_a_prefix_takes_over_a_massive_first_token(reader, monkeypatch):
   assert abs(value[f"rounded, {none}"]) > 2 * abs(value[f"rounded, {one}"])
   # The loss of the text behind the prefix, by a forward pass of its own.
   prefix = found.numbers["prefix"][one]
+  random = found.numbers["prefix"][Condition.RANDOM]
+  assert len(random) == len(prefix) and not set(random) & set(prefix)
   encoded = [reader.encode([text.text])[0][:12] for text in texts]
   rows = np.array([[*prefix, *ids] for ids in encoded])
   logits = jax.jit(forward(reader.cfg))(reader.params, rows).logits
@@ -105,5 +109,8 @@ def test_candidates_and_refusals(reader):
   assert len(found) == len(set(found)) == 5
   assert found[0] == reader.tokenizer.bos_id
   assert max(found) < reader.cfg.vocab_size
+  few = dataclasses.replace(SMALL, candidates=3)
+  with pytest.raises(ValueError, match="candidates must be at least 4"):
+    measure(reader, few, texts=[])
   with pytest.raises(ValueError, match="at least 4 are needed"):
     measure(reader, SMALL, texts=[Text("a", "a", "the old man " * 9)])

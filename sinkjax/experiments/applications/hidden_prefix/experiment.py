@@ -123,6 +123,11 @@ def measure(
   Cost: candidates times `most` forward passes of the texts that the search
     reads, and four of all texts for each condition.
   """
+  if config.candidates < 2 * config.most:
+    raise ValueError(
+      f"candidates must be at least {2 * config.most}, twice most="
+      f"{config.most}, to leave as many for a control; got {config.candidates}"
+    )
   rows = texts_of_length(
     subject, texts, config.count, config.tokens, config.seed
   )
@@ -144,11 +149,13 @@ def measure(
   )
   # One token at least: what a model without massive activations is given.
   prefix = prefix or [path[0].token]
+  # Random tokens come last; a control must not be what was found.
+  others = [token for token in tokens if token not in prefix]
   before = {
     Condition.NONE: [],
     Condition.KEPT: [],
     Condition.FOUND: prefix,
-    Condition.RANDOM: tokens[-len(prefix) :],
+    Condition.RANDOM: others[-len(prefix) :],
   }
   if subject.tokenizer.bos_id is not None:
     before[Condition.BOS] = [subject.tokenizer.bos_id]
