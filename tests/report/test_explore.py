@@ -183,6 +183,11 @@ def test_too_long_a_text_is_refused_before_it_is_run():
     sinkjax.explore(sinkjax.forward(cfg), None, [1] * (most + 1))
 
 
+def test_a_function_that_is_not_ours_is_refused():
+  with pytest.raises(TypeError, match="made by sinkjax.forward"):
+    sinkjax.explore(lambda params, tokens: None, None, [1, 2])
+
+
 def test_a_page_is_no_larger_than_foretold():
   """Of numbers that cannot be deflated."""
   random = np.random.default_rng(0)
