@@ -133,11 +133,11 @@ def test_the_jacobian_is_the_exact_one(tiny, tokens):
   (one,) = explore.read(page.html)["conditions"]
   maps = triangles(one["arrays"]["jacobian"], 5)
   assert maps.shape == (cfg.n_layers, 5, 5)
-  for layer in (0, cfg.n_layers - 1):
-    reference = jacobian_norms(
-      f, params, ids, target=("resid_post", layer), method="reference"
-    )
-    np.testing.assert_allclose(maps[layer], reference, rtol=1e-4)
+  # That of a layer in the middle, so that layers cannot be mixed up.
+  reference = jacobian_norms(
+    f, params, ids, target=("resid_post", 1), method="reference"
+  )
+  np.testing.assert_allclose(maps[1], reference, rtol=1e-4)
 
 
 @pytest.mark.thorough
