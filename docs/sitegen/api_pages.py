@@ -22,6 +22,7 @@ PACKAGES = {
   "sinkjax.data": "Texts to windows of ids.",
   "sinkjax.train": "A training step, the loop around it, and checkpoints.",
   "sinkjax.analysis": "Analyses of one model that test no claim.",
+  "sinkjax.report.explore": "A page with every head on a text.",
   "sinkjax.experiments.harness": "What all experiments share.",
 }
 """Each is a page, in the order of the reference, under this sentence."""

@@ -8,6 +8,8 @@ from sinkjax.transforms.find_sinks import Sink
 LAYERS, HEADS, KV_HEADS, LENGTH = 3, 4, 2, 7
 TEXTS = ["The", " sea", " was", "\n", " flat", " again", "."]
 EDIT = "knockout key=0"
+READY = "globalThis.sinkjax"
+"""True in a page that is drawn."""
 
 
 def patterns(seed: int, first: float) -> np.ndarray:
@@ -52,3 +54,34 @@ def carriers() -> dict:
     return {"mlp": random.uniform(-1, -0.1, shape), "values": heads}
 
   return {"rows": rows, "conditions": [one(), one()]}
+
+
+def cell(tab, t, s, number=0):
+  """The middle of a cell of a large map, in view."""
+  tab.run(
+    f"document.querySelectorAll('.over')[{number}].scrollIntoView("
+    "{block: 'center'})"
+  )
+  return tab.run(
+    f"""(() => {{
+      const one = sinkjax.large[{number}], {{ left, top, cell }} = one.plan;
+      const box = one.over.getBoundingClientRect();
+      return [box.left + left + ({s} + 0.5) * cell,
+        box.top + top + ({t} + 0.5) * cell];
+    }})()"""
+  )
+
+
+def head(tab, layer, number):
+  """The middle of a small map, in view."""
+  return tab.run(
+    f"""(() => {{
+      const grid = sinkjax.grid, {{ image, height }} = grid.plan;
+      const at = grid.order.indexOf({layer} * grid.heads + {number});
+      const [x, y] = grid.corner(at);
+      grid.box.scrollIntoView({{ block: "nearest" }});
+      grid.box.scrollTop = Math.max(0, y - 60);
+      const box = grid.canvas.getBoundingClientRect();
+      return [box.left + x + image / 2, box.top + y + image / 2];
+    }})()"""
+  )

@@ -1,94 +1,20 @@
 """The page to explore as a person uses it: clicks, hovers and keys."""
 
-import dataclasses
-
 import browser
 import explored
 import numpy as np
 import pytest
-
-from sinkjax.report import explore
+from explored import cell, head
 
 pytestmark = [
   pytest.mark.thorough,
   pytest.mark.skipif(not browser.PROGRAM, reason="needs Chromium"),
 ]
 
-READY = "globalThis.sinkjax"
 PLAIN, EDITED = (
   np.asarray(one.pattern, np.float16).astype(np.float64)
   for one in explored.exploration().conditions
 )
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-  """A window of the usual size."""
-  one = browser.Browser(tmp_path_factory.mktemp("profile"))
-  one.size(1280, 800)
-  one.prefers("light")
-  yield one
-  one.close()
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-  """Of the made-up page."""
-  page = explore.render(
-    explored.exploration(),
-    explored.TEXTS,
-    title="A page",
-    command="python -m launch.explore",
-    carriers=explored.carriers(),
-  )
-  path = page.save(tmp_path_factory.mktemp("page") / "explore.html")
-  return path.as_uri()
-
-
-@pytest.fixture
-def page(tab, address):
-  """The page as it opens; whatever it then does raises no error."""
-
-  def open_at(view=""):
-    tab.open(f"{address}#{view}", READY)
-    return tab
-
-  tab.size(1280, 800)
-  tab.prefers("light")
-  tab.errors.clear()
-  yield open_at
-  assert not tab.errors
-
-
-def cell(tab, t, s, number=0):
-  """The middle of a cell of a large map, in view."""
-  tab.run(
-    f"document.querySelectorAll('.over')[{number}].scrollIntoView("
-    "{block: 'center'})"
-  )
-  return tab.run(
-    f"""(() => {{
-      const one = sinkjax.large[{number}], {{ left, top, cell }} = one.plan;
-      const box = one.over.getBoundingClientRect();
-      return [box.left + left + ({s} + 0.5) * cell,
-        box.top + top + ({t} + 0.5) * cell];
-    }})()"""
-  )
-
-
-def head(tab, layer, number):
-  """The middle of a small map, in view."""
-  return tab.run(
-    f"""(() => {{
-      const grid = sinkjax.grid, {{ image, height }} = grid.plan;
-      const at = grid.order.indexOf({layer} * grid.heads + {number});
-      const [x, y] = grid.corner(at);
-      grid.box.scrollIntoView({{ block: "nearest" }});
-      grid.box.scrollTop = Math.max(0, y - 60);
-      const box = grid.canvas.getBoundingClientRect();
-      return [box.left + x + image / 2, box.top + y + image / 2];
-    }})()"""
-  )
 
 
 def four(x):
@@ -345,110 +271,3 @@ def test_everything_can_be_reached_by_tab(page):
     )
   wanted = {"theme", "ask", "token", "weighted", "sort", "grid", "over", "next"}
   assert wanted <= set(seen)
-
-
-def test_light_and_dark(page):
-  tab = page()
-  ground = "getComputedStyle(document.body).backgroundColor"
-  light = tab.run(ground)
-  tab.click(*tab.place("#theme"))
-  dark = tab.run(ground)
-  assert light == "rgb(251, 251, 250)" and dark == "rgb(21, 24, 28)"
-  assert tab.run("document.getElementById('theme').ariaPressed") == "true"
-  tab.key("t")
-  assert tab.run(ground) == light
-  tab.run("localStorage.clear()")
-  tab.prefers("dark")
-  page()
-  assert tab.run(ground) == dark
-  assert tab.run("sinkjax.theme.name") == "dark"
-
-
-@pytest.mark.parametrize("view", ["", "head=1.1&view=both", "map=jacobian"])
-def test_a_phone(page, view):
-  tab = page()
-  tab.size(390, 844, phone=True)
-  page(view)
-  assert tab.run("document.scrollingElement.scrollWidth") <= 390
-  tab.tap(*head(tab, 2, 0))
-  tab.wait("sinkjax.store.state.layer === 2")
-  # The map is in sight, above the small ones.
-  assert tab.run(
-    "document.getElementById('head').getBoundingClientRect().top < innerHeight"
-  )
-  tab.tap(*cell(tab, 6, 0))
-  tab.wait("sinkjax.store.state.pair !== null")
-  assert ". (6) " in tab.text("#readout")
-
-
-def test_larger_cells(page):
-  tab = page()
-  tab.size(390, 844, phone=True)
-  tab = page("head=0.0")
-  tab.run("sinkjax.maps.length = 7")
-  before = tab.run("sinkjax.large[0].plan.cell")
-  tab.key("z")
-  assert tab.run("sinkjax.large[0].plan.cell") >= max(before, 15)
-  assert tab.run("document.scrollingElement.scrollWidth") <= 390
-
-
-def test_hostile_tokens_are_only_seen(tab, tmp_path):
-  texts = [
-    "</script><script>globalThis.hacked = 1</script>",
-    "<img src=x onerror='globalThis.hacked = 1'>",
-    "<!--<script>",
-    "\u202eabc",
-    "\x1b",
-    "${globalThis.hacked = 1}",
-    "  ",
-  ]
-  seen = explored.exploration()
-  seen.conditions[1] = dataclasses.replace(seen.conditions[1], name=texts[1])
-  page = explore.render(
-    seen, texts, title=texts[0], subtitle=texts[1], notes=[texts[1]]
-  )
-  tab.errors.clear()
-  path = page.save(tmp_path / "page.html")
-  tab.open(f"{path.as_uri()}#head=0.0&view=both&pair=3.1&token=0", READY)
-  assert tab.run("document.title") == texts[0]
-  shown = "[...document.querySelectorAll('.token')].map((x) => x.textContent)"
-  assert tab.run(shown) == [*texts[:3], "\ufffdabc", "\ufffd", texts[5], "␣␣"]
-  tab.hover(*tab.place(".token:nth-child(2)"))
-  assert texts[1] in tab.text("#strip-caption")
-  assert tab.run("globalThis.hacked === undefined")
-  assert tab.run("document.images.length") == 0
-  assert not tab.errors
-
-
-def test_one_condition_has_no_choice(tab, tmp_path):
-  seen = explored.exploration()
-  one = dataclasses.replace(seen, conditions=seen.conditions[:1])
-  page = explore.render(one, explored.TEXTS, title="t")
-  tab.errors.clear()
-  path = page.save(tmp_path / "page.html")
-  tab.open(f"{path.as_uri()}#view=edited&map=jacobian", READY)
-  assert tab.run("document.getElementById('choose-view').innerText") == ""
-  tab.key("4")
-  assert tab.run("sinkjax.store.state.view") == "plain"
-  assert not tab.errors
-
-
-def test_a_frame_of_a_notebook(tab, tmp_path):
-  """Without an address or a place to keep the colours."""
-  page = explore.render(explored.exploration(), explored.TEXTS, title="t")
-  frame = page._repr_html_().replace("<iframe", "<iframe sandbox=allow-scripts")
-  path = tmp_path / "notebook.html"
-  tab.errors.clear()
-  for text in (page._repr_html_(), frame):
-    path.write_text(f"<!DOCTYPE html><p>Out[1]:</p>{text}", "utf-8")
-    tab.open(path.as_uri())
-    tab.size(1280, 1000)
-    tab.picture(tmp_path / "before.png")
-    tab.click(1200, 110)
-    tab.key("t")
-    tab.picture(tmp_path / "after.png")
-    before, after = (
-      (tmp_path / f"{x}.png").read_bytes() for x in ("before", "after")
-    )
-    assert before != after
-  assert not tab.errors

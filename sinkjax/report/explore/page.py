@@ -16,6 +16,7 @@ from sinkjax.analysis.exploration import EDIT, Condition, Exploration
 from sinkjax.config import ModelConfig
 from sinkjax.report.explore.packing import for_script, packed
 from sinkjax.report.html import printable
+from sinkjax.transforms.residual import taken_apart
 
 FOLDER = Path(__file__).with_name("assets")
 SCRIPTS = (
@@ -144,6 +145,7 @@ def explore(
     A `Page`: `.html`, `.save(path)`, and in a notebook the page itself.
 
   Raises:
+    TypeError: for a function that is none of ours.
     ValueError: for a text that does not fit `LIMIT`, naming the longest; or as
       `forward` and `jacobian_norms`.
 
@@ -153,8 +155,9 @@ def explore(
   >>> explore(f, params, range(20), edits={}).html[:15]
   '<!DOCTYPE html>'
   """
+  cfg, _ = taken_apart(fn)
   functions = exploration.conditions(fn, edits, edit)
-  require_room(fn.cfg, len(tokens), len(functions), jacobian)
+  require_room(cfg, len(tokens), len(functions), jacobian)
   maps = None
   if jacobian:
     maps = {

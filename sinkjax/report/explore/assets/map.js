@@ -79,7 +79,7 @@ class LargeMap {
     const bars = this.beside ? CANVAS.bars : 4;
     const most = wide < 430 ? 8 : CANVAS.label;
     this.texts = this.page.tokens.map(({ text }) => short(text, most));
-    pen.font = this.font(CANVAS.font);
+    pen.font = this.font(CANVAS.font, 700); // as those that are lit
     const widest = Math.max(
       ...this.texts.map((text) => pen.measureText(text).width));
     const gutter = Math.ceil(Math.min(widest, wide < 430 ? 50 : 92)) + 10;
