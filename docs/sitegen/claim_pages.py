@@ -30,9 +30,9 @@ SCOREBOARD = (
   ("noop_heads", "smollm2-135m", "active_value_large"),
   ("massive", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "sink_needs_massive"),
   ("perturbation", "smollm2-135m", "spread_last_layer"),
-  ("smoothing", "smollm2-135m", "loss_without_sink"),
+  ("which_queries", "smollm2-135m", "cost_falls_with_length"),
   ("first_token", "smollm2-135m", "needles_without_sink"),
-  ("attack", "smollm2-135m", "attack_v_relative"),
+  ("sink_circuit", "smollm2-135m", "ablation_removes_sink"),
   ("jacobian", "smollm2-135m", "exact_mixing"),
 )
 """(experiment, subject, claim) of the README's findings, those that contradict

@@ -9,7 +9,7 @@ renormalised without it, with and without its value. Of dimensions of the
 residual stream that are large on most tokens: not read, not counted in the
 norm, or both, which is zeroing them after or before it.
 
-Takes about 4 minutes for SmolLM2-135M on two CPU cores, by estimate. Expected:
+Took 4 minutes for SmolLM2-135M on two CPU cores beside other work. Expected:
 takes_more_than_it_adds, rows_need_the_sink and sink_rescales are supported.
 """
 

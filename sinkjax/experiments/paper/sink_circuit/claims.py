@@ -106,8 +106,8 @@ def _ablated(result: Result) -> Claim:
   )
   head = (
     "ablation_removes_sink",
-    "Without these neurons, the first token is the sink of less than half as "
-    "many heads of the later layers.",
+    "Without the two neurons that write the first token's MLP output, it is "
+    "the sink of less than half as many heads of the later layers.",
     SOURCE,
     NAMED,
   )
@@ -116,7 +116,7 @@ def _ablated(result: Result) -> Claim:
     return Claim(*head, "not measured", None, untested=why)
   return Claim(
     *head,
-    f"sink rate after {_where(result)}: {shown[0]}; {shown[1]} with "
+    f"sink rate after {_where(result)}: {shown[0]}, {shown[1]} with "
     f"{_neurons(result)} at zero, {shown[2]} with as many random ones; the "
     f"loss changes by {mean_of(loss).text('+.3f', ' nats')}",
     effect(
