@@ -44,6 +44,7 @@ from sinkjax.transforms.jacobian import (
   singular_values,
   token_jacobian,
 )
+from sinkjax.transforms.paths import carriers
 from sinkjax.transforms.statistics import Statistic
 from sinkjax.transforms.streaming import stream_statistics
 from sinkjax.weights import Model, load, open_layers, save, supported_models
@@ -64,6 +65,7 @@ __all__ = [
   "add",
   "attention_entropy",
   "capture",
+  "carriers",
   "chain",
   "estimate_norms",
   "find_sinks",
