@@ -59,6 +59,11 @@ REGISTRY = (
     "How do the over-squashing bounds compare with the exact Jacobian?",
   ),
   Entry(
+    "carriers",
+    "paper",
+    "Which heads carry the exact map between tokens, and are they sink heads?",
+  ),
+  Entry(
     "collapse",
     "paper",
     "Do representations collapse, and do repeated digits merge in 16 bits?",

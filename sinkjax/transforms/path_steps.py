@@ -26,8 +26,12 @@ CARRIERS = ("residual", "mlp", "values", "scores", "mlp_of_head")
 """The parts of every layer that together are the map; the last three have one
 entry a head."""
 
-WHOLES = ("attention", "mlp_of_attention")
-"""Sums over heads: of values and scores, and of what the MLP makes of both."""
+WHOLES = ("head", "attention", "mlp_of_attention")
+"""Sums of them: all of a head, one entry each; and over heads, of values and
+scores, and of what the MLP makes of both."""
+
+OF_HEADS = ("values", "scores", "mlp_of_head", "head")
+"""Those with one entry a head."""
 
 
 class Ways(NamedTuple):
@@ -163,7 +167,8 @@ def carry(
       values, scores = carried(direct, d_v), carried(direct, d_s)
       mlp = carried(through, d_v + d_s)
       sums = sums[0] + values + scores, sums[1] + mlp
-      return sums, (summed(values), summed(scores), summed(mlp))
+      parts = values, scores, mlp, values + scores + mlp
+      return sums, tuple(map(summed, parts))
 
     residual = carried(ways.residual, d_pre)
     mlp = carried(ways.mlp, d_pre)

@@ -40,6 +40,7 @@ from sinkjax.transforms.jacobian_plan import (
 )
 from sinkjax.transforms.path_steps import (
   CARRIERS,
+  OF_HEADS,
   WHOLES,
   Parts,
   carry,
@@ -275,11 +276,10 @@ class Sums:
   def __init__(self, cfg: ModelConfig, layers: list[int], shape: tuple):
     self.cfg, self.layers = cfg, layers
     one, each = (len(layers), *shape), (len(layers), cfg.n_heads, *shape)
-    heads = ("values", "scores", "mlp_of_head")
 
     def zeros() -> dict[str, np.ndarray]:
       return {
-        name: np.zeros(each if name in heads else one)
+        name: np.zeros(each if name in OF_HEADS else one)
         for name in CARRIERS + WHOLES
       }
 

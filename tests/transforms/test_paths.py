@@ -120,6 +120,7 @@ def by_surgery(f, params, edits, target="resid_post"):
       "values": values,
       "scores": scores,
       "mlp_of_head": through,
+      "head": values + scores + through,
       "attention": (values + scores).sum(0),
       "mlp_of_attention": through.sum(0),
     }
