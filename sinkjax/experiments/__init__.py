@@ -82,6 +82,11 @@ REGISTRY = (
     "What makes massive activations, and what depends on them?",
   ),
   Entry(
+    "gradient_sinks",
+    "paper",
+    "Does the loss's gradient gather on the sink, and do norms take it away?",
+  ),
+  Entry(
     "model_size",
     "paper",
     "How do the sink rates of several models (--models) compare?",
