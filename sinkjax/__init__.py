@@ -48,6 +48,7 @@ from sinkjax.transforms.jacobian import (
   token_jacobian,
 )
 from sinkjax.transforms.neuron_edits import ablate_neurons
+from sinkjax.transforms.paths import carriers
 from sinkjax.transforms.statistics import Statistic
 from sinkjax.transforms.streaming import stream_statistics
 from sinkjax.weights import Model, load, open_layers, save, supported_models
@@ -69,6 +70,7 @@ __all__ = [
   "add",
   "attention_entropy",
   "capture",
+  "carriers",
   "chain",
   "edited",
   "estimate_norms",

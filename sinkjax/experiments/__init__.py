@@ -59,6 +59,11 @@ REGISTRY = (
     "How do the over-squashing bounds compare with the exact Jacobian?",
   ),
   Entry(
+    "carriers",
+    "paper",
+    "Which heads carry the exact map between tokens, and are they sink heads?",
+  ),
+  Entry(
     "collapse",
     "paper",
     "Do representations collapse, and do repeated digits merge in 16 bits?",
@@ -90,6 +95,11 @@ REGISTRY = (
     "adds_or_rescales",
     "paper",
     "Does the sink add something, or does it make the others smaller?",
+  ),
+  Entry(
+    "gradient_sinks",
+    "paper",
+    "Does the loss's gradient gather on the sink, and do norms take it away?",
   ),
   Entry(
     "model_size",

@@ -288,17 +288,17 @@ def _fold_tail(
   parallel = run.cfg.parallel_residual
   read = pre if parallel else mid
   if not parallel:
-    by_out = _product(_fold_mlp(run, read), by_mid[0])[None]
+    by_out = _product(fold_mlp(run, read), by_mid[0])[None]
   elif by_pre is None:
     by_out = jnp.zeros_like(by_mid)
   else:
-    by_out = _product(_fold_mlp(run, read), by_pre[0])[None]
+    by_out = _product(fold_mlp(run, read), by_pre[0])[None]
     by_out = _widen(by_out, by_mid)
   _, push = jax.linearize(run.finish, mid, run.mlp_output(read))
   return columns_of(push)(by_mid, by_out)
 
 
-def _fold_mlp(run: LayerSteps, read: Array) -> Array:
+def fold_mlp(run: LayerSteps, read: Array) -> Array:
   """[T, D, D] of the MLP's raw output by what it reads.
 
   With an edit inside, one output at a time for all tokens, and more work.
