@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Sequence
 
-from sinkjax.experiments import GROUPS, Entry
+from sinkjax.experiments import GROUPS, REGISTRY, Entry
 from sinkjax.experiments.harness.effects import Effect
 from sinkjax.experiments.harness.protocol import Judged
 from sinkjax.report.html import Section
@@ -16,7 +16,7 @@ LONGEST = 60
 
 
 def index(runs: Sequence[Run]) -> str:
-  """docs/experiments/index.md: the experiments that are recorded, by wing."""
+  """docs/experiments/index.md: the experiments, by wing."""
   text = (
     "# Experiments\n\nEach experiment asks one question, measures, and ends in "
     "claims with verdicts. `python -m launch.reproduce --experiment=NAME "
@@ -34,6 +34,11 @@ def index(runs: Sequence[Run]) -> str:
       of = [run for run in runs if run.name == name]
       verdicts = "; ".join(f"{r.subject}: {counted(r.claims)}" for r in of)
       rows.append([f"[{name}]({name}.md)", md.text(entry.question), verdicts])
+    rows += [
+      [entry.name, md.text(entry.question), "not recorded yet"]
+      for entry in REGISTRY
+      if entry.group == group and not entry.recorded
+    ]
     if rows:
       header = ["experiment", "question", "claims"]
       text += f"\n## {group.capitalize()}\n\nThese {about}.\n\n"

@@ -25,11 +25,14 @@ class Entry(NamedTuple):
     name: of its file or folder, and of its folder in --out.
     group: one of `GROUPS`.
     question: what it asks, for --help and the docs.
+    recorded: whether docs/results has a result of it; the page of experiments
+      says of the others that they have none yet.
   """
 
   name: str
   group: str
   question: str
+  recorded: bool = True
 
   def load(self) -> "Experiment":
     """The experiment: `EXPERIMENT` of the module GROUP.NAME."""
@@ -62,6 +65,7 @@ REGISTRY = (
     "carriers",
     "paper",
     "Which heads carry the exact map between tokens, and are they sink heads?",
+    recorded=False,
   ),
   Entry(
     "collapse",

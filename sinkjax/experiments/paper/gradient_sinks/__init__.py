@@ -9,7 +9,7 @@ norm before the attention pass little of it on. Measured at every layer and
 token: the gradient at what the attention reads, what of it comes back through
 the norm, and the norm's own factor, one over the size of its input.
 
-Takes SECONDS for SmolLM2-135M on two CPU cores. Expected there: that the
+Takes half a minute for SmolLM2-135M on two CPU cores. Expected there: that the
 gradient gathers on the first token, that norms take it away, and that it
 gathers more in layers with stronger sinks are supported.
 """
