@@ -9,7 +9,7 @@ objective and without the tuning that follows there. Sink rate, activation
 range and the loss that 8 bits add, with and without it, against random tokens,
 BOS, and the text's first token left unrounded.
 
-Takes about 6 minutes for SmolLM2-135M on two CPU cores, by estimate. Expected:
+Took 6 minutes for SmolLM2-135M on two CPU cores beside other work. Expected:
 prefix_takes_ranges, prefix_takes_the_sink and prefix_lowers_cost_of_bits are
 supported.
 """
