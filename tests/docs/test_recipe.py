@@ -62,6 +62,7 @@ def test_help_and_dry_run_know_it(code):
   assert "Attention on the first token of a growing text" in plan
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_it_runs_and_is_reported(code, tmp_path, glassllm_path):
   out = tmp_path / "out"

@@ -73,6 +73,7 @@ def test_smaller_models_equal_the_whole_one_ablated(name):
   assert cfgs[1].n_heads == cfgs[0].n_kv_heads == 1
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize(
   "name", quick(["plain", "biases", "post norms"], "biases")

@@ -23,6 +23,7 @@ def run(params, cfg, **edits):
   return np.asarray(f(params, TOKENS).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_threshold_of_one_is_the_identity():
   params, cfg = model()

@@ -79,6 +79,7 @@ def test_capture_takes_the_beginning_of_each(model, file, ids, tmp_path):
   assert summary["tokens_left_out"] == sum(map(len, ids)) - LENGTH * len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize(
   ("prompt", "template", "system", "said"),

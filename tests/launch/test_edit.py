@@ -123,6 +123,7 @@ def test_generate(model):
     assert text == tokenizer.decode(new) + "\n"
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_reproduce(model, tmp_path):
   _, params, cfg, tokenizer = model

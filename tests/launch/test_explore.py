@@ -89,6 +89,7 @@ def test_the_page_is_the_library_s(model, tokenizer, tmp_path):
   assert other.returncode == 1 and "another command" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_stopped_jacobian_goes_on(tokenizer, tmp_path):
   """From the columns that are in the file, which are not computed again."""
   params = sinkjax.init_params(CFG, jax.random.key(0))

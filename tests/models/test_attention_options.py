@@ -182,6 +182,7 @@ def test_scores_of_ten_thousand(name, dtype):
     assert np.isfinite(np.asarray(leaf, np.float64)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", quick(OPTIONS, "head"))
 def test_in_the_model(name, tokens):

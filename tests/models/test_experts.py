@@ -132,6 +132,7 @@ def moved(params, ways, step):
   return jax.tree.map(lambda p, d: p + step * d, params, ways)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", quick(OPTIONS, "clamped", "grouped"))
 def test_one_layer_and_its_slopes(name):

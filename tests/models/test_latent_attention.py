@@ -93,6 +93,7 @@ def test_one_layer(rank):
     np.testing.assert_allclose(got[0], by_hand(cfg, own, x[0]), rtol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_gains_bound_the_norms_of_blocks():
   """A product over one layer is a bound; it is another if widths mix up."""

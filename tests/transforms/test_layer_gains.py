@@ -136,6 +136,7 @@ def test_gains_are_their_formulas():
   assert np.all(key[..., ~seen] == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_edits_are_in_the_gains():
   """Scores scaled, values scaled, a key hidden: as if weights were so."""

@@ -172,6 +172,7 @@ def test_carriers_are_what_surgery_leaves():
     assert (got.norms[name][..., seen].max((0, -1)) > 1e-3).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize(
   "changes",

@@ -95,6 +95,7 @@ def model():
 ROWS = np.arange(64).reshape(4, 16) * 7 % 60
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_what_the_numbers_are(model):
   """The swap by hand; attacks raise the loss; noise is the same by seed."""

@@ -99,6 +99,7 @@ def test_with_bos_and_without_are_of_the_same_targets(trained, data):
   assert found["bos"]["loss"] != found["text"]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_attention_without_keys_is_even(trained, data):
   cfg = trained.model.replace(bos_id=data.tokenizer.bos_id)
@@ -116,6 +117,7 @@ def test_attention_without_keys_is_even(trained, data):
   assert found["text"]["uniform_mass"] == even
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_rows_that_do_not_sum_to_one_are_measured_as_weights_and_shares(
   trained, data
