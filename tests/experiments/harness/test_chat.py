@@ -88,6 +88,8 @@ def test_what_can_be_put_into_a_template():
     "prompts",
     "massive",
     "adds_or_rescales",
+    "carriers",
+    "gradient_sinks",
     "inactive_heads",
     "pruning",
     "kv_quantisation",
