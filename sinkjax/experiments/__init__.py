@@ -124,7 +124,6 @@ REGISTRY = (
     "inactive_heads",
     "applications",
     "How many heads are inactive, and which of twelve scores finds them?",
-    recorded=False,
   ),
   Entry(
     "attack",
