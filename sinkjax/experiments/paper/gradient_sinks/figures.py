@@ -14,6 +14,7 @@ from sinkjax.report.figures import (
   REST,
   drawing,
   legend_above,
+  limits,
   line_band,
   png,
 )
@@ -40,7 +41,7 @@ def _layers(result: Result) -> bytes:
       label, color = LINES[name]
       band(ax, range(len(ends)), ends.T, color=color, label=label)
     ax.axhline(1, color=INK, lw=0.6)
-    ax.set_yscale("log")
+    limits(ax, np.exp(result.arrays["by_layer"]), log=True)
     ax.set(xlabel="layer", ylabel="first token over the rest")
     ax.grid(True, axis="y")
     legend_above(ax, "ratio of norms (log scale); bands: 95 % over texts")
@@ -57,7 +58,9 @@ def _tokens(result: Result) -> bytes:
       values = np.exp(logs.mean(axis=1)).T
       line_band(ax, values, color=color, label=label)
     ax.set(xlabel="position", ylabel="norm over the median token's")
-    ax.set_yscale("log")
+    limits(ax, values, log=True)
+    ax.relim()
+    ax.autoscale(axis="y")
     legend_above(ax, "by position, all layers (log scale); bands: all texts")
     return png(figure)
 
