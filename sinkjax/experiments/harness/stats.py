@@ -205,6 +205,26 @@ def logs(kl: np.ndarray) -> np.ndarray:
   return np.log(np.maximum(kl, 1e-9))
 
 
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """[P] Spearman's, of the rows of two [P, n]; NaN where one has no spread.
+
+  >>> a = np.array([[1.0, 2.0, 9.0]])
+  >>> rank_correlation(a, np.array([[3, 5, 6]])).tolist()
+  [1.0]
+  >>> rank_correlation(a, -a).tolist(), rank_correlation(a, 0 * a).tolist()
+  ([-1.0], [nan])
+  """
+  from scipy import stats
+
+  x, y = (
+    ranks - ranks.mean(axis=1, keepdims=True)
+    for ranks in (stats.rankdata(part, axis=1) for part in (a, b))
+  )
+  with np.errstate(invalid="ignore"):
+    size = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+    return (x * y).sum(axis=1) / size
+
+
 def format_ratio(mean: Mean, form: str = ".3g") -> str:
   """A mean of log ratios as a factor with its interval.
 

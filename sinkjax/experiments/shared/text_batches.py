@@ -17,8 +17,10 @@ def texts_of_length(
   count: int,
   tokens: int,
   seed: int,
-) -> list[list[int]]:
-  """The first `tokens` ids of every text that has as many.
+  *,
+  fewest: int = 0,
+) -> np.ndarray:
+  """[P, T] the first `tokens` ids of every text that has as many.
 
   Args:
     subject: whose tokenizer and prefix.
@@ -26,10 +28,20 @@ def texts_of_length(
     count: texts of each domain.
     tokens: T, the prefix counted.
     seed: of the choice.
+    fewest: texts that are needed.
+
+  Raises:
+    ValueError: for fewer.
   """
   texts = gather(count, seed) if texts is None else texts
   rows = subject.encode([text.text for text in texts])
-  return [row[:tokens] for row in rows if len(row) >= tokens]
+  ids = [row[:tokens] for row in rows if len(row) >= tokens]
+  if len(ids) < fewest:
+    raise ValueError(
+      f"{len(ids)} texts have {tokens} tokens; at least {fewest} are needed"
+    )
+  # Also of none, which has no rows to take the length from.
+  return np.array(ids, int).reshape(len(ids), tokens)
 
 
 def batches(

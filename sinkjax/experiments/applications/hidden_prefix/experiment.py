@@ -12,6 +12,7 @@ import numpy as np
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
+from sinkjax.experiments.shared.sink_removal import EPS
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
   batches,
@@ -81,8 +82,7 @@ class Config:
   # A tenth of the largest activation, the margin of ratios.
   gain: float = 0.1
   bits: int = 8
-  # The threshold of Gu et al. (2410.10781).
-  eps: float = 0.3
+  eps: float = EPS
   seed: int = 0
 
 
@@ -128,16 +128,11 @@ def measure(
       f"candidates must be at least {2 * config.most}, twice most="
       f"{config.most}, to leave as many for a control; got {config.candidates}"
     )
-  rows = texts_of_length(
-    subject, texts, config.count, config.tokens, config.seed
+  ids = texts_of_length(
+    subject, texts, config.count, config.tokens, config.seed, fewest=FEWEST
   )
-  if len(rows) < FEWEST:
-    raise ValueError(
-      f"{len(rows)} texts have {config.tokens} tokens; at least {FEWEST} are "
-      "needed"
-    )
-  first = min(config.search, len(rows) // 2)
-  found, held = apart(np.array(rows), first, config.seed, subject.template)
+  first = min(config.search, len(ids) // 2)
+  found, held = apart(ids, first, config.seed, subject.template)
   tokens = candidates_of(subject, config)
   steps = 1 + config.most * len(tokens) + 4 * len(Condition)
   model = Model(subject, config, Steps(progress, steps))

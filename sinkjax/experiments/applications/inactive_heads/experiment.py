@@ -108,19 +108,12 @@ def measure(
     scores and each random order.
   """
   config.check()
-  rows = texts_of_length(
-    subject, texts, config.count, config.tokens, config.seed
+  ids = texts_of_length(
+    subject, texts, config.count, config.tokens, config.seed, fewest=FEWEST
   )
-  if len(rows) < FEWEST:
-    raise ValueError(
-      f"{len(rows)} texts have {config.tokens} tokens; at least {FEWEST} are "
-      "needed"
-    )
   # Ranked on other texts: the loss of a choice made on the same would be too
   # low.
-  ranking, held = apart(
-    np.array(rows), len(rows) // 2, config.seed, subject.template
-  )
+  ranking, held = apart(ids, len(ids) // 2, config.seed, subject.template)
   orders = len(SCORES) + config.seeds
   passes = 1 + orders * len(config.shares) * len(OUTPUTS)
   step = Steps(progress, len(ranking) + passes * len(held))

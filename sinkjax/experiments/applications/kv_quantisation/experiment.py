@@ -115,7 +115,7 @@ def split(
       f"{len(ids)} texts have {config.tokens} tokens; {config.calibrating} "
       "that calibrate, 1 at least, and 2 more are needed"
     )
-  return apart(np.array(ids), config.calibrating, config.seed, subject.template)
+  return apart(ids, config.calibrating, config.seed, subject.template)
 
 
 def _calibrate(subject: Subject, config: Config, ids: np.ndarray) -> Limits:

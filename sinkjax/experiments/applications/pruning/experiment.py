@@ -129,14 +129,9 @@ def split(
 ) -> tuple[np.ndarray, np.ndarray]:
   """(ids that rank, ids that are measured), [P, T] each."""
   ids = texts_of_length(
-    subject, texts, config.count, config.tokens, config.seed
+    subject, texts, config.count, config.tokens, config.seed, fewest=FEWEST
   )
-  if len(ids) < FEWEST:
-    raise ValueError(
-      f"{len(ids)} texts have {config.tokens} tokens; at least {FEWEST} are "
-      "needed"
-    )
-  return apart(np.array(ids), len(ids) // 2, config.seed, subject.template)
+  return apart(ids, len(ids) // 2, config.seed, subject.template)
 
 
 def _look(subject: Subject, ids: np.ndarray, batch: int) -> Seen:

@@ -96,14 +96,9 @@ def measure(
 
   Cost: eleven forward passes.
   """
-  rows = texts_of_length(
-    subject, texts, config.count, config.tokens, config.seed
+  ids = texts_of_length(
+    subject, texts, config.count, config.tokens, config.seed, fewest=2
   )
-  if len(rows) < 2:
-    raise ValueError(
-      f"{len(rows)} texts have {config.tokens} tokens; at least 2 are needed"
-    )
-  ids = np.array(rows, np.int32)
   step = Steps(progress, len(ids) * (1 + 2 + 2 * len(Part)))
   seen = _look(subject, ids, config.ratio, step)
   dims = {What.LARGE: seen["large"].mean(axis=1) >= MOST}

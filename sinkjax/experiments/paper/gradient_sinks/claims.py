@@ -4,7 +4,11 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.effects import LOG_RATIO, Expect, Unit, effect
-from sinkjax.experiments.harness.stats import format_ratio, mean_of
+from sinkjax.experiments.harness.stats import (
+  format_ratio,
+  mean_of,
+  rank_correlation,
+)
 from sinkjax.experiments.paper.gradient_sinks.experiment import first_over_rest
 
 SOURCE = "2603.17771"
@@ -93,23 +97,6 @@ def _shrunk(result: Result) -> Claim:
       ),
     ),
   )
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """[P] Spearman's, over the layers of [P, L]; NaN where one has no spread.
-
-  >>> float(rank_correlation(np.array([[1, 2, 9]]), np.array([[3, 5, 6]]))[0])
-  1.0
-  """
-  from scipy import stats
-
-  x, y = (
-    ranks - ranks.mean(axis=1, keepdims=True)
-    for ranks in (stats.rankdata(part, axis=1) for part in (a, b))
-  )
-  with np.errstate(invalid="ignore"):
-    size = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
-    return (x * y).sum(axis=1) / size
 
 
 def _follows(result: Result) -> Claim:

@@ -22,9 +22,12 @@ from sinkjax.experiments.paper.noop_heads.triggers import (
   find,
   observe,
 )
-from sinkjax.experiments.shared.prompt_corpus import Text, gather
+from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
-from sinkjax.experiments.shared.text_batches import templates_of
+from sinkjax.experiments.shared.text_batches import (
+  templates_of,
+  texts_of_length,
+)
 
 FEWEST = 10
 """Texts, at least: a quarter of them must be enough for an interval."""
@@ -98,19 +101,13 @@ def measure(
 
   Cost: one forward pass of every text.
   """
-  if texts is None:
-    texts = gather(config.count, config.seed)
-  rows = subject.encode([text.text for text in texts])
-  ids = [row[: config.tokens] for row in rows if len(row) >= config.tokens]
-  if len(ids) < FEWEST:
-    raise ValueError(
-      f"{len(ids)} texts have {config.tokens} tokens; at least {FEWEST} are "
-      "needed"
-    )
+  ids = texts_of_length(
+    subject, texts, config.count, config.tokens, config.seed, fewest=FEWEST
+  )
   # Texts come domain by domain: in that order, those that fit, choose and test
   # would be of different domains.
   order = np.random.default_rng(config.seed).permutation(len(ids))
-  observed = observe(subject, np.array(ids)[order], progress)
+  observed = observe(subject, ids[order], progress)
   heads = find(
     observed, resting=config.resting, output=config.output, least=config.auroc
   )

@@ -10,7 +10,7 @@ import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.harness.stats import ends_of, rank_correlation
 from sinkjax.experiments.paper.sink_circuit.neurons import (
   BATCH,
   Ablation,
@@ -23,6 +23,7 @@ from sinkjax.experiments.paper.sink_circuit.neurons import (
   look,
 )
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
+from sinkjax.experiments.shared.sink_removal import EPS
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
   batches,
@@ -71,7 +72,7 @@ class Config:
   # Two neurons carry the sink of Llama 2 7B there.
   few: int = 2
   neurons: int = 8
-  eps: float = 0.3
+  eps: float = EPS
   seed: int = 0
 
 
@@ -104,17 +105,10 @@ def measure(
     raise ValueError(
       f"layer must be in [0, {cfg.n_layers}), got {config.layer}"
     )
-  rows = texts_of_length(
-    subject, texts, config.count, config.tokens, config.seed
+  ids = texts_of_length(
+    subject, texts, config.count, config.tokens, config.seed, fewest=FEWEST
   )
-  if len(rows) < FEWEST:
-    raise ValueError(
-      f"{len(rows)} texts have {config.tokens} tokens; at least {FEWEST} are "
-      "needed"
-    )
-  some, held = apart(
-    np.array(rows), len(rows) // 2, config.seed, subject.template
-  )
+  some, held = apart(ids, len(ids) // 2, config.seed, subject.template)
   neurons = min(config.neurons, cfg.d_ff // 2)
   passes = 2 + 2 * (2 + 1) + 2 * neurons
   step = Steps(progress, len(some) + (passes + 2) * len(held))
@@ -232,21 +226,6 @@ def _score_parts(
   )
 
 
-def rank_agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-  """[P] Spearman's correlation of each row of two [P, n]; 0 of constants.
-
-  >>> a = np.array([[1.0, 2.0, 3.0]])
-  >>> rank_agreement(a, -a).tolist(), rank_agreement(a, 0 * a).tolist()
-  ([-1.0], [0.0])
-  """
-  from scipy import stats
-
-  x, y = (stats.rankdata(a, axis=1) for a in (one, other))
-  x, y = (a - a.mean(axis=1, keepdims=True) for a in (x, y))
-  size = np.sqrt((x * x).sum(1) * (y * y).sum(1))
-  return np.where(size > 0, (x * y).sum(1) / np.where(size > 0, size, 1), 0)
-
-
 def _result(
   config: Config,
   numbers: dict[str, Any],
@@ -271,7 +250,8 @@ def _result(
     "carried": carried(act, neurons["down"], few),
     "falls": falls,
     "slopes": neurons["slopes"],
-    "agreement": rank_agreement(falls, neurons["slopes"]),
+    # Neurons that all do nothing agree in no order.
+    "agreement": np.nan_to_num(rank_correlation(falls, neurons["slopes"])),
     "later, ordinary": later[0],
     "later, repeated": later[1],
     "first, by layer": held.post[:, :, 0].mean(axis=1),

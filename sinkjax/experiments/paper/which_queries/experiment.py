@@ -103,11 +103,9 @@ def measure(
     length; causal models give the loss of every shorter length with it.
   """
   texts = gather(config.count, config.seed) if texts is None else texts
-  ids = _ids(subject, texts, config, config.tokens)
-  if len(ids) < 2:
-    raise ValueError(
-      f"{len(ids)} texts have {config.tokens} tokens; at least 2 are needed"
-    )
+  ids = texts_of_length(
+    subject, texts, config.count, config.tokens, config.seed, fewest=2
+  )
   long, lengths = _longest(subject, texts, config)
   step = Steps(progress, len(ids) + len(Hidden) * len(long))
   mass, nats = _look(subject, ids, step)
@@ -136,20 +134,15 @@ def measure(
   )
 
 
-def _ids(
-  subject: Subject, texts: Sequence[Text], config: Config, tokens: int
-) -> np.ndarray:
-  rows = texts_of_length(subject, texts, config.count, tokens, config.seed)
-  return np.array(rows, np.int32).reshape(len(rows), tokens)
-
-
 def _longest(
   subject: Subject, texts: Sequence[Text], config: Config
 ) -> tuple[np.ndarray, list[int]]:
   """(ids of the texts of the greatest length, the lengths up to it)."""
   fitting = [n for n in sorted(config.lengths) if n <= subject.cfg.max_len]
   for i in range(len(fitting), 0, -1):
-    ids = _ids(subject, texts, config, fitting[i - 1])
+    ids = texts_of_length(
+      subject, texts, config.count, fitting[i - 1], config.seed
+    )
     apart = len(set(templates_of(ids, subject.template)))
     if apart >= FEWEST or (i == 1 and apart >= 2):
       return ids, fitting[:i]
