@@ -34,7 +34,7 @@ class EditedLoss:
   def __init__(
     self, subject: Subject, ids: np.ndarray, step: Callable[[int], Any]
   ):
-    self._params, self._ids, self._step = subject.params, ids, step
+    self._subject, self._ids, self._step = subject, ids, step
     self._rows = max(1, min(len(ids), ROW_TOKENS // ids.shape[1]))
     f = forward(subject.cfg)
 
@@ -48,30 +48,17 @@ class EditedLoss:
 
     self._run = run
 
-  def __call__(
-    self, edits: Mapping[str, Any], params: Any = None
-  ) -> np.ndarray:
-    """[P, T - 1] nats of every token after the first.
+  def __call__(self, edits: Mapping[str, Any]) -> np.ndarray:
+    """[P, T - 1] nats of every token after the first, under edits."""
+    return self.both(edits)[0]
 
-    Args:
-      edits: of `intervene`.
-      params: other parameters of the same shapes; `None` for the model's own.
-    """
-    return self.both(edits, params)[0]
-
-  def both(
-    self, edits: Mapping[str, Any], params: Any = None
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """`(nats, right)`, each [P, T - 1]: whether the greatest logit is right.
-
-    Args:
-      edits: as above.
-      params: likewise.
-    """
-    params = self._params if params is None else params
-    found = []
+  def both(self, edits: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """`(nats, right)`, each [P, T - 1]: whether the greatest logit is right."""
+    subject, found = self._subject, []
     for _, count, rows in batches(self._ids, self._rows):
-      out = self._run(params, jnp.asarray(rows), dict(edits))
+      out = subject.kept(
+        "batch", self._run, subject.params, jnp.asarray(rows), dict(edits)
+      )
       found.append([np.asarray(x, np.float64)[:count] for x in out])
       self._step(count)
     nats, right = zip(*found, strict=True)

@@ -184,7 +184,7 @@ class Model:
 
   def __init__(self, subject: Subject, config: Config, step: Steps):
     self._params, self._config, self._step = subject.params, config, step
-    self._cfg, f = subject.cfg, forward(subject.cfg)
+    self._cfg, f, self._kept = subject.cfg, forward(subject.cfg), subject.kept
     # Refuses a model that cannot be rounded before anything is searched.
     quantize_inputs(self._cfg, config.bits, ranges="token")
     self._rounded = jax.jit(quantize_weights)(self._params, config.bits)
@@ -210,13 +210,25 @@ class Model:
 
     self._look, self._nats = look, nats
 
-  def look(self, ids: np.ndarray, prefix: Sequence[int]) -> Seen:
-    """What is seen of texts behind a prefix."""
+  def look(
+    self, ids: np.ndarray, prefix: Sequence[int], *, keep_first: bool = False
+  ) -> Seen:
+    """What is seen of texts behind a prefix.
+
+    Args:
+      ids: the texts.
+      prefix: before each.
+      keep_first: count the text's first token as a part of the prefix.
+    """
     rows, own = behind(prefix, ids, self._config.most)
+    if keep_first:
+      own[len(prefix)] = False
     parts = []
     for _, count, batch in batches(rows, min(BATCH, len(rows))):
-      out = self._look(self._params, jnp.asarray(batch), jnp.asarray(own))
-      parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:, :n], out))
+      out = self._kept(
+        "look", self._look, self._params, jnp.asarray(batch), jnp.asarray(own)
+      )
+      parts.append(jax.tree.map(lambda x, n=count: x[:, :n], out))
     self._step()
     trace = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
     ends = {site: trace[site] for site in INPUTS}
@@ -257,8 +269,8 @@ class Model:
     params = self._rounded if rounded else self._params
     parts = []
     for _, count, batch in batches(rows, min(BATCH, len(rows))):
-      nats = self._nats(params, jnp.asarray(batch), edits)
-      parts.append(np.asarray(nats, np.float64)[:count])
+      nats = self._kept("loss", self._nats, params, jnp.asarray(batch), edits)
+      parts.append(nats.astype(np.float64)[:count])
     self._step()
     start = len(prefix)
     nats = np.concatenate(parts)[:, start : start + ids.shape[1] - 1]
@@ -273,28 +285,13 @@ class Model:
   ) -> tuple[Seen, np.ndarray, np.ndarray]:
     """(what is seen, loss, loss of the rounded model) of the held texts."""
     # Ranges are set on other texts, as where they are set before any is read.
-    limits = self._limits(found, prefix, keep_first)
+    limits = self.look(found, prefix, keep_first=keep_first).limits
     seen = self.look(held, prefix)
     losses = [
       self.loss(held, prefix, limits, rounded=r, keep_first=keep_first)
       for r in (False, True)
     ]
     return seen, *losses
-
-  def _limits(
-    self, ids: np.ndarray, prefix: Sequence[int], keep_first: bool
-  ) -> dict[str, jax.Array]:
-    if not keep_first:
-      return self.look(ids, prefix).limits
-    # The first token counts as a prefix of the rest.
-    rows, own = behind(prefix, ids, self._config.most)
-    own[len(prefix)] = False
-    parts = []
-    for _, count, batch in batches(rows, min(BATCH, len(rows))):
-      out = self._look(self._params, jnp.asarray(batch), jnp.asarray(own))
-      parts.append({site: np.asarray(out[site])[:, :count] for site in INPUTS})
-    self._step()
-    return limits_of(jax.tree.map(lambda *x: np.concatenate(x, 1), *parts))
 
 
 def _result(

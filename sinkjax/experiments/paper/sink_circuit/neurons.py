@@ -58,8 +58,8 @@ def look(subject: Subject, ids: np.ndarray, step: Steps) -> Norms:
   run = jax.jit(lambda params, ids: f(params, ids).trace)
   parts = []
   for _, count, rows in batches(ids, min(BATCH, len(ids))):
-    trace = run(subject.params, jnp.asarray(rows))
-    parts.append(Norms(**{k: np.asarray(trace[k])[:, :count] for k in watch}))
+    trace = subject.kept("look", run, subject.params, jnp.asarray(rows))
+    parts.append(Norms(**{k: trace[k][:, :count] for k in watch}))
     step(count)
   return Norms(*(np.concatenate(x, axis=1) for x in zip(*parts, strict=True)))
 
@@ -210,13 +210,15 @@ class Ablation:
     gains[list(gone)] = 0
     parts = []
     for _, count, rows in batches(ids, min(BATCH, len(ids))):
-      out = self._run(
+      out = self._subject.kept(
+        "ablation",
+        self._run,
         self._subject.params,
         jnp.asarray(rows),
         jnp.asarray(gains),
         jnp.asarray(everywhere),
       )
-      parts.append([np.asarray(x, np.float64)[:count] for x in out])
+      parts.append([x.astype(np.float64)[:count] for x in out])
       self._step(count)
     return After(*map(np.concatenate, zip(*parts, strict=True)))
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.shared.edited_loss import EditedLoss
 from sinkjax.experiments.shared.prompt_corpus import Text, gather
-from sinkjax.experiments.shared.sink_removal import hide
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
   batches,
@@ -24,6 +24,7 @@ from sinkjax.inference.scoring import nats_of
 from sinkjax.metrics import queries
 from sinkjax.metrics.sinks import first_token_mass
 from sinkjax.models.transformer import forward
+from sinkjax.transforms.attention_edits import knockout
 from sinkjax.transforms.capture import capture
 
 FIRST = 8
@@ -110,7 +111,8 @@ def measure(
   step = Steps(progress, len(ids) + len(Hidden) * len(long))
   mass, nats = _look(subject, ids, step)
   kinds = _kinds(subject, ids, nats, config.share)
-  losses = {kind: _losses(subject, long, kind, step) for kind in Hidden}
+  loss = EditedLoss(subject, long, step)
+  losses = {kind: loss(_edits(subject, kind)) for kind in Hidden}
   templates = templates_of(ids, subject.template)
   apart = templates_of(long, subject.template)
   by_text = _by_text(mass, kinds, config.width)
@@ -153,15 +155,6 @@ def _longest(
   )
 
 
-def _rows(ids: np.ndarray) -> int:
-  return max(1, ROW_TOKENS // ids.shape[1])
-
-
-def _nats(logits: jax.Array, ids: jax.Array) -> jax.Array:
-  """[B, T - 1] of every token after the first."""
-  return nats_of(logits[:, :-1], ids[:, 1:])
-
-
 def _look(
   subject: Subject, ids: np.ndarray, step: Steps
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -174,32 +167,26 @@ def _look(
   @jax.jit
   def run(params: Any, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     out = f(params, ids)
-    return jnp.swapaxes(out.trace["mass"], 0, 1), _nats(out.logits, ids)
+    nats = nats_of(out.logits[:, :-1], ids[:, 1:])
+    return jnp.swapaxes(out.trace["mass"], 0, 1), nats
 
   found = []
-  for _, count, rows in batches(ids, _rows(ids)):
-    out = run(subject.params, jnp.asarray(rows))
-    found.append([np.asarray(x, np.float64)[:count] for x in out])
+  for _, count, rows in batches(ids, max(1, ROW_TOKENS // ids.shape[1])):
+    out = subject.kept("batch", run, subject.params, jnp.asarray(rows))
+    found.append([x.astype(np.float64)[:count] for x in out])
     step(count)
   mass, nats = map(np.concatenate, zip(*found, strict=True))
   # Nothing says how likely the first token is.
   return mass, np.pad(nats, [(0, 0), (1, 0)], constant_values=np.nan)
 
 
-def _losses(
-  subject: Subject, ids: np.ndarray, hidden: Hidden, step: Steps
-) -> np.ndarray:
-  """[P, T - 1] nats with a position hidden from all others at every layer."""
+def _edits(subject: Subject, hidden: Hidden) -> dict[str, Any]:
+  """The edit that hides a position from all others at every layer."""
   # Behind the last layer hides nothing: the same program, the same rounding.
   layer = subject.cfg.n_layers if hidden is Hidden.NOTHING else 0
   key = 1 if hidden is Hidden.NEXT else 0
-  f = hide(forward(subject.cfg), layer, key)
-  run = jax.jit(lambda params, ids: _nats(f(params, ids).logits, ids))
-  found = []
-  for _, count, rows in batches(ids, _rows(ids)):
-    found.append(np.asarray(run(subject.params, jnp.asarray(rows)))[:count])
-    step(count)
-  return np.concatenate(found).astype(np.float64)
+  # As arrays, which are no part of the program: it is compiled once.
+  return {"scores": knockout(jnp.asarray(key), from_layer=jnp.asarray(layer))}
 
 
 def _kinds(
