@@ -89,7 +89,7 @@ class Kept:
     self,
     folder: pathlib.Path,
     request: Mapping[str, Any],
-    made_with: Mapping[str, Any],
+    weights: Mapping[str, Any],
     *,
     overwrite: bool = False,
   ):
@@ -98,9 +98,8 @@ class Kept:
     Args:
       folder: of the experiment.
       request: what was asked for.
-      made_with: what else decides the numbers: the weights' bytes. Where that,
-        the code, the packages or the device have changed, parts are measured
-        again.
+      weights: the bytes of the models. Where they, the code, the packages or
+        the device have changed, parts are measured again.
       overwrite: clear what is there.
 
     Raises:
@@ -108,7 +107,7 @@ class Kept:
     """
     self._folder, self._count, self.seconds = folder / FOLDER, 0, 0.0
     self._about = artifacts.plain(
-      {"request": request, "made_with": {**made_with, **_here()}}
+      {"request": request, "made_with": {"weights": weights, **_here()}}
     )
     old = _read(self._folder / "request.json")
     if overwrite or old is None:
@@ -141,7 +140,7 @@ class Kept:
       return _nested(arrays)
     start = time.monotonic()
     made = _flat(make(*args, **kwargs))
-    if self._count == 1 or not self._folder.exists():
+    if not self._folder.exists():
       artifacts.write_json(self._folder / "request.json", self._about)
     taken = {SECONDS: time.monotonic() - start}
     artifacts.write_npz(path, made | taken)

@@ -249,8 +249,7 @@ def run(
       start = time.monotonic()
       with artifacts.bar(request.entry.name) as progress:
         if experiment.scales is None:
-          asked, bytes_of = request.plain(), {"weights": weights}
-          kept = Kept(folder, asked, bytes_of, overwrite=overwrite)
+          kept = Kept(folder, request.plain(), weights, overwrite=overwrite)
           model = subject()._replace(kept=kept)
           found = experiment.measure(model, request.config, progress=progress)
           start -= kept.seconds

@@ -12,7 +12,7 @@ from sinkjax.experiments.harness import kept, runner
 from sinkjax.experiments.paper.perturbation.experiment import Config
 
 REQUEST = {"model": "a", "config": {"tokens": 5}}
-WEIGHTS = {"weights": {"a": "1234"}}
+WEIGHTS = {"a": "1234"}
 
 
 class Pair(NamedTuple):
@@ -85,7 +85,7 @@ def test_parts_of_other_bytes_are_measured_again(
   kept.Kept(tmp_path, REQUEST, WEIGHTS)("text", np.array, 1.0)
   weights = WEIGHTS
   if changed == "weights":
-    weights = {"weights": {"a": "5678"}}
+    weights = {"a": "5678"}
   else:
     here = kept._here()
     monkeypatch.setattr(kept, "_here", lambda: here | {"code": "other"})
