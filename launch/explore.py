@@ -126,7 +126,9 @@ def main() -> None:
     return
   app.warm_compiler()
   job = _prepare(text)
-  with outputs.alone(out, keeps=_resumed):
+  from launch import resume  # which `_prepare` has imported
+
+  with outputs.alone(out, keeps=resume.is_partial):
     data = _make(out, job, request)
   _show(data, out)
 
@@ -164,13 +166,6 @@ def _edits() -> tuple[Any, ...]:
   from sinkjax.transforms.edit_grammar import parse_edits
 
   return parse_edits(EDIT)
-
-
-def _resumed(path: pathlib.Path) -> bool:
-  """Whether the same command goes on from a file."""
-  from launch import resume
-
-  return path.name == resume.NAME
 
 
 def _prepare(text: Any) -> "Job | None":

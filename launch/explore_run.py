@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ from sinkjax.analysis.sensitivity import AS_IT_IS, Columns
 from sinkjax.analysis.sensitivity_config import work
 from sinkjax.config import ModelConfig
 from sinkjax.transforms.edit_grammar import combined
-from sinkjax.transforms.jacobian_engine import SelfCheckError
 from sinkjax.transforms.jacobian_plan import matmul_rate
 
 PASSES = 5
@@ -104,14 +102,10 @@ def jacobians(
 ) -> dict[str, np.ndarray]:
   """The maps of every function, column by column; those there are kept."""
   left = [columns.missing() for columns in partial.maps.values()]
-  if partial.resumed:
-    print(
-      f"Continuing: {partial.resumed} of {partial.total()} columns are there "
-      "from an earlier run."
-    )
+  partial.announce()
   print(f"about {app.duration(job.seconds(left))}")
   found = {}
-  try:
+  with partial.keeping():
     for (name, fn), columns in zip(
       functions.items(), partial.maps.values(), strict=True
     ):
@@ -124,19 +118,4 @@ def jacobians(
           finished=lambda: partial.save(now=False),
           progress=progress,
         )
-  except SelfCheckError:
-    # Columns that contradict the model are no beginning to go on from.
-    partial.delete()
-    raise
-  # Ctrl-C is no Exception, and it is how a long run is usually stopped.
-  except BaseException:
-    partial.save()
-    if partial.done():
-      print(
-        f"\nkept {partial.done()} of {partial.total()} columns: the same "
-        "command continues from there",
-        file=sys.stderr,
-      )
-    raise
-  partial.save()
   return found

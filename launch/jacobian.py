@@ -153,7 +153,9 @@ def main() -> None:
     return
   app.warm_compiler()
   job = _prepare(text, config, edits)
-  with outputs.alone(out, keeps=_resumed):
+  from launch import resume  # which `_prepare` has imported
+
+  with outputs.alone(out, keeps=resume.is_partial):
     data = _report(out, job, request)
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
@@ -182,13 +184,6 @@ def _text() -> Any:
       f"{PROMPTS_FILE.value}"
     )
   return texts[PROMPT.value]
-
-
-def _resumed(path: pathlib.Path) -> bool:
-  """Whether the same command goes on from a file."""
-  from launch import resume
-
-  return path.name == resume.NAME
 
 
 def _request(text: Any, edits: tuple[Any, ...]) -> dict[str, Any]:

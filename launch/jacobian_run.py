@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -181,7 +180,7 @@ def compute(
   functions = {"plain": sinkjax.forward(job.cfg)}
   maps, about = {}, {}
   try:
-    with job.weights() as params:
+    with partial.keeping(), job.weights() as params:
       _announce(job, partial)
       if job.edits:
         cfg, about = edit_flag.of_model(job.edits, params, job.cfg, [job.ids])
@@ -189,28 +188,17 @@ def compute(
       for name, fn in functions.items():
         maps[name] = _map(job, partial, name, fn, params)
   except SelfCheckError:
-    # Columns that contradict the model are no beginning to go on from. Where
-    # the model itself overflows, this names the layer.
-    partial.delete()
+    # Where the model itself overflows, this names the layer.
     with job.weights() as params:
       sink_profile(params, job.cfg, [job.ids])
     raise
-  # Ctrl-C is no Exception, and it is how a long run is usually stopped.
-  except BaseException:
-    _keep(partial)
-    raise
-  partial.save()
   return Sensitivity(job.ids, job.config, edit=job.edit, **maps), about
 
 
 def _announce(job: Job, partial: resume.Partial) -> None:
   left = [columns.missing() for columns in partial.maps.values()]
   seconds, memory = job.cost(left)
-  if partial.resumed:
-    print(
-      f"Continuing: {partial.resumed} of {partial.total()} columns are there "
-      "from an earlier run."
-    )
+  partial.announce()
   took = app.duration(seconds)
   print(f"about {took}, {memory / 1e9:.1f} GB beside the weights")
 
@@ -248,13 +236,3 @@ def _map(
       progress=progress,
     )
   return dataclasses.replace(result, bounds=bounds)
-
-
-def _keep(partial: resume.Partial) -> None:
-  partial.save()
-  if partial.done():
-    print(
-      f"\nkept {partial.done()} of {partial.total()} columns: the same "
-      "command continues from there",
-      file=sys.stderr,
-    )

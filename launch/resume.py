@@ -1,20 +1,29 @@
 """Keeps the columns of unfinished maps in a file, so that a rerun resumes."""
 
+import contextlib
 import io
 import json
 import pathlib
+import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from sinkjax import artifacts
 from sinkjax.analysis.sensitivity import Columns
+from sinkjax.transforms.jacobian_engine import SelfCheckError
 
 NAME = "partial.npz"
 EVERY = 10.0
 """Seconds between two writes."""
+
+
+def is_partial(path: pathlib.Path) -> bool:
+  """Whether the same command goes on from a file: see `outputs.alone`."""
+  return path.name == NAME
 
 
 class Partial:
@@ -92,6 +101,35 @@ class Partial:
       self._path, {"mark": self._mark, "seconds": self.elapsed(), **arrays}
     )
     self._saved, self._written = time.monotonic(), self.done()
+
+  def announce(self) -> None:
+    """Says how many columns are there from an earlier run, if any."""
+    if self.resumed:
+      print(
+        f"Continuing: {self.resumed} of {self.total()} columns are there "
+        "from an earlier run."
+      )
+
+  @contextlib.contextmanager
+  def keeping(self) -> Iterator[None]:
+    """Saves what is complete, also where what is inside is stopped."""
+    try:
+      yield
+    except SelfCheckError:
+      # Columns that contradict the model are no beginning to go on from.
+      self.delete()
+      raise
+    # Ctrl-C is no Exception, and it is how a long run is usually stopped.
+    except BaseException:
+      self.save()
+      if self.done():
+        print(
+          f"\nkept {self.done()} of {self.total()} columns: the same "
+          "command continues from there",
+          file=sys.stderr,
+        )
+      raise
+    self.save()
 
   def elapsed(self) -> float:
     """Seconds that this run and earlier ones took."""
