@@ -11,8 +11,8 @@ The text is a strip of tokens: point at one, and what it reads and what reads
 it is shaded. Below are all heads, sorted by layer, by sink score or by how
 little they write; a click opens one, with its exact numbers under the pointer.
 Everything is there twice, as it is and with an edit, and can be seen side by
-side or as a difference. The address of the page follows
-what is shown, so that a view can be sent; "?" lists the keys.
+side or as a difference. The address of the page follows what is shown, so that
+a view can be sent; "?" lists the keys.
 
   --edit='graded key=0 by=2'    another edit; by default token 0 is hidden from
                         all others in all layers, and --edit=none leaves it out

@@ -23,11 +23,11 @@ cores; cpu; gpu; paper):
 Each experiment gets a folder with result.json, arrays.npz, CSV and PNG files;
 claims.csv, claims.md, summary.json and report.html cover all of them, and the
 first table of the report compares each claim of the paper with what was
-measured here. Complete experiments are not repeated: the same command resumes
-after an interruption, after the last finished part of a measurement (a text, a
-batch, a condition) or run where models are trained, and other experiments can
-be added to the same --out later. --report makes claims and
-report.html again from the files in --out and measures nothing.
+measured here. Complete experiments are not repeated. After an interruption the
+same command goes on from the last text, batch or condition of a measurement, or
+the last run of a sweep, that is finished; other experiments can be added to the
+same --out later. --report makes claims and report.html again from the files in
+--out and measures nothing.
 
 The same command in another shell shares the runs. Small models do not fill a
 GPU: start the command up to six times there, each with

@@ -11,10 +11,10 @@ residual and the MLP (`sinkjax.carriers`). With the sink, with position 0 hidden
 from a layer on, and with the next token hidden as a control. Sink heads are
 those whose score on longer stretches of the same texts exceeds a threshold.
 
-Takes about 40 minutes for SmolLM2-135M on two CPU cores: two minutes for each
-of 18 maps. It is not recorded yet. Expected there: that sink heads carry less,
-that hiding the sink makes them carry more, and that heads carry more by values
-than by scores are supported.
+Takes minutes for each of 18 maps of SmolLM2-135M on two CPU cores; the whole
+was not timed, and is not recorded yet. Expected there: that sink heads carry
+less, that hiding the sink makes them carry more, and that heads carry more by
+values than by scores are supported.
 """
 
 from sinkjax.experiments.harness.api import Experiment
