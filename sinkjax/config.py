@@ -124,6 +124,7 @@ ADDED = (
   "shared_open",
   "dense_layers",
   "dense_d_ff",
+  "stream_norms",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -158,6 +159,10 @@ class ModelConfig:
       2 and 3).
     pre_norms: normalise what each branch reads. `False`, with `post_norms`,
       leaves the norms on the branches' outputs alone (OLMo 2).
+    stream_norms: normalise the residual stream itself behind each branch, as
+      the first transformer did ("post-norm"): `resid_mid = norm(resid_pre +
+      attn_out)`, `resid_post = norm(resid_mid + mlp_out)`, and no norm before
+      the logits (OPT-350M). Needs `pre_norms=False`.
     qk_norm: RMS-normalise queries and keys.
     qk_norm_over: "head", each head by itself, with one scale for all; "all",
       the heads of a token together, with a scale of each (OLMo 2).
@@ -273,6 +278,7 @@ class ModelConfig:
   norm_scale: bool = True
   post_norms: bool = False
   pre_norms: bool = True
+  stream_norms: bool = False
   qk_norm: bool = False
   qk_norm_over: str = "head"
   qkv_clip: float | None = None
@@ -350,12 +356,6 @@ class ModelConfig:
       if getattr(self, name) is not None:
         positive(name, getattr(self, name))
     finite.require_fields(self)
-    if not (self.pre_norms or self.post_norms):
-      raise ValueError("pre_norms=False needs post_norms=True")
-    if self.shared_norm and not (self.parallel_residual and self.pre_norms):
-      raise ValueError(
-        "shared_norm=True needs parallel_residual=True and pre_norms=True"
-      )
     config_checks.check(self)
     for name in ("bos_id", "eos_id"):
       token = getattr(self, name)

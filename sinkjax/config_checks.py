@@ -15,8 +15,32 @@ def check(cfg: "ModelConfig") -> None:
   Raises:
     ValueError: naming the fields, what was got and what is expected.
   """
-  for part in (_attention, _experts, _routing, _rope, _latents, _window):
+  for part in (
+    _norms,
+    _attention,
+    _experts,
+    _routing,
+    _rope,
+    _latents,
+    _window,
+  ):
     part(cfg)
+
+
+def _norms(cfg: "ModelConfig") -> None:
+  if not (cfg.pre_norms or cfg.post_norms or cfg.stream_norms):
+    raise ValueError(
+      "pre_norms=False needs post_norms=True or stream_norms=True"
+    )
+  if cfg.shared_norm and not (cfg.parallel_residual and cfg.pre_norms):
+    raise ValueError(
+      "shared_norm=True needs parallel_residual=True and pre_norms=True"
+    )
+  if not cfg.stream_norms:
+    return
+  for name in ("pre_norms", "parallel_residual"):
+    if getattr(cfg, name):
+      raise ValueError(f"stream_norms=True needs {name}=False")
 
 
 def _attention(cfg: "ModelConfig") -> None:

@@ -36,6 +36,12 @@ from sinkjax.rope_scaling import ADDED_TO_SCALING
     ({"local_layers": (True,) * 3}, "needs a window"),
     ({"window": 0, "local_layers": (True,) * 3}, "window must be a positive"),
     ({"bos_id": 64}, r"bos_id must be in \[0, 64\)"),
+    ({"pre_norms": False}, "needs post_norms=True or stream_norms=True"),
+    ({"stream_norms": True}, "stream_norms=True needs pre_norms=False"),
+    (
+      {"stream_norms": True, "pre_norms": False, "parallel_residual": True},
+      "stream_norms=True needs parallel_residual=False",
+    ),
   ],
 )
 def test_refuses(changes, message):
@@ -80,7 +86,7 @@ def test_fields_that_recorded_configs_lack():
     rope_layers=(True, False, True),
     rope_bases=(1e2, 1e4, 1e3),
     pre_norms=False,
-    post_norms=True,
+    stream_norms=True,
   )
   # Those that a scaling of RoPE has more are left out alike.
   linear = sinkjax.RopeScaling("linear", factor=2.0)

@@ -46,9 +46,10 @@ class Norm(nn.Module):
 class Block(nn.Module):
   """One layer: [B, T, D] residual in, residual and trace out.
 
-  `resid_mid = resid_pre + attn_out` and `resid_post = resid_mid + mlp_out` in
-  every family; a parallel residual changes only what the MLP reads, and post
-  norms and `residual_scale` only what "attn_out" and "mlp_out" are.
+  `resid_mid = resid_pre + attn_out` and `resid_post = resid_mid + mlp_out`, but
+  for `stream_norms`, which norm both sums; a parallel residual changes only
+  what the MLP reads, and post norms and `residual_scale` only what "attn_out"
+  and "mlp_out" are.
 
   The steps are methods. All but `mix` act on every token alone; the steps
   inside attention and MLP are methods of `Attention`, `Mlp` and `Experts`.
@@ -66,7 +67,7 @@ class Block(nn.Module):
       )
     self.attn = Attention(cfg)
     self.mlp = Experts(cfg) if cfg.n_experts else Mlp(cfg)
-    if cfg.pre_norms:
+    if cfg.pre_norms or cfg.stream_norms:
       self.attn_norm = Norm(cfg)
       if not cfg.shared_norm:
         self.mlp_norm = Norm(cfg)
@@ -111,7 +112,10 @@ class Block(nn.Module):
     """(`resid_pre`, the attention's raw output) -> `resid_mid`."""
     if self.cfg.post_norms:
       attn_out = self.attn_post_norm(attn_out)
-    return tap("resid_mid", pre + tap("attn_out", self._scaled(attn_out)))
+    mid = pre + tap("attn_out", self._scaled(attn_out))
+    return tap(
+      "resid_mid", self.attn_norm(mid) if self.cfg.stream_norms else mid
+    )
 
   def add_attention(
     self, pre: Residual, z: Float[Array, "B T H W"], tap: Tapper
@@ -142,7 +146,10 @@ class Block(nn.Module):
     """(`resid_mid`, the MLP's raw output) -> `resid_post`."""
     if self.cfg.post_norms:
       mlp_out = self.mlp_post_norm(mlp_out)
-    return tap("resid_post", mid + tap("mlp_out", self._scaled(mlp_out)))
+    post = mid + tap("mlp_out", self._scaled(mlp_out))
+    return tap(
+      "resid_post", self.mlp_norm(post) if self.cfg.stream_norms else post
+    )
 
   def _scaled(self, out: Residual) -> Residual:
     """A branch's output as it is added."""

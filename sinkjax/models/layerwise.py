@@ -177,5 +177,5 @@ def final_norm_of(params: Params) -> Params:
 def apply_final_norm(
   cfg: ModelConfig, params: Params, x: Float[Array, "B T D"]
 ) -> Float[Array, "B T D"]:
-  """The norm before the logits."""
-  return Norm(cfg).apply({"params": params}, x)
+  """The norm before the logits, where the model has one."""
+  return x if cfg.stream_norms else Norm(cfg).apply({"params": params}, x)

@@ -80,7 +80,9 @@ class Transformer(nn.Module):
     )
     x, trace = scan(cfg, name="blocks")(x, jnp.arange(cfg.n_layers), ctx, taps)
     last = Tapper(taps, cfg.n_layers - 1)
-    x = last("final", Norm(cfg, name="final_norm")(x))
+    if not cfg.stream_norms:  # else the last layer has normed it
+      x = Norm(cfg, name="final_norm")(x)
+    x = last("final", x)
     trace = {**tap.trace(), **trace, **last.trace()}
     head = {"embed": table}
     if not cfg.tie_embeddings:

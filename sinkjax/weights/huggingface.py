@@ -20,6 +20,7 @@ from sinkjax.weights.formats import safetensors_io
 from sinkjax.weights.hf_config import config_from_hf, config_to_hf
 from sinkjax.weights.layout import Leaf, Shape
 from sinkjax.weights.placement import ON_ONE, Placement
+from sinkjax.weights.projected import Projected
 from sinkjax.weights.tokenizer import Tokenizer
 from sinkjax.weights.validate import WeightsError
 
@@ -38,7 +39,7 @@ class _FolderSource:
 
   def __init__(
     self,
-    folder: safetensors_io.SafetensorsFolder | Dequantised,
+    folder: safetensors_io.SafetensorsFolder | Dequantised | Projected,
     wanted: Iterable[str],
     optional_prefix: str,
     where: str,
@@ -140,7 +141,7 @@ def open_model(path: str | os.PathLike, *, compare: bool = True) -> Unread:
   folder = safetensors_io.open_folder(path)
   how = quantised.stated(values)
   source = _FolderSource(
-    folder if how is None else Dequantised(folder, how),
+    family.read_through(folder if how is None else Dequantised(folder, how)),
     [leaf.name for leaf in leaves],
     family.optional_prefix,
     str(path),

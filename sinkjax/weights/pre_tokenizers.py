@@ -203,7 +203,9 @@ WHOLE_WORDS = frozenset(
 )
 """With these, a whole word that is a token is taken as it is, merges or not."""
 
-CHARACTERS = frozenset(
-  ["gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"]
-)
+CHARACTERS = frozenset(["gemma4", "granite-embed-multi-311m", "sarvam-moe"])
 """llama.cpp's names of vocabularies that merge characters in place of bytes."""
+
+WHITESPACE = "whitespace"
+"""llama.cpp's name of a vocabulary of models that embed texts, whose spaces get
+no ids at all."""

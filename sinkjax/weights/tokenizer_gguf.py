@@ -1,9 +1,11 @@
 r"""Tokenizers rebuilt from the vocabulary inside a GGUF file.
 
-"gpt2" is byte-level BPE behind the pre-tokenizer that the file names; "llama"
-is SentencePiece's BPE: the best-scored neighbouring pair is merged first,
-spaces are "▁", and what is left falls back to bytes. Both give llama.cpp's
-ids; the regular expressions are in `pre_tokenizers.py`.
+"gpt2" is byte-level BPE behind the pre-tokenizer that the file names, or, with
+the names of `CHARACTERS` and as "gemma4", BPE of characters by the file's own
+merges; "llama" is SentencePiece's BPE: the best-scored neighbouring pair is
+merged first. In the last two spaces are "▁" and what is left falls back to
+bytes. All give llama.cpp's ids; the regular expressions are in
+`pre_tokenizers.py`.
 
 Cost: 0.1 s for 49k tokens and 49k merges; for "llama" the merges are found
 again from the scores, 0.2 s for 32k tokens.
@@ -16,12 +18,13 @@ made. Beside a byte that the vocabulary lacks, its neighbours may merge, as in
 transformers; llama.cpp keeps them apart. Characters new in Unicode 16 are
 letters, digits and so on here, and not yet in llama.cpp. Where scores are
 equal llama.cpp merges the leftmost pair, here the longest piece is made first:
-runs of spaces come out the same, other ties may not. `add_space_prefix` of a
-"gpt2" file and `add_eos_token` are not acted on (llama.cpp neither, unless
-asked to add special tokens).
+runs of spaces come out the same, other ties may not. A run of line ends that is
+a token is put together by its merges here where characters are merged, and
+taken as it is in llama.cpp. `add_space_prefix` of a "gpt2" file and
+`add_eos_token` are not acted on (llama.cpp neither, unless asked to add special
+tokens).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,10 +35,12 @@ from sinkjax.weights.pre_tokenizers import (
   ADD_BOS,
   CHARACTERS,
   PRE_TOKENIZERS,
+  WHITESPACE,
   WHOLE_WORDS,
 )
 from sinkjax.weights.tokenizer import Tokenizer, build
-from sinkjax.weights.validate import WeightsError, first_line, warn
+from sinkjax.weights.tokenizer_fields import Fields
+from sinkjax.weights.validate import WeightsError, first_line
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
@@ -72,7 +77,7 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Tokenizer:
     WeightsWarning: for the id of a special token outside the vocabulary, which
       is ignored.
   """
-  read = _Fields(metadata)
+  read = Fields(metadata)
   rules = _rules(read)
   vocab = rules.vocab
   ids = {
@@ -106,14 +111,14 @@ def backend_from_gguf(metadata: dict[str, Any]) -> tokenizers.Tokenizer:
   Raises:
     WeightsError: as `tokenizer_from_gguf`.
   """
-  return _rules(_Fields(metadata)).backend
+  return _rules(Fields(metadata)).backend
 
 
 class _Rules(NamedTuple):
   """A vocabulary with its rules.
 
   Attributes:
-    kind: "gpt2" or "llama".
+    kind: "gpt2", "gemma4" or "llama".
     vocab: ids by token.
     types: of each id, and whether the file has them.
     stated: see `types`.
@@ -131,12 +136,12 @@ class _Rules(NamedTuple):
   add_bos: bool
 
 
-def _rules(read: "_Fields") -> _Rules:
+def _rules(read: Fields) -> _Rules:
   kind = read.text("model", required=True)
-  if kind not in ("gpt2", "llama"):
+  if kind not in ("gpt2", "gemma4", "llama"):
     raise WeightsError(
       f"tokenizer: unknown model {kind[:80]!r}; known: gpt2 (byte-level BPE), "
-      "llama (SentencePiece BPE)"
+      "llama (SentencePiece BPE), gemma4 (BPE of characters)"
     )
   vocab = _vocabulary(read)
   stated = read.numbers("token_type", len(vocab), int)
@@ -146,15 +151,19 @@ def _rules(read: "_Fields") -> _Rules:
   scores = read.numbers("scores", len(vocab), float)
   special = [t for t, i in vocab.items() if types[i] in (CONTROL, UNKNOWN)]
   user = [t for t, i in vocab.items() if types[i] == USER_DEFINED]
-  if kind == "gpt2":
-    backend, add_bos = _byte_level(read, vocab, special, user)
+  pre = "gemma4" if kind == "gemma4" else read.text("pre") or "default"
+  if kind != "llama" and pre in CHARACTERS:
+    backend = _of_characters(read, vocab, types, special, user)
+    add_bos = kind == "gemma4"
+  elif kind == "gpt2":
+    backend, add_bos = _byte_level(read, pre, vocab, special, user)
   else:
     backend = _sentencepiece(read, vocab, scores, types, special, user)
     add_bos = True
   return _Rules(kind, vocab, types, bool(stated), special, backend, add_bos)
 
 
-def _vocabulary(read: "_Fields") -> dict[str, int]:
+def _vocabulary(read: Fields) -> dict[str, int]:
   """Ids by token; empty tokens get names, so that each has its own."""
   tokens = [
     token or f"[EMPTY_{i}]" for i, token in enumerate(read.strings("tokens"))
@@ -169,17 +178,17 @@ def _vocabulary(read: "_Fields") -> dict[str, int]:
 
 
 def _byte_level(
-  read: "_Fields",
+  read: Fields,
+  pre: str,
   vocab: dict[str, int],
   special: Sequence[str],
   user: Sequence[str],
 ) -> tuple[tokenizers.Tokenizer, bool]:
   """Byte-level BPE, and whether BOS comes first by default."""
-  pre = read.text("pre") or "default"
-  if pre in CHARACTERS:
+  if pre == WHITESPACE:
     raise WeightsError(
-      f"tokenizer: pre-tokenizer {pre!r} merges characters in place of bytes, "
-      "which is not read; use the model's Hugging Face folder, whose "
+      f"tokenizer: pre-tokenizer {pre!r} belongs to models that embed texts, "
+      "and is not read; use the model's Hugging Face folder, whose "
       "tokenizer.json is"
     )
   if pre not in PRE_TOKENIZERS:
@@ -187,18 +196,7 @@ def _byte_level(
       f"tokenizer: unknown pre-tokenizer {pre[:80]!r}; known: "
       f"{', '.join(sorted(PRE_TOKENIZERS))}"
     )
-  lines = read.strings("merges", may_be_empty=True)
-  merges = [tuple(line.split(" ")) for line in lines]
-  # Of a merge that is there twice the first counts.
-  merges = list(dict.fromkeys(merges))
-  try:
-    model = models.BPE(vocab, merges, ignore_merges=pre in WHOLE_WORDS)
-  except Exception as error:  # the library raises bare Exception
-    # The library does not tell which merge it refuses; a search for it takes
-    # time only where a file is bad.
-    _explain_merges(lines, vocab)
-    reason = first_line(error)
-    raise WeightsError(f"tokenizer: bad merges: {reason}") from None
+  model = _merging(read, vocab, ignore_merges=pre in WHOLE_WORDS)
   splits = [
     pre_tokenizers.Split(tokenizers.Regex(regex), "isolated")
     for regex in PRE_TOKENIZERS[pre]
@@ -212,6 +210,22 @@ def _byte_level(
     decoder=decoders.ByteLevel(),
   )
   return backend, pre in ADD_BOS
+
+
+def _merging(read: Fields, vocab: dict[str, int], **options: Any) -> models.BPE:
+  """BPE by the merges that the file lists."""
+  lines = read.strings("merges", may_be_empty=True)
+  merges = [tuple(line.split(" ")) for line in lines]
+  # Of a merge that is there twice the first counts.
+  merges = list(dict.fromkeys(merges))
+  try:
+    return models.BPE(vocab, merges, **options)
+  except Exception as error:  # the library raises bare Exception
+    # The library does not tell which merge it refuses; a search for it takes
+    # time only where a file is bad.
+    _explain_merges(lines, vocab)
+    reason = first_line(error)
+    raise WeightsError(f"tokenizer: bad merges: {reason}") from None
 
 
 def _explain_merges(lines: Sequence[str], vocab: dict[str, int]) -> None:
@@ -231,8 +245,40 @@ def _explain_merges(lines: Sequence[str], vocab: dict[str, int]) -> None:
         )
 
 
+def _of_characters(
+  read: Fields,
+  vocab: dict[str, int],
+  types: Sequence[int],
+  special: Sequence[str],
+  user: Sequence[str],
+) -> tokenizers.Tokenizer:
+  """BPE of characters by the file's merges, lines and their ends apart."""
+  return build(
+    _merging(read, vocab, **_fallback(vocab, types)),
+    special,
+    user,
+    normalizer=normalizers.Replace(" ", "▁"),
+    pre_tokenizer=pre_tokenizers.Split(tokenizers.Regex(r"\n+"), "isolated"),
+    decoder=decoders.Sequence(list(_UNDO)),
+  )
+
+
+_UNDO = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse())
+
+
+def _fallback(vocab: dict[str, int], types: Sequence[int]) -> dict[str, Any]:
+  """What becomes of a character that is no token: bytes, else the unknown."""
+  return {
+    "unk_token": next(
+      (t for t, i in vocab.items() if types[i] == UNKNOWN), None
+    ),
+    "fuse_unk": True,
+    "byte_fallback": any(f"<0x{byte:02X}>" in vocab for byte in range(256)),
+  }
+
+
 def _sentencepiece(
-  read: "_Fields",
+  read: Fields,
   vocab: dict[str, int],
   scores: Sequence[float] | None,
   types: Sequence[int],
@@ -242,13 +288,9 @@ def _sentencepiece(
   if scores is None:
     raise read.bad("scores", f"an array of {len(vocab)} numbers, one a token")
   merges = _merges_by_score(vocab, scores, types)
-  unknown = next((t for t, i in vocab.items() if types[i] == UNKNOWN), None)
-  fallback = any(f"<0x{byte:02X}>" in vocab for byte in range(256))
-  model = models.BPE(
-    vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=fallback
-  )
+  model = models.BPE(vocab, merges, **_fallback(vocab, types))
   steps = [normalizers.Replace(" ", "▁")]
-  undo = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+  undo = list(_UNDO)
   if read.flag("add_space_prefix", True):
     steps.insert(0, normalizers.Prepend("▁"))
     undo.append(decoders.Strip(" ", 1, 0))
@@ -289,92 +331,3 @@ def _merges_by_score(
         f"{MERGES * len(vocab)} merges, as no vocabulary of text has"
       )
   return merges
-
-
-class _Fields:
-  """`tokenizer.ggml.*`, each of the type that it must have."""
-
-  def __init__(self, metadata: dict[str, Any]):
-    self._values = metadata
-
-  def _get(self, key: str) -> Any:
-    return self._values.get(f"tokenizer.ggml.{key}")
-
-  def bad(self, key: str, expected: str) -> WeightsError:
-    found = self._get(key)
-    what = type(found).__name__
-    if found is None:
-      what = "nothing"
-    elif isinstance(found, list) or getattr(found, "ndim", 0):
-      what = f"{what} of {len(found)}"
-    return WeightsError(
-      f"tokenizer: tokenizer.ggml.{key} is {what}; expected {expected}"
-    )
-
-  def text(self, key: str, required: bool = False) -> str | None:
-    value = self._get(key)
-    if value is None and not required:
-      return None
-    if not isinstance(value, str):
-      raise self.bad(key, "a string")
-    return value
-
-  def flag(self, key: str, default: bool) -> bool:
-    value = self._get(key)
-    if value is None:
-      return default
-    if not isinstance(value, bool):
-      raise self.bad(key, "true or false")
-    return value
-
-  def strings(self, key: str, may_be_empty: bool = False) -> list[str]:
-    value = self._get(key)
-    if not isinstance(value, list) or not (value or may_be_empty):
-      raise self.bad(key, "an array of strings")
-    for i, item in enumerate(value):
-      if not isinstance(item, str):
-        kind = type(item).__name__
-        raise self.bad(key, f"an array of strings; entry {i} is {kind}")
-    try:
-      "".join(value).encode("utf-8")
-    except UnicodeEncodeError as error:
-      raise self.bad(key, f"valid Unicode ({error.reason})") from None
-    return value
-
-  def numbers(self, key: str, length: int, kind: type) -> list | None:
-    value = self._get(key)
-    if value is None:
-      return None
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(value, list) or len(value) != length:
-      raise self.bad(key, f"an array of {length} numbers, one a token")
-    allowed = (int,) if kind is int else (int, float)
-    for i, item in enumerate(value):
-      # The exact type, because a bool is an instance of int.
-      if type(item) not in allowed or not math.isfinite(item):
-        raise self.bad(
-          key, f"{kind.__name__} numbers; entry {i} is {str(item)[:40]!r}"
-        )
-    return list(value)
-
-  def token(self, key: str, size: int) -> int | None:
-    value = self._get(key)
-    if value is None:
-      return None
-    if isinstance(value, bool) or not isinstance(value, int):
-      raise self.bad(key, "a token id")
-    if not 0 <= value < size:
-      warn(
-        f"tokenizer: {key} {value} is outside the vocabulary of {size}: ignored"
-      )
-      return None
-    return value
-
-  def chat_template(self) -> str | None:
-    value = self._values.get("tokenizer.chat_template")
-    if value is not None and not isinstance(value, str):
-      raise WeightsError(
-        f"tokenizer: tokenizer.chat_template is {type(value).__name__}; "
-        "expected a string"
-      )
-    return value

@@ -20,9 +20,12 @@ def _parts(model):
     part for part in base.children() if isinstance(part, torch.nn.ModuleList)
   )
   norm = next(
-    part
-    for name, part in base.named_children()
-    if ("norm" in name and "embed" not in name) or name.startswith("ln")
+    (
+      part
+      for name, part in base.named_children()
+      if ("norm" in name and "embed" not in name) or name.startswith("ln")
+    ),
+    None,  # OPT-350M has none
   )
   kinds = {
     type(part).__name__: name for name, part in layers[0].named_children()
@@ -110,12 +113,16 @@ class Recorder:
       model.config._attn_implementation = "sdpa"
     for layer in layers:
       layer.register_forward_hook(self._layer, with_kwargs=True)
+      if not getattr(layer, "do_layer_norm_before", True):
+        normed = layer.self_attn_layer_norm
+        normed.register_forward_hook(self._keep("resid_mid"))
       getattr(layer, attn).register_forward_hook(self._keep("attn_out"))
       getattr(layer, mlp).register_forward_hook(self._keep("mlp_out"))
       for part in layer.modules():
         if type(part).__name__.endswith("Router"):
           part.register_forward_hook(self._router)
-    norm.register_forward_hook(self._keep("final"))
+    if norm is not None:
+      norm.register_forward_hook(self._keep("final"))
 
   def _attention(self, module, q, k, v, mask, scaling=None, **kwargs):
     theirs = sys.modules[type(module).__module__].eager_attention_forward
@@ -222,7 +229,10 @@ class Recorder:
       # The first layers have one MLP: here, experts with a router of zeros.
       routed.insert(0, np.zeros_like(routed[0]))
     seen = {name: np.stack(values) for name, values in self.seen.items()}
-    seen["embed"], seen["final"] = seen["resid_pre"][0], seen["final"][0]
-    seen["resid_mid"] = seen["resid_pre"] + seen["attn_out"]
+    seen["embed"] = seen["resid_pre"][0]
+    seen["final"] = (
+      seen["final"][0] if "final" in seen else seen["resid_post"][-1]
+    )
+    seen.setdefault("resid_mid", seen["resid_pre"] + seen["attn_out"])
     seen["logits"] = out.logits.numpy()
     return seen

@@ -61,6 +61,9 @@ VARIANTS = {
     "window": 3,
     "local_layers": (False, True, False),
     "unembed_bias": True,
+    # Of OPT-350M, so as not to need a variant more.
+    "pre_norms": False,
+    "stream_norms": True,
   },
   "deepseek": {
     "rope_dim": 4,

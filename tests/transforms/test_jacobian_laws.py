@@ -216,6 +216,8 @@ OPTIONS = [
   {"norm_offset": 1.0},
   {"post_norms": True},
   {"pre_norms": False, "post_norms": True},
+  {"pre_norms": False, "stream_norms": True},
+  {"pre_norms": False, "stream_norms": True, "post_norms": True},
   {"qk_norm": True},
   {"qk_norm": True, "qk_norm_over": "all"},
   {"qkv_bias": True},

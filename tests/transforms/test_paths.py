@@ -192,6 +192,7 @@ def test_carriers_are_what_surgery_leaves():
       "experts_per_token": 2,
       "attn_softcap": 5.0,
     },
+    {"stream_norms": True, "pre_norms": False},
     {"kv_rank": 5, "v_dim": 3, "rope_dim": 2, "n_kv_heads": 4},
     {"attn_bias": "kv", "gated_mlp": False, "positions": "alibi"},
   ],

@@ -128,7 +128,13 @@ NOT_READ = {
       }
     ],
   ),
-  "opt": ("opt", [{"do_layer_norm_before": False}, {"word_embed_proj_dim": 8}]),
+  "opt": (
+    "opt",
+    [
+      {"_remove_final_layer_norm": True},
+      {"layer_norm_elementwise_affine": False},
+    ],
+  ),
   "phi": ("phi", [{"qk_layernorm": True}]),
   "phi3": (
     "phi3",

@@ -75,6 +75,8 @@ class Family:
       model has in its code; written, since transformers asks for them.
     tokenizer: the class of transformers that reads the `vocab.json` and
       `merges.txt` of its folders, where these do not name one; else empty.
+    read_through: what its folders are read through, where their tensors are
+      not those of the model: of the folder, a view of it.
     gguf: `None` where llama.cpp does not have it under a name of its own.
     not_read: what of it is not supported, in words for the table of families;
       all else of it is, but for `ALL_LACK`.
@@ -92,6 +94,7 @@ class Family:
   ignored_tensors: tuple[str, ...] = ()
   constants: dict[str, float] = dataclasses.field(default_factory=dict)
   tokenizer: str = ""
+  read_through: Callable[[Any], Any] = lambda folder: folder
   gguf: Gguf | None = None
   not_read: str = ""
 

@@ -1,7 +1,7 @@
 """OPT: learned positions behind two rows that nothing reads, ReLU.
 
-The 350M model, whose norms come after the branches and whose embedding is
-narrower than its layers, is refused.
+The 350M model norms the residual stream behind its branches, and its embedding
+is narrower than its layers: see `weights.projected`.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from sinkjax.weights.families._family import Family, register
 from sinkjax.weights.families._reader import ACTIVATION_NAMES, Reader
 from sinkjax.weights.families._tensors import linear, norms
 from sinkjax.weights.layout import Below, Layout, Leaf, Linear
+from sinkjax.weights.projected import Projected
 from sinkjax.weights.validate import WeightsError
 
 OFFSET = 2
@@ -32,8 +33,8 @@ def read_config(read: Reader) -> dict[str, Any]:
   """See `Family`."""
   width = read.need("hidden_size", int)
   heads = read.need("num_attention_heads", int)
+  norm_before = read.get("do_layer_norm_before", bool, True)
   for key, wanted in (
-    ("do_layer_norm_before", True),
     ("_remove_final_layer_norm", False),
     ("layer_norm_elementwise_affine", True),
   ):
@@ -41,12 +42,8 @@ def read_config(read: Reader) -> dict[str, Any]:
       raise WeightsError(
         f"{read.where}: {key}={str(not wanted).lower()} is not supported"
       )
-  narrow = read.get("word_embed_proj_dim", int, width)
-  if narrow != width:
-    raise WeightsError(
-      f"{read.where}: word_embed_proj_dim={narrow}, other than hidden_size, is "
-      "not supported"
-    )
+  # With its projections multiplied in, it is no longer the unembedding.
+  narrow = read.get("word_embed_proj_dim", int, width) != width
   bias = read.get("enable_bias", bool, True)
   return {
     "vocab_size": read.need("vocab_size", int),
@@ -59,13 +56,17 @@ def read_config(read: Reader) -> dict[str, Any]:
     "max_len": read.need("max_position_embeddings", int),
     "norm": "layer",
     "norm_eps": 1e-5,  # of torch's LayerNorm; no key says it
+    "pre_norms": norm_before,
+    "stream_norms": not norm_before,
     "qkv_bias": bias,
     "out_bias": bias,
     "gated_mlp": False,
     "mlp_bias": bias,
     "activation": read.activation("activation_function", default="relu"),
     "positions": "learned",
-    "tie_embeddings": read.get("tie_word_embeddings", bool, True),
+    "tie_embeddings": (
+      read.get("tie_word_embeddings", bool, True) and not narrow
+    ),
   }
 
 
@@ -81,6 +82,7 @@ def write_config(cfg: ModelConfig) -> dict[str, Any]:
     "max_position_embeddings": cfg.max_len,
     "activation_function": ACTIVATION_NAMES[cfg.activation],
     "enable_bias": cfg.out_bias,
+    "do_layer_norm_before": cfg.pre_norms,
   }
 
 
@@ -92,6 +94,8 @@ def tensors(cfg: ModelConfig) -> list[Leaf]:
     "blocks/mlp_norm": at + "final_layer_norm",
     "final_norm": "model.decoder.final_layer_norm",
   }
+  if cfg.stream_norms:
+    del names["final_norm"]
   found = norms(names, bias=True)
   for part, name in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "out")):
     bias = cfg.out_bias if part == "o" else cfg.qkv_bias
@@ -113,9 +117,12 @@ register(
     name="opt",
     transformers_class="OPTForCausalLM",
     not_read=(
-      "the 350M, with norms behind its branches and a narrow embedding"
+      "norms without a scale (layer_norm_elementwise_affine of false), and "
+      "norms before the branches without one at the end "
+      "(_remove_final_layer_norm)"
     ),
     tokenizer="GPT2Tokenizer",
+    read_through=Projected,
     read_config=read_config,
     write_config=write_config,
     defaults=_DEFAULTS,
