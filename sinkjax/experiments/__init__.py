@@ -101,6 +101,12 @@ REGISTRY = (
     "Does the sink add something, or does it make the others smaller?",
   ),
   Entry(
+    "graded_sink",
+    "paper",
+    "Is the trained amount of attention on the first token the best one?",
+    recorded=False,
+  ),
+  Entry(
     "gradient_sinks",
     "paper",
     "Does the loss's gradient gather on the sink, and do norms take it away?",

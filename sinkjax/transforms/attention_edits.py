@@ -102,7 +102,7 @@ class Graded(OfKeys):
 
   Attributes:
     key: the position, or several, indices or a bool mask [T].
-    by: g, a number of at least 0.
+    by: g, a number of at least 0, or one of each head, [L, H].
     layers: as everywhere.
     heads: indices or a bool mask [H] or [L, H], or `None` for all.
   """
@@ -124,6 +124,12 @@ class Graded(OfKeys):
         f"graded adds log g to scores, which is a factor g on weights only "
         f"under {' and '.join(SOFTMAXES)}; this model has {cfg.normalizer!r}"
       )
+    shape = (cfg.n_layers, cfg.n_heads)
+    if jnp.shape(self.by) not in ((), shape):
+      raise ValueError(
+        f"graded: by must be a number or [L, H] = {list(shape)}, got "
+        f"{list(jnp.shape(self.by))}"
+      )
     return dataclasses.replace(
       self,
       key=place_index("position", self.key, length),
@@ -143,6 +149,8 @@ class Graded(OfKeys):
       touched = touched & heads[None, :, None, None]
     high = wide(scores)
     by = jnp.asarray(self.by, high.dtype)
+    if by.ndim:
+      by = by[layer][None, :, None, None]
     # Not the logarithm of 0, whose slope is no number even where not taken.
     shift = jnp.log(jnp.where(by > 0, by, 1))
     raised = jnp.where(by > 0, high + shift, MASKED).astype(scores.dtype)
@@ -222,7 +230,8 @@ def graded(
 
   Args:
     key: the position, or several, indices or a bool mask [T].
-    by: g, at least 0; a leaf, so that `vmap` sweeps it.
+    by: g, at least 0, or one of each head, [L, H]; a leaf, so that `vmap`
+      sweeps it.
     layers: which layers, `None` for all.
     heads: indices or a bool mask [H], or a bool mask [L, H]; `None` for all.
 
@@ -236,8 +245,11 @@ def graded(
   >>> [f"{weight:.2f}" for weight in jax.nn.softmax(edited)]
   ['0.75', '0.25']
   """
+  # A JAX array is not checked: it may be traced.
   if isinstance(by, (int, float)) and not (math.isfinite(by) and by >= 0):
     raise ValueError(f"graded: by must be a number of at least 0, got {by}")
+  if isinstance(by, np.ndarray) and not (np.isfinite(by) & (by >= 0)).all():
+    raise ValueError("graded: by must hold numbers of at least 0")
   return Graded(key, by, layers, heads)
 
 

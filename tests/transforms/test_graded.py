@@ -65,6 +65,16 @@ def test_its_slope_is_the_closed_form(rows):
   assert np.all(np.asarray(jax.jit(jax.jacfwd(of))(jnp.asarray(0.0))) == 0)
 
 
+def test_each_head_may_have_its_own(rows):
+  scores, _ = rows
+  by = np.array([[1.0, 2.0], [0.0, 5.0]])
+  for layer in range(2):
+    got = sinkjax.graded(KEY, by)(scores, layer)
+    for head in range(2):
+      want = sinkjax.graded(KEY, by[layer, head])(scores, layer)
+      np.testing.assert_allclose(got[:, head], want[:, head], rtol=1e-15)
+
+
 def test_in_some_layers_and_heads(rows):
   """Layers, heads, and a mask [L, H], which knockout takes, too."""
   scores, _ = rows
@@ -99,6 +109,7 @@ def test_what_graded_refuses():
   for edit in (
     sinkjax.graded(8, 2.0),
     sinkjax.graded(0, 2.0, layers=3),
+    sinkjax.graded(0, np.ones((3, 5))),
     sinkjax.graded(0, 2.0, heads=[4]),
     sinkjax.graded(0, 2.0, heads=np.ones((3, 5), bool)),
   ):

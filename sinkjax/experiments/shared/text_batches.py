@@ -80,7 +80,7 @@ def templates_of(ids: np.ndarray, skipped: int = 0) -> list[int]:
 
 
 def by_template(values: np.ndarray, numbers: Mapping[str, Any]) -> np.ndarray:
-  """[n, ...] values [P, ...] of texts, those of one template averaged.
+  """[n] values [P] of texts, those of one template averaged.
 
   Args:
     values: of each text.
