@@ -88,6 +88,7 @@ def test_what_can_be_put_into_a_template():
     "prompts",
     "massive",
     "adds_or_rescales",
+    "graded_sink",
     "carriers",
     "gradient_sinks",
     "inactive_heads",
