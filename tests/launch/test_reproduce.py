@@ -200,7 +200,7 @@ def test_a_scale_that_there_is_not(tmp_path):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--chat"], "does not go with collapse, model_size, first_token: only"),
+    (["--chat"], "does not go with collapse, sink_circuit, which_queries, "),
     (["--chat", "--experiment=packing"], "does not go with packing"),
     (["--chat", "--experiment=massive"], "no chat template"),
     (["--chat", "--experiment=massive", "--prefix=none"], "has its own start"),

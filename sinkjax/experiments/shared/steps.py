@@ -19,7 +19,9 @@ class Steps:
     self._progress, self._total, self._done = progress, total, 0
 
   def __call__(self, count: int = 1) -> None:
-    """Counts `count` steps more."""
+    """Counts `count` steps more; none is no news."""
+    if not count:
+      return
     self._done += count
     self._progress(self._done, self._total)
 
