@@ -26,6 +26,7 @@ def profiles(smollm2_path):
   return found
 
 
+@pytest.mark.slow
 def test_attention_metrics(profiles):
   """A score of 20 is rounded by up to 2^-9 of it, 0.04, and so is each of the
   norms and products before it: a weight p changes by 0.1 p (1 - p), at most

@@ -89,6 +89,7 @@ def test_loss_gradient_by_finite_differences(tiny):
   assert np.sum(gradient * way) == pytest.approx(float(slope), rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_loss_gradient_of_layers_untied_and_capped():
   cfg = sinkjax.TINY.replace(tie_embeddings=False, logit_softcap=3.0)
   params = sinkjax.init_params(cfg, jax.random.key(1))
@@ -121,6 +122,7 @@ def found(tiny):
   return sensitivity_map(sinkjax.forward(cfg), params, IDS, config)
 
 
+@pytest.mark.thorough
 def test_map_is_the_transform_s(tiny, found):
   params, cfg = tiny
   f = sinkjax.forward(cfg)

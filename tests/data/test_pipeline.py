@@ -63,6 +63,7 @@ def test_resume_with_another_number_of_processes():
   assert np.array_equal(_take(one, 5), whole[4:])
 
 
+@pytest.mark.thorough
 def test_resume_in_a_new_process(tmp_path):
   batches = Batches(_windows(), batch=2)
   _take(batches, 11)

@@ -29,7 +29,7 @@ def test_greedy_is_the_forward_pass_again_and_again(tiny):
       ids.append(token)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_seeds_and_chunks(tiny):
   """Draws depend on seed and position, not on how the prompt was cut."""
   params, cfg = tiny
@@ -45,6 +45,7 @@ def test_seeds_and_chunks(tiny):
   assert run(0, 4) == run(0, 7) == run(0, 4) != run(1, 4)
 
 
+@pytest.mark.thorough
 def test_draws_have_the_probabilities():
   logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
   rows = jnp.tile(logits[None], (40_000, 1))
@@ -60,6 +61,7 @@ def test_draws_have_the_probabilities():
   assert int(draw(rows[:1], jax.random.key(0), Sampling(0.0))[0]) == 0
 
 
+@pytest.mark.thorough
 def test_top_p_is_the_smallest_set_by_sorting():
   rng = np.random.default_rng(0)
   for scale, top_p in itertools.product((0.1, 1.0, 8.0), (1e-6, 0.3, 0.9)):
@@ -94,6 +96,7 @@ def test_endless_with_two_programs(tiny, monkeypatch):
   module._fill.cache_clear()
 
 
+@pytest.mark.thorough
 def test_stop(tiny):
   params, cfg = tiny
   policy = kv_policy.window(8, chunk=4)

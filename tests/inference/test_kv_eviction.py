@@ -78,6 +78,7 @@ def test_random_eviction_is_a_uniform_sample(tiny):
   assert (np.asarray(other) != drawn[0]).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", kv_policy.POLICIES)
 def test_one_trace_while_streaming_and_constant_memory(name, tiny):
   params, cfg = tiny

@@ -214,6 +214,7 @@ def test_exact_jacobians_of_rounded_inputs(tiny, tokens):
     sinkjax.jacobian_norms(g, params, text, cols=[column])
 
 
+@pytest.mark.thorough
 def test_long_texts_are_rounded_as_short_ones(tiny, tokens):
   params, cfg = tiny
   g = sinkjax.intervene(

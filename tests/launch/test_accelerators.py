@@ -146,6 +146,7 @@ def test_the_first_limit_and_what_would_do():
   assert (str(plan.mesh), plan.rows, plan.passes) == ("data:8", 8, 8)
 
 
+@pytest.mark.thorough
 def test_a_config_alone_is_planned(tmp_path):
   done = run(
     "analyze", "--dry_run", f"--model={SIZES / 'llama-3.1-405b'}",

@@ -129,7 +129,7 @@ def test_errors(flags, message):
   assert message in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_one_round(tmp_path, smollm2_path):
   """Two processes, three files, ratios as the last line."""
   done = bench(

@@ -60,7 +60,7 @@ def run(name, model, *flags):
   return done.stdout
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_capture_takes_the_beginning_of_each(model, file, ids, tmp_path):
   """That is all that the template stands before."""
   flags = [f"--corpus={file}", "--sites=resid_post@0", f"--length={LENGTH}"]

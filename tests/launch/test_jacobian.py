@@ -161,6 +161,7 @@ def load(folder):
     return dict(found), json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_contract(done):
   out, results = done
   status, stdout, stderr = results["full"]

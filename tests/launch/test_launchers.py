@@ -63,6 +63,7 @@ def analyzed(tmp_path_factory, glassllm_path):
   return out, done
 
 
+@pytest.mark.thorough
 def test_contract(analyzed):
   out, _ = analyzed
   data = json.loads((out / "summary.json").read_text())
@@ -93,6 +94,7 @@ def test_contract(analyzed):
   assert len(rows) == 17
 
 
+@pytest.mark.thorough
 def test_numbers_are_the_library_s(analyzed):
   out, _ = analyzed
   data = json.loads((out / "summary.json").read_text())

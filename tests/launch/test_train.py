@@ -134,6 +134,7 @@ def kills(train, workdir, whole, times, seed):
   assert parameters(workdir) == parameters(whole)
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment(whole, train, tmp_path):
   kills(train, tmp_path / "run", whole, 1, 0)
 

@@ -82,6 +82,7 @@ def test_rows_of_a_softmax_leave_nothing():
   assert np.abs(trace["learned_sink"]).max() < 1e-6
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SINKS)
 def test_report_and_probe_show_it_where_there_is_one(name):
   params, cfg = model(**SINKS[name])

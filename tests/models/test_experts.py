@@ -176,7 +176,7 @@ def test_groups_and_the_bias_decide_who_is_chosen():
   assert 0.2 < np.mean(np.any(with_bias != without, axis=-1)) < 1
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_layer_without_experts_is_one_mlp():
   """Of its width, whatever the parameters are that it does not use."""
   options = {**OPTIONS["grouped"], "dense_layers": 1, "dense_d_ff": 29}
@@ -262,7 +262,7 @@ def test_a_folded_layer_has_the_layers_derivative(edits):
     assert float(fold.error) < 1e-12
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_pass_in_pieces_sees_every_token():
   cfg = BASE.replace(n_layers=1, shared_d_ff=5)
   params, tokens = model(cfg), jnp.arange(5)[None]

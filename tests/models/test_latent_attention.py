@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quick import quick
 from variants import build
 
 import sinkjax
@@ -74,7 +75,7 @@ def params_of(cfg):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("rank", [0, 8])
+@pytest.mark.parametrize("rank", quick([0, 8], 0))
 def test_one_layer(rank):
   with jax.enable_x64(True):
     cfg = CFG.replace(q_rank=rank)

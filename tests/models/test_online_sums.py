@@ -157,8 +157,9 @@ VARIANTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
-  "name", quick(VARIANTS, "mixed_windows", others="thorough")
+  "name", quick(VARIANTS, "mixed_windows", "softcap", "kv_bias")
 )
 def test_a_model_streams_the_same_by_sums_and_by_rows(name, monkeypatch):
   monkeypatch.setattr(attention_form, "LONG", 1)

@@ -248,6 +248,7 @@ def test_style_does_not_leak():
   assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.thorough
 def test_matplotlib_is_lazy_and_pyplot_stays_out():
   code = """
 import sys, numpy as np

@@ -121,6 +121,7 @@ def test_weights_stay_float32_under_bfloat16(tiny, step, batch):
   assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.05
 
 
+@pytest.mark.thorough
 def test_it_learns(tiny, step, batch):
   state = init_state(tiny[1], ADAM, jax.random.key(0))
   first = None

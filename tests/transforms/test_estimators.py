@@ -53,6 +53,7 @@ def test_the_error_shrinks_with_the_root_of_samples(small, by):
   assert 3 < ratio < 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("by", ["cols", "rows"])
 def test_zero_above_the_diagonal(small, by):
   found = estimate_norms(*small, samples=4, by=by)

@@ -80,6 +80,7 @@ def whole(norms):
   return norms()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("norm", NORMS)
 def test_float32_is_as_the_reference_and_as_forward_mode(base, norms, norm):
   got = norms(norm=norm)

@@ -230,6 +230,7 @@ def test_edits_of_one_site_only(case, site, kind):
   assert error(check(case, site, (kind,)), plain(case)) > 1e-3
 
 
+@pytest.mark.thorough
 def test_a_hidden_key_reaches_nobody(case):
   """In the layers and heads where it is hidden; the others still see it."""
   heads = np.ones(4, bool)
@@ -244,6 +245,7 @@ def test_a_hidden_key_reaches_nobody(case):
   assert np.abs(got[1, 1]).max() > 1e-3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("site", [s for s in SITES if s != "embed"])
 def test_edits_that_mix_tokens_forward(case, site):
   """Folding assumes what these break: it must be seen, and done without."""
@@ -262,6 +264,7 @@ def test_edits_that_mix_heads(case, site):
   assert error(check(case, site, ("heads",)), plain(case)) > 1e-3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("site", [s for s in SITES if s != "embed"])
 def test_edits_that_mix_tokens_backward(case, site):
   """What the future sends is not in the column of one source token."""
@@ -333,7 +336,7 @@ def test_norms_of_an_edited_model(case):
     np.testing.assert_allclose(got, norms_of(want, norm), rtol=1e-9)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "change",
   [

@@ -96,6 +96,7 @@ def planned(monkeypatch, name):
   monkeypatch.setattr(jacobian, "make_plan", plan)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "name",
   [

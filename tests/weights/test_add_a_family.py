@@ -157,6 +157,7 @@ def test_a_folder_of_it(model, tmp_path):
   check(tmp_path / "orbax", params, cfg, layers=False)
 
 
+@pytest.mark.thorough
 def test_a_folder_without_the_prefix(model, tmp_path):
   from safetensors.numpy import load_file, save_file
 

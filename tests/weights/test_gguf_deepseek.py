@@ -134,6 +134,7 @@ def write(path, folder, **changes):
   return path
 
 
+@pytest.mark.thorough
 def test_same_parameters_and_config_as_the_folder(folder, tmp_path):
   params, cfg, _ = load_gguf(write(tmp_path / "m.gguf", folder))
   want, theirs = huggingface.load(folder)

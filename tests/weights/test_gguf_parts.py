@@ -80,6 +80,7 @@ def test_a_result_belongs_to_the_bytes_of_all_parts(split):
   assert not identity.unchanged(found, str(files[0]))
 
 
+@pytest.mark.thorough
 def test_a_repositorys_parts_are_fetched_together(split, tmp_path):
   _, files = split
   there = {file.name: file.read_bytes() for file in files}

@@ -109,6 +109,7 @@ def test_gguf_gives_what_load_gives(name, tmp_path):
   check_unembedding(opened, params)
 
 
+@pytest.mark.thorough
 def test_smollm2_gives_what_load_gives(smollm2, monkeypatch):
   monkeypatch.setattr(offload, "UNEMBED_COLUMNS", 8192)
   opened = open_layers("smollm2-135m")

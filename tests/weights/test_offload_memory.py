@@ -63,6 +63,7 @@ def test_the_next_layer_is_read_while_one_is_in_use(monkeypatch):
     opened.layer(1)
 
 
+@pytest.mark.thorough
 def test_waits_for_computations_with_dropped_layers():
   """JAX runs behind the caller: layers would pile up."""
 

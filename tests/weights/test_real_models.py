@@ -119,6 +119,7 @@ def test_a_changed_file_in_the_cache_is_refused(
     registry.fetch("glassllm-en")
 
 
+@pytest.mark.thorough
 def test_installed_package_is_used_in_place(tmp_path, glassllm_path):
   """In a new process whose path has the package, with an empty cache."""
   site = tmp_path / "site" / "glassllm"
@@ -151,6 +152,7 @@ def test_peek_reads_no_weights(smollm2_path, smollm2):
   assert tokenizer.vocab_size == 49152
 
 
+@pytest.mark.thorough
 def test_load_takes_about_the_parameters_in_memory(smollm2_path):
   """Peak memory of a load in a new process: at most 1.3 x float32 size."""
   code = """

@@ -159,7 +159,7 @@ def test_one_step_is_the_best_of_a_linear_objective():
     ascend(jnp.sum, radius, (2,), steps=0)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("site", "size"),
   [("embed", 0.02), pytest.param("v", 0.3, marks=pytest.mark.slow)],
@@ -241,7 +241,7 @@ def test_swapping_a_token_for_itself_is_no_change(subject, row):
   assert float(found.kept[0]) == 1
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_run(subject, texts):
   seen = []
   found = measure(

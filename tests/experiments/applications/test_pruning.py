@@ -74,6 +74,7 @@ def ran(reader, texts):
   return done.as_stored(SMALL, "tiny")
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_ablated_model(ran, reader, texts):
   _, held = split(reader, SMALL, texts)
   order = ran.arrays["score, beside_sink"]

@@ -220,6 +220,7 @@ def found(subject):
   return result.as_stored(CONFIG, "tiny")
 
 
+@pytest.mark.slow
 def test_run(found):
   attacks = found.arrays["defences"]
   assert attacks.shape == (3, 3, 8, 3, 4)

@@ -37,6 +37,7 @@ def chatting():
   return Subject("tiny", params, cfg, tokenizer, turn.ids, turn)
 
 
+@pytest.mark.thorough
 def test_texts_have_the_ids_that_generation_gives_them(chatting):
   texts = ["The army crossed the river.", "A  cell\n"]
   found = chatting.encode(texts)
@@ -118,6 +119,7 @@ def test_texts_of_one_template_do_not_count_as_one_text():
   assert {len(one), len(other)} == {1, 2}
 
 
+@pytest.mark.thorough
 def test_prompts_are_chats(chatting):
   words = SWAP_TEXTS.replace("{", "").replace("}", "").replace("|", " ")
   texts = [
@@ -130,6 +132,7 @@ def test_prompts_are_chats(chatting):
   assert "special token first" not in found.numbers["by_condition"]
 
 
+@pytest.mark.thorough
 def test_swaps_and_controls_come_after_the_template(chatting):
   some = "\n\n".join(SWAP_TEXTS.split("\n\n")[:3])
   config = perturbation.Config(from_layer=1, batch=8, texts=some)
@@ -157,6 +160,7 @@ class Made(runner.Request):
     return []
 
 
+@pytest.mark.thorough
 def test_record_and_report_name_what_the_template_writes(folder, chatting):
   out, _ = folder
   about = json.loads((out / "result.json").read_text())

@@ -208,6 +208,7 @@ def test_records_hold_what_decided():
   assert "p" not in found, "no test was made"
 
 
+@pytest.mark.thorough
 def test_wrong_decisions_are_rare():
   """No wrong verdict in more than 5 % of families of five, truths mixed."""
   rng = np.random.default_rng(0)

@@ -42,7 +42,7 @@ def one_by_one(subject, item, prefix, edits):
   return item.right[int(np.argmax(best))]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("prefix", "edits"),
   [

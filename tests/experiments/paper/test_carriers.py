@@ -18,7 +18,7 @@ def ran(subject, text):
   return carriers.measure(subject, config).as_stored(config, "tiny")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_measured_is_the_transform_s(subject, text, ran):
   whole = text.split("\n\n")[1].replace("{north|south}", "north")
   ids = jnp.asarray(subject.tokenizer.encode(whole)[:8])

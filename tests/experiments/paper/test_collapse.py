@@ -102,6 +102,7 @@ def test_gaps_are_of_a_sequence_and_the_same_once_more(marked, config, result):
       assert got == pytest.approx(want, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_measures_leave_out_the_first_token(result, marked, config):
   x = np.random.default_rng(0).normal(size=(2, 6, 8))
   other = x.copy()

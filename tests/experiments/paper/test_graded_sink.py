@@ -78,8 +78,8 @@ def test_run_and_page(reader):
   at = [curves["sink", g]["attention"] for g in config.factors]
   # The first row is the first token's own, of twelve.
   assert at[0] == pytest.approx(1 / 12, abs=1e-5) and at == sorted(at)
-  # Of this model's sharp heads a step of 0.02 is off by 11 % and of 0.01 by 3: by
-  # the square of the step, as finite differences of a smooth loss are.
+  # Of this model's sharp heads a step of 0.02 is off by 11 % and of 0.01 by 3:
+  # by the square of the step, as finite differences of a smooth loss are.
   for one in found.numbers["checked"]:
     assert one["finite"] == pytest.approx(one["derivative"], rel=0.05, abs=2e-5)
   assert found.arrays["slopes"].shape[0] == 5

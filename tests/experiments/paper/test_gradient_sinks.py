@@ -15,7 +15,7 @@ from sinkjax.experiments.paper.gradient_sinks.experiment import (
 )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_measured_is_the_analysis_s(subject, text):
   config = gradient_sinks.Config(texts=text, tokens=8)
   ran = gradient_sinks.measure(subject, config).as_stored(config, "tiny")

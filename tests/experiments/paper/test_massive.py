@@ -55,7 +55,7 @@ def test_set_first_is_one_token_in_one_layer():
   np.testing.assert_array_equal(edit(x, 2), want)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_run_on_a_model_with_massive_activations(subject, text, monkeypatch):
   """Dimension 3 of position 0 gets 50000 in layer 1."""
   plain = module.forward

@@ -98,6 +98,7 @@ def ran(reader):
   ]
 
 
+@pytest.mark.thorough
 def test_run_and_page(ran):
   loose, strict = ran
   assert len(loose.tables["heads.csv"][1]) == loose.numbers["found"] > 2

@@ -48,7 +48,7 @@ def test_pairs_keep_the_count_and_the_place(subject, text):
     assert (pair.first, pair.last) == (differ[0], differ[-1])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_numbers_are_of_two_runs_each(subject, text, result):
   """By hand, unpadded and one by one."""
   f = sinkjax.forward(subject.cfg)
@@ -79,6 +79,7 @@ def test_hiding_changes_nothing_before_its_layer(subject, text):
   assert np.abs(found[1, 2] - found[0, 2]).max() > 1e-6
 
 
+@pytest.mark.thorough
 def test_batches_change_nothing(subject, text, result):
   again = measure(subject, Config(texts=text, from_layer=1, batch=5))
   for name, array in result.arrays.items():

@@ -44,7 +44,7 @@ def task():
   return backcopy_task(TEXT, triggers=2)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_excess_is_the_loss_above_the_entropy(task):
   """KL by position against cross-entropy minus entropy, by sampling."""
   cfg = model_of(SMALL, task, "softmax")
@@ -61,7 +61,7 @@ def test_excess_is_the_loss_above_the_entropy(task):
   assert error < 0.05 * float(found["excess"])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_attention_is_counted_at_the_right_queries(task):
   """Without keys attention is even: 1 / (t + 1) at every query."""
   two = dataclasses.replace(SMALL, layers=2)

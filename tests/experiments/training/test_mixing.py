@@ -135,7 +135,7 @@ def test_the_numbers_are_of_the_reference_jacobian(model):
   assert found["mixing"] != found["mixing_rest"]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_tokens_that_do_not_mix(model):
   """Without the attention's output every measure of mixing is zero."""
   cfg, params = model

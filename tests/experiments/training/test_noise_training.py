@@ -125,7 +125,7 @@ def test_what_the_numbers_are(model):
   assert found["loss"] == pytest.approx(-taken, rel=1e-5)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_tokens_that_do_not_mix_are_not_changed(model):
   cfg, params = model
   params = jax.tree_util.tree_map_with_path(
