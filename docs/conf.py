@@ -23,7 +23,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 # Recorded results are data: pages show their figures and tables.
 # A field named as a builtin type is no second meaning of that type.
 suppress_warnings = ["ref.python"]
-exclude_patterns = ["results", "parity.md"]
+exclude_patterns = ["results", "parity.md", "gallery.md"]
 
 nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "attrs_block"]

@@ -8,6 +8,7 @@
   docs/runs/*.md          a page a folder of docs/results
   sinkjax/experiments/harness/spreads.json
                           how much effects vary between units, for --dry_run
+  docs/gallery.md         the gallery of models, from docs/models
   docs/**/*.md            tables that follow a comment, see sitegen/tables.py
 
 A test compares what is committed with what this writes. The pages of the API
@@ -27,6 +28,7 @@ sys.path[:0] = [str(DOCS), str(ROOT)]
 from sitegen import (  # noqa: E402
   claim_pages,
   experiment_pages,
+  gallery,
   recorded,
   report_pages,
   tables,
@@ -64,6 +66,7 @@ def pages() -> dict[str, str]:
     f"docs/runs/{name}.md": text
     for name, text in report_pages.pages(runs).items()
   }
+  out["docs/gallery.md"] = gallery.page()
   for path in sorted(DOCS.rglob("*.md")):
     name = path.relative_to(ROOT).as_posix()
     if name not in out and path.parent.name not in WHOLE:

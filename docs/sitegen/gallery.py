@@ -1,0 +1,78 @@
+"""The gallery of models: a row for each file of docs/models."""
+
+import json
+import pathlib
+from typing import Any
+
+DOCS = pathlib.Path(__file__).parents[1]
+HEAD = """# Gallery
+
+Twelve texts of {tokens} tokens, the same for every model; intervals are 95 %
+over texts. Sink rate: share of heads whose mean attention on position 0 exceeds
+a threshold. Massive: dimensions of the residual stream in which a token is
+above 100 and 1,000 times the median. Other sinks: tokens beside the first that
+`sinkjax.find_sinks` finds, for each text. Without the sink: position 0 hidden
+from the layer that leaves the fewest sinks, in nats and in exact mixing of the
+other tokens of {map_texts} texts of {map_tokens} tokens.
+
+"""
+COLUMNS = (
+  "model",
+  "layers x heads",
+  "position 0",
+  "> 0.3, %",
+  "> 0.5",
+  "> 0.8",
+  "> 0.3 with and without BOS",
+  "massive",
+  "other sinks",
+  "loss",
+  "without the sink",
+  "mixing without it",
+)
+
+
+def rows() -> list[dict[str, Any]]:
+  """The recorded rows, the largest models first."""
+  files = (DOCS / "models").glob("*.json")
+  found = [json.loads(file.read_text("utf-8")) for file in files]
+  return sorted(found, key=lambda row: (-row["parameters"], row["name"]))
+
+
+def page() -> str:
+  """The table, in Markdown."""
+  found = rows()
+  lines = [COLUMNS, ["---"] * len(COLUMNS), *map(_cells, found)]
+  head = HEAD.format(
+    tokens=found[0]["tokens"],
+    map_tokens=found[0]["mixing"]["tokens"],
+    map_texts=found[0]["mixing"]["texts"],
+  )
+  return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+  first, bos = row["first_token"], row["bos"]
+  start = "the text's own"
+  if first["id"] is not None:
+    text = first["text"].replace("|", "\\|")
+    start = f"`{text}`" + (" (BOS)" if first["is_bos"] else "")
+  rates = [f"{100 * ends[0]:.1f}" for ends in row["sink_rate"].values()]
+  low, high = (100 * x for x in list(row["sink_rate"].values())[0][1:])
+  rates[0] += f" ({low:.1f} to {high:.1f})"
+  habit = "no BOS"
+  if bos:
+    habit = " and ".join(f"{100 * bos[x][0]:.1f}" for x in ("with", "without"))
+  mixing = row["mixing"]["ratio"]
+  return [
+    row["name"],
+    f"{row['layers']} x {row['heads']}",
+    start,
+    *rates,
+    habit,
+    str(len(row["massive_dimensions"])),
+    f"{row['sinks_elsewhere'] / row['texts']:.1f}",
+    f"{row['loss'][0]:.2f}",
+    "{:+.2f} ({:+.2f} to {:+.2f})".format(*row["loss_without_sink"]),
+    "{:.2f} ({:.2f} to {:.2f}) times".format(*mixing),
+  ]
