@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import check_tokens, forward
@@ -95,7 +95,7 @@ def lens_quality(
 def _quality(
   cfg: ModelConfig,
   params: Any,
-  tokens: Int[Array, "B T"],
+  tokens: Array,
   edits: Mapping[str, Any],
   maps: tuple[Array, Array, Array] | None,
   *,

@@ -153,6 +153,35 @@ def fit_lenses(
   )
 
 
+def mean_lens(lenses: Sequence[Lens]) -> Lens:
+  """The lens of all texts from lenses of some of them each.
+
+  Raises:
+    ValueError: for lenses that differ in their layers, length or skip.
+  """
+  kinds = {(lens.layers, lens.skip, lens.tokens) for lens in lenses}
+  if len(kinds) != 1:
+    raise ValueError(
+      "lenses of the same layers, skip and tokens are needed, got "
+      f"{sorted(kinds)}"
+    )
+  counts = [lens.texts for lens in lenses]
+
+  def mean(name: str) -> np.ndarray:
+    parts = [getattr(lens, name) for lens in lenses]
+    wide = np.stack(parts).astype(np.float64)
+    total = np.tensordot(counts, wide, axes=1)
+    return (total / sum(counts)).astype(parts[0].dtype)
+
+  return dataclasses.replace(
+    lenses[0],
+    maps=mean("maps"),
+    means=mean("means"),
+    final_mean=mean("final_mean"),
+    texts=sum(counts),
+  )
+
+
 def chosen_layers(
   cfg: ModelConfig, layers: Sequence[int] | None
 ) -> tuple[int, ...]:
@@ -165,9 +194,7 @@ def chosen_layers(
   given = range(n) if layers is None else layers
   wrong = [layer for layer in given if not -n <= layer < n]
   if wrong or not len(given):
-    raise ValueError(
-      f"layers must be some of -{n}..{n - 1}, got {list(given)}"
-    )
+    raise ValueError(f"layers must be some of -{n}..{n - 1}, got {list(given)}")
   return tuple(sorted({int(layer) % n for layer in given}))
 
 

@@ -1,8 +1,8 @@
 """What the Jacobian lens is made of: own token, other tokens, first tokens.
 
-The sum over t' >= t in J_l (`sinkjax.transforms.lens`) has the token's own part,
-t' = t, and the part across tokens, t' > t. Their shares are those of the squared
-Frobenius norm,
+The sum over t' >= t in J_l (`sinkjax.transforms.lens`) has the token's own
+part, t' = t, and the part across tokens, t' > t. Their shares are those of the
+squared Frobenius norm,
 
     <J, J_own> / <J, J> + <J, J_across> / <J, J> = 1,
 
@@ -163,9 +163,7 @@ def signed_rows(
   tokens: Int[Array, "1 T"],
   ctx: Context,
   edits: Mapping[str, Any],
-  probes: tuple[
-    Float[Array, "S T"], Float[Array, "R D"], Float[Array, "R T"]
-  ],
+  probes: tuple[Float[Array, "S T"], Float[Array, "R D"], Float[Array, "R T"]],
   *,
   layers: tuple[int, ...],
 ) -> tuple[Array, Array, Array, Array]:

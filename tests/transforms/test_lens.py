@@ -11,14 +11,9 @@ import pytest
 
 import sinkjax
 from sinkjax.analysis.lens_quality import lens_quality
-from sinkjax.models.layerwise import InMemory
 from sinkjax.transforms.edits import chain
 from sinkjax.transforms.lens import fit_lenses, lens_logits
-from sinkjax.transforms.lens_shares import (
-  LensProbes,
-  lens_probes,
-  signed_rows,
-)
+from sinkjax.transforms.lens_shares import LensProbes, lens_probes, signed_rows
 from sinkjax.transforms.residual import context_of
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -44,7 +39,10 @@ def made():
       "scores": sinkjax.knockout(0, from_layer=1),
       "resid_post": sinkjax.scale(1.5, layers=[1]),
     }
-    yield {"plain": (f, params), "edited": (sinkjax.intervene(f, edits), params)}
+    yield {
+      "plain": (f, params),
+      "edited": (sinkjax.intervene(f, edits), params),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,9 @@ def dense(made):
       edit = f.taps.edits.get("resid_post")
 
       def last(shift, ids, f=f, params=params, edit=edit):
-        each = lambda x, layer: x + shift[layer][None]
+        def each(x, layer):
+          return x + shift[layer][None]
+
         both = chain(edit, jax.tree_util.Partial(each)) if edit else each
         seen = {"h": ("resid_post", lambda x: x)}
         bare = {k: v for k, v in f.taps.edits.items() if k != "resid_post"}
