@@ -1,5 +1,6 @@
 """The Jacobian lens against `jax.jacfwd` of the model and closed forms."""
 
+import dataclasses
 import itertools
 import pathlib
 import sys
@@ -12,7 +13,7 @@ import pytest
 import sinkjax
 from sinkjax.analysis.lens_quality import lens_quality
 from sinkjax.transforms.edits import chain
-from sinkjax.transforms.lens import fit_lenses, lens_logits
+from sinkjax.transforms.lens import Lens, fit_lenses, lens_logits, mean_lens
 from sinkjax.transforms.lens_shares import LensProbes, lens_probes, signed_rows
 from sinkjax.transforms.residual import context_of
 
@@ -71,6 +72,7 @@ def dense(made):
     yield found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["plain", "edited"])
 def test_the_lens_is_the_mean_of_all_blocks(made, dense, name):
   f, params = made[name]
@@ -100,6 +102,7 @@ def parts(dense, skip):
   return whole, own, left
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["plain", "edited"])
 def test_signs_give_the_own_part(made, dense, name):
   """All signs and all unit directions together are exact."""
@@ -134,6 +137,7 @@ def test_signs_give_the_own_part(made, dense, name):
     np.testing.assert_allclose(found.left_out().value[i], out, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_random_probes_lie_within_their_errors(made, dense):
   f, params = made["plain"]
   probes = lens_probes(f, params, IDS[0], skips=(1,), samples=400)
@@ -145,6 +149,7 @@ def test_random_probes_lie_within_their_errors(made, dense):
   assert want[-1] == 0
 
 
+@pytest.mark.thorough
 def test_without_blocks_the_lens_is_the_identity():
   f, params = model(CFG)
   blocks = jax.tree.map(lambda x: x, params["blocks"])
@@ -156,3 +161,101 @@ def test_without_blocks_the_lens_is_the_identity():
   lens = sinkjax.fit_lens(f, params | {"blocks": blocks}, IDS[:1], skip=2)
   eye = np.broadcast_to(np.eye(CFG.d_model), lens.maps.shape)
   np.testing.assert_array_equal(lens.maps, eye)
+
+
+@pytest.mark.thorough
+def test_a_lens_of_the_last_layer_reads_the_logits(made):
+  f, params = made["edited"]
+  n, many = CFG.n_layers, CFG.d_model
+  lens = Lens(
+    maps=np.eye(many)[None],
+    means=np.full((1, many), 0.25),
+    final_mean=np.full(many, 0.25),
+    layers=(n - 1,),
+    skip=0,
+    texts=1,
+    tokens=5,
+  )
+  seen = sinkjax.capture(f, {"h": ("resid_post", lambda x: x)})
+  out = jax.jit(seen)(params, IDS)
+  last = out.trace["h"][-1:]
+  for centred in (False, True):
+    got = lens_logits(f, params, lens, last, centred=centred)[0]
+    np.testing.assert_allclose(got, out.logits, atol=1e-12)
+    exact = lens_quality(f, params, lens, IDS, centred=centred)
+    assert exact.agree.all() and exact.overlap.min() == 1
+    np.testing.assert_allclose(exact.kl, 0, atol=1e-12)
+  # Another matrix, in NumPy; its norm and unembedding are the model's.
+  maps = np.random.default_rng(0).normal(size=(1, many, many))
+  lens = dataclasses.replace(lens, maps=maps)
+  moved = 0.25 + (np.asarray(last) - 0.25) @ maps[0].T
+  got = lens_logits(f, params, lens, last, centred=True)
+  want = lens_logits(f, params, None, moved)
+  np.testing.assert_allclose(got, want, atol=1e-12)
+  p, q = (np.asarray(jax.nn.log_softmax(x)) for x in (out.logits, got[0]))
+  quality = lens_quality(f, params, lens, IDS, centred=True)
+  kl = (np.exp(p) * (p - q)).sum(-1)
+  np.testing.assert_allclose(quality.kl[0], kl, atol=1e-12)
+  np.testing.assert_array_equal(quality.agree[0], p.argmax(-1) == q.argmax(-1))
+  tops = [np.argsort(-x, axis=-1)[..., :10] for x in (p, q)]
+  both = [
+    [len(set(a) & set(b)) / 10 for a, b in zip(*rows, strict=True)]
+    for rows in zip(*tops, strict=True)
+  ]
+  np.testing.assert_allclose(quality.overlap[0], both)
+
+
+def some_lens(texts=1, skip=0, width=8):
+  rng = np.random.default_rng(texts)
+  maps = rng.normal(size=(2, width, width))
+  means = rng.normal(size=(2, width))
+  return Lens(maps, means, means[0], (0, 2), skip, texts, 5)
+
+
+def test_the_mean_of_lenses_counts_texts():
+  one, three = some_lens(1), some_lens(3)
+  got = mean_lens([one, three])
+  np.testing.assert_allclose(got.maps, (one.maps + 3 * three.maps) / 4)
+  np.testing.assert_allclose(
+    got.final_mean, (one.final_mean + 3 * three.final_mean) / 4
+  )
+  assert got.texts == 4 and got.layers == (0, 2)
+  with pytest.raises(ValueError, match="of the same layers, skip and tokens"):
+    mean_lens([one, some_lens(skip=1)])
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ({"skip": 5}, "skip must be 0 to 4 for texts of 5 tokens, got 5"),
+    ({"skip": -1}, "skip must be 0 to 4"),
+    ({"layers": [3]}, r"layers must be some of -3..2, got \[3\]"),
+    ({"layers": []}, "layers must be some of"),
+  ],
+)
+def test_fits_that_are_refused(made, given, message):
+  f, params = made["plain"]
+  with pytest.raises(ValueError, match=message):
+    sinkjax.fit_lens(f, params, IDS, **given)
+
+
+def test_other_refusals(made):
+  f, params = made["plain"]
+  with pytest.raises(ValueError, match="float32 or float64 model"):
+    half = sinkjax.forward(CFG.replace(dtype="bfloat16"))
+    sinkjax.fit_lens(half, params, IDS)
+  with pytest.raises(ValueError, match="skips must have one number"):
+    fit_lenses(f, params, IDS, skips=())
+  with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+    lens_probes(f, params, IDS[0], skips=(0,), samples=0)
+  with pytest.raises(ValueError, match="must be one text"):
+    lens_probes(f, params, IDS, skips=(0,))
+  lens, hidden = some_lens(), np.zeros((2, 1, 5, 8))
+  with pytest.raises(ValueError, match=r"must be \[N, B, T, 8\], got \[1, 5"):
+    lens_logits(f, params, lens, hidden[0])
+  with pytest.raises(ValueError, match="of 2 layers and width 8 does not read"):
+    lens_logits(f, params, lens, hidden[:1])
+  with pytest.raises(ValueError, match="width 9 does not read a model of"):
+    lens_quality(f, params, some_lens(width=9), IDS)
+  with pytest.raises(ValueError, match="layers are the lens's own"):
+    lens_quality(f, params, lens, IDS, layers=(0,))
