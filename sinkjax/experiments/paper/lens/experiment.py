@@ -94,11 +94,14 @@ def measure(
       f"fit must be 1 to {len(ids) - FEWEST}, so that {FEWEST} of {len(ids)} "
       f"texts are held out, got {config.fit}"
     )
-  f, layer = forward(subject.cfg), config.from_layer
+  f, layer = forward(subject.cfg), jnp.asarray(config.from_layer)
+  # Behind the last layer hides nothing. As arrays, which are no part of the
+  # program: all conditions share one.
+  nowhere = jnp.asarray(subject.cfg.n_layers)
   functions = {
-    Condition.SINK: f,
-    Condition.HIDDEN: hide(f, layer),
-    CONTROL: hide(f, layer, control),
+    Condition.SINK: hide(f, nowhere, jnp.asarray(0)),
+    Condition.HIDDEN: hide(f, layer, jnp.asarray(0)),
+    CONTROL: hide(f, layer, jnp.asarray(control)),
   }
   readings = 1 + 2 * len(config.skips)
   step = Steps(progress, 3 * len(ids) + 2 * config.fit + 2 * readings)
