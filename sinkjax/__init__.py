@@ -48,7 +48,8 @@ from sinkjax.transforms.jacobian import (
   singular_values,
   token_jacobian,
 )
-from sinkjax.transforms.lens import Lens, fit_lens, lens_logits
+from sinkjax.transforms.lens import Lens, fit_lens
+from sinkjax.transforms.lens_readout import lens_logits
 from sinkjax.transforms.neuron_edits import ablate_neurons
 from sinkjax.transforms.paths import carriers
 from sinkjax.transforms.statistics import Statistic

@@ -15,7 +15,8 @@ from sinkjax.models.transformer import check_tokens, forward
 from sinkjax.taps import Taps
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
-from sinkjax.transforms.lens import Lens, applied, chosen_layers, read_out
+from sinkjax.transforms.lens import Lens, check_in_memory, chosen_layers
+from sinkjax.transforms.lens_readout import applied, read_out
 from sinkjax.transforms.residual import taken_apart
 
 TOP = 10
@@ -70,6 +71,7 @@ def lens_quality(
   [[1.0, 1.0, 1.0, 1.0]]
   """
   cfg, edits = taken_apart(fn, tokens)
+  check_in_memory(params)
   tokens = check_tokens(cfg, tokens)
   if lens is not None:
     if layers is not None:

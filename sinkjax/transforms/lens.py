@@ -10,7 +10,7 @@ is a [D, D] matrix for every layer. Read through the final norm and the
 unembedding, J_l h says in words of the vocabulary what h is on its way to
 become, where the logit lens reads h itself. The definition is our reading of
 what is used elsewhere, as is what a lens adds to J_l h: nothing, or the means
-(`lens_logits`).
+(`sinkjax.lens_logits`).
 
 The sum over t' for all t at once is one backward pass with the same cotangent
 at every t': D of them give all rows of all layers, and no [T, T, D, D] exists.
@@ -29,14 +29,9 @@ from jaxtyping import Array, Float, Int
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.context import Context
-from sinkjax.models.layerwise import (
-  apply_block,
-  apply_final_norm,
-  as_layers,
-  final_norm_of,
-)
-from sinkjax.models.transformer import check_tokens, logits_of
-from sinkjax.taps import Tapper, Taps
+from sinkjax.models.layerwise import apply_block, as_layers
+from sinkjax.models.transformer import check_tokens
+from sinkjax.taps import Taps
 from sinkjax.transforms.jacobian import check_model
 from sinkjax.transforms.residual import context_of, enter, taken_apart
 
@@ -123,6 +118,7 @@ def fit_lenses(
   """`fit_lens` for several numbers of skipped tokens, at the cost of one."""
   cfg, edits = taken_apart(fn, tokens)
   check_model(cfg)
+  check_in_memory(params)
   chosen = chosen_layers(cfg, layers)
   tokens = check_tokens(cfg, tokens)
   weights = source_weights(tokens.shape[1], skips)
@@ -180,6 +176,18 @@ def mean_lens(lenses: Sequence[Lens]) -> Lens:
     final_mean=mean("final_mean"),
     texts=sum(counts),
   )
+
+
+def check_in_memory(params: Any) -> None:
+  """Refuses weights that are read layer by layer.
+
+  Raises:
+    ValueError: for them.
+  """
+  if not (isinstance(params, dict) and "blocks" in params):
+    raise ValueError(
+      "a Jacobian lens needs parameters in memory: use sinkjax.load"
+    )
 
 
 def chosen_layers(
@@ -287,69 +295,3 @@ def _fit_one(
 def together(length: int) -> int:
   """Cotangents of a text that go back in one batch."""
   return max(1, TOGETHER // length)
-
-
-def lens_logits(
-  fn: Callable,
-  params: Any,
-  lens: Lens | None,
-  hidden: ArrayLike,
-  *,
-  centred: bool = False,
-) -> Float[Array, "N B T V"]:
-  """What a lens reads in the residual streams of its layers, as logits.
-
-      unembed(final_norm(J_l h))                                as it is
-      unembed(final_norm(final_mean + J_l (h - mean_l)))        centred
-
-  Args:
-    fn: `forward(cfg)` or an `intervene` of it: its edits at "final" act.
-    params: its parameters, in memory.
-    lens: from `fit_lens`; `None` for the logit lens, which reads h itself.
-    hidden: of each of the lens's layers, what `capture` sees at "resid_post".
-    centred: add the means of the fit.
-
-  Raises:
-    ValueError: for other layers or another width than the lens's.
-  """
-  cfg, edits = taken_apart(fn)
-  x = jnp.asarray(hidden)
-  if x.ndim != 4 or x.shape[-1] != cfg.d_model:
-    raise ValueError(
-      f"hidden must be [N, B, T, {cfg.d_model}], got {list(x.shape)}"
-    )
-  if lens is not None:
-    if lens.maps.shape != (len(x), cfg.d_model, cfg.d_model):
-      raise ValueError(
-        f"a lens of {len(lens.maps)} layers and width {lens.maps.shape[-1]} "
-        f"does not read {len(x)} layers of width {cfg.d_model}"
-      )
-    maps = (lens.maps, lens.means, lens.final_mean)
-    x = applied(*map(jnp.asarray, maps), x, centred=centred)
-  placed = Taps(dict(edits)).placed(cfg, x.shape[2])
-  return jnp.stack([read_out(cfg, params, one, placed) for one in x])
-
-
-def applied(
-  maps: Float[Array, "N D D"],
-  means: Float[Array, "N D"],
-  final_mean: Float[Array, "D"],
-  hidden: Float[Array, "N B T D"],
-  *,
-  centred: bool,
-) -> Float[Array, "N B T D"]:
-  """J_l h, or that of deviations from the means."""
-  if centred:
-    hidden = hidden - means[:, None, None]
-  read = jnp.einsum("nij,nbtj->nbti", maps, hidden, precision="highest")
-  return read + final_mean[None, None, None] if centred else read
-
-
-def read_out(
-  cfg: ModelConfig, params: Any, x: Float[Array, "B T D"], taps: Taps
-) -> Float[Array, "B T V"]:
-  """Logits of a residual stream after the last block."""
-  with jax.default_matmul_precision(cfg.precision):
-    x = apply_final_norm(cfg, final_norm_of(params), x)
-    x = Tapper(taps, cfg.n_layers - 1)("final", x)
-    return logits_of(cfg, x, params)

@@ -34,6 +34,7 @@ from sinkjax.models.transformer import check_tokens
 from sinkjax.transforms.jacobian import check_model, one_text
 from sinkjax.transforms.lens import (
   backward,
+  check_in_memory,
   chosen_layers,
   source_weights,
   together,
@@ -133,6 +134,7 @@ def lens_probes(
   """
   cfg, edits = taken_apart(fn, tokens)
   check_model(cfg)
+  check_in_memory(params)
   if samples < 1:
     raise ValueError(f"samples must be at least 1, got {samples}")
   tokens = check_tokens(cfg, one_text(tokens))

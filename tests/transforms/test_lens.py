@@ -12,8 +12,10 @@ import pytest
 
 import sinkjax
 from sinkjax.analysis.lens_quality import lens_quality
+from sinkjax.models.layerwise import InMemory
 from sinkjax.transforms.edits import chain
-from sinkjax.transforms.lens import Lens, fit_lenses, lens_logits, mean_lens
+from sinkjax.transforms.lens import Lens, fit_lenses, mean_lens
+from sinkjax.transforms.lens_readout import lens_logits
 from sinkjax.transforms.lens_shares import LensProbes, lens_probes, signed_rows
 from sinkjax.transforms.residual import context_of
 
@@ -244,6 +246,9 @@ def test_other_refusals(made):
   with pytest.raises(ValueError, match="float32 or float64 model"):
     half = sinkjax.forward(CFG.replace(dtype="bfloat16"))
     sinkjax.fit_lens(half, params, IDS)
+  for needs in (fit_lenses, lens_probes):
+    with pytest.raises(ValueError, match="needs parameters in memory"):
+      needs(f, InMemory(CFG, params), IDS[0], skips=(0,))
   with pytest.raises(ValueError, match="skips must have one number"):
     fit_lenses(f, params, IDS, skips=())
   with pytest.raises(ValueError, match="samples must be at least 1, got 0"):

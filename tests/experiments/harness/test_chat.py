@@ -90,6 +90,7 @@ def test_what_can_be_put_into_a_template():
     "adds_or_rescales",
     "carriers",
     "gradient_sinks",
+    "lens",
     "inactive_heads",
     "pruning",
     "kv_quantisation",
