@@ -109,7 +109,6 @@ REGISTRY = (
     "lens",
     "paper",
     "What does the Jacobian lens leave out, and is it better than logits?",
-    recorded=False,
   ),
   Entry(
     "model_size",

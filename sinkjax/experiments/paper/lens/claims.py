@@ -152,7 +152,7 @@ def _sixteen(result: Result) -> Claim:
     claim=f"Skipping {most} first tokens in the fit does no more for the "
     "lens's agreement with the model than skipping one.",
     source=SOURCE,
-    paper="skips the first 16 positions",
+    paper="no number; by our reading others skip the first 16 positions",
     ours=f"{_percent(many)} with {most} skipped, {_percent(one)} with one",
     effect=effect(
       many - one,

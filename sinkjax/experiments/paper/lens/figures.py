@@ -13,6 +13,9 @@ from sinkjax.report.figures import FIRST, INK, MUTED, REST, drawing, png
 TITLE = "The Jacobian lens, with and without the first token"
 CONDITIONS = {Condition.SINK: FIRST, Condition.HIDDEN: REST, CONTROL: MUTED}
 
+METRICS_SHOWN = ("agree", "kl"), (100, 1)
+"""Those of the figure, and what they are multiplied by."""
+
 
 def draw(result: Result) -> dict[str, bytes]:
   """Every figure, by file name."""
@@ -46,21 +49,27 @@ def _quality(result: Result) -> bytes:
   layers = result.numbers["layers"]
   looks = {0: (FIRST, "-"), 1: (REST, "-")}
   looks[max(result.config.skips)] = (INK, "--")
-  with drawing(8.4, 6.2) as figure:
-    axes = figure.subplots(2, 2, sharex=True, sharey="row")
-    for column, name in zip(axes.T, Condition, strict=True):
-      rows = zip(column, ("agree", "kl"), (100, 1), strict=True)
-      for ax, metric, scale in rows:
-        lines = {LOGIT: (MUTED, ":")}
-        lines |= {f"skip {skip}": look for skip, look in looks.items()}
-        for reading, (color, style) in lines.items():
+  panels = (
+    (Condition.SINK, "", "with the sink"),
+    (Condition.SINK, ", centred", "with the sink, centred"),
+    (Condition.HIDDEN, ", centred", "sink hidden, centred"),
+  )
+  with drawing(9.6, 5.6) as figure:
+    axes = figure.subplots(2, len(panels), sharex=True, sharey="row")
+    for column, (name, how, title) in zip(axes.T, panels, strict=True):
+      for ax, metric, scale in zip(column, *METRICS_SHOWN, strict=True):
+        lines = {LOGIT: (LOGIT, MUTED, ":")}
+        for skip, look in looks.items():
+          lines[f"{skip} skipped"] = (f"skip {skip}{how}", *look)
+        for label, (reading, color, style) in lines.items():
           values = result.arrays[f"{metric}, {name}, {reading}"]
           ends = scale * ends_over(values)
-          band(ax, layers, ends, color=color, label=reading, ls=style)
+          band(ax, layers, ends, color=color, label=label, ls=style)
         _by_layer(ax, result)
-      column[0].set_title(str(name))
-    for ax in axes[0]:
-      ax.set_xlabel("")
+      column[0].set(title=title, xlabel="")
+    # After all lines: panels of a row share their axis, and a limit fixes it.
+    for ax in axes[:, 0]:
+      ax.set_ylim(0, None)
     axes[0, 0].set_ylabel("same prediction, %")
     axes[1, 0].set_ylabel("KL(model || lens), nats")
     handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -80,7 +89,9 @@ def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
         "residual stream by that of the layer (our reading). Its share across "
         "tokens is what it has from later tokens, as a share of its squared "
         "norm; a negative one works against the token's own part. "
-        f"{numbers['texts']} texts of {numbers['tokens']} tokens."
+        f"{numbers['texts']} texts of {numbers['tokens']} tokens. Later sources "
+        "have fewer tokens behind them, so that skipping many lowers the share "
+        "by itself; conditions of one skip can be compared."
       ),
       figure=drawn["shares.png"],
       caption="Share of the lens across tokens; bands: 95 % over texts.",
@@ -90,13 +101,16 @@ def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
       "How well lenses read",
       body=(
         f"Fitted on {numbers['fitted']} texts, read on {numbers['held_out']} "
-        "others, against what the same model predicts in the end. Lenses with "
-        "the means added (centred) are in the table."
+        "others, against what the same model predicts in the end: the map "
+        "alone, J h, and centred, with the means of the fit, "
+        "final_mean + J (h - mean)."
       ),
       figure=drawn["quality.png"],
       caption=(
         "Above: how often the likeliest token is the model's. Below: the "
-        "divergence from the model's prediction. Bands: 95 % over texts."
+        "divergence from the model's prediction. Left: the map alone. The sink "
+        f"is hidden from layer {numbers['from_layer']} on. Bands: 95 % over "
+        "texts."
       ),
       table=html.Table(*result.tables["quality.csv"]),
     ),
