@@ -89,9 +89,9 @@ def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
         "residual stream by that of the layer (our reading). Its share across "
         "tokens is what it has from later tokens, as a share of its squared "
         "norm; a negative one works against the token's own part. "
-        f"{numbers['texts']} texts of {numbers['tokens']} tokens. Later sources "
-        "have fewer tokens behind them, so that skipping many lowers the share "
-        "by itself; conditions of one skip can be compared."
+        f"{numbers['texts']} texts of {numbers['tokens']} tokens. Later "
+        "sources have fewer tokens behind them, so that skipping many lowers "
+        "the share by itself; conditions of one skip can be compared."
       ),
       figure=drawn["shares.png"],
       caption="Share of the lens across tokens; bands: 95 % over texts.",
