@@ -14,6 +14,7 @@ layer, H head, G query heads a KV head, N KV head, K head dimension, D model
 width, F MLP width, V vocabulary. Positions count from 0.
 """
 
+from sinkjax.analysis.lens_quality import lens_quality
 from sinkjax.config import TINY, ModelConfig, RopeScaling
 from sinkjax.metrics.norms import (
   massive_activation,
@@ -47,11 +48,21 @@ from sinkjax.transforms.jacobian import (
   singular_values,
   token_jacobian,
 )
+from sinkjax.transforms.lens import Lens, fit_lens
+from sinkjax.transforms.lens_readout import lens_logits
 from sinkjax.transforms.neuron_edits import ablate_neurons
 from sinkjax.transforms.paths import carriers
 from sinkjax.transforms.statistics import Statistic
 from sinkjax.transforms.streaming import stream_statistics
-from sinkjax.weights import Model, load, open_layers, save, supported_models
+from sinkjax.weights import (
+  Model,
+  load,
+  load_lens,
+  open_layers,
+  save,
+  save_lens,
+  supported_models,
+)
 
 __version__ = "0.1.0"
 
@@ -59,6 +70,7 @@ __all__ = [
   "EXPERT_SITES",
   "SITES",
   "TINY",
+  "Lens",
   "Model",
   "ModelConfig",
   "Output",
@@ -77,6 +89,7 @@ __all__ = [
   "explore",
   "find_sinks",
   "first_token_mass",
+  "fit_lens",
   "forward",
   "graded",
   "hold",
@@ -84,7 +97,10 @@ __all__ = [
   "intervene",
   "jacobian_norms",
   "knockout",
+  "lens_logits",
+  "lens_quality",
   "load",
+  "load_lens",
   "massive_activation",
   "open_layers",
   "param_shapes",
@@ -93,6 +109,7 @@ __all__ = [
   "power_norms",
   "replace",
   "save",
+  "save_lens",
   "scale",
   "singular_values",
   "sink_rate",

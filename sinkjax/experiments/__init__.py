@@ -112,6 +112,11 @@ REGISTRY = (
     "Does the loss's gradient gather on the sink, and do norms take it away?",
   ),
   Entry(
+    "lens",
+    "paper",
+    "What does the Jacobian lens leave out, and is it better than logits?",
+  ),
+  Entry(
     "model_size",
     "paper",
     "How do the sink rates of several models (--models) compare?",

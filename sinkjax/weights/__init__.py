@@ -11,6 +11,7 @@ These are the face of this package, with `Model`, which `load` returns, and
                       splits texts by pre_tokenizers
     orbax_io          folders that training and `launch.convert` write
     glassllm          the two small models of that package
+    lens_file         Jacobian lenses, both ways
     offload           layers read one by one, for models larger than memory
     tokenizer         text to ids and back; tokenizer_files, chat,
                       and chat_sandbox, which renders templates
@@ -20,6 +21,7 @@ These are the face of this package, with `Model`, which `load` returns, and
     folders, memory, validate, post_processor: what these share
 """
 
+from sinkjax.weights.lens_file import load_lens, save_lens
 from sinkjax.weights.offload import open_layers
 from sinkjax.weights.registry import Model, load, save, supported_models
 from sinkjax.weights.validate import WeightsError
@@ -28,7 +30,9 @@ __all__ = [
   "Model",
   "WeightsError",
   "load",
+  "load_lens",
   "open_layers",
   "save",
+  "save_lens",
   "supported_models",
 ]

@@ -71,7 +71,7 @@ def texts_of(subject: Subject, texts: str, tokens: int) -> np.ndarray:
   return np.array(rows)
 
 
-def hide(fn: Callable, layer: Any, key: int = 0) -> Callable:
+def hide(fn: Callable, layer: Any, key: Any = 0) -> Callable:
   """`fn` with one position hidden from every other token.
 
   Args:

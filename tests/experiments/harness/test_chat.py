@@ -92,6 +92,7 @@ def test_what_can_be_put_into_a_template():
     "graded_sink",
     "carriers",
     "gradient_sinks",
+    "lens",
     "inactive_heads",
     "pruning",
     "kv_quantisation",
