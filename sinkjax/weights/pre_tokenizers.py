@@ -203,9 +203,16 @@ WHOLE_WORDS = frozenset(
 )
 """With these, a whole word that is a token is taken as it is, merges or not."""
 
-CHARACTERS = frozenset(["gemma4", "granite-embed-multi-311m", "sarvam-moe"])
-"""llama.cpp's names of vocabularies that merge characters in place of bytes."""
+_LINE_ENDS = r"\n+"
+CHARACTERS = {
+  "gemma4": _LINE_ENDS,
+  "granite-embed-multi-311m": _LINE_ENDS,
+  "sarvam-moe": _LINE_ENDS,
+  "whitespace": r"\s+",
+}
+"""llama.cpp's names of vocabularies that merge characters in place of bytes,
+and what stands apart from the rest before they do."""
 
-WHITESPACE = "whitespace"
-"""llama.cpp's name of a vocabulary of models that embed texts, whose spaces get
-no ids at all."""
+SPACES_STAY = frozenset(["whitespace"])
+"""With these, spaces are not escaped. The vocabulary that has that name, of
+models that embed texts, has no token for them: they get no ids at all."""

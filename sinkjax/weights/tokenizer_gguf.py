@@ -35,7 +35,7 @@ from sinkjax.weights.pre_tokenizers import (
   ADD_BOS,
   CHARACTERS,
   PRE_TOKENIZERS,
-  WHITESPACE,
+  SPACES_STAY,
   WHOLE_WORDS,
 )
 from sinkjax.weights.tokenizer import Tokenizer, build
@@ -153,7 +153,7 @@ def _rules(read: Fields) -> _Rules:
   user = [t for t, i in vocab.items() if types[i] == USER_DEFINED]
   pre = "gemma4" if kind == "gemma4" else read.text("pre") or "default"
   if kind != "llama" and pre in CHARACTERS:
-    backend = _of_characters(read, vocab, types, special, user)
+    backend = _of_characters(read, pre, vocab, special, user)
     add_bos = kind == "gemma4"
   elif kind == "gpt2":
     backend, add_bos = _byte_level(read, pre, vocab, special, user)
@@ -185,12 +185,6 @@ def _byte_level(
   user: Sequence[str],
 ) -> tuple[tokenizers.Tokenizer, bool]:
   """Byte-level BPE, and whether BOS comes first by default."""
-  if pre == WHITESPACE:
-    raise WeightsError(
-      f"tokenizer: pre-tokenizer {pre!r} belongs to models that embed texts, "
-      "and is not read; use the model's Hugging Face folder, whose "
-      "tokenizer.json is"
-    )
   if pre not in PRE_TOKENIZERS:
     raise WeightsError(
       f"tokenizer: unknown pre-tokenizer {pre[:80]!r}; known: "
@@ -247,18 +241,28 @@ def _explain_merges(lines: Sequence[str], vocab: dict[str, int]) -> None:
 
 def _of_characters(
   read: Fields,
+  pre: str,
   vocab: dict[str, int],
-  types: Sequence[int],
   special: Sequence[str],
   user: Sequence[str],
 ) -> tokenizers.Tokenizer:
-  """BPE of characters by the file's merges, lines and their ends apart."""
+  """BPE of characters by the file's merges, lines and their ends apart.
+
+  A character that is no token becomes bytes where the vocabulary has them, and
+  nothing where it has not.
+  """
+  apart = pre_tokenizers.Split(tokenizers.Regex(CHARACTERS[pre]), "isolated")
+  model = _merging(read, vocab, fuse_unk=True, byte_fallback=_has_bytes(vocab))
+  if pre in SPACES_STAY:
+    return build(
+      model, special, user, pre_tokenizer=apart, decoder=decoders.Fuse()
+    )
   return build(
-    _merging(read, vocab, **_fallback(vocab, types)),
+    model,
     special,
     user,
     normalizer=normalizers.Replace(" ", "▁"),
-    pre_tokenizer=pre_tokenizers.Split(tokenizers.Regex(r"\n+"), "isolated"),
+    pre_tokenizer=apart,
     decoder=decoders.Sequence(list(_UNDO)),
   )
 
@@ -266,15 +270,9 @@ def _of_characters(
 _UNDO = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse())
 
 
-def _fallback(vocab: dict[str, int], types: Sequence[int]) -> dict[str, Any]:
-  """What becomes of a character that is no token: bytes, else the unknown."""
-  return {
-    "unk_token": next(
-      (t for t, i in vocab.items() if types[i] == UNKNOWN), None
-    ),
-    "fuse_unk": True,
-    "byte_fallback": any(f"<0x{byte:02X}>" in vocab for byte in range(256)),
-  }
+def _has_bytes(vocab: dict[str, int]) -> bool:
+  """Whether characters that are no tokens can become bytes."""
+  return any(f"<0x{byte:02X}>" in vocab for byte in range(256))
 
 
 def _sentencepiece(
@@ -288,7 +286,11 @@ def _sentencepiece(
   if scores is None:
     raise read.bad("scores", f"an array of {len(vocab)} numbers, one a token")
   merges = _merges_by_score(vocab, scores, types)
-  model = models.BPE(vocab, merges, **_fallback(vocab, types))
+  unknown = next((t for t, i in vocab.items() if types[i] == UNKNOWN), None)
+  fallback = _has_bytes(vocab)
+  model = models.BPE(
+    vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=fallback
+  )
   steps = [normalizers.Replace(" ", "▁")]
   undo = list(_UNDO)
   if read.flag("add_space_prefix", True):

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sinkjax.weights.pre_tokenizers import CHARACTERS
+from sinkjax.weights.pre_tokenizers import CHARACTERS, SPACES_STAY
 from sinkjax.weights.tokenizer_gguf import tokenizer_from_gguf
-from sinkjax.weights.validate import WeightsError
 
 UNKNOWN, CONTROL, BYTE = 2, 3, 6
 MERGES = [
@@ -73,7 +72,7 @@ def test_ids_are_those_of_the_merges(text):
   assert tokenizer.decode(by_hand(text)) == text
 
 
-@pytest.mark.parametrize("pre", sorted(CHARACTERS))
+@pytest.mark.parametrize("pre", sorted(CHARACTERS.keys() - SPACES_STAY))
 def test_every_name_of_such_a_vocabulary(pre):
   tokenizer = tokenizer_from_gguf(metadata(pre=pre))
   text = "ab ab\n\n\nñ  ab"
@@ -89,6 +88,19 @@ def test_a_file_may_name_it_as_its_model():
   assert tokenizer.encode(" ab ab") == by_hand(" ab ab")
 
 
-def test_a_vocabulary_whose_spaces_get_no_ids_is_refused():
-  with pytest.raises(WeightsError, match="'whitespace' belongs to models that"):
-    tokenizer_from_gguf(metadata(pre="whitespace"))
+def test_a_vocabulary_without_spaces_gives_them_no_ids():
+  """As in the one that has this name: no token for them, and no bytes."""
+  tokens = ["<unk>", *"abc", "ab", "abab"]
+  tokenizer = tokenizer_from_gguf(
+    metadata(
+      pre="whitespace",
+      tokens=tokens,
+      token_type=[UNKNOWN] + [1] * 5,
+      merges=["a b", "ab ab"],
+      bos_token_id=None,
+      eos_token_id=None,
+    )
+  )
+  ids = [tokens.index(x) for x in ("abab", "c", "ab", "ab")]
+  assert tokenizer.encode("ababc ab\n\n\tab") == ids
+  assert tokenizer.encode(" \n") == []
