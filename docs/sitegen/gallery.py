@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 DOCS = pathlib.Path(__file__).parents[1]
@@ -16,20 +17,16 @@ from the layer that leaves the fewest sinks, in nats and in exact mixing of the
 other tokens of {map_texts} texts of {map_tokens} tokens.
 
 """
-COLUMNS = (
+SINKS = (
   "model",
   "layers x heads",
   "position 0",
-  "> 0.3, %",
-  "> 0.5",
-  "> 0.8",
-  "> 0.3 with and without BOS",
+  "rate > 0.3, 0.5, 0.8, %",
+  "> 0.3 with, without BOS",
   "massive",
   "other sinks",
-  "loss",
-  "without the sink",
-  "mixing without it",
 )
+WITHOUT = ("model", "loss, nats", "without the sink", "mixing without it")
 
 
 def rows() -> list[dict[str, Any]]:
@@ -40,39 +37,49 @@ def rows() -> list[dict[str, Any]]:
 
 
 def page() -> str:
-  """The table, in Markdown."""
+  """Both tables, in Markdown."""
   found = rows()
-  lines = [COLUMNS, ["---"] * len(COLUMNS), *map(_cells, found)]
   head = HEAD.format(
     tokens=found[0]["tokens"],
     map_tokens=found[0]["mixing"]["tokens"],
     map_texts=found[0]["mixing"]["texts"],
   )
-  return head + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+  sinks = _table(SINKS, map(_sinks, found))
+  return f"{head}{sinks}\n{_table(WITHOUT, map(_without, found))}"
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _table(heads: Iterable[str], cells: Iterable[list[str]]) -> str:
+  lines = [list(heads), ["---"] * len(list(heads)), *cells]
+  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _sinks(row: dict[str, Any]) -> list[str]:
   first, bos = row["first_token"], row["bos"]
   start = "the text's own"
   if first["id"] is not None:
     text = first["text"].replace("|", "\\|")
     start = f"`{text}`" + (" (BOS)" if first["is_bos"] else "")
   rates = [f"{100 * ends[0]:.1f}" for ends in row["sink_rate"].values()]
-  low, high = (100 * x for x in list(row["sink_rate"].values())[0][1:])
+  low, high = (100 * x for x in next(iter(row["sink_rate"].values()))[1:])
   rates[0] += f" ({low:.1f} to {high:.1f})"
   habit = "no BOS"
   if bos:
-    habit = " and ".join(f"{100 * bos[x][0]:.1f}" for x in ("with", "without"))
-  mixing = row["mixing"]["ratio"]
+    habit = ", ".join(f"{100 * bos[x][0]:.1f}" for x in ("with", "without"))
   return [
     row["name"],
     f"{row['layers']} x {row['heads']}",
     start,
-    *rates,
+    ", ".join(rates),
     habit,
     str(len(row["massive_dimensions"])),
     f"{row['sinks_elsewhere'] / row['texts']:.1f}",
+  ]
+
+
+def _without(row: dict[str, Any]) -> list[str]:
+  return [
+    row["name"],
     f"{row['loss'][0]:.2f}",
     "{:+.2f} ({:+.2f} to {:+.2f})".format(*row["loss_without_sink"]),
-    "{:.2f} ({:.2f} to {:.2f}) times".format(*mixing),
+    "{:.2f} ({:.2f} to {:.2f}) times".format(*row["mixing"]["ratio"]),
   ]
