@@ -104,7 +104,6 @@ REGISTRY = (
     "graded_sink",
     "paper",
     "Is the trained amount of attention on the first token the best one?",
-    recorded=False,
   ),
   Entry(
     "gradient_sinks",
