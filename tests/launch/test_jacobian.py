@@ -161,7 +161,6 @@ def load(folder):
     return dict(found), json.loads((folder / "summary.json").read_text())
 
 
-@pytest.mark.slow
 def test_contract(done):
   out, results = done
   status, stdout, stderr = results["full"]

@@ -246,6 +246,7 @@ def test_run(found):
   assert len(found.tables["disturbed.csv"][1]) == 7 * 4
 
 
+@pytest.mark.slow
 def test_the_report_draws(found):
   drawn = EXPERIMENT.draw(found)
   assert all(len(x) > 5000 for x in drawn.values())

@@ -41,7 +41,6 @@ def first_ids(subject, text, count):
   return jnp.asarray(subject.tokenizer.encode(whole)[:count])
 
 
-@pytest.mark.slow
 def test_maps_are_the_transform_s(subject, text, maps):
   ids = first_ids(subject, text, 4)
   for i, fn in enumerate(functions(subject)):
