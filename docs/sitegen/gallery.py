@@ -13,8 +13,8 @@ over texts. Sink rate: share of heads whose mean attention on position 0 exceeds
 a threshold. Massive: dimensions of the residual stream in which a token is
 above 100 and 1,000 times the median. Other sinks: tokens beside the first that
 `sinkjax.find_sinks` finds, for each text. Without the sink: position 0 hidden
-from the layer that leaves the fewest sinks, in nats and in exact mixing of the
-other tokens of {map_texts} texts of {map_tokens} tokens.
+from the layer that leaves the fewest sinks, in nats more, and in times the
+exact mixing of the other tokens of {map_texts} texts of {map_tokens} tokens.
 
 """
 SINKS = (
@@ -23,10 +23,15 @@ SINKS = (
   "position 0",
   "rate > 0.3, 0.5, 0.8, %",
   "> 0.3 with, without BOS",
+)
+BESIDE = (
+  "model",
   "massive",
   "other sinks",
+  "loss",
+  "without the sink",
+  "mixing without it",
 )
-WITHOUT = ("model", "loss, nats", "without the sink", "mixing without it")
 
 
 def rows() -> list[dict[str, Any]]:
@@ -45,7 +50,7 @@ def page() -> str:
     map_texts=found[0]["mixing"]["texts"],
   )
   sinks = _table(SINKS, map(_sinks, found))
-  return f"{head}{sinks}\n{_table(WITHOUT, map(_without, found))}"
+  return f"{head}{sinks}\n{_table(BESIDE, map(_beside, found))}"
 
 
 def _table(heads: Iterable[str], cells: Iterable[list[str]]) -> str:
@@ -71,15 +76,15 @@ def _sinks(row: dict[str, Any]) -> list[str]:
     start,
     ", ".join(rates),
     habit,
-    str(len(row["massive_dimensions"])),
-    f"{row['sinks_elsewhere'] / row['texts']:.1f}",
   ]
 
 
-def _without(row: dict[str, Any]) -> list[str]:
+def _beside(row: dict[str, Any]) -> list[str]:
   return [
     row["name"],
+    str(len(row["massive_dimensions"])),
+    f"{row['sinks_elsewhere'] / row['texts']:.1f}",
     f"{row['loss'][0]:.2f}",
     "{:+.2f} ({:+.2f} to {:+.2f})".format(*row["loss_without_sink"]),
-    "{:.2f} ({:.2f} to {:.2f}) times".format(*row["mixing"]["ratio"]),
+    "{:.2f} ({:.2f} to {:.2f})".format(*row["mixing"]["ratio"]),
   ]
