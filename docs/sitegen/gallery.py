@@ -26,8 +26,7 @@ SINKS = (
 )
 BESIDE = (
   "model",
-  "massive",
-  "other sinks",
+  "massive, other sinks",
   "loss",
   "without the sink",
   "mixing without it",
@@ -82,7 +81,7 @@ def _sinks(row: dict[str, Any]) -> list[str]:
 def _beside(row: dict[str, Any]) -> list[str]:
   return [
     row["name"],
-    str(len(row["massive_dimensions"])),
+    f"{len(row['massive_dimensions'])}, "
     f"{row['sinks_elsewhere'] / row['texts']:.1f}",
     f"{row['loss'][0]:.2f}",
     "{:+.2f} ({:+.2f} to {:+.2f})".format(*row["loss_without_sink"]),
