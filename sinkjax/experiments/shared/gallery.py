@@ -14,7 +14,11 @@ import numpy as np
 from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.harness.stats import ends_of
-from sinkjax.experiments.shared.jacobian_runs import CONTROL_KEY, others
+from sinkjax.experiments.shared.jacobian_runs import (
+  CONTROL_KEY,
+  mixing_of,
+  others,
+)
 from sinkjax.experiments.shared.sink_removal import (
   EPS,
   hide,
@@ -24,7 +28,6 @@ from sinkjax.experiments.shared.sink_removal import (
 )
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
-from sinkjax.metrics import spread
 from sinkjax.metrics.precision import wide
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
@@ -130,8 +133,7 @@ def _mixing(subject: Subject, layer: int, step: Steps) -> dict[str, Any]:
     both = []
     for fn in (f, hide(f, layer)):
       norms = jacobian_norms(fn, subject.params, jnp.asarray(row))
-      kept = jnp.asarray(others(np.asarray(norms), control), jnp.float32)
-      both.append(float(spread.total_mixing(kept)))
+      both.append(mixing_of(others(np.asarray(norms), control)))
       step()
     logs.append(np.log(both[1] / both[0]))
   return {

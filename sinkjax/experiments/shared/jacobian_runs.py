@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Subject
@@ -18,6 +19,7 @@ from sinkjax.experiments.shared.sink_removal import (
   texts_of,
 )
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
+from sinkjax.metrics import spread
 from sinkjax.models.transformer import forward
 
 CONTROL_KEY = 1
@@ -89,3 +91,8 @@ def others(norms: np.ndarray, control: int) -> np.ndarray:
   found = np.zeros_like(norms)
   found[..., kept[:, None], kept] = norms[..., kept[:, None], kept]
   return found
+
+
+def mixing_of(norms: np.ndarray) -> np.ndarray:
+  """Total mixing of norms [..., T, T]."""
+  return np.asarray(spread.total_mixing(jnp.asarray(norms, jnp.float32)))

@@ -15,7 +15,11 @@ import numpy as np
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
-from sinkjax.experiments.shared.jacobian_runs import CONTROL_KEY, others
+from sinkjax.experiments.shared.jacobian_runs import (
+  CONTROL_KEY,
+  mixing_of,
+  others,
+)
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.sink_removal import texts_of
 from sinkjax.experiments.shared.steps import Steps
@@ -27,7 +31,6 @@ from sinkjax.experiments.shared.text_batches import (
   texts_of_length,
 )
 from sinkjax.inference.scoring import nats_of
-from sinkjax.metrics import spread
 from sinkjax.metrics.sinks import attention_entropy, sink_score
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.attention_edits import graded
@@ -248,8 +251,7 @@ def _mixing(
         norms = subject.kept(
           "map", jacobian_norms, fn, subject.params, jnp.asarray(row)
         )
-        kept = jnp.asarray(others(np.asarray(norms), control), jnp.float32)
-        found[k, m, text] = float(spread.total_mixing(kept))
+        found[k, m, text] = mixing_of(others(np.asarray(norms), control))
         step()
   return {"mixing": found}
 

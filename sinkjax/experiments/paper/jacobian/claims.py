@@ -14,10 +14,10 @@ from sinkjax.experiments.harness.effects import (
   effect,
 )
 from sinkjax.experiments.harness.stats import Mean, format_ratio, mean_of
-from sinkjax.experiments.paper.jacobian.experiment import mixing_of
 from sinkjax.experiments.shared.jacobian_runs import (
   CONTROL_KEY,
   kept_positions,
+  mixing_of,
   others,
 )
 from sinkjax.experiments.shared.sink_removal import Condition

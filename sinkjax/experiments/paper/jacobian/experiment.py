@@ -13,6 +13,7 @@ from sinkjax.experiments.harness.stats import mean_over
 from sinkjax.experiments.shared.jacobian_runs import (
   CONTROL_KEY,
   JacobianConfig,
+  mixing_of,
   paired,
 )
 from sinkjax.experiments.shared.layer_plots import layer_table
@@ -105,11 +106,6 @@ def _inside(norms: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
   seen = np.tri(len(norms), dtype=bool)
   held = (np.asarray(low) <= norms) & (norms <= np.asarray(high))
   return float(held[seen].mean())
-
-
-def mixing_of(norms: np.ndarray) -> np.ndarray:
-  """Total mixing of norms [..., T, T]."""
-  return np.asarray(spread.total_mixing(jnp.asarray(norms, jnp.float32)))
 
 
 def _reach(norms: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Claim, Result
@@ -18,9 +17,8 @@ from sinkjax.experiments.harness.effects import (
   effect,
 )
 from sinkjax.experiments.harness.stats import Mean, format_ratio, mean_of
-from sinkjax.experiments.shared.jacobian_runs import others
+from sinkjax.experiments.shared.jacobian_runs import mixing_of, others
 from sinkjax.experiments.shared.sink_removal import KEYS
-from sinkjax.metrics.spread import total_mixing
 
 EVENNESS = COSINE._replace(
   name="of the maximum", scale="share of the greatest entropy"
@@ -171,7 +169,7 @@ def _mixing(result: Result) -> Claim:
   made, provided = effect(mixing, what, LOG_RATIO, Expect.MORE), ()
   if norms is not None:
     position = numbers["control_position"]
-    logs = np.log(_total(others(norms, position)))
+    logs = np.log(mixing_of(others(norms, position)))
     plain, hidden, control = logs.T
     where += (
       f"; the blocks of positions 0 and {position} do not count, since hiding "
@@ -202,7 +200,3 @@ def _mixing(result: Result) -> Claim:
     how=where,
     provided=provided,
   )
-
-
-def _total(norms: np.ndarray) -> np.ndarray:
-  return np.asarray(total_mixing(jnp.asarray(norms, jnp.float32)))

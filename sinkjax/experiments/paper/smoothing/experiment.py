@@ -10,7 +10,7 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import mean_over
-from sinkjax.experiments.shared.jacobian_runs import CONTROL_KEY
+from sinkjax.experiments.shared.jacobian_runs import CONTROL_KEY, mixing_of
 from sinkjax.experiments.shared.sink_removal import (
   KEYS,
   hide,
@@ -22,7 +22,6 @@ from sinkjax.experiments.shared.sink_removal import (
   texts_of,
 )
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
-from sinkjax.metrics.spread import total_mixing
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.jacobian import jacobian_norms
@@ -127,7 +126,7 @@ def _result(
 ) -> Result:
   """Of `sweep`'s arrays, of those without the first token, and of `_norms`."""
   # The control counts in a claim alone.
-  mixing = np.asarray(total_mixing(jnp.asarray(norms[:, :2], jnp.float32)))
+  mixing = mixing_of(norms[:, :2])
   scores, entropy, loss = swept
   new_scores, new_entropy, new_loss = removed
   by_key = rates(scores, config.eps)  # [L + 1, P, K]
