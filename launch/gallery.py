@@ -14,7 +14,6 @@ index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name. Takes
 minutes for 0.5B parameters on two CPU cores, most of them for exact Jacobians.
 """
 
-import json
 import pathlib
 import time
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from launch import app
-from sinkjax import artifacts, provenance
+from sinkjax import artifacts, limits, provenance
 
 MODEL = flags.DEFINE_string(
   "model", "smollm2-135m", "Name or path of the model."
@@ -103,9 +102,9 @@ def _read(file: pathlib.Path) -> dict[str, Any] | None:
   if not file.exists():
     return None
   try:
-    data = json.loads(file.read_text("utf-8"))
-    return data if data.get("complete") and data["weights"]["sha256"] else None
-  except (ValueError, KeyError, AttributeError, TypeError):
+    data = limits.read_json(file, limits.MANIFEST)
+    return data if data["complete"] and data["weights"]["sha256"] else None
+  except (ValueError, KeyError, TypeError):
     raise ValueError(
       f"{file} is no row of the gallery; give another --out"
     ) from None

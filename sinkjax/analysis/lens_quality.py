@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from sinkjax.config import ModelConfig
+from sinkjax.metrics.precision import wide
 from sinkjax.models.transformer import check_tokens, forward
 from sinkjax.taps import Taps
 from sinkjax.transforms.capture import capture
@@ -110,18 +111,14 @@ def _quality(
   if maps is not None:
     hidden = applied(*maps, hidden, centred=centred)
   taps = Taps(dict(edits)).placed(cfg, tokens.shape[1])
-  want = jax.nn.log_softmax(_wide(out.logits))
+  want = jax.nn.log_softmax(wide(out.logits))
   best = jax.lax.top_k(want, min(TOP, cfg.vocab_size))[1]
 
   def compare(x: Array) -> tuple[Array, Array, Array]:
-    got = jax.nn.log_softmax(_wide(read_out(cfg, params, x, taps)))
+    got = jax.nn.log_softmax(wide(read_out(cfg, params, x, taps)))
     mine = jax.lax.top_k(got, best.shape[-1])[1]
     shared = (best[..., :, None] == mine[..., None, :]).any(axis=-1)
     kl = jnp.sum(jnp.exp(want) * (want - got), axis=-1)
     return best[..., 0] == mine[..., 0], shared.mean(axis=-1), kl
 
   return jax.lax.map(compare, hidden)
-
-
-def _wide(logits: Array) -> Array:
-  return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.metrics.precision import root, wide
 
@@ -96,11 +96,33 @@ class Massive(NamedTuple):
   is_massive: Float[Array, "B"]
 
 
+LEAST, LEAST_RATIO = 100.0, 1000.0
+"""The criterion of Sun et al., arXiv 2402.17762: an activation is massive if it
+exceeds the first number, and is so many times the median."""
+
+
+def massive_dimensions(hidden: Float[Array, "B T D"]) -> Bool[Array, "B D"]:
+  """Dimensions of a layer's hidden state in which some token is massive.
+
+  By the same rule as `massive_activation`, of each text by itself.
+
+  Args:
+    hidden: residual stream after one layer.
+
+  >>> import jax.numpy as jnp
+  >>> massive_dimensions(jnp.ones((1, 2, 3)).at[0, 0, 1].set(2e3)).tolist()
+  [[False, True, False]]
+  """
+  size = jnp.abs(wide(hidden))
+  middle = median(size.reshape(len(size), -1))[:, None, None]
+  return jnp.any((size > LEAST) & (size >= LEAST_RATIO * middle), axis=1)
+
+
 def massive_activation(
   hidden: Float[Array, "B T D"],
   *,
-  least: float = 100.0,
-  least_ratio: float = 1000.0,
+  least: float = LEAST,
+  least_ratio: float = LEAST_RATIO,
 ) -> Massive:
   """The largest activation of a layer's hidden state.
 

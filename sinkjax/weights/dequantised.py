@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.weights.formats import rawfile
+from sinkjax.weights.formats import rawfile, tiles
 from sinkjax.weights.formats.safetensors_io import SafeTensor, SafetensorsFolder
 from sinkjax.weights.validate import WeightsError
 
@@ -154,10 +154,7 @@ class Dequantised:
         self.tensors[name].file,
         f"tensor {rawfile.show(name)} holds values beyond float32",
       )
-    if out is None:
-      return found
-    out[...] = found.reshape(out.shape)
-    return out
+    return tiles.handed(found, out)
 
   def _read_mxfp4(self, blocks: str, scales: str) -> np.ndarray:
     packed = self._folder.read_raw(blocks)
@@ -186,11 +183,7 @@ class Dequantised:
     """See `SafetensorsFolder`."""
     if self._pair(name) is None:
       return self._folder.read_rows(name, rows, out=out)
-    found = self.read(name)[list(rows)]
-    if out is None:
-      return found
-    out[...] = found.reshape(out.shape)
-    return out
+    return tiles.handed(self.read(name)[list(rows)], out)
 
   def read_part(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
     """See `SafetensorsFolder`."""

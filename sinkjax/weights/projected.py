@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sinkjax.weights.formats import rawfile
+from sinkjax.weights.formats import rawfile, tiles
 from sinkjax.weights.formats.safetensors_io import SafeTensor, SafetensorsFolder
 
 _IN, _OUT = "project_in.weight", "project_out.weight"
@@ -98,7 +98,7 @@ class Projected:
     """See `SafetensorsFolder`."""
     if name not in self._made:
       return self._folder.read(name, out=out)
-    return _into(
+    return tiles.handed(
       self._times(name, self._folder.read(self._made[name].table)), out
     )
 
@@ -109,7 +109,7 @@ class Projected:
     if name not in self._made:
       return self._folder.read_rows(name, rows, out=out)
     stored = self._folder.read_rows(self._made[name].table, rows)
-    return _into(self._times(name, stored), out)
+    return tiles.handed(self._times(name, stored), out)
 
   def read_part(self, name: str, part: tuple[slice, ...]) -> np.ndarray:
     """See `SafetensorsFolder`."""
@@ -118,10 +118,3 @@ class Projected:
     table = self._made[name].table
     stored = self._folder.read_part(table, (part[0], slice(None)))
     return self._times(name, stored)[:, part[1]].copy()
-
-
-def _into(found: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-  if out is None:
-    return found
-  out[...] = found.reshape(out.shape)
-  return out

@@ -85,3 +85,13 @@ def test_kurtosis_knows_no_scale_and_no_shift():
   for scale, shift in ((1e-12, 0.0), (1e12, 0.0), (1.0, 5.0)):
     found = norms.kurtosis(scale * x + shift)
     np.testing.assert_allclose(found, want, rtol=1e-3)
+
+
+def test_massive_is_large_and_far_above_the_median():
+  x = np.full((2, 3, 4), 0.05, np.float32)
+  x[0, 1, 2] = -150.0  # both
+  x[0, 2, 0] = 90.0  # not large
+  x[1] = 1.0
+  x[1, 0, 3] = 500.0  # not far above
+  got = norms.massive_dimensions(jnp.asarray(x))
+  assert got.tolist() == [[False, False, True, False], [False] * 4]

@@ -97,13 +97,7 @@ def planned(monkeypatch, name):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(x, marks=[] if x == "windows" else [pytest.mark.thorough])
-    for x in PLANS
-  ],
-)
+@pytest.mark.parametrize("name", PLANS)
 def test_every_way_to_cut_the_work(base, monkeypatch, name):
   """Windows, several sources, a last block that is padded, few directions."""
   planned(monkeypatch, name)

@@ -1,5 +1,7 @@
 """Tables of a narrow embedding with its projections multiplied in."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -87,7 +89,5 @@ def test_the_exported_model_is_the_same(tmp_path, opt_350m):
 @pytest.fixture(scope="module")
 def opt_350m():
   """(params, cfg) of the golden model."""
-  import pathlib
-
   golden = pathlib.Path(__file__).parents[1] / "golden" / "families"
   return huggingface.load(golden / "opt_350m")

@@ -28,7 +28,7 @@ from sinkjax.experiments.shared.sink_removal import (
 )
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
-from sinkjax.metrics.precision import wide
+from sinkjax.metrics.norms import massive_dimensions
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.find_sinks import find_sinks
@@ -42,22 +42,6 @@ THRESHOLDS = (0.3, 0.5, 0.8)
 
 MAP_TOKENS, MAP_TEXTS = 8, 5
 """Of the exact Jacobians, whose cost grows with the square of the tokens."""
-
-LARGE, TIMES = 100.0, 1000.0
-"""A massive activation is above 100 and 1,000 times the median of its layer's
-magnitudes: arXiv 2402.17762, section 2."""
-
-
-def massive_dimensions(resid: jax.Array) -> jax.Array:
-  """[B, D] dimensions of [B, T, D] in which some token is massive.
-
-  >>> x = jnp.ones((1, 2, 3)).at[0, 0, 1].set(2000.0)
-  >>> massive_dimensions(x).tolist()
-  [[False, True, False]]
-  """
-  size = jnp.abs(wide(resid))
-  median = jnp.median(size, axis=(1, 2), keepdims=True)
-  return jnp.any((size > LARGE) & (size > TIMES * median), axis=1)
 
 
 def measure(

@@ -80,6 +80,14 @@ def read(stored: Stored, out: np.ndarray | None = None) -> np.ndarray:
   return out
 
 
+def handed(found: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+  """What was made whole, written into `out` where given, in its order."""
+  if out is None:
+    return found
+  out[...] = found.reshape(out.shape)
+  return out
+
+
 def read_rows(
   stored: Stored, rows: Sequence[int], out: np.ndarray | None = None
 ) -> np.ndarray:

@@ -103,8 +103,8 @@ def measure(
     Condition.HIDDEN: hide(f, layer, jnp.asarray(0)),
     CONTROL: hide(f, layer, jnp.asarray(control)),
   }
-  readings = 1 + 2 * len(config.skips)
-  step = Steps(progress, 3 * len(ids) + 2 * config.fit + 2 * readings)
+  read = config.fit + len(readings(config.skips))
+  step = Steps(progress, 3 * len(ids) + 2 * read)
   arrays = {}
   for name, fn in functions.items():
     arrays |= _shares(subject, config, (name, fn), ids, layers, step)

@@ -15,7 +15,8 @@ from sinkjax.experiments.harness.effects import (
   effect,
 )
 from sinkjax.experiments.harness.stats import Mean
-from sinkjax.experiments.paper.massive.experiment import RATIO, SIZE, Edit
+from sinkjax.experiments.paper.massive.experiment import Edit
+from sinkjax.metrics.norms import LEAST, LEAST_RATIO
 
 BROKEN = math.log(2)
 """Nats from which a model counts as broken: its perplexity doubles, as where
@@ -70,7 +71,7 @@ def _dimensions(result: Result) -> Claim:
       f"{numbers['gone'] - 1}; up to {largest.max():,.0f}, and up to "
       f"{ratio.max():,.0f} times the median"
     )
-  massive = ((largest > SIZE) & (ratio >= RATIO)).any(axis=0)
+  massive = ((largest > LEAST) & (ratio >= LEAST_RATIO)).any(axis=0)
   return Claim(
     id="massive_dimensions",
     claim="A few dimensions of the first token have massive activations in the "
@@ -83,7 +84,7 @@ def _dimensions(result: Result) -> Claim:
       int((~massive).sum()),
       massive.size,
     ),
-    how=f"massive: |x| above {SIZE:g} and {RATIO:g} times the median",
+    how=f"massive: |x| above {LEAST:g} and {LEAST_RATIO:g} times the median",
   )
 
 

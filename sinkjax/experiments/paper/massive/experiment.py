@@ -14,15 +14,12 @@ from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import Mean, mean_over
 from sinkjax.experiments.shared.sink_removal import loss_from, texts_of
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
+from sinkjax.metrics.norms import LEAST, LEAST_RATIO
 from sinkjax.metrics.sinks import sink_score
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edit_indices import chosen, place_index
 from sinkjax.transforms.intervene import intervene
-
-SIZE, RATIO = 100.0, 1000.0
-"""The criterion of arXiv 2402.17762: an activation is massive if it exceeds the
-first number, and so many times the median."""
 
 
 class Edit(enum.StrEnum):
@@ -150,7 +147,7 @@ def find(resid: np.ndarray) -> Massive:
   size = np.abs(resid.astype(np.float64))
   median = np.median(size, axis=(2, 3))
   first = size[:, :, 0]
-  massive = (first > SIZE) & (first >= RATIO * median[..., None])
+  massive = (first > LEAST) & (first >= LEAST_RATIO * median[..., None])
   share = massive.mean(axis=1)  # [L, D]
   layer = int(np.argmax(share.sum(axis=-1)))
   dimensions = np.flatnonzero(share[layer] > 0.5).tolist()

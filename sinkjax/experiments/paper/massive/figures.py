@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result
-from sinkjax.experiments.paper.massive.experiment import RATIO, SIZE, Edit
+from sinkjax.experiments.paper.massive.experiment import Edit
 from sinkjax.experiments.shared.layer_plots import Line, add_lines, layer_figure
+from sinkjax.metrics.norms import LEAST, LEAST_RATIO
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -79,9 +80,9 @@ def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
       TITLE,
       body=(
         f"{numbers['texts']} texts of {numbers['tokens']} tokens. An "
-        f"activation is massive if it is above {SIZE:g}, and above {RATIO:g} "
-        "times the layer's median, at position 0, in more than half of the "
-        "texts."
+        f"activation is massive if it is above {LEAST:g}, and above "
+        f"{LEAST_RATIO:g} times the layer's median, at position 0, in more "
+        "than half of the texts."
       ),
       figure=drawn["layers.png"],
       caption=(
