@@ -1,6 +1,7 @@
 """The loss of texts under edits, compiled once for a kind of edit."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.shared.text_batches import batches
 from sinkjax.inference.scoring import nats_of
 from sinkjax.models.transformer import forward
+from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
 
 ROW_TOKENS = 1024
@@ -29,10 +31,16 @@ class EditedLoss:
     subject: the model; its weights in memory.
     ids: [P, T] texts of one length.
     step: called with the number of texts that each pass has added.
+    watch: of `capture`, what `seen` returns besides; observers whose results
+      are [L, B, ...].
   """
 
   def __init__(
-    self, subject: Subject, ids: np.ndarray, step: Callable[[int], Any]
+    self,
+    subject: Subject,
+    ids: np.ndarray,
+    step: Callable[[int], Any],
+    watch: Mapping[str, Any] = MappingProxyType({}),
   ):
     self._subject, self._ids, self._step = subject, ids, step
     self._rows = max(1, min(len(ids), ROW_TOKENS // ids.shape[1]))
@@ -41,10 +49,12 @@ class EditedLoss:
     @jax.jit
     def run(
       params: Any, ids: jax.Array, edits: dict[str, Any]
-    ) -> tuple[jax.Array, jax.Array]:
-      logits = intervene(f, edits)(params, ids).logits[:, :-1]
+    ) -> dict[str, jax.Array]:
+      out = capture(intervene(f, edits), watch)(params, ids)
+      logits = out.logits[:, :-1]
       right = jnp.argmax(logits, axis=-1) == ids[:, 1:]
-      return nats_of(logits, ids[:, 1:]), right
+      nats = nats_of(logits, ids[:, 1:])
+      return {**out.trace, "nats": nats, "right": right}
 
     self._run = run
 
@@ -54,12 +64,26 @@ class EditedLoss:
 
   def both(self, edits: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """`(nats, right)`, each [P, T - 1]: whether the greatest logit is right."""
-    subject, found = self._subject, []
+    return self.seen(edits)[:2]
+
+  def seen(
+    self, edits: Mapping[str, Any]
+  ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """The same, and what was watched by name, [L, P, ...]."""
+    subject, parts = self._subject, []
     for _, count, rows in batches(self._ids, self._rows):
       out = subject.kept(
         "batch", self._run, subject.params, jnp.asarray(rows), dict(edits)
       )
-      found.append([np.asarray(x, np.float64)[:count] for x in out])
+      # Texts are the first axis of losses, and the second of what is watched.
+      parts.append(
+        [np.asarray(out.pop(x), np.float64)[:count] for x in ("nats", "right")]
+        + [{k: np.asarray(x, np.float64)[:, :count] for k, x in out.items()}]
+      )
       self._step(count)
-    nats, right = zip(*found, strict=True)
-    return np.concatenate(nats), np.concatenate(right)
+    nats, right, watched = zip(*parts, strict=True)
+    return (
+      np.concatenate(nats),
+      np.concatenate(right),
+      {k: np.concatenate([x[k] for x in watched], axis=1) for k in watched[0]},
+    )

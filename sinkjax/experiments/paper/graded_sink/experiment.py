@@ -25,7 +25,6 @@ from sinkjax.experiments.shared.sink_removal import texts_of
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.experiments.shared.text_batches import (
-  batches,
   by_template,
   templates_of,
   texts_of_length,
@@ -34,7 +33,6 @@ from sinkjax.inference.scoring import nats_of
 from sinkjax.metrics.sinks import attention_entropy, sink_score
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.attention_edits import graded
-from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
 from sinkjax.transforms.jacobian import jacobian_norms
 
@@ -54,8 +52,11 @@ STEP = 0.01
 """Of log g, to both sides: small, as the loss may curve, and still far above
 the rounding of its mean over thousands of tokens."""
 
-BATCH = 8
-"""Texts of one backward pass."""
+WATCH = {
+  "alpha": ("pattern", lambda pattern: sink_score(pattern, key=0)),
+  "entropy": ("pattern", attention_entropy),
+}
+"""What is seen beside the loss, of every head."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def measure(
     ValueError: for factors without 0.5, 1 and 2, fewer than two texts that are
       long enough, or a model whose attention is no softmax.
 
-  Cost: four forward passes for each factor, one backward pass, and five exact
+  Cost: two forward passes for each factor, one backward pass, and five exact
   Jacobians of each of `map_texts` texts.
   """
   missing = {FEW, 1.0, MANY} - set(map(float, config.factors))
@@ -113,13 +114,13 @@ def measure(
   short = texts_of(subject, SWAP_TEXTS, config.map_tokens)[: config.map_texts]
   keys = (0, CONTROL_KEY + len(subject.prefix))
   maps = len(short) * (1 + (len(MAPPED) - 1) * len(keys))
-  passes = 2 * len(keys) * len(config.factors) + 1 + 2 * CHECKED
+  passes = len(keys) * len(config.factors) + 1 + 2 * CHECKED
   step = Steps(progress, len(ids) * passes + maps)
-  loss = EditedLoss(subject, ids, step)
-  curves = _curves(subject, config, ids, keys, loss, step)
+  loss = EditedLoss(subject, ids, step, WATCH)
+  curves = _curves(config, keys, loss)
   slopes = _slopes(subject, ids, step)
   templates = templates_of(ids, subject.template)
-  checked = _check(subject, loss, slopes)
+  checked = _check(loss, slopes)
   mixing = _mixing(subject, short, keys, step)
   units = {"templates": templates}
   alpha = curves.pop("alpha by head")
@@ -145,44 +146,20 @@ def _edit(by: Any, key: int) -> dict[str, Any]:
 
 
 def _curves(
-  subject: Subject,
-  config: Config,
-  ids: np.ndarray,
-  keys: tuple[int, int],
-  loss: EditedLoss,
-  step: Steps,
+  config: Config, keys: tuple[int, int], loss: EditedLoss
 ) -> dict[str, np.ndarray]:
   """[K, G, P] of each quantity, and [L, H] scores of the unchanged model."""
-  watch = {
-    "alpha": ("pattern", lambda pattern: sink_score(pattern, key=0)),
-    "entropy": ("pattern", attention_entropy),
-  }
-  f = forward(subject.cfg)
-
-  @jax.jit
-  def rows(params: Any, ids: jax.Array, edits: dict[str, Any]) -> dict:
-    return capture(intervene(f, edits), watch)(params, ids).trace
-
-  found = {name: [] for name in ("loss", "right", *watch)}
+  found: dict[str, Any] = {name: [] for name in ("loss", "right", *WATCH)}
   for key in keys:
     for by in config.factors:
-      edits, seen = _edit(by, key), {name: [] for name in watch}
-      nats, right = loss.both(edits)
+      nats, right, watched = loss.seen(_edit(by, key))
       found["loss"].append(nats.mean(axis=1))
       found["right"].append(right.mean(axis=1))
-      for _, count, batch in batches(ids, min(BATCH, len(ids))):
-        trace = subject.kept(
-          "rows", rows, subject.params, jnp.asarray(batch), edits
-        )
-        for name, value in trace.items():
-          seen[name].append(np.asarray(value, np.float64)[:, :count])
-        step(count)
-      for name, parts in seen.items():
-        whole = np.concatenate(parts, axis=1)  # [L, P, H]
+      for name, whole in watched.items():  # [L, P, H]
         found[name].append(whole.mean(axis=(0, 2)))
-        if name == "alpha" and key == 0 and by == 1:
-          by_head = whole.mean(axis=1)
-  shape = (len(keys), len(config.factors), len(ids))
+      if key == 0 and by == 1:
+        by_head = watched["alpha"].mean(axis=1)
+  shape = (len(keys), len(config.factors), -1)
   arrays = {name: np.reshape(x, shape) for name, x in found.items()}
   return arrays | {"alpha by head": by_head}
 
@@ -209,9 +186,7 @@ def _slopes(subject: Subject, ids: np.ndarray, step: Steps) -> np.ndarray:
   return np.stack(found)
 
 
-def _check(
-  subject: Subject, loss: EditedLoss, slopes: np.ndarray
-) -> list[dict[str, float]]:
+def _check(loss: EditedLoss, slopes: np.ndarray) -> list[dict[str, float]]:
   """Finite steps of the heads whose mean derivative is the largest."""
   mean = slopes.mean(axis=0)
   shape = mean.shape
