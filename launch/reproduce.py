@@ -40,6 +40,11 @@ Every field of an experiment's Config is a flag:
 --chat makes each text the user's message in the chat template of the model's
 file; the record and the report name what the template writes around it.
 
+--prompts_file=FILE.jsonl has the experiments read your own texts or chats in
+place of theirs, one a line: {{"text": "..."}}, or
+{{"messages": [{{"role": "user", "content": "..."}}]}}. It goes with experiments
+that do not make their own sequences.
+
 --edit='graded key=0 by=0.5' measures the edited model; --help has every edit.
 
 With several devices --mesh=fsdp:2,tensor:4 splits the model that the paper's
@@ -52,7 +57,6 @@ those of the paper for Gemma 7B and Llama 3.1, and all defaults written out.
 """
 
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
@@ -60,7 +64,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import app, devices, edit_flag
+from launch import app, devices, edit_flag, given_texts
 from sinkjax import outputs, provenance
 from sinkjax.experiments import BY_NAME, GROUPS, REGISTRY, SCALES, named
 
@@ -94,15 +98,6 @@ PREFIX = flags.DEFINE_string(
   "Token put before every text: auto (BOS if the model's file says so; the "
   "default), none, a token's text, or id:N for the token of id N. "
   "--prefix= is none, too, where a token has that name.",
-)
-CHAT = flags.DEFINE_bool(
-  "chat",
-  False,
-  "Make each text the user's message in the chat template of the model's file, "
-  "as instruct models are used. For experiments on given texts.",
-)
-SYSTEM = flags.DEFINE_string(
-  "system", None, "With --chat: the system message before each text."
 )
 MODELS = flags.DEFINE_list(
   "models",
@@ -149,7 +144,7 @@ def main() -> None:
   _check_config()
   if COMPACT.value and not REPORT.value:
     raise ValueError("--compact goes with --report")
-  _check_chat(names)
+  given_texts.check(names, _prefix())
   edits = edit_flag.given()
   if edits and not REPORT.value:
     from launch.reproduce_subject import check_edits
@@ -187,7 +182,7 @@ def main() -> None:
     from launch.reproduce_subject import Subject
 
     subject = Subject(
-      _model(), _prefix(), functools.partial(_turn, names=left), edits
+      _model(), _prefix(), {name: _configured(name) for name in left}, edits
     )
     with outputs.folder(out):
       for name in left:
@@ -284,54 +279,13 @@ def _check_config() -> None:
     )
 
 
-def _check_chat(names: list[str]) -> None:
-  """Checks that --chat goes with the experiments and the other flags.
-
-  Raises:
-    ValueError: naming those that it does not go with.
-  """
-  if SYSTEM.value is not None and not CHAT.value:
-    raise ValueError("--system goes with --chat")
-  if not CHAT.value:
-    return
-  if _prefix() != "auto":
-    raise ValueError(
-      f"--prefix={_prefix()} goes with texts; a chat template has its own start"
-    )
-  refused = [name for name in names if BY_NAME[name].load().chat is None]
-  if refused:
-    able = [name for name in BY_NAME if BY_NAME[name].load().chat is not None]
-    raise ValueError(
-      f"--chat does not go with {', '.join(refused)}: only experiments that "
-      f"read given texts of one model take it: --experiment={','.join(able)}"
-    )
-
-
-def _turn(tokenizer: Any, names: list[str]) -> Any:
-  """The model's chat template, with room for every experiment's texts.
-
-  `None` without --chat.
-  """
-  if not CHAT.value:
-    return None
-  from sinkjax.experiments.harness import chat_start
-  from sinkjax.weights.chat import UserTurn
-
-  turn = UserTurn.of(tokenizer, SYSTEM.value)
-  chat_start.check_room(
-    turn, {name: (BY_NAME[name].load(), _configured(name)) for name in names}
-  )
-  return turn
-
-
 def _request(name: str) -> Any:
   """Everything that decides an experiment's result."""
   from sinkjax.experiments.harness.runner import Request
 
   entry = BY_NAME[name]
   of = {"model": _model(), "prefix": _prefix(), **devices.request()}
-  if CHAT.value:
-    of["chat"] = {"system": SYSTEM.value}
+  of |= given_texts.request()
   of |= edit_flag.record(edit_flag.given())
   if entry.load().scales is not None:
     # Such an experiment trains its own models: another --model or --prefix does
@@ -373,11 +327,14 @@ def _show_model(names: list[str]) -> None:
   edits = edit_flag.given()
   edit_flag.check(edits, cfg, cfg.max_len)
   _, why = prompts.resolve_prefix(_prefix(), tokenizer)
-  if CHAT.value:
-    turn = _turn(tokenizer, names)
-    system = prompts.system_of(messages_of("", turn.system), tokenizer)
-    about = prompts.Encoded([], "", turn.before, *system).plan(13)
-    why = f"chat template, {len(turn.ids)} tokens\n{about}".rstrip()
+  configs = {name: _configured(name) for name in names}
+  chat, texts = given_texts.of_tokenizer(tokenizer, configs)
+  if chat is not None:
+    system = prompts.system_of(messages_of("", chat.system), tokenizer)
+    about = prompts.Encoded([], "", chat.before, *system).plan(13)
+    why = f"chat template, {len(chat.ids)} tokens\n{about}".rstrip()
+  if texts is not None:
+    print(f"texts        {len(texts):,} of --prompts_file")
   weights, where = devices.planned(cfg)
   print(
     f"             {cfg.n_layers} layers, {parameters:,} parameters, "

@@ -1,9 +1,9 @@
 """The model that `launch.reproduce` measures: loaded once, with its edits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch import devices, edit_flag
+from launch import devices, edit_flag, given_texts
 from sinkjax.experiments import BY_NAME
 
 
@@ -13,7 +13,7 @@ class Subject:
   Args:
     model: its name or path.
     prefix: of --prefix.
-    turn: of a tokenizer the chat template that texts are in, or `None`.
+    configs: of the experiments to run, by name.
     edits: of --edit.
   """
 
@@ -21,12 +21,12 @@ class Subject:
     self,
     model: str,
     prefix: str,
-    turn: Callable[[Any], Any],
+    configs: Mapping[str, Any],
     edits: Sequence[Any],
   ) -> None:
     self._loaded: Any = None
     self._model, self._prefix = model, prefix
-    self._turn, self._edits = turn, edits
+    self._configs, self._edits = configs, edits
 
   def __call__(self) -> Any:
     if self._loaded is None:
@@ -35,14 +35,14 @@ class Subject:
 
       params, cfg, tokenizer = devices.load(self._model)
       prompts.need_tokenizer(tokenizer, self._model)
-      chat = self._turn(tokenizer)
+      chat, texts = given_texts.of_tokenizer(tokenizer, self._configs)
       prefix, _ = prompts.resolve_prefix(self._prefix, tokenizer)
       prefix = prefix if chat is None else chat.ids
       edit_flag.check(self._edits, cfg, cfg.max_len)
       cfg, _ = edit_flag.of_model(self._edits, params, cfg, [])
       prompts.require_finite(params, cfg, tokenizer, prefix)
       self._loaded = api.Subject(
-        self._model, params, cfg, tokenizer, prefix, chat
+        self._model, params, cfg, tokenizer, prefix, chat, texts
       )
     return self._loaded
 

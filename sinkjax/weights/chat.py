@@ -218,6 +218,62 @@ class UserTurn(NamedTuple):
     return [one.ids for one in encode_chats(tokenizer, chats)]
 
 
+class GivenChats(NamedTuple):
+  """Whole chats in a model's template, as `UserTurn` has single messages.
+
+  Attributes:
+    system: the system message of the first, `None` for one without.
+    before: what comes before the first user's message of the first.
+    ids: the tokens that all chats share there.
+    texts: each chat as the template renders it, asking for an answer.
+  """
+
+  system: str | None
+  before: str
+  ids: list[int]
+  texts: list[str]
+
+  @classmethod
+  def of(cls, tokenizer: Tokenizer, chats: Sequence[Chat]) -> "GivenChats":
+    """The chats, rendered.
+
+    Raises:
+      WeightsError: as `render_chats`.
+    """
+    texts = list(render_chats(tokenizer, chats))
+    starts = [_before_user(*both) for both in zip(chats, texts, strict=True)]
+    # The end of a start may join what follows it: only tokens that the whole
+    # chats have there, too, are the template's.
+    rows = [tokenizer.encode(t, parse_special=True) for t in (*starts, *texts)]
+    same = 0
+    while all(len(row) > same and row[same] == rows[0][same] for row in rows):
+      same += 1
+    first = chats[0][0]
+    system = first["content"] if first["role"] in SYSTEM_ROLES else None
+    return cls(system, starts[0], rows[0][:same], texts)
+
+  def encode(
+    self, tokenizer: Tokenizer, texts: Sequence[str]
+  ) -> list[list[int]]:
+    """The ids of some of `texts`."""
+    return [tokenizer.encode(text, parse_special=True) for text in texts]
+
+
+def _before_user(chat: Chat, text: str) -> str:
+  """What a rendered chat has in front of its first user's message."""
+  at = 0
+  for message in chat:
+    content = message["content"].strip()  # templates strip messages
+    found = text.find(content, at) if content else -1
+    if message["role"] == "user":
+      return text[: max(found, at)]
+    at = at if found < 0 else found + len(content)
+  return ""
+
+
+SYSTEM_ROLES = ("system", "developer")
+"""Roles whose message tells the model how to answer all that follow."""
+
 ROLES = (
   "system",
   "developer",

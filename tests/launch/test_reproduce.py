@@ -215,6 +215,75 @@ def test_chat_is_refused_before_anything_is_measured(
   assert message in ran.stderr and "Traceback" not in ran.stderr
 
 
+TEXT, MESSAGE = {"text": "Hi."}, [{"role": "user", "content": "Hi. " * 40}]
+
+
+@pytest.mark.parametrize(
+  ("record", "flags", "message"),
+  [
+    (TEXT, ["--experiment=collapse,massive"], "does not go with collapse, who"),
+    (TEXT, ["--experiment=packing"], "does not go with packing"),
+    ({"txt": "Hi"}, ["--experiment=massive"], "line 1: expected"),
+    (
+      {"messages": MESSAGE},
+      ["--experiment=attack"],
+      "Chats of --prompts_file do not go with attack",
+    ),
+    (
+      {"messages": MESSAGE},
+      ["--experiment=massive", "--prefix=none"],
+      "a chat template has its own start",
+    ),
+    (
+      {"messages": MESSAGE},
+      ["--experiment=massive", "--chat", "--system=x"],
+      "chats have a system message of their own",
+    ),
+  ],
+)
+def test_texts_that_are_refused(record, flags, message, tmp_path):
+  file = tmp_path / "a.jsonl"
+  file.write_text(json.dumps(record))
+  ran = reproduce(*flags, f"--prompts_file={file}", "--dry_run")
+  assert ran.returncode == 1
+  assert message in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_chats_of_a_file_in_a_dry_run(smollm2_path, tmp_path):
+  file = tmp_path / "a.jsonl"
+  file.write_text(json.dumps({"messages": MESSAGE}) + "\n" * 2)
+  flags = ("--experiment=massive", f"--prompts_file={file}", "--dry_run")
+  ran = launcher.run("reproduce", *flags, "--config.massive.tokens=60")
+  assert ran.returncode == 0, ran.stderr
+  assert "chat template, " in ran.stdout
+  assert "texts        1 of --prompts_file" in ran.stdout
+
+
+@pytest.mark.thorough
+def test_texts_of_a_file_are_measured(glassllm_path, tmp_path):
+  file, out = tmp_path / "a.jsonl", tmp_path / "out"
+  lines = [
+    {"text": f"The {word} stood on the hill, and nobody saw it that day. " * 4}
+    for word in ("house", "horse", "tower")
+  ]
+  file.write_text("\n".join(map(json.dumps, lines)))
+  flags = (
+    "--experiment=massive",
+    f"--prompts_file={file}",
+    "--config.massive.tokens=24",
+    f"--out={out}",
+  )
+  ran = reproduce(*flags)
+  assert ran.returncode == 0, ran.stderr
+  about = json.loads((out / "massive" / "result.json").read_text())
+  assert about["request"]["texts"]["count"] == 3
+  assert "The 3 texts are those of a.jsonl" in (out / "report.html").read_text()
+  file.write_text(json.dumps(lines[0]))
+  other = reproduce(*flags)
+  assert other.returncode == 1
+  assert "--prompts_file=a.jsonl; choose another --out" in other.stderr
+
+
 def test_chat_in_a_dry_run(smollm2_path):
   flags = ("--chat", "--experiment=massive", "--dry_run")
   ran = launcher.run("reproduce", *flags, "--config.massive.tokens=60")

@@ -18,7 +18,7 @@ from sinkjax.experiments.harness.effects import Count, Effect
 from sinkjax.experiments.harness.kept import plainly
 from sinkjax.report.html import Section
 from sinkjax.taps import EXPERT_SITES, SITES
-from sinkjax.weights.chat import UserTurn
+from sinkjax.weights.chat import GivenChats, UserTurn
 
 
 class Subject(NamedTuple):
@@ -30,8 +30,10 @@ class Subject(NamedTuple):
     cfg: its config.
     tokenizer: its tokenizer.
     prefix: ids before every text; with `chat`, those that its template writes.
-    chat: the template of which every text is the user's message; `None` for
-      texts as they stand.
+    chat: the template of which every text is the user's message, or the chats
+      that were given as texts; `None` for texts as they stand.
+    texts: that the user gave, for experiments with `given_texts`; `None` for
+      those of the experiment.
     kept: `kept(what, make, ...)` is `make(...)`, kept for a run that goes on
       where this one is stopped; see `harness.kept`.
   """
@@ -41,7 +43,8 @@ class Subject(NamedTuple):
   cfg: Any
   tokenizer: Any
   prefix: list[int]
-  chat: UserTurn | None = None
+  chat: UserTurn | GivenChats | None = None
+  texts: Sequence[str] | None = None
   kept: Callable = plainly
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -171,6 +174,8 @@ class Experiment:
     chat: tokens of the shortest text of a config, for an experiment whose texts
       may stand in a chat template: all go through `Subject.encode`. `None` for
       one that makes sequences of its own, in which a template has no place.
+    given_texts: whether it reads `Subject.texts` in place of its own texts
+      where a user gives some: all of those that are long enough.
     unedited: sites at which it takes no edits of the model
       (`sinkjax.edited`): all for what runs layers in a way of its own, or
       compares the model with others.
@@ -187,6 +192,7 @@ class Experiment:
   scales: Mapping[str, Mapping[str, Any]] | None = None
   plan: Callable[[Any], list[str]] | None = None
   chat: Callable[[Any], float] | None = None
+  given_texts: bool = False
   condense: Callable[[Result], Result] | None = None
   unedited: frozenset[str] = frozenset()
 

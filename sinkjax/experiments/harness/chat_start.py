@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinkjax.experiments.harness.api import Experiment, Subject
-from sinkjax.weights.chat import UserTurn, own_system
+from sinkjax.weights.chat import GivenChats, UserTurn, own_system
 
 ROOM = 8
 """Tokens of its own that each text has at least: by so many, texts that begin
@@ -12,7 +12,7 @@ alike are told from others."""
 
 
 def check_room(
-  chat: UserTurn, experiments: Mapping[str, tuple[Experiment, Any]]
+  chat: UserTurn | GivenChats, experiments: Mapping[str, tuple[Experiment, Any]]
 ) -> None:
   """That every text has tokens of its own after the template's.
 
@@ -37,10 +37,12 @@ def check_room(
 def record(subject: Subject) -> dict[str, Any]:
   """What `result.json` says of the template, `subject.chat` being given."""
   chat, tokenizer = subject.chat, subject.tokenizer
-  first, bos = chat.ids[0], tokenizer.bos_id
+  first = subject.encode(_some(subject))[0][0]
+  bos = tokenizer.bos_id
   return {
     "before": chat.before,
-    "after": chat.after,
+    # Whole chats have messages and roles of their own behind it.
+    "after": chat.after if isinstance(chat, UserTurn) else None,
     "tokens": len(chat.ids),
     "system": chat.system,
     "template_system": own_system(tokenizer) if chat.system is None else None,
@@ -53,6 +55,11 @@ def record(subject: Subject) -> dict[str, Any]:
   }
 
 
+def _some(subject: Subject) -> list[str]:
+  """A text that stands for all, which begin alike."""
+  return list(subject.texts or ["."])[:1]
+
+
 def describe(found: Mapping[str, Any]) -> str:
   """The same in words, for the report."""
   first, places = found["first_token"], found["bos_positions"]
@@ -60,15 +67,24 @@ def describe(found: Mapping[str, Any]) -> str:
   if places:
     word = "position" if len(places) == 1 else "positions"
     bos = f"BOS stands at {word} {', '.join(map(str, places))}."
+  chats = found["after"] is None
   system = ""
   if found["system"] is not None:
-    system = f" The system message is {found['system']!r}."
+    whose = "The first chat's" if chats else "The"
+    system = f" {whose} system message is {found['system']!r}."
   elif found.get("template_system"):  # older results do not have it
     system = f" Its own system text is {found['template_system']!r}."
+  what = "a chat" if chats else "the user's message"
+  after = "" if chats else f" and {found['after']!r} after it"
+  count = found["tokens"]
+  shared = "no tokens that all texts share"
+  if count:
+    shared = (
+      f"{count} tokens at positions 0 to {count - 1} that all texts share"
+    )
   return (
-    "Each text is the user's message in the chat template of the model's file. "
-    f"The template writes {found['before']!r} before it, {found['tokens']} "
-    f"tokens at positions 0 to {found['tokens'] - 1}, and {found['after']!r} "
-    f"after it.{system} Token at position 0: {first['text']!r} (id "
-    f"{first['id']}). {bos}"
+    f"Each text is {what} in the chat template of the model's file. The "
+    f"template writes {found['before']!r} before the user's first message"
+    f"{after}, with {shared}.{system} Token at position 0: {first['text']!r} "
+    f"(id {first['id']}). {bos}"
   )

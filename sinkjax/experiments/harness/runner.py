@@ -41,8 +41,8 @@ class Request(NamedTuple):
     entry: the experiment.
     config: its config.
     of: what it is measured on: model, prefix, edits of the model where there
-      are some and, where texts are messages in its chat template, the system
-      message; or the scale.
+      are some, the file of texts where one was given and, where texts are
+      messages in the model's chat template, the system message; or the scale.
   """
 
   entry: Entry
@@ -88,6 +88,11 @@ class Recorded(NamedTuple):
     said = []
     if (edit := self.about["request"].get("edit")) is not None:
       said.append(f"Measured on the edited model: {edit}.")
+    if (texts := self.about["request"].get("texts")) is not None:
+      said.append(
+        f"The {texts['count']} texts are those of {texts['file']} (SHA-256 "
+        f"{texts['sha256'][:12]}), in place of the experiment's own."
+      )
     if (chat := self.result.numbers.get("chat_template")) is not None:
       said.append(chat_start.describe(chat))
     body = "\n\n".join([*said, sections[0].body])
@@ -181,6 +186,8 @@ def is_missing(
     of = old["request"]
     on = f"on {of['model']}" if "model" in of else f"--scale={of['scale']}"
     chat = " with --chat" if "chat" in of else ""
+    if "texts" in of:
+      chat += f" with --prompts_file={of['texts']['file']}"
     chat += f" with --edit={of['edit']!r}" if "edit" in of else ""
     raise ValueError(
       f"{folder} holds the result of another command, {on}{chat}; choose "

@@ -22,7 +22,7 @@ from jax import Array
 
 from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Subject
-from sinkjax.experiments.shared.prompt_corpus import Text, gather
+from sinkjax.experiments.shared.prompt_corpus import Text, texts_for
 from sinkjax.metrics.spread import spread
 from sinkjax.taps import Layer
 from sinkjax.transforms.capture import capture
@@ -220,7 +220,7 @@ def text_rows(
 
   Args:
     subject: whose tokenizer and prefix.
-    texts: to choose from; `None` for `prompt_corpus.gather`.
+    texts: to choose from; `None` for the user's, or `prompt_corpus.gather`.
     count: P, at most.
     tokens: T, the prefix counted.
     seed: of the choice.
@@ -228,8 +228,7 @@ def text_rows(
   Raises:
     ValueError: if fewer than two are long enough.
   """
-  if texts is None:
-    texts = gather(max(2, -(-count // 4)), seed)
+  texts = texts_for(subject, texts, max(2, -(-count // 4)), seed)
   found: list[tuple[int, list[int], str]] = []
   seen: dict[str, int] = {}
   rows = subject.encode([text.text for text in texts])

@@ -9,11 +9,12 @@ import pathlib
 import pydoc
 import random
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from sinkjax.experiments.harness.api import Subject
 from sinkjax.weights.packages import Package, fetch_package
 
 ALIKE = 8
@@ -290,6 +291,26 @@ def apart(
     fits = len(one) + len(members[i]) <= first
     (one if fits else other).extend(members[i])
   return ids[one], ids[other]
+
+
+def texts_for(
+  subject: Subject, texts: Sequence[Text] | None, count: int, seed: int
+) -> Sequence[Text]:
+  """The texts that an experiment reads.
+
+  Args:
+    subject: with those that the user gave, or none.
+    texts: that the caller gives; they come first.
+    count: of each domain of `gather`, where neither gives any.
+    seed: of the choice.
+  """
+  if texts is not None:
+    return texts
+  if subject.texts is None:
+    return gather(count, seed)
+  return [
+    Text("given", f"text {i + 1}", text) for i, text in enumerate(subject.texts)
+  ]
 
 
 def gather(count: int, seed: int = 0) -> list[Text]:

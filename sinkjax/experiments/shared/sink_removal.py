@@ -47,7 +47,9 @@ SmolLM2-135M."""
 
 
 def _rows(subject: Subject, texts: str) -> list[list[int]]:
-  """The ids of every text in its original wording."""
+  """The ids of the user's texts, or of every one in its original wording."""
+  if subject.texts is not None:
+    return subject.encode(subject.texts)
   originals = {swap.text: swap.before for swap in parse_swaps(texts)}
   return subject.encode(list(originals.values()))
 
@@ -57,7 +59,8 @@ def texts_of(subject: Subject, texts: str, tokens: int) -> np.ndarray:
 
   Args:
     subject: whose tokenizer and prefix.
-    texts: as `swap_texts.parse_swaps` takes them; the swaps are not used.
+    texts: as `swap_texts.parse_swaps` takes them; the swaps are not used, and
+      none of it where the user gave texts.
     tokens: T.
 
   Raises:

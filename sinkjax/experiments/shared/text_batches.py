@@ -8,7 +8,7 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Claim, Subject
 from sinkjax.experiments.harness.stats import group_means
-from sinkjax.experiments.shared.prompt_corpus import ALIKE, Text, gather
+from sinkjax.experiments.shared.prompt_corpus import ALIKE, Text, texts_for
 
 
 def texts_of_length(
@@ -24,7 +24,7 @@ def texts_of_length(
 
   Args:
     subject: whose tokenizer and prefix.
-    texts: to choose from; `None` for `count` of each domain of `gather`.
+    texts: to choose from; `None` for the user's, or `count` of each domain.
     count: texts of each domain.
     tokens: T, the prefix counted.
     seed: of the choice.
@@ -33,7 +33,7 @@ def texts_of_length(
   Raises:
     ValueError: for fewer.
   """
-  texts = gather(count, seed) if texts is None else texts
+  texts = texts_for(subject, texts, count, seed)
   rows = subject.encode([text.text for text in texts])
   ids = [row[:tokens] for row in rows if len(row) >= tokens]
   if len(ids) < fewest:

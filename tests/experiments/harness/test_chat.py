@@ -177,7 +177,7 @@ def test_record_and_report_name_what_the_template_writes(folder, chatting):
     "bos_positions": [0],
   }
   body = runner.measured(out).sections()[0].body
-  assert "The template writes '<|bos|><user>' before it" in body
+  assert "The template writes '<|bos|><user>' before the user's first" in body
   assert "Token at position 0: '<|bos|>'" in body
   assert "BOS stands at position 0." in body
 

@@ -34,4 +34,5 @@ EXPERIMENT = Experiment(
   sections,
   chat=lambda config: config.tokens,
   unedited=ALL_SITES,
+  given_texts=True,
 )

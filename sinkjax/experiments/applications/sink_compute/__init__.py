@@ -38,4 +38,5 @@ EXPERIMENT = Experiment(
   condense=condense,
   chat=lambda config: min(*config.lengths, *config.timed),
   unedited=ALL_SITES,
+  given_texts=True,
 )

@@ -97,6 +97,8 @@ def rows_of(
 ) -> tuple[np.ndarray, np.ndarray]:
   """(ids to fit on [P, T], other rows of the greatest length)."""
   if texts is None:
+    texts = subject.texts
+  if texts is None:
     texts = corpus.gather((config.corpus,)).texts
   most = max(*config.lengths, *config.timed)
   need, found = config.fitting + max(config.counts), []

@@ -30,4 +30,5 @@ EXPERIMENT = Experiment(
   draw,
   sections,
   chat=lambda config: min(config.tokens, config.long_tokens),
+  given_texts=True,
 )

@@ -26,4 +26,5 @@ EXPERIMENT = Experiment(
   draw,
   sections,
   chat=lambda config: min(config.tokens, config.map_tokens),
+  given_texts=True,
 )

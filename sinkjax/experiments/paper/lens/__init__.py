@@ -32,4 +32,5 @@ EXPERIMENT = Experiment(
   draw,
   sections,
   chat=lambda config: config.tokens,
+  given_texts=True,
 )

@@ -25,4 +25,5 @@ EXPERIMENT = Experiment(
   draw,
   sections,
   chat=lambda config: config.tokens,
+  given_texts=True,
 )

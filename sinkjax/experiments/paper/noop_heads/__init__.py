@@ -30,4 +30,5 @@ EXPERIMENT = Experiment(
   draw,
   sections,
   chat=lambda config: min(config.tokens, TEXT),
+  given_texts=True,
 )

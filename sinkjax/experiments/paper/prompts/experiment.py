@@ -18,7 +18,7 @@ from sinkjax.experiments.shared.prompt_corpus import (
   SPEECHES,
   WIKIPEDIA,
   Text,
-  gather,
+  texts_for,
 )
 from sinkjax.experiments.shared.text_batches import templates_of
 from sinkjax.metrics.sinks import sink_score
@@ -80,8 +80,7 @@ def measure(
 
   Cost: about eight forward passes a prompt.
   """
-  if texts is None:
-    texts = gather(config.count, config.seed)
+  texts = texts_for(subject, texts, config.count, config.seed)
   encoded = subject.encode([text.text for text in texts])
   kept = [i for i, ids in enumerate(encoded) if len(ids) >= config.tokens]
   texts, encoded = [texts[i] for i in kept], [encoded[i] for i in kept]

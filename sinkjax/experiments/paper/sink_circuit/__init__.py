@@ -23,4 +23,6 @@ from sinkjax.experiments.paper.sink_circuit.claims import claims
 from sinkjax.experiments.paper.sink_circuit.experiment import Config, measure
 from sinkjax.experiments.paper.sink_circuit.figures import TITLE, draw, sections
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE, Config, measure, claims, draw, sections, given_texts=True
+)

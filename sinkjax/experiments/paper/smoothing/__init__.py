@@ -27,4 +27,5 @@ EXPERIMENT = Experiment(
   draw,
   sections,
   chat=lambda config: min(config.tokens, config.jacobian_tokens),
+  given_texts=True,
 )

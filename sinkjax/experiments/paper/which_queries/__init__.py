@@ -22,4 +22,6 @@ from sinkjax.experiments.paper.which_queries.figures import (
   sections,
 )
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE, Config, measure, claims, draw, sections, given_texts=True
+)

@@ -12,7 +12,7 @@ import numpy as np
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
-from sinkjax.experiments.shared.prompt_corpus import Text, gather
+from sinkjax.experiments.shared.prompt_corpus import Text, texts_for
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
   batches,
@@ -103,7 +103,7 @@ def measure(
   Cost: one forward pass of the texts, and three of those of the greatest
     length; causal models give the loss of every shorter length with it.
   """
-  texts = gather(config.count, config.seed) if texts is None else texts
+  texts = texts_for(subject, texts, config.count, config.seed)
   ids = texts_of_length(
     subject, texts, config.count, config.tokens, config.seed, fewest=2
   )
