@@ -102,7 +102,7 @@ def random_params(cfg, seed, weights=1.0):
   return jax.tree.unflatten(tree, [leaf(spec) for spec in leaves])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("family", quick(FAMILIES, "gemma3"))
 def test_valid_forms_are_never_violated(family):
   cfg, gaps = BASE.replace(**FAMILIES[family]), []

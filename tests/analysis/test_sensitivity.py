@@ -57,7 +57,7 @@ def loss_of(cfg, params, edits, source):
   return loss
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(("edit", "source"), CASES)
 def test_loss_gradient_is_grad_of_the_model(tiny, source, edit):
   params, cfg = tiny

@@ -19,7 +19,7 @@ TURNING = [
 ]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick(NAMES, "gpt2", "gemma3"))
 def test_full_is_the_plain_forward(name, text):
   params, cfg = family(name)
@@ -30,7 +30,7 @@ def test_full_is_the_plain_forward(name, text):
   assert cache.length.tolist() == [LENGTH, LENGTH]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick(TURNING, "gemma3"))
 def test_a_cache_as_long_as_the_text_is_full(name, text):
   params, cfg = family(name)
@@ -46,7 +46,7 @@ def test_a_cache_as_long_as_the_text_is_full(name, text):
     close(found, want)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "count"),
   [
@@ -70,7 +70,7 @@ def test_sinks_and_window_are_the_slow_walk(name, count, text):
     close(feed(cfg, policy, params, text, pieces)[0][1], want)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name",
   quick(
@@ -173,7 +173,7 @@ def test_recent_as_long_as_the_cache_is_a_window(tiny, text):
     close(feed(cfg, policy, params, text, [7, 7])[0], want)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "sinks", "heavy", "random"])
 def test_rows_of_other_lengths_and_padding(name, tiny, text):
   """Each row is what it is by itself; padding leaves no trace."""

@@ -65,7 +65,7 @@ def ran(name, model, *flags):
   return done.stdout
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_analyze(model, tmp_path):
   (tmp_path / "text").write_text(TEXT, "utf-8")
   flags = [f"--text_file={tmp_path}/text", "--max_tokens=9"]
@@ -108,7 +108,7 @@ def test_capture(model, tmp_path):
   assert run("capture", model, *flags).returncode == 1
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_generate(model):
   _, params, cfg, tokenizer = model
   rows = np.array([tokenizer.encode(TEXT)])
@@ -181,7 +181,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "flags", "said"), REFUSED)
 def test_a_dry_run_refuses(model, tmp_path, name, flags, said):
   (tmp_path / "text").write_text(TEXT * 9, "utf-8")

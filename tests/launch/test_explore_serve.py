@@ -49,6 +49,7 @@ def ask(port, method="POST", path="/measure", body="{}", **headers):
   return answer.status, answer.read().decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "more", [{}, {"layer": 1}, {"layer": 1, "head": 2}], ids=str
 )

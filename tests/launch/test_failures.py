@@ -94,7 +94,7 @@ WRONG = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "flags"), [(n, f) for n, all_ in WRONG.items() for f in all_]
 )

@@ -12,7 +12,7 @@ from sinkjax.experiments.shared import gallery
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS, parse_swaps
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_row_is_what_the_transforms_say(tmp_path, glassllm_path):
   flags = ("gallery", "--model=glassllm-en", f"--out={tmp_path}")
   done = run(*flags)

@@ -201,6 +201,7 @@ def test_contract(done):
     assert word in page
 
 
+@pytest.mark.slow
 def test_numbers_are_the_library_s(done):
   arrays, data = load(done[0] / "full")
   params, cfg, _ = sinkjax.load("glassllm-en")

@@ -35,6 +35,7 @@ def done(tmp_path_factory, glassllm_path):
   return out, runs
 
 
+@pytest.mark.slow
 def test_experiments_leave_their_files(done):
   check_files(done[0], BOTH)
 
@@ -89,6 +90,7 @@ def test_what_is_done_is_not_done_again(done):
   assert third.stdout.count("already done") == 2
 
 
+@pytest.mark.slow
 def test_all_is_made_again_from_what_git_keeps(done, tmp_path):
   """--report --compact, then --report from that, then the command itself."""
   out = tmp_path / "out"

@@ -84,6 +84,7 @@ def test_a_finished_run_is_left_alone(whole, train):
   assert code == 0 and "Already done" in out
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(whole, train, tmp_path):
   workdir = tmp_path / "run"
   process = train.start(workdir, "--config.steps=40")
@@ -105,6 +106,7 @@ def records(workdir):
   return [(r["kind"], r["step"]) for r in map(json.loads, lines)]
 
 
+@pytest.mark.slow
 def test_killed_before_the_first_checkpoint(whole, train, tmp_path):
   """No record is there twice, and another config may take the place."""
   workdir = tmp_path / "run"

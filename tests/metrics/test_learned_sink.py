@@ -49,9 +49,7 @@ def test_equal_scores_leave_one_part_to_the_sink():
   np.testing.assert_allclose(found[1], 2 * found[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-  "name", quick(SINKS, *list(SINKS)[:1], others="thorough")
-)
+@pytest.mark.parametrize("name", quick(SINKS, *list(SINKS)[:1], others="slow"))
 def test_both_masses_are_what_the_rows_say(name):
   params, cfg = model(**SINKS[name])
   assert cfg.learned_sink
@@ -84,7 +82,7 @@ def test_rows_of_a_softmax_leave_nothing():
   assert np.abs(trace["learned_sink"]).max() < 1e-6
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SINKS)
 def test_report_and_probe_show_it_where_there_is_one(name):
   params, cfg = model(**SINKS[name])
@@ -132,9 +130,7 @@ def test_published_architectures_with_sinks(name):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(
-  "name", quick(SINKS, *list(SINKS)[:1], others="thorough")
-)
+@pytest.mark.parametrize("name", quick(SINKS, *list(SINKS)[:1], others="slow"))
 def test_padding_changes_nothing(name, side):
   """What the real queries leave to the sink, beside keys that are padding."""
   params, cfg = model(**SINKS[name])

@@ -117,7 +117,7 @@ def wide(tree):
   return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_one_layer(name):
   cfg = BASE.replace(**OPTIONS[name])
@@ -132,7 +132,7 @@ def test_one_layer(name):
   assert np.linalg.norm(got - want) < 0.1 * np.linalg.norm(want)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_slope(name):
   """Of each parameter and of the input, by differences of `by_hand`."""
@@ -165,7 +165,7 @@ def test_every_slope(name):
     assert abs(got - want) <= 1e-4 * size + 1e-5, path
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_scores_of_ten_thousand(name, dtype):
@@ -211,7 +211,7 @@ def test_in_the_model(name, tokens):
     np.testing.assert_allclose(*norms, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", quick(["k", "kv", "head", "element", "value"], "kv", "head")
 )

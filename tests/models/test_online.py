@@ -241,7 +241,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("name", quick(VARIANTS, "sink logit", "key bias"))
 def test_the_model_is_the_same_function(name, padded, monkeypatch):

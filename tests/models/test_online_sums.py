@@ -60,7 +60,7 @@ CASES = {
 FEW = ("13-3-sinks",)
 
 
-@pytest.mark.parametrize("name", quick(CASES, *FEW, others="thorough"))
+@pytest.mark.parametrize("name", quick(CASES, *FEW, others="slow"))
 def test_every_sum_by_its_definition(name):
   length, window, form = CASES[name]
   with jax.enable_x64(True):
@@ -157,7 +157,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", quick(VARIANTS, "mixed_windows", "softcap", "kv_bias")
 )

@@ -25,7 +25,7 @@ QUICK = ("gpt2", "nope")
 # none; each family's whole model is compared elsewhere.
 @pytest.fixture(
   params=[
-    pytest.param(x, marks=[] if x in QUICK else [pytest.mark.thorough])
+    pytest.param(x, marks=[] if x in QUICK else [pytest.mark.slow])
     for x in variants.VARIANTS
   ],
   scope="module",

@@ -87,7 +87,7 @@ def test_noise_along_a_direction():
   np.testing.assert_array_equal(slope, jnp.ones_like(value))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_adversarial_noise_climbs_as_steeply_as_can_be(tiny, batch):
   """To first order share times sum of |e_t| |g_t|, far above any random."""
   params, cfg = tiny

@@ -34,7 +34,7 @@ def alone(cfg, params, edits=None):
   ]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "edit",
   [
@@ -60,7 +60,7 @@ def test_a_branch_is_what_it_would_be_alone(model, edit):
   assert not np.allclose(free[row.branch == 3], want[2], atol=1e-3)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [1, 3, 64])
 def test_streamed_branches(model, block):
   cfg, params = model

@@ -28,7 +28,7 @@ def exact(small):
   return jacobian_norms(*small)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("by", quick(["cols", "rows"], "rows"))
 def test_intervals_cover_as_often_as_they_say(small, exact, by):
   seeds, covered, scores = 150, [], []

@@ -203,7 +203,7 @@ def plain(case, source=FIRST, target=LAST):
   return case.dense()(source, target)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("site", quick(SITES, "resid_pre", "v"))
 def test_edits_of_each_token(case, site, monkeypatch):
   kinds = ["scale", "add", "bend", "patch"]

@@ -91,7 +91,7 @@ def base():
 SOURCES = [START, ("resid_mid", 0), ("resid_post", 0), ("final", 0)]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_later_point_is_as_forward_mode_has_it(base, source):
   every = points(base.f.cfg)

@@ -222,7 +222,7 @@ EDITS = {
 }
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDITS)
 def test_edits_are_in_the_carriers(name):
   f, params = model(CFG)

@@ -37,7 +37,7 @@ def variant(request):
   return variants.build(request.param)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_every_statistic_and_the_likelihood(variant, tokens):
   """In every family, as defined, dense and streamed; two blocks do not fit."""
   params, cfg = variant

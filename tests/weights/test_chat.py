@@ -45,7 +45,7 @@ def write(folder, tokenizer, template):
   return tokenizer_from_folder(folder)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("template", "why"),
   [

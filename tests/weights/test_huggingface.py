@@ -97,8 +97,7 @@ def runs():
   # All cases of a model in turn, so that they find their program compiled.
   for name, scan, case in itertools.product(NAMES, (True, False), CASES):
     # Unrolled layers are the same layers: another program of the same code.
-    less = (not scan) + (name not in QUICK)
-    marks = ([], [pytest.mark.thorough], [pytest.mark.slow])[less]
+    marks = [] if scan and name in QUICK else [pytest.mark.slow]
     how = "scan" if scan else "unroll"
     yield pytest.param(name, case, scan, marks=marks, id=f"{name}-{case}-{how}")
 

@@ -101,6 +101,7 @@ def test_ranking_and_measuring_texts_differ(reader, texts):
   assert not {tuple(x) for x in ranking} & {tuple(x) for x in held}
 
 
+@pytest.mark.slow
 def test_run_and_page(ran):
   low, high = ran.arrays["skipped, sink's part kept"]
   assert (low >= high).all() and low.mean() > 0

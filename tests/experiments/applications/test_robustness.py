@@ -247,6 +247,7 @@ def test_run(found):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_report_draws(found):
   drawn = EXPERIMENT.draw(found)
   assert all(len(x) > 5000 for x in drawn.values())

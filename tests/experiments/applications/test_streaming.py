@@ -83,6 +83,7 @@ def forward_nats(subject, ids):
   return -np.asarray(logs)[np.arange(len(ids) - 1), ids[1:]]
 
 
+@pytest.mark.slow
 def test_the_same_tokens_count_whatever_comes_before(ran, short, text):
   ids = short.tokenizer.encode(text)[:131]
   rows = {row[0]: row for row in ran.tables["starts.csv"][1]}

@@ -36,7 +36,7 @@ def test_verdicts_follow_the_numbers(module):
   assert not verdicts(module, as_the_papers_say(module), seeds=(0,))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("module", SWEEPS, ids=IDS)
 def test_everything_is_written_drawn_and_reported(module, tmp_path):
   """What the runner writes, read again; tables have a row for each seed."""
@@ -89,7 +89,7 @@ def test_what_was_trained_is_read_back_from_the_files():
     np.testing.assert_allclose(again.seconds[name], trained.seconds[name])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("module", SWEEPS, ids=IDS)
 @pytest.mark.parametrize("scale", ["demo", "cpu", "gpu", "paper"])
 def test_every_scale_can_be_trained(module, scale):

@@ -85,6 +85,7 @@ def planted(reader, tasks, monkeypatch, shares, prefix=(1,)):
   return judge(EXPERIMENT.claims(measured(subject, config, many)))
 
 
+@pytest.mark.slow
 def test_verdicts(reader, tasks, monkeypatch):
   def verdicts(prefix=(1,), **shares):
     names = {"own": "bos", "none": "none", "sink": 0, "next": 1}

@@ -53,6 +53,7 @@ def test_maps_are_the_transform_s(subject, text, maps):
     np.testing.assert_allclose(maps.arrays["distance"][1, i], ratio, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_estimates_are_of_the_longer_text(subject, text, maps):
   ids = first_ids(subject, text, 8)
   want = sinkjax.jacobian_norms(functions(subject)[1], subject.params, ids)
@@ -135,6 +136,7 @@ def test_verdicts_on_mixing(maps):
   assert claim.verdict == Verdict.INCONCLUSIVE and "2 texts" in claim.why
 
 
+@pytest.mark.slow
 def test_bounds_are_those_of_each_text(subject, text, bounds):
   ids = np.asarray(first_ids(subject, text, 4))
   seen = np.tri(4, dtype=bool)
