@@ -370,4 +370,5 @@ def test_what_can_be_read_is_listed():
   done = python("analyze", "--list_models", SINKJAX_CACHE="/nonexistent")
   assert done.returncode == 0, done.stderr
   first = {line.split()[0] for line in done.stdout.splitlines()}
-  assert {known.name for known in sinkjax.supported_models()} <= first
+  assert {known.name for known in sinkjax.models()} <= first
+  assert sinkjax.models() == sinkjax.supported_models()
