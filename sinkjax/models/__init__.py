@@ -1,4 +1,4 @@
-"""The Flax transformer; called, `sinkjax.models()`, the list of what is read."""
+"""The Flax transformer; `sinkjax.models()` lists the models that it runs."""
 
 import sys
 import types
