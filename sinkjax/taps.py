@@ -7,7 +7,8 @@ there is decided by a `Taps` value that the caller passes in:
   pytrees: their arrays are leaves, so a new array does not retrace, `vmap`
   over a leaf sweeps heads or positions in one compile, and gradients with
   respect to a leaf are gradients. `layer` is traced. A plain function serves
-  as well; it is static.
+  as well; it is static. An edit with `reads`, a tuple of sites that the layer
+  meets before its own, gets their values, too: `edit(value, layer, *values)`.
 - an *observer* `(site, reducer)` reduces what it sees inside the layer, after
   any edit, so that only the reducer's result is stacked over layers. With a
   tuple of sites the reducer gets one value for each.
@@ -288,6 +289,11 @@ def placed(edit: Any, cfg: Any, length: int, site: str) -> Any:
   return edit if place is None else place(cfg, length, site)
 
 
+def reads_of(edit: Any) -> tuple[str, ...]:
+  """The sites whose values an edit is given beside its own."""
+  return getattr(edit, "reads", ())
+
+
 class Tapper:
   """`tap(site, value)` for one layer; lives only while that layer is traced.
 
@@ -303,7 +309,7 @@ class Tapper:
     self._seen: dict[str, jax.Array] = {}
     self._wanted = {
       site for sites, _ in taps.observers.values() for site in sites
-    }
+    } | {site for edit in taps.edits.values() for site in reads_of(edit)}
 
   def __call__(self, site: str, value: jax.Array) -> jax.Array:
     """Edits `value`, keeps it if an observer asked, and returns it.
@@ -313,7 +319,8 @@ class Tapper:
     """
     edit = self._taps.edits.get(site)
     if edit is not None:
-      edited = edit(value, self.layer)
+      read = (self._seen[other] for other in reads_of(edit))
+      edited = edit(value, self.layer, *read)
       # A wrong shape would often broadcast further on without an error.
       if jax.numpy.shape(edited) != value.shape:
         raise ValueError(

@@ -151,6 +151,12 @@ REGISTRY = (
     "How much of the loss of few-bit keys and values comes from the sink?",
   ),
   Entry(
+    "attention_precision",
+    "applications",
+    "Does attention in 16 or 8 bits need the sink in full precision?",
+    recorded=False,
+  ),
+  Entry(
     "hidden_prefix",
     "applications",
     "Which hidden prefix takes the largest activations off a text?",

@@ -96,6 +96,7 @@ def test_what_can_be_put_into_a_template():
     "inactive_heads",
     "pruning",
     "kv_quantisation",
+    "attention_precision",
     "sink_compute",
   }
 

@@ -1,6 +1,6 @@
 """Measures the cost of every way to quantise, on the same texts."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,14 +14,12 @@ from sinkjax.experiments.applications.kv_quantisation.config import (
   Layout,
 )
 from sinkjax.experiments.applications.kv_quantisation.results import (
-  Cost,
   Measured,
   result_of,
 )
 from sinkjax.experiments.applications.kv_quantisation.settings import (
   Kv,
   Limits,
-  Setting,
   kept_masks,
   kv_settings,
   layer_settings,
@@ -29,17 +27,16 @@ from sinkjax.experiments.applications.kv_quantisation.settings import (
   site_settings,
 )
 from sinkjax.experiments.harness.api import Result, Subject
+from sinkjax.experiments.shared.edited_cost import Cost, meter
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
-  batches,
   templates_of,
   texts_of_length,
 )
 from sinkjax.inference.quantize_linear import INPUTS, limits_of, range_observers
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.intervene import intervene
 
 
 def measure(
@@ -76,7 +73,8 @@ def measure(
   single = 2 * subject.cfg.n_layers + 2 * len(INPUTS)
   total = (len(kv) + len(linear)) * _count(held, config)
   step = Steps(progress, total + single * _count(some, config))
-  cost_of = meter(subject, config, step)
+  # The prediction made at a kept token would be better for it alone.
+  cost_of = meter(subject, config.batch, config.control + 1, step)
   whole, found = cost_of(held, {**kv, **linear})
   # Single layers are looked at where keeping the token matters most.
   telling = _most_telling({key: found[key] for key in kv})
@@ -148,54 +146,3 @@ def _most_telling(found: Mapping[Kv, Cost]) -> tuple[Layout, int]:
     # In nats, not as a share: a share of a small loss is mostly noise.
     gains[key.layout, key.bits] = float(np.mean(none - sink))
   return max(gains, key=gains.get)
-
-
-def meter(subject: Subject, config: Config, step: Steps) -> Callable:
-  """`g(ids, settings) -> (loss [P] of the whole model, {key: Cost})`.
-
-  Over the predictions of tokens after all those that may be kept, which would
-  gain by being kept themselves. Compiled once for each kind of edit; the whole
-  model's logits are computed once for each batch.
-  """
-  # The prediction made at a kept token would be better for it alone.
-  f, after = forward(subject.cfg), config.control + 1
-
-  def nll(logs: Array, ids: Array) -> Array:
-    logs, targets = logs[:, after:-1], ids[:, after + 1 :, None]
-    return -jnp.mean(jnp.take_along_axis(logs, targets, -1)[..., 0], axis=-1)
-
-  @jax.jit
-  def plain(params: Any, ids: Array) -> tuple[Array, Array]:
-    logs = jax.nn.log_softmax(f(params, ids).logits.astype(jnp.float32))
-    return logs, nll(logs, ids)
-
-  @jax.jit
-  def each(
-    params: Any, ids: Array, whole: Array, edits: dict[str, Any]
-  ) -> tuple[Array, Array]:
-    out = intervene(f, edits)(params, ids)
-    logs = jax.nn.log_softmax(out.logits.astype(jnp.float32))
-    kl = jnp.sum(jnp.exp(whole) * (whole - logs), axis=-1)
-    return nll(logs, ids), jnp.mean(kl[:, after:], axis=-1)
-
-  def cost_of(
-    ids: np.ndarray, settings: Mapping[Hashable, Setting]
-  ) -> tuple[np.ndarray, dict[Any, Cost]]:
-    wholes, parts = [], {key: [] for key in settings}
-    for _, count, rows in batches(ids, config.batch):
-      tokens = jnp.asarray(rows)
-      # Every setting is compared with the same logits, too many to keep.
-      logs, loss = plain(subject.params, tokens)
-      wholes.append(np.asarray(loss, np.float64)[:count])
-      for key, (params, edits) in settings.items():
-        out = subject.kept("setting", each, params, tokens, logs, edits)
-        ours, kl = (x.astype(np.float64)[:count] for x in out)
-        # Paired by text: the spread of the texts' own losses cancels.
-        parts[key].append((ours - wholes[-1], kl))
-        step()
-    return np.concatenate(wholes), {
-      key: Cost(*map(np.concatenate, zip(*part, strict=True)))
-      for key, part in parts.items()
-    }
-
-  return cost_of

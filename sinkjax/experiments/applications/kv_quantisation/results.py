@@ -18,18 +18,7 @@ from sinkjax.experiments.applications.kv_quantisation.settings import (
 )
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.stats import ends_of, mean_of
-
-
-class Cost(NamedTuple):
-  """What a setting costs.
-
-  Attributes:
-    loss: [P] increase, nats a token.
-    kl: [P] KL(whole || quantised), nats a token.
-  """
-
-  loss: np.ndarray
-  kl: np.ndarray
+from sinkjax.experiments.shared.edited_cost import Cost
 
 
 class Measured(NamedTuple):

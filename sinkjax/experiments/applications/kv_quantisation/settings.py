@@ -14,6 +14,7 @@ from sinkjax.experiments.applications.kv_quantisation.config import (
   Layout,
 )
 from sinkjax.experiments.harness.api import Subject
+from sinkjax.experiments.shared.edited_cost import Setting
 from sinkjax.inference.quantize import Quantize, before_rotation, quantize_kv
 from sinkjax.inference.quantize_linear import (
   INPUTS,
@@ -27,13 +28,6 @@ STATIC, _, TOKEN = RANGES
 
 Limits = Mapping[Kept, Mapping[str, Array]]
 """[L, 2] static ranges by site, by the token that does not count in them."""
-
-
-class Setting(NamedTuple):
-  """One way to quantise: weights of `params`, and edits."""
-
-  params: Any
-  edits: dict[str, Any]
 
 
 class Kv(NamedTuple):
