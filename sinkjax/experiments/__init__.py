@@ -106,6 +106,12 @@ REGISTRY = (
     "Is the trained amount of attention on the first token the best one?",
   ),
   Entry(
+    "compression_valley",
+    "paper",
+    "Are the sink and the middle layers' valley of entropy one thing?",
+    recorded=False,
+  ),
+  Entry(
     "gradient_sinks",
     "paper",
     "Does the loss's gradient gather on the sink, and do norms take it away?",

@@ -90,6 +90,7 @@ def test_what_can_be_put_into_a_template():
     "massive",
     "adds_or_rescales",
     "graded_sink",
+    "compression_valley",
     "carriers",
     "gradient_sinks",
     "lens",
