@@ -249,6 +249,18 @@ def test_first_row_share_by_hand():
   ]
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 4), (4, 6)])
+def test_entropy_by_the_gram_matrix(shape):
+  x = np.random.default_rng(0).normal(size=shape) * 1e20
+  x[..., 0, :] *= 10
+  squares = np.linalg.svd(x, compute_uv=False) ** 2
+  p = squares / squares.sum(-1, keepdims=True)
+  want = -(p * np.log(p)).sum(-1)
+  got = collapse.spectral_entropy(jnp.asarray(x, jnp.float32), gram=True)
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+  assert not collapse.spectral_entropy(jnp.zeros(shape), gram=True).any()
+
+
 def test_entropy_bound():
   """It is reached by a massive row beside equal ones, and never passed."""
   x = np.eye(6)

@@ -73,7 +73,7 @@ class Config:
     seed: of the choice of texts.
   """
 
-  count: int = 5
+  count: int = 3
   tokens: int = 64
   eps: float = 0.3
   seed: int = 0
@@ -97,8 +97,8 @@ def measure(
   Raises:
     ValueError: for fewer than two texts that are long enough.
 
-  Cost: six forward passes, with two singular value decompositions of [T, D] a
-  layer in five of them.
+  Cost: six forward passes, with the eigenvalues of two [T, T] a layer of
+  every text in five of them.
   """
   control = CONTROL_KEY + len(subject.prefix)
   if config.tokens < control + FEWEST - 1:
@@ -154,8 +154,8 @@ def _state(x: jax.Array) -> jax.Array:
   ratio = jnp.log(norms[:, 0] / median(norms[:, 1:]))
   return jnp.stack(
     [
-      spectral_entropy(x) / most,
-      spectral_entropy(x[:, 1:]) / rest,
+      spectral_entropy(x, gram=True) / most,
+      spectral_entropy(x[:, 1:], gram=True) / rest,
       bound / most,
       ratio,
     ],
