@@ -112,6 +112,12 @@ REGISTRY = (
     recorded=False,
   ),
   Entry(
+    "physical_first",
+    "paper",
+    "Is the sink the token that stands first, the one at index 0, or BOS?",
+    recorded=False,
+  ),
+  Entry(
     "gradient_sinks",
     "paper",
     "Does the loss's gradient gather on the sink, and do norms take it away?",
