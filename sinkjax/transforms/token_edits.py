@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
 from sinkjax.taps import Layer
-from sinkjax.transforms.edit_indices import chosen, place_index
+from sinkjax.transforms.edit_indices import check_leading, chosen, place_index
 from sinkjax.transforms.edits import pytree_dataclass
 
 
@@ -21,7 +21,8 @@ class AtTokens:
   program serve every choice, and a mask of nothing is the identity.
 
   Attributes:
-    by: a number, or what broadcasts to [B, T, D].
+    by: a number, or what broadcasts to [B, T, D]; with four axes, one for each
+      layer on the first.
     to: likewise.
     layers: indices or a bool mask [L], or `None` for all.
     positions: of the tokens, indices or a bool mask [T], or `None` for all.
@@ -36,6 +37,9 @@ class AtTokens:
 
   def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
     """The same with its indices checked against the sizes."""
+    for name in ("by", "to"):
+      if jnp.ndim(getattr(self, name)) == 4:
+        check_leading(name, getattr(self, name), cfg.n_layers)
     return dataclasses.replace(
       self,
       layers=place_index("layer", self.layers, cfg.n_layers),
@@ -56,16 +60,19 @@ class AtTokens:
     if self.dims is not None:
       at = chosen(self.dims, jnp.arange(value.shape[2]))
       hit = hit & at[None, None]
-    by, to = (
-      jnp.asarray(x, value.dtype).reshape(
-        (1,) * (3 - jnp.ndim(x)) + jnp.shape(x)
-      )
-      for x in (self.by, self.to)
-    )
+    by, to = (self._of_layer(x, layer, value.dtype) for x in (self.by, self.to))
     # Selected and not multiplied by 1: what is not chosen keeps its digits. A
     # factor of 0 puts 0 even where an infinity or NaN stood.
     changed = jnp.where(by == 0, to, value * by + to)
     return jnp.where(hit, changed, value)
+
+  @staticmethod
+  def _of_layer(number: Any, layer: Layer, dtype: Any) -> Array:
+    """By or to in three axes."""
+    array = jnp.asarray(number, dtype)
+    if array.ndim == 4:
+      return array[layer]
+    return array.reshape((1,) * (3 - array.ndim) + array.shape)
 
 
 def at_tokens(
@@ -83,7 +90,8 @@ def at_tokens(
   so that by = 0 sets to a value, and to = 0 scales.
 
   Args:
-    by: a number, or what broadcasts to [B, T, D].
+    by: a number, or what broadcasts to [B, T, D]; with four axes, one for each
+      layer on the first.
     to: likewise.
     layers: which layers, `None` for all.
     positions: which tokens, indices or a bool mask, `None` for all.

@@ -27,11 +27,14 @@ def every(x):
     at_tokens(**of, **masks)(x, 1),
     at_tokens(**of, dims=np.zeros(3, bool))(x, 1),
     at_tokens(by=0.0, to=3.0, dims=[0])(x * jnp.inf, 0),
+    at_tokens(by=jnp.array([5.0, 7]).reshape(2, 1, 1, 1))(x, 1),
   )
 
 
 def test_what_is_chosen_changes_and_nothing_else():
-  indices, other_layer, masks, nothing, zero = map(np.asarray, every(X))
+  indices, other_layer, masks, nothing, zero, by_layer = map(
+    np.asarray, every(X)
+  )
   want = X.copy()
   for t in (0, 2):
     for d in (1, 2):
@@ -40,6 +43,7 @@ def test_what_is_chosen_changes_and_nothing_else():
   np.testing.assert_array_equal(masks, indices)
   np.testing.assert_array_equal(other_layer, X)
   np.testing.assert_array_equal(nothing, X)
+  np.testing.assert_allclose(by_layer, 7 * X, rtol=1e-6)
   # A factor of 0 leaves no infinity.
   assert (zero[..., 0] == 3).all() and np.isinf(zero[..., 1:]).all()
 

@@ -11,9 +11,9 @@ from sinkjax.experiments.paper.compression_valley.experiment import (
   Config,
   Edit,
   in_life,
-  life_of,
   measure,
 )
+from sinkjax.experiments.shared.first_token_life import life_of
 from sinkjax.experiments.shared.prompt_corpus import Text
 
 YES, NO, SAME = Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.NO_EFFECT

@@ -9,14 +9,12 @@ from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.paper.physical_first import EXPERIMENT
 from sinkjax.experiments.paper.physical_first.experiment import (
-  LAST,
   Case,
   Config,
   inputs_of,
   measure,
-  rate_at,
-  rate_elsewhere,
 )
+from sinkjax.experiments.shared.key_rates import LAST, rate_at, rate_elsewhere
 from sinkjax.experiments.shared.prompt_corpus import Text
 
 YES, NO, SAME = Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.NO_EFFECT

@@ -17,6 +17,7 @@ import numpy as np
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
+from sinkjax.experiments.shared.first_token_life import large_and_next, life_of
 from sinkjax.experiments.shared.jacobian_runs import CONTROL_KEY
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
@@ -36,11 +37,6 @@ from sinkjax.metrics.sinks import sink_score
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.token_edits import AtTokens
-
-LARGE = 0.05
-"""A dimension is large if it holds this share of the first token's squares: so
-there are at most twenty, and in a state without structure, of hundreds of equal
-dimensions, none."""
 
 FEWEST = 4
 """Tokens of a text: the first, the control, and two that make a spectrum."""
@@ -111,11 +107,11 @@ def measure(
   step = Steps(progress, len(ids) * (1 + len(Edit)))
   start, first, sizes = _look(subject, ids, step)
   rise, fall = life_of(first)
-  dims = sizes[rise] >= LARGE * sizes[rise].sum()
+  dims, others = large_and_next(sizes[rise])
   watch = {"alpha": ("pattern", sink_score), "state": ("resid_post", _state)}
   loss = EditedLoss(subject, ids, step, watch)
   losses, states, sinks = [], [], []
-  for edit in _edits(subject, sizes[rise], dims, rise, control, config.tokens):
+  for edit in _edits(subject, dims, others, rise, control, config.tokens):
     nats, _, seen = loss.seen(edit)
     losses.append(nats.mean(axis=1))
     # No edit changes the embedding.
@@ -190,40 +186,17 @@ def _look(
   return np.concatenate(starts), mean, sizes / len(ids)
 
 
-def life_of(first: np.ndarray) -> tuple[int, int]:
-  """The layer of the first token's largest rise, and that of its fall.
-
-  The rule of `find_sinks`, on the mean over texts: the fall is the largest one
-  after the rise, and the number of layers if there is none.
-
-  Args:
-    first: [L + 1] norms after the embedding and each layer.
-
-  >>> life_of(np.array([1.0, 2.0, 90.0, 91.0, 5.0])), life_of(np.arange(4.0))
-  ((1, 3), (0, 3))
-  """
-  change = np.diff(first)
-  rise = int(np.argmax(change))
-  after = change[rise + 1 :]
-  if not after.size or after.min() >= 0:
-    return rise, len(change)
-  return rise, rise + 1 + int(np.argmin(after))
-
-
 def _edits(
   subject: Subject,
-  size: np.ndarray,
   dims: np.ndarray,
+  others: np.ndarray,
   rise: int,
   control: int,
   tokens: int,
 ) -> list[dict[str, AtTokens]]:
   """One for each `Edit`, all of one kind: one compiled program."""
   layers, at = np.arange(subject.cfg.n_layers), np.arange(tokens)
-  order = np.argsort(np.where(dims, np.inf, -size), kind="stable")
-  others = np.zeros(len(size), bool)
-  others[order[: dims.sum()]] = True
-  nothing, every = np.zeros(len(size), bool), np.ones(len(size), bool)
+  nothing, every = np.zeros_like(dims), np.ones_like(dims)
   chosen = {
     Edit.NONE: (nothing, nothing, 0),
     Edit.DIMS: (dims, nothing, 0),

@@ -5,11 +5,8 @@ import numpy as np
 from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.effects import SHARE, Effect, Expect, effect
 from sinkjax.experiments.harness.stats import mean_of
-from sinkjax.experiments.paper.physical_first.experiment import (
-  Case,
-  rate_at,
-  rate_elsewhere,
-)
+from sinkjax.experiments.paper.physical_first.experiment import Case
+from sinkjax.experiments.shared.key_rates import rate_at, rate_elsewhere
 from sinkjax.experiments.shared.text_batches import by_template
 
 SOURCES = "2504.02732, 2410.10781"

@@ -14,6 +14,13 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.shared.key_rates import (
+  LAST,
+  check_at,
+  rate_at,
+  rate_elsewhere,
+  received,
+)
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
@@ -23,13 +30,8 @@ from sinkjax.experiments.shared.text_batches import (
   texts_of_length,
 )
 from sinkjax.inference.scoring import nats_of
-from sinkjax.metrics import rows
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
-
-LAST = 8
-"""Keys at the end of a text that do not count: each is seen by few queries,
-itself first of all."""
 
 
 class Case(enum.StrEnum):
@@ -138,12 +140,7 @@ def measure(
 
 
 def _check(subject: Subject, config: Config) -> None:
-  counted = config.tokens - LAST
-  if not 0 < config.at < counted:
-    raise ValueError(
-      f"at must be in [1, {counted}), as the last {LAST} keys do not count, "
-      f"got {config.at}"
-    )
+  check_at(config.at, config.tokens)
   if config.shift + config.tokens > subject.cfg.max_len:
     raise ValueError(
       f"shift + tokens must be at most the model's context of "
@@ -193,11 +190,6 @@ def _permuted(shape: tuple[int, int], seed: int) -> np.ndarray:
 
 def _runner(subject: Subject) -> Callable:
   """Sink scores of all keys [P, L, H, S] and losses [P, T - 1]."""
-  statistic = rows.received_mass()
-
-  def received(pattern: jax.Array) -> jax.Array:
-    return rows.of_pattern(statistic, pattern)
-
   f = capture(forward(subject.cfg), {"received": ("pattern", received)})
 
   @jax.jit
@@ -226,28 +218,6 @@ def _scores(
     losses.append(nats.astype(np.float64).mean(axis=1)[:count])
     step(count)
   return np.concatenate(rates), np.concatenate(losses)
-
-
-def rate_at(rates: np.ndarray, at: np.ndarray | int) -> np.ndarray:
-  """[P] of rates [P, S], those of one key in each text.
-
-  >>> rate_at(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([1, 0])).tolist()
-  [2.0, 3.0]
-  """
-  return rates[np.arange(len(rates)), at]
-
-
-def rate_elsewhere(rates: np.ndarray, *besides: np.ndarray | int) -> np.ndarray:
-  """[P] the mean rate of the keys that count, without the first and others.
-
-  >>> rate_elsewhere(np.array([[9.0, 1.0, 3.0, *[7.0] * LAST]]), 2).tolist()
-  [1.0]
-  """
-  counts = np.ones(rates.shape, bool)
-  counts[:, 0] = counts[:, -LAST:] = False
-  for at in besides:
-    counts[np.arange(len(rates)), at] = False
-  return np.where(counts, rates, 0).sum(axis=1) / counts.sum(axis=1)
 
 
 def _table(

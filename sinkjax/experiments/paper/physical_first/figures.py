@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result
-from sinkjax.experiments.paper.physical_first.experiment import LAST, Case
+from sinkjax.experiments.paper.physical_first.experiment import Case
 from sinkjax.experiments.shared.interval_plots import ends_in, error_bars
+from sinkjax.experiments.shared.key_rates import LAST
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
