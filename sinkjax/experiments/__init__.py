@@ -118,6 +118,12 @@ REGISTRY = (
     recorded=False,
   ),
   Entry(
+    "make_a_sink",
+    "paper",
+    "Can any token be made a sink, and position 0 be kept from being one?",
+    recorded=False,
+  ),
+  Entry(
     "gradient_sinks",
     "paper",
     "Does the loss's gradient gather on the sink, and do norms take it away?",

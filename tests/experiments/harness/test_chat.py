@@ -91,6 +91,7 @@ def test_what_can_be_put_into_a_template():
     "adds_or_rescales",
     "graded_sink",
     "compression_valley",
+    "make_a_sink",
     "carriers",
     "gradient_sinks",
     "lens",
