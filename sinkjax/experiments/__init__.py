@@ -124,6 +124,12 @@ REGISTRY = (
     recorded=False,
   ),
   Entry(
+    "secondary_sinks",
+    "paper",
+    "Which tokens beside the first are sinks, where, and for how many layers?",
+    recorded=False,
+  ),
+  Entry(
     "gradient_sinks",
     "paper",
     "Does the loss's gradient gather on the sink, and do norms take it away?",

@@ -92,6 +92,7 @@ def test_what_can_be_put_into_a_template():
     "graded_sink",
     "compression_valley",
     "make_a_sink",
+    "secondary_sinks",
     "carriers",
     "gradient_sinks",
     "lens",
