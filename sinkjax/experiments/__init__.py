@@ -175,6 +175,12 @@ REGISTRY = (
     "How much of the loss of few-bit keys and values comes from the sink?",
   ),
   Entry(
+    "predicted_protection",
+    "applications",
+    "Which tokens' keys and values should stay in full precision?",
+    recorded=False,
+  ),
+  Entry(
     "hidden_prefix",
     "applications",
     "Which hidden prefix takes the largest activations off a text?",

@@ -21,8 +21,12 @@ from sinkjax.transforms.find_sinks import FoundSinks, Sink
 YES, NO, SAME = Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.NO_EFFECT
 
 
-def sink(text, position, *, layers=(1, 8), heads=60, value=0.2, kind="lasting"):
-  return Sink(text, position, 7, kind, *layers, heads, 0.9, 50.0, 0.99, value)
+def sink(
+  text, position, *, layers=(1, 8), heads=60, value=0.2, kind="lasting", token=7
+):
+  return Sink(
+    text, position, token, kind, *layers, heads, 0.9, 50.0, 0.99, value
+  )
 
 
 def verdicts(others=2, first=True, at=5, spread=True, **of):
@@ -126,7 +130,10 @@ def test_run_and_page(reader, monkeypatch):
     tokens = np.asarray(tokens)
     at = np.argwhere((tokens == stop) | (tokens == line))
     found = [sink(t, 0) for t in range(len(tokens))]
-    found += [sink(int(t), int(s), layers=(2, 2)) for t, s in at]
+    found += [
+      sink(int(t), int(s), layers=(2, 2), token=int(tokens[t, s]))
+      for t, s in at
+    ]
     found.sort(key=lambda one: one[:2])
     life = np.tile([1, 2], (len(tokens), 1))
     return FoundSinks(found, np.zeros(tokens.shape, bool), life)
@@ -150,7 +157,7 @@ def test_run_and_page(reader, monkeypatch):
   assert set(rows[at][late]) == {stop, line}
   by_kind = {row["kind"]: row for row in found.records("kinds.csv")}
   assert [by_kind[x]["sinks"] for x in Kind] == [10, 10, 0, 0]
-  assert [by_kind[x]["rate"] for x in Kind] == [1, 1, 0, 0]
+  assert [by_kind[x]["rate"] for x in Kind] == [1, 1, 0, None]
   assert sum(row["tokens"] for row in by_kind.values()) == 10 * 19
   tokens = {row["token"]: row for row in found.records("tokens.csv")}
   assert tokens["."]["times"] == 10 and tokens["\n"]["kind"] == Kind.BREAK
