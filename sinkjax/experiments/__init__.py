@@ -130,6 +130,12 @@ REGISTRY = (
     recorded=False,
   ),
   Entry(
+    "sink_birth",
+    "paper",
+    "When in training is the sink born, and what comes with it?",
+    recorded=False,
+  ),
+  Entry(
     "gradient_sinks",
     "paper",
     "Does the loss's gradient gather on the sink, and do norms take it away?",
