@@ -106,6 +106,36 @@ REGISTRY = (
     "Is the trained amount of attention on the first token the best one?",
   ),
   Entry(
+    "compression_valley",
+    "paper",
+    "Are the sink and the middle layers' valley of entropy one thing?",
+    recorded=False,
+  ),
+  Entry(
+    "physical_first",
+    "paper",
+    "Is the sink the token that stands first, the one at index 0, or BOS?",
+    recorded=False,
+  ),
+  Entry(
+    "make_a_sink",
+    "paper",
+    "Can any token be made a sink, and position 0 be kept from being one?",
+    recorded=False,
+  ),
+  Entry(
+    "secondary_sinks",
+    "paper",
+    "Which tokens beside the first are sinks, where, and for how many layers?",
+    recorded=False,
+  ),
+  Entry(
+    "sink_birth",
+    "paper",
+    "When in training is the sink born, and what comes with it?",
+    recorded=False,
+  ),
+  Entry(
     "gradient_sinks",
     "paper",
     "Does the loss's gradient gather on the sink, and do norms take it away?",
@@ -154,6 +184,12 @@ REGISTRY = (
     "attention_precision",
     "applications",
     "Does attention in 16 or 8 bits need the sink in full precision?",
+    recorded=False,
+  ),
+  Entry(
+    "predicted_protection",
+    "applications",
+    "Which tokens' keys and values should stay in full precision?",
     recorded=False,
   ),
   Entry(

@@ -39,6 +39,38 @@ def copyable(tokens: Int[np.ndarray, "P T"]) -> Bool[np.ndarray, "P T"]:
   return found
 
 
+def first_seen(tokens: Int[np.ndarray, "P T"]) -> Bool[np.ndarray, "P T"]:
+  """Tokens that occur for the first time in their text.
+
+      True at t if no s < t has x_s = x_t
+
+  O(P T) time.
+
+  Args:
+    tokens: [P, T] ids.
+
+  >>> first_seen(np.array([[5, 6, 5, 7]]))[0].tolist()
+  [True, True, False, True]
+  """
+  tokens = np.asarray(tokens)
+  found = np.zeros(tokens.shape, bool)
+  for row, out in zip(tokens, found, strict=True):
+    out[np.unique(row, return_index=True)[1]] = True
+  return found
+
+
+def line_break(pieces: Sequence[str]) -> Bool[np.ndarray, "T"]:
+  """Tokens with a line break in them, whatever else they hold.
+
+  Args:
+    pieces: the text of each token, with its spaces.
+
+  >>> line_break(["The", "\\n", ".\\n\\n", " "]).tolist()
+  [False, True, True, False]
+  """
+  return np.array(["\n" in piece or "\r" in piece for piece in pieces], bool)
+
+
 def surprising(
   nats: Float[np.ndarray, "P T"], share: float = 0.25
 ) -> Bool[np.ndarray, "P T"]:

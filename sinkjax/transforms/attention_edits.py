@@ -1,4 +1,5 @@
-"""Edits of single heads and keys: `knockout`, `graded` and `ablate_heads`."""
+"""Edits of heads, keys and queries: `knockout`, `graded`, `sees_only` and
+`ablate_heads`."""
 
 import dataclasses
 import math
@@ -158,6 +159,40 @@ class Graded(OfKeys):
 
 
 @pytree_dataclass
+class SeesOnly(OfKeys):
+  """Lets some queries see one key and nothing else; see `sees_only`.
+
+  Attributes:
+    query: the position, or several, indices or a bool mask [T].
+    back: how many positions before the query the key stands.
+    layers: as everywhere.
+  """
+
+  query: Any
+  back: Any = 0
+  layers: Any = None
+
+  def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
+    """The same with its positions and layers checked against the sizes."""
+    return dataclasses.replace(
+      self,
+      query=place_index("position", self.query, length),
+      layers=place_index("layer", self.layers, cfg.n_layers),
+    )
+
+  def at(
+    self, scores: Float[Array, "B H T S"], layer: Layer, queries: Any, keys: Any
+  ) -> Float[Array, "B H T S"]:
+    """The same where rows and columns are any tokens, [B, T] and [B, S]."""
+    only = jnp.maximum(queries - jnp.asarray(self.back), 0)
+    other = keys[:, None] != only[:, :, None]
+    hidden = (chosen(self.query, queries)[:, :, None] & other)[:, None]
+    if self.layers is not None:
+      hidden = hidden & chosen(self.layers, layer)
+    return jnp.where(hidden, jnp.asarray(MASKED, scores.dtype), scores)
+
+
+@pytree_dataclass
 class AblateHeads:
   """Replaces some heads' output by zero, or by a given mean. For site "z".
 
@@ -251,6 +286,27 @@ def graded(
   if isinstance(by, np.ndarray) and not (np.isfinite(by) & (by >= 0)).all():
     raise ValueError("graded: by must hold numbers of at least 0")
   return Graded(key, by, layers, heads)
+
+
+def sees_only(query: Any, *, back: Any = 0, layers: Any = None) -> SeesOnly:
+  """Lets the token at `query` see one key alone: by default itself.
+
+  For site "scores". A token that sees nothing but itself in every layer is in
+  the state of a text's first token: with rotary or no positions its residual
+  stream is exactly that of a text which it alone makes up.
+
+  Args:
+    query: the position, or several, indices or a bool mask [T].
+    back: how many positions before the query the one key stands that it sees;
+      the first one where there are fewer.
+    layers: which layers, `None` for all.
+
+  >>> import jax
+  >>> edited = sees_only(2)(jax.numpy.zeros((1, 1, 3, 3)), 0)
+  >>> (edited[0, 0] > -1).tolist()
+  [[True, True, True], [True, True, True], [False, False, True]]
+  """
+  return SeesOnly(query, back, layers)
 
 
 def ablate_heads(heads: Any, *, mean: Any = None) -> AblateHeads:

@@ -225,3 +225,58 @@ def test_refusals():
     collapse.representational_gap(x, order=3)
   with pytest.raises(ValueError, match="constant must be one of"):
     collapse.collapse_bound(x, constant="tight")
+
+
+def test_first_row_share_by_hand():
+  x = np.random.default_rng(0).normal(size=(3, 7, 5)) * 10
+  x[1, 0] *= 100
+  first = x[:, 0] / np.linalg.norm(x[:, 0], axis=-1, keepdims=True)
+  along = np.einsum("btd,bd->bt", x, first)
+  want = (along**2).sum(-1) / (x**2).sum((-2, -1))
+  got = np.asarray(collapse.first_row_share(jnp.asarray(x, jnp.float32)))
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  # A Rayleigh quotient is at most the largest eigenvalue.
+  squares = np.linalg.svd(x, compute_uv=False) ** 2
+  assert (got <= squares[:, 0] / squares.sum(-1) * (1 + 1e-5)).all()
+  assert want[1] > 0.9
+  # In any unit, also where squares overflow; and of a first row of zeros.
+  big = collapse.first_row_share(jnp.asarray(x * 1e25, jnp.float32))
+  np.testing.assert_allclose(big, want, rtol=1e-5)
+  assert collapse.first_row_share(jnp.asarray(x).at[:, 0].set(0)).tolist() == [
+    0,
+    0,
+    0,
+  ]
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4), (4, 6)])
+def test_entropy_by_the_gram_matrix(shape):
+  x = np.random.default_rng(0).normal(size=shape) * 1e20
+  x[..., 0, :] *= 10
+  squares = np.linalg.svd(x, compute_uv=False) ** 2
+  p = squares / squares.sum(-1, keepdims=True)
+  want = -(p * np.log(p)).sum(-1)
+  got = collapse.spectral_entropy(jnp.asarray(x, jnp.float32), gram=True)
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+  assert not collapse.spectral_entropy(jnp.zeros(shape), gram=True).any()
+
+
+def test_entropy_bound():
+  """It is reached by a massive row beside equal ones, and never passed."""
+  x = np.eye(6)
+  x[0] *= 9
+  share = collapse.first_row_share(jnp.asarray(x, jnp.float32))
+  p = np.array([81, 1, 1, 1, 1, 1]) / 86
+  want = -(p * np.log(p)).sum()
+  np.testing.assert_allclose(collapse.entropy_bound(share, 6), want, rtol=1e-5)
+  np.testing.assert_allclose(
+    collapse.spectral_entropy(jnp.asarray(x, jnp.float32)), want, rtol=1e-5
+  )
+  many = normal(40, 6, 9) * jnp.asarray(
+    np.random.default_rng(1).uniform(0, 5, (40, 6, 1)), jnp.float32
+  )
+  bound = collapse.entropy_bound(collapse.first_row_share(many), 6)
+  assert (collapse.spectral_entropy(many) <= bound + 1e-5).all()
+  assert collapse.entropy_bound(jnp.array([0.1]), 1).tolist() == [0]
+  with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+    module.entropy_bound(jnp.ones(()), 0)

@@ -53,7 +53,12 @@ class Request(NamedTuple):
     """Names of the models that are read, none for one that trains its own."""
     if "model" not in self.of:
       return []
-    beside = getattr(self.config, "models", ())
+    # Fields whose values are names of models.
+    beside = [
+      name
+      for field in ("models", "checkpoints")
+      for name in getattr(self.config, field, ())
+    ]
     return list(dict.fromkeys([self.of["model"], *beside]))
 
   def plain(self) -> dict[str, Any]:
