@@ -101,6 +101,12 @@ REGISTRY = (
     "Does the sink add something, or does it make the others smaller?",
   ),
   Entry(
+    "catch_tag_release",
+    "paper",
+    "Do sinks tag the tokens that attend to them, and are the tags used?",
+    recorded=False,
+  ),
+  Entry(
     "graded_sink",
     "paper",
     "Is the trained amount of attention on the first token the best one?",
