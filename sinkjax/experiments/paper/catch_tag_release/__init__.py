@@ -32,4 +32,6 @@ from sinkjax.experiments.paper.catch_tag_release.figures import (
   sections,
 )
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE, Config, measure, claims, draw, sections, given_texts=True
+)
