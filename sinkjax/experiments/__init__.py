@@ -132,6 +132,12 @@ REGISTRY = (
     "What is lost on multiple choice and needles without BOS or the sink?",
   ),
   Entry(
+    "answers",
+    "paper",
+    "Does the sink mass of a question tell whether it is answered rightly?",
+    recorded=False,
+  ),
+  Entry(
     "pruning",
     "applications",
     "Which dormant heads can be removed, and how much time does it save?",

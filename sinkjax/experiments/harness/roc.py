@@ -87,3 +87,32 @@ def delong(
     )
   cov = np.atleast_2d(np.cov(v)) / count + np.atleast_2d(np.cov(w)) / other
   return v.mean(axis=-1), cov
+
+
+def item_values(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """[..., n] a value of each item, whose mean is the area.
+
+      A + n/P (V_i - A) of a positive,   A + n/N (W_j - A) of a negative,
+
+  A plus the item's influence on it: the standard error of their mean is
+  DeLong's, but for P - 1 and N - 1 in place of P and N there. So an area is
+  tested as any mean over items is, and two of the same items as a paired
+  difference.
+
+  Args:
+    scores: [..., n].
+    labels: [n] bool.
+
+  Raises:
+    ValueError: where all labels are equal.
+
+  >>> item_values(np.array([1.0, 3.0, 2.0, 4.0]), [False, False, True, True])
+  array([1.25, 0.25, 0.25, 1.25])
+  """
+  labels = np.asarray(labels, bool)
+  v, w = placements(scores, labels)
+  area = v.mean(axis=-1, keepdims=True)
+  values = np.empty((*v.shape[:-1], len(labels)))
+  values[..., labels] = area + (v - area) * (len(labels) / v.shape[-1])
+  values[..., ~labels] = area + (w - area) * (len(labels) / w.shape[-1])
+  return values

@@ -70,6 +70,7 @@ def test_whose_texts_can_be_given():
     "collapse",
     "model_size",
     "first_token",
+    "answers",
     "streaming",
     *(e.name for e in REGISTRY if e.group == "training"),
   }

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sinkjax.experiments.harness.roc import auroc, delong
+from sinkjax.experiments.harness.roc import auroc, delong, item_values
 
 
 def drawn(rng, count=60):
@@ -48,3 +48,15 @@ def test_one_kind_of_label_is_refused():
     auroc(np.arange(3), np.zeros(3, bool))
   with pytest.raises(ValueError, match="two positives and two negatives"):
     delong(np.arange(3), [True, False, False])
+
+
+def test_values_of_items_have_the_area_and_delong_s_error():
+  scores, labels = drawn(np.random.default_rng(2), 400)
+  values = item_values(scores, labels)
+  area, cov = delong(scores, labels)
+  np.testing.assert_allclose(values.mean(axis=-1), area)
+  # P - 1 and N - 1 of 160 and 240 items in the place of P and N.
+  np.testing.assert_allclose(np.cov(values) / 400, cov, rtol=2e-2)
+  gap = values[0] - values[1]
+  error = np.array([1, -1]) @ cov @ [1, -1]
+  np.testing.assert_allclose(gap.var(ddof=1) / 400, error, rtol=2e-2)
