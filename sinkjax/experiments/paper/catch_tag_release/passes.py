@@ -25,9 +25,8 @@ def check(cfg: ModelConfig) -> None:
   Raises:
     ValueError: naming the field of the config.
   """
-  gated = cfg.gate in ("head", "element")
-  if gated or cfg.post_norms:
-    name = f"gate={cfg.gate!r}" if gated else "post_norms"
+  if cfg.gates_heads or cfg.post_norms:
+    name = f"gate={cfg.gate!r}" if cfg.gates_heads else "post_norms"
     raise ValueError(
       "what a sink writes is its value through the output projection, which a "
       f"model with {name} changes for each query; choose another model"
