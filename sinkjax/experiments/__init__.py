@@ -169,6 +169,12 @@ REGISTRY = (
     recorded=False,
   ),
   Entry(
+    "quantisation_audit",
+    "applications",
+    "Which tensors cost what at eight bits, and is it the sink's doing?",
+    recorded=False,
+  ),
+  Entry(
     "hidden_prefix",
     "applications",
     "Which hidden prefix takes the largest activations off a text?",
