@@ -190,6 +190,12 @@ REGISTRY = (
     "What happens to a long text if the first tokens leave the cache?",
   ),
   Entry(
+    "streaming_heads",
+    "applications",
+    "Which heads need all of a text, and are the others the sink heads?",
+    recorded=False,
+  ),
+  Entry(
     "bigram_backcopy",
     "training",
     "Does a head with nothing to do grow a sink and drain its value?",

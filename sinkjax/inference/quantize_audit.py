@@ -77,7 +77,7 @@ def underflow(
     A share; 0 where all are 0.
 
   >>> x = jnp.array([[[7.0, 1.0], [0.4, 0.0]]])
-  >>> underflow(x, 4, per="tensor").round(2).item()
+  >>> round(underflow(x, 4, per="tensor").item(), 2)
   0.33
   >>> underflow(x, 4, per="token").item()
   0.0

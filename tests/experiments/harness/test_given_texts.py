@@ -72,6 +72,7 @@ def test_whose_texts_can_be_given():
     "first_token",
     "answers",
     "streaming",
+    "streaming_heads",
     *(e.name for e in REGISTRY if e.group == "training"),
   }
 
