@@ -73,8 +73,6 @@ def verdicts(found=9, **means):
     for where in ("attention", "stream"):
       values(f"rank, {where}, {role}", 0.0, (LAYERS, 9))
       values(f"auroc, {where}, {role}", 0.5, (LAYERS, 9))
-  # A layer in which all queries attend alike tells nothing.
-  arrays["rank, stream, position 0"][0] = np.nan
   numbers = {
     "texts": 9,
     "templates": list(range(9)),
@@ -249,3 +247,19 @@ def test_refusals(reader):
     measure(reader, Config(tokens=9))
   with pytest.raises(ValueError, match="0 texts have 64 tokens"):
     measure(reader, Config(), texts=[Text("a", "a", "the old man")])
+
+
+@pytest.mark.thorough
+def test_a_layer_that_does_not_see_the_first_token_tells_nothing(reader):
+  """Its window ends before the queries: attention on position 0 is zero."""
+  cfg = reader.cfg.replace(window=4, local_layers=(False, True, False))
+  reader = reader._replace(tokenizer=type(reader.tokenizer)(), cfg=cfg)
+  rng = np.random.default_rng(0)
+  words = ["the", "old", "man", "saw", "a", "bird"]
+  texts = [Text("a", f"{i}", " ".join(rng.choice(words, 30))) for i in range(4)]
+  arrays = measure(reader, Config(tokens=20), texts=texts).arrays
+  for where in ("attention", "stream"):
+    assert not arrays[f"rank, {where}, position 0"][1].any()
+    assert (arrays[f"auroc, {where}, position 0"][1] == 0.5).all()
+    assert arrays[f"rank, {where}, position 0"][0].any()
+  assert all(np.isfinite(x).all() for x in arrays.values())

@@ -190,7 +190,8 @@ def _probe(
   """How well coefficients rank queries by their attention to position 0.
 
   "rank" and "auroc" [L, P] of the attention's output and of the stream, along
-  the mean tag of the other half's texts; NaN where all queries give the same.
+  the mean tag of the other half's texts; 0 and 0.5 where all queries give the
+  same, which tells nothing.
   """
   roles = (Role.FIRST, Role.OTHER)
   # [L, 2, P, D]: the direction that each text is tried with.
@@ -211,7 +212,10 @@ def _probe(
     for r, role in enumerate(roles):
       score = x[:, r][..., late]
       told[f"rank, {what}, {role}"] = np.stack(
-        [rank_correlation(a, b) for a, b in zip(score, mass, strict=True)]
+        [
+          np.nan_to_num(rank_correlation(a, b))
+          for a, b in zip(score, mass, strict=True)
+        ]
       )
       told[f"auroc, {what}, {role}"] = np.stack(
         [
@@ -225,8 +229,8 @@ def _probe(
 def _above_median(score: np.ndarray, mass: np.ndarray) -> float:
   """AUROC by which a score tells the half that attends more."""
   more = mass > np.median(mass)
-  # Layers of equal attention have no half that attends more.
-  return float(auroc(score, more)) if more.any() else float("nan")
+  # Where all attend alike, no half attends more.
+  return float(auroc(score, more)) if more.any() else 0.5
 
 
 def _losses(
