@@ -381,6 +381,11 @@ class ModelConfig:
     return self.d_ff * max(1, self.n_experts) + self.shared_d_ff
 
   @property
+  def gates_heads(self) -> bool:
+    """Whether gates stand between heads and their output projection."""
+    return self.gate in ("head", "element")
+
+  @property
   def learned_sink(self) -> bool:
     """Whether weight goes to a sink that is no token.
 

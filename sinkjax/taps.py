@@ -89,10 +89,16 @@ There "mlp_act" has the hidden layers of all experts side by side, whether a
 token uses them or not, and that of a shared one behind them.
 """
 
+GATE_SITES: dict[str, Site] = {
+  "z_gated": Site("B T H K", "z behind the gates, as its projection reads it")
+}
+"""The sites that only models with gates on the output of heads have. Exact
+Jacobians take no edits there."""
+
 MLP_SITES = ("mlp_in", "mlp_act", *EXPERT_SITES)
 """The sites from what the MLP reads to its output."""
 
-_ALL = {**SITES, **EXPERT_SITES}
+_ALL = {**SITES, **EXPERT_SITES, **GATE_SITES}
 
 
 def markdown() -> str:
@@ -202,7 +208,7 @@ class Taps:
       ValueError: for an index out of range, or a site that the model does not
         have, naming it.
     """
-    self.check_sites(cfg.n_experts > 0)
+    self.check_sites(cfg)
     edits = {
       site: placed(edit, cfg, length, site) for site, edit in self.edits.items()
     }
@@ -232,20 +238,23 @@ class Taps:
         "key, or hide keys by -1e30 in place of -inf"
       )
 
-  def check_sites(self, experts: bool) -> None:
+  def check_sites(self, cfg: Any) -> None:
     """Raises ValueError for a site that a model does not have.
 
     Args:
-      experts: whether it has experts.
+      cfg: the model.
     """
-    if experts:
-      return
     observed = [site for sites, _ in self.observers.values() for site in sites]
     for site in (*self.edits, *observed):
-      if site in EXPERT_SITES:
+      if site in EXPERT_SITES and not cfg.n_experts:
         raise ValueError(
           f"site {site!r} is one of models with experts, and this model has "
           "none (n_experts=0)"
+        )
+      if site in GATE_SITES and not cfg.gates_heads:
+        raise ValueError(
+          f"site {site!r} is one of models with gates on the output of heads, "
+          f"and this model has none (gate={cfg.gate!r}); use site 'z'"
         )
 
   def tree_flatten(self) -> tuple[list[Any], tuple]:

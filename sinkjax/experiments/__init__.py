@@ -101,6 +101,12 @@ REGISTRY = (
     "Does the sink add something, or does it make the others smaller?",
   ),
   Entry(
+    "catch_tag_release",
+    "paper",
+    "Do sinks tag the tokens that attend to them, and are the tags used?",
+    recorded=False,
+  ),
+  Entry(
     "graded_sink",
     "paper",
     "Is the trained amount of attention on the first token the best one?",
@@ -156,6 +162,12 @@ REGISTRY = (
     "What is lost on multiple choice and needles without BOS or the sink?",
   ),
   Entry(
+    "answers",
+    "paper",
+    "Does the sink mass of a question tell whether it is answered rightly?",
+    recorded=False,
+  ),
+  Entry(
     "pruning",
     "applications",
     "Which dormant heads can be removed, and how much time does it save?",
@@ -193,6 +205,12 @@ REGISTRY = (
     recorded=False,
   ),
   Entry(
+    "quantisation_audit",
+    "applications",
+    "Which tensors cost what at eight bits, and is it the sink's doing?",
+    recorded=False,
+  ),
+  Entry(
     "hidden_prefix",
     "applications",
     "Which hidden prefix takes the largest activations off a text?",
@@ -206,6 +224,12 @@ REGISTRY = (
     "streaming",
     "applications",
     "What happens to a long text if the first tokens leave the cache?",
+  ),
+  Entry(
+    "streaming_heads",
+    "applications",
+    "Which heads need all of a text, and are the others the sink heads?",
+    recorded=False,
   ),
   Entry(
     "bigram_backcopy",

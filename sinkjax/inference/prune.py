@@ -103,7 +103,7 @@ def remove_heads(
   2
   """
   removed = _checked(cfg, removed)
-  if mean is not None and cfg.gate in ("head", "element"):
+  if mean is not None and cfg.gates_heads:
     raise ValueError(
       f"gate={cfg.gate!r} depends on the token, so the mean of a removed "
       "head is no bias; use mean=None"

@@ -1,7 +1,8 @@
 """Simulated integer weights and activations: W8A8, W4A8, W4A4 and the like.
 
 Every projection inside the layers multiplies a value at a tap: "attn_in"
-(q, k, v), "z" (o), "mlp_in" (gate, up), "mlp_act" (down). Weights are rounded
+(q, k, v, gates of heads), "z" (o; "z_gated" where heads have gates), "mlp_in"
+(gate, up), "mlp_act" (down). Weights are rounded
 once, with a step for each output channel; activations by edits at these four
 sites, with a step for each token, or one for the whole tensor, found from the
 text itself (dynamic) or from other texts before (static). All grids are
@@ -17,7 +18,7 @@ Sharp edges:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from sinkjax.inference.quantize import Quantize, kept_tokens
 from sinkjax.taps import Layer, placed
 
 INPUTS = ("attn_in", "z", "mlp_in", "mlp_act")
-"""Sites that the projections read."""
+"""Sites that the projections read; see `inputs_of`."""
 
 RANGES = ("tensor, static", "tensor", "token")
 """Which activations share a step; "tensor" and "token" are dynamic."""
@@ -41,6 +42,18 @@ _EXPERTS = (
 _INNER = {"o": 2}
 """How many axes of a kernel are summed over; 1 where not named: the output
 projection [H, K, D] sums over heads and their dimensions."""
+
+
+def inputs_of(cfg: ModelConfig) -> tuple[str, ...]:
+  """The sites that a model's projections read.
+
+  >>> import sinkjax
+  >>> inputs_of(sinkjax.TINY.replace(gate="head"))
+  ('attn_in', 'z_gated', 'mlp_in', 'mlp_act')
+  """
+  if not cfg.gates_heads:
+    return INPUTS
+  return tuple("z_gated" if site == "z" else site for site in INPUTS)
 
 
 def quantize_weights(params: Any, bits: Any) -> Any:
@@ -125,9 +138,8 @@ def quantize_inputs(
     limits: `{site: [L, 2]}` of `limits_of`, for "tensor, static" alone.
 
   Raises:
-    ValueError: for unknown ranges, limits that are missing or unused, a model
-      whose output projection reads gated heads, which have no tap, or one with
-      experts.
+    ValueError: for unknown ranges, limits that are missing or unused, or a
+      model with experts.
 
   >>> import sinkjax
   >>> sorted(quantize_inputs(sinkjax.TINY, 8, ranges="token"))
@@ -137,11 +149,6 @@ def quantize_inputs(
     raise ValueError(f"ranges must be one of {list(RANGES)}, got {ranges!r}")
   if cfg.n_experts:
     raise ValueError(_EXPERTS)
-  if cfg.gate in ("head", "element"):
-    raise ValueError(
-      "the input of the output projection has no tap where heads are gated, "
-      f"and the model has gate={cfg.gate!r}"
-    )
   if (limits is not None) != (ranges == "tensor, static"):
     raise ValueError(
       f"limits go with ranges 'tensor, static' and nothing else, got {ranges!r}"
@@ -160,14 +167,17 @@ def quantize_inputs(
       )
     )
 
-  return {site: one(site) for site in INPUTS}
+  return {site: one(site) for site in inputs_of(cfg)}
 
 
-def range_observers(keep: Any = None) -> dict[str, tuple[str, Callable]]:
+def range_observers(
+  keep: Any = None, *, sites: Sequence[str] = INPUTS
+) -> dict[str, tuple[str, Callable]]:
   """Observers for `capture`: [B, 2] least and greatest at each input.
 
   Args:
     keep: position or positions that do not count.
+    sites: of `inputs_of`.
   """
 
   def ends(value: Array) -> Array:
@@ -178,14 +188,18 @@ def range_observers(keep: Any = None) -> dict[str, tuple[str, Callable]]:
     high = jnp.max(jnp.where(counts, flat, -jnp.inf), axis=(1, 2))
     return jnp.stack([low, high], axis=-1)
 
-  return {site: (site, ends) for site in INPUTS}
+  return {site: (site, ends) for site in sites}
 
 
 def limits_of(trace: Mapping[str, Float[Array, "L B 2"]]) -> dict[str, Array]:
-  """[L, 2] static limits of each input, from all texts of `range_observers`."""
+  """[L, 2] static limits of each input, from all texts of `range_observers`.
+
+  Args:
+    trace: of those observers alone.
+  """
 
   def over_texts(ends: Array) -> Array:
     low, high = jnp.min(ends[..., 0], axis=1), jnp.max(ends[..., 1], axis=1)
     return jnp.stack([low, high], axis=-1)
 
-  return {site: over_texts(trace[site]) for site in INPUTS}
+  return {site: over_texts(ends) for site, ends in trace.items()}

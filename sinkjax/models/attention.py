@@ -364,13 +364,12 @@ class Attention(nn.Module):
     value = align(value, z).astype(z.dtype)
     return z + (value if left is None else left.astype(z.dtype) * value)
 
-  def project_out(
-    self, z: Float[Array, "B T H W"], x: Float[Array, "B T D"] | None = None
-  ) -> Float[Array, "B T D"]:
-    """What the heads' outputs add to the residual.
+  def open_gates(
+    self, z: Float[Array, "B T H W"], x: Float[Array, "B T D"]
+  ) -> Float[Array, "B T H W"]:
+    """z behind its gates, which open by `x`, what the attention reads."""
+    return z * jax.nn.sigmoid(self.gate(x))
 
-    A gate on them opens by `x`, what the attention reads.
-    """
-    if self.cfg.gate in ("head", "element"):
-      z = z * jax.nn.sigmoid(self.gate(x))
+  def project_out(self, z: Float[Array, "B T H W"]) -> Float[Array, "B T D"]:
+    """What the heads' outputs, gated where they are, add to the residual."""
     return self.o(z)

@@ -104,9 +104,10 @@ class Block(nn.Module):
     self, pre: Residual | None, z: Float[Array, "#B #T H W"], tap: Tapper
   ) -> Float[Array, "#B #T D"]:
     """z -> the attention's raw output; `resid_pre` is read by gates alone."""
-    # Read again rather than kept: with no gate `pre` need not be given.
-    gated = self.cfg.gate in ("head", "element")
-    return self.attn.project_out(z, self.read(pre, tap) if gated else None)
+    if self.cfg.gates_heads:
+      # Read again rather than kept: with no gate `pre` need not be given.
+      z = tap("z_gated", self.attn.open_gates(z, self.read(pre, tap)))
+    return self.attn.project_out(z)
 
   def join(self, pre: Residual, attn_out: Residual, tap: Tapper) -> Residual:
     """(`resid_pre`, the attention's raw output) -> `resid_mid`."""

@@ -98,7 +98,7 @@ def layer_gains(
     raise ValueError(
       f"the bounds are those of a softmax, the model has {cfg.normalizer}"
     )
-  if cfg.gate in ("head", "element"):
+  if cfg.gates_heads:
     raise ValueError(
       f"the bounds know no gate on what heads mix, the model has {cfg.gate!r}"
     )

@@ -206,7 +206,7 @@ def _fold_attention(
   own, keys = jnp.split(pulled, [width], axis=2)
 
   heads = (cfg.n_heads, cfg.value_dim)
-  if cfg.gate in ("head", "element"):  # likewise, and open by what is read
+  if cfg.gates_heads:  # likewise, and open by what is read
     _, push_gate = jax.linearize(lambda pre: run.project_out(pre, z), pre)
     own = own + columns_of(push_gate)(units)
     many = math.prod(heads)

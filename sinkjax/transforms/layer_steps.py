@@ -22,7 +22,7 @@ from sinkjax.models.layerwise import (
   apply_final_norm,
   methods_of,
 )
-from sinkjax.taps import Layer, Tapper, Taps
+from sinkjax.taps import GATE_SITES, Layer, Tapper, Taps
 
 Edits = Mapping[str, Any]
 Residual = Float[Array, "1 T D"]
@@ -70,6 +70,12 @@ class LayerSteps:
     ctx: Context,
     edits: Edits,
   ):
+    hidden = sorted(set(GATE_SITES) & set(edits))
+    if hidden:
+      # A layer is taken apart before and behind its gates, not between.
+      raise ValueError(
+        f"an exact Jacobian takes no edit at {hidden[0]!r}; edit site 'z'"
+      )
     self.cfg, self.layer, self.ctx = cfg, layer, ctx
     self.edits = edits
     self.tap = Tapper(Taps(edits), layer)

@@ -137,7 +137,7 @@ def carriers(
   """
   cfg, _ = taken_apart(fn, tokens)
   check_model(cfg)
-  if cfg.gate in ("head", "element"):
+  if cfg.gates_heads:
     raise ValueError(
       f"carriers know no gate on what heads write, the model has {cfg.gate!r}: "
       "the gate opens by the residual stream, which is neither values nor "

@@ -9,7 +9,7 @@ from variants import scaled
 
 import sinkjax
 from sinkjax.experiments.harness.api import Subject
-from sinkjax.experiments.paper.first_token.benchmark_tasks import Item
+from sinkjax.experiments.shared.benchmark_tasks import Item
 
 TEXT = """\
 the old {cat|dog} saw the {red|green} bird and

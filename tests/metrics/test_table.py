@@ -151,7 +151,7 @@ def test_the_pages_of_the_docs_have_every_entry():
     for word in (metric.label, metric.source, *metric.summary, *metric.probe):
       assert word in row
   sites = taps.markdown().splitlines()
-  known = [*sinkjax.SITES, *sinkjax.EXPERT_SITES]
+  known = [*sinkjax.SITES, *sinkjax.EXPERT_SITES, *taps.GATE_SITES]
   assert len(sites) == len(known) + 2
   assert all(line.count("|") == 5 for line in sites)
   assert all(f"`{site}`" in taps.markdown() for site in known)

@@ -1,131 +1,114 @@
-"""Edits and observers act in a streamed pass as they do in a dense one."""
+"""Streaming heads against hidden keys, and their slopes."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from streamed import SOME, STATISTICS, observers, same
 
 import sinkjax
-from sinkjax.analysis.sink_profile import token_nll
-from sinkjax.transforms import chunks
-from sinkjax.transforms.streaming import stream_statistics
-
-EDITS = {
-  "knockout": {"scores": sinkjax.knockout(0, from_layer=1)},
-  "knockout in some heads": {
-    "scores": sinkjax.knockout(4, heads=[True, False, True, False])
-  },
-  "scores": {
-    "scores": sinkjax.chain(
-      sinkjax.scale(np.array([1.0, 2, 0, 3])[:, None, None][None]),
-      sinkjax.add(0.5, layers=[1]),
-      sinkjax.knockout(3),
-    )
-  },
-  "graded": {
-    "scores": sinkjax.graded(0, 3.0, layers=[1, 2], heads=np.eye(3, 4) > 0),
-    "mlp_act": sinkjax.ablate_neurons([(0, 3), (2, 7)], to=[0.5, -1.0]),
-  },
-  "uniform": {"scores": sinkjax.replace(0.0, layers=1)},
-  "pattern": {"pattern": sinkjax.chain(sinkjax.scale(0.5), sinkjax.add(0.01))},
-  "heads": {"z": sinkjax.ablate_heads(np.eye(3, 4, dtype=bool))},
-  "whole": {
-    "embed": sinkjax.scale(1.5),
-    "resid_pre": sinkjax.add(0.1, layers=2),
-    "attn_in": sinkjax.patch(jnp.ones((3, 2, 12, 32)), positions=[3]),
-    "q": sinkjax.scale(2.0),
-    "k": lambda k, layer: k[:, ::-1],
-    "v": sinkjax.scale(jnp.linspace(0, 2, 12)[None, :, None, None]),
-    "attn_out": sinkjax.scale(0.5),
-    "resid_mid": lambda x, layer: x - x.mean(axis=1, keepdims=True),
-    "mlp_in": sinkjax.add(jnp.linspace(0, 1, 12)[None, :, None]),
-    "mlp_act": lambda x, layer: x - x.mean(axis=1, keepdims=True),
-    "mlp_out": sinkjax.scale(jnp.linspace(0, 2, 12)[None, :, None]),
-    "resid_post": sinkjax.patch(jnp.ones((3, 2, 12, 32)), positions=[0, 7]),
-    "final": sinkjax.scale(2.0),
-  },
-}
+from sinkjax.transforms.streaming_edits import MixStreaming
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", EDITS)
-def test_edits_act_as_in_a_dense_pass(tiny, tokens, name):
-  params, cfg = tiny
-  g = sinkjax.intervene(sinkjax.forward(cfg), EDITS[name])
-  statistics = STATISTICS
-  if name == "pattern":  # what a row puts on its future is nobody's distance
-    statistics = {k: STATISTICS[k] for k in ("sink", "entropy", "received")}
-  want = sinkjax.capture(g, observers(statistics))(params, tokens)
-  got = stream_statistics(g, statistics, block=5)(params, tokens)
-  same(got.trace, want.trace)
-  np.testing.assert_allclose(got.nll, token_nll(want.logits, tokens), rtol=1e-5)
+@functools.partial(jax.jit, static_argnames=("sinks", "window"))
+def mixed(pattern, gate, sinks, window, positions=None):
+  return MixStreaming(gate, sinks, window, positions)(pattern, 1)
 
 
-@pytest.mark.thorough
-def test_observers_outside_the_rows_and_dense_ones(tiny, tokens):
-  params, cfg = tiny
-  whole = (
-    "embed",
-    "resid_pre",
-    "attn_in",
-    "z",
-    "mlp_in",
-    "mlp_act",
-    "resid_post",
-    "final",
-  )
-  seen = {
-    **observers(STATISTICS),
-    "pair": (("v", "resid_post"), lambda v, x: x.sum() + v.sum()),
-    **{site: (site, lambda x: x) for site in whole},
-  }
-  h = sinkjax.capture(sinkjax.forward(cfg), seen)
-  got = stream_statistics(h, {"again": SOME["sink"]}, block=5)(params, tokens)
-  again = got.trace.pop("again")
-  np.testing.assert_array_equal(again, got.trace["sink"])
-  want = h(params, tokens).trace
-  for name in ("pair", *whole):
-    np.testing.assert_allclose(
-      got.trace.pop(name), want.pop(name), rtol=1e-4, atol=1e-5
-    )
-  same(got.trace, want)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("site", ["mlp_in", "mlp_act"])
-def test_a_tap_in_the_mlp_sees_every_token(tiny, tokens, monkeypatch, site):
-  """Though the MLP takes a long text in chunks."""
-  params, cfg = tiny
-  monkeypatch.setattr(chunks, "CHUNK", 5)
-
-  def turned(x, layer):
-    return x[:, ::-1] - x.mean(axis=1, keepdims=True)
-
-  g = sinkjax.intervene(sinkjax.forward(cfg), {site: turned})
-  h = sinkjax.capture(g, {"seen": (site, lambda x: x)})
-  got = stream_statistics(h, {}, block=3)(params, tokens)
-  want = h(params, tokens)
-  np.testing.assert_allclose(
-    got.trace["seen"], want.trace["seen"], rtol=1e-4, atol=1e-5
-  )
-  np.testing.assert_allclose(got.nll, token_nll(want.logits, tokens), rtol=1e-5)
-
-
-def no_rows(scores, layer):
+def rows(length=9):
+  scores = np.random.default_rng(0).normal(size=(2, 4, length, length))
+  scores[..., ~np.tri(length, dtype=bool)] = -np.inf
   return scores
 
 
-@pytest.mark.parametrize(
-  ("edits", "message"),
-  [
-    ({"scores": no_rows}, "the edit no_rows cannot act on a block"),
-    ({"pattern": sinkjax.patch(jnp.ones(3))}, "the edit Patch cannot"),
-    ({"scores": sinkjax.chain(no_rows)}, "the edit no_rows cannot"),
-    ({"scores": sinkjax.add(jnp.zeros((12, 12)))}, "Add of a block of rows"),
-  ],
-)
-def test_edits_that_need_every_row(tiny, tokens, edits, message):
+def softmax(scores):
+  p = np.exp(scores - scores.max(-1, keepdims=True))
+  return p / p.sum(-1, keepdims=True)
+
+
+def test_rows_are_softmaxes_over_what_is_kept():
+  scores, back = rows(), np.subtract.outer(np.arange(9), np.arange(9))
+  hidden = (back >= 3) & (np.arange(9) >= 2)
+  whole, part = softmax(scores), softmax(np.where(hidden, -np.inf, scores))
+  gate = np.zeros((3, 2))
+  gate[1] = 0.25, 1.0
+  found = mixed(whole.astype(np.float32), gate, 2, 3)
+  # Of four heads two share a KV head.
+  want = 0.25 * whole[:, :2] + 0.75 * part[:, :2]
+  np.testing.assert_allclose(found[:, :2], want, atol=1e-6)
+  np.testing.assert_allclose(found[:, 2:], whole[:, 2:], atol=1e-6)
+  # Tokens that stand elsewhere: a branch sees the end of its text.
+  at = np.array([[0, 1, 2, 3, 4, 5, 6, 4, 5]] * 2)
+  found = mixed(whole.astype(np.float32), 0 * gate, 2, 3, at)
+  back = at[0][:, None] - at[0]
+  hidden = (back >= 3) & (at[0] >= 2)
+  want = softmax(np.where(hidden, -np.inf, scores))
+  np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+def test_rows_that_keep_next_to_nothing():
+  """Weights of 1e-30 are renormalised, and slopes stay numbers."""
+
+  def first(scores, gate):
+    p = jax.nn.softmax(scores)[None, None]
+    edited = MixStreaming(gate, 0, 2)(p, 0)[0, 0]
+    return edited[2, 1] + edited[3, 3], edited
+
+  scores = np.where(np.tri(4, dtype=bool), 0.0, -np.inf)
+  scores[2:, 0], scores[3, 2:] = 69.0, -60.0
+  slopes = jax.jit(jax.value_and_grad(first, argnums=(0, 1), has_aux=True))
+  given = scores.astype(np.float32), np.zeros((1, 1), np.float32)
+  (_, edited), found = slopes(*given)
+  # exp(-69) = 1e-30 and, in the last row, exp(-129), which float32 has not.
+  np.testing.assert_allclose(edited[2], [0, 0.5, 0.5, 0], atol=1e-6)
+  np.testing.assert_array_equal(edited[3], 0)
+  assert all(np.isfinite(x).all() for x in found)
+
+
+@pytest.mark.thorough
+def test_gates_in_a_model(tiny, tokens):
+  """Closed, keys are hidden from the scores on; slopes are differences."""
   params, cfg = tiny
-  g = sinkjax.intervene(sinkjax.forward(cfg), edits)
-  with pytest.raises(ValueError, match=message):
-    stream_statistics(g, {})(params, tokens)
+  f = sinkjax.forward(cfg)
+  back = np.subtract.outer(np.arange(12), np.arange(12))
+  hidden = jnp.asarray((back >= 4) & (np.arange(12) >= 1))
+
+  @jax.jit
+  def run(gate):
+    edit = MixStreaming(gate, 1, 4)
+    return sinkjax.intervene(f, {"pattern": edit})(params, tokens).logits
+
+  def hide(scores, layer):
+    return jnp.where(hidden, -1e30, scores)
+
+  ones = jnp.ones((cfg.n_layers, cfg.n_kv_heads))
+  plain = jax.jit(f)(params, tokens).logits
+  np.testing.assert_allclose(run(ones), plain, atol=1e-4)
+  closed = jax.jit(sinkjax.intervene(f, {"scores": hide}))(params, tokens)
+  np.testing.assert_allclose(run(0 * ones), closed.logits, atol=1e-4)
+  assert np.abs(closed.logits - plain).max() > 0.1
+
+  @jax.jit
+  def value(gate):
+    return jnp.mean(jnp.square(run(gate) - plain))
+
+  half = 0.5 * ones
+  slope = jax.grad(value)(half)
+  step = 1e-2
+  for at in ((0, 0), (2, 1)):
+    up, down = (value(half.at[at].add(x)) for x in (step, -step))
+    np.testing.assert_allclose(slope[at], (up - down) / 2 / step, rtol=2e-2)
+
+
+def test_mistakes_are_named(tiny, tokens):
+  params, cfg = tiny
+  for change, gate, said in (
+    ({}, np.ones((3, 4)), r"gate must be \[L, N\] = \[3, 2\]"),
+    ({}, np.ones((2, 2)), "gate must have the model's 3 layers"),
+    ({"sink_logit": True}, np.ones((3, 2)), "softmax over tokens"),
+  ):
+    f = sinkjax.forward(cfg.replace(**change))
+    edited = sinkjax.intervene(f, {"pattern": MixStreaming(gate, 1, 4)})
+    with pytest.raises(ValueError, match=said):
+      edited(params, tokens)

@@ -17,7 +17,7 @@ from sinkjax import artifacts
 from sinkjax.experiments.harness.effects import Count, Effect
 from sinkjax.experiments.harness.kept import plainly
 from sinkjax.report.html import Section
-from sinkjax.taps import EXPERT_SITES, SITES
+from sinkjax.taps import EXPERT_SITES, GATE_SITES, SITES
 from sinkjax.weights.chat import GivenChats, UserTurn
 
 
@@ -63,7 +63,7 @@ class Subject(NamedTuple):
     return bool(self.prefix) and self.prefix[0] == self.tokenizer.bos_id
 
 
-ALL_SITES = frozenset((*SITES, *EXPERT_SITES))
+ALL_SITES = frozenset((*SITES, *EXPERT_SITES, *GATE_SITES))
 """`Experiment.unedited` of one that takes no edits."""
 
 

@@ -69,6 +69,11 @@ RELATIVE = Unit("%", "relative change", 0.01, "+.2f", lambda x: 100 * x)
 the literature on pruning calls equal."""
 COSINE = Unit("of a cosine", "cosine", 0.02, "+.3f")
 """Also for normalised entropy and effective rank, which run from 0 to 1 too."""
+AUROC = Unit("of the AUROC", "area under the ROC curve", 0.05, "+.3f")
+"""Less 0.5, or of two scores: what ranks one pair in twenty better than a coin
+tells nothing."""
+RANKS = Unit("of a rank correlation", "rank correlation", 0.1, "+.3f")
+"""A correlation of 0.1 explains one per cent of the variance."""
 DECADES = Unit("decades", "decimal logarithm of a ratio", math.log10(2), "+.2f")
 """Of a norm or a bound: a factor of 2. Bounds lie tens of decades above the
 norms, and a smaller change is invisible there."""

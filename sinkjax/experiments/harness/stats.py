@@ -184,7 +184,12 @@ def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:
     signs = _signs(len(means), seed)
   # The same numbers added in another order differ by rounding. Without a margin
   # an assignment that equals the observed one might not be counted.
-  sums = np.abs(signs.astype(float) @ means)
+  # In parts: as floats all signs of a thousand groups would take a gigabyte.
+  parts = [
+    signs[at : at + 8192].astype(float) @ means
+    for at in range(0, len(signs), 8192)
+  ]
+  sums = np.abs(np.concatenate(parts))
   return float(np.mean(sums >= np.abs(means.sum()) * (1 - 1e-12)))
 
 

@@ -70,7 +70,9 @@ def test_whose_texts_can_be_given():
     "collapse",
     "model_size",
     "first_token",
+    "answers",
     "streaming",
+    "streaming_heads",
     *(e.name for e in REGISTRY if e.group == "training"),
   }
 

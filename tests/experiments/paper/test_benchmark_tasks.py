@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.paper.first_token import benchmark_tasks as module
-from sinkjax.experiments.paper.first_token.benchmark_tasks import (
+from sinkjax.experiments.shared import benchmark_tasks as module
+from sinkjax.experiments.shared.benchmark_tasks import (
   Item,
   fetch_tasks,
   grade,

@@ -8,8 +8,8 @@ import pytest
 from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.paper.first_token import EXPERIMENT
 from sinkjax.experiments.paper.first_token import experiment as module
-from sinkjax.experiments.paper.first_token.benchmark_tasks import Item
 from sinkjax.experiments.paper.first_token.experiment import Config, measure
+from sinkjax.experiments.shared.benchmark_tasks import Item
 
 pytestmark = pytest.mark.thorough
 

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.paper.first_token.needles import find_needles, haystack
+from sinkjax.experiments.shared.needles import (
+  ask_needles,
+  find_needles,
+  haystack,
+)
 
 
 @pytest.mark.parametrize("prefix", [[], [1]])
@@ -76,3 +80,29 @@ def test_refusals(reader):
 
   with pytest.raises(ValueError, match="distinguishes 1 of the"):
     haystack(reader._replace(tokenizer=Letters()), [], 400, 6, seed=0)
+
+
+@pytest.mark.thorough
+def test_attention_and_surprisal_of_questions(reader):
+  """Each question in a text of its own, by the whole pattern."""
+  piles = [haystack(reader, [], 220, 8, seed) for seed in range(2)]
+  asked = ask_needles(reader, piles)
+  np.testing.assert_array_equal(asked.right, find_needles(reader, piles))
+  f = sinkjax.capture(
+    sinkjax.forward(reader.cfg),
+    {"mass": ("pattern", lambda x: x[..., 0].mean(axis=1))},
+  )
+  f = jax.jit(f)
+  for i, pile in enumerate(piles):
+    context = pile.row.tokens[pile.row.branch == 0]
+    for q in (0, 5):
+      own = pile.row.tokens[pile.row.branch == q + 1]
+      at = np.arange(len(context), len(context) + len(own))
+      row = np.zeros((1, 256), int)  # one program: what follows changes nothing
+      row[0, : at[-1] + 1] = [*context, *own]
+      out = f(reader.params, row)
+      mass = np.asarray(out.trace["mass"], float)[:, 0, at].mean()
+      logs = np.asarray(jax.nn.log_softmax(out.logits[0, at - 1]))
+      nats = -logs[np.arange(len(own)), own].mean()
+      np.testing.assert_allclose(asked.mass[i, q], mass, rtol=1e-3)
+      np.testing.assert_allclose(asked.nats[i, q], nats, rtol=1e-3)

@@ -27,7 +27,7 @@ from sinkjax.inference.hidden_prefix import (
   log_range,
 )
 from sinkjax.inference.quantize_linear import (
-  INPUTS,
+  inputs_of,
   limits_of,
   quantize_inputs,
   quantize_weights,
@@ -200,7 +200,8 @@ class Model:
         columns = pattern[..., 0], jnp.take(pattern, start, axis=-1)
         return tuple(jnp.einsum("bht,t->bh", x, weights) for x in columns)
 
-      watch = range_observers(~own) | {"sinks": ("pattern", sinks)}
+      watch = range_observers(~own, sites=inputs_of(subject.cfg))
+      watch |= {"sinks": ("pattern", sinks)}
       return capture(f, watch)(params, rows).trace
 
     @jax.jit
@@ -231,7 +232,7 @@ class Model:
       parts.append(jax.tree.map(lambda x, n=count: x[:, :n], out))
     self._step()
     trace = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts)
-    ends = {site: trace[site] for site in INPUTS}
+    ends = {site: trace[site] for site in inputs_of(self._cfg)}
     first, at = trace["sinks"]
     return Seen(log_range(ends), first, at, limits_of(ends))
 

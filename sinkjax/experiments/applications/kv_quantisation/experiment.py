@@ -34,7 +34,11 @@ from sinkjax.experiments.shared.text_batches import (
   templates_of,
   texts_of_length,
 )
-from sinkjax.inference.quantize_linear import INPUTS, limits_of, range_observers
+from sinkjax.inference.quantize_linear import (
+  inputs_of,
+  limits_of,
+  range_observers,
+)
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
 
@@ -70,7 +74,7 @@ def measure(
   kv = kv_settings(subject, config)
   linear = linear_settings(subject, config, limits)
   sites = site_settings(subject, config, limits)
-  single = 2 * subject.cfg.n_layers + 2 * len(INPUTS)
+  single = 2 * subject.cfg.n_layers + 2 * len(inputs_of(subject.cfg))
   total = (len(kv) + len(linear)) * _count(held, config)
   step = Steps(progress, total + single * _count(some, config))
   # The prediction made at a kept token would be better for it alone.
@@ -122,7 +126,8 @@ def _calibrate(subject: Subject, config: Config, ids: np.ndarray) -> Limits:
 
   @jax.jit
   def look(params: Any, ids: Array, keep: Array) -> Any:
-    return capture(f, range_observers(keep))(params, ids).trace
+    watch = range_observers(keep, sites=inputs_of(subject.cfg))
+    return capture(f, watch)(params, ids).trace
 
   found = {}
   # The kept token does not count in the range, so ranges depend on it.

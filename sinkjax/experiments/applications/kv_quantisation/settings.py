@@ -17,8 +17,8 @@ from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.shared.edited_cost import Setting
 from sinkjax.inference.quantize import Quantize, before_rotation, quantize_kv
 from sinkjax.inference.quantize_linear import (
-  INPUTS,
   RANGES,
+  inputs_of,
   quantize_inputs,
   quantize_weights,
 )
@@ -170,9 +170,10 @@ def site_settings(
   # The other sites round in no layer: one structure of edits, one program.
   none, keep = ~layers, kept_masks(config)
   found = {}
-  for site in INPUTS:
+  sites = inputs_of(subject.cfg)
+  for site in sites:
     for kept in (Kept.NOTHING, Kept.SINK):
-      where = {one: layers if one == site else none for one in INPUTS}
+      where = {one: layers if one == site else none for one in sites}
       edits = _input_edits(subject, limits[kept], STATIC, 8, keep[kept], where)
       found[Site(site, kept)] = Setting(subject.params, edits)
   return found

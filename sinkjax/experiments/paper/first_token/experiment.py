@@ -10,14 +10,14 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import Mean, mean_over
-from sinkjax.experiments.paper.first_token.benchmark_tasks import (
+from sinkjax.experiments.shared.benchmark_tasks import (
   TASKS,
   Item,
   fetch_tasks,
   fitting,
   grade,
 )
-from sinkjax.experiments.paper.first_token.needles import find_needles, haystack
+from sinkjax.experiments.shared.needles import find_needles, haystack
 from sinkjax.experiments.shared.sink_removal import resolve_from_layer
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.transforms.attention_edits import knockout

@@ -7,6 +7,7 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.effects import (
+  AUROC,
   SHARE,
   Count,
   Effect,
@@ -23,9 +24,6 @@ FIGURE = "section 3.2, figure 4"
 RARE = 0.01
 """A kind of sinks that makes up less than this share of them is none: two
 heads of SmolLM2-135M."""
-
-AUROC = Unit("of the AUROC", "area under the ROC curve", 0.05, "+.3f")
-"""A trigger that ranks one pair in twenty better than a coin is no trigger."""
 
 RATIO = Unit("times", "ratio less one", 0.1, ".2f", lambda x: 1 + x, null=1.0)
 """Of norms, whose mean files keep without logarithms: a tenth more or less, as

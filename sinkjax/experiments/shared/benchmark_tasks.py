@@ -19,6 +19,7 @@ import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Subject
+from sinkjax.metrics.precision import wide
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.branches import (
   Row,
@@ -27,6 +28,7 @@ from sinkjax.transforms.branches import (
   separate,
   split_endings,
 )
+from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import chain
 from sinkjax.transforms.intervene import intervene
 from sinkjax.weights.packages import Package, fetch_package
@@ -164,10 +166,55 @@ def likelihoods(
 
   Cost: one forward pass of all rows; memory of `ROW_TOKENS` logits.
   """
+  nats = _by_row(subject, rows, _score, tuple(edits), progress)
+  return [
+    of_branches(one, row.branch) for one, row in zip(nats, rows, strict=True)
+  ]
+
+
+def of_branches(nats: np.ndarray, branch: np.ndarray) -> np.ndarray:
+  """The sums of each branch's tokens, from branch 1 on.
+
+  >>> of_branches(np.array([9.0, 1.0, 2.0, 4.0]), np.array([0, 1, 2, 2]))
+  array([1., 6.])
+  """
+  return np.array([nats[branch == b + 1].sum() for b in range(branch.max())])
+
+
+def with_mass(
+  subject: Subject,
+  rows: Sequence[Row],
+  *,
+  progress: Callable[[int], Any] = lambda done: None,
+) -> list[np.ndarray]:
+  """For each row [2, N]: the nats of each token after its parent, 0 at the
+  first, and its attention on position 0, mean over layers and heads.
+
+  Args:
+    subject: the model; its weights in memory.
+    rows: of `branch_row`.
+    progress: called with the number of rows that one pass has added.
+
+  Raises:
+    ValueError: as `likelihoods`.
+
+  Cost: as `likelihoods`.
+  """
+  return _by_row(subject, rows, _score_with_mass, (), progress)
+
+
+def _by_row(
+  subject: Subject,
+  rows: Sequence[Row],
+  score: Callable,
+  edits: tuple[Any, ...],
+  progress: Callable[[int], Any],
+) -> list[np.ndarray]:
+  """`score` [B, ..., N] of batches of rows, by row and without the padding."""
   # Rows of similar length share a batch, which keeps padding short; and the
   # last row of a batch is the longest, which sets the width.
   order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
-  likelihood: list[Any] = [None] * len(rows)
+  found: list[Any] = [None] * len(rows)
   at = 0
   while at < len(order):
     batch, width = [], 0
@@ -185,24 +232,18 @@ def likelihoods(
     for i, number in enumerate(batch):
       for array, values in zip(arrays, rows[number], strict=True):
         array[i, : len(values)] = values
-    nats = subject.kept(
+    out = subject.kept(
       "items",
-      _score,
+      score,
       subject.params,
-      tuple(edits),
+      edits,
       *map(jnp.asarray, arrays),
       cfg=subject.cfg,
     )
     for i, number in enumerate(batch):
-      branch = rows[number].branch
-      likelihood[number] = np.array(
-        [
-          nats[i, : len(branch)][branch == b + 1].sum()
-          for b in range(branch.max())
-        ]
-      )
+      found[number] = out[i, ..., : len(rows[number].tokens)]
     progress(len(batch))
-  return likelihood
+  return found
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
@@ -219,12 +260,37 @@ def _score(
   """Nats of each token after its parent, [B, N]; compiles once for a shape."""
   apart = intervene(forward(cfg), {"scores": chain(separate(branch), *edits)})
   logits = apart(params, tokens, positions=positions).logits
-  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return _nats(logits, tokens, parent)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def _score_with_mass(
+  params: Any,
+  edits: tuple[Any, ...],
+  tokens: jax.Array,
+  positions: jax.Array,
+  branch: jax.Array,
+  parent: jax.Array,
+  *,
+  cfg: ModelConfig,
+) -> jax.Array:
+  """[B, 2, N]: `_score`, and the mean attention on position 0."""
+  apart = intervene(forward(cfg), {"scores": chain(separate(branch), *edits)})
+  watch = {"mass": ("pattern", lambda x: wide(x[..., 0]).mean(axis=1))}
+  out = capture(apart, watch)(params, tokens, positions=positions)
+  nats = _nats(out.logits, tokens, parent)
+  return jnp.stack([nats, out.trace["mass"].mean(axis=0)], axis=1)
+
+
+def _nats(logits: jax.Array, tokens: jax.Array, parent: jax.Array) -> jax.Array:
+  """log p of each token after its parent; 0 of the first, which has none."""
+  logits = wide(logits)
   # Only the logits of the tokens are normalised: log_softmax would make another
   # array of the size of all logits.
   total = jax.nn.logsumexp(logits, axis=-1)
   rows = jnp.arange(len(tokens))[:, None]
-  return logits[rows, parent, tokens] - total[rows, parent]
+  nats = logits[rows, parent, tokens] - total[rows, parent]
+  return nats.at[:, 0].set(0)
 
 
 def fitting(
@@ -238,11 +304,12 @@ def fitting(
   # Rows are padded to a multiple of this before they are run.
   room -= room % STEP
   return [
-    item for item in items if len(_row(subject, item, prefix).tokens) <= room
+    item for item in items if len(row_of(subject, item, prefix).tokens) <= room
   ]
 
 
-def _row(subject: Subject, item: Item, prefix: Sequence[int]) -> Row:
+def row_of(subject: Subject, item: Item, prefix: Sequence[int]) -> Row:
+  """An item as a row: the context, and its endings as branches."""
   context, endings = split_endings(
     subject.tokenizer.encode, item.context, item.endings
   )
@@ -269,8 +336,21 @@ def grade(
   Raises:
     ValueError: as `likelihoods`.
   """
-  rows, right = [_row(subject, item, prefix) for item in items], []
+  rows = [row_of(subject, item, prefix) for item in items]
   nats = likelihoods(subject, rows, edits, progress=progress)
+  return chosen_right(items, nats)
+
+
+def chosen_right(
+  items: Sequence[Item], nats: Sequence[np.ndarray]
+) -> np.ndarray:
+  """Whether the ending of the greatest likelihood a byte is right, [items].
+
+  Args:
+    items: the questions.
+    nats: of each item, the log-likelihood of its endings.
+  """
+  right = []
   for item, of_endings in zip(items, nats, strict=True):
     # Each byte adds to a negative sum, so without this short endings would win;
     # and bytes, unlike tokens, are the same for all models.

@@ -7,7 +7,8 @@ answer is the most probable of all the passwords in the text.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,9 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS, parse_swaps
+from sinkjax.inference.scoring import nats_of
+from sinkjax.metrics.row_statistic import RowStatistic
+from sinkjax.metrics.rows import first_token_mass
 from sinkjax.models.layerwise import as_layers
 from sinkjax.models.transformer import forward, logits_of_columns
 from sinkjax.transforms.branches import (
@@ -261,6 +265,88 @@ def find_needles(
 
   Cost: one pass over each text without a [T, T] array.
   """
+  asked = np.stack([h.asked for h in haystacks])
+  logits, _ = _read(subject, haystacks, asked, edits)
+  return _found(haystacks, logits)
+
+
+class Asked(NamedTuple):
+  """What is seen of every question, [haystacks, Q].
+
+  Attributes:
+    right: whether its needle was found.
+    mass: attention on position 0, mean over layers, heads and the question's
+      tokens.
+    nats: mean surprisal of the question's tokens.
+  """
+
+  right: np.ndarray
+  mass: np.ndarray
+  nats: np.ndarray
+
+
+def ask_needles(subject: Subject, haystacks: Sequence[Haystack]) -> Asked:
+  """`find_needles`, with the attention and surprisal of the questions.
+
+  Args:
+    subject: the model, or weights read layer by layer.
+    haystacks: of `haystack`, of one length.
+
+  Raises:
+    ValueError: as `find_needles`.
+
+  Cost: as `find_needles`, and L H T numbers for each text.
+  """
+  rows = [h.row for h in haystacks]
+  # Questions differ in their number of tokens: the rest reads position 0, which
+  # belongs to no question.
+  count = max(np.count_nonzero(row.branch) for row in rows)
+  own = np.zeros((len(rows), count), int)
+  for i, row in enumerate(rows):
+    tokens = np.flatnonzero(row.branch)
+    own[i, : len(tokens)] = tokens
+  before = np.stack([row.parent[at] for row, at in zip(rows, own, strict=True)])
+  asked = np.stack([h.asked for h in haystacks])
+  logits, mass = _read(
+    subject,
+    haystacks,
+    np.concatenate([asked, before], axis=1),
+    (),
+    {"mass": first_token_mass()},
+  )
+  questions = asked.shape[1]
+  right = _found(haystacks, logits[:, :questions])
+  masses, nats = np.zeros(asked.shape), np.zeros(asked.shape)
+  for i, row in enumerate(rows):
+    target = row.tokens[own[i]]
+    surprisal = np.asarray(
+      nats_of(jnp.asarray(logits[i, questions:]), jnp.asarray(target))
+    )
+    for q in range(questions):
+      mine = row.branch[own[i]] == q + 1
+      nats[i, q] = surprisal[mine].mean()
+      masses[i, q] = mass["mass"][:, i][..., own[i][mine]].mean()
+  return Asked(right, masses, nats)
+
+
+def _found(haystacks: Sequence[Haystack], logits: np.ndarray) -> np.ndarray:
+  """[haystacks, Q] from the logits [haystacks, Q, V] at the questions' ends."""
+  return np.stack(
+    [
+      np.argmax(one[:, h.choices], axis=-1) == np.arange(len(h.choices))
+      for h, one in zip(haystacks, logits, strict=True)
+    ]
+  )
+
+
+def _read(
+  subject: Subject,
+  haystacks: Sequence[Haystack],
+  at: np.ndarray,
+  edits: Sequence[Any],
+  statistics: Mapping[str, RowStatistic] = MappingProxyType({}),
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """(logits [haystacks, n, V] at some positions [haystacks, n], statistics)."""
   cfg = subject.cfg
   stacked = [
     jnp.asarray(np.stack(x))
@@ -268,19 +354,19 @@ def find_needles(
   ]
   tokens, positions, branch, _ = stacked
   check_window(cfg, tokens.shape[1])
-  asked = jnp.asarray(np.stack([h.asked for h in haystacks]))
+  where = jnp.asarray(at)
   fn = intervene(forward(cfg), {"scores": chain(separate(branch), *edits)})
 
-  def at_questions(x: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(x, asked[:, :, None], axis=1)
+  def at_places(x: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, where[:, :, None], axis=1)
 
   # Logits of every token of a long text would be the largest array of all, so
-  # only the last tokens of the questions get theirs.
+  # only a few tokens get theirs.
   run = stream_statistics(
-    capture(fn, {"asked": ("final", at_questions)}), {}, nll=False
+    capture(fn, {"places": ("final", at_places)}), statistics, nll=False
   )
   out = run(subject.params, tokens, positions=positions)
-  states, layers = out.trace["asked"], as_layers(cfg, subject.params)
+  states, layers = out.trace["places"], as_layers(cfg, subject.params)
   logits = np.concatenate(
     [
       np.asarray(logits_of_columns(cfg, states, columns))
@@ -288,9 +374,4 @@ def find_needles(
     ],
     axis=-1,
   )
-  return np.stack(
-    [
-      np.argmax(one[:, h.choices], axis=-1) == np.arange(len(h.choices))
-      for h, one in zip(haystacks, logits, strict=True)
-    ]
-  )
+  return logits, {k: np.asarray(out.trace[k], np.float64) for k in statistics}

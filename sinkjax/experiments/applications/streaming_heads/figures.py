@@ -1,0 +1,70 @@
+"""Figures and sections of the experiment `streaming_heads`."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sinkjax.experiments.applications.streaming_heads.experiment import (
+  ALL,
+  FULL,
+  Order,
+)
+from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.shared.interval_plots import ends_in, error_bars
+from sinkjax.report import html
+from sinkjax.report.figures import FIRST, INK, MUTED, REST, drawing, png
+
+TITLE = "Heads that need all of a text"
+
+COLOURS = dict(zip(Order, (FIRST, REST, INK, MUTED), strict=True))
+
+
+def draw(result: Result) -> dict[str, bytes]:
+  """One figure of answers, and of gates beside the sink."""
+  rows = {row["closed"]: row for row in result.records("closed.csv")}
+  shares = result.config.shares
+  with drawing(8, 3.4) as figure:
+    left, right = figure.subplots(1, 2)
+    for order, color in COLOURS.items():
+      names = [FULL, *(f"{order}, {x:g}" for x in shares), ALL]
+      ends = ends_in(
+        [rows[name] for name in names], ("found", "found_low", "found_high")
+      )
+      look = {"color": color, "label": str(order), "fmt": "o-"}
+      error_bars(left, 100 * np.array([0, *shares, 1]), 100 * ends, **look)
+    left.set_xlabel("% of KV heads closed")
+    left.set_title("needles found, %")
+    left.set_ylim(0, None)
+    left.grid(axis="y")
+    right.scatter(
+      result.arrays["sink"].mean(axis=0).ravel(),
+      result.arrays["gate"].ravel(),
+      s=12,
+      color=FIRST,
+    )
+    right.set_xlabel("attention on position 0")
+    right.set_title("gate of each KV head")
+    right.grid(axis="y")
+    handles = left.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper left", ncols=4, frameon=False)
+    return {"heads.png": png(figure)}
+
+
+def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
+  """The experiment's part of the report."""
+  numbers, config = result.numbers, result.config
+  first, last = numbers["objective"]
+  return [
+    html.Section(
+      TITLE,
+      body=f"Gates of {numbers['heads']} KV heads, learned in {config.steps} "
+      f"steps on {config.training} haystacks of {config.tokens} tokens; the "
+      f"objective was {first:.3f} at first and {last:.3f} at the end, and "
+      f"{100 * numbers['full']:.0f} % of the gates stay above 0.5. Below, "
+      f"{config.measured} other haystacks.",
+      figure=drawn["heads.png"],
+      caption="Left: with its 95 % interval over haystacks. Right: mean over "
+      "haystacks.",
+      table=html.Table(*result.tables["closed.csv"]),
+    )
+  ]

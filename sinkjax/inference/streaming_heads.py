@@ -1,0 +1,179 @@
+"""Which heads need all of a text: gates found by gradient.
+
+Each KV head gets a gate a in [0, 1] between full attention and a sink with a
+window (`MixStreaming`). With h the last hidden states of the tokens that answer
+a question,
+
+    sum ||h(a) - h||^2 / sum ||h||^2 + c mean(a)
+
+is minimised by gradient steps, from a = 1 on. Source: arXiv 2410.10819, with
+c = 0.05. That the difference is relative, so that c means the same for every
+model, is our reading; and so are fewer, longer steps.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sinkjax import finite
+from sinkjax.config import ModelConfig
+from sinkjax.models.transformer import forward
+from sinkjax.transforms.branches import separate
+from sinkjax.transforms.capture import capture
+from sinkjax.transforms.intervene import intervene
+from sinkjax.transforms.streaming_edits import MixStreaming
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+"""Of Adam, as its authors have them."""
+
+
+class Answers(NamedTuple):
+  """Questions about a text, in rows of branches.
+
+  Attributes:
+    tokens: [B, T].
+    positions: [B, T] as if each branch stood alone behind the text.
+    branch: [B, T] of `branch_row`.
+    asked: [B, Q] the tokens behind which the answers stand.
+  """
+
+  tokens: Int[Array, "B T"]
+  positions: Int[Array, "B T"]
+  branch: Int[Array, "B T"]
+  asked: Int[Array, "B Q"]
+
+
+@functools.lru_cache(maxsize=4)
+def hidden_states(cfg: ModelConfig) -> Callable:
+  """`f(params, answers, gate [L, N], sinks, window) -> [B, Q, D]`.
+
+  The states behind the final norm at the tokens that are asked. With a gate of
+  ones it is the unchanged model.
+
+  Args:
+    cfg: the model.
+  """
+  f = forward(cfg)
+
+  def run(
+    params: Any, answers: Answers, gate: Array, sinks: Any, window: Any
+  ) -> Float[Array, "B Q D"]:
+    edits = {
+      "scores": separate(answers.branch),
+      "pattern": MixStreaming(gate, sinks, window, answers.positions),
+    }
+
+    def at_questions(x: Array) -> Array:
+      return jnp.take_along_axis(x, answers.asked[:, :, None], axis=1)
+
+    g = capture(intervene(f, edits), {"asked": ("final", at_questions)})
+    out = g(params, answers.tokens, positions=answers.positions)
+    return out.trace["asked"].astype(jnp.float32)
+
+  return jax.jit(run)
+
+
+def objective(
+  states: Float[Array, "B Q D"],
+  whole: Float[Array, "B Q D"],
+  gate: Float[Array, "L N"],
+  cost: float = 0.05,
+) -> Float[Array, ""]:
+  """The module's formula.
+
+  Args:
+    states: under the gates.
+    whole: of the unchanged model.
+    gate: a of every KV head.
+    cost: c.
+
+  >>> x = jnp.ones((1, 1, 4))
+  >>> objective(1.5 * x, x, jnp.array([[1.0, 0.0]])).item()
+  0.2750000059604645
+  """
+  gap = jnp.sum(jnp.square(states - whole)) / jnp.sum(jnp.square(whole))
+  return gap + cost * jnp.mean(gate)
+
+
+class Learned(NamedTuple):
+  """What `learn_gates` returns.
+
+  Attributes:
+    gate: [L, N].
+    objective: [steps] before each step.
+  """
+
+  gate: Float[np.ndarray, "L N"]
+  objective: Float[np.ndarray, "steps"]
+
+
+def learn_gates(
+  cfg: ModelConfig,
+  params: Any,
+  texts: Iterable[Answers],
+  *,
+  sinks: int,
+  window: int,
+  rate: float = 0.05,
+  cost: float = 0.05,
+  progress: Callable[[], Any] = lambda: None,
+) -> Learned:
+  """Gates of every KV head, by a step of Adam for each text.
+
+      m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
+      a = clip(a - rate m' / (sqrt(v') + eps), 0, 1)
+
+  with m' and v' freed of their start at zero.
+
+  Args:
+    cfg: the model.
+    params: its parameters, in memory.
+    texts: one for each step; all of one shape.
+    sinks: S, first tokens that streaming heads see.
+    window: W, last tokens that they see, the query itself included.
+    rate: of a step.
+    cost: c.
+    progress: called after each step.
+
+  Raises:
+    ValueError: for a model whose rows are no softmax over tokens alone.
+    NotFiniteError: where a slope is not finite.
+
+  Cost: each step two forward passes and a backward pass, whose layers are
+    computed once more in place of being kept.
+  """
+  states = hidden_states(cfg.replace(remat="full"))
+  plain = hidden_states(cfg)
+
+  @jax.jit
+  def slope(
+    params: Any, text: Answers, whole: Array, gate: Array
+  ) -> tuple[Array, Array]:
+    def value(gate: Array) -> Array:
+      return objective(
+        states(params, text, gate, sinks, window), whole, gate, cost
+      )
+
+    return jax.value_and_grad(value)(gate)
+
+  one = jnp.ones((cfg.n_layers, cfg.n_kv_heads))
+  gate = np.ones(one.shape)
+  first, second, values = np.zeros(one.shape), np.zeros(one.shape), []
+  for number, text in enumerate(texts, start=1):
+    whole = plain(params, text, one, sinks, window)
+    value, g = slope(params, text, whole, jnp.asarray(gate, jnp.float32))
+    g = np.asarray(g, np.float64)
+    finite.require(g, "the slope of a gate", ["layer", "KV head"])
+    first = BETAS[0] * first + (1 - BETAS[0]) * g
+    second = BETAS[1] * second + (1 - BETAS[1]) * g**2
+    up = first / (1 - BETAS[0] ** number)
+    size = np.sqrt(second / (1 - BETAS[1] ** number))
+    gate = np.clip(gate - rate * up / (size + EPS), 0, 1)
+    values.append(float(value))
+    progress()
+  return Learned(gate, np.array(values))
