@@ -41,6 +41,7 @@ ATTN_BIASES = ("none", "k", "kv", "v")
 QK_NORM_OVER = ("head", "all")
 ROUTER_SCORES = ("softmax", "sigmoid")
 GATES = ("none", "head", "element", "value")
+MIXINGS = ("none", "rate", "gate")
 REMATS = ("none", "full", "dots")
 CHOICES = {
   "norm": NORMS,
@@ -52,6 +53,7 @@ CHOICES = {
   "normalizer": NORMALIZERS,
   "attn_bias": ATTN_BIASES,
   "gate": GATES,
+  "mixing": MIXINGS,
   "qk_norm_over": QK_NORM_OVER,
   "router_score": ROUTER_SCORES,
   "remat": REMATS,
@@ -125,6 +127,7 @@ ADDED = (
   "dense_layers",
   "dense_d_ff",
   "stream_norms",
+  "mixing",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -233,6 +236,10 @@ class ModelConfig:
     gate: sigmoid gates computed from what the attention reads: "head", one on
       the output of each head; "element", one on each of its dimensions;
       "value", on the values before they are mixed.
+    mixing: each head has a rate g at which it mixes, and keeps its own value
+      for the rest, `z_t = (1 - g_t) v_t + g_t sum_s p_ts v_s`: "rate", one
+      learned number a head, the same for all tokens; "gate", computed from what
+      the attention reads. Fresh rates are one half. "none" is g = 1.
     embed_norm: a norm behind the embedding (BLOOM).
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
@@ -326,6 +333,7 @@ class ModelConfig:
   sink_logit: bool = False
   attn_bias: str = "none"
   gate: str = "none"
+  mixing: str = "none"
   embed_norm: bool = False
   embed_scale: float = 1.0
   tie_embeddings: bool = False

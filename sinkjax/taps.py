@@ -88,25 +88,37 @@ There "mlp_act" has the hidden layers of all experts side by side, whether a
 token uses them or not, and that of a shared one behind them.
 """
 
+MIXING_SITES: dict[str, Site] = {
+  "mix_rate": Site("B T H", "share of a head's output that is mixed")
+}
+"""The sites that only models with a rate of mixing have, behind "pattern"."""
+
 MLP_SITES = ("mlp_in", "mlp_act", *EXPERT_SITES)
 """The sites from what the MLP reads to its output."""
 
-_ALL = {**SITES, **EXPERT_SITES}
+ALL_SITES = {**SITES, **EXPERT_SITES, **MIXING_SITES}
+"""The sites that some model has."""
+
+
+def sites_of(cfg: Any) -> dict[str, Site]:
+  """The sites of a model of this config."""
+  experts = EXPERT_SITES if cfg.n_experts else {}
+  return SITES | experts | (MIXING_SITES if cfg.mixing != "none" else {})
 
 
 def markdown() -> str:
   """The table of sites as markdown, for the docs."""
   rows = [("Site", "Axes", "What stands there", "In every layer")]
   rows.append(("---",) * len(rows[0]))
-  for name, site in _ALL.items():
+  for name, site in ALL_SITES.items():
     layered = "yes" if site.stacked else "once"
     rows.append((f"`{name}`", site.axes, site.meaning, layered))
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _check_site(site: str) -> None:
-  if site not in _ALL:
-    raise ValueError(f"unknown site {site!r}; valid sites: {list(_ALL)}")
+  if site not in ALL_SITES:
+    raise ValueError(f"unknown site {site!r}; valid sites: {list(ALL_SITES)}")
 
 
 def _observer_sites(name: str, sites: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -117,7 +129,7 @@ def _observer_sites(name: str, sites: str | tuple[str, ...]) -> tuple[str, ...]:
     _check_site(site)
   # Sites outside the layers have a `Tapper` each, so that no reducer could be
   # given values of two of them.
-  if len({s if not _ALL[s].stacked else "layer" for s in sites}) > 1:
+  if len({s if not ALL_SITES[s].stacked else "layer" for s in sites}) > 1:
     raise ValueError(
       f"observer {name!r} mixes sites inside and outside the layers: {sites}"
     )
@@ -201,7 +213,7 @@ class Taps:
       ValueError: for an index out of range, or a site that the model does not
         have, naming it.
     """
-    self.check_sites(cfg.n_experts > 0)
+    self.check_sites(cfg)
     edits = {
       site: placed(edit, cfg, length, site) for site, edit in self.edits.items()
     }
@@ -231,20 +243,19 @@ class Taps:
         "key, or hide keys by -1e30 in place of -inf"
       )
 
-  def check_sites(self, experts: bool) -> None:
-    """Raises ValueError for a site that a model does not have.
-
-    Args:
-      experts: whether it has experts.
-    """
-    if experts:
-      return
+  def check_sites(self, cfg: Any) -> None:
+    """Raises ValueError for a site that a model does not have."""
     observed = [site for sites, _ in self.observers.values() for site in sites]
     for site in (*self.edits, *observed):
-      if site in EXPERT_SITES:
+      if site in EXPERT_SITES and not cfg.n_experts:
         raise ValueError(
           f"site {site!r} is one of models with experts, and this model has "
           "none (n_experts=0)"
+        )
+      if site in MIXING_SITES and cfg.mixing == "none":
+        raise ValueError(
+          f"site {site!r} is one of models with a rate of mixing, and this "
+          "model has none (mixing='none')"
         )
 
   def tree_flatten(self) -> tuple[list[Any], tuple]:
@@ -318,7 +329,7 @@ class Tapper:
       if jax.numpy.shape(edited) != value.shape:
         raise ValueError(
           f"the edit at {site!r} returned shape {jax.numpy.shape(edited)}, "
-          f"expected {value.shape} ({_ALL[site].axes})"
+          f"expected {value.shape} ({ALL_SITES[site].axes})"
         )
       # An edit in float32 must not change what the rest of the model is in.
       value = jax.numpy.asarray(edited, value.dtype)

@@ -159,7 +159,9 @@ def _part(
   if name in ("q_norm", "k_norm") or (name == "o" and x.ndim == 2):
     return x
   by = groups if name in ("k", "v", "k_bias", "v_bias") or kv_gate else heads
-  axis = 2 if name in ("q", "k", "v", "gate") and x.ndim == 4 else 1
+  by_input = name in ("q", "k", "v", "gate") and x.ndim == 4
+  by_input |= name == "mix_rate" and x.ndim == 3
+  axis = 2 if by_input else 1
   shape = [1] * x.ndim
   shape[0], shape[axis] = by.shape
   return jnp.take_along_axis(x, jnp.asarray(by).reshape(shape), axis)

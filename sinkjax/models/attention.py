@@ -134,6 +134,12 @@ class Attention(nn.Module):
     }
     if cfg.gate != "none":
       self.gate = Projection((width,), gates[cfg.gate], False, cfg.init_std)
+    if cfg.mixing == "rate":
+      zeros = nn.initializers.zeros  # a rate of one half
+      self.mix_rate = self.param("mix_rate", zeros, (cfg.n_heads,))
+    elif cfg.mixing == "gate":
+      rates = (cfg.n_heads,)
+      self.mix_rate = Projection((width,), rates, True, cfg.init_std)
     mixed = (cfg.n_heads, cfg.value_dim)
     self.o = Projection(mixed, (width,), cfg.out_bias, cfg.init_std)
 
@@ -247,7 +253,7 @@ class Attention(nn.Module):
     if cfg.attn_bias == "kv":
       left = normalizers.leftover(scores_BxHxTxS, mask, sink_logits)
       left = jnp.swapaxes(left, 1, 2)
-    return tap("z", self._with_value_bias(z, left))
+    return self._with_value_bias(z, left)
 
   def without_pattern(
     self,
@@ -275,7 +281,7 @@ class Attention(nn.Module):
       )
     if z is None:
       z, _ = self._online(q, k, v, ctx, layer, seen)
-    return tap("z", z)
+    return z
 
   def _fused_mask(
     self, ctx: Context, layer: Layer, seen: Array | None
@@ -298,7 +304,7 @@ class Attention(nn.Module):
     layer: Layer,
     wanted: frozenset[Any],
   ) -> tuple[Float[Array, "B T H W"], PatternSums]:
-    """`z` before its tap, and sums over the pattern, which is not written.
+    """What heads mix, and sums over the pattern, which is not written.
 
     Args:
       q: queries.
@@ -363,6 +369,33 @@ class Attention(nn.Module):
     value = jnp.repeat(self.v_bias, self.cfg.group_size, axis=0)
     value = align(value, z).astype(z.dtype)
     return z + (value if left is None else left.astype(z.dtype) * value)
+
+  def heads(
+    self,
+    z: Float[Array, "B T H W"],
+    v: Float[Array, "B T N W"],
+    x: Float[Array, "B T D"] | None,
+    tap: Tapper,
+  ) -> Float[Array, "B T H W"]:
+    """What heads mix -> their outputs, `z`.
+
+        z_t = (1 - g_t) v_t + g_t z_t,  g_t the rate of mixing
+
+    Args:
+      z: what they mix.
+      v: the values of the same tokens.
+      x: what the attention reads; only rates are computed from it.
+      tap: of this layer.
+    """
+    if self.cfg.mixing != "none":
+      logits = self.mix_rate
+      if self.cfg.mixing == "gate":
+        logits = self.mix_rate(x)
+      rate = jax.nn.sigmoid(jnp.broadcast_to(logits, z.shape[:3]))
+      rate = tap("mix_rate", rate.astype(z.dtype))[..., None]
+      own = jnp.repeat(v, self.cfg.group_size, axis=2)
+      z = (1 - rate) * own + rate * z
+    return tap("z", z)
 
   def project_out(
     self, z: Float[Array, "B T H W"], x: Float[Array, "B T D"] | None = None

@@ -42,7 +42,7 @@ def with_taps(fn: Callable, mine: Taps) -> Callable:
     return fn(*args, taps=mine.merge(taps), **kwargs)
 
   if hasattr(fn, "cfg"):
-    mine.check_sites(fn.cfg.n_experts > 0)
+    mine.check_sites(fn.cfg)
   if hasattr(fn, "taps"):
     wrapped.taps = fn.taps.merge(mine)
   return wrapped

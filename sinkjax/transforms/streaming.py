@@ -292,7 +292,7 @@ def _layer(
       z, trace = _attention(
         cfg, mix, (q, k, v), places, layer, taps, statistics, block
       )
-    z = tap("z", z)
+  z = apply(Block.heads, pre, z, v, tap)
   mid = apply(Block.add_attention, pre, z, tap)
 
   def mlp(x: Array) -> Array:

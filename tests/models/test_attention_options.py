@@ -25,6 +25,8 @@ OPTIONS = {
   "head": {"gate": "head"},
   "element": {"gate": "element"},
   "value": {"gate": "value"},
+  "rate": {"mixing": "rate"},
+  "mixing": {"mixing": "gate", "gate": "element"},
   "qk_norm": {"qk_norm": True, "qkv_clip": 0.8},
   "all": {"attn_bias": "kv", "gate": "element", "qk_norm": True},
 }
@@ -77,6 +79,12 @@ def by_hand(cfg, params, x):
       out[t, h] = weights @ np.array(values)
       if cfg.attn_bias == "v":
         out[t, h] += attn["v_bias"][n]
+      if cfg.mixing != "none":
+        logit = attn["mix_rate"]
+        if cfg.mixing == "gate":
+          logit = logit["bias"] + read[t] @ logit["kernel"]
+        rate = logistic(logit[h])
+        out[t, h] = (1 - rate) * v[t, n] + rate * out[t, h]
   if cfg.gate in ("head", "element"):
     out = out * gate
   return np.einsum("thk,hkd->td", out, attn["o"]["kernel"])
@@ -95,6 +103,7 @@ def attention(cfg):
     pre = x[None].astype(cfg.dtype)
     q, k, v = apply(Block.qkv, pre, jnp.asarray(0), ctx, tap)
     z = apply(Block.mix, q, k, v, ctx.mask, tap)
+    z = apply(Block.heads, pre, z, v, tap)
     return apply(Block.project_out, pre, z, tap)[0]
 
   return run
@@ -213,7 +222,7 @@ def test_in_the_model(name, tokens):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-  "name", quick(["k", "kv", "head", "element", "value"], "kv", "head")
+  "name", quick(["k", "kv", "head", "element", "value", "mixing"], "kv", "head")
 )
 def test_the_engine_needs_no_detour(name, tokens):
   """Folding a layer is exact with each of them: no layer is pushed as it is."""

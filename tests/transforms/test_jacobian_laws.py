@@ -240,6 +240,8 @@ OPTIONS = [
     "dense_d_ff": 11,
   },
   {"v_dim": 3},
+  {"mixing": "rate", "v_dim": 3},
+  {"mixing": "gate", "post_norms": True, "attn_bias": "k"},
   {"v_dim": 6, "gate": "value"},
   {"rope_dim": 2, "kv_rank": 5, "v_dim": 3},
   {"rope_dim": 2, "kv_rank": 5, "q_rank": 6, "gate": "element", "v_dim": 6},
