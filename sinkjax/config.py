@@ -128,6 +128,7 @@ ADDED = (
   "dense_d_ff",
   "stream_norms",
   "mixing",
+  "control_heads",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -240,6 +241,10 @@ class ModelConfig:
       for the rest, `z_t = (1 - g_t) v_t + g_t sum_s p_ts v_s`: "rate", one
       learned number a head, the same for all tokens; "gate", computed from what
       the attention reads. Fresh rates are one half. "none" is g = 1.
+    control_heads: the first so many heads of each layer are for the control of
+      mixing: softmax heads without positions, with a learned key that takes
+      weight and has no value. `normalizer` and `positions` are those of the
+      others. Whole groups of query heads.
     embed_norm: a norm behind the embedding (BLOOM).
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
@@ -334,6 +339,7 @@ class ModelConfig:
   attn_bias: str = "none"
   gate: str = "none"
   mixing: str = "none"
+  control_heads: int = 0
   embed_norm: bool = False
   embed_scale: float = 1.0
   tie_embeddings: bool = False
@@ -392,10 +398,13 @@ class ModelConfig:
   def learned_sink(self) -> bool:
     """Whether weight goes to a sink that is no token.
 
-    A learned logit, softmax1's constant one, or the key of `attn_bias`: rows
-    of the pattern, which are over tokens, then sum to less than one.
+    A learned logit, softmax1's constant one, or the key of `attn_bias` or of
+    `control_heads`: rows of the pattern, which are over tokens, then sum to
+    less than one. Beside heads whose rows do so for other reasons, the key of
+    `control_heads` does not count.
     """
     keyed = self.attn_bias in ("k", "kv")
+    keyed |= self.control_heads > 0 and self.normalizer == "softmax"
     return self.sink_logit or self.normalizer == "softmax1" or keyed
 
   @property

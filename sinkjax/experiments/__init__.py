@@ -217,6 +217,12 @@ REGISTRY = (
     "Does noise on embeddings in training grow sinks or robustness?",
   ),
   Entry("mixing", "training", "Do trained models with weaker sinks mix more?"),
+  Entry(
+    "mixing_gate",
+    "training",
+    "Does a model that may choose how much it mixes still build a sink?",
+    recorded=False,
+  ),
 )
 """Every experiment, in the order of the report. Help, dry run, configs, docs
 and tests read this table; a new experiment is its file and one entry here."""

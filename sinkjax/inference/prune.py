@@ -62,6 +62,11 @@ def _checked(cfg: ModelConfig, removed: Any) -> np.ndarray:
       "ALiBi's slopes go by a head's place among all heads, so that none can "
       "be removed: use ablate_heads"
     )
+  if cfg.control_heads:
+    raise ValueError(
+      "heads have their roles by their places (control_heads), so that none "
+      "can be removed: use ablate_heads"
+    )
   return removed
 
 

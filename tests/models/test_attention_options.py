@@ -27,6 +27,8 @@ OPTIONS = {
   "value": {"gate": "value"},
   "rate": {"mixing": "rate"},
   "mixing": {"mixing": "gate", "gate": "element"},
+  "roles": {"control_heads": 2, "normalizer": "sigmoid"},
+  "roles_softmax": {"control_heads": 4, "mixing": "rate"},
   "qk_norm": {"qk_norm": True, "qkv_clip": 0.8},
   "all": {"attn_bias": "kv", "gate": "element", "qk_norm": True},
 }
@@ -68,10 +70,15 @@ def by_hand(cfg, params, x):
         has = cfg.attn_bias == "kv"
         values.append(attn["v_bias"][n] if has else 0 * values[0])
       scores = np.array(keys) @ q[t, h] / np.sqrt(cfg.head_dim)
+      control = h < cfg.control_heads
+      if control:
+        null = attn["null_key"][n] @ q[t, h] / np.sqrt(cfg.head_dim)
+        scores = np.append(scores, null)
+        values.append(0 * values[0])
       if cfg.sink_logit:
         scores = np.append(scores, attn["sinks"][h])
         values.append(0 * values[0])
-      if cfg.normalizer == "sigmoid":
+      if cfg.normalizer == "sigmoid" and not control:
         weights = logistic(scores)
       else:
         weights = np.exp(scores - scores.max())

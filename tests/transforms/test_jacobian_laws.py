@@ -241,6 +241,8 @@ OPTIONS = [
   },
   {"v_dim": 3},
   {"mixing": "rate", "v_dim": 3},
+  {"control_heads": 2, "normalizer": "softpick"},
+  {"control_heads": 2, "positions": "alibi", "mixing": "gate"},
   {"mixing": "gate", "post_norms": True, "attn_bias": "k"},
   {"v_dim": 6, "gate": "value"},
   {"rope_dim": 2, "kv_rank": 5, "v_dim": 3},
