@@ -223,6 +223,12 @@ REGISTRY = (
     "Does a model that may choose how much it mixes still build a sink?",
     recorded=False,
   ),
+  Entry(
+    "head_roles",
+    "training",
+    "Do heads that are given a role keep it, and does the loss suffer?",
+    recorded=False,
+  ),
 )
 """Every experiment, in the order of the report. Help, dry run, configs, docs
 and tests read this table; a new experiment is its file and one entry here."""

@@ -26,6 +26,7 @@ from sinkjax.experiments.harness.train_runs import (
 )
 from sinkjax.experiments.harness.trained_models import eval_jobs
 from sinkjax.metrics.precision import wide
+from sinkjax.metrics.sinks import attention_share, sink_score
 from sinkjax.metrics.spread import total_mixing
 from sinkjax.models.transformer import forward
 from sinkjax.train.loss import next_token_nats
@@ -81,16 +82,23 @@ def positions_for(config: ControlConfig) -> dict[str, int]:
   return {"max_len": max(config.length, *config.lengths)}
 
 
-def rate_observers(cfg: ModelConfig) -> dict[str, Any]:
-  """`rate` for `capture`, [L, B, H]: at which rate every head mixes.
+def observers(cfg: ModelConfig) -> dict[str, Any]:
+  """For `capture`, [L, B, H] each.
 
-  The rate of mixing where the model has one; else what a query gives to tokens
-  in all, so that what goes to a learned key or to nothing is what it rests.
-  Mean over the queries but the first, which has nothing to mix.
+  `rate`, at which every head mixes: the rate of mixing where the model has one;
+  else what a query gives to tokens in all, so that what goes to a learned key
+  or to nothing is what it rests. Mean over the queries but the first, which has
+  nothing to mix. `first`, the first token's share of what queries give.
   """
+  first = ("pattern", _first_share)
   if cfg.mixing != "none":
-    return {"rate": ("mix_rate", _mean_rate)}
-  return {"rate": ("pattern", _row_sums)}
+    return {"rate": ("mix_rate", _mean_rate), "first": first}
+  return {"rate": ("pattern", _row_sums), "first": first}
+
+
+def _first_share(pattern: jax.Array) -> jax.Array:
+  """[B, H, T, S] -> [B, H]."""
+  return sink_score(attention_share(pattern))
 
 
 def _mean_rate(rate: jax.Array) -> jax.Array:
@@ -111,8 +119,8 @@ def measure_model(
   Returns:
     `mixing`, the share of the squared exact Jacobian from embed to the last
     layer that is between different tokens; `mixing_rest`, the same without the
-    first token as source or target; and for each length `rates` [N, L, H] of
-    `rate_observers` and `losses` [N] in nats.
+    first token as source or target; and for each length `rates` and `firsts`
+    [N, L, H] of `observers`, and `losses` [N] in nats.
   """
   data = prepare(
     run.corpus, vocab_size=run.text_vocab_size, held_out=run.held_out
@@ -128,20 +136,21 @@ def measure_model(
   f = forward(cfg)
   norms = jacobian_norms(f, params, texts(config.map_tokens, config.map_texts))
   norms = jnp.asarray(norms)
-  watched = jax.jit(capture(f, rate_observers(cfg)))
-  rates, losses = [], []
+  watched = jax.jit(capture(f, observers(cfg)))
+  losses, by_head = [], {"rate": [], "first": []}
   for length in config.lengths:
     rows = texts(length, config.starts)
     out = watched(params, rows)
     weights = jnp.broadcast_to(jnp.arange(length) > len(front), rows.shape)
     loss = next_token_nats(out.logits, rows, weights)
     losses.append(float(loss.nats / loss.targets))
-    by_head = np.asarray(out.trace["rate"], np.float64).mean(axis=1)
-    rates.append(by_head.tolist())
+    for name, of in by_head.items():
+      of.append(np.asarray(out.trace[name], np.float64).mean(axis=1).tolist())
   return {
     "mixing": float(total_mixing(norms).mean()),
     "mixing_rest": float(total_mixing(norms[:, 1:, 1:]).mean()),
-    "rates": rates,
+    "rates": by_head["rate"],
+    "firsts": by_head["first"],
     "losses": losses,
   }
 
@@ -176,7 +185,7 @@ def controls_of(
     (one["request"]["variant"], one["request"]["run"]["seed"]): one["final"]
     for one in found
   }
-  keys = ("mixing", "mixing_rest", "rates", "losses")
+  keys = ("mixing", "mixing_rest", "rates", "firsts", "losses")
   return [
     {
       "variant": name,
@@ -195,6 +204,11 @@ def by_variant(result: Result) -> dict[str, Row]:
 def rates(row: Row) -> np.ndarray:
   """[S, N, L, H] of every seed, text length, layer and head."""
   return np.asarray(row["rates"], np.float64)
+
+
+def firsts(row: Row) -> np.ndarray:
+  """[S, N, L, H] of the first token's share, likewise."""
+  return np.asarray(row["firsts"], np.float64)
 
 
 def table_of(rows: Sequence[Row], lengths: Sequence[int]) -> Table:
