@@ -42,16 +42,17 @@ def test_weights_by_hand():
     *np.einsum("hts,sk->htk", soft[0], v[0, :, 0]),
     *np.einsum("hts,sk->htk", pick[0], v[0, :, 1]),
   ]
-  with jax.enable_x64(True):
-    given = (jnp.asarray(x) for x in (scores, v, mask[None, None]))
-    tap = Tapper(sinkjax.Taps(), 0)
-    z = Attention(cfg, parent=None).apply(
-      {"params": {"null_key": jnp.zeros((1, 8))}},
-      *given,
-      tap,
-      jnp.asarray(sinks),
-      method="attend",
+
+  @jax.jit
+  def attend(scores, v, mask, sinks):
+    params = {"null_key": jnp.zeros((1, 8))}
+    given = scores, v, mask, Tapper(sinkjax.Taps(), 0), sinks
+    return Attention(cfg, parent=None).apply(
+      {"params": params}, *given, method="attend"
     )
+
+  with jax.enable_x64(True):
+    z = attend(scores, v, mask[None, None], sinks)
   # Softpick adds 1e-8 to what it divides by.
   np.testing.assert_allclose(z[0].swapaxes(0, 1), want, rtol=1e-7)
 
