@@ -129,6 +129,7 @@ ADDED = (
   "stream_norms",
   "mixing",
   "control_heads",
+  "one_scale",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -159,6 +160,8 @@ class ModelConfig:
     norm_offset: the norm multiplies by `scale + norm_offset` (Gemma: 1).
     norm_bias: layer norms add a bias (Cohere: they do not).
     norm_scale: norms multiply by a scale (OLMo 1: they do not).
+    one_scale: that scale is one learned number for all dimensions, so that no
+      dimension is apart (single-scale RMS norm, arXiv 2506.19697).
     post_norms: also normalise each branch's output before it is added (Gemma
       2 and 3).
     pre_norms: normalise what each branch reads. `False`, with `post_norms`,
@@ -288,6 +291,7 @@ class ModelConfig:
   norm_offset: float = 0.0
   norm_bias: bool = True
   norm_scale: bool = True
+  one_scale: bool = False
   post_norms: bool = False
   pre_norms: bool = True
   stream_norms: bool = False

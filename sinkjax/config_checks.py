@@ -37,6 +37,8 @@ def _norms(cfg: "ModelConfig") -> None:
     raise ValueError(
       "shared_norm=True needs parallel_residual=True and pre_norms=True"
     )
+  if cfg.one_scale and not cfg.norm_scale:
+    raise ValueError("one_scale=True needs norm_scale=True")
   if not cfg.stream_norms:
     return
   for name in ("pre_norms", "parallel_residual"):

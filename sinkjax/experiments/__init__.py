@@ -229,6 +229,12 @@ REGISTRY = (
     "Do heads that are given a role keep it, and does the loss suffer?",
     recorded=False,
   ),
+  Entry(
+    "norms_and_optimisers",
+    "training",
+    "Which norms and which optimiser give sinks and massive activations?",
+    recorded=False,
+  ),
 )
 """Every experiment, in the order of the report. Help, dry run, configs, docs
 and tests read this table; a new experiment is its file and one entry here."""

@@ -30,7 +30,8 @@ class Norm(nn.Module):
       # Fresh norms multiply by one, also where an offset is added to the scale.
       init = nn.initializers.constant(1.0 - cfg.norm_offset)
       # Beside 1, a small scale in half precision would lose its digits.
-      scale = wide(self.param("scale", init, width))
+      shape = (1,) if cfg.one_scale else width
+      scale = wide(self.param("scale", init, shape))
       scale = align(scale + cfg.norm_offset, x)
     if cfg.norm == "rms":
       return (rms_normalize(x, cfg.norm_eps) * scale).astype(x.dtype)

@@ -207,15 +207,17 @@ class TrainConfig:
   def to_dict(self) -> dict[str, Any]:
     """Plain values, ready for JSON; `from_dict` is the inverse.
 
-    Fields of the noise are left out where there is none, and further steps of
-    the probe likewise, so that runs made before there were such fields are
-    still recognised.
+    Fields of the noise are left out where there is none, further steps of the
+    probe likewise, and the optimiser's name where it is AdamW, so that runs
+    made before there were such fields are still recognised.
     """
     values = dataclasses.asdict(self) | {"model": self.model.to_dict()}
     if not self.noise:
       del values["noise"], values["adversarial"]
     if not self.probe_steps:
       del values["probe_steps"]
+    if self.optimizer.name == "adamw":
+      del values["optimizer"]["name"]
     return values
 
   @classmethod

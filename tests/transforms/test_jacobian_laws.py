@@ -215,6 +215,7 @@ OPTIONS = [
   {"norm_eps": 1e-2},
   {"norm_offset": 1.0},
   {"post_norms": True},
+  {"one_scale": True, "norm": "layer"},
   {"pre_norms": False, "post_norms": True},
   {"pre_norms": False, "stream_norms": True},
   {"pre_norms": False, "stream_norms": True, "post_norms": True},

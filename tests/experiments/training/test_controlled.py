@@ -10,7 +10,11 @@ from variants import scaled
 import sinkjax
 from sinkjax.experiments.harness.protocol import Verdict, judge
 from sinkjax.experiments.shared import controlled
-from sinkjax.experiments.training import head_roles, mixing_gate
+from sinkjax.experiments.training import (
+  head_roles,
+  mixing_gate,
+  norms_and_optimisers,
+)
 from sinkjax.report import html
 
 
@@ -154,6 +158,38 @@ def test_figures_of_roles(roles):
   )
 
 
+NORMS = dataclasses.replace(
+  norms_and_optimisers.Config(), seeds=SEEDS, recipes=("pre", "post", "muon")
+)
+
+
+def test_claims_of_norms(tmp_path):
+  """Smaller activations with both, and without sinks; the sink stays."""
+
+  def truth(name, form):
+    size = 20.0
+    size *= 0.4 if name.startswith("post") else 1
+    size *= 0.5 if name.endswith("_sink_free") else 1
+    return {"massive_ratio": size, "loss": 4.0 if name == "post" else 3.0}
+
+  one = np.ones((len(NORMS.lengths), NORMS.layers, 4))
+  names = norms_and_optimisers.variants(NORMS)
+  rows = [row_of(name, one, 0.4 * one) for name in names]
+  result = stored(norms_and_optimisers, NORMS, rows, truth, tmp_path)
+  yes, no_effect = Verdict.SUPPORTED, Verdict.NO_EFFECT
+  assert verdicts(norms_and_optimisers, result) == {
+    # What has learnt less has smaller activations for that reason alone.
+    "smaller_activations_post": Verdict.INCONCLUSIVE,
+    "smaller_activations_muon": no_effect,
+    "smaller_activations_post_sink_free": yes,
+    "smaller_activations_muon_sink_free": no_effect,
+    "smaller_without_sinks_pre": yes,
+    "smaller_without_sinks_post": yes,
+    "smaller_without_sinks_muon": yes,
+    "sink_without_pre_norms": yes,
+  }
+
+
 def test_what_each_variant_is():
   runs = mixing_gate.variants(mixing_gate.Config())
   base = runs["softmax"].model.to_dict()
@@ -172,7 +208,19 @@ def test_what_each_variant_is():
   for share in (0.3, 1.0):
     with pytest.raises(ValueError, match="a whole number of 4 heads"):
       head_roles.variants(head_roles.Config(shares=(share,)))
-  for module in (mixing_gate, head_roles):
+
+  runs = norms_and_optimisers.variants(norms_and_optimisers.Config())
+  assert len(runs) == 12
+  muon = {name for name, run in runs.items() if run.optimizer.name == "muon"}
+  assert len(muon) == 4 and all(name.startswith("muon") for name in muon)
+  assert "name" not in runs["pre"].to_dict()["optimizer"]
+  again = type(runs["muon"]).from_dict(runs["muon"].to_dict())
+  assert again == runs["muon"]
+  with pytest.raises(ValueError, match="norms_and_optimisers has no 'lion'"):
+    norms_and_optimisers.variants(
+      norms_and_optimisers.Config(recipes=("lion",))
+    )
+  for module in (mixing_gate, head_roles, norms_and_optimisers):
     for scale in module.SCALES.values():
       module.variants(module.Config(**scale))
 
@@ -224,6 +272,10 @@ def test_tiny_models_are_trained_and_read_again(corpus, tmp_path):
   for module, own in (
     (mixing_gate, {"variants": ("softmax", "gate")}),
     (head_roles, {"shares": (0.5,)}),
+    (
+      norms_and_optimisers,
+      {"recipes": ("pre", "muon_one_scale"), "normalizers": ("softmax",)},
+    ),
   ):
     config = module.Config(**small, **own)
     name = module.__name__.rpartition(".")[2]
