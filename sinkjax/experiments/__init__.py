@@ -235,6 +235,12 @@ REGISTRY = (
     "Which norms and which optimiser give sinks and massive activations?",
     recorded=False,
   ),
+  Entry(
+    "sink_recipes",
+    "training",
+    "Which recipe of packing, loss and heads is best at equal compute?",
+    recorded=False,
+  ),
 )
 """Every experiment, in the order of the report. Help, dry run, configs, docs
 and tests read this table; a new experiment is its file and one entry here."""

@@ -14,6 +14,7 @@ from sinkjax.experiments.training import (
   head_roles,
   mixing_gate,
   norms_and_optimisers,
+  sink_recipes,
 )
 from sinkjax.report import html
 
@@ -190,6 +191,32 @@ def test_claims_of_norms(tmp_path):
   }
 
 
+RECIPES = dataclasses.replace(
+  sink_recipes.Config(),
+  seeds=SEEDS,
+  recipes=("document_bos", "no_bos", "roles"),
+)
+
+
+def test_claims_of_recipes(tmp_path):
+  def truth(name, form):
+    if name == "no_bos":
+      return {"loss": 3.2, "massive_ratio": 5.0}
+    return {"massive_ratio": 10.0 if name == "roles" else 20.0}
+
+  one = np.ones((len(RECIPES.lengths), RECIPES.layers, 4))
+  names = sink_recipes.variants(RECIPES)
+  rows = [row_of(name, one, 0.4 * one) for name in names]
+  result = stored(sink_recipes, RECIPES, rows, truth, tmp_path)
+  assert verdicts(sink_recipes, result) == {
+    "no_worse_no_bos": Verdict.CONTRADICTED,
+    # What has learnt less has smaller activations for that reason alone.
+    "smaller_activations_no_bos": Verdict.INCONCLUSIVE,
+    "no_worse_roles": Verdict.SUPPORTED,
+    "smaller_activations_roles": Verdict.SUPPORTED,
+  }
+
+
 def test_what_each_variant_is():
   runs = mixing_gate.variants(mixing_gate.Config())
   base = runs["softmax"].model.to_dict()
@@ -220,7 +247,21 @@ def test_what_each_variant_is():
     norms_and_optimisers.variants(
       norms_and_optimisers.Config(recipes=("lion",))
     )
-  for module in (mixing_gate, head_roles, norms_and_optimisers):
+
+  runs = sink_recipes.variants(sink_recipes.Config())
+  terms = {name: run.sink() for name, run in runs.items() if run.sink()}
+  assert list(terms) == ["target"]
+  assert terms["target"] == (0.6, 10.0, 2, 0.0)
+  again = type(runs["target"]).from_dict(runs["target"].to_dict())
+  assert again == runs["target"]
+  assert "sink_heads" not in runs["gate"].to_dict()
+  with pytest.raises(ValueError, match="sink_heads needs a sink_target"):
+    dataclasses.replace(runs["gate"], sink_heads=2)
+  with pytest.raises(ValueError, match="sink_others needs sink_heads"):
+    dataclasses.replace(runs["target"], sink_heads=None, sink_others=0.1)
+  with pytest.raises(ValueError, match="need two heads"):
+    sink_recipes.variants(sink_recipes.Config(head_dim=128))
+  for module in (mixing_gate, head_roles, norms_and_optimisers, sink_recipes):
     for scale in module.SCALES.values():
       module.variants(module.Config(**scale))
 
@@ -276,6 +317,7 @@ def test_tiny_models_are_trained_and_read_again(corpus, tmp_path):
       norms_and_optimisers,
       {"recipes": ("pre", "muon_one_scale"), "normalizers": ("softmax",)},
     ),
+    (sink_recipes, {"recipes": ("no_bos", "target", "gate_roles")}),
   ):
     config = module.Config(**small, **own)
     name = module.__name__.rpartition(".")[2]
