@@ -78,6 +78,7 @@ def test_a_target_that_cannot_be(tiny, wrong):
     loss_of(forward(tiny[1]), separated=False, sink=wrong)
 
 
+@pytest.mark.thorough
 def test_targets_by_head(tiny, batch):
   """The first heads of each layer have one target, the others another."""
   params, cfg = tiny

@@ -126,8 +126,10 @@ def measure_model(
     run.corpus, vocab_size=run.text_vocab_size, held_out=run.held_out
   )
   params, cfg = orbax_io.load(model)
-  # Jacobians need full precision.
-  cfg = cfg.replace(attention="einsum", dtype="float32", precision="highest")
+  # Jacobians need full precision, and a scan compiles one layer for each length.
+  cfg = cfg.replace(
+    attention="einsum", dtype="float32", precision="highest", scan_layers=True
+  )
   front = next(iter(forms(run, data).values()))  # that of training
 
   def texts(length: int, most: int) -> jax.Array:
