@@ -126,7 +126,7 @@ def measure_model(
     run.corpus, vocab_size=run.text_vocab_size, held_out=run.held_out
   )
   params, cfg = orbax_io.load(model)
-  # Jacobians need full precision, and a scan compiles one layer for each length.
+  # Jacobians need full precision; a scan compiles one layer for each length.
   cfg = cfg.replace(
     attention="einsum", dtype="float32", precision="highest", scan_layers=True
   )
