@@ -95,6 +95,9 @@ class Config(ControlConfig):
   variants: tuple[str, ...] = tuple(VARIANTS)
 
 
+RIVALS = "; in a longer text there are more tokens beside what takes weight"
+"""Why a rate that is the rest of a softmax rises with length by itself."""
+
 LENGTHS = (256, 1024, 2048, 4096)
 SCALES: dict[str, dict[str, Any]] = {
   "demo": DEMO | {"variants": ("softmax", "rate", "gate", "null_key")},
@@ -246,7 +249,8 @@ def _rates(result: Result, name: str) -> list[Claim]:
         f"the rate of {name} on the longest texts, less that on the shortest",
         SHARE,
         Expect.LESS,
-        "mean over layers, heads and tokens",
+        "mean over layers, heads and tokens"
+        + ("" if VARIANTS[name].model.get("mixing") else RIVALS),
       )
     )
   return claims
