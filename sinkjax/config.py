@@ -41,6 +41,7 @@ ATTN_BIASES = ("none", "k", "kv", "v")
 QK_NORM_OVER = ("head", "all")
 ROUTER_SCORES = ("softmax", "sigmoid")
 GATES = ("none", "head", "element", "value")
+MIXINGS = ("none", "rate", "gate")
 REMATS = ("none", "full", "dots")
 CHOICES = {
   "norm": NORMS,
@@ -52,6 +53,7 @@ CHOICES = {
   "normalizer": NORMALIZERS,
   "attn_bias": ATTN_BIASES,
   "gate": GATES,
+  "mixing": MIXINGS,
   "qk_norm_over": QK_NORM_OVER,
   "router_score": ROUTER_SCORES,
   "remat": REMATS,
@@ -125,6 +127,9 @@ ADDED = (
   "dense_layers",
   "dense_d_ff",
   "stream_norms",
+  "mixing",
+  "control_heads",
+  "one_scale",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -155,6 +160,8 @@ class ModelConfig:
     norm_offset: the norm multiplies by `scale + norm_offset` (Gemma: 1).
     norm_bias: layer norms add a bias (Cohere: they do not).
     norm_scale: norms multiply by a scale (OLMo 1: they do not).
+    one_scale: that scale is one learned number for all dimensions, so that no
+      dimension is apart (single-scale RMS norm, arXiv 2506.19697).
     post_norms: also normalise each branch's output before it is added (Gemma
       2 and 3).
     pre_norms: normalise what each branch reads. `False`, with `post_norms`,
@@ -233,6 +240,14 @@ class ModelConfig:
     gate: sigmoid gates computed from what the attention reads: "head", one on
       the output of each head; "element", one on each of its dimensions;
       "value", on the values before they are mixed.
+    mixing: each head has a rate g at which it mixes, and keeps its own value
+      for the rest, `z_t = (1 - g_t) v_t + g_t sum_s p_ts v_s`: "rate", one
+      learned number a head, the same for all tokens; "gate", computed from what
+      the attention reads. Fresh rates are one half. "none" is g = 1.
+    control_heads: the first so many heads of each layer are for the control of
+      mixing: softmax heads without positions, with a learned key that takes
+      weight and has no value. `normalizer` and `positions` are those of the
+      others. Whole groups of query heads.
     embed_norm: a norm behind the embedding (BLOOM).
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
@@ -276,6 +291,7 @@ class ModelConfig:
   norm_offset: float = 0.0
   norm_bias: bool = True
   norm_scale: bool = True
+  one_scale: bool = False
   post_norms: bool = False
   pre_norms: bool = True
   stream_norms: bool = False
@@ -326,6 +342,8 @@ class ModelConfig:
   sink_logit: bool = False
   attn_bias: str = "none"
   gate: str = "none"
+  mixing: str = "none"
+  control_heads: int = 0
   embed_norm: bool = False
   embed_scale: float = 1.0
   tie_embeddings: bool = False
@@ -389,10 +407,13 @@ class ModelConfig:
   def learned_sink(self) -> bool:
     """Whether weight goes to a sink that is no token.
 
-    A learned logit, softmax1's constant one, or the key of `attn_bias`: rows
-    of the pattern, which are over tokens, then sum to less than one.
+    A learned logit, softmax1's constant one, or the key of `attn_bias` or of
+    `control_heads`: rows of the pattern, which are over tokens, then sum to
+    less than one. Beside heads whose rows do so for other reasons, the key of
+    `control_heads` does not count.
     """
     keyed = self.attn_bias in ("k", "kv")
+    keyed |= self.control_heads > 0 and self.normalizer == "softmax"
     return self.sink_logit or self.normalizer == "softmax1" or keyed
 
   @property

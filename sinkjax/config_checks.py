@@ -18,6 +18,7 @@ def check(cfg: "ModelConfig") -> None:
   for part in (
     _norms,
     _attention,
+    _roles,
     _experts,
     _routing,
     _rope,
@@ -36,6 +37,8 @@ def _norms(cfg: "ModelConfig") -> None:
     raise ValueError(
       "shared_norm=True needs parallel_residual=True and pre_norms=True"
     )
+  if cfg.one_scale and not cfg.norm_scale:
+    raise ValueError("one_scale=True needs norm_scale=True")
   if not cfg.stream_norms:
     return
   for name in ("pre_norms", "parallel_residual"):
@@ -75,6 +78,31 @@ def _attention(cfg: "ModelConfig") -> None:
   # and the softmax.
   if fused and cfg.attn_softcap is not None:
     raise ValueError("attention='fused' has no attn_softcap: use 'einsum'")
+
+
+def _roles(cfg: "ModelConfig") -> None:
+  """Heads that control mixing, and the others."""
+  count = cfg.control_heads
+  if count == 0:
+    return
+  positive_int("control_heads", count)
+  if count > cfg.n_heads or count % cfg.group_size:
+    raise ValueError(
+      f"control_heads must be at most n_heads={cfg.n_heads} and whole groups "
+      f"of {cfg.group_size} query heads, got {count}"
+    )
+  if cfg.sink_logit or cfg.attn_bias != "none":
+    raise ValueError(
+      "control_heads have a learned key of their own, and go with neither "
+      "sink_logit nor attn_bias"
+    )
+  if cfg.positions == "learned":
+    raise ValueError(
+      "control_heads have no positions, and learned ones are in what every "
+      "head reads: use positions='rope', 'alibi' or 'none'"
+    )
+  if cfg.attention == "fused":
+    raise ValueError("attention='fused' has no control_heads: use 'einsum'")
 
 
 def _experts(cfg: "ModelConfig") -> None:

@@ -94,26 +94,41 @@ GATE_SITES: dict[str, Site] = {
 }
 """The sites that only models with gates on the output of heads have. Exact
 Jacobians take no edits there."""
+MIXING_SITES: dict[str, Site] = {
+  "mix_rate": Site("B T H", "share of a head's output that is mixed")
+}
+"""The sites that only models with a rate of mixing have, behind "pattern"."""
 
 MLP_SITES = ("mlp_in", "mlp_act", *EXPERT_SITES)
 """The sites from what the MLP reads to its output."""
 
-_ALL = {**SITES, **EXPERT_SITES, **GATE_SITES}
+ALL_SITES = {**SITES, **EXPERT_SITES, **GATE_SITES, **MIXING_SITES}
+"""The sites that some model has."""
+
+
+def sites_of(cfg: Any) -> dict[str, Site]:
+  """The sites of a model of this config."""
+  return {
+    **SITES,
+    **(EXPERT_SITES if cfg.n_experts else {}),
+    **(GATE_SITES if cfg.gates_heads else {}),
+    **(MIXING_SITES if cfg.mixing != "none" else {}),
+  }
 
 
 def markdown() -> str:
   """The table of sites as markdown, for the docs."""
   rows = [("Site", "Axes", "What stands there", "In every layer")]
   rows.append(("---",) * len(rows[0]))
-  for name, site in _ALL.items():
+  for name, site in ALL_SITES.items():
     layered = "yes" if site.stacked else "once"
     rows.append((f"`{name}`", site.axes, site.meaning, layered))
   return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _check_site(site: str) -> None:
-  if site not in _ALL:
-    raise ValueError(f"unknown site {site!r}; valid sites: {list(_ALL)}")
+  if site not in ALL_SITES:
+    raise ValueError(f"unknown site {site!r}; valid sites: {list(ALL_SITES)}")
 
 
 def _observer_sites(name: str, sites: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -124,7 +139,7 @@ def _observer_sites(name: str, sites: str | tuple[str, ...]) -> tuple[str, ...]:
     _check_site(site)
   # Sites outside the layers have a `Tapper` each, so that no reducer could be
   # given values of two of them.
-  if len({s if not _ALL[s].stacked else "layer" for s in sites}) > 1:
+  if len({s if not ALL_SITES[s].stacked else "layer" for s in sites}) > 1:
     raise ValueError(
       f"observer {name!r} mixes sites inside and outside the layers: {sites}"
     )
@@ -256,6 +271,11 @@ class Taps:
           f"site {site!r} is one of models with gates on the output of heads, "
           f"and this model has none (gate={cfg.gate!r}); use site 'z'"
         )
+      if site in MIXING_SITES and cfg.mixing == "none":
+        raise ValueError(
+          f"site {site!r} is one of models with a rate of mixing, and this "
+          "model has none (mixing='none')"
+        )
 
   def tree_flatten(self) -> tuple[list[Any], tuple]:
     """Edits and reducers that are pytrees are children, the rest static."""
@@ -334,7 +354,7 @@ class Tapper:
       if jax.numpy.shape(edited) != value.shape:
         raise ValueError(
           f"the edit at {site!r} returned shape {jax.numpy.shape(edited)}, "
-          f"expected {value.shape} ({_ALL[site].axes})"
+          f"expected {value.shape} ({ALL_SITES[site].axes})"
         )
       # An edit in float32 must not change what the rest of the model is in.
       value = jax.numpy.asarray(edited, value.dtype)

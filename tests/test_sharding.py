@@ -81,6 +81,8 @@ def test_what_does_not_divide_is_named():
     {"sink_logit": True, "gate": "value"},
     {"attn_bias": "kv", "gate": "element"},
     {"gate": "head"},
+    {"mixing": "rate"},
+    {"mixing": "gate"},
   ],
 )
 def test_every_large_parameter_has_a_rule(changes):

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import forward
-from sinkjax.taps import EXPERT_SITES, SITES
+from sinkjax.taps import ALL_SITES
 from sinkjax.transforms.capture import capture
-
-ALL = {**SITES, **EXPERT_SITES}
 
 
 def chosen_layers(
@@ -35,13 +33,13 @@ def chosen_layers(
   """
   found: dict[str, list[int]] = {}
   by_token = [
-    name for name, site in ALL.items() if site.axes[:3] in ("B T", "B S")
+    name for name, site in ALL_SITES.items() if site.axes[:3] in ("B T", "B S")
   ]
   for point in points:
     site, layer = (point, None) if isinstance(point, str) else point
     if site not in by_token:
       raise ValueError(f"{site!r} has no value at each token; {by_token} have")
-    count = cfg.n_layers if ALL[site].stacked else 1
+    count = cfg.n_layers if ALL_SITES[site].stacked else 1
     if layer is not None and not -count <= layer < count:
       raise ValueError(f"layer {layer} of {site!r}: the model has {count}")
     layers = range(count) if layer is None else [layer % count]
@@ -80,7 +78,7 @@ def activations(
     trace = watched(params, tokens).trace
     return {
       f"{site}.{layer}": trace[site][layer]
-      if ALL[site].stacked
+      if ALL_SITES[site].stacked
       else trace[site]
       for site, some in layers.items()
       for layer in some

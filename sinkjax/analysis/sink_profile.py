@@ -147,6 +147,7 @@ def _observers(cfg: ModelConfig, streamed: bool) -> dict[str, Any]:
     share=cfg.normalizer in UNNORMALIZED,
     learned_sink=cfg.learned_sink,
     experts=cfg.n_experts > 0,
+    mixing=cfg.mixing != "none",
     streamed=streamed,
   )
   return {**metrics, MAPS: ("pattern", rows.dense(coarse_map(DRAWN)))}

@@ -283,6 +283,30 @@ REGISTRY = (
     "Does noise on embeddings in training grow sinks or robustness?",
   ),
   Entry("mixing", "training", "Do trained models with weaker sinks mix more?"),
+  Entry(
+    "mixing_gate",
+    "training",
+    "Does a model that may choose how much it mixes still build a sink?",
+    recorded=False,
+  ),
+  Entry(
+    "head_roles",
+    "training",
+    "Do heads that are given a role keep it, and does the loss suffer?",
+    recorded=False,
+  ),
+  Entry(
+    "norms_and_optimisers",
+    "training",
+    "Which norms and which optimiser give sinks and massive activations?",
+    recorded=False,
+  ),
+  Entry(
+    "sink_recipes",
+    "training",
+    "Which recipe of packing, loss and heads is best at equal compute?",
+    recorded=False,
+  ),
 )
 """Every experiment, in the order of the report. Help, dry run, configs, docs
 and tests read this table; a new experiment is its file and one entry here."""

@@ -20,6 +20,8 @@ from sinkjax.inference.kv_places import (
 from sinkjax.metrics.precision import wide
 from sinkjax.models.attention import Attention
 from sinkjax.models.cache import CHUNK
+from sinkjax.models.context import rotary_of
+from sinkjax.models.positions import placed_only, rotate
 from sinkjax.taps import Tapper, Taps
 
 
@@ -168,7 +170,10 @@ class ByScore:
     at = jnp.minimum(t, self.capacity - 1)
     keys = kept.keys.reshape(batch * heads, slots, 1, -1)
     places = place_at(cfg, kept.rank.reshape(batch * heads, slots))
-    keys = rotate_at(cfg, layer, keys, places).reshape(kept.keys.shape)
+    cos, sin = rotary_of(cfg, places, layer)
+    if cos is not None:
+      keys = rotate(keys, cos, sin)
+    keys = placed_only(cfg, kept.keys, keys.reshape(kept.keys.shape), 1)
     q = rotate_at(cfg, layer, q[:, None], place_at(cfg, at[:, None]))
     mask, distance = kept.rank >= 0, at[:, None, None] - kept.rank
     if is_local(cfg, layer):

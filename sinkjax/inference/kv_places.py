@@ -5,8 +5,7 @@ from typing import Any
 from jaxtyping import Array
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.context import Context, place_context, rotary_of
-from sinkjax.models.positions import rotate
+from sinkjax.models.context import Context, place_context, rotated
 from sinkjax.rope_scaling import BY_LENGTH
 
 
@@ -19,8 +18,7 @@ def place_at(cfg: ModelConfig, positions: Array) -> Context:
 
 def rotate_at(cfg: ModelConfig, layer: int, x: Array, ctx: Context) -> Array:
   """Queries or keys [B, T, N, K] at the positions of `ctx`."""
-  cos, sin = rotary_of(cfg, ctx, layer)
-  return x if cos is None else rotate(x, cos, sin)
+  return rotated(cfg, ctx, layer, x)
 
 
 def is_local(cfg: ModelConfig, layer: int) -> bool:

@@ -62,6 +62,11 @@ def _checked(cfg: ModelConfig, removed: Any) -> np.ndarray:
       "ALiBi's slopes go by a head's place among all heads, so that none can "
       "be removed: use ablate_heads"
     )
+  if cfg.control_heads:
+    raise ValueError(
+      "heads have their roles by their places (control_heads), so that none "
+      "can be removed: use ablate_heads"
+    )
   return removed
 
 
@@ -159,7 +164,9 @@ def _part(
   if name in ("q_norm", "k_norm") or (name == "o" and x.ndim == 2):
     return x
   by = groups if name in ("k", "v", "k_bias", "v_bias") or kv_gate else heads
-  axis = 2 if name in ("q", "k", "v", "gate") and x.ndim == 4 else 1
+  by_input = name in ("q", "k", "v", "gate") and x.ndim == 4
+  by_input |= name == "mix_rate" and x.ndim == 3
+  axis = 2 if by_input else 1
   shape = [1] * x.ndim
   shape[0], shape[axis] = by.shape
   return jnp.take_along_axis(x, jnp.asarray(by).reshape(shape), axis)

@@ -291,6 +291,11 @@ def before_rotation(
       f"keys are not rotated with positions {cfg.positions!r}: give the edit "
       'itself to site "k"'
     )
+  if cfg.control_heads:
+    raise ValueError(
+      "keys of control_heads are not rotated, and those of other heads are: "
+      'give the edit itself to site "k"'
+    )
   cos, sin = rotary_tables(cfg, jnp.asarray(positions)[None])
   return BeforeRotation(edit, cos, sin, cfg)
 

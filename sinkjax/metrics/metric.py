@@ -71,6 +71,7 @@ class Metric:
     learned_sink: whether it is measured only in models with a sink that is no
       token, see `ModelConfig.learned_sink`, and not shown for others.
     experts: whether it is measured only in models with experts, likewise.
+    mixing: whether it is measured only in models with a rate of mixing.
     summary: the keys of `summary.json` that show it, each with its reduction.
       By default its name with "each"; {} shows nothing.
     probe: the keys of the training probe's record. By default its name with
@@ -95,6 +96,7 @@ class Metric:
   share: bool = False
   learned_sink: bool = False
   experts: bool = False
+  mixing: bool = False
   summary: Mapping[str, str] | None = None
   probe: Mapping[str, str] | None = None
   by_head: bool = True
@@ -131,7 +133,8 @@ class Metric:
   @property
   def optional(self) -> bool:
     """Whether some models do not have what it measures."""
-    return self.measured.learned_sink or self.measured.experts
+    of = self.measured
+    return of.learned_sink or of.experts or of.mixing
 
   @property
   def text_axis(self) -> int:

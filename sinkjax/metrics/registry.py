@@ -27,6 +27,7 @@ def observers(
   share: bool = False,
   learned_sink: bool = True,
   experts: bool = False,
+  mixing: bool = False,
   streamed: bool = False,
 ) -> dict[str, tuple[Any, Callable]]:
   """What `sinkjax.capture` takes to measure these metrics.
@@ -39,6 +40,7 @@ def observers(
       are left out.
     experts: whether the model has some; without it, their metrics are left
       out.
+    mixing: whether the model has a rate of mixing; likewise.
     streamed: leave out what cannot be streamed.
 
   Raises:
@@ -54,6 +56,8 @@ def observers(
     if metric.measured.learned_sink and not learned_sink:
       continue
     if metric.measured.experts and not experts:
+      continue
+    if metric.measured.mixing and not mixing:
       continue
     if not streamed or metric.streams:
       # Metrics that reduce the same values in different ways share one

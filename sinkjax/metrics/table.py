@@ -22,6 +22,7 @@ from sinkjax.metrics.norms import (
   token_norms,
   value_norm_ratio,
 )
+from sinkjax.metrics.precision import wide
 
 GU = "Gu et al. 2025, arXiv 2410.10781"
 BARBERO = "Barbero et al. 2025, arXiv 2504.02732, section 3.2"
@@ -109,6 +110,16 @@ _ENTRIES = (
     learned_sink=True,
     summary={"first_and_learned_mass": "mean", "first_and_learned": "each"},
     probe={"first_and_learned_mass": "mean"},
+  ),
+  Metric(
+    "mix_rate",
+    site="mix_rate",
+    axes="L H",
+    unit="share",
+    label="rate of mixing",
+    source="ours",
+    form=lambda rate: wide(rate).mean(axis=1),
+    mixing=True,
   ),
   Metric(
     "value_weighted_mass",

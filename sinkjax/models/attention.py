@@ -26,10 +26,10 @@ from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
 from sinkjax.metrics.row_statistic import PatternSums
 from sinkjax.models import attention_form, normalizers
-from sinkjax.models.context import Context, mask_of, rotary_of
+from sinkjax.models.context import Context, mask_of, rotated
 from sinkjax.models.fused import fused_attention
 from sinkjax.models.online import online_attention
-from sinkjax.models.positions import alibi_slopes, rotate
+from sinkjax.models.positions import alibi_slopes
 from sinkjax.models.projection import (
   HeadNorm,
   Latent,
@@ -125,6 +125,9 @@ class Attention(nn.Module):
     if cfg.attn_bias in ("k", "kv"):
       key = (cfg.n_kv_heads, cfg.head_dim)
       self.k_bias = self.param("k_bias", small, key)
+    if cfg.control_heads:
+      key = (cfg.control_heads // cfg.group_size, cfg.head_dim)
+      self.null_key = self.param("null_key", small, key)
     if cfg.attn_bias in ("kv", "v"):
       self.v_bias = self.param("v_bias", small, each)
     gates = {
@@ -134,6 +137,12 @@ class Attention(nn.Module):
     }
     if cfg.gate != "none":
       self.gate = Projection((width,), gates[cfg.gate], False, cfg.init_std)
+    if cfg.mixing == "rate":
+      zeros = nn.initializers.zeros  # a rate of one half
+      self.mix_rate = self.param("mix_rate", zeros, (cfg.n_heads,))
+    elif cfg.mixing == "gate":
+      rates = (cfg.n_heads,)
+      self.mix_rate = Projection((width,), rates, True, cfg.init_std)
     mixed = (cfg.n_heads, cfg.value_dim)
     self.o = Projection(mixed, (width,), cfg.out_bias, cfg.init_std)
 
@@ -167,10 +176,7 @@ class Attention(nn.Module):
     if cfg.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = _clipped(q, cfg.qkv_clip), _clipped(k, cfg.qkv_clip)
-    cos, sin = rotary_of(cfg, ctx, layer)
-    if cos is not None:
-      q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    return q, k
+    return rotated(cfg, ctx, layer, q), rotated(cfg, ctx, layer, k)
 
   def score(
     self,
@@ -197,18 +203,23 @@ class Attention(nn.Module):
 
   def sink_logits(
     self, q: Float[Array, "B T H K"]
-  ) -> Float[Array, "*#B H #T 1"] | None:
+  ) -> Float[Array, "*#B _ #T 1"] | None:
     """The learned logit that takes weight away from tokens, or `None`.
 
     It is that of `sink_logit`, or the product of the query with the key of
-    `attn_bias`, which meets every query as if it stood at position 0.
+    `attn_bias`, which meets every query as if it stood at position 0. Of
+    `control_heads`, theirs alone.
     """
     cfg = self.cfg
     if self.sinks is not None:
       return self.sinks[None, :, None, None]
-    if cfg.attn_bias not in ("k", "kv"):
+    if cfg.control_heads:
+      keys, q = self.null_key, q[:, :, : cfg.control_heads]
+    elif cfg.attn_bias in ("k", "kv"):
+      keys = self.k_bias
+    else:
       return None
-    key = jnp.repeat(self.k_bias, cfg.group_size, axis=0).astype(q.dtype)
+    key = jnp.repeat(keys, cfg.group_size, axis=0).astype(q.dtype)
     logits = jnp.einsum("bthk,hk->bht", q, key) * cfg.score_scale
     return logits[..., None]
 
@@ -218,7 +229,7 @@ class Attention(nn.Module):
     v: Float[Array, "B S N W"],
     mask: Bool[Array, "#B #H T S"],
     tap: Tapper,
-    sink_logits: Float[Array, "#B H #T 1"] | None = None,
+    sink_logits: Float[Array, "#B _ #T 1"] | None = None,
   ) -> Float[Array, "B T H W"]:
     """The values mixed by the pattern that the scores give.
 
@@ -233,11 +244,7 @@ class Attention(nn.Module):
     if cfg.attn_softcap is not None:
       scores = softcapped(scores, cfg.attn_softcap)
     scores_BxHxTxS = tap("scores", scores)
-    normalize = normalizers.NORMALIZERS[cfg.normalizer]
-    # `ModelConfig` allows sink logits with a softmax only.
-    if sink_logits is not None:
-      normalize = functools.partial(normalizers.softmax, sinks=sink_logits)
-    pattern = normalize(scores_BxHxTxS, mask)
+    pattern = self._normalized(scores_BxHxTxS, mask, sink_logits)
     pattern_BxHxTxS = tap("pattern", pattern)
     grouped = (cfg.n_kv_heads, cfg.group_size)
     pattern = pattern_BxHxTxS.reshape(batch, *grouped, length, -1)
@@ -247,7 +254,27 @@ class Attention(nn.Module):
     if cfg.attn_bias == "kv":
       left = normalizers.leftover(scores_BxHxTxS, mask, sink_logits)
       left = jnp.swapaxes(left, 1, 2)
-    return tap("z", self._with_value_bias(z, left))
+    return self._with_value_bias(z, left)
+
+  def _normalized(
+    self,
+    scores: Float[Array, "B H T S"],
+    mask: Bool[Array, "#B #H T S"],
+    sink_logits: Float[Array, "#B _ #T 1"] | None,
+  ) -> Float[Array, "B H T S"]:
+    """Scores to weights."""
+    normalize = normalizers.NORMALIZERS[self.cfg.normalizer]
+    if sink_logits is None:
+      return normalize(scores, mask)
+    # `ModelConfig` allows sink logits of all heads with a softmax only.
+    sunk = functools.partial(normalizers.softmax, sinks=sink_logits)
+    if not self.cfg.control_heads:
+      return sunk(scores, mask)
+    at = (self.cfg.control_heads,)
+    control, others = jnp.split(scores, at, axis=1)
+    seen = (mask, mask) if mask.shape[1] == 1 else jnp.split(mask, at, axis=1)
+    parts = sunk(control, seen[0]), normalize(others, seen[1])
+    return jnp.concatenate(parts, axis=1)
 
   def without_pattern(
     self,
@@ -275,7 +302,7 @@ class Attention(nn.Module):
       )
     if z is None:
       z, _ = self._online(q, k, v, ctx, layer, seen)
-    return tap("z", z)
+    return z
 
   def _fused_mask(
     self, ctx: Context, layer: Layer, seen: Array | None
@@ -298,7 +325,7 @@ class Attention(nn.Module):
     layer: Layer,
     wanted: frozenset[Any],
   ) -> tuple[Float[Array, "B T H W"], PatternSums]:
-    """`z` before its tap, and sums over the pattern, which is not written.
+    """What heads mix, and sums over the pattern, which is not written.
 
     Args:
       q: queries.
@@ -369,6 +396,33 @@ class Attention(nn.Module):
   ) -> Float[Array, "B T H W"]:
     """z behind its gates, which open by `x`, what the attention reads."""
     return z * jax.nn.sigmoid(self.gate(x))
+
+  def heads(
+    self,
+    z: Float[Array, "B T H W"],
+    v: Float[Array, "B T N W"],
+    x: Float[Array, "B T D"] | None,
+    tap: Tapper,
+  ) -> Float[Array, "B T H W"]:
+    """What heads mix -> their outputs, `z`.
+
+        z_t = (1 - g_t) v_t + g_t z_t,  g_t the rate of mixing
+
+    Args:
+      z: what they mix.
+      v: the values of the same tokens.
+      x: what the attention reads; only rates are computed from it.
+      tap: of this layer.
+    """
+    if self.cfg.mixing != "none":
+      logits = self.mix_rate
+      if self.cfg.mixing == "gate":
+        logits = self.mix_rate(x)
+      rate = jax.nn.sigmoid(jnp.broadcast_to(logits, z.shape[:3]))
+      rate = tap("mix_rate", rate.astype(z.dtype))[..., None]
+      own = jnp.repeat(v, self.cfg.group_size, axis=2)
+      z = (1 - rate) * own + rate * z
+    return tap("z", z)
 
   def project_out(self, z: Float[Array, "B T H W"]) -> Float[Array, "B T D"]:
     """What the heads' outputs, gated where they are, add to the residual."""

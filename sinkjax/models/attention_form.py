@@ -42,8 +42,8 @@ class OnlineForm(NamedTuple):
 
 @functools.cache  # one object a config: functions are compared by identity
 def online_form(cfg: ModelConfig) -> OnlineForm | None:
-  """`None` for what has no such form: ALiBi, and some normalisers."""
-  if cfg.positions == "alibi":
+  """`None` for what has no such form: ALiBi, roles, some normalisers."""
+  if cfg.positions == "alibi" or cfg.control_heads:
     return None
   cap = None
   if cfg.attn_softcap is not None:

@@ -30,7 +30,8 @@ class Norm(nn.Module):
       # Fresh norms multiply by one, also where an offset is added to the scale.
       init = nn.initializers.constant(1.0 - cfg.norm_offset)
       # Beside 1, a small scale in half precision would lose its digits.
-      scale = wide(self.param("scale", init, width))
+      shape = (1,) if cfg.one_scale else width
+      scale = wide(self.param("scale", init, shape))
       scale = align(scale + cfg.norm_offset, x)
     if cfg.norm == "rms":
       return (rms_normalize(x, cfg.norm_eps) * scale).astype(x.dtype)
@@ -95,10 +96,21 @@ class Block(nn.Module):
     tap: Tapper,
     distance: Int[Array, "#B #H T S"] | None = None,
   ) -> Float[Array, "B T H W"]:
-    """(q, k, v) -> z; q may be a block of rows."""
+    """(q, k, v) -> what heads mix; q may be a block of rows."""
     attn = self.attn
     scores = attn.score(q, k, distance)
     return attn.attend(scores, v, mask, tap, attn.sink_logits(q))
+
+  def heads(
+    self,
+    pre: Residual,
+    z: Float[Array, "B T H W"],
+    v: Float[Array, "B T N W"],
+    tap: Tapper,
+  ) -> Float[Array, "B T H W"]:
+    """(`resid_pre`, what heads mix, values) -> z."""
+    rated = self.cfg.mixing == "gate"
+    return self.attn.heads(z, v, self.read(pre, tap) if rated else None, tap)
 
   def project_out(
     self, pre: Residual | None, z: Float[Array, "#B #T H W"], tap: Tapper
@@ -174,5 +186,6 @@ class Block(nn.Module):
     else:
       mask = mask_of(self.cfg, ctx, layer)
       z = self.mix(q, k, v, mask, tap, ctx.distance())
+    z = self.heads(pre, z, v, tap)
     post = self.transform(pre, self.add_attention(pre, z, tap), tap)
     return post, tap.trace()

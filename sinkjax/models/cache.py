@@ -256,9 +256,10 @@ def _block(
   q, k = attention(Attention.norm_and_rotate_qk, q, k, NOT_ROTATED, layer)
   rows = {site: taps.edits[site] for site in ROW_SITES if site in taps.edits}
   own = {"edits": rows} if rows else {}
-  qkv = q, k, tap("v", v)
-  z, kept = policy.attend(attention, cfg, qkv, layer, kept, shared, **own)
-  z = tap("z", z)
+  v = tap("v", v)
+  given = (q, k, v), layer, kept, shared
+  z, kept = policy.attend(attention, cfg, *given, **own)
+  z = block(Block.heads, pre, z, v, tap)
   mid = block(Block.add_attention, pre, z, tap)
   return block(Block.transform, pre, mid, tap), kept
 

@@ -3,10 +3,16 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.positions import distances, rope_row, rotary_tables
+from sinkjax.models.positions import (
+  distances,
+  placed_only,
+  rope_row,
+  rotary_tables,
+  rotate,
+)
 from sinkjax.taps import Layer
 
 
@@ -114,3 +120,11 @@ def rotary_of(
     rotated = jnp.asarray(cfg.rope_layers)[layer]
     cos, sin = jnp.where(rotated, cos, 1.0), jnp.where(rotated, sin, 0.0)
   return cos, sin
+
+
+def rotated(
+  cfg: ModelConfig, ctx: Context, layer: Layer, x: Float[Array, "B T N K"]
+) -> Float[Array, "B T N K"]:
+  """Queries or keys of all heads, rotated where the model does so."""
+  cos, sin = rotary_of(cfg, ctx, layer)
+  return x if cos is None else placed_only(cfg, x, rotate(x, cos, sin), 2)

@@ -154,13 +154,26 @@ def alibi_slopes(cfg: ModelConfig) -> np.ndarray:
       m_h = 2 ** (-8 h / H),  h = 1, ..., H
 
   for H a power of two (arXiv 2108.12409, section 3); else those of the next
-  smaller one, and then every other of twice as many.
+  smaller one, and then every other of twice as many. 0 for `control_heads`.
   """
   count = 1 << (cfg.n_heads.bit_length() - 1)
   first = -8.0 * np.arange(1, count + 1) / count
   more = -8.0 * np.arange(1, 2 * count + 1, 2) / (2 * count)
   powers = np.concatenate([first, more])[: cfg.n_heads]
-  return cfg.alibi_scale * 2.0**powers
+  slopes = cfg.alibi_scale * 2.0**powers
+  slopes[: cfg.control_heads] = 0.0
+  return slopes
+
+
+def placed_only(cfg: ModelConfig, x: Array, turned: Array, axis: int) -> Array:
+  """`turned` for heads that have positions, else `x`; heads along an axis."""
+  if not cfg.control_heads:
+    return turned
+  shape = [1] * x.ndim
+  shape[axis] = heads = x.shape[axis]
+  # Of query heads as of key heads, the first ones have none.
+  placed = np.arange(heads) >= cfg.control_heads * heads // cfg.n_heads
+  return jnp.where(placed.reshape(shape), turned, x)
 
 
 def distances(

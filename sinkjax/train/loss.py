@@ -38,7 +38,7 @@ class Loss(NamedTuple):
 class SinkTarget(NamedTuple):
   """A regulariser that draws the sink score of every head to a target.
 
-      weight * mean over layers, heads of (alpha - mass)^2
+      weight * mean over layers, heads of (alpha - target)^2
 
   with alpha a head's sink score, its mean over the rows of a batch (of one
   part, where it is worked through in parts), see `metrics.sinks.sink_score`.
@@ -47,10 +47,20 @@ class SinkTarget(NamedTuple):
   Attributes:
     mass: what every head's alpha is drawn to, in [0, 1].
     weight: nats for each target token at a distance of 1.
+    heads: only the first so many heads of each layer are drawn to `mass`, and
+      the others to `others`; `None` for all.
+    others: see `heads`.
   """
 
   mass: float
   weight: float = 1.0
+  heads: int | None = None
+  others: float = 0.0
+
+  def by_head(self, count: int) -> Float[Array, "H"]:
+    """The target of each of a layer's heads."""
+    first = count if self.heads is None else self.heads
+    return jnp.where(jnp.arange(count) < first, self.mass, self.others)
 
 
 class Noise(NamedTuple):
@@ -147,7 +157,7 @@ def loss_of(
   Raises:
     ValueError: for a target outside [0, 1], a negative weight or share.
   """
-  _check(sink, noise)
+  _check(fn.cfg.n_heads, sink, noise)
 
   def score(pattern: Float[Array, "B H T S"]) -> Float[Array, "H"]:
     if fn.cfg.normalizer in UNNORMALIZED:
@@ -169,18 +179,27 @@ def loss_of(
     if sink is None:
       return nats
     # Times the targets, as nats are sums over them: parts of a batch add up.
-    off = out.trace["sink_target"].astype(nats.nats.dtype) - sink.mass
+    off = out.trace["sink_target"].astype(nats.nats.dtype)
+    off -= sink.by_head(fn.cfg.n_heads)[None].astype(off.dtype)
     penalty = sink.weight * jnp.mean(jnp.square(off))
     return nats._replace(penalty=penalty * nats.targets)
 
   return loss
 
 
-def _check(sink: SinkTarget | None, noise: Noise | None) -> None:
+def _check(heads: int, sink: SinkTarget | None, noise: Noise | None) -> None:
   if sink is not None and not (0 <= sink.mass <= 1 and sink.weight >= 0):
     raise ValueError(
       f"a sink's mass must be in [0, 1] and its weight not negative, got "
       f"{sink.mass} and {sink.weight}"
+    )
+  if sink is not None and not 0 <= sink.others <= 1:
+    raise ValueError(
+      f"the mass of other heads' sinks must be in [0, 1], got {sink.others}"
+    )
+  if sink is not None and not 0 <= (sink.heads or 0) <= heads:
+    raise ValueError(
+      f"heads with a sink's target must be 0 to {heads}, got {sink.heads}"
     )
   if noise is not None and not noise.share >= 0:
     raise ValueError(f"noise must not be negative, got {noise.share}")

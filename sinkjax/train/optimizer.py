@@ -1,13 +1,19 @@
-"""AdamW with a schedule, by configuration; everything is optax's."""
+"""AdamW or Muon with a schedule, by configuration; everything is optax's."""
 
 import dataclasses
+import math
 
 import jax
 import optax
 
 from sinkjax.models.transformer import Params
 
+NAMES = ("adamw", "muon")
 SCHEDULES = ("constant", "cosine", "wsd")
+
+MUON_RMS = 0.2
+"""Root mean square of Muon's updates over the learning rate, as AdamW's come to
+(Liu et al., arXiv 2502.16982): both have the same learning rate and decay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +21,15 @@ class OptimizerConfig:
   """What is built by `make_optimizer`.
 
   Attributes:
+    name: "adamw"; or "muon", which makes the momentum of every matrix inside
+      the layers orthogonal (arXiv 2502.16982), AdamW for all other arrays.
     peak: the learning rate after the warm-up.
     schedule: "constant"; "cosine" down to `final * peak` at the last step;
       "wsd" (warm-up, stable, decay) linearly down in the last `decay` steps.
     warmup: steps from 0 to the peak, linearly.
     final: the last learning rate as a share of the peak.
     decay: steps of the last phase of "wsd".
-    b1: of Adam.
+    b1: of Adam, and the momentum of Muon.
     b2: of Adam.
     eps: of Adam.
     weight_decay: decoupled; on arrays that multiply, not on norms' scales and
@@ -32,6 +40,7 @@ class OptimizerConfig:
       running mean, `None` for none.
   """
 
+  name: str = "adamw"
   peak: float = 1e-3
   schedule: str = "cosine"
   warmup: int = 100
@@ -46,6 +55,10 @@ class OptimizerConfig:
   spike: float | None = None
 
   def __post_init__(self):
+    if self.name not in NAMES:
+      raise ValueError(
+        f"optimizer.name must be one of {list(NAMES)}, got {self.name!r}"
+      )
     if self.schedule not in SCHEDULES:
       raise ValueError(
         f"optimizer.schedule must be one of {list(SCHEDULES)}, got "
@@ -124,10 +137,52 @@ def decayed(params: Params, *, embeddings: bool = True) -> Params:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
+def matrices(params: Params) -> Params:
+  """The axes of every matrix inside the layers, `None` for other arrays.
+
+  Axes that are neither an input nor an output are of layers and experts, each
+  of which has matrices of its own. A projection of all heads is one matrix.
+  """
+
+  def one(path, leaf):
+    names = [str(key.key) for key in path]
+    if names[0] != "blocks" or names[-1] != "kernel":
+      return None
+    first = 2 if names[-2].startswith("expert_") else 1
+    last = 3 if names[-2] == "o" else first + 1  # heads come in, not out
+    return optax.contrib.MuonDimensionNumbers(
+      tuple(range(first, last)), tuple(range(last, leaf.ndim))
+    )
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _names_of(params: Params) -> Params:
+  """The optimiser of every array."""
+  return jax.tree.map(
+    lambda leaf, axes: "adamw" if axes is None else "muon",
+    params,
+    matrices(params),
+  )
+
+
+def _evened(updates: Params) -> Params:
+  """Orthogonal matrices of any shape, as large as AdamW's updates."""
+
+  def one(update, axes):
+    sizes = [
+      math.prod(update.shape[i] for i in some)
+      for some in (axes.reduction_axis, axes.output_axis)
+    ]
+    return update * (MUON_RMS * math.sqrt(max(sizes)))
+
+  return jax.tree.map(one, updates, matrices(updates))
+
+
 def make_optimizer(
   config: OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
-  """Clipping and AdamW.
+  """Clipping, and AdamW or Muon.
 
   Raises:
     ValueError: as `learning_rate`.
@@ -136,16 +191,27 @@ def make_optimizer(
   def mask(params):
     return decayed(params, embeddings=config.decay_embeddings)
 
-  adamw = optax.adamw(
-    learning_rate(config, steps),
+  rate = learning_rate(config, steps)
+  update = optax.adamw(
+    rate,
     b1=config.b1,
     b2=config.b2,
     eps=config.eps,
     weight_decay=config.weight_decay,
     mask=mask,
   )
+  if config.name == "muon":
+    muon = optax.chain(
+      optax.contrib.scale_by_muon(
+        beta=config.b1, eps=config.eps, weight_dimension_numbers=matrices
+      ),
+      optax.stateless(lambda updates, params: _evened(updates)),
+      optax.add_decayed_weights(config.weight_decay),
+      optax.scale_by_learning_rate(rate),
+    )
+    update = optax.partition({"muon": muon, "adamw": update}, _names_of)
   if config.clip is None:
-    return adamw
+    return update
   # Clipped before Adam's moments are updated, as these would keep a large
   # gradient for many steps.
-  return optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+  return optax.chain(optax.clip_by_global_norm(config.clip), update)

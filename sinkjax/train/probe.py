@@ -61,6 +61,7 @@ def make_probe(
     share=cfg.normalizer in UNNORMALIZED,
     learned_sink=cfg.learned_sink,
     experts=cfg.n_experts > 0,
+    mixing=cfg.mixing != "none",
   )
   observers = {
     name: (site, mesh_context.by_rows(reducer))

@@ -56,6 +56,9 @@ class TrainConfig:
     sink_target: train for this attention on the first token, in every head,
       see `train.loss.SinkTarget`; `None` for what comes by itself.
     sink_weight: of that beside the loss.
+    sink_heads: only the first so many heads of each layer are trained for it;
+      `None` for all.
+    sink_others: with `sink_heads`, what the other heads are trained for.
     noise: norm of a disturbance of every token's embedding, over that of the
       embedding, see `train.loss.Noise`; 0 for none.
     adversarial: it goes where the loss grows fastest, not anywhere.
@@ -89,6 +92,8 @@ class TrainConfig:
   seed: int = 0
   sink_target: float | None = None
   sink_weight: float = 1.0
+  sink_heads: int | None = None
+  sink_others: float = 0.0
   noise: float = 0.0
   adversarial: bool = False
   details: bool = False
@@ -143,9 +148,15 @@ class TrainConfig:
 
   def sink(self) -> SinkTarget | None:
     """The target that attention on the first token has, if any."""
+    if self.sink_others and self.sink_heads is None:
+      raise ValueError("sink_others needs sink_heads")
     if self.sink_target is None:
+      if self.sink_heads is not None:
+        raise ValueError("sink_heads needs a sink_target")
       return None
-    return SinkTarget(self.sink_target, self.sink_weight)
+    return SinkTarget(
+      self.sink_target, self.sink_weight, self.sink_heads, self.sink_others
+    )
 
   def disturbance(self) -> Noise | None:
     """The noise of the embeddings, if any."""
@@ -207,15 +218,20 @@ class TrainConfig:
   def to_dict(self) -> dict[str, Any]:
     """Plain values, ready for JSON; `from_dict` is the inverse.
 
-    Fields of the noise are left out where there is none, and further steps of
-    the probe likewise, so that runs made before there were such fields are
-    still recognised.
+    Fields of the noise are left out where there is none, further steps of the
+    probe and heads with a sink's target likewise, and the optimiser's name
+    where it is AdamW, so that runs made before there were such fields are still
+    recognised.
     """
     values = dataclasses.asdict(self) | {"model": self.model.to_dict()}
     if not self.noise:
       del values["noise"], values["adversarial"]
     if not self.probe_steps:
       del values["probe_steps"]
+    if self.sink_heads is None:
+      del values["sink_heads"], values["sink_others"]
+    if self.optimizer.name == "adamw":
+      del values["optimizer"]["name"]
     return values
 
   @classmethod

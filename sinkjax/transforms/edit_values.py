@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkjax.taps import EXPERT_SITES, SITES
+from sinkjax.taps import ALL_SITES
 
 Heads = tuple[tuple[int | None, int], ...]
 """(layer, head) of each; `None` for all layers."""
@@ -132,14 +132,9 @@ def _write_target(to: Any) -> str:
 
 
 def _read_site(text: str) -> str:
-  if text not in sites(True):
-    raise ValueError(f"one of {', '.join(sites(True))}")
+  if text not in ALL_SITES:
+    raise ValueError(f"one of {', '.join(ALL_SITES)}")
   return text
-
-
-def sites(experts: bool) -> list[str]:
-  """The sites of a model."""
-  return [*SITES, *(EXPERT_SITES if experts else ())]
 
 
 INTEGER = Value(_one_integer, str, 0)

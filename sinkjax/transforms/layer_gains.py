@@ -80,8 +80,8 @@ def layer_gains(
 
   Raises:
     ValueError: for a model that is not float32 or float64, one without a
-      softmax or with a gate on what heads mix, or an edit that lets tokens mix
-      elsewhere than in the attention's weighted sum.
+      softmax or with a gate on what heads mix or a rate of mixing, or an edit
+      that lets tokens mix elsewhere than in the attention's weighted sum.
     TypeError: for a function that is none of ours.
 
   Cost: as folding every layer for the exact Jacobian, and 2 or 3 T singular
@@ -101,6 +101,10 @@ def layer_gains(
   if cfg.gates_heads:
     raise ValueError(
       f"the bounds know no gate on what heads mix, the model has {cfg.gate!r}"
+    )
+  if cfg.mixing != "none":
+    raise ValueError(
+      f"the bounds know no rate of mixing, the model has mixing={cfg.mixing!r}"
     )
   check_model(cfg)
   tokens = one_text(tokens)
@@ -177,7 +181,7 @@ def _tail(run: LayerSteps, x: Array) -> tuple[Array, Array]:
   """[T, D, D] of what leaves by what enters, and by what is written."""
   length, width = x.shape[1:]
   pre = run.enter(x)
-  written = run.project_out(pre, run.mix(*run.qkv(pre)))
+  written = run.project_out(pre, run.outputs(None, *run.qkv(pre)))
 
   def tail(x: Array, written: Array) -> Array:
     pre = run.enter(x)

@@ -194,9 +194,17 @@ def _fold_attention(
     columns = [_everywhere(c, x) for c, x in zip(kernels, raw, strict=True)]
   by_q, by_k, by_v = columns_of(push)(*columns)
 
-  z, push_q = jax.linearize(lambda q: run.mix(q, k, v), q)
+  mixed, push_q = jax.linearize(lambda q: run.mix(q, k, v), q)
+  z, push_heads = jax.linearize(run.heads, normed, mixed, v)
+
+  def own(directions: tuple[Array, Array, Array]) -> Array:
+    """z by what enters the same token, but for its keys and mixed values."""
+    d_normed, d_q, d_v = directions
+    return push_heads(d_normed, push_q(d_q), d_v)
+
   # In batches: all D directions at once would need D T^2 H numbers.
-  z_rows = jax.lax.map(push_q, jnp.moveaxis(by_q, -1, 0), batch_size=64)
+  directions = tuple(jnp.moveaxis(x, -1, 0) for x in (units, by_q, by_v))
+  z_rows = jax.lax.map(own, directions, batch_size=64)
   write = functools.partial(run.project_out, pre)
   attn_out, push_write = jax.linearize(write, z)
   written = jnp.moveaxis(jax.vmap(push_write)(z_rows), 0, -1)
@@ -217,7 +225,7 @@ def _fold_attention(
   d_attn = jnp.concatenate([own, _everywhere(kernel, pre)], axis=-1)
   _, push_join = jax.linearize(run.join, pre, attn_out)
   by_mid = columns_of(push_join)(_widen(units, d_attn), d_attn)
-  return by_mid, keys[0], _fold_mixing(run, q, k, v)
+  return by_mid, keys[0], _fold_mixing(run, normed, q, k, v)
 
 
 def _rows_through(
@@ -246,13 +254,18 @@ def _widen(columns: Array, like: Array) -> Array:
 
 
 def _fold_mixing(
-  run: LayerSteps, q: Array, k: Array, v: Array
+  run: LayerSteps, normed: Array, q: Array, k: Array, v: Array
 ) -> tuple[Array, Array, Array]:
-  """Queries, and what the heads mix by scores and by values."""
+  """Queries, and z by scores and by the values that are mixed."""
   cfg, length = run.cfg, q.shape[1]
   scores = run.score(q, k)
   sinks = run.sink_logits(q)
-  _, push = jax.linearize(lambda s, v: run.attend(s, v, sinks), scores, v)
+
+  def outputs(scores: Array, values: Array) -> Array:
+    # What a head keeps of its own value is no mixing.
+    return run.heads(normed, run.attend(scores, values, sinks), v)
+
+  _, push = jax.linearize(outputs, scores, v)
   no_scores, no_v = jnp.zeros_like(scores), jnp.zeros_like(v)
   columns = jnp.arange(length)
   by_score_Sx1xTxHxW = jax.lax.map(

@@ -117,6 +117,14 @@ class LayerSteps:
     given = (q, k, v, self.mask, self.tap, self.ctx.distance())
     return self._block(Block.mix, *given)
 
+  def heads(self, normed: Residual | None, z: Array, v: Array) -> Array:
+    """(what the attention reads, what heads mix, values) -> z."""
+    return self._attention(Attention.heads, z, v, normed, self.tap)
+
+  def outputs(self, normed: Residual, q: Array, k: Array, v: Array) -> Array:
+    """(what the attention reads, q, k, v) -> z."""
+    return self.heads(normed, self.mix(q, k, v), v)
+
   def project_out(self, pre: Residual | None, z: Array) -> Array:
     return self._block(Block.project_out, pre, z, self.tap)
 
@@ -140,7 +148,8 @@ class LayerSteps:
 
   def middle(self, pre: Residual) -> Residual:
     """`resid_pre` -> `resid_mid`."""
-    return self.join(pre, self.project_out(pre, self.mix(*self.qkv(pre))))
+    z = self.outputs(self.read(pre), *self.qkv(pre))
+    return self.join(pre, self.project_out(pre, z))
 
   def tail(self, pre: Residual, mid: Residual) -> Residual:
     """(`resid_pre`, `resid_mid`) -> `resid_post`."""

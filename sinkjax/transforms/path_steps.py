@@ -85,7 +85,7 @@ def pull_layer(
     run = LayerSteps(cfg, params, layer, ctx, edits)
     pre, back_in = _primal_and_rows(run.enter, x)
     qkv = run.qkv(pre)
-    z = run.mix(*qkv)
+    z = run.outputs(None, *qkv)
     raw, back_write = _primal_and_rows(lambda z: run.project_out(pre, z), z)
     mid, back_join = _primal_and_rows(run.join, pre, raw)
     read = pre if cfg.parallel_residual else mid
@@ -98,7 +98,7 @@ def pull_layer(
     else:
       mlp, by_raw = back_join(by_read)
       (mlp_of_heads,) = back_write(by_raw)
-    through = _rows_of(lambda pre: run.mix(*run.qkv(pre)), pre)
+    through = _rows_of(lambda pre: run.outputs(None, *run.qkv(pre)), pre)
     (by_pre,) = through(heads + mlp_of_heads)
     (entering,) = back_in(residual + mlp + by_pre)
     return entering, Ways(residual, mlp, heads, mlp_of_heads)
@@ -207,8 +207,8 @@ def _written(
   d_pre = columns_of(push)(columns) if PRE in run.edits else columns
   (q, k, v), push = jax.linearize(run.qkv, pre)
   d_q, d_k, d_v = columns_of(push)(d_pre)
-  _, push = jax.linearize(lambda v: run.mix(q, k, v), v)
+  _, push = jax.linearize(lambda v: run.outputs(None, q, k, v), v)
   by_values = columns_of(push)(d_v)
-  _, push = jax.linearize(lambda q, k: run.mix(q, k, v), q, k)
+  _, push = jax.linearize(lambda q, k: run.outputs(None, q, k, v), q, k)
   by_scores = columns_of(push)(d_q, d_k)
   return d_pre[0], by_values[0], by_scores[0]

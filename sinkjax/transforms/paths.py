@@ -116,7 +116,8 @@ def carriers(
 
   Raises:
     ValueError: for points that are not between layers, a model whose heads'
-      outputs have a gate of their own (`gate` "head" or "element"), one that
+      outputs have a gate of their own (`gate` "head" or "element") or a rate
+      of mixing, one that
       is not float32 or float64, a token that is not there, or a budget too
       small for one direction.
     TypeError: for a function that is none of ours.
@@ -142,6 +143,11 @@ def carriers(
       f"carriers know no gate on what heads write, the model has {cfg.gate!r}: "
       "the gate opens by the residual stream, which is neither values nor "
       "scores"
+    )
+  if cfg.mixing != "none":
+    raise ValueError(
+      "carriers know no rate of mixing, by which a head keeps its own value: "
+      f"the model has mixing={cfg.mixing!r}"
     )
   tokens = one_text(tokens)
   points = parse_pair(cfg, source, target)

@@ -292,7 +292,7 @@ def _layer(
       z, trace = _attention(
         cfg, mix, (q, k, v), places, layer, taps, statistics, block
       )
-    z = tap("z", z)
+  z = apply(Block.heads, pre, z, v, tap)
   mid = apply(Block.add_attention, pre, z, tap)
 
   def mlp(x: Array) -> Array:
@@ -382,7 +382,8 @@ def _mix_rows(
   # The scores give the logarithms of the weights only where the weights are
   # the softmax of the scores and of nothing else.
   plain = cfg.normalizer == "softmax" and not cfg.sink_logit
-  plain &= cfg.attn_bias not in ("k", "kv") and "pattern" not in edits
+  plain &= cfg.attn_bias not in ("k", "kv") and not cfg.control_heads
+  plain &= "pattern" not in edits
   logs = log_softmax(scores, mask) if plain else None
   return z, RowBlock(pattern, start, values, logs)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.config import ModelConfig
+from sinkjax.taps import sites_of
 from sinkjax.transforms import edit_values as values
 from sinkjax.transforms.attention_edits import ablate_heads, graded, knockout
 from sinkjax.transforms.edits import chain, hold, scale
@@ -172,7 +173,7 @@ class WrittenGraded(Written):
 
 def _site(cfg: ModelConfig, edit: Written, site: str) -> None:
   """Raises for a site that a model does not have."""
-  valid = values.sites(cfg.n_experts > 0)
+  valid = sites_of(cfg)
   if site not in valid:
     raise edit.fail(f"this model has no site {site!r}, but {', '.join(valid)}")
 

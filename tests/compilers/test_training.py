@@ -44,6 +44,7 @@ VARIANTS = {
   "key and value bias": {"attn_bias": "kv"},
   "head gate": {"gate": "head"},
   "value gate": {"gate": "value", "n_kv_heads": 2, "n_heads": 4},
+  "rate of mixing": {"mixing": "gate"},
   "grouped heads": {"attention": "fused", "n_kv_heads": 2},
   "unrolled": {"scan_layers": False, "tie_embeddings": True},
 }  # fmt: skip

@@ -128,6 +128,10 @@ OPTIONS = {
     "local_layers": (True, False, True),
   },
   "experts": {"n_experts": 4, "experts_per_token": 2, "shared_d_ff": 12},
+  "rate": {"mixing": "rate", "attn_bias": "k"},
+  "mixing": {"mixing": "gate"},
+  "roles": {"control_heads": 2, "normalizer": "softpick"},
+  "roles alibi": {"control_heads": 2, "positions": "alibi"},
   "values": {"v_dim": 5, "attn_bias": "kv", "gate": "element"},
   "bases": {"rope_bases": (50.0, 1e4, 9.0), "rope_layers": (True, True, False)},
 }

@@ -20,6 +20,8 @@ VARIANTS = {
   "v bias": {"attn_bias": "v"},
   "head gate": {"gate": "head"},
   "value gate": {"gate": "value"},
+  "rate": {"mixing": "rate"},
+  "mixing": {"mixing": "gate"},
   "local": {
     "window": 4,
     "local_layers": (True, False, True),

@@ -45,6 +45,8 @@ def test_every_entry_says_what_it_is(name):
   metric = METRICS[name]
   assert metric.label and metric.source
   sites = sinkjax.EXPERT_SITES if metric.experts else sinkjax.SITES
+  if metric.mixing:
+    sites = sinkjax.MIXING_SITES
   assert set(metric.sites) <= set(sites)
   stacked = all(sites[site].stacked for site in metric.sites)
   assert stacked == metric.measured.axes.startswith("L")
@@ -52,10 +54,13 @@ def test_every_entry_says_what_it_is(name):
 
 @pytest.mark.parametrize("share", [False, True])
 def test_values_have_the_axes_of_the_table(tokens, share):
-  cfg = sinkjax.TINY.replace(n_experts=5, experts_per_token=2, shared_d_ff=8)
-  h = sinkjax.capture(
-    sinkjax.forward(cfg), registry.observers(METRICS, share=share, experts=True)
+  cfg = sinkjax.TINY.replace(
+    n_experts=5, experts_per_token=2, shared_d_ff=8, mixing="rate"
   )
+  observers = registry.observers(
+    METRICS, share=share, experts=True, mixing=True
+  )
+  h = sinkjax.capture(sinkjax.forward(cfg), observers)
   trace = jax.eval_shape(h, sinkjax.param_shapes(cfg), tokens).trace
   assert set(trace) == {m.measured.name for m in METRICS.values()}
   sizes = {"L": cfg.n_layers, "H": cfg.n_heads, "N": cfg.n_kv_heads, "E": 6}
@@ -151,7 +156,7 @@ def test_the_pages_of_the_docs_have_every_entry():
     for word in (metric.label, metric.source, *metric.summary, *metric.probe):
       assert word in row
   sites = taps.markdown().splitlines()
-  known = [*sinkjax.SITES, *sinkjax.EXPERT_SITES, *taps.GATE_SITES]
+  known = [*taps.ALL_SITES]
   assert len(sites) == len(known) + 2
   assert all(line.count("|") == 5 for line in sites)
   assert all(f"`{site}`" in taps.markdown() for site in known)

@@ -25,6 +25,10 @@ OPTIONS = {
   "head": {"gate": "head"},
   "element": {"gate": "element"},
   "value": {"gate": "value"},
+  "rate": {"mixing": "rate"},
+  "mixing": {"mixing": "gate", "gate": "element"},
+  "roles": {"control_heads": 2, "normalizer": "sigmoid"},
+  "roles_softmax": {"control_heads": 4, "mixing": "rate"},
   "qk_norm": {"qk_norm": True, "qkv_clip": 0.8},
   "all": {"attn_bias": "kv", "gate": "element", "qk_norm": True},
 }
@@ -66,10 +70,15 @@ def by_hand(cfg, params, x):
         has = cfg.attn_bias == "kv"
         values.append(attn["v_bias"][n] if has else 0 * values[0])
       scores = np.array(keys) @ q[t, h] / np.sqrt(cfg.head_dim)
+      control = h < cfg.control_heads
+      if control:
+        null = attn["null_key"][n] @ q[t, h] / np.sqrt(cfg.head_dim)
+        scores = np.append(scores, null)
+        values.append(0 * values[0])
       if cfg.sink_logit:
         scores = np.append(scores, attn["sinks"][h])
         values.append(0 * values[0])
-      if cfg.normalizer == "sigmoid":
+      if cfg.normalizer == "sigmoid" and not control:
         weights = logistic(scores)
       else:
         weights = np.exp(scores - scores.max())
@@ -77,6 +86,12 @@ def by_hand(cfg, params, x):
       out[t, h] = weights @ np.array(values)
       if cfg.attn_bias == "v":
         out[t, h] += attn["v_bias"][n]
+      if cfg.mixing != "none":
+        logit = attn["mix_rate"]
+        if cfg.mixing == "gate":
+          logit = logit["bias"] + read[t] @ logit["kernel"]
+        rate = logistic(logit[h])
+        out[t, h] = (1 - rate) * v[t, n] + rate * out[t, h]
   if cfg.gate in ("head", "element"):
     out = out * gate
   return np.einsum("thk,hkd->td", out, attn["o"]["kernel"])
@@ -95,6 +110,7 @@ def attention(cfg):
     pre = x[None].astype(cfg.dtype)
     q, k, v = apply(Block.qkv, pre, jnp.asarray(0), ctx, tap)
     z = apply(Block.mix, q, k, v, ctx.mask, tap)
+    z = apply(Block.heads, pre, z, v, tap)
     return apply(Block.project_out, pre, z, tap)[0]
 
   return run
@@ -213,7 +229,7 @@ def test_in_the_model(name, tokens):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "name", quick(["k", "kv", "head", "element", "value"], "kv", "head")
+  "name", quick(["k", "kv", "head", "element", "value", "mixing"], "kv", "head")
 )
 def test_the_engine_needs_no_detour(name, tokens):
   """Folding a layer is exact with each of them: no layer is pushed as it is."""

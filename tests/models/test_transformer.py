@@ -10,6 +10,7 @@ from streamed import observed
 
 import sinkjax
 from sinkjax.models import normalizers
+from sinkjax.models.blocks import Norm
 from sinkjax.models.positions import (
   alibi_slopes,
   inverse_frequencies,
@@ -246,3 +247,19 @@ def test_a_product_of_several_faster_ones(tokens):
   )
   with pytest.raises(ValueError, match="precision"):
     sinkjax.TINY.replace(precision="BF16_X7")
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_a_norm_of_one_scale_is_one_of_equal_scales(norm):
+  cfg = sinkjax.TINY.replace(norm=norm, norm_bias=False)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, cfg.d_model)))
+  run = jax.jit(
+    lambda cfg, scale: Norm(cfg).apply({"params": scale}, x), static_argnums=0
+  )
+  one = run(cfg.replace(one_scale=True), {"scale": jnp.array([1.7])})
+  every = run(cfg, {"scale": jnp.full(cfg.d_model, 1.7)})
+  np.testing.assert_array_equal(one, every)
+  shapes = sinkjax.param_shapes(cfg.replace(one_scale=True))
+  assert shapes["final_norm"]["scale"].shape == (1,)
+  with pytest.raises(ValueError, match="one_scale=True needs norm_scale=True"):
+    cfg.replace(one_scale=True, norm_scale=False)

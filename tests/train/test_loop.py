@@ -67,10 +67,17 @@ def _timeless(records):
   ]
 
 
+def _by(name, config):
+  optimizer = dataclasses.replace(config.optimizer, name=name)
+  return dataclasses.replace(config, optimizer=optimizer)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-  config, data, tmp_path
+  name, config, data, tmp_path
 ):
+  config = _by(name, config)
   kinds, records, state = _go(config, data, tmp_path / "a")
   assert ("eval", 0) in kinds and ("saved", 12) in kinds
   counts = {k: sum(kind == k for kind, _ in kinds) for k in ("eval", "probe")}
@@ -114,7 +121,9 @@ def test_it_learns_and_says_so(config, data, tmp_path):
 
 
 @pytest.mark.thorough
-def test_a_finished_run_does_nothing(config, data, tmp_path):
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_finished_run_does_nothing(name, config, data, tmp_path):
+  config = _by(name, config)
   _, _, state = _go(config, data, tmp_path)
   kinds, _, again = _go(config, data, tmp_path)
   assert kinds == [("resume", 12)]

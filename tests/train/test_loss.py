@@ -78,6 +78,31 @@ def test_a_target_that_cannot_be(tiny, wrong):
     loss_of(forward(tiny[1]), separated=False, sink=wrong)
 
 
+@pytest.mark.thorough
+def test_targets_by_head(tiny, batch):
+  """The first heads of each layer have one target, the others another."""
+  params, cfg = tiny
+  target = SinkTarget(0.8, 3.0, heads=1, others=0.1)
+  found = jax.jit(loss_of(forward(cfg), separated=False, sink=target))(
+    params, batch
+  )
+  seen = capture(forward(cfg), {"p": ("pattern", lambda p: p)})
+  pattern = jax.jit(seen)(
+    params, batch["tokens"], positions=batch["positions"]
+  ).trace["p"]
+  alpha = np.asarray(pattern, np.float64)[..., 0].mean(axis=(1, 3))  # [L, H]
+  off = np.square(alpha - np.array([0.8, 0.1, 0.1, 0.1])).mean()
+  np.testing.assert_allclose(
+    float(found.penalty), 3.0 * off * float(found.targets), rtol=1e-5
+  )
+  for wrong, words in (
+    (SinkTarget(0.5, heads=5), "must be 0 to 4, got 5"),
+    (SinkTarget(0.5, heads=1, others=-0.1), "other heads' sinks must be in"),
+  ):
+    with pytest.raises(ValueError, match=words):
+      loss_of(forward(cfg), separated=False, sink=wrong)
+
+
 def test_noise_along_a_direction():
   value = jnp.array([[[3.0, 4.0], [0.0, 2.0], [1.0, 1.0]]])
   way = jnp.array([[[0.0, 1e-30], [5.0, 0.0], [0.0, 0.0]]])

@@ -211,10 +211,13 @@ def test_gradient_details(tiny, batch):
 
 
 @pytest.mark.slow
-def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch):
+@pytest.mark.parametrize("others", [None, 0.1])
+def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch, others):
   """The gradient of nats and penalty by hand; what is told is the nats."""
   params, cfg = tiny
-  target = SinkTarget(0.8, 3.0)
+  target, want = SinkTarget(0.8, 3.0), np.full((1, cfg.n_heads), 0.8)
+  if others is not None:
+    target, want[:, 1:] = SinkTarget(0.8, 3.0, 1, others), others
   batch = dict(batch, segments=batch["segments"] * 0)
   seen = capture(forward(cfg), {"p": ("pattern", lambda p: p)})
   nats = make_evaluate(cfg, separated=True)
@@ -223,7 +226,7 @@ def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch):
     pattern = seen(params, batch["tokens"], positions=batch["positions"])
     alpha = sink_score(pattern.trace["p"]).mean(axis=1)  # [L, H] over rows
     found = nats(params, batch)
-    return found.nats / found.targets + 3.0 * jnp.mean((alpha - 0.8) ** 2)
+    return found.nats / found.targets + 3.0 * jnp.mean((alpha - want) ** 2)
 
   grads = jax.jit(jax.grad(by_hand))(params)
   optimizer = optax.sgd(1.0)

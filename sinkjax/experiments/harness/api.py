@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sinkjax import artifacts
+from sinkjax import artifacts, taps
 from sinkjax.experiments.harness.effects import Count, Effect
 from sinkjax.experiments.harness.kept import plainly
 from sinkjax.report.html import Section
-from sinkjax.taps import EXPERT_SITES, GATE_SITES, SITES
 from sinkjax.weights.chat import GivenChats, UserTurn
 
 
@@ -63,7 +62,7 @@ class Subject(NamedTuple):
     return bool(self.prefix) and self.prefix[0] == self.tokenizer.bos_id
 
 
-ALL_SITES = frozenset((*SITES, *EXPERT_SITES, *GATE_SITES))
+ALL_SITES = frozenset(taps.ALL_SITES)
 """`Experiment.unedited` of one that takes no edits."""
 
 

@@ -119,6 +119,7 @@ def check_model(cfg: ModelConfig) -> None:
     "a soft cap of the scores": cfg.attn_softcap is not None,
     "a sink logit": cfg.sink_logit,
     "a bias of the attention": cfg.attn_bias != "none",
+    "heads with roles": cfg.control_heads > 0,
     "ALiBi": cfg.positions == "alibi",
     "local layers": any(cfg.local_layers),
     "a scale that is not positive": cfg.score_scale <= 0,
