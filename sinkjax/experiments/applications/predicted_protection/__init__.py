@@ -26,4 +26,6 @@ from sinkjax.experiments.applications.predicted_protection.figures import (
 )
 from sinkjax.experiments.harness.api import Experiment
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE, Config, measure, claims, draw, sections, given_texts=True
+)

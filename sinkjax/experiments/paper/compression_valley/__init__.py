@@ -34,4 +34,5 @@ EXPERIMENT = Experiment(
   draw,
   sections,
   chat=lambda config: config.tokens,
+  given_texts=True,
 )

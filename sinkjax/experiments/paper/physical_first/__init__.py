@@ -24,4 +24,6 @@ from sinkjax.experiments.paper.physical_first.figures import (
   sections,
 )
 
-EXPERIMENT = Experiment(TITLE, Config, measure, claims, draw, sections)
+EXPERIMENT = Experiment(
+  TITLE, Config, measure, claims, draw, sections, given_texts=True
+)

@@ -29,4 +29,5 @@ EXPERIMENT = Experiment(
   draw,
   sections,
   chat=lambda config: config.tokens,
+  given_texts=True,
 )

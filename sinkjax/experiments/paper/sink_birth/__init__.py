@@ -26,5 +26,12 @@ from sinkjax.experiments.paper.sink_birth.experiment import measure
 from sinkjax.experiments.paper.sink_birth.figures import TITLE, draw, sections
 
 EXPERIMENT = Experiment(
-  TITLE, Config, measure, claims, draw, sections, unedited=ALL_SITES
+  TITLE,
+  Config,
+  measure,
+  claims,
+  draw,
+  sections,
+  unedited=ALL_SITES,
+  given_texts=True,
 )
