@@ -58,30 +58,22 @@ class EditedLoss:
 
     self._run = run
 
-  def __call__(
-    self, edits: Mapping[str, Any], *, params: Any = None
-  ) -> np.ndarray:
-    """[P, T - 1] nats of every token after the first, under edits.
-
-    Args:
-      edits: of `intervene`.
-      params: other parameters of the same shapes; `None` for the model's.
-    """
-    return self.seen(edits, params=params)[0]
+  def __call__(self, edits: Mapping[str, Any]) -> np.ndarray:
+    """[P, T - 1] nats of every token after the first, under edits."""
+    return self.both(edits)[0]
 
   def both(self, edits: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """`(nats, right)`, each [P, T - 1]: whether the greatest logit is right."""
     return self.seen(edits)[:2]
 
   def seen(
-    self, edits: Mapping[str, Any], *, params: Any = None
+    self, edits: Mapping[str, Any]
   ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """The same, and what was watched by name, [L, P, ...]."""
     subject, parts = self._subject, []
-    params = subject.params if params is None else params
     for _, count, rows in batches(self._ids, self._rows):
       out = subject.kept(
-        "batch", self._run, params, jnp.asarray(rows), dict(edits)
+        "batch", self._run, subject.params, jnp.asarray(rows), dict(edits)
       )
       # Texts are the first axis of losses, and the second of what is watched.
       parts.append(

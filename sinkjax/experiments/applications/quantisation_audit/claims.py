@@ -8,7 +8,7 @@ from sinkjax.experiments.applications.quantisation_audit.experiment import (
   OTHER,
   SINK,
   STEPS,
-  WHOLE,
+  added,
   attributed,
 )
 from sinkjax.experiments.harness.api import Claim, Result
@@ -53,10 +53,6 @@ def claims(result: Result) -> list[Claim]:
   ]
 
 
-def _added(result: Result, per: str, out: str = NOTHING) -> np.ndarray:
-  return -attributed(result, per, out, against=WHOLE)
-
-
 def _text(values: np.ndarray) -> str:
   return mean_of(values).text("+.4f", " nats")
 
@@ -70,7 +66,7 @@ def _bits(result: Result) -> str:
 
 
 def _steps(result: Result) -> Claim:
-  tensor, token = (_added(result, per) for per in STEPS)
+  tensor, token = (added(result, per) for per in STEPS)
   return Claim(
     "tensor_over_token",
     "Inputs of few bits with one step a tensor raise the loss more than with "
@@ -91,7 +87,7 @@ def _steps(result: Result) -> Claim:
 
 def _weights(result: Result) -> Claim:
   # The inputs are whole: what is left is the weights' doing.
-  values = _added(result, TOKEN, INPUTS)
+  values = added(result, TOKEN, INPUTS)
   return Claim(
     "weights_cost_nothing",
     "Weights of few bits with one step a channel leave the loss the same.",
@@ -116,7 +112,7 @@ def _broken(result: Result, id: str, sentence: str) -> Claim | None:
     sentence,
     "ours",
     "no number",
-    f"{_text(_added(result, TENSOR))} added",
+    f"{_text(added(result, TENSOR))} added",
     None,
     untested=f"the perplexity is above {BROKEN:g} times the reference's: no "
     "attribution",
@@ -138,7 +134,7 @@ def _sink(result: Result) -> Claim:
     "ours",
     "no number",
     f"{_text(sink)} given back, {OTHER} {_text(other)}, of "
-    f"{_text(_added(result, TENSOR))} added",
+    f"{_text(added(result, TENSOR))} added",
     _nats(
       sink - other,
       f"loss given back with {SINK} left out, less that with {OTHER} left out",
@@ -159,7 +155,7 @@ def _last_input(result: Result) -> Claim:
   )
   if broken := _broken(result, id, sentence):
     return broken
-  added = _added(result, TENSOR)
+  whole = added(result, TENSOR)
   shares = {
     out: attributed(result, TENSOR, out)
     for out in (*result.numbers["inputs"], *result.numbers["kernels"])
@@ -170,11 +166,11 @@ def _last_input(result: Result) -> Claim:
     sentence,
     "ours",
     "no number",
-    f"{_text(shares[LAST])} of {_text(added)} given back; most by {most}, "
+    f"{_text(shares[LAST])} of {_text(whole)} given back; most by {most}, "
     f"{_text(shares[most])}; all tensors one by one "
     f"{_text(sum(shares.values()))}",
     _nats(
-      2 * shares[LAST] - added,
+      2 * shares[LAST] - whole,
       f"twice the loss given back with {LAST} left out, less all that is added",
       Expect.MORE,
     ),
@@ -186,16 +182,16 @@ def _dispersion(result: Result) -> Claim:
   id, sentence = (
     "dispersion_tells_the_cost",
     "With one step a tensor, inputs whose largest token exceeds the others by "
-    "more have more of the added loss.",
+    "more have more of the change in predictions.",
   )
   if broken := _broken(result, id, sentence):
     return broken
   sites, arrays = result.numbers["inputs"], result.arrays
   dispersion = np.concatenate([arrays[f"dispersion, {x}"] for x in sites])
-  whole = arrays[f"loss, {TENSOR}, without {NOTHING}"]
+  whole = arrays[f"kl, {TENSOR}, without {NOTHING}"]
   given = np.stack(
     [
-      whole - arrays[f"loss, {TENSOR}, without {site}, layer {layer}"]
+      whole - arrays[f"kl, {TENSOR}, without {site}, layer {layer}"]
       for site in sites
       for layer in range(len(arrays[f"dispersion, {site}"]))
     ]
@@ -212,7 +208,7 @@ def _dispersion(result: Result) -> Claim:
     effect(
       values,
       "rank correlation, over the inputs of all layers, of row dispersion and "
-      "the loss given back by leaving the input out",
+      "the KL to the unchanged model given back by leaving the input out",
       RANKS,
       Expect.MORE,
     ),

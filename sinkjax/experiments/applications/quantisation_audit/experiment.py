@@ -14,7 +14,7 @@ import numpy as np
 from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
-from sinkjax.experiments.shared.edited_loss import EditedLoss
+from sinkjax.experiments.shared.edited_cost import Cost, Setting, meter
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
@@ -49,11 +49,9 @@ NOTHING, WEIGHTS, INPUTS = "nothing", "all weights", "all inputs"
 SINK, OTHER = "position 0", f"position {CONTROL}"
 """What is left out of rounding, beside tensors by name; keys of results."""
 
-WHOLE = "everything"
-"""Left out: the unchanged model."""
-
-BATCH = 8
-"""Texts of one pass that looks at inputs."""
+BATCH = 16
+"""Texts of one pass: at 64 tokens their logits are 200 MB for a vocabulary of
+50,000."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +71,7 @@ class Config:
   seed: int = 0
 
 
-class Setting(NamedTuple):
+class Rounding(NamedTuple):
   """What is rounded.
 
   Attributes:
@@ -100,13 +98,13 @@ def measure(
     subject: the model; its weights in memory.
     config: what is run.
     texts: other texts than those of `gather`.
-    progress: called with (texts done, in all).
+    progress: called with (batches done, in all), a batch under one setting.
 
   Raises:
     ValueError: for fewer than two texts that are long enough, too few bits or a
       model with experts.
 
-  Cost: with 7 kernels and 4 inputs, 30 + 4 L forward passes.
+  Cost: with 7 kernels and 4 inputs, 34 + 4 L forward passes.
   """
   if not 2 <= config.bits <= 16:
     raise ValueError(f"bits must be in [2, 16], got {config.bits}")
@@ -122,9 +120,10 @@ def measure(
   )
   names = list(kernels_of(subject.params))
   plans = {step: dict(settings(subject.cfg, names, step)) for step in STEPS}
-  step = Steps(progress, len(ids) * (1 + sum(map(len, plans.values()))))
+  count = -(-len(ids) // BATCH)
+  step = Steps(progress, count * (1 + sum(map(len, plans.values()))))
   seen = _look(subject, ids, config.bits, step)
-  loss = _losses(subject, config, ids, rounded, plans, step)
+  whole, costs = _costs(subject, config, ids, rounded, plans, step)
   templates = templates_of(ids, subject.template)
   numbers = {
     "texts": len(ids),
@@ -132,19 +131,22 @@ def measure(
     "kernels": names,
     "inputs": list(inputs_of(subject.cfg)),
     "gate": subject.cfg.gate,
-    "broken": {
-      per: is_broken(loss[per, NOTHING] - loss[per, WHOLE]) for per in STEPS
-    },
+    "loss": float(whole.mean()),
+    "broken": {per: is_broken(costs[per, NOTHING].loss) for per in STEPS},
   }
   weights = _kernels(subject.params, names, config.bits)
   return Result(
     numbers=numbers,
     tables={
-      "left_out.csv": _loss_table(loss, numbers),
+      "left_out.csv": _cost_table(costs, numbers),
       "tensors.csv": _tensor_table(seen, weights),
     },
     arrays={
-      **{f"loss, {per}, without {out}": x for (per, out), x in loss.items()},
+      **{
+        f"{what}, {per}, without {out}": x
+        for (per, out), cost in costs.items()
+        for what, x in cost._asdict().items()
+      },
       **{f"{what}, {site}": x for (what, site), x in seen.items()},
     },
   )
@@ -152,7 +154,7 @@ def measure(
 
 def settings(
   cfg: ModelConfig, kernels: Sequence[str], per: str
-) -> Iterator[tuple[str, Setting]]:
+) -> Iterator[tuple[str, Rounding]]:
   """What is left out, by its name.
 
   Args:
@@ -164,55 +166,51 @@ def settings(
   every = np.ones(cfg.n_layers, bool)
   sites = dict.fromkeys(inputs_of(cfg), every)
   none = dict.fromkeys(sites, ~every)
-  yield WHOLE, Setting(WEIGHTS, none)
-  yield NOTHING, Setting(None, sites)
-  yield WEIGHTS, Setting(WEIGHTS, sites)
-  yield INPUTS, Setting(None, none)
+  yield NOTHING, Rounding(None, sites)
+  yield WEIGHTS, Rounding(WEIGHTS, sites)
+  yield INPUTS, Rounding(None, none)
   for name in kernels:
-    yield name, Setting(name, sites)
+    yield name, Rounding(name, sites)
   for site in sites:
-    yield site, Setting(None, sites | {site: ~every})
-  yield SINK, Setting(None, sites, 0)
-  yield OTHER, Setting(None, sites, CONTROL)
+    yield site, Rounding(None, sites | {site: ~every})
+  yield SINK, Rounding(None, sites, 0)
+  yield OTHER, Rounding(None, sites, CONTROL)
   if per != STEPS[0]:
     return
   for site in sites:
     for layer in range(cfg.n_layers):
       others = np.arange(cfg.n_layers) != layer
-      yield f"{site}, layer {layer}", Setting(None, sites | {site: others})
+      yield f"{site}, layer {layer}", Rounding(None, sites | {site: others})
 
 
-def _losses(
+def _costs(
   subject: Subject,
   config: Config,
   ids: np.ndarray,
   rounded: Any,
-  plans: Mapping[str, Mapping[str, Setting]],
-  step: Steps,
-) -> dict[tuple[str, str], np.ndarray]:
-  """[P] mean loss by what shares a step and what is left out."""
-  meter, found = EditedLoss(subject, ids, step), {}
-  whole = kernels_of(subject.params)
-  # Predictions made at a token that is kept would be better for it alone.
-  after = CONTROL + 1
+  plans: Mapping[str, Mapping[str, Rounding]],
+  step: Callable[[], Any],
+) -> tuple[np.ndarray, dict[tuple[str, str], Cost]]:
+  """(loss [P] of the whole model, costs by step and by what is left out)."""
+  whole, made = kernels_of(subject.params), {}
   for per, plan in plans.items():
-    for out, setting in plan.items():
+    for out, rounding in plan.items():
       params = rounded
-      if setting.kernel == WEIGHTS:
+      if rounding.kernel == WEIGHTS:
         params = subject.params
-      elif setting.kernel is not None:
-        params = with_kernel(rounded, setting.kernel, whole[setting.kernel])
+      elif rounding.kernel is not None:
+        params = with_kernel(rounded, rounding.kernel, whole[rounding.kernel])
       edits = quantize_inputs(
         subject.cfg,
         # Arrays, which are no part of the program: one for each kind of step.
         jnp.asarray(float(config.bits)),
         ranges=per,
-        keep=jnp.asarray(setting.keep),
-        layers={site: jnp.asarray(x) for site, x in setting.sites.items()},
+        keep=jnp.asarray(rounding.keep),
+        layers={site: jnp.asarray(x) for site, x in rounding.sites.items()},
       )
-      nats = meter(edits, params=params)
-      found[per, out] = nats[:, after:].mean(axis=1)
-  return found
+      made[per, out] = Setting(params, edits)
+  # Predictions made at a token that is kept would be better for it alone.
+  return meter(subject, BATCH, CONTROL + 1, step)(ids, made)
 
 
 def _look(
@@ -244,7 +242,7 @@ def _look(
         for what, x in out[site].items()
       }
     )
-    step(count)
+    step()
   return {
     key: np.concatenate([part[key] for part in parts], axis=1)
     for key in parts[0]
@@ -268,41 +266,43 @@ def _kernels(
   }
 
 
-def attributed(
-  result: Result, per: str, out: str, *, against: str = NOTHING
+def added(
+  result: Result, per: str, out: str = NOTHING, what: str = "loss"
 ) -> np.ndarray:
-  """[n] nats that leaving something out gives back, by independent texts.
+  """[n] nats that rounding adds, by independent texts.
 
   Args:
     result: with its arrays.
     per: of `STEPS`.
     out: what is left out.
-    against: what is left out of the loss that it is taken from.
+    what: "loss" or "kl".
   """
-  change = (
-    result.arrays[f"loss, {per}, without {against}"]
-    - result.arrays[f"loss, {per}, without {out}"]
-  )
-  return by_template(change, result.numbers)
+  values = result.arrays[f"{what}, {per}, without {out}"]
+  return by_template(values, result.numbers)
 
 
-def _loss_table(
-  loss: Mapping[tuple[str, str], np.ndarray], numbers: Mapping[str, Any]
+def attributed(result: Result, per: str, out: str) -> np.ndarray:
+  """[n] nats of the loss that leaving something out gives back."""
+  return added(result, per) - added(result, per, out)
+
+
+def _cost_table(
+  costs: Mapping[tuple[str, str], Cost], numbers: Mapping[str, Any]
 ) -> tuple[list[str], list[list[Any]]]:
   """Added nats, and those given back; not for single layers."""
   rows = []
-  for (per, out), x in loss.items():
+  for (per, out), cost in costs.items():
     if ", layer" in out:
       continue
-    added = by_template(x - loss[per, WHOLE], numbers)
-    row = [per, out, *ends_of(added)]
-    given = by_template(loss[per, NOTHING] - x, numbers)
+    row = [per, out, *ends_of(by_template(cost.loss, numbers))]
+    given = by_template(costs[per, NOTHING].loss - cost.loss, numbers)
     broken = numbers["broken"][per]
-    rows.append(row + ([None] * 3 if broken else ends_of(given)))
+    row += [None] * 3 if broken else ends_of(given)
+    rows.append([*row, float(by_template(cost.kl, numbers).mean())])
   header = ["step of a", "left out"]
   for what in ("added", "given_back"):
     header += [what, f"{what}_low", f"{what}_high"]
-  return header, rows
+  return [*header, "kl"], rows
 
 
 def _tensor_table(

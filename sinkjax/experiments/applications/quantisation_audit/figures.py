@@ -7,7 +7,6 @@ import numpy as np
 from sinkjax.experiments.applications.quantisation_audit.experiment import (
   NOTHING,
   STEPS,
-  WHOLE,
 )
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.shared.interval_plots import ends_in, error_bars
@@ -41,7 +40,7 @@ def _left_out(result: Result) -> bytes:
   rows = [
     row
     for row in result.records("left_out.csv")
-    if row["given_back"] is not None and row["left out"] not in (NOTHING, WHOLE)
+    if row["given_back"] is not None and row["left out"] != NOTHING
   ]
   names = list(dict.fromkeys(row["left out"] for row in rows))
   with drawing(6.8, 0.26 * len(names) + 1.2) as figure:
