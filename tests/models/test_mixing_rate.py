@@ -12,6 +12,8 @@ from sinkjax.metrics import registry
 from sinkjax.models.attention import Attention
 from sinkjax.taps import Tapper
 from sinkjax.transforms.layer_gains import layer_gains
+from sinkjax.transforms.layer_jacobian import fold_layer
+from sinkjax.transforms.residual import context_of
 from sinkjax.weights import huggingface, orbax_io
 
 BASE = sinkjax.TINY.replace(n_layers=2)
@@ -135,3 +137,22 @@ def test_who_refuses_it(tmp_path):
   assert sinkjax.edited(cfg, "scale site=mix_rate by=0") != cfg
   with pytest.raises(ValueError, match="mixing"):
     huggingface.save(tmp_path / "hf", params, cfg)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("mixing", ["rate", "gate"])
+def test_a_folded_layer_has_the_layers_derivative(mixing):
+  """With edits of what enters and leaves the mixing, some of one token."""
+  cfg = BASE.replace(n_layers=1, mixing=mixing, dtype="float64")
+  token = 1 + 0.2 * np.arange(5)[None, :, None, None]
+  edits = {
+    "mix_rate": sinkjax.scale(0.9),
+    "v": sinkjax.scale(token),
+    "z": sinkjax.scale(np.array([0.5, 1.0, 2.0, 0.0])[None, None, :, None]),
+  }
+  with jax.enable_x64(True):
+    block = jax.tree.map(lambda x: x[0], model(mixing)[0]["blocks"])
+    ctx, _ = context_of(cfg, jnp.arange(5)[None])
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 5, cfg.d_model)))
+    fold = fold_layer(cfg, block, x, jnp.asarray(0), ctx, edits)
+    assert float(fold.error) < 1e-12
