@@ -48,6 +48,7 @@ def test_what_is_chosen_changes_and_nothing_else():
   assert (zero[..., 0] == 3).all() and np.isinf(zero[..., 1:]).all()
 
 
+@pytest.mark.thorough
 def test_in_a_model(tiny, tokens):
   """Scaling what layer 1 writes is adding so much more of it."""
   params, cfg = tiny

@@ -10,8 +10,8 @@ first token. Entropy, the first token's norm and the sink rate by layer; as the
 model is, without the first token's largest dimensions, without what the MLP of
 the layer with the largest rise writes to it, and with a control for each.
 
-Takes about three minutes for SmolLM2-135M on two CPU cores. Expected there: all
-claims are supported.
+Eleven texts took four minutes for SmolLM2-135M on two CPU cores beside other
+work. Expected there: all claims are supported.
 """
 
 from sinkjax.experiments.harness.api import Experiment

@@ -11,8 +11,8 @@ into the middle of a text. The question is that of Barbero et al. (2025, arXiv
 2504.02732) and Gu et al. (2025, 2410.10781), who move BOS in training; ours is
 of trained models.
 
-Takes about two minutes for SmolLM2-135M on two CPU cores. Expected there: all
-claims are supported.
+Eleven texts took three minutes for SmolLM2-135M on two CPU cores beside other
+work. Expected there: all claims are supported.
 """
 
 from sinkjax.experiments.harness.api import Experiment
