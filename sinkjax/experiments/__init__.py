@@ -196,7 +196,6 @@ REGISTRY = (
     "attention_precision",
     "applications",
     "Does attention in 16 or 8 bits need the sink in full precision?",
-    recorded=False,
   ),
   Entry(
     "predicted_protection",
