@@ -10,7 +10,7 @@ weight and value, or those of a control token at the same cost, or none. The
 loss and the KL divergence from the whole model over many texts.
 
 A simulation: it says what the numbers do, not how fast a kernel would be. Took
-32 minutes for SmolLM2-135M on two CPU cores beside much other work. There the
+31 minutes for SmolLM2-135M on two CPU cores beside much other work. There the
 sink's score is what bfloat16 hurts (supported); in 8 bits it hardly matters.
 """
 
