@@ -17,7 +17,7 @@ first two are checked by the command above with --model=PATH of their folders;
 the last needs two models that differ in their gates alone. Gated models are
 rounded behind their gates.
 
-Takes minutes for SmolLM2-135M on two CPU cores. Expected: all claims but the
+Takes tens of minutes for SmolLM2-135M on two CPU cores. Expected: all claims but the
 one on gates are supported.
 """
 
