@@ -20,21 +20,25 @@ class TakeOut:
 
   For sites of [B, T, D]. With r and w of length one,
 
-      x_t -> x_t - <x_t, r> w    for t in Q
+      x_t -> x_t - (<x_t, r> - c) w    for t in Q
 
-  which with w = r projects r out; with another w every token moves as far, but
-  elsewhere: the control. Directions of length 0 change nothing, so that one
-  compiled program serves all conditions.
+  which with w = r and c = 0 projects r out, and with c the mean of <x_t, r>
+  takes out what tokens differ in along r and leaves what they have in common.
+  With another w every token moves as far, but elsewhere: the control.
+  Directions of length 0 change nothing where c = 0, so that one compiled
+  program serves all conditions.
 
   Attributes:
     read: [L, B, D] r, of any length.
     write: [L, B, D] w, of any length.
     queries: [B, T] bool, the set Q of each text.
+    level: [L, B] c, or a number.
   """
 
   read: Any
   write: Any
   queries: Any
+  level: Any = 0.0
 
   def placed(self, cfg: ModelConfig, length: int, site: str) -> Any:
     """The same, its arrays checked to have the model's layers and the text's
@@ -56,6 +60,9 @@ class TakeOut:
     write = wide(write)
     length = root(jnp.sum(write * write, axis=-1, keepdims=True))
     write = divide(write, length)[:, None]
-    moved = wide(value) - coefficient(value, read)[..., None] * write
+    level = jnp.asarray(self.level, write.dtype)
+    level = level[layer][:, None, None] if level.ndim else level
+    size = coefficient(value, read)[..., None] - level
+    moved = wide(value) - size * write
     hit = jnp.asarray(self.queries)[..., None]
     return jnp.where(hit, moved.astype(value.dtype), value)

@@ -33,6 +33,17 @@ def test_projection_and_control_by_hand():
   np.testing.assert_allclose(
     *(np.linalg.norm(y - x, axis=-1) for y in (out, moved)), atol=1e-5
   )
+  # What all have in common is left: the mean of each text is what it was.
+  mean = size.sum(axis=1) / queries.sum(axis=1)[:, None]
+  level = np.zeros((3, 2), np.float32)
+  level[1] = mean[:, 0]
+  level_out = np.asarray(edited(TakeOut(read, read, queries, level), x))
+  for b in range(2):
+    rest = level_out[b, queries[b]]
+    np.testing.assert_allclose(rest @ r[b], mean[b, 0], atol=1e-5)
+    np.testing.assert_allclose(
+      rest.mean(axis=0), x[b, queries[b]].mean(axis=0), atol=1e-5
+    )
   same = edited(TakeOut(0 * read, write, queries), x)
   np.testing.assert_array_equal(same, x)
 

@@ -81,7 +81,7 @@ def verdicts(found=9, **means):
   }
   made = Result(numbers, {}, arrays).as_stored(Config())
   judged = judge(EXPERIMENT.claims(made))
-  assert len({claim.id for claim in judged}) == 8
+  assert len({claim.id for claim in judged}) == 9
   return {claim.id: claim.verdict for claim in judged}
 
 
@@ -97,6 +97,7 @@ def test_verdicts():
       "attention, found sink": 0.3,
       f"change, {Removed.FIRST}": 0.3,
       f"kl, {Removed.FIRST}": 0.3,
+      f"change, {Removed.DIFFERENCES}": 0.3,
       f"change, {Removed.FOUND}": 0.3,
       "rank, stream, position 0": 0.6,
       "auroc, stream, position 0": 0.9,
@@ -119,6 +120,7 @@ def test_verdicts():
     "found_sinks_tag_attention": without,
     "tag_is_used": no,
     "tag_changes_predictions": same,
+    "tag_differences_are_used": same,
     "found_tag_is_used": without,
     # Any other tag would tell as much: the condition fails.
     "coefficient_follows_attention": Verdict.INCONCLUSIVE,
@@ -222,20 +224,21 @@ def test_losses_and_page(ran, by_hand):
   drawn = EXPERIMENT.draw(found)
   assert set(drawn) == {"shares.png", "losses.png"}
   assert len(EXPERIMENT.sections(found, drawn)) == 2
-  assert len(EXPERIMENT.claims(found)) == 8
+  assert len(EXPERIMENT.claims(found)) == 9
 
 
 @pytest.mark.thorough
 def test_what_nothing_is_taken_out_of_stays(reader):
   cfg, ids = reader.cfg, np.arange(20).reshape(2, 10)
+  none = np.zeros((cfg.n_layers, 2), np.float32)
   rng, shape = np.random.default_rng(0), (cfg.n_layers, 2, cfg.d_model)
   read = rng.normal(size=shape).astype(np.float32)
   every, run = np.ones(ids.shape, bool), passes.without(cfg)
   for given in ((0 * read, read, every), (read, read, ~every)):
-    change, kl = run(reader.params, ids, *given)
+    change, kl = run(reader.params, ids, *given, none)
     np.testing.assert_allclose(change, 0, atol=1e-5)
     np.testing.assert_allclose(kl, 0, atol=1e-5)
-  change, kl = run(reader.params, ids, read, read, every)
+  change, kl = run(reader.params, ids, read, read, every, none)
   assert (np.asarray(kl) > 0).all() and np.abs(change).max() > 1e-3
 
 

@@ -17,8 +17,8 @@ first two are checked by the command above with --model=PATH of their folders;
 the last needs two models that differ in their gates alone. Gated models are
 rounded behind their gates.
 
-Takes minutes for SmolLM2-135M on two CPU cores. Expected: all claims but the
-one on gates are supported.
+Takes tens of minutes for SmolLM2-135M on two CPU cores. Expected: all but the
+claim on gates are supported.
 """
 
 from sinkjax.experiments.applications.quantisation_audit.claims import claims

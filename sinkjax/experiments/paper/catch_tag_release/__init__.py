@@ -6,10 +6,10 @@
 The question of arXiv 2502.00919, whose formulas were not at hand, in our
 reading. What a sink writes (its value through the output projection, weighted
 by the attention on it) is a direction: the share of later tokens' attention
-output and residual variance along it, the loss without it, and whether the
-coefficient along it tells, on texts that the direction was not made from, which
-tokens attended. Position 0, and sinks found elsewhere, each beside another
-token at about the same place.
+output and residual variance along it; the loss without it, and without what
+tokens differ in along it; and whether the coefficient along it tells, on texts
+that the direction was not made from, which tokens attended. Position 0, and
+sinks found elsewhere, each beside another token at about the same place.
 
 It bears on `noop_heads`, where 49.9 % of SmolLM2-135M's sinks are no-op and 0 %
 broadcast: that verdict is on the norm of a value beside other values. Here is

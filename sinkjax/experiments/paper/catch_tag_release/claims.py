@@ -27,7 +27,7 @@ PAPER = "no number that was at hand"
 
 
 def claims(result: Result) -> list[Claim]:
-  """Three on shares, three on what is lost, two on what coefficients tell."""
+  """Three on shares, four on what is lost, two on what coefficients tell."""
   return [
     _share(
       result,
@@ -61,6 +61,14 @@ def claims(result: Result) -> list[Claim]:
       (Removed.FIRST, Removed.RANDOM),
     ),
     _divergence(result),
+    _loss(
+      result,
+      "tag_differences_are_used",
+      "Without what later tokens' attention outputs differ in along the tag of "
+      "position 0 the loss is higher than with these outputs moved as far at "
+      "random.",
+      (Removed.DIFFERENCES, Removed.DIFFERENCES_RANDOM),
+    ),
     _loss(
       result,
       "found_tag_is_used",
@@ -156,8 +164,8 @@ def _loss(
     text,
     _nats(
       tag - random,
-      "loss with the tag taken out of attention outputs, less that with these "
-      "moved by its coefficient along a random direction",
+      f"loss with the {pair[0]} taken out of attention outputs, less that with "
+      "these moved by as much along a random direction",
     ),
     how="at every layer, by the tags of the unchanged model; the tokens behind "
     + ("the sink" if pair[0] is Removed.FOUND else f"position {START}"),

@@ -45,6 +45,8 @@ class Removed(enum.StrEnum):
   FIRST = "tag of position 0"
   RANDOM = "as much at random"
   OTHER = "tag of another early token"
+  DIFFERENCES = "differences along the tag of position 0"
+  DIFFERENCES_RANDOM = "as much at random, differences"
   FOUND = "tag of the found sink"
   FOUND_RANDOM = "as much at random, found sink"
 
@@ -88,7 +90,7 @@ def measure(
     ValueError: for texts of too few tokens, fewer than two that begin apart, or
       a model in which a head's output is no linear map of what it mixes.
 
-  Cost: thirteen forward passes.
+  Cost: seventeen forward passes.
   """
   passes.check(subject.cfg)
   least = START + subject.template + 2
@@ -106,7 +108,7 @@ def measure(
   placed = place(sinks, config.seed, subject.template)
   seen = _look(subject, ids, placed, step)
   told = _probe(subject, ids, placed, seen["tags"], folds, step)
-  lost = _losses(subject, ids, placed, seen["tags"], config.seed, step)
+  lost = _losses(subject, ids, placed, seen, config.seed, step)
   found = placed.having(Role.FOUND)
   numbers = {
     "texts": len(ids),
@@ -237,7 +239,7 @@ def _losses(
   subject: Subject,
   ids: np.ndarray,
   placed: Placed,
-  tags: np.ndarray,
+  seen: dict[str, np.ndarray],
   seed: int,
   step: Steps,
 ) -> dict[tuple[str, Removed], np.ndarray]:
@@ -246,19 +248,23 @@ def _losses(
   Means over the tokens whose attention outputs are changed; 0 for texts
   without a found sink.
   """
-  run = passes.without(subject.cfg)
+  run, tags = passes.without(subject.cfg), seen["tags"]
+  level = seen["level"].astype(tags.dtype)
+  none = np.zeros_like(level[:, 0])
   random = np.random.default_rng(seed).normal(size=tags[:, 0].shape)
   random = random.astype(tags.dtype)
   first, other, found, _ = np.moveaxis(tags, 1, 0)
   moves = {
-    Removed.FIRST: (first, first, 0),
-    Removed.RANDOM: (first, random, 0),
-    Removed.OTHER: (other, other, 1),
-    Removed.FOUND: (found, found, 2),
-    Removed.FOUND_RANDOM: (found, random, 2),
+    Removed.FIRST: (first, first, none, 0),
+    Removed.RANDOM: (first, random, none, 0),
+    Removed.OTHER: (other, other, none, 1),
+    Removed.DIFFERENCES: (first, first, level[:, 0], 0),
+    Removed.DIFFERENCES_RANDOM: (first, random, level[:, 0], 0),
+    Removed.FOUND: (found, found, none, 2),
+    Removed.FOUND_RANDOM: (found, random, none, 2),
   }
   losses = {}
-  for removed, (read, write, role) in moves.items():
+  for removed, (read, write, kept, role) in moves.items():
     parts = []
     for at, count, rows in batches(ids, min(BATCH, len(ids))):
       which = np.resize(np.arange(at, at + count), len(rows))
@@ -271,6 +277,7 @@ def _losses(
         read[:, which],
         write[:, which],
         queries,
+        kept[:, which],
       )
       some = queries[:count, :-1]
       size = np.maximum(some.sum(axis=1), 1)

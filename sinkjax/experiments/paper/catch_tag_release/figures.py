@@ -51,7 +51,7 @@ def _shares(result: Result) -> bytes:
 def _losses(result: Result) -> bytes:
   rows = [x for x in result.records("losses.csv") if x["change"] is not None]
   names = ("change", "change_low", "change_high")
-  with drawing(6.4, 2.4) as figure:
+  with drawing(6.8, 3) as figure:
     ax = figure.add_subplot()
     rows_of_bars(ax, [row["without"] for row in rows], ends_in(rows, names))
     ax.set_xlabel("loss, nats more")

@@ -39,7 +39,7 @@ def look(cfg: ModelConfig) -> Callable:
   Gives "tags" [L, R, B, D], "caught" [L, R, B], the mean attention on the key,
   and shares along tags [L, R, B]: of a head's output along what the head itself
   wrote, mean over heads; of the attention's output and of the stream along the
-  tag.
+  tag. "level" [L, R, B] is the mean coefficient of the attention's output.
   """
 
   @jax.jit
@@ -81,10 +81,12 @@ def look(cfg: ModelConfig) -> Callable:
 
       late = queries[:, :, None]
       count = jnp.maximum(queries.sum(axis=-1), 1)
+      levels = jax.vmap(lambda u: coefficient(attention, u))(tags)
       mass = jnp.where(queries[:, :, None], wide(weights), 0).mean(axis=2)
       return {
         "tags": tags,
         "caught": mass.sum(axis=-1) / count,
+        "level": jnp.where(queries, levels, 0).sum(axis=-1) / count,
         "heads": along(heads, written, late).mean(axis=-1),
         "heads squared": along(heads, written, late, False).mean(axis=-1),
         "attention": along(attention, tags, queries),
@@ -127,7 +129,9 @@ def probe(cfg: ModelConfig) -> Callable:
 
 
 def without(cfg: ModelConfig) -> Callable:
-  """`f(params, ids, read [L, B, D], write, queries [B, T])`, of `TakeOut`.
+  """`f(params, ids, read [L, B, D], write, queries [B, T], level [L, B])`.
+
+  What `TakeOut` takes.
 
   Gives two [B, T - 1]: nats by which the loss of the next token rises, and KL
   of the unchanged model's distribution to the changed one's.
@@ -141,8 +145,9 @@ def without(cfg: ModelConfig) -> Callable:
     read: jax.Array,
     write: jax.Array,
     queries: jax.Array,
+    level: jax.Array,
   ) -> tuple[jax.Array, jax.Array]:
-    edit = TakeOut(read, write, queries)
+    edit = TakeOut(read, write, queries, level)
     plain, edited = (
       jax.nn.log_softmax(wide(g(params, ids).logits[:, :-1]))
       for g in (f, intervene(f, {"attn_out": edit}))
