@@ -35,7 +35,7 @@ SCOREBOARD = (
   ("noop_heads", "smollm2-135m", "active_value_large"),
   ("massive", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "sink_needs_massive"),
   ("perturbation", "smollm2-135m", "spread_last_layer"),
-  ("first_token", "smollm2-135m", "needles_without_sink"),
+  ("physical_first", "smollm2-135m", "sink_is_first_not_bos"),
   ("sink_circuit", "smollm2-135m", "ablation_removes_sink"),
   ("jacobian", "smollm2-135m", "exact_mixing"),
 )

@@ -115,25 +115,21 @@ REGISTRY = (
     "compression_valley",
     "paper",
     "Are the sink and the middle layers' valley of entropy one thing?",
-    recorded=False,
   ),
   Entry(
     "physical_first",
     "paper",
     "Is the sink the token that stands first, the one at index 0, or BOS?",
-    recorded=False,
   ),
   Entry(
     "make_a_sink",
     "paper",
     "Can any token be made a sink, and position 0 be kept from being one?",
-    recorded=False,
   ),
   Entry(
     "secondary_sinks",
     "paper",
     "Which tokens beside the first are sinks, where, and for how many layers?",
-    recorded=False,
   ),
   Entry(
     "sink_birth",
