@@ -121,7 +121,9 @@ class LayerSteps:
     """(what the attention reads, what heads mix, values) -> z."""
     return self._attention(Attention.heads, z, v, normed, self.tap)
 
-  def outputs(self, normed: Residual, q: Array, k: Array, v: Array) -> Array:
+  def outputs(
+    self, normed: Residual | None, q: Array, k: Array, v: Array
+  ) -> Array:
     """(what the attention reads, q, k, v) -> z."""
     return self.heads(normed, self.mix(q, k, v), v)
 
