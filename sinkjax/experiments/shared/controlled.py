@@ -18,7 +18,12 @@ from sinkjax.data.prepare import prepare
 from sinkjax.experiments.harness.api import Experiment, Result
 from sinkjax.experiments.harness.jobs import Advance, run_jobs
 from sinkjax.experiments.harness.sweep import Sweep, Table
-from sinkjax.experiments.harness.sweep_config import TextConfig
+from sinkjax.experiments.harness.sweep_config import (
+  GPU_SCALE,
+  PAPER_SCALE,
+  TOKENS_5B,
+  TextConfig,
+)
 from sinkjax.experiments.harness.train_runs import (
   document_starts,
   forms,
@@ -75,6 +80,15 @@ DEMO: dict[str, Any] = {
   "map_texts": 2,
 }
 """Fields of runs of half a minute each on two cores."""
+
+SCALES: dict[str, dict[str, Any]] = {
+  "demo": DEMO,
+  "cpu": STRONG | {"seeds": (0,)},
+  "gpu": GPU_SCALE | {"lengths": (256, 1024, 2048, 4096), "starts": 8},
+  "paper": PAPER_SCALE
+  | {"steps": TOKENS_5B, "lengths": (512, 2048, 4096, 8192), "starts": 4},
+}
+"""Fields of a config by --scale, to which each sweep adds its own."""
 
 
 def positions_for(config: ControlConfig) -> dict[str, int]:

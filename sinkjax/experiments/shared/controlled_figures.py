@@ -6,10 +6,23 @@ from typing import Any
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result
-from sinkjax.experiments.harness.sweep_figures import COLORS, Chart, legend
+from sinkjax.experiments.harness.sweep_figures import (
+  COLORS,
+  Chart,
+  Panel,
+  legend,
+)
 from sinkjax.experiments.shared.controlled import by_variant, rates, table_of
 from sinkjax.report import html
 from sinkjax.report.figures import INK, drawing, png
+
+INSIDE = (
+  Panel("Largest activation over median", "massive_ratio"),
+  Panel("Kurtosis of activations", "kurtosis"),
+  Panel("First value's norm over others'", "value_ratio"),
+  Panel("Effective rank of the final states", "effective_rank"),
+)
+"""What sinks go with, of sweeps over recipes."""
 
 Heads = Callable[[Result, str], slice | None]
 """Which heads of a variant a figure shows; `None` for no line."""

@@ -26,16 +26,10 @@ from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.effects import NATS, SHARE, Expect
 from sinkjax.experiments.harness.stats import mean
 from sinkjax.experiments.harness.sweep import Sweep, Trained
-from sinkjax.experiments.harness.sweep_config import (
-  GPU_SCALE,
-  PAPER_SCALE,
-  TOKENS_5B,
-  text_run,
-)
+from sinkjax.experiments.harness.sweep_config import text_run
 from sinkjax.experiments.harness.sweep_figures import STANDARD, Chart, Panel
 from sinkjax.experiments.shared.controlled import (
   DEMO,
-  STRONG,
   ControlConfig,
   by_variant,
   controlled,
@@ -43,6 +37,7 @@ from sinkjax.experiments.shared.controlled import (
   positions_for,
   rates,
 )
+from sinkjax.experiments.shared.controlled import SCALES as BY_SCALE
 from sinkjax.experiments.shared.controlled_figures import rates_chart
 from sinkjax.experiments.shared.seed_effects import no_worse, seed_effect
 from sinkjax.train.run_config import TrainConfig
@@ -65,14 +60,10 @@ class Config(ControlConfig):
   normalizer: str = "softpick"
 
 
-SCALES: dict[str, dict[str, Any]] = {
+SCALES = BY_SCALE | {
   "demo": DEMO | {"shares": (0.0, 0.5)},
-  "cpu": STRONG | {"seeds": (0,)},
   # Twelve heads of 32 dimensions have quarters, six have none.
-  "gpu": GPU_SCALE
-  | {"head_dim": 32, "lengths": (256, 1024, 2048, 4096), "starts": 8},
-  "paper": PAPER_SCALE
-  | {"steps": TOKENS_5B, "lengths": (512, 2048, 4096, 8192), "starts": 4},
+  "gpu": BY_SCALE["gpu"] | {"head_dim": 32},
 }
 """Fields of `Config` by --scale."""
 

@@ -31,23 +31,17 @@ from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.effects import LOG_RATIO, SHARE, Expect, Unit
 from sinkjax.experiments.harness.stats import mean
 from sinkjax.experiments.harness.sweep import Sweep, Trained
-from sinkjax.experiments.harness.sweep_config import (
-  GPU_SCALE,
-  PAPER_SCALE,
-  TOKENS_5B,
-  chosen,
-  text_run,
-)
+from sinkjax.experiments.harness.sweep_config import chosen, text_run
 from sinkjax.experiments.harness.sweep_figures import STANDARD, Chart, Panel
 from sinkjax.experiments.shared.controlled import (
   DEMO,
-  STRONG,
   ControlConfig,
   by_variant,
   controlled,
   positions_for,
   rates,
 )
+from sinkjax.experiments.shared.controlled import SCALES as BY_SCALE
 from sinkjax.experiments.shared.controlled_figures import rates_chart
 from sinkjax.experiments.shared.seed_effects import no_worse, seed_effect
 from sinkjax.train.run_config import TrainConfig
@@ -98,13 +92,8 @@ class Config(ControlConfig):
 RIVALS = "; in a longer text there are more tokens beside what takes weight"
 """Why a rate that is the rest of a softmax rises with length by itself."""
 
-LENGTHS = (256, 1024, 2048, 4096)
-SCALES: dict[str, dict[str, Any]] = {
-  "demo": DEMO | {"variants": ("softmax", "rate", "gate", "null_key")},
-  "cpu": STRONG | {"seeds": (0,)},
-  "gpu": GPU_SCALE | {"lengths": LENGTHS, "starts": 8},
-  "paper": PAPER_SCALE
-  | {"steps": TOKENS_5B, "lengths": (512, 2048, 4096, 8192), "starts": 4},
+SCALES = BY_SCALE | {
+  "demo": DEMO | {"variants": ("softmax", "rate", "gate", "null_key")}
 }
 """Fields of `Config` by --scale."""
 

@@ -26,22 +26,16 @@ from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.effects import LOG_RATIO, NATS, Expect
 from sinkjax.experiments.harness.stats import mean
 from sinkjax.experiments.harness.sweep import Sweep, Trained
-from sinkjax.experiments.harness.sweep_config import (
-  GPU_SCALE,
-  PAPER_SCALE,
-  TOKENS_5B,
-  chosen,
-  text_run,
-)
-from sinkjax.experiments.harness.sweep_figures import STANDARD, Chart, Panel
+from sinkjax.experiments.harness.sweep_config import chosen, text_run
+from sinkjax.experiments.harness.sweep_figures import STANDARD, Chart
 from sinkjax.experiments.shared.controlled import (
   DEMO,
-  STRONG,
   ControlConfig,
   controlled,
   positions_for,
 )
-from sinkjax.experiments.shared.controlled_figures import rates_chart
+from sinkjax.experiments.shared.controlled import SCALES as BY_SCALE
+from sinkjax.experiments.shared.controlled_figures import INSIDE, rates_chart
 from sinkjax.experiments.shared.seed_effects import no_worse, seed_effect
 from sinkjax.train.run_config import TrainConfig
 
@@ -112,13 +106,7 @@ class Config(ControlConfig):
   weight: float = 10.0
 
 
-SCALES: dict[str, dict[str, Any]] = {
-  "demo": DEMO | {"recipes": (BASE, "target", "gate_roles")},
-  "cpu": STRONG | {"seeds": (0,)},
-  "gpu": GPU_SCALE | {"lengths": (256, 1024, 2048, 4096), "starts": 8},
-  "paper": PAPER_SCALE
-  | {"steps": TOKENS_5B, "lengths": (512, 2048, 4096, 8192), "starts": 4},
-}
+SCALES = BY_SCALE | {"demo": DEMO | {"recipes": (BASE, "target", "gate_roles")}}
 """Fields of `Config` by --scale."""
 
 
@@ -201,14 +189,6 @@ def _smaller(trained: Trained, name: str) -> Claim:
     "in the layer where it is the largest",
     (no_worse(a["loss"], b["loss"], name, BASE),),
   )
-
-
-INSIDE = (
-  Panel("Largest activation over median", "massive_ratio"),
-  Panel("Kurtosis of activations", "kurtosis"),
-  Panel("First value's norm over others'", "value_ratio"),
-  Panel("Effective rank of the final states", "effective_rank"),
-)
 
 
 def _heads(result: Result, name: str) -> slice | None:
