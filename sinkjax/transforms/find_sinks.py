@@ -159,7 +159,8 @@ def find_sinks(
       values=found["value"][:, b],
       received=found["received"][:, b],
     )
-    lived = _life(of_text)
+    first = np.concatenate([of_text.start[:1], of_text.norms[:, 0]])
+    lived = life_of(first)
     life.append((lived[0], lived[1] - 1))
     sinks += _of_text(
       of_text,
@@ -205,9 +206,18 @@ def _value_norms(values: Float[Array, "B T N K"]) -> Float[Array, "B T"]:
   return jnp.mean(token_norms(values), axis=-1)
 
 
-def _life(signs: _Signs) -> tuple[int, int]:
-  """The layer of the first token's rise, and that of its fall or L."""
-  first = np.concatenate([signs.start[:1], signs.norms[:, 0]])
+def life_of(first: Float[np.ndarray, "states"]) -> tuple[int, int]:
+  """The layer of the first token's largest rise, and that of its fall.
+
+  The fall is the largest one after the rise, and the number of layers if there
+  is none.
+
+  Args:
+    first: its norms after the embedding and each layer.
+
+  >>> life_of(np.array([1.0, 2.0, 90.0, 91.0, 5.0])), life_of(np.arange(4.0))
+  ((1, 3), (0, 3))
+  """
   change = np.diff(first)
   rise = int(np.argmax(change))
   after = change[rise + 1 :]

@@ -13,8 +13,8 @@ from sinkjax.experiments.paper.compression_valley.experiment import (
   in_life,
   measure,
 )
-from sinkjax.experiments.shared.first_token_life import life_of
 from sinkjax.experiments.shared.prompt_corpus import Text
+from sinkjax.transforms.find_sinks import life_of
 
 YES, NO, SAME = Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.NO_EFFECT
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
-from sinkjax.experiments.shared.first_token_life import large_and_next, life_of
 from sinkjax.experiments.shared.key_rates import received
+from sinkjax.experiments.shared.large_dimensions import large_and_next
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
@@ -28,7 +28,7 @@ from sinkjax.inference.quantize import Quantize
 from sinkjax.inference.scoring import nats_of
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.find_sinks import find_sinks
+from sinkjax.transforms.find_sinks import find_sinks, life_of
 from sinkjax.transforms.intervene import intervene
 
 WHOLE = 16

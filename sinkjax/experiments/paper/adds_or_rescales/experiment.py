@@ -12,6 +12,7 @@ import numpy as np
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
+from sinkjax.experiments.shared.large_dimensions import next_largest
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
@@ -156,22 +157,6 @@ def _look(
   names = ("adds", "takes", "large", "size")
   arrays = [np.concatenate(x, axis=1) for x in zip(*found, strict=True)]
   return dict(zip(names, arrays, strict=True))
-
-
-def next_largest(size: np.ndarray, large: np.ndarray) -> np.ndarray:
-  """[L, D] as many of the next largest dimensions of each layer: a control.
-
-  Args:
-    size: [L, D] mean |x|.
-    large: [L, D] the dimensions that are taken.
-
-  >>> one = np.array([[5.0, 1.0, 3.0, 2.0]])
-  >>> next_largest(one, one > 4)[0].tolist()
-  [False, False, True, False]
-  """
-  order = np.argsort(np.where(large, np.inf, -size), axis=1, kind="stable")
-  rank = np.argsort(order, axis=1, kind="stable")
-  return rank < large.sum(axis=1, keepdims=True)
 
 
 def _losses(

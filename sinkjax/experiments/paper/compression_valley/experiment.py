@@ -17,8 +17,8 @@ import numpy as np
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
-from sinkjax.experiments.shared.first_token_life import large_and_next, life_of
 from sinkjax.experiments.shared.jacobian_runs import CONTROL_KEY
+from sinkjax.experiments.shared.large_dimensions import large_and_next
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
@@ -36,6 +36,7 @@ from sinkjax.metrics.norms import median, token_norms
 from sinkjax.metrics.sinks import sink_score
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.find_sinks import life_of
 from sinkjax.transforms.token_edits import AtTokens
 
 FEWEST = 4

@@ -7,8 +7,8 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.paper.compression_valley.experiment import Edit
-from sinkjax.experiments.shared.first_token_life import LARGE
 from sinkjax.experiments.shared.interval_plots import band, ends_over
+from sinkjax.experiments.shared.large_dimensions import LARGE
 from sinkjax.experiments.shared.text_batches import by_template
 from sinkjax.report import html
 from sinkjax.report.figures import (

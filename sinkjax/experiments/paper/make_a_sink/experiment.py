@@ -15,13 +15,13 @@ import numpy as np
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
-from sinkjax.experiments.shared.first_token_life import large_and_next, life_of
 from sinkjax.experiments.shared.key_rates import (
   check_at,
   rate_at,
   rate_elsewhere,
   received,
 )
+from sinkjax.experiments.shared.large_dimensions import large_and_next
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
@@ -33,6 +33,7 @@ from sinkjax.experiments.shared.text_batches import (
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.attention_edits import SeesOnly
 from sinkjax.transforms.capture import capture
+from sinkjax.transforms.find_sinks import life_of
 from sinkjax.transforms.token_edits import AtTokens
 
 

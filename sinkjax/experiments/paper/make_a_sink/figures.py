@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.paper.make_a_sink.experiment import Case
-from sinkjax.experiments.shared.first_token_life import LARGE
 from sinkjax.experiments.shared.interval_plots import ends_in, error_bars
 from sinkjax.experiments.shared.key_rates import LAST
+from sinkjax.experiments.shared.large_dimensions import LARGE
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,

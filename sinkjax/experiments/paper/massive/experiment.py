@@ -12,6 +12,7 @@ import numpy as np
 from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import Mean, mean_over
+from sinkjax.experiments.shared.large_dimensions import next_largest
 from sinkjax.experiments.shared.sink_removal import loss_from, texts_of
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.metrics.norms import LEAST, LEAST_RATIO
@@ -171,22 +172,18 @@ def find(resid: np.ndarray) -> Massive:
 def _edits(massive: Massive, resid: np.ndarray) -> dict[Edit, SetFirst]:
   """Edits of the residual stream after the layer that makes them."""
   width = resid.shape[-1]
-  large, other = np.zeros(width, bool), np.zeros(width, bool)
+  large = np.zeros(width, bool)
   large[massive.dimensions] = True
   # A model without massive activations runs every edit on no dimension at all;
   # its claims are then untested.
   made = 0 if massive.made is None else massive.made
   mean = resid[made, :, 0].mean(axis=0)
-  # Massive dimensions count as 0 here and come last, so that the control holds
-  # none of them.
-  order = np.argsort(-np.abs(mean) * ~large)
-  other[order[: len(massive.dimensions)]] = True
   zero = np.zeros(width, resid.dtype)
   changes = {
     Edit.NONE: (np.zeros(width, bool), zero),
     Edit.ZERO: (large, zero),
     Edit.MEAN: (large, mean),
-    Edit.OTHERS: (other, zero),  # as many of the next largest: a control
+    Edit.OTHERS: (next_largest(np.abs(mean), large), zero),
   }
   return {
     name: SetFirst(*map(jnp.asarray, (which, values, made)))
