@@ -1,9 +1,10 @@
 """The texts that `launch.reproduce` gives to models: the user's, or chats."""
 
+import functools
 import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -28,11 +29,28 @@ PROMPTS_FILE = flags.DEFINE_string(
 )
 
 
-def _read() -> list[Any] | None:
-  """Texts, or chats, of --prompts_file."""
+class Given(NamedTuple):
+  """What --prompts_file has.
+
+  Attributes:
+    texts: or chats.
+    record: what `result.json` keeps of them.
+  """
+
+  texts: list[Any]
+  record: dict[str, Any]
+
+
+@functools.cache
+def _given() -> Given | None:
+  """Read once, so that all experiments are of the same bytes."""
   if not PROMPTS_FILE.value:
     return None
-  return prompts.read_texts(None, PROMPTS_FILE.value)
+  texts = prompts.read_texts(None, PROMPTS_FILE.value)
+  path = pathlib.Path(PROMPTS_FILE.value).expanduser()
+  with path.open("rb") as file:
+    sha = hashlib.file_digest(file, "sha256").hexdigest()
+  return Given(texts, {"file": path.name, "sha256": sha, "count": len(texts)})
 
 
 def check(names: Sequence[str], prefix: str) -> None:
@@ -46,8 +64,8 @@ def check(names: Sequence[str], prefix: str) -> None:
     ValueError: naming the experiments that they do not go with, for flags that
       exclude each other, or a file that cannot be read.
   """
-  texts = _read()
-  if texts is not None:
+  given = _given()
+  if given is not None:
     refused = [name for name in names if not BY_NAME[name].load().given_texts]
     if refused:
       able = [name for name in BY_NAME if BY_NAME[name].load().given_texts]
@@ -55,7 +73,7 @@ def check(names: Sequence[str], prefix: str) -> None:
         f"--prompts_file does not go with {', '.join(refused)}, whose "
         f"sequences are made for them: --experiment={','.join(able)}"
       )
-  chats = bool(prompts.only_chats(texts or [], prefix))
+  chats = bool(given and prompts.only_chats(given.texts, prefix))
   if SYSTEM.value is not None and (chats or not CHAT.value):
     raise ValueError(
       "--system goes with --chat and texts; chats have a system message of "
@@ -97,7 +115,7 @@ def of_tokenizer(
   from sinkjax.experiments.harness import chat_start
   from sinkjax.weights.chat import GivenChats, UserTurn
 
-  texts = _read()
+  texts = None if (given := _given()) is None else given.texts
   if texts and not isinstance(texts[0], str):
     chat: Any = GivenChats.of(tokenizer, texts)
     texts = chat.texts
@@ -120,10 +138,6 @@ def request() -> dict[str, Any]:
   kept: dict[str, Any] = {}
   if CHAT.value:
     kept["chat"] = {"system": SYSTEM.value}
-  texts = _read()
-  if texts is not None:
-    path = pathlib.Path(PROMPTS_FILE.value).expanduser()
-    with path.open("rb") as file:
-      sha = hashlib.file_digest(file, "sha256").hexdigest()
-    kept["texts"] = {"file": path.name, "sha256": sha, "count": len(texts)}
+  if (given := _given()) is not None:
+    kept["texts"] = given.record
   return kept

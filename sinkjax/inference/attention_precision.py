@@ -119,26 +119,21 @@ def low_precision(
   }
 
 
-def _edit(cls: type) -> type:
-  """A pytree whose format is static and whose other fields are leaves."""
-  cls = dataclasses.dataclass(frozen=True)(cls)
-  names = [one.name for one in dataclasses.fields(cls) if one.name != "kind"]
-  return jax.tree_util.register_dataclass(cls, names, ["kind"])
-
-
-@_edit
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class LowValues:
   """Values [B, S, N, W] rounded, but for those of kept keys [S]."""
 
   keep: Array
-  kind: str
+  kind: str = dataclasses.field(metadata={"static": True})
 
   def __call__(self, v: Array, layer: Layer) -> Array:
     """The values as the product with the weights has them."""
     return jnp.where(self.keep[:, None, None], v, rounded(v, self.kind))
 
 
-@_edit
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class LowScores:
   """Scores [B, H, T, S] of rounded queries and keys, but for kept keys [S].
 
@@ -148,7 +143,7 @@ class LowScores:
 
   keep: Array
   scale: Array
-  kind: str
+  kind: str = dataclasses.field(metadata={"static": True})
   reads = ("q", "k")
 
   def __call__(self, scores: Array, layer: Layer, *read: Array) -> Array:
@@ -170,12 +165,13 @@ class LowScores:
     return jnp.where(self.keep, scores, low)
 
 
-@_edit
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class LowWeights:
   """The pattern [B, H, T, S] rounded, but for the weights of kept keys [S]."""
 
   keep: Array
-  kind: str
+  kind: str = dataclasses.field(metadata={"static": True})
 
   def __call__(self, pattern: Array, layer: Layer) -> Array:
     """The weights as the product with the values has them."""
