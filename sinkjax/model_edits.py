@@ -6,10 +6,41 @@ own edit then comes first, as if it were in the weights.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+
+
+def reads_of(*edits: Any) -> tuple[str, ...]:
+  """The sites whose values edits are given beside their own, each once.
+
+  A partial function, as which analyses hand plain ones on, reads what its
+  function does.
+  """
+  whole = [e.func if isinstance(e, functools.partial) else e for e in edits]
+  read = (site for edit in whole for site in getattr(edit, "reads", ()))
+  return tuple(dict.fromkeys(read))
+
+
+def in_turn(
+  edits: Sequence[Any], value: jax.Array, layer: Any, read: Sequence[Any]
+) -> jax.Array:
+  """Every edit's result handed to the next, to each what it reads.
+
+  Args:
+    edits: of one site.
+    value: there.
+    layer: its index.
+    read: values of `reads_of(*edits)`; none in a pass that does not hand them
+      over, which edits that read refuse.
+  """
+  seen = dict(zip(reads_of(*edits), read, strict=False))
+  for edit in edits:
+    own = [seen[site] for site in reads_of(edit) if site in seen]
+    value = edit(value, layer, *own)
+  return value
 
 
 @jax.tree_util.register_pytree_node_class
@@ -41,11 +72,14 @@ class OwnEdit:
       )
     )
 
-  def __call__(self, value: jax.Array, layer: Any) -> jax.Array:
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """What both read."""
+    return reads_of(*self._parts())
+
+  def __call__(self, value: jax.Array, layer: Any, *read: Any) -> jax.Array:
     """The one's result handed to the other."""
-    for part in self._parts():
-      value = part(value, layer)
-    return value
+    return in_turn(self._parts(), value, layer, read)
 
   def rows(self, value: jax.Array, layer: Any, start: Any) -> jax.Array:
     """The same for a block of query rows.

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from sinkjax.model_edits import OwnEdit
+from sinkjax.model_edits import OwnEdit, reads_of
 
 Layer = jax.Array | int
 Trace = dict[str, Any]
@@ -318,11 +318,6 @@ def placed(edit: Any, cfg: Any, length: int, site: str) -> Any:
   return edit if place is None else place(cfg, length, site)
 
 
-def reads_of(edit: Any) -> tuple[str, ...]:
-  """The sites whose values an edit is given beside its own."""
-  return getattr(edit, "reads", ())
-
-
 class Tapper:
   """`tap(site, value)` for one layer; lives only while that layer is traced.
 
@@ -338,18 +333,23 @@ class Tapper:
     self._seen: dict[str, jax.Array] = {}
     self._wanted = {
       site for sites, _ in taps.observers.values() for site in sites
-    } | {site for edit in taps.edits.values() for site in reads_of(edit)}
+    } | set(reads_of(*taps.edits.values()))
 
   def __call__(self, site: str, value: jax.Array) -> jax.Array:
     """Edits `value`, keeps it if an observer asked, and returns it.
 
     Raises:
-      ValueError: if an edit changes the shape, naming both shapes.
+      ValueError: if an edit changes the shape, naming both shapes, or reads a
+        site that the layer meets later.
     """
     edit = self._taps.edits.get(site)
     if edit is not None:
-      read = (self._seen[other] for other in reads_of(edit))
-      edited = edit(value, self.layer, *read)
+      reads = reads_of(edit)
+      if later := [other for other in reads if other not in self._seen]:
+        raise ValueError(
+          f"the edit at {site!r} reads {later[0]!r}, which does not come before"
+        )
+      edited = edit(value, self.layer, *(self._seen[x] for x in reads))
       # A wrong shape would often broadcast further on without an error.
       if jax.numpy.shape(edited) != value.shape:
         raise ValueError(

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sinkjax.config import ModelConfig
-from sinkjax.model_edits import method_of
+from sinkjax.model_edits import in_turn, method_of, reads_of
 from sinkjax.taps import Layer, placed
 from sinkjax.transforms.edit_indices import (
   OfLayers,
@@ -174,11 +174,14 @@ class Chain:
     """Every edit with its indices checked against the sizes."""
     return Chain(tuple(placed(edit, cfg, length, site) for edit in self.edits))
 
-  def __call__(self, value: Array, layer: Layer) -> Array:
+  @property
+  def reads(self) -> tuple[str, ...]:
+    """What any of them reads."""
+    return reads_of(*self.edits)
+
+  def __call__(self, value: Array, layer: Layer, *read: Array) -> Array:
     """Every edit's result handed to the next."""
-    for edit in self.edits:
-      value = edit(value, layer)
-    return value
+    return in_turn(self.edits, value, layer, read)
 
   def rows(self, value: Array, layer: Layer, start: Any) -> Array:
     """Every edit's result for a block of query rows handed to the next.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
+from sinkjax.model_edits import reads_of
 from sinkjax.models.attention import Attention
 from sinkjax.models.blocks import Block
 from sinkjax.models.context import Context, mask_of
@@ -76,6 +77,15 @@ class LayerSteps:
       raise ValueError(
         f"an exact Jacobian takes no edit at {hidden[0]!r}; edit site 'z'"
       )
+    for site, edit in edits.items():
+      if reads := reads_of(edit):
+        # The steps around its site are differentiated apart from those of the
+        # sites that it reads, whose part would be lost.
+        raise ValueError(
+          f"the edit at {site!r} reads {', '.join(reads)} of its layer, and an "
+          "exact Jacobian takes the layer apart between them; use "
+          'method="reference" or jax.jacfwd'
+        )
     self.cfg, self.layer, self.ctx = cfg, layer, ctx
     self.edits = edits
     self.tap = Tapper(Taps(edits), layer)
