@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, Int
 
 from sinkjax import finite
@@ -27,9 +28,6 @@ from sinkjax.transforms.branches import separate
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
 from sinkjax.transforms.streaming_edits import MixStreaming
-
-BETAS, EPS = (0.9, 0.999), 1e-8
-"""Of Adam, as its authors have them."""
 
 
 class Answers(NamedTuple):
@@ -123,12 +121,7 @@ def learn_gates(
   cost: float = 0.05,
   progress: Callable[[], Any] = lambda: None,
 ) -> Learned:
-  """Gates of every KV head, by a step of Adam for each text.
-
-      m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,
-      a = clip(a - rate m' / (sqrt(v') + eps), 0, 1)
-
-  with m' and v' freed of their start at zero.
+  """Gates of every KV head, by a step of Adam, clipped to [0, 1], a text.
 
   Args:
     cfg: the model.
@@ -162,18 +155,14 @@ def learn_gates(
     return jax.value_and_grad(value)(gate)
 
   one = jnp.ones((cfg.n_layers, cfg.n_kv_heads))
-  gate = np.ones(one.shape)
-  first, second, values = np.zeros(one.shape), np.zeros(one.shape), []
-  for number, text in enumerate(texts, start=1):
+  adam = optax.adam(rate)
+  gate, state, values = one, adam.init(one), []
+  for text in texts:
     whole = plain(params, text, one, sinks, window)
-    value, g = slope(params, text, whole, jnp.asarray(gate, jnp.float32))
-    g = np.asarray(g, np.float64)
-    finite.require(g, "the slope of a gate", ["layer", "KV head"])
-    first = BETAS[0] * first + (1 - BETAS[0]) * g
-    second = BETAS[1] * second + (1 - BETAS[1]) * g**2
-    up = first / (1 - BETAS[0] ** number)
-    size = np.sqrt(second / (1 - BETAS[1] ** number))
-    gate = np.clip(gate - rate * up / (size + EPS), 0, 1)
+    value, g = slope(params, text, whole, gate)
+    finite.require(np.asarray(g), "the slope of a gate", ["layer", "KV head"])
+    step, state = adam.update(g, state)
+    gate = jnp.clip(optax.apply_updates(gate, step), 0, 1)
     values.append(float(value))
     progress()
-  return Learned(gate, np.array(values))
+  return Learned(np.asarray(gate, np.float64), np.array(values))
