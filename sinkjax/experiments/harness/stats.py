@@ -167,6 +167,15 @@ def ends_of(values: Sequence[float] | np.ndarray) -> list[float]:
   return [float(x) for x in mean_of(values)[:3]]
 
 
+def ends_columns(*names: str) -> list[str]:
+  """Columns for `ends_of` of each name, the mean under the name itself.
+
+  >>> ends_columns("loss")
+  ['loss', 'loss_low', 'loss_high']
+  """
+  return [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+
+
 def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:
   """How often signs at random give a mean as far from zero, two-sided.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
 from sinkjax.experiments.shared.sink_removal import EPS
 from sinkjax.experiments.shared.steps import Steps
@@ -322,8 +322,9 @@ def _result(
       row += ends_of(by_template(value, units))
     rows.append(row)
   header = ["before the text", "tokens"]
-  for name in ("log_range", "own_rate", "first_rate", "loss", "cost_of_bits"):
-    header += [name, f"{name}_low", f"{name}_high"]
+  header += ends_columns(
+    "log_range", "own_rate", "first_rate", "loss", "cost_of_bits"
+  )
   for i, step in enumerate(path):
     arrays[f"search {i}"] = np.array(step.scores)
   decode = subject.tokenizer.decode

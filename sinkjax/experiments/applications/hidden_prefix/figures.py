@@ -6,6 +6,7 @@ import numpy as np
 
 from sinkjax.experiments.applications.hidden_prefix.experiment import Condition
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns
 from sinkjax.experiments.shared.interval_plots import ends_in, rows_of_bars
 from sinkjax.report import html
 from sinkjax.report.figures import FIRST, REST, drawing, png
@@ -32,7 +33,7 @@ def draw(result: Result) -> dict[str, bytes]:
       (middle, "log_range", "mean log of largest input"),
       (right, "cost_of_bits", f"nats added by {result.config.bits} bits"),
     ):
-      ends = ends_in(rows, (name, f"{name}_low", f"{name}_high"))
+      ends = ends_in(rows, ends_columns(name))
       rows_of_bars(ax, labels, ends)
       ax.set_title(title)
     right.set_yticklabels([])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
 from sinkjax.experiments.shared.share_at import share_at
@@ -286,8 +286,7 @@ def _removal_table(
   config: Config, arrays: Mapping[str, np.ndarray], units: Mapping[str, Any]
 ) -> tuple[list[str], list[list[Any]]]:
   header = ["score", "output", "share"]
-  for what in ("loss", "right"):
-    header += [what, f"{what}_low", f"{what}_high"]
+  header += ends_columns("loss", "right")
   rows = []
   for name in (*SCORES, RANDOM):
     for output in OUTPUTS:

@@ -11,6 +11,7 @@ from sinkjax.experiments.applications.pruning.config import (
   Skip,
 )
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns
 from sinkjax.experiments.shared.interval_plots import (
   band,
   ends_in,
@@ -127,7 +128,7 @@ def _time(result: Result) -> bytes:
   """Time saved by every model with fewer heads."""
   rows = [x for x in result.records("time.csv") if x["saved"] is not None]
   labels = [f"{x['model']} ({100 * x['heads_left']:.0f} % left)" for x in rows]
-  ends = 100 * ends_in(rows, ("saved", "saved_low", "saved_high"))
+  ends = 100 * ends_in(rows, ends_columns("saved"))
   with drawing(7, 0.5 * len(rows) + 1.2) as figure:
     ax = figure.add_subplot()
     rows_of_bars(ax, labels, ends)

@@ -16,7 +16,12 @@ from sinkjax.experiments.applications.pruning.config import (
   without,
 )
 from sinkjax.experiments.harness.api import Result
-from sinkjax.experiments.harness.stats import Mean, ends_of, mean_of
+from sinkjax.experiments.harness.stats import (
+  Mean,
+  ends_columns,
+  ends_of,
+  mean_of,
+)
 from sinkjax.experiments.harness.timing import time_saved
 from sinkjax.experiments.shared.share_at import share_at
 from sinkjax.inference.head_scores import HeadScores
@@ -220,7 +225,7 @@ def _time_table(
   small: Mapping[str, np.ndarray],
 ) -> Table:
   header = ["model", "heads_left", "median_seconds"]
-  header += ["saved", "saved_low", "saved_high"]
+  header += ends_columns("saved")
   header += ["loss_change", "loss_low", "loss_high"]
   rows = []
   for name, x in seconds.items():

@@ -13,7 +13,7 @@ import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.edited_cost import Cost, Setting, meter
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
@@ -300,8 +300,7 @@ def _cost_table(
     row += [None] * 3 if broken else ends_of(given)
     rows.append([*row, float(by_template(cost.kl, numbers).mean())])
   header = ["step of a", "left out"]
-  for what in ("added", "given_back"):
-    header += [what, f"{what}_low", f"{what}_high"]
+  header += ends_columns("added", "given_back")
   return [*header, "kl"], rows
 
 

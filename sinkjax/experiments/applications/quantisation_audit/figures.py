@@ -9,6 +9,7 @@ from sinkjax.experiments.applications.quantisation_audit.experiment import (
   STEPS,
 )
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns
 from sinkjax.experiments.shared.interval_plots import ends_in, error_bars
 from sinkjax.experiments.shared.layer_plots import Line, add_lines
 from sinkjax.inference.quantize_audit import BROKEN
@@ -52,7 +53,7 @@ def _left_out(result: Result) -> bytes:
       error_bars(
         ax,
         np.array([names.index(x["left out"]) for x in some]) + 0.2 * i - 0.1,
-        ends_in(some, ("given_back", "given_back_low", "given_back_high")),
+        ends_in(some, ends_columns("given_back")),
         across=True,
         color=color,
         label=f"a step a {per}",

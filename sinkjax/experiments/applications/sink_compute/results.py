@@ -16,7 +16,7 @@ from sinkjax.experiments.applications.sink_compute.skipped_blocks import (
 )
 from sinkjax.experiments.applications.sink_compute.timing import faster_fused
 from sinkjax.experiments.harness.api import Result
-from sinkjax.experiments.harness.stats import ends_of, mean_of
+from sinkjax.experiments.harness.stats import ends_columns, ends_of, mean_of
 from sinkjax.experiments.harness.timing import time_saved
 
 Table = tuple[list[str], list[list[Any]]]
@@ -201,8 +201,7 @@ def _slack_table(
 
 def _error_table(skipped: Mapping[tuple[str, float], Sequence[Cost]]) -> Table:
   header = ["way", "tolerance", "share"]
-  for what in ("loss_change", "kl", "error", "bound"):
-    header += [what, f"{what}_low", f"{what}_high"]
+  header += ends_columns("loss_change", "kl", "error", "bound")
   rows = []
   for (name, at), each in skipped.items():
     what = [cost.what for cost in each]

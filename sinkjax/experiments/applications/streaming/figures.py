@@ -7,6 +7,7 @@ import numpy as np
 
 from sinkjax.experiments.applications.streaming.config import Curve
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns
 from sinkjax.experiments.shared.interval_plots import (
   ends_in,
   error_bars,
@@ -135,7 +136,7 @@ def _time(rows: Rows) -> bytes:
       left.plot(totals, y, "o-", color=color, ms=4, lw=1.6, label=label)
     limits(left, np.concatenate([y for y, _, _ in seconds]), log=True)
     legend_above(left, "milliseconds a token")
-    ends = ends_in(rows, ("ratio", "ratio_low", "ratio_high"))
+    ends = ends_in(rows, ends_columns("ratio"))
     error_bars(right, totals, ends, fmt="o-", color=INK, lw=1.6)
     right.set_ylim(bottom=0)
     right.set_title("time recomputed over time from the cache", pad=21)

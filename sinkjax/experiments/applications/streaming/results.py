@@ -17,7 +17,7 @@ from sinkjax.experiments.applications.streaming.tables import (
   table_of_starts,
 )
 from sinkjax.experiments.harness.api import Result
-from sinkjax.experiments.harness.stats import mean_of
+from sinkjax.experiments.harness.stats import ends_columns, mean_of
 
 
 class Times(NamedTuple):
@@ -116,7 +116,7 @@ def _arrays(
 def _table_of_time(times: Times) -> tuple[list[str], list[list[Any]]]:
   """Seconds and bytes of one token more."""
   header = ["total", "cached_seconds", "recompute_seconds"]
-  header += ["ratio", "ratio_low", "ratio_high"]
+  header += ends_columns("ratio")
   header += ["cache_bytes", "cached_working_bytes", "recompute_working_bytes"]
   rows = []
   for i, total in enumerate(times.totals):

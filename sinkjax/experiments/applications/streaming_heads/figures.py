@@ -10,6 +10,7 @@ from sinkjax.experiments.applications.streaming_heads.experiment import (
   Order,
 )
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns
 from sinkjax.experiments.shared.interval_plots import ends_in, error_bars
 from sinkjax.report import html
 from sinkjax.report.figures import FIRST, INK, MUTED, REST, drawing, png
@@ -27,9 +28,7 @@ def draw(result: Result) -> dict[str, bytes]:
     left, right = figure.subplots(1, 2)
     for order, color in COLOURS.items():
       names = [FULL, *(f"{order}, {x:g}" for x in shares), ALL]
-      ends = ends_in(
-        [rows[name] for name in names], ("found", "found_low", "found_high")
-      )
+      ends = ends_in([rows[name] for name in names], ends_columns("found"))
       look = {"color": color, "label": str(order), "fmt": "o-"}
       error_bars(left, 100 * np.array([0, *shares, 1]), 100 * ends, **look)
     left.set_xlabel("% of KV heads closed")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns
 from sinkjax.experiments.paper.adds_or_rescales.experiment import (
   MOST,
   Part,
@@ -19,7 +20,7 @@ TITLE = "What the sink adds, and what it takes"
 def draw(result: Result) -> dict[str, bytes]:
   """One figure of norms by layer and of losses."""
   rows = result.records("parts.csv")
-  ends = ("change", "change_low", "change_high")
+  ends = ends_columns("change")
   with drawing(8.4, 3.4) as figure:
     left, middle, right = figure.subplots(1, 3)
     lines = {

@@ -12,7 +12,11 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.roc import auroc
-from sinkjax.experiments.harness.stats import ends_of, rank_correlation
+from sinkjax.experiments.harness.stats import (
+  ends_columns,
+  ends_of,
+  rank_correlation,
+)
 from sinkjax.experiments.paper.catch_tag_release import passes
 from sinkjax.experiments.paper.catch_tag_release.roles import (
   START,
@@ -315,8 +319,7 @@ def _share_table(
   seen: dict[str, np.ndarray], numbers: dict[str, Any]
 ) -> tuple[list[str], list[list[Any]]]:
   header, rows = ["of", "texts"], []
-  for what in ("caught", *SHARES):
-    header += [what, f"{what}_low", f"{what}_high"]
+  header += ends_columns("caught", *SHARES)
   for r, role in enumerate(Role):
     row = [str(role), 0]
     for what in ("caught", *SHARES):
@@ -331,8 +334,7 @@ def _loss_table(
   lost: dict[tuple[str, Removed], np.ndarray], numbers: dict[str, Any]
 ) -> tuple[list[str], list[list[Any]]]:
   header, rows = ["without", "texts"], []
-  for what in ("change", "kl"):
-    header += [what, f"{what}_low", f"{what}_high"]
+  header += ends_columns("change", "kl")
   for removed in Removed:
     row = [str(removed), 0]
     for what in ("change", "kl"):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns
 from sinkjax.experiments.paper.catch_tag_release.roles import START, Role
 from sinkjax.experiments.shared.interval_plots import ends_in, rows_of_bars
 from sinkjax.experiments.shared.layer_plots import Line, add_lines
@@ -50,7 +51,7 @@ def _shares(result: Result) -> bytes:
 
 def _losses(result: Result) -> bytes:
   rows = [x for x in result.records("losses.csv") if x["change"] is not None]
-  names = ("change", "change_low", "change_high")
+  names = ends_columns("change")
   with drawing(6.8, 3) as figure:
     ax = figure.add_subplot()
     rows_of_bars(ax, [row["without"] for row in rows], ends_in(rows, names))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
 from sinkjax.experiments.shared.jacobian_runs import CONTROL_KEY
 from sinkjax.experiments.shared.large_dimensions import large_and_next
@@ -236,8 +236,7 @@ def _edit_table(
   arrays: dict[str, np.ndarray], rise: int, fall: int, units: dict[str, Any]
 ) -> tuple[list[str], list[list[Any]]]:
   header, rows = ["edit"], []
-  for name in ("entropy", "sink_rate", "loss"):
-    header += [name, f"{name}_low", f"{name}_high"]
+  header += ends_columns("entropy", "sink_rate", "loss")
   for i, edit in enumerate(Edit):
     row: list[Any] = [str(edit)]
     for values in (

@@ -12,7 +12,7 @@ import numpy as np
 
 from sinkjax.analysis.lens_quality import LensQuality, lens_quality
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.jacobian_runs import CONTROL_KEY
 from sinkjax.experiments.shared.sink_removal import (
   Condition,
@@ -289,8 +289,7 @@ def _quality_table(
   arrays: dict[str, np.ndarray], config: Config, layers: tuple[int, ...]
 ) -> tuple[list[str], list[list[Any]]]:
   header = ["condition", "lens", "layer"]
-  for metric in METRICS:
-    header += [metric, f"{metric}_low", f"{metric}_high"]
+  header += ends_columns(*METRICS)
   rows = []
   for name in Condition:
     for reading in readings(config.skips):

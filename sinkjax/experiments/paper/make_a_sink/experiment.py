@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
 from sinkjax.experiments.shared.key_rates import (
   check_at,
@@ -264,8 +264,7 @@ def _table(
   config: Config, arrays: dict[str, np.ndarray], units: dict[str, Any]
 ) -> tuple[list[str], list[list[Any]]]:
   header, rows = ["case"], []
-  for name in ("first", "token", "elsewhere", "loss"):
-    header += [name, f"{name}_low", f"{name}_high"]
+  header += ends_columns("first", "token", "elsewhere", "loss")
   for case in Case:
     rates = arrays[f"rates, {case}"].astype(float)
     row: list[Any] = [str(case)]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns
 from sinkjax.experiments.paper.make_a_sink.experiment import Case
 from sinkjax.experiments.shared.interval_plots import ends_in, error_bars
 from sinkjax.experiments.shared.key_rates import LAST
@@ -40,7 +41,7 @@ def _cases(result: Result) -> bytes:
   with drawing(8.4, 3.8) as figure:
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     for i, (name, color, label) in enumerate(looks):
-      ends = 100 * ends_in(rows, (name, f"{name}_low", f"{name}_high"))
+      ends = 100 * ends_in(rows, ends_columns(name))
       at = [row + 0.2 * (i - 1) for row in range(len(rows))]
       error_bars(left, at, ends, across=True, color=color, label=label, ms=5)
     left.set_yticks(range(len(rows)), [row["case"] for row in rows])

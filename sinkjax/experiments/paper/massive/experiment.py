@@ -11,7 +11,7 @@ import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import Mean, mean_over
+from sinkjax.experiments.harness.stats import Mean, ends_columns, mean_over
 from sinkjax.experiments.shared.large_dimensions import next_largest
 from sinkjax.experiments.shared.sink_removal import loss_from, texts_of
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
@@ -287,8 +287,7 @@ def _edit_table(
   conditions: Mapping[Edit, Mapping[str, Mean]],
 ) -> tuple[list[str], list[list[Any]]]:
   header = ["edit"]
-  for what in ("sink_rate", "loss"):
-    header += [what, f"{what}_low", f"{what}_high"]
+  header += ends_columns("sink_rate", "loss")
   rows = [
     [name, *means["sink_rate"][:3], *means["loss"][:3]]
     for name, means in conditions.items()

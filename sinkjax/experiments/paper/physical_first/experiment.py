@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.key_rates import (
   LAST,
   check_at,
@@ -246,6 +246,5 @@ def _table(
       row += empty if values is None else ends_of(by_template(values, units))
     table.append(row)
   header = ["case"]
-  for name in ("first", "moved", "elsewhere", "loss"):
-    header += [name, f"{name}_low", f"{name}_high"]
+  header += ends_columns("first", "moved", "elsewhere", "loss")
   return header, table

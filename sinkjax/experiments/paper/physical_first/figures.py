@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns
 from sinkjax.experiments.paper.physical_first.experiment import Case
 from sinkjax.experiments.shared.interval_plots import ends_in, error_bars
 from sinkjax.experiments.shared.key_rates import LAST
@@ -39,7 +40,7 @@ def _cases(result: Result) -> bytes:
     for i, (name, color, label) in enumerate(looks):
       some = [row for row in rows if row[name] is not None]
       at = [rows.index(row) + 0.2 * (i - 1) for row in some]
-      columns = (name, f"{name}_low", f"{name}_high")
+      columns = ends_columns(name)
       ends = 100 * ends_in(some, columns)
       error_bars(ax, at, ends, across=True, color=color, label=label, ms=5)
     ax.set_yticks(range(len(rows)), [row["case"] for row in rows])

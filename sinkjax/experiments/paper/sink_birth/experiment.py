@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.paper.sink_birth.checkpoints import (
   Config,
   read_history,
@@ -163,8 +163,7 @@ def _table(
   units: dict[str, Any],
 ) -> tuple[list[str], list[list[Any]]]:
   header, rows = ["model", "step"], []
-  for name in QUANTITIES:
-    header += [name, f"{name}_low", f"{name}_high"]
+  header += ends_columns(*QUANTITIES)
   for k, model in enumerate(names):
     row: list[Any] = [model, steps[k] if steps else None]
     for name in QUANTITIES:

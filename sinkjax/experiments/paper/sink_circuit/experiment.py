@@ -10,7 +10,11 @@ import numpy as np
 
 from sinkjax.config import ModelConfig
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of, rank_correlation
+from sinkjax.experiments.harness.stats import (
+  ends_columns,
+  ends_of,
+  rank_correlation,
+)
 from sinkjax.experiments.paper.sink_circuit.neurons import (
   BATCH,
   Ablation,
@@ -329,8 +333,7 @@ def _ablation_table(
   together: dict[str, After], repeated: dict[str, After], units: dict[str, Any]
 ) -> tuple[list[str], list[list[Any]]]:
   header, rows = ["text", "ablated"], []
-  for name in ("norm", "others", "rate", "loss"):
-    header += [name, f"{name}_low", f"{name}_high"]
+  header += ends_columns("norm", "others", "rate", "loss")
   for kind, runs in (("ordinary", together), ("repeated", repeated)):
     for name, one in runs.items():
       row: list[Any] = [kind, name]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
-from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
 from sinkjax.experiments.shared.prompt_corpus import Text, texts_for
 from sinkjax.experiments.shared.steps import Steps
@@ -271,8 +271,7 @@ def _kind_table(
     ends = np.exp(ends_of(matched)).tolist() if len(matched) > 1 else [None] * 3
     rows.append(row + ends)
   header = ["kind", "queries", "mass"]
-  for what in ("over_even", "over_others"):
-    header += [what, f"{what}_low", f"{what}_high"]
+  header += ends_columns("over_even", "over_others")
   return header, rows
 
 

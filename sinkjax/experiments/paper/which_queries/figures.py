@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns
 from sinkjax.experiments.paper.which_queries.experiment import Hidden, Kind
 from sinkjax.experiments.shared.interval_plots import (
   band,
@@ -37,7 +38,7 @@ def draw(result: Result) -> dict[str, bytes]:
 def _kinds(result: Result) -> bytes:
   rows = [x for x in result.records("kinds.csv") if x["kind"] in set(Kind)]
   rows = [row for row in rows if row["over_others"] is not None]
-  names = ("over_others", "over_others_low", "over_others_high")
+  names = ends_columns("over_others")
   with drawing(8, 3.2) as figure:
     left, right = figure.subplots(1, 2)
     labels = [row["kind"] for row in rows]
