@@ -24,10 +24,10 @@ from sinkjax.experiments.shared.text_batches import (
   templates_of,
   texts_of_length,
 )
+from sinkjax.experiments.shared.watched import watched
 from sinkjax.inference.quantize import Quantize
 from sinkjax.inference.scoring import nats_of
 from sinkjax.models.transformer import forward
-from sinkjax.transforms.capture import capture
 from sinkjax.transforms.find_sinks import find_sinks, life_of
 from sinkjax.transforms.intervene import intervene
 
@@ -208,7 +208,7 @@ def _look(
     "first": ("resid_post", lambda x: x[:, 0]),
     "received": ("pattern", lambda p: received(p).mean(axis=1)),
   }
-  out = _watched(subject, ids, watch, step)
+  out = watched(subject, ids, watch, step)
   squares = np.square(out["first"])
   norm = np.sqrt(squares.sum(axis=-1))
   return {
@@ -228,28 +228,7 @@ def _squares(
   def squares(x: jax.Array) -> jax.Array:
     return jnp.square(x.astype(jnp.float32)) @ mask
 
-  return _watched(subject, ids, {"sum": ("resid_post", squares)}, step)["sum"]
-
-
-def _watched(
-  subject: Subject, ids: np.ndarray, watch: dict[str, Any], step: Steps
-) -> dict[str, np.ndarray]:
-  """What observers see of all texts, [L, P, ...]; [1, P, ...] at "embed"."""
-  f = jax.jit(capture(forward(subject.cfg), watch))
-
-  def look(params: Any, rows: jax.Array) -> dict[str, Any]:
-    trace = f(params, rows).trace
-    return {
-      name: trace[name][None] if site == "embed" else trace[name]
-      for name, (site, _) in watch.items()
-    }
-
-  parts = []
-  for _, count, rows in batches(ids, min(8, len(ids))):
-    out = subject.kept("look", look, subject.params, jnp.asarray(rows))
-    parts.append({k: x.astype(np.float64)[:, :count] for k, x in out.items()})
-    step(count)
-  return {k: np.concatenate([x[k] for x in parts], axis=1) for k in watch}
+  return watched(subject, ids, {"sum": ("resid_post", squares)}, step)["sum"]
 
 
 def _found(subject: Subject, ids: np.ndarray, step: Steps) -> np.ndarray:

@@ -16,14 +16,12 @@ from sinkjax.experiments.shared.large_dimensions import next_largest
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
-  batches,
   by_template,
   templates_of,
   texts_of_length,
 )
+from sinkjax.experiments.shared.watched import watched
 from sinkjax.metrics.sink_parts import large_dimensions, sink_parts
-from sinkjax.models.transformer import forward
-from sinkjax.transforms.capture import capture
 from sinkjax.transforms.sink_edits import SplitSink, split_norms
 
 MOST = 0.9
@@ -143,20 +141,9 @@ def _look(
     return large_dimensions(x, ratio), jnp.abs(x[:, 1:]).mean(axis=1)
 
   watch = {"parts": (("pattern", "v"), parts), "size": ("resid_pre", size)}
-  f = jax.jit(
-    lambda params, ids: capture(forward(subject.cfg), watch)(params, ids).trace
-  )
-  found = []
-  for _, count, rows in batches(ids, min(8, len(ids))):
-    trace = f(subject.params, jnp.asarray(rows))
-    found.append(
-      [np.asarray(x, np.float64)[:, :count] for x in jax.tree.leaves(trace)]
-    )
-    step(count)
-  # Leaves come in the order of the names.
+  out = watched(subject, ids, watch, step)
   names = ("adds", "takes", "large", "size")
-  arrays = [np.concatenate(x, axis=1) for x in zip(*found, strict=True)]
-  return dict(zip(names, arrays, strict=True))
+  return dict(zip(names, (*out["parts"], *out["size"]), strict=True))
 
 
 def _losses(

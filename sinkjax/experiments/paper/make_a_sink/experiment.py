@@ -25,14 +25,12 @@ from sinkjax.experiments.shared.large_dimensions import large_and_next
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
-  batches,
   by_template,
   templates_of,
   texts_of_length,
 )
-from sinkjax.models.transformer import forward
+from sinkjax.experiments.shared.watched import watched
 from sinkjax.transforms.attention_edits import SeesOnly
-from sinkjax.transforms.capture import capture
 from sinkjax.transforms.find_sinks import life_of
 from sinkjax.transforms.token_edits import AtTokens
 
@@ -163,27 +161,14 @@ def _look(subject: Subject, ids: np.ndarray, at: int, step: Steps) -> Seen:
     "states": ("resid_post", states),
     "written": ("attn_out", written),
   }
-  f = jax.jit(capture(forward(subject.cfg), watch))
-
-  def look(params: Any, rows: jax.Array) -> tuple[Any, ...]:
-    trace = f(params, rows).trace
-    return trace["start"]["pair"], trace["states"], trace["written"]
-
-  found: dict[str, list[np.ndarray]] = {}
-  for _, count, rows in batches(ids, min(8, len(ids))):
-    start, states_of, written_of = subject.kept(
-      "look", look, subject.params, jnp.asarray(rows)
-    )
-    parts = {
-      "states": np.concatenate([start[None], states_of["pair"]]),
-      "first": states_of["first"],
-      "written": written_of["pair"],
-      "average": written_of["average"],
-    }
-    for name, value in parts.items():
-      found.setdefault(name, []).append(value.astype(np.float64)[:, :count])
-    step(count)
-  whole = {k: np.concatenate(x, axis=1) for k, x in found.items()}
+  out = watched(subject, ids, watch, step)
+  norms = [out[name]["pair"] for name in ("start", "states")]
+  whole = {
+    "states": np.concatenate(norms),
+    "first": out["states"]["first"],
+    "written": out["written"]["pair"],
+    "average": out["written"]["average"],
+  }
   mean = {name: value.mean(axis=1) for name, value in whole.items()}
   squares = np.square(whole["first"]).mean(axis=1)
   return Seen(squares=squares, **mean)
