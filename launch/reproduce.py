@@ -155,12 +155,12 @@ def main() -> None:
   if DRY_RUN.value:
     _dry_run(names)
     return
-  from sinkjax.experiments.harness import runner
+  from sinkjax.experiments.harness import records, runner
 
   out = pathlib.Path(OUT.value).expanduser()
   start = time.monotonic()
   if REPORT.value:
-    found = runner.every(out)
+    found = records.every(out)
     if not found:
       hint = f"; give {out.parent}" if (out / "result.json").exists() else ""
       raise ValueError(f"--report: {out} holds no complete experiment{hint}")
@@ -190,7 +190,7 @@ def main() -> None:
           out / name, requests[name], subject, overwrite=OVERWRITE.value
         )
       # The report covers the folder, with experiments of earlier commands.
-      found = runner.every(out)
+      found = records.every(out)
     runner.report(
       out,
       found,

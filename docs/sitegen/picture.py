@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 from sinkjax import artifacts
-from sinkjax.experiments.harness import runner
+from sinkjax.experiments.harness import records
 from sinkjax.report.figures import INK, MUTED, color_bar, drawing, heat_map
 
 DOCS = pathlib.Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def attention() -> np.ndarray:
 
 def aligned() -> np.ndarray:
   """[condition, L, T] relative change around the swap, as recorded."""
-  return runner.measured(SPREAD).result.arrays["aligned"]
+  return records.measured(SPREAD).result.arrays["aligned"]
 
 
 def spread() -> np.ndarray:

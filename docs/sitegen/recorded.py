@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from sinkjax.experiments.harness import runner
+from sinkjax.experiments.harness import records
 from sinkjax.experiments.harness.protocol import Judged, Verdict
 from sinkjax.report.html import Section
 
@@ -24,7 +24,7 @@ class Run(NamedTuple):
 
   folder: str
   subject: str
-  recorded: runner.Recorded
+  recorded: records.Recorded
   claims: list[Judged]
 
   @property
@@ -85,7 +85,7 @@ def runs() -> list[Run]:
   """
   found: dict[tuple[str, str], Run] = {}
   for folder in folders():
-    for one in runner.every(folder):
+    for one in records.every(folder):
       run = Run(folder.name, subject_of(one.about), one, one.claims())
       if (before := found.get((run.name, run.subject))) is not None:
         raise ValueError(

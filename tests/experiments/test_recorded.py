@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sinkjax.experiments import BY_NAME, named
-from sinkjax.experiments.harness import compact, runner, train_runs
+from sinkjax.experiments.harness import compact, records, train_runs
 
 RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
 GROUPS = {
@@ -47,7 +47,7 @@ def numbers(text):
 
 @functools.cache
 def claims_of(folder):
-  return runner.measured(folder).claims()
+  return records.measured(folder).claims()
 
 
 @pytest.mark.parametrize("group", ["paper", "applications", "training"])
@@ -90,7 +90,7 @@ def test_claims_are_sentences(folder):
   ids=names,
 )
 def test_the_report_is_drawn_from_the_files(folder):
-  recorded = runner.measured(folder)
+  recorded = records.measured(folder)
   experiment = recorded.entry.load()
   drawn = experiment.draw(recorded.result)
   assert drawn and all(png.startswith(b"\x89PNG") for png in drawn.values())
@@ -109,7 +109,7 @@ def test_an_interrupted_command_goes_on_with_recorded_runs(
   monkeypatch.setattr(train_runs, "train_and_measure", None)
   for name in ("noise_training", "mixing"):
     monkeypatch.setattr(f"{training}.{name}.experiment.forms", None)
-  recorded, again = runner.measured(folder), tmp_path / folder.name
+  recorded, again = records.measured(folder), tmp_path / folder.name
   shutil.copytree(folder, again)
   config, experiment = recorded.result.config, recorded.entry.load()
   found = experiment.measure(config, folder=again).as_stored(config)

@@ -1,4 +1,4 @@
-"""Runs experiments, writes their files, and reads them again.
+"""Runs experiments, and writes their files; `records` reads them again.
 
 A folder of results holds one folder an experiment:
 
@@ -12,25 +12,19 @@ Claims, figures and the report are functions of these files, so they are made
 again without measuring. `compact` has the form of the folder that git keeps.
 """
 
-import dataclasses
 import functools
-import io
-import json
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from sinkjax import artifacts, finite, outputs, provenance
-from sinkjax.experiments import BY_NAME, REGISTRY, Entry
+from sinkjax.experiments import Entry
 from sinkjax.experiments.harness import chat_start, claims_page, compact
-from sinkjax.experiments.harness.api import Experiment, Result
+from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.kept import FOLDER, Kept
-from sinkjax.experiments.harness.protocol import Judged, judge
-from sinkjax.report import html
+from sinkjax.experiments.harness.records import Recorded, read, recorded, stored
 from sinkjax.weights import identity
 
 
@@ -64,116 +58,6 @@ class Request(NamedTuple):
   def plain(self) -> dict[str, Any]:
     """As `result.json` keeps it."""
     return artifacts.plain({**self.of, "config": self.config})
-
-
-class Recorded(NamedTuple):
-  """One experiment as its folder holds it.
-
-  Attributes:
-    entry: the experiment.
-    folder: where its files are.
-    about: what `result.json` says beside the numbers.
-    result: what was measured, plain.
-  """
-
-  entry: Entry
-  folder: pathlib.Path
-  about: dict[str, Any]
-  result: Result
-
-  def claims(self) -> list[Judged]:
-    """The claims with their verdicts, made from the files."""
-    return judge(self.entry.load().claims(self.result))
-
-  def sections(self) -> list[html.Section]:
-    """Its part of the report; figures that are no files are drawn."""
-    experiment = self.entry.load()
-    figures = _Figures(self.folder, experiment, self.result)
-    sections = experiment.sections(self.result, figures)
-    said = []
-    if (edit := self.about["request"].get("edit")) is not None:
-      said.append(f"Measured on the edited model: {edit}.")
-    if (texts := self.about["request"].get("texts")) is not None:
-      said.append(
-        f"The {texts['count']} texts are those of {texts['file']} (SHA-256 "
-        f"{texts['sha256'][:12]}), in place of the experiment's own."
-      )
-    if (chat := self.result.numbers.get("chat_template")) is not None:
-      said.append(chat_start.describe(chat))
-    body = "\n\n".join([*said, sections[0].body])
-    return [dataclasses.replace(sections[0], body=body), *sections[1:]]
-
-
-class _Figures(Mapping[str, bytes]):
-  """The figures by file name: from the folder, else drawn at the first need."""
-
-  def __init__(
-    self, folder: pathlib.Path, experiment: Experiment, result: Result
-  ):
-    self._folder, self._experiment = folder, experiment
-    self._result = result
-    self._drawn: dict[str, bytes] | None = None
-
-  def __getitem__(self, name: str) -> bytes:
-    path = self._folder / name
-    return path.read_bytes() if path.is_file() else self._all()[name]
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._all())
-
-  def __len__(self) -> int:
-    return len(self._all())
-
-  def _all(self) -> dict[str, bytes]:
-    if self._drawn is None:
-      self._drawn = self._experiment.draw(self._result)
-    return self._drawn
-
-
-def _stored(path: pathlib.Path) -> dict[str, Any] | None:
-  try:
-    return json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError):
-    return None
-
-
-def read(folder: pathlib.Path) -> dict[str, Any] | None:
-  """What `result.json` holds; `None` for none or one that is not complete."""
-  found = _stored(folder / "result.json")
-  return found if found and found.get("complete") is True else None
-
-
-def _recorded(folder: pathlib.Path, about: dict[str, Any]) -> Recorded:
-  entry, request = BY_NAME[about["name"]], about["request"]
-  experiment = entry.load()
-  scale = request.get("scale", "demo")
-  # Fields that are newer than the file get the defaults of its scale.
-  config = experiment.configured(scale, request["config"])
-  npz = artifacts.read_bytes(folder / "arrays.npz")
-  with np.load(io.BytesIO(npz)) as stored:
-    arrays = dict(stored)
-  tables = {
-    path.name: artifacts.read_csv(path)
-    for path in artifacts.files(folder, ".csv")
-  }
-  model = request.get("model")
-  result = Result(about["numbers"], tables, arrays, config, model)
-  return Recorded(entry, folder, about, result)
-
-
-def measured(folder: pathlib.Path) -> Recorded | None:
-  """An experiment's folder, read; `None` where nothing complete is there.
-
-  Files of every earlier version are read, too.
-  """
-  about = read(folder)
-  return None if about is None else _recorded(folder, about)
-
-
-def every(out: pathlib.Path) -> list[Recorded]:
-  """All complete experiments of a folder of results, in registry order."""
-  found = [measured(out / entry.name) for entry in REGISTRY]
-  return [one for one in found if one is not None]
 
 
 def is_missing(
@@ -245,7 +129,7 @@ def run(
   sweeps = experiment.scales is not None
   alone = functools.partial(outputs.alone, keeps=_measured)
   with (outputs.folder if sweeps else alone)(folder):
-    old = None if overwrite else _stored(folder / "result.json")
+    old = None if overwrite else stored(folder / "result.json")
     if (
       old is None
       or old["request"] != request.plain()
@@ -317,8 +201,8 @@ def _write(
 
 def _draw(folder: pathlib.Path) -> None:
   """Figures and claims of what is measured, which completes the folder."""
-  about = _stored(folder / "result.json")
-  found = _recorded(folder, about)
+  about = stored(folder / "result.json")
+  found = recorded(folder, about)
   for name, png in found.entry.load().draw(found.result).items():
     artifacts.write_bytes(folder / name, png)
   claims = [claim.record() for claim in found.claims()]
@@ -377,7 +261,7 @@ def report(
   }
   if command is None:
     kept = ("command", "commit", "versions", "seconds_of_this_run")
-    old = _stored(out / "summary.json") or {}
+    old = stored(out / "summary.json") or {}
     data |= {name: old[name] for name in kept if name in old}
   artifacts.write_csv(out / "claims.csv", *claims_page.table(claims))
   artifacts.write_text(out / "claims.md", claims_page.markdown(claims))

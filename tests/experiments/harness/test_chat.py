@@ -10,7 +10,7 @@ from variants import scaled
 import sinkjax
 from sinkjax.data.corpus import train_tokenizer
 from sinkjax.experiments import BY_NAME, REGISTRY
-from sinkjax.experiments.harness import chat_start, runner
+from sinkjax.experiments.harness import chat_start, records, runner
 from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.paper import perturbation, prompts
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
@@ -180,7 +180,7 @@ def test_record_and_report_name_what_the_template_writes(folder, chatting):
     "first_token": {"id": 0, "text": "<|bos|>", "is_bos": True},
     "bos_positions": [0],
   }
-  body = runner.measured(out).sections()[0].body
+  body = records.measured(out).sections()[0].body
   assert "The template writes '<|bos|><user>' before the user's first" in body
   assert "Token at position 0: '<|bos|>'" in body
   assert "BOS stands at position 0." in body

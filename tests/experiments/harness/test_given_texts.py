@@ -11,7 +11,7 @@ import sinkjax
 from sinkjax.data.corpus import train_tokenizer
 from sinkjax.experiments import BY_NAME, REGISTRY
 from sinkjax.experiments.applications.sink_compute import experiment as computed
-from sinkjax.experiments.harness import chat_start, runner
+from sinkjax.experiments.harness import chat_start, records, runner
 from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.paper import prompts, which_queries
 from sinkjax.experiments.shared import (
@@ -177,7 +177,7 @@ def test_record_and_report_name_the_users_texts(
   found = about["numbers"]["chat_template"]
   assert found["after"] is None and found["first_token"]["text"] == "<|bos|>"
   assert found["tokens"] == len(given.ids) and found["system"] == "Be brief."
-  body = runner.measured(out).sections()[0].body
+  body = records.measured(out).sections()[0].body
   assert "The 6 texts are those of a.jsonl (SHA-256 000000000000)" in body
   assert "Each text is a chat in the chat template" in body
   assert "The first chat's system message is 'Be brief.'" in body

@@ -18,7 +18,7 @@ from made_sweeps import (
 )
 
 from sinkjax.experiments import BY_NAME
-from sinkjax.experiments.harness import runner, sweep
+from sinkjax.experiments.harness import records, runner, sweep
 from sinkjax.experiments.harness.protocol import Verdict
 from sinkjax.experiments.training import packing
 from sinkjax.report import html
@@ -45,7 +45,7 @@ def test_everything_is_written_drawn_and_reported(module, tmp_path):
   request = runner.Request(entry, config, {"scale": "cpu"})
   with outcomes(module, config, as_the_papers_say(module)):
     runner.run(folder, request, lambda: None, overwrite=False)
-  one = runner.measured(folder)
+  one = records.measured(folder)
   drawn = module.EXPERIMENT.draw(one.result)
   for name, png in drawn.items():
     assert png.startswith(html.PNG_SIGNATURE)

@@ -1,0 +1,129 @@
+"""Recorded experiments: results, claims and sections made from their files."""
+
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sinkjax import artifacts
+from sinkjax.experiments import BY_NAME, REGISTRY, Entry
+from sinkjax.experiments.harness import chat_start
+from sinkjax.experiments.harness.api import Experiment, Result
+from sinkjax.experiments.harness.protocol import Judged, judge
+from sinkjax.report import html
+
+
+class Recorded(NamedTuple):
+  """One experiment as its folder holds it.
+
+  Attributes:
+    entry: the experiment.
+    folder: where its files are.
+    about: what `result.json` says beside the numbers.
+    result: what was measured, plain.
+  """
+
+  entry: Entry
+  folder: pathlib.Path
+  about: dict[str, Any]
+  result: Result
+
+  def claims(self) -> list[Judged]:
+    """The claims with their verdicts, made from the files."""
+    return judge(self.entry.load().claims(self.result))
+
+  def sections(self) -> list[html.Section]:
+    """Its part of the report; figures that are no files are drawn."""
+    experiment = self.entry.load()
+    figures = _Figures(self.folder, experiment, self.result)
+    sections = experiment.sections(self.result, figures)
+    said = []
+    if (edit := self.about["request"].get("edit")) is not None:
+      said.append(f"Measured on the edited model: {edit}.")
+    if (texts := self.about["request"].get("texts")) is not None:
+      said.append(
+        f"The {texts['count']} texts are those of {texts['file']} (SHA-256 "
+        f"{texts['sha256'][:12]}), in place of the experiment's own."
+      )
+    if (chat := self.result.numbers.get("chat_template")) is not None:
+      said.append(chat_start.describe(chat))
+    body = "\n\n".join([*said, sections[0].body])
+    return [dataclasses.replace(sections[0], body=body), *sections[1:]]
+
+
+class _Figures(Mapping[str, bytes]):
+  """The figures by file name: from the folder, else drawn at the first need."""
+
+  def __init__(
+    self, folder: pathlib.Path, experiment: Experiment, result: Result
+  ):
+    self._folder, self._experiment = folder, experiment
+    self._result = result
+    self._drawn: dict[str, bytes] | None = None
+
+  def __getitem__(self, name: str) -> bytes:
+    path = self._folder / name
+    return path.read_bytes() if path.is_file() else self._all()[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._all())
+
+  def __len__(self) -> int:
+    return len(self._all())
+
+  def _all(self) -> dict[str, bytes]:
+    if self._drawn is None:
+      self._drawn = self._experiment.draw(self._result)
+    return self._drawn
+
+
+def stored(path: pathlib.Path) -> dict[str, Any] | None:
+  """What a file of JSON holds; `None` where there is none, or no JSON."""
+  try:
+    return json.loads(path.read_text("utf-8"))
+  except (OSError, ValueError):
+    return None
+
+
+def read(folder: pathlib.Path) -> dict[str, Any] | None:
+  """What `result.json` holds; `None` for none or one that is not complete."""
+  found = stored(folder / "result.json")
+  return found if found and found.get("complete") is True else None
+
+
+def recorded(folder: pathlib.Path, about: dict[str, Any]) -> Recorded:
+  """An experiment's folder, `result.json` having been read."""
+  entry, request = BY_NAME[about["name"]], about["request"]
+  experiment = entry.load()
+  scale = request.get("scale", "demo")
+  # Fields that are newer than the file get the defaults of its scale.
+  config = experiment.configured(scale, request["config"])
+  npz = artifacts.read_bytes(folder / "arrays.npz")
+  with np.load(io.BytesIO(npz)) as stored:
+    arrays = dict(stored)
+  tables = {
+    path.name: artifacts.read_csv(path)
+    for path in artifacts.files(folder, ".csv")
+  }
+  model = request.get("model")
+  result = Result(about["numbers"], tables, arrays, config, model)
+  return Recorded(entry, folder, about, result)
+
+
+def measured(folder: pathlib.Path) -> Recorded | None:
+  """An experiment's folder, read; `None` where nothing complete is there.
+
+  Files of every earlier version are read, too.
+  """
+  about = read(folder)
+  return None if about is None else recorded(folder, about)
+
+
+def every(out: pathlib.Path) -> list[Recorded]:
+  """All complete experiments of a folder of results, in registry order."""
+  found = [measured(out / entry.name) for entry in REGISTRY]
+  return [one for one in found if one is not None]
