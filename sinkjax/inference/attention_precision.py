@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sinkjax.config import ModelConfig
-from sinkjax.models.attention import products
+from sinkjax.models.products import products
 from sinkjax.taps import Layer
 
 FORMATS = ("bfloat16", "float8_e4m3", "int8")

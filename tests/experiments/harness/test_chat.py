@@ -2,16 +2,13 @@
 
 import json
 
-import jax
+import chatting as chats
 import numpy as np
 import pytest
-from variants import scaled
 
-import sinkjax
 from sinkjax.data.corpus import train_tokenizer
 from sinkjax.experiments import BY_NAME, REGISTRY
 from sinkjax.experiments.harness import chat_start, records, runner
-from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.paper import perturbation, prompts
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
@@ -19,22 +16,13 @@ from sinkjax.experiments.shared.text_batches import templates_of
 from sinkjax.weights.chat import UserTurn, encode_chats, messages_of
 from sinkjax.weights.validate import WeightsError
 
-TEMPLATE = (
-  "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}"
-  "</{{ m.role }}>{% endfor %}{% if add_generation_prompt %}<assistant>"
-  "{% endif %}"
-)
-
 
 @pytest.fixture(scope="module")
 def chatting():
   """A tiny model whose tokenizer has a template."""
-  tokenizer = train_tokenizer([SWAP_TEXTS], 400)
-  tokenizer.chat_template = TEMPLATE
-  cfg = sinkjax.TINY.replace(vocab_size=400, max_len=512, n_layers=2)
-  params = scaled(sinkjax.init_params(cfg, jax.random.key(0)), 1.5)
-  turn = UserTurn.of(tokenizer)
-  return Subject("tiny", params, cfg, tokenizer, turn.ids, turn)
+  subject = chats.subject()
+  turn = UserTurn.of(subject.tokenizer)
+  return subject._replace(prefix=turn.ids, chat=turn)
 
 
 @pytest.mark.thorough
@@ -152,17 +140,10 @@ def folder(chatting, tmp_path_factory):
   entry = BY_NAME["massive"]
   config = entry.load().configured("demo", {"tokens": 40})
   of = {"model": "tiny", "prefix": "auto", "chat": {"system": None}}
-  request = Made(entry, config, of)
+  request = chats.Made(entry, config, of)
   out = tmp_path_factory.mktemp("chat") / "massive"
   runner.run(out, request, lambda: chatting, overwrite=False)
   return out, request
-
-
-class Made(runner.Request):
-  """A request whose model has no file, which the record would name."""
-
-  def models(self):
-    return []
 
 
 @pytest.mark.thorough

@@ -2,17 +2,13 @@
 
 import json
 
-import jax
+import chatting as chats
 import numpy as np
 import pytest
-from variants import scaled
 
-import sinkjax
-from sinkjax.data.corpus import train_tokenizer
 from sinkjax.experiments import BY_NAME, REGISTRY
 from sinkjax.experiments.applications.sink_compute import experiment as computed
 from sinkjax.experiments.harness import chat_start, records, runner
-from sinkjax.experiments.harness.api import Subject
 from sinkjax.experiments.paper import prompts, which_queries
 from sinkjax.experiments.shared import (
   perturb,
@@ -24,11 +20,6 @@ from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.weights.chat import GivenChats, encode_chats
 
-TEMPLATE = (
-  "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}"
-  "</{{ m.role }}>{% endfor %}{% if add_generation_prompt %}<assistant>"
-  "{% endif %}"
-)
 TEXTS = [
   " ".join(one.replace("{", "").replace("}", "").replace("|", " ").split())
   for one in SWAP_TEXTS.split("\n\n")
@@ -48,11 +39,7 @@ CHATS = [
 @pytest.fixture(scope="module")
 def subject():
   """A tiny model with six texts of the user's."""
-  tokenizer = train_tokenizer([SWAP_TEXTS], 400)
-  tokenizer.chat_template = TEMPLATE
-  cfg = sinkjax.TINY.replace(vocab_size=400, max_len=512, n_layers=2)
-  params = scaled(sinkjax.init_params(cfg, jax.random.key(0)), 1.5)
-  return Subject("tiny", params, cfg, tokenizer, [0], texts=TEXTS)
+  return chats.subject()._replace(texts=TEXTS)
 
 
 @pytest.fixture
@@ -153,13 +140,6 @@ def test_what_chats_share_ends_before_the_user(chats, before, shared, subject):
   assert given.ids in (tokens, tokens[:-1])
 
 
-class Made(runner.Request):
-  """A request whose model has no file, which the record would name."""
-
-  def models(self):
-    return []
-
-
 @pytest.mark.thorough
 def test_record_and_report_name_the_users_texts(
   subject, tmp_path, no_other_texts
@@ -171,7 +151,7 @@ def test_record_and_report_name_the_users_texts(
   of = {"model": "tiny", "texts": {"file": "a.jsonl", "sha256": "0" * 64}}
   of["texts"]["count"] = 6
   out = tmp_path / "massive"
-  request = Made(entry, config, of)
+  request = chats.Made(entry, config, of)
   runner.run(out, request, lambda: chatting, overwrite=False)
   about = json.loads((out / "result.json").read_text())
   found = about["numbers"]["chat_template"]

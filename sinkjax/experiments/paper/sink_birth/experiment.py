@@ -122,17 +122,13 @@ def _of_model(
   params: Any, cfg: Any, ids: np.ndarray, eps: float
 ) -> dict[str, np.ndarray]:
   """{quantity: [P]} of a model in memory."""
-
-  def values(v: jax.Array) -> jax.Array:
-    return value_norm_ratio(v)
-
   watch = {
     "alpha": ("pattern", sink_score),
     "entropy": (
       "pattern",
       lambda x: attention_entropy(x, normalize=True).mean(axis=1),
     ),
-    "value": ("v", values),
+    "value": ("v", value_norm_ratio),
     "massive": ("resid_post", lambda x: massive_activation(x).ratio),
   }
   f = capture(forward(cfg), watch)
