@@ -148,12 +148,15 @@ class Haystack(NamedTuple):
     choices: [Q] id of the first token of each password; question i asks for
       password i.
     depth: [Q] where its sentence starts, as a share of the text.
+    unknown: [U] index of the last token of questions about places that are not
+      in the text.
   """
 
   row: Row
   asked: np.ndarray
   choices: np.ndarray
   depth: np.ndarray
+  unknown: np.ndarray
 
 
 def sentence(place: str, word: str) -> str:
@@ -191,7 +194,12 @@ def _answers(
 
 
 def haystack(
-  subject: Subject, prefix: Sequence[int], tokens: int, needles: int, seed: int
+  subject: Subject,
+  prefix: Sequence[int],
+  tokens: int,
+  needles: int,
+  seed: int,
+  unknown: int = 0,
 ) -> Haystack:
   """A text with needles at even depths, `tokens` long with its questions.
 
@@ -201,17 +209,25 @@ def haystack(
     tokens: T.
     needles: Q, at most the number of `PLACES`.
     seed: of the order, the places and the passwords.
+    unknown: U, questions about other places, which the text cannot answer.
 
   Raises:
-    ValueError: for more needles than places, or than fit.
+    ValueError: for more needles and questions than places, or than fit.
   """
   if not 2 <= needles <= len(PLACES):
     raise ValueError(f"needles must be 2 to {len(PLACES)}, got {needles}")
+  if not 0 <= unknown <= len(PLACES) - needles:
+    raise ValueError(
+      f"with {needles} needles, questions without an answer must be at most "
+      f"{len(PLACES) - needles}, got {unknown}"
+    )
   rng, encode = random.Random(seed), subject.tokenizer.encode
   choices, words = _answers(subject, rng, needles)
   places = rng.sample(PLACES, needles)
   hidden = [sentence(*pair) for pair in zip(places, words, strict=True)]
-  questions = [_question(place) for place in places]
+  others = [place for place in PLACES if place not in places]
+  asked_for = [*places, *rng.sample(others, unknown)]
+  questions = [_question(place) for place in asked_for]
   _, endings = split_endings(encode, hidden[-1], questions)
   # An estimate: a tokenizer may join the start of a question with the end of
   # the text, and the text is not there yet. `cut` below is exact.
@@ -231,9 +247,12 @@ def haystack(
       f"{needles} needles and their questions do not fit {tokens} tokens"
     )
   row = branch_row([*prefix, *context[lost:]], endings)
-  asked = [np.flatnonzero(row.branch == i + 1)[-1] for i in range(needles)]
+  ends = [
+    np.flatnonzero(row.branch == i + 1)[-1] for i in range(len(questions))
+  ]
+  asked, without = np.split(np.array(ends), [needles])
   depth = (np.array(starts) - lost) / cut
-  return Haystack(row, np.array(asked), np.array(choices), depth)
+  return Haystack(row, asked, np.array(choices), depth, without)
 
 
 def _lines(hidden: Sequence[str], count: int, seed: int) -> str:
@@ -327,6 +346,38 @@ def ask_needles(subject: Subject, haystacks: Sequence[Haystack]) -> Asked:
       nats[i, q] = surprisal[mine].mean()
       masses[i, q] = mass["mass"][:, i][..., own[i][mine]].mean()
   return Asked(right, masses, nats)
+
+
+def masses_at_ends(
+  subject: Subject, haystacks: Sequence[Haystack]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Attention on position 0 from the last token of each question.
+
+  Args:
+    subject: the model, or weights read layer by layer.
+    haystacks: of `haystack`, of one length and with as many questions.
+
+  Returns:
+    [haystacks, Q] where the text has the answer and [haystacks, U] where it has
+    none, means over layers and heads; both over even attention, a share of
+    1 / (t + 1) at position t.
+
+  Raises:
+    ValueError: as `find_needles`.
+
+  Cost: as `find_needles`, and L H T numbers for each text.
+  """
+  asked = np.stack([h.asked for h in haystacks])
+  without = np.stack([h.unknown for h in haystacks])
+  _, mass = _read(
+    subject, haystacks, asked[:, :1], (), {"mass": first_token_mass()}
+  )
+  whole = mass["mass"].mean(axis=(0, 2))  # [haystacks, T]
+  seen = np.stack([h.row.positions for h in haystacks]) + 1
+  found = [
+    np.take_along_axis(whole * seen, at, axis=1) for at in (asked, without)
+  ]
+  return found[0], found[1]
 
 
 def _found(haystacks: Sequence[Haystack], logits: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from sinkjax.experiments.shared.needles import (
   ask_needles,
   find_needles,
   haystack,
+  masses_at_ends,
 )
 
 
@@ -74,12 +75,46 @@ def test_refusals(reader):
   with pytest.raises(ValueError, match="do not fit 60 tokens"):
     haystack(reader, [], 60, 6, seed=0)
 
+  with pytest.raises(ValueError, match="at most 26, got 27"):
+    haystack(reader, [], 400, 6, seed=0, unknown=27)
+
   class Letters:
     def encode(self, text):
       return [ord(c) for c in text]
 
   with pytest.raises(ValueError, match="distinguishes 1 of the"):
     haystack(reader._replace(tokenizer=Letters()), [], 400, 6, seed=0)
+
+
+def test_questions_without_an_answer_come_last(reader):
+  pile = haystack(reader, [], 400, 6, seed=3, unknown=4)
+  row, decode = pile.row, reader.tokenizer.decode
+  text = decode(row.tokens[row.branch == 0])
+  for i, at in enumerate([*pile.asked, *pile.unknown]):
+    mine = row.branch == i + 1
+    assert at == np.flatnonzero(mine)[-1]
+    question = decode(row.tokens[mine])
+    place = question.removeprefix("\nThe password of ").removesuffix(" is")
+    assert (place in text) == (i < 6)
+  assert len(pile.choices) == 6 and len(set(pile.unknown)) == 4
+
+
+@pytest.mark.thorough
+def test_attention_at_the_ends_of_questions(reader):
+  pile = haystack(reader, [], 220, 4, seed=0, unknown=3)
+  answered, unanswered = masses_at_ends(reader, [pile])
+  assert (answered.shape, unanswered.shape) == ((1, 4), (1, 3))
+  watch = {"mass": ("pattern", lambda x: x[..., 0].mean(axis=1))}
+  f = jax.jit(sinkjax.capture(sinkjax.forward(reader.cfg), watch))
+  context = pile.row.tokens[pile.row.branch == 0]
+  for branch, have in ((2, answered[0, 1]), (7, unanswered[0, 2])):
+    own = pile.row.tokens[pile.row.branch == branch]
+    row = np.zeros((1, 256), int)  # one program: what follows changes nothing
+    length = len(context) + len(own)
+    row[0, :length] = [*context, *own]
+    mass = np.asarray(f(reader.params, row).trace["mass"], float)
+    want = mass[:, 0, length - 1].mean() * length
+    np.testing.assert_allclose(have, want, rtol=1e-3)
 
 
 @pytest.mark.thorough

@@ -18,7 +18,14 @@ from sinkjax.experiments.paper.which_queries.experiment import (
 )
 from sinkjax.experiments.shared.prompt_corpus import Text
 
-SMALL = Config(tokens=24, lengths=(12, 20, 9999), width=4)
+SMALL = Config(
+  tokens=24,
+  lengths=(12, 20, 9999),
+  width=4,
+  haystack_tokens=220,
+  haystacks=2,
+  needles=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def texts():
   return [Text("a", f"{i}", " ".join(rng.choice(words, 40))) for i in range(9)]
 
 
-def by_hand(nats=None, matched=None, units=None):
+def by_hand(nats=None, matched=None, units=None, answered=0.0):
   """A result of 12 texts, by values of each kind and of each condition."""
   rng, matched = np.random.default_rng(0), matched or {}
   units = list(range(12)) if units is None else units
@@ -43,10 +50,13 @@ def by_hand(nats=None, matched=None, units=None):
     values = matched.get(kind, 0.0) + 0.01 * rng.normal(size=12)
     arrays |= {f"ratio, {kind}": np.exp(values), f"in, {kind}": every}
     arrays |= {f"matched, {kind}": values, f"matched in, {kind}": every}
+  ends = np.exp(0.01 * rng.normal(size=(2, 12, 8)))
+  arrays |= {"answered": np.exp(answered) * ends[0], "unanswered": ends[1]}
   numbers = {"templates": units, "long_templates": units, "lengths": [16, 64]}
+  numbers["haystacks"] = 12
   made = Result(numbers, {}, arrays).as_stored(Config())
   found = {claim.id: claim for claim in judge(EXPERIMENT.claims(made))}
-  assert len(found) == 7
+  assert len(found) == 8
   return found
 
 
@@ -58,18 +68,22 @@ def test_verdicts():
   yes, no, same = (Verdict.SUPPORTED, Verdict.CONTRADICTED, Verdict.NO_EFFECT)
   start = np.where(np.arange(63) < 4, 1.0, 0.0)
   signs = {Kind.SURPRISING: -0.5, Kind.COPYABLE: 0.5, Kind.WORD: 0.02}
-  found = by_hand({Hidden.FIRST: start}, signs | {Kind.PUNCTUATION: 0.5})
+  found = by_hand(
+    {Hidden.FIRST: start}, signs | {Kind.PUNCTUATION: 0.5}, answered=-0.5
+  )
   assert verdicts(found) == {
     "surprising_less_sink": yes,
     "copyable_less_sink": no,
     "word_start_more_sink": same,
     "punctuation_more_sink": yes,
+    "answer_less_sink": yes,
     # 4 nats at the start are 0.06 nats of 63 tokens: not within the margin.
     "loss_same_without_first": no,
     "cost_falls_with_length": yes,
     "cost_is_at_the_start": yes,
   }
   assert "+0.267 at 16, +0.063 at 64" in found["cost_falls_with_length"].ours
+  assert by_hand(answered=0.3)["answer_less_sink"].verdict == no
   lasting = by_hand({Hidden.FIRST: np.full(63, 0.1)})
   assert lasting["cost_is_at_the_start"].verdict == no
   assert lasting["cost_falls_with_length"].verdict == same
@@ -79,6 +93,8 @@ def test_verdicts():
 
 def test_texts_of_one_template_are_one_unit():
   found = by_hand(units=[0, 1, 2, 3, 4, 5, *[6] * 6])
+  # Haystacks are units of their own.
+  assert found.pop("answer_less_sink").effect.n == 12
   assert {claim.effect.n for claim in found.values()} == {7}
 
 
@@ -112,13 +128,17 @@ def test_run_and_page(reader, texts):
   assert rows["all"]["queries"] == 16 * len(texts)
   assert rows["punctuation"]["queries"] > 0
   claims = EXPERIMENT.claims(found)
-  assert len({claim.id for claim in claims}) == 7
+  assert len({claim.id for claim in claims}) == 8
+  assert found.arrays["answered"].shape == (2, 4)
   drawn = EXPERIMENT.draw(found)
   assert set(drawn) == {"kinds.png", "lengths.png"}
   assert len(EXPERIMENT.sections(found, drawn)) == 2
   one = dataclasses.replace(found, numbers=found.numbers | {"lengths": [20]})
   untested = {claim.id: claim.untested for claim in EXPERIMENT.claims(one)}
   assert "one length only" in untested["cost_falls_with_length"]
+  none = dataclasses.replace(found, numbers=found.numbers | {"haystacks": 0})
+  untested = {claim.id: claim.untested for claim in EXPERIMENT.claims(none)}
+  assert "shorter than the haystacks" in untested["answer_less_sink"]
 
 
 def test_refusals(reader, texts):

@@ -6,10 +6,11 @@
 The questions of arXiv 2609.08574, whose definitions were not at hand, in our
 reading: attention on the first token by kind of query (surprising, copyable
 from an earlier bigram, first of a word, punctuation), each against even
-attention and against other queries at equal positions; then the loss with
+attention and against other queries at equal positions; at the end of a question
+that the text answers, against one that it does not; then the loss with
 position 0 hidden at every layer from the start, up to every length of a text.
 
-Takes two minutes and a half for SmolLM2-135M on two CPU cores. Expected:
+Takes three minutes and a half for SmolLM2-135M on two CPU cores. Expected:
 copyable_less_sink and cost_falls_with_length are supported.
 """
 

@@ -52,6 +52,7 @@ that find something to do leave the sink."""
 def claims(result: Result) -> list[Claim]:
   """One claim a kind, then three on the loss without position 0."""
   return [_kind(result, kind) for kind in Kind] + [
+    _answer(result),
     _equivalent(result),
     _vanishes(result),
     _after_start(result),
@@ -81,6 +82,40 @@ def _kind(result: Result, kind: Kind) -> Claim:
       expect,
     ),
     how=f"mean over layers and heads; queries from position {FIRST} on",
+  )
+
+
+def _answer(result: Result) -> Claim:
+  head = (
+    "answer_less_sink",
+    "The token that an answer from the text follows gives the first token less "
+    "attention than the same token of a question without an answer.",
+    SOURCE,
+    "no number that was at hand",
+  )
+  tokens = result.config.haystack_tokens
+  if not result.numbers["haystacks"]:
+    why = f"the model's context is shorter than the haystacks of {tokens}"
+    return Claim(*head, "not measured", None, untested=why)
+  answered, unanswered = (
+    result.arrays[name].mean(axis=1) for name in ("answered", "unanswered")
+  )
+  values = np.log(answered / unanswered)
+  return Claim(
+    *head,
+    f"{format_ratio(mean_of(values))} the attention at the end of questions "
+    f"without an answer; {answered.mean():.1f} and {unanswered.mean():.1f} "
+    "times even attention",
+    effect(
+      values,
+      "attention on the first token from the last token of a question that the "
+      "text answers, over that of questions that it does not",
+      LOG_RATIO,
+      Expect.LESS,
+      per="haystack",
+    ),
+    how=f"passwords of places in texts of {tokens} tokens; places that are not "
+    "in the text as the control; mean over layers and heads",
   )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.edited_loss import EditedLoss
+from sinkjax.experiments.shared.needles import haystack, masses_at_ends
 from sinkjax.experiments.shared.prompt_corpus import Text, texts_for
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
@@ -70,7 +71,11 @@ class Config:
     lengths: at which the loss without position 0 is compared, on texts that
       have the most; those longer than the model's context, or than all but a
       few texts, are left out.
-    seed: of the choice of texts.
+    haystack_tokens: T of the haystacks with their questions; none where the
+      model's context is shorter.
+    haystacks: how many.
+    needles: questions of a haystack that it answers, and as many others.
+    seed: of the choice of texts and of the haystacks.
   """
 
   count: int = 8
@@ -79,6 +84,9 @@ class Config:
   share: float = 0.25
   width: int = 8
   lengths: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
+  haystack_tokens: int = 512
+  haystacks: int = 12
+  needles: int = 8
   seed: int = 0
 
 
@@ -100,19 +108,23 @@ def measure(
   Raises:
     ValueError: for fewer than two texts that are long enough.
 
-  Cost: one forward pass of the texts, and three of those of the greatest
-    length; causal models give the loss of every shorter length with it.
+  Cost: one forward pass of the texts and of the haystacks, and three of those
+    of the greatest length; causal models give the loss of every shorter length
+    with it.
   """
   texts = texts_for(subject, texts, config.count, config.seed)
   ids = texts_of_length(
     subject, texts, config.count, config.tokens, config.seed, fewest=2
   )
   long, lengths = _longest(subject, texts, config)
-  step = Steps(progress, len(ids) + len(Hidden) * len(long))
+  fits = config.haystack_tokens <= subject.cfg.max_len
+  piles = config.haystacks if fits else 0
+  step = Steps(progress, len(ids) + len(Hidden) * len(long) + piles)
   mass, nats = _look(subject, ids, step)
   kinds = _kinds(subject, ids, nats, config.share)
   loss = EditedLoss(subject, long, step)
   losses = {kind: loss(_edits(subject, kind)) for kind in Hidden}
+  answers = _answers(subject, config, piles, step) if piles else {}
   templates = templates_of(ids, subject.template)
   apart = templates_of(long, subject.template)
   by_text = _by_text(mass, kinds, config.width)
@@ -123,6 +135,7 @@ def measure(
       "long_texts": len(long),
       "long_templates": apart,
       "lengths": lengths,
+      "haystacks": piles,
     },
     tables={
       "kinds.csv": _kind_table(mass, kinds, by_text, templates),
@@ -132,6 +145,7 @@ def measure(
       **{f"{what}, {k}": x for k in kinds for what, x in by_text[k].items()},
       **{f"by layer, {k}": _by_layer(mass, x) for k, x in kinds.items()},
       **{f"nats, {k}": x.astype(np.float32) for k, x in losses.items()},
+      **answers,
     },
   )
 
@@ -178,6 +192,26 @@ def _look(
   mass, nats = map(np.concatenate, zip(*found, strict=True))
   # Nothing says how likely the first token is.
   return mass, np.pad(nats, [(0, 0), (1, 0)], constant_values=np.nan)
+
+
+def _answers(
+  subject: Subject, config: Config, piles: int, step: Steps
+) -> dict[str, np.ndarray]:
+  """Mass over even attention at the ends of questions, [P, Q] each."""
+  seen = []
+  for i in range(piles):
+    pile = haystack(
+      subject,
+      subject.prefix,
+      config.haystack_tokens,
+      config.needles,
+      config.seed + i,
+      unknown=config.needles,
+    )
+    seen.append(subject.kept("needles", masses_at_ends, subject, [pile]))
+    step()
+  answered, unanswered = (np.concatenate(x) for x in zip(*seen, strict=True))
+  return {"answered": answered, "unanswered": unanswered}
 
 
 def _edits(subject: Subject, hidden: Hidden) -> dict[str, Any]:
