@@ -6,7 +6,7 @@ alone, and sees the context and itself. One pass gives what one pass for each
 gave, and the context is paid for once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from sinkjax.config import ModelConfig
 from sinkjax.models.normalizers import MASKED
 from sinkjax.taps import Layer
-from sinkjax.transforms.edits import pytree_dataclass
+from sinkjax.transforms.edits import chain, pytree_dataclass
 
 
 class Row(NamedTuple):
@@ -143,6 +143,19 @@ class Separate:
     own = jax.lax.dynamic_slice_in_dim(branch, start, queries, 1)[:, :, None]
     seen = branch[:, None, :keys]
     return ((seen == 0) | (seen == own))[:, None]
+
+
+def beside(branch: Array, edits: Mapping[str, Any]) -> dict[str, Any]:
+  """Edits `{site: edit}` of rows whose branches do not see each other.
+
+  Args:
+    branch: [B, N] of `branch_row`.
+    edits: of a model; that of the scores comes behind `separate`.
+  """
+  scores = separate(branch)
+  if "scores" in edits:
+    scores = chain(scores, edits["scores"])
+  return {**edits, "scores": scores}
 
 
 def separate(branch: ArrayLike) -> Separate:

@@ -10,7 +10,8 @@ import functools
 import json
 import pathlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +24,12 @@ from sinkjax.metrics.precision import wide
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.branches import (
   Row,
+  beside,
   branch_row,
   check_window,
-  separate,
   split_endings,
 )
 from sinkjax.transforms.capture import capture
-from sinkjax.transforms.edits import chain
 from sinkjax.transforms.intervene import intervene
 from sinkjax.weights.packages import Package, fetch_package
 
@@ -146,7 +146,7 @@ def fetch_tasks(
 def likelihoods(
   subject: Subject,
   rows: Sequence[Row],
-  edits: Sequence[Any] = (),
+  edits: Mapping[str, Any] = MappingProxyType({}),
   *,
   progress: Callable[[int], Any] = lambda done: None,
 ) -> list[np.ndarray]:
@@ -155,7 +155,7 @@ def likelihoods(
   Args:
     subject: the model; its weights in memory.
     rows: of `branch_row`.
-    edits: of the scores; pytrees, such as `knockout` makes.
+    edits: `{site: edit}`; pytrees, such as `knockout` makes.
     progress: called with the number of rows that one pass has added.
 
   Returns:
@@ -166,7 +166,7 @@ def likelihoods(
 
   Cost: one forward pass of all rows; memory of `ROW_TOKENS` logits.
   """
-  nats = _by_row(subject, rows, _score, tuple(edits), progress)
+  nats = _by_row(subject, rows, _score, dict(edits), progress)
   return [
     of_branches(one, row.branch) for one, row in zip(nats, rows, strict=True)
   ]
@@ -200,14 +200,14 @@ def with_mass(
 
   Cost: as `likelihoods`.
   """
-  return _by_row(subject, rows, _score_with_mass, (), progress)
+  return _by_row(subject, rows, _score_with_mass, {}, progress)
 
 
 def _by_row(
   subject: Subject,
   rows: Sequence[Row],
   score: Callable,
-  edits: tuple[Any, ...],
+  edits: dict[str, Any],
   progress: Callable[[int], Any],
 ) -> list[np.ndarray]:
   """`score` [B, ..., N] of batches of rows, by row and without the padding."""
@@ -249,7 +249,7 @@ def _by_row(
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def _score(
   params: Any,
-  edits: tuple[Any, ...],
+  edits: dict[str, Any],
   tokens: jax.Array,
   positions: jax.Array,
   branch: jax.Array,
@@ -258,7 +258,7 @@ def _score(
   cfg: ModelConfig,
 ) -> jax.Array:
   """Nats of each token after its parent, [B, N]; compiles once for a shape."""
-  apart = intervene(forward(cfg), {"scores": chain(separate(branch), *edits)})
+  apart = intervene(forward(cfg), beside(branch, edits))
   logits = apart(params, tokens, positions=positions).logits
   return _nats(logits, tokens, parent)
 
@@ -266,7 +266,7 @@ def _score(
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def _score_with_mass(
   params: Any,
-  edits: tuple[Any, ...],
+  edits: dict[str, Any],
   tokens: jax.Array,
   positions: jax.Array,
   branch: jax.Array,
@@ -275,7 +275,7 @@ def _score_with_mass(
   cfg: ModelConfig,
 ) -> jax.Array:
   """[B, 2, N]: `_score`, and the mean attention on position 0."""
-  apart = intervene(forward(cfg), {"scores": chain(separate(branch), *edits)})
+  apart = intervene(forward(cfg), beside(branch, edits))
   watch = {"mass": ("pattern", lambda x: wide(x[..., 0]).mean(axis=1))}
   out = capture(apart, watch)(params, tokens, positions=positions)
   nats = _nats(out.logits, tokens, parent)
@@ -320,7 +320,7 @@ def grade(
   subject: Subject,
   items: Sequence[Item],
   prefix: Sequence[int],
-  edits: Sequence[Any] = (),
+  edits: Mapping[str, Any] = MappingProxyType({}),
   *,
   progress: Callable[[int], Any] = lambda done: None,
 ) -> np.ndarray:
@@ -330,7 +330,7 @@ def grade(
     subject: the model.
     items: the questions.
     prefix: ids put before each.
-    edits: of the scores.
+    edits: `{site: edit}`.
     progress: as in `likelihoods`.
 
   Raises:

@@ -1,5 +1,7 @@
 """Verdicts on values made by hand, and a run against the ablated model."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -10,11 +12,13 @@ from sinkjax.experiments.applications.inactive_heads.claims import BEST
 from sinkjax.experiments.applications.inactive_heads.experiment import (
   OUTPUTS,
   RANDOM,
+  WHOLE,
   Config,
   measure,
 )
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.protocol import Verdict, judge
+from sinkjax.experiments.shared.benchmark_tasks import grade
 from sinkjax.experiments.shared.prompt_corpus import Text
 from sinkjax.inference.inactive_heads import SCORES
 from sinkjax.inference.prune import lowest
@@ -23,7 +27,13 @@ SMALL = Config(tokens=20, shares=(0.12, 0.5), seeds=2)
 
 
 def verdicts(
-  right=0.0, own=0.002, mean=0.001, first=0.1, random=0.2, missed=0.1
+  right=0.0,
+  own=0.002,
+  mean=0.001,
+  first=0.1,
+  random=0.2,
+  missed=0.1,
+  answered=0,
 ):
   """Of 12 texts, at both shares alike."""
   rng, arrays = np.random.default_rng(0), {}
@@ -42,9 +52,14 @@ def verdicts(
     "templates": list(range(12)),
     "rank_templates": list(range(12)),
   }
+  # Of 2,000 items the whole model answers half; `answered` more are wrong.
+  right = np.arange(2000) % 2 == 0
+  arrays |= {f"answered, {x}": right for x in (WHOLE, "first_weight", RANDOM)}
+  arrays |= {"chance": 0.25 * np.ones(2000), f"answered, {BEST}": right.copy()}
+  arrays[f"answered, {BEST}"][: 2 * answered : 2] = False
   made = Result(numbers, {}, arrays).as_stored(SMALL)
   found = judge(EXPERIMENT.claims(made))
-  assert len(found) == 6
+  assert len(found) == 7
   return {claim.id: claim.verdict for claim in found}
 
 
@@ -53,6 +68,9 @@ def test_verdicts():
   found = verdicts(mean=-0.1)
   assert set(found.values()) == {yes}
   assert verdicts(right=-0.02)["twelve_percent_inactive"] == no
+  assert verdicts(answered=100)["twelve_percent_of_choice"] == no
+  unsure = verdicts(answered=20)
+  assert unsure["twelve_percent_of_choice"] == Verdict.INCONCLUSIVE
   worse = verdicts(own=0.2, first=0.1, random=0.2)
   assert worse["twelve_percent_of_loss"] == no
   assert worse["norm_over_first_weight"] == no
@@ -63,7 +81,7 @@ def test_verdicts():
 
 
 @pytest.mark.thorough
-def test_run_and_page(reader):
+def test_run_and_page(reader, items):
   # Ids of its own, whatever other tests have read.
   reader = reader._replace(tokenizer=type(reader.tokenizer)())
   rng = np.random.default_rng(0)
@@ -71,8 +89,13 @@ def test_run_and_page(reader):
   words = words.split()  # noqa: SIM905
   texts = [Text("a", f"{i}", " ".join(rng.choice(words, 30))) for i in range(8)]
   seen = []
+  asked = items()
   done = measure(
-    reader, SMALL, texts=texts, progress=lambda *at: seen.append(at)
+    reader,
+    SMALL,
+    texts=texts,
+    items={"a": asked},
+    progress=lambda *at: seen.append(at),
   )
   assert seen[-1][0] == seen[-1][1]
   found = done.as_stored(SMALL, "tiny")
@@ -97,19 +120,31 @@ def test_run_and_page(reader):
   have = found.arrays["loss, output_norm, zero"][-1]
   np.testing.assert_allclose(have, want, atol=5e-5)
   assert np.abs(want).max() > 1e-3
+  order = found.arrays["score, output_norm_by_layer"]
+  gone = lowest(order, round(SMALL.share * order.size))
+  edits = {"z": sinkjax.ablate_heads(gone)}
+  np.testing.assert_array_equal(
+    found.arrays[f"answered, {BEST}"], grade(reader, asked, [], edits)
+  )
+  np.testing.assert_array_equal(
+    found.arrays[f"answered, {WHOLE}"], grade(reader, asked, [])
+  )
   rows = {row["score"]: row for row in found.records("scores.csv")}
   assert set(rows) == set(SCORES)
   assert rows["first_weight"]["missed_by_first_weight"] == 0
   drawn = EXPERIMENT.draw(found)
   assert set(drawn) == {"removal.png", "overlap.png"}
-  assert len(EXPERIMENT.sections(found, drawn)) == 2
-  assert len(EXPERIMENT.claims(found)) == 6
+  assert len(EXPERIMENT.sections(found, drawn)) == 3
+  assert len(EXPERIMENT.claims(found)) == 7
+  none = {k: x for k, x in found.arrays.items() if k != "chance"}
+  claims = EXPERIMENT.claims(dataclasses.replace(found, arrays=none))
+  assert claims[1].untested == "no items were asked"
 
 
 def test_refusals(reader):
   texts = [Text("a", "a", "the old man saw a red bird " * 8)]
   with pytest.raises(ValueError, match="at least 8 are needed"):
-    measure(reader, Config(), texts=texts)
+    measure(reader, Config(items=0), texts=texts)
   with pytest.raises(ValueError, match="between 0 and 1, increasing"):
     measure(reader, Config(shares=(0.5, 0.12)), texts=texts)
   with pytest.raises(ValueError, match="share must be one of shares"):

@@ -17,7 +17,8 @@ from sinkjax.experiments.applications.streaming_heads.experiment import (
 )
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.protocol import Verdict, judge
-from sinkjax.experiments.shared.needles import find_needles, haystack
+from sinkjax.experiments.shared.asked_needles import find_needles
+from sinkjax.experiments.shared.needles import haystack
 
 SMALL = Config(
   tokens=220,

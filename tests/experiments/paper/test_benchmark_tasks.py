@@ -25,7 +25,7 @@ def one_by_one(subject, item, prefix, edits):
   """The answer, from a pass for each ending."""
   f = sinkjax.forward(subject.cfg)
   if edits:
-    f = sinkjax.intervene(f, {"scores": edits[0]})
+    f = sinkjax.intervene(f, edits)
   f = jax.jit(f)
   best = []
   encode = subject.tokenizer.encode
@@ -46,8 +46,9 @@ def one_by_one(subject, item, prefix, edits):
 @pytest.mark.parametrize(
   ("prefix", "edits"),
   [
-    pytest.param([], (), marks=pytest.mark.slow),
-    ([1], (sinkjax.knockout(0, from_layer=1),)),
+    pytest.param([], {}, marks=pytest.mark.slow),
+    ([1], {"scores": sinkjax.knockout(0, from_layer=1)}),
+    ([1], {"z": sinkjax.scale(1.5)}),
   ],
 )
 def test_grades_are_those_of_a_pass_for_each_ending(

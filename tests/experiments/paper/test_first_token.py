@@ -35,7 +35,8 @@ def test_conditions_are_what_they_say(reader, tasks, result, monkeypatch):
   asked = []
 
   def watched(subject, items, prefix, edits, progress):
-    asked.append((prefix, [(int(e.key), int(e.from_layer)) for e in edits]))
+    hidden = [(int(e.key), int(e.from_layer)) for e in edits.values()]
+    asked.append((prefix, hidden))
     return np.arange(len(items)) < 3
 
   monkeypatch.setattr(module, "grade", watched)
@@ -75,7 +76,7 @@ def planted(reader, tasks, monkeypatch, shares, prefix=(1,)):
   """The claims where every condition has a given share of right answers."""
 
   def by_share(subject, items, prefix, edits, progress):
-    key = int(edits[0].key) if edits else ("bos" if prefix else "none")
+    key = int(edits["scores"].key) if edits else ("bos" if prefix else "none")
     return np.arange(len(items)) < shares[key] * len(items)
 
   monkeypatch.setattr(module, "grade", by_share)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import sinkjax
-from sinkjax.experiments.shared.needles import (
+from sinkjax.experiments.shared.asked_needles import (
   ask_needles,
   find_needles,
-  haystack,
   masses_at_ends,
 )
+from sinkjax.experiments.shared.needles import haystack
 
 
 @pytest.mark.parametrize("prefix", [[], [1]])
@@ -44,8 +44,8 @@ def test_a_haystack_is_as_long_as_asked(reader, prefix, tokens):
 @pytest.mark.parametrize(
   "edits",
   [
-    pytest.param((), marks=pytest.mark.slow),
-    (sinkjax.knockout(0, from_layer=1),),
+    pytest.param({}, marks=pytest.mark.slow),
+    {"scores": sinkjax.knockout(0, from_layer=1)},
   ],
 )
 def test_answers_are_those_of_a_pass_for_each_question(reader, edits):
@@ -53,7 +53,7 @@ def test_answers_are_those_of_a_pass_for_each_question(reader, edits):
   got = find_needles(reader, piles, edits)
   f = sinkjax.forward(reader.cfg)
   if edits:
-    f = sinkjax.intervene(f, {"scores": edits[0]})
+    f = sinkjax.intervene(f, edits)
   f = jax.jit(f)
   want = np.zeros((4, 8), bool)
   for i, pile in enumerate(piles):

@@ -10,6 +10,13 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_columns, ends_of
+from sinkjax.experiments.shared.benchmark_tasks import (
+  TASKS,
+  Item,
+  fetch_tasks,
+  fitting,
+  grade,
+)
 from sinkjax.experiments.shared.edited_loss import EditedLoss
 from sinkjax.experiments.shared.prompt_corpus import Text, apart
 from sinkjax.experiments.shared.share_at import share_at
@@ -41,6 +48,13 @@ OUTPUTS = ("zero", "mean")
 RANDOM = "random"
 """The name of random orders in the files; their losses are averaged."""
 
+GRADED = ("output_norm_by_layer", "first_weight")
+"""The scores by which heads are removed in multiple choice, beside a random
+order: the source's best and its first."""
+
+WHOLE = "whole"
+"""The unchanged model, in keys of recorded results."""
+
 BATCH = 8
 """Texts of one forward pass that looks at heads: their patterns are in memory
 one layer at a time."""
@@ -57,7 +71,9 @@ class Config:
     shares: of the heads removed, increasing.
     share: the one of them that claims and overlaps are about.
     seeds: random orders.
-    seed: of the choice of texts.
+    tasks: of `benchmark_tasks.TASKS`.
+    items: of each task, at `share` alone; 0 for none.
+    seed: of the choice of texts and items.
   """
 
   count: int = 4
@@ -66,6 +82,8 @@ class Config:
   # arXiv 2504.03889, version 4: more than 12 % of heads are inactive.
   share: float = 0.12
   seeds: int = 2
+  tasks: tuple[str, ...] = TASKS
+  items: int = 100
   seed: int = 0
 
   def check(self) -> None:
@@ -90,6 +108,7 @@ def measure(
   config: Config,
   *,
   texts: Sequence[Text] | None = None,
+  items: Mapping[str, Sequence[Item]] | None = None,
   progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Result:
   """Ranks and removes.
@@ -98,16 +117,25 @@ def measure(
     subject: the model; its weights in memory.
     config: what is run.
     texts: other texts than those of `gather`.
-    progress: called with (texts done, in all).
+    items: other tasks than those of `fetch_tasks`.
+    progress: called with (texts and items done, in all).
 
   Raises:
     ValueError: for fewer than eight texts that are long enough, or shares that
       cannot be.
 
   Cost: a forward pass of half of the texts for each share, twice, of twelve
-    scores and each random order.
+    scores and each random order, and four of the items.
   """
   config.check()
+  if items is None:
+    items = {}
+    if config.items:
+      items = fetch_tasks(config.tasks, config.items, config.seed)
+  items = {
+    task: fitting(subject, members, subject.prefix)
+    for task, members in items.items()
+  }
   ids = texts_of_length(
     subject, texts, config.count, config.tokens, config.seed, fewest=FEWEST
   )
@@ -116,12 +144,14 @@ def measure(
   ranking, held = apart(ids, len(ids) // 2, config.seed, subject.template)
   orders = len(SCORES) + config.seeds
   passes = 1 + orders * len(config.shares) * len(OUTPUTS)
-  step = Steps(progress, len(ranking) + passes * len(held))
+  asked = (2 + len(GRADED)) * sum(map(len, items.values()))
+  step = Steps(progress, len(ranking) + passes * len(held) + asked)
   trace = _look(subject, ranking, step)
   gram = output_gram(subject.params)
   looked = look_of(trace, gram)
   scores = {name: activity(name, looked) for name in SCORES}
   plain, removed = _removed(subject, held, looked, scores, config, step)
+  graded = _graded(subject, items, scores, config, step)
   templates = templates_of(held, subject.template)
   by_text = _picked_by_text(trace, gram, config.share)
   return _result(
@@ -131,11 +161,13 @@ def measure(
       "texts": len(held),
       "templates": templates,
       "rank_templates": templates_of(ranking, subject.template),
+      "items": {task: len(members) for task, members in items.items()},
     },
     looked,
     plain,
     removed,
     by_text,
+    graded,
   )
 
 
@@ -187,6 +219,32 @@ def _removed(
   return plain, removed
 
 
+def _graded(
+  subject: Subject,
+  items: Mapping[str, Sequence[Item]],
+  scores: Mapping[str, np.ndarray],
+  config: Config,
+  step: Steps,
+) -> dict[str, np.ndarray]:
+  """Whether each item is answered rightly, and by chance; all tasks in turn."""
+  members = [item for some in items.values() for item in some]
+  if not members:
+    return {}
+  shape = scores[GRADED[0]].shape
+  orders = {name: scores[name] for name in GRADED}
+  orders[RANDOM] = np.random.default_rng(config.seed).random(shape)
+  count = round(config.share * orders[RANDOM].size)
+  gone = {name: lowest(order, count) for name, order in orders.items()}
+  gone[WHOLE] = np.zeros(shape, bool)
+  found = {"chance": np.array([item.chance() for item in members])}
+  for name, heads in gone.items():
+    edits = {"z": AblateHeads(jnp.asarray(heads))}
+    found[f"answered, {name}"] = grade(
+      subject, members, subject.prefix, edits, progress=step
+    )
+  return found
+
+
 def _picked_by_text(
   trace: Mapping[str, Any], gram: np.ndarray, share: float
 ) -> dict[str, np.ndarray]:
@@ -208,10 +266,11 @@ def _result(
   plain: tuple[np.ndarray, np.ndarray],
   removed: Mapping[tuple[str, str], list[Any]],
   by_text: Mapping[str, np.ndarray],
+  graded: Mapping[str, np.ndarray],
 ) -> Result:
   loss, right = plain
   names = [*SCORES, RANDOM]
-  arrays: dict[str, np.ndarray] = {}
+  arrays: dict[str, np.ndarray] = dict(graded)
   for name in names:
     for output in OUTPUTS:
       of = [x for (key, out), x in removed.items() if out == output

@@ -6,10 +6,13 @@ import numpy as np
 
 from sinkjax.experiments.applications.inactive_heads.claims import BEST, FIRST
 from sinkjax.experiments.applications.inactive_heads.experiment import (
+  GRADED,
   OUTPUTS,
   RANDOM,
+  WHOLE,
 )
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.interval_plots import band, ends_over
 from sinkjax.experiments.shared.text_batches import by_template
 from sinkjax.inference.inactive_heads import SCORES, overlap
@@ -73,7 +76,7 @@ def _overlap(result: Result) -> bytes:
 def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
   """The experiment's part of the report."""
   numbers = result.numbers
-  return [
+  found = [
     html.Section(
       TITLE,
       body=f"Heads are ranked on {numbers['texts_that_rank']} texts of "
@@ -94,3 +97,21 @@ def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
       f"{result.config.share / (2 - result.config.share):.2f}.",
     ),
   ]
+  if "chance" in result.arrays:
+    found.append(_choice(result))
+  return found
+
+
+def _choice(result: Result) -> html.Section:
+  rows = []
+  for name in (WHOLE, *GRADED, RANDOM):
+    right = result.arrays[f"answered, {name}"].astype(float)
+    rows.append([name.replace("_", " "), *ends_of(100 * right)])
+  chance = 100 * result.arrays["chance"].mean()
+  counts = result.numbers["items"]
+  return html.Section(
+    "Multiple choice with the same heads set to zero",
+    body=f"{sum(counts.values())} items of {len(counts)} tasks; chance is "
+    f"{chance:.1f} %.",
+    table=html.Table(["heads chosen by", *ends_columns("right_percent")], rows),
+  )

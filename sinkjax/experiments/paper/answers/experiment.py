@@ -13,6 +13,7 @@ import numpy as np
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.roc import auroc, item_values
 from sinkjax.experiments.harness.stats import student
+from sinkjax.experiments.shared.asked_needles import ask_needles
 from sinkjax.experiments.shared.benchmark_tasks import (
   TASKS,
   Item,
@@ -23,7 +24,7 @@ from sinkjax.experiments.shared.benchmark_tasks import (
   row_of,
   with_mass,
 )
-from sinkjax.experiments.shared.needles import ask_needles, haystack
+from sinkjax.experiments.shared.needles import haystack
 from sinkjax.experiments.shared.steps import Steps
 
 FEWEST = 10

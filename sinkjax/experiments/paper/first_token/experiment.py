@@ -10,6 +10,7 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import Mean, mean_over
+from sinkjax.experiments.shared.asked_needles import find_needles
 from sinkjax.experiments.shared.benchmark_tasks import (
   TASKS,
   Item,
@@ -17,7 +18,7 @@ from sinkjax.experiments.shared.benchmark_tasks import (
   fitting,
   grade,
 )
-from sinkjax.experiments.shared.needles import find_needles, haystack
+from sinkjax.experiments.shared.needles import haystack
 from sinkjax.experiments.shared.sink_removal import resolve_from_layer
 from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 from sinkjax.transforms.attention_edits import knockout
@@ -192,19 +193,19 @@ def _own(subject: Subject) -> Condition:
 
 def _conditions(
   subject: Subject, layer: int
-) -> dict[Condition, tuple[list[int], tuple[Any, ...]]]:
-  """(ids put first, edits of the scores) of each condition."""
+) -> dict[Condition, tuple[list[int], dict[str, Any]]]:
+  """(ids put first, edits) of each condition."""
   bos = subject.tokenizer.bos_id
-  runs: dict[Condition, tuple[list[int], tuple[Any, ...]]] = {}
+  runs: dict[Condition, tuple[list[int], dict[str, Any]]] = {}
   if bos is not None:
-    runs[Condition.BOS] = ([bos], ())
-  runs[Condition.NO_BOS] = ([], ())
+    runs[Condition.BOS] = ([bos], {})
+  runs[Condition.NO_BOS] = ([], {})
   if _own(subject) is Condition.AS_IS:
-    runs[Condition.AS_IS] = (subject.prefix, ())
+    runs[Condition.AS_IS] = (subject.prefix, {})
   for name, key in ((Condition.HIDDEN, 0), (Condition.CONTROL, 1)):
     # Arrays, so that one compiled program serves both.
     edit = knockout(jnp.asarray(key), from_layer=jnp.asarray(layer))
-    runs[name] = (subject.prefix, (edit,))
+    runs[name] = (subject.prefix, {"scores": edit})
   return runs
 
 

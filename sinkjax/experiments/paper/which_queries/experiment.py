@@ -11,8 +11,9 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_columns, ends_of
+from sinkjax.experiments.shared.asked_needles import masses_at_ends
 from sinkjax.experiments.shared.edited_loss import EditedLoss
-from sinkjax.experiments.shared.needles import haystack, masses_at_ends
+from sinkjax.experiments.shared.needles import haystack
 from sinkjax.experiments.shared.prompt_corpus import Text, texts_for
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
