@@ -10,14 +10,14 @@ import pytest
 import sinkjax
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.protocol import Verdict, judge
-from sinkjax.experiments.paper.sink_circuit import EXPERIMENT
+from sinkjax.experiments.paper.sink_circuit import EXPERIMENT, detectors
 from sinkjax.experiments.paper.sink_circuit import neurons as module
 from sinkjax.experiments.paper.sink_circuit.experiment import Config, measure
 from sinkjax.experiments.paper.sink_circuit.neurons import Norms, builder
 from sinkjax.experiments.shared.prompt_corpus import Text
 
 LAYER, NEURON = 1, 5
-SMALL = Config(tokens=14, neurons=3, few=1, eps=0.2)
+SMALL = Config(tokens=14, neurons=3, few=1, eps=0.2, at=6, gates=4)
 
 
 def test_the_builder_leaves_the_range_and_makes_the_stream_grow():
@@ -71,9 +71,23 @@ def by_hand(numbers=None, **change):
     "parts": True,
   } | (numbers or {})
   tables = {"ablation.csv": (["text", "ablated", "others"], rows)}
+  names = ["gate", "distance_in_sd", "auroc_on_other_texts"]
+  tables["gates.csv"] = (names, [[3, 9.0, 0.98]])
+  # A distance of 4 between first and token, of 5 between first and others.
+  gates = {
+    "told": change.get("told", 0.97),
+    "first": 5.0,
+    "others": 0.0,
+    "token": 1.0,
+    "token alone": 1 + 4 * change.get("alone", 0.9),
+    "token indexed": 1 + 4 * change.get("indexed", 0.1),
+    "first averaged": 5 * change.get("left", 0.1),
+  }
+  for name, value in gates.items():
+    arrays[f"gates, {name}"] = value + noise()
   made = Result(numbers, tables, arrays).as_stored(Config())
   found = judge(EXPERIMENT.claims(made))
-  assert len(found) == 7
+  assert len(found) == 10
   return {claim.id: claim.verdict for claim in found}
 
 
@@ -94,6 +108,11 @@ def test_verdicts():
   assert plain["sink_is_content"] == yes
   capped = by_hand({"parts": False})
   assert capped["sink_is_content"] == capped["sink_is_query_bias"] == without
+  other = by_hand(told=0.3, indexed=1.0, left=0.9)
+  assert list(other.values())[-3:] == [no] * 3
+  # Neither of them makes a token the first.
+  neither = by_hand(alone=0.4, indexed=0.1)["first_by_lack_of_mixing"]
+  assert neither == Verdict.INCONCLUSIVE
   last = by_hand({"chosen_layer": 2})
   assert last["ablation_removes_sink"] == without
 
@@ -158,14 +177,51 @@ def test_a_planted_neuron_is_found_and_its_derivative_is_exact(
     found.arrays["score, total"], atol=1e-4,
   )  # fmt: skip
   drawn = EXPERIMENT.draw(found)
-  assert set(drawn) == {"neurons.png", "scores.png"}
-  assert len(EXPERIMENT.sections(found, drawn)) == 3
-  assert len(EXPERIMENT.claims(found)) == 7
+  assert set(drawn) == {"neurons.png", "scores.png", "gates.png"}
+  assert len(EXPERIMENT.sections(found, drawn)) == 4
+  assert len(EXPERIMENT.claims(found)) == 10
+
+
+@pytest.mark.thorough
+def test_gates_by_hand(reader, texts):
+  """A token that sees itself alone in layer 0 is one that stands first."""
+  ids = np.array([reader.encode([one.text])[0][:14] for one in texts[:3]])
+  read = detectors.Reader(reader, 0, 6, lambda count: None)
+  plain = read(ids, detectors.Case.PLAIN)
+  mlp = reader.params["blocks"]["mlp"]
+  watch = {x: (x, lambda x: x) for x in ("mlp_in", "attn_out", "resid_mid")}
+  watched = jax.jit(sinkjax.capture(sinkjax.forward(reader.cfg), watch))
+  trace = watched(reader.params, ids).trace
+  gate = np.asarray(mlp["gate"]["kernel"][0], np.float64)
+  want = np.asarray(trace["mlp_in"][0], np.float64) @ gate
+  np.testing.assert_allclose(plain.values, want, atol=1e-5 * np.abs(want).max())
+  written = np.asarray(trace["attn_out"][0])[:, 1:].mean(axis=(0, 1))
+  np.testing.assert_allclose(plain.average, written, atol=1e-5)
+  alone = read(ids, detectors.Case.ALONE).values
+  # Positions rotate: the texts cut so that token 6 comes first.
+  cut = read(ids[:, 6:], detectors.Case.PLAIN).values[:, 0]
+  np.testing.assert_allclose(alone[:, 6], cut, atol=1e-5 * np.abs(cut).max())
+  np.testing.assert_array_equal(
+    np.delete(alone, 6, axis=1), np.delete(plain.values, 6, axis=1)
+  )
+  index = np.arange(14)
+  index[[0, 6]] = 6, 0
+  swapped = read(ids, detectors.Case.INDEX).values
+  trace = watched(reader.params, ids, positions=np.tile(index, (3, 1))).trace
+  want = np.asarray(trace["mlp_in"][0], np.float64) @ gate
+  np.testing.assert_allclose(swapped, want, atol=1e-5 * np.abs(want).max())
+  given = read(ids, detectors.Case.AVERAGE, plain.average).values
+  assert np.abs(given[:, 0] - plain.values[:, 0]).max() > 1e-3
+  np.testing.assert_array_equal(given[:, 1:], plain.values[:, 1:])
 
 
 def test_refusals(reader, texts):
   with pytest.raises(ValueError, match=r"layer must be in \[0, 3\), got 9"):
     measure(reader, dataclasses.replace(SMALL, layer=9), texts=texts)
+  with pytest.raises(ValueError, match=r"gates_layer must be in \[0, 3\)"):
+    measure(reader, dataclasses.replace(SMALL, gates_layer=3), texts=texts)
+  with pytest.raises(ValueError, match=r"at must be in \[1, 14\), got 14"):
+    measure(reader, dataclasses.replace(SMALL, at=14), texts=texts)
   with pytest.raises(ValueError, match="at least 4 are needed"):
     measure(reader, SMALL, texts=texts[:2])
   experts = reader._replace(cfg=reader.cfg.replace(n_experts=2))

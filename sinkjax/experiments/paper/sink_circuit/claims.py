@@ -4,6 +4,7 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.effects import (
+  AUROC,
   COSINE,
   LOG_RATIO,
   SHARE,
@@ -21,7 +22,7 @@ HALF = 0.5
 
 
 def claims(result: Result) -> list[Claim]:
-  """The layer, its neurons, ablation, repeated tokens, scores."""
+  """The layer, its neurons, ablation, repeated tokens, scores, gates."""
   return [
     _range(result),
     _few(result),
@@ -30,6 +31,9 @@ def claims(result: Result) -> list[Claim]:
     _repeated(result),
     _content(result),
     _bias(result),
+    _told(result),
+    _alone(result),
+    _averaged(result),
   ]
 
 
@@ -266,4 +270,104 @@ def _bias(result: Result) -> Claim:
       Expect.MORE,
     ),
     how=HOW,
+  )
+
+
+def _gates(result: Result) -> str:
+  return (
+    f"{len(result.tables['gates.csv'][1])} gates of layer "
+    f"{result.config.gates_layer}"
+  )
+
+
+def _told(result: Result) -> Claim:
+  values = _of(result, "gates, told")
+  best = result.records("gates.csv")[0]
+  return Claim(
+    id="gates_tell_first",
+    claim="Gates of the first layer tell the first token from the others.",
+    source=SOURCE,
+    paper=PAPER,
+    ours=f"{_gates(result)}, averaged, are higher at the first token than at "
+    f"{mean_of(values).scaled(100).text('.1f', ' %')} of the others; the best "
+    f"gate, {best['gate']}, at {100 * best['auroc_on_other_texts']:.1f} %",
+    effect=effect(
+      values - HALF,
+      "share of a text's other tokens above which the first token's gates are, "
+      "less half",
+      AUROC,
+      Expect.MORE,
+    ),
+    how="gates chosen on other texts by their distance from the other tokens' "
+    "mean, in standard deviations",
+  )
+
+
+def _moved(result: Result, case: str) -> np.ndarray:
+  """[P] how far the token is taken for the first; 1 at the first's own score.
+
+  Over the mean distance of all texts: in a single text the two may be close.
+  """
+  token, first = (_of(result, f"gates, {x}") for x in ("token", "first"))
+  return (_of(result, f"gates, {case}") - token) / (first - token).mean()
+
+
+def _shares(values: np.ndarray) -> str:
+  return mean_of(values).scaled(100).text("+.1f", " %")
+
+
+def _alone(result: Result) -> Claim:
+  alone, index = (_moved(result, x) for x in ("token alone", "token indexed"))
+  return Claim(
+    id="first_by_lack_of_mixing",
+    claim="Gates of the first layer take a token for the first if it sees "
+    "itself alone, rather than if it has the first one's position index.",
+    source=SOURCE,
+    paper=PAPER,
+    ours=f"of its distance from the first token, the token at "
+    f"{result.config.at} crosses {_shares(alone)} if it sees itself alone in "
+    f"layer {result.config.gates_layer}, {_shares(index)} with the index of "
+    "the first",
+    effect=effect(
+      alone - index,
+      "share of the distance in gates from the first token that a token "
+      "crosses if it sees itself alone, less that with the first one's index",
+      SHARE,
+      Expect.MORE,
+    ),
+    how="where positions rotate keys and queries, a token that sees itself "
+    "alone is computed as if it stood first",
+    provided=(
+      effect(
+        alone - HALF,
+        "share of the distance that it crosses if it sees itself alone, less "
+        "half",
+        SHARE,
+        Expect.MORE,
+      ),
+    ),
+  )
+
+
+def _averaged(result: Result) -> Claim:
+  first, others, now = (
+    _of(result, f"gates, {x}") for x in ("first", "others", "first averaged")
+  )
+  left = (now - others) / (first - others).mean()
+  return Claim(
+    id="mixing_hides_first",
+    claim="Gates of the first layer no longer tell the first token once "
+    "attention gives it what it gives other tokens on average.",
+    source=SOURCE,
+    paper=PAPER,
+    ours=f"{_shares(left)} of its distance from the other tokens is left",
+    effect=effect(
+      left - HALF,
+      "share of the first token's distance in gates from the others that is "
+      "left with the others' mean attention output, less half",
+      SHARE,
+      Expect.LESS,
+    ),
+    how=f"the output of the attention of layer {result.config.gates_layer}, "
+    "its mean over the other tokens of other texts",
   )

@@ -15,6 +15,7 @@ from sinkjax.experiments.harness.stats import (
   ends_of,
   rank_correlation,
 )
+from sinkjax.experiments.paper.sink_circuit import detectors
 from sinkjax.experiments.paper.sink_circuit.neurons import (
   BATCH,
   Ablation,
@@ -64,6 +65,9 @@ class Config:
       of norms ends.
     few: neurons that are ablated together.
     neurons: neurons that are ablated one by one, and as many random ones.
+    gates_layer: whose gates are asked which token is the first.
+    gates: that tell it best, chosen on the texts that choose.
+    at: the token that is made to see itself alone, or given the first's index.
     eps: a head has a sink where its score exceeds this.
     seed: of the choice of texts and random neurons.
   """
@@ -76,6 +80,9 @@ class Config:
   # Two neurons carry the sink of Llama 2 7B there.
   few: int = 2
   neurons: int = 8
+  gates_layer: int = 0
+  gates: int = 8
+  at: int = 16
   eps: float = EPS
   seed: int = 0
 
@@ -99,15 +106,20 @@ def measure(
     ValueError: for too few texts, a layer that the model does not have, or one
       with experts.
 
-  Cost: about six forward passes of all texts and two for each neuron, and one
+  Cost: about ten forward passes of all texts and two for each neuron, and one
     backward pass.
   """
   cfg = subject.cfg
   if cfg.n_experts:
     raise ValueError("neurons of a model with experts are not told apart here")
-  if config.layer is not None and not 0 <= config.layer < cfg.n_layers:
+  for name in ("layer", "gates_layer"):
+    value = getattr(config, name)
+    if value is not None and not 0 <= value < cfg.n_layers:
+      raise ValueError(f"{name} must be in [0, {cfg.n_layers}), got {value}")
+  least = 1 + len(subject.prefix)
+  if not least <= config.at < config.tokens:
     raise ValueError(
-      f"layer must be in [0, {cfg.n_layers}), got {config.layer}"
+      f"at must be in [{least}, {config.tokens}), got {config.at}"
     )
   ids = texts_of_length(
     subject, texts, config.count, config.tokens, config.seed, fewest=FEWEST
@@ -115,7 +127,8 @@ def measure(
   some, held = apart(ids, len(ids) // 2, config.seed, subject.template)
   neurons = min(config.neurons, cfg.d_ff // 2)
   passes = 2 + 2 * (2 + 1) + 2 * neurons
-  step = Steps(progress, len(some) + (passes + 2) * len(held))
+  cases = len(detectors.Case)
+  step = Steps(progress, 2 * len(some) + (passes + 2 + cases) * len(held))
   chosen = look(subject, some, step)
   built = builder(chosen, config.deviations)
   layer = built.layer if config.layer is None else config.layer
@@ -146,8 +159,17 @@ def measure(
   each = [ablate(held, [neuron]) for neuron in tried]
   slopes = ablate.slopes(held)[:, tried]
   parts = _score_parts(subject, held, step)
+  gates, told = detectors.look(
+    subject,
+    some,
+    held,
+    layer=config.gates_layer,
+    at=config.at,
+    count=min(config.gates, cfg.d_ff),
+    step=step,
+  )
   heads = (chosen.alpha > config.eps).mean(axis=1) > 0.5
-  return _result(
+  found = _result(
     config,
     {
       "texts": len(held),
@@ -174,6 +196,21 @@ def measure(
     (together, repeated, each),
     parts,
   )
+  found.tables["gates.csv"] = _gate_table(gates, told["told each"])
+  found.arrays.update({f"gates, {what}": x for what, x in told.items()})
+  return found
+
+
+def _gate_table(
+  found: detectors.Detectors, told: np.ndarray
+) -> tuple[list[str], list[list[Any]]]:
+  rows = [
+    [int(gate), float(distance), float(share)]
+    for gate, distance, share in zip(
+      found.gates, found.distance, told.mean(axis=0), strict=True
+    )
+  ]
+  return ["gate", "distance_in_sd", "auroc_on_other_texts"], rows
 
 
 def _additive(cfg: ModelConfig) -> bool:

@@ -5,7 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from sinkjax.experiments.harness.api import Result
+from sinkjax.experiments.harness.stats import ends_of
+from sinkjax.experiments.shared.interval_plots import rows_of_bars
 from sinkjax.experiments.shared.layer_plots import Line, add_lines
+from sinkjax.experiments.shared.text_batches import by_template
 from sinkjax.report import html
 from sinkjax.report.figures import (
   FIRST,
@@ -25,7 +28,29 @@ def draw(result: Result) -> dict[str, bytes]:
   drawn = {"neurons.png": _neurons(result)}
   if result.numbers["parts"]:
     drawn["scores.png"] = _scores(result)
+  drawn["gates.png"] = _gates(result)
   return drawn
+
+
+def _gates(result: Result) -> bytes:
+  at = result.config.at
+  bars = {
+    "first token": "first",
+    "first, given the others' mean": "first averaged",
+    f"token {at}, sees itself alone": "token alone",
+    f"token {at}, index of the first": "token indexed",
+    f"token {at}": "token",
+    "other tokens": "others",
+  }
+  values = [
+    ends_of(by_template(result.arrays[f"gates, {x}"], result.numbers))
+    for x in bars.values()
+  ]
+  with drawing(6.4, 2.6) as figure:
+    ax = figure.add_subplot()
+    rows_of_bars(ax, list(bars), np.array(values).T)
+    ax.set_xlabel("standard deviations above the other tokens' mean")
+    return png(figure)
 
 
 def _neurons(result: Result) -> bytes:
@@ -117,4 +142,15 @@ def sections(result: Result, drawn: Mapping[str, bytes]) -> list[html.Section]:
         "sink are at zero.",
       )
     )
+  found.append(
+    html.Section(
+      "Which gates say: I stand first",
+      body=f"Gates of layer {result.config.gates_layer}, before the "
+      "non-linearity, that are furthest from the other tokens' at the first, "
+      "chosen on other texts.",
+      figure=drawn["gates.png"],
+      caption="The mean of these gates, over texts with its 95 % interval.",
+      table=html.Table(*result.tables["gates.csv"]),
+    )
+  )
   return found
