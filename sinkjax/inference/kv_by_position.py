@@ -99,13 +99,10 @@ class ByPosition:
   def check(self, cfg: ModelConfig) -> None:
     """See `cache.Policy`."""
     within_trained(cfg, self.capacity)
+    learned = cfg.positions == "learned" and not self.evicts
     if self.moves:
       no_learned(cfg, "sliding")
-    elif (
-      not self.evicts
-      and cfg.positions == "learned"
-      and self.capacity > cfg.max_len
-    ):
+    elif learned and self.capacity > cfg.max_len:
       raise ValueError(
         f"the model has learned positions for {cfg.max_len} tokens, the cache "
         f"has {self.capacity}"

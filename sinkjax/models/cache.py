@@ -197,9 +197,9 @@ def check_edits(edits: dict[str, Any], policy: Policy) -> None:
   rows = [site for site in ROW_SITES if site in edits]
   if rows and not getattr(policy, "edits_rows", False):
     raise ValueError(
-      f"an edit at {rows[0]!r} names tokens, and this cache, which keeps others "
-      "in each head, does not know which one is where: use the policy full, "
-      "window or sinks"
+      f"an edit at {rows[0]!r} names tokens, and this cache, which keeps "
+      "others in each head, does not know which one is where: use the policy "
+      "full, window or sinks"
     )
 
 
