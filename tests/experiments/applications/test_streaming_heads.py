@@ -186,16 +186,16 @@ def test_sizes_are_rounded_up_for_the_rivals(reader):
   piles = [haystack(reader, [], 220, 8, seed) for seed in range(2)]
   lengths = [np.bincount(pile.row.branch) for pile in piles]
   sizes = memory.sizes_of(piles, 2, 6, 28)
-  assert sizes.chunk == max(16, *(x[1:].max() for x in lengths)) == 16
+  assert sizes.chunk == max(8, *(x[1:].max() for x in lengths)) == 8
   assert sizes.capacity == max(x[0] + x[1:].max() for x in lengths)
-  assert sizes.each == -(-(2 * sizes.capacity + 4 * (28 + 15)) // 6)
+  assert sizes.each == -(-(2 * sizes.capacity + 4 * (28 + 7)) // 6)
   made = memory.policies_of(sizes, GATES, GATES, 4, 24)
   size = {k: memory.size_in_bytes(reader.cfg, x) for k, x in made.items()}
   slot = 4 * (reader.cfg.head_dim + reader.cfg.value_dim)
-  assert size[Cached.HEADS] == slot * (2 * sizes.capacity + 4 * (28 + 15))
+  assert size[Cached.HEADS] == slot * (2 * sizes.capacity + 4 * (28 + 7))
   for name in (Cached.SINKS, Cached.WINDOW):
     assert made[name].capacity == sizes.each
-    assert size[name] == slot * 6 * (sizes.each + 15)
+    assert size[name] == slot * 6 * (sizes.each + 7)
   # Beside them a score and a rank, of four bytes each.
   assert size[Cached.HEAVY] == (slot + 8) * 6 * sizes.each
 

@@ -26,9 +26,9 @@ from sinkjax.models.cache import (
   split_layers,
 )
 
-CHUNK = 16
+CHUNK = 8
 """Tokens at a time, or as many as the longest question has: a sliding cache has
-a slot more for each but one, and 16 of 512 tokens are few."""
+a slot more for each but one, and 8 of 512 tokens are few."""
 
 
 class Cached(enum.StrEnum):
