@@ -18,11 +18,16 @@ With --max_tokens=0 only the model's end-of-text token ends the text, and with
            the most attention (H2O)
   random   the same, with the second half chosen at random
   full     all; prompt and --max_tokens must fit the model's context; by default
-           for models with learned positions, which no other policy can use
+           for models with learned positions, which no other of these can use
 Except for full, memory and time of a token do not depend on how many came
 before it. Positions are counted within the cache, so that a long text never
 leaves the model's context. With several devices --mesh=tensor:4 splits a
 token's work over them.
+
+--heads=gates.csv is a policy by head, in place of --policy (DuoAttention): KV
+heads with a gate above 0.5 keep all, as under full, and the others the first
+--sinks tokens and the last --window. The file is one that the experiment
+streaming_heads writes; --dry_run tells what the cache takes.
 
 --edit='graded key=0 by=2' generates from the edited model, its keys being
 tokens of the prompt; --help has every edit.
@@ -43,9 +48,11 @@ from launch import app, devices, edit_flag
 if TYPE_CHECKING:
   from launch.prompts import Encoded
   from sinkjax.config import ModelConfig
-  from sinkjax.inference.kv_policy import ByPosition, ByScore
+  from sinkjax.inference.kv_policy import ByHead, ByPosition, ByScore
   from sinkjax.inference.sampling import Sampling
   from sinkjax.weights.tokenizer import Tokenizer
+
+  Kept = ByHead | ByPosition | ByScore
 
 MODEL = flags.DEFINE_string("model", "smollm2-135m", "A model's name or path.")
 PROMPT = flags.DEFINE_string("prompt", None, "The text to continue.")
@@ -65,7 +72,7 @@ MAX_TOKENS = flags.DEFINE_integer(
   "max_tokens",
   None,
   "How many new tokens; 0 for no limit. By default 256, or with --policy=full "
-  "as many of them as fit the model's context.",
+  "and --heads as many of them as fit the model's context.",
   lower_bound=0,
 )
 IGNORE_EOS = flags.DEFINE_bool(
@@ -89,14 +96,21 @@ POLICY = flags.DEFINE_enum(
   ["full", "window", "sinks", "heavy", "random"],
   "Which keys and values the cache keeps, see above.",
 )
+HEADS = flags.DEFINE_string(
+  "heads",
+  None,
+  "A CSV file with columns layer, kv_head and gate that says which KV heads "
+  "keep everything, see above; in place of --policy.",
+)
 SINKS = flags.DEFINE_integer(
-  "sinks", 4, "With --policy=sinks: how many first tokens are kept."
+  "sinks", 4, "With --policy=sinks or --heads: how many first tokens are kept."
 )
 WINDOW = flags.DEFINE_integer(
   "window",
   None,
   "How many other tokens are kept; --policy=full keeps all. By default 1,020, "
-  "or as many as fit the model's context.",
+  "or as many as fit the model's context; with --heads 64, as in "
+  "streaming_heads.",
 )
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Check everything, print the plan, generate nothing."
@@ -235,9 +249,7 @@ def _chat(tokenizer: "Tokenizer") -> "Encoded":
   return prompts.Encoded([found.ids], "chat template", found.before, *system)
 
 
-def _policy(
-  cfg: "ModelConfig", prompt: int
-) -> "tuple[ByPosition | ByScore, int]":
+def _policy(cfg: "ModelConfig", prompt: int) -> "tuple[Kept, int]":
   """The policy that the flags describe, and how many new tokens at most.
 
   Args:
@@ -251,34 +263,66 @@ def _policy(
 
   learned, room = cfg.positions == "learned", kv_places.most_kept(cfg)
   name = POLICY.value or ("full" if learned else "sinks")
-  most = 256 if MAX_TOKENS.value is None else MAX_TOKENS.value
-  if name == "full":
-    if MAX_TOKENS.value is None:
-      most = max(1, min(most, room - prompt))
+  if HEADS.value is not None:
+    if POLICY.value is not None:
+      raise ValueError("--heads is a policy of its own: leave out --policy")
+    name = "heads"
+  most, whole = MAX_TOKENS.value, name in ("full", "heads")
+  if most is None:
+    most = max(1, min(256, room - prompt)) if whole else 256
+  if whole:
     _require_fit(prompt, most, room, learned)
-    size = prompt + most
+  size = prompt + most
+  if name != "full":
+    size = _window(name, room)
+  if name == "heads":
+    policy = _by_head(cfg, size, prompt + most)
   else:
-    first = SINKS.value if name == "sinks" else 0
-    size = WINDOW.value
-    if size is None:
-      size = min(1020, max(1, room - first))
-    if first + size > room:
-      few = first < room
-      advice = f"--window={room - first}" if few else f"--sinks={room - 1}"
-      raise ValueError(
-        f"a cache of {first + size} tokens leaves the model's context of "
-        f"{room}; take at most {advice}"
-      )
-  policy = kv_policy.make(
-    name, sink_count=SINKS.value, size=size, seed=SEED.value
-  )
+    policy = kv_policy.make(
+      name, sink_count=SINKS.value, size=size, seed=SEED.value
+    )
   policy.check(cfg)
   return policy, most
 
 
-def _check_edits(
-  cfg: "ModelConfig", prompt: int, policy: "ByPosition | ByScore"
-) -> None:
+def _window(name: str, room: int) -> int:
+  """How many tokens a policy keeps beside the first ones, by the flags.
+
+  Raises:
+    ValueError: for more than the model's context has room for.
+  """
+  first = SINKS.value if name in ("sinks", "heads") else 0
+  size = WINDOW.value
+  if size is None:
+    size = min(64 if name == "heads" else 1020, max(1, room - first))
+  if first + size > room:
+    few = first < room
+    advice = f"--window={room - first}" if few else f"--sinks={room - 1}"
+    raise ValueError(
+      f"a cache of {first + size} tokens leaves the model's context of "
+      f"{room}; take at most {advice}"
+    )
+  return size
+
+
+def _by_head(cfg: "ModelConfig", window: int, capacity: int) -> "ByHead":
+  """The policy of --heads.
+
+  Raises:
+    ValueError: for a file that is no table of the model's gates.
+  """
+  import os
+
+  from sinkjax.inference import kv_policy
+  from sinkjax.inference.streaming_heads import read_gates
+
+  gates = read_gates(os.path.expanduser(HEADS.value), cfg)
+  return kv_policy.by_head(
+    gates, sinks=SINKS.value, window=window, capacity=capacity
+  )
+
+
+def _check_edits(cfg: "ModelConfig", prompt: int, policy: "Kept") -> None:
   """Raises ValueError for edits that the model or the cache cannot have."""
   from sinkjax.models.cache import check_edits
   from sinkjax.transforms.edit_grammar import combined
@@ -291,7 +335,8 @@ def _check_edits(
 def _require_fit(prompt: int, most: int, room: int, learned: bool) -> None:
   """Raises ValueError for a text that no full cache of the model can hold."""
   if not most:
-    raise ValueError("--policy=full needs an end: give --max_tokens")
+    name = "--policy=full" if HEADS.value is None else "--heads"
+    raise ValueError(f"{name} needs an end: give --max_tokens")
   if prompt + most <= room:
     return
   advice = "a shorter prompt"
@@ -305,9 +350,7 @@ def _require_fit(prompt: int, most: int, room: int, learned: bool) -> None:
   )
 
 
-def _plan(
-  cfg: "ModelConfig", policy: "ByPosition | ByScore", prompt: int, most: int
-) -> None:
+def _plan(cfg: "ModelConfig", policy: "Kept", prompt: int, most: int) -> None:
   """Prints the sizes of prompt, text and cache."""
   import math
 
@@ -322,8 +365,20 @@ def _plan(
   weights, where = devices.planned(cfg)
   print(
     f"{MODEL.value}: {prompt} tokens of prompt, {most or 'endlessly many'} "
-    f"new ones; a cache of {policy.capacity} tokens, {size / 1e6:.1f} MB; "
+    f"new ones; a cache of {policy.capacity} tokens{_closed(policy)}, "
+    f"{size / 1e6:.1f} MB; "
     f"{weights / 1e6:.1f} MB of weights on {where}; generates nothing (dry run)"
+  )
+
+
+def _closed(policy: "Kept") -> str:
+  """What is kept of a text where heads differ, for the plan."""
+  if HEADS.value is None:
+    return ""
+  full = [kept for heads in policy.full for kept in heads]
+  return (
+    f" in {sum(full)} of {len(full)} KV heads and of "
+    f"{policy.first + policy.last} in the others"
   )
 
 

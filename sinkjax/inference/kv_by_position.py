@@ -59,12 +59,15 @@ class ByPosition:
     last: W, tokens of the window, the new one included.
     chunk: most tokens at a time.
     evicts: whether tokens go at all.
+    renumbers: whether what stays is numbered anew, so that any text fits the
+      model's positions; else every token keeps its position in the text.
   """
 
   first: int
   last: int
   chunk: int = CHUNK
   evicts: bool = True
+  renumbers: bool = True
 
   edits_rows = True
 
@@ -79,6 +82,11 @@ class ByPosition:
     return self.first + self.last
 
   @property
+  def moves(self) -> bool:
+    """Whether a key's position changes while it is kept."""
+    return self.evicts and self.renumbers
+
+  @property
   def limit(self) -> int | None:
     """See `cache.Policy`."""
     return None if self.evicts else self.capacity
@@ -91,15 +99,18 @@ class ByPosition:
   def check(self, cfg: ModelConfig) -> None:
     """See `cache.Policy`."""
     within_trained(cfg, self.capacity)
-    if self.evicts:
+    learned = cfg.positions == "learned" and not self.evicts
+    if self.moves:
       no_learned(cfg, "sliding")
-    elif cfg.positions == "learned" and self.capacity > cfg.max_len:
+    elif learned and self.capacity > cfg.max_len:
       raise ValueError(
         f"the model has learned positions for {cfg.max_len} tokens, the cache "
         f"has {self.capacity}"
       )
 
-  def init(self, cfg: ModelConfig, batch: int) -> tuple[Array, Array]:
+  def init(
+    self, cfg: ModelConfig, batch: int, layer: int
+  ) -> tuple[Array, Array]:
     """Keys [B, N, P, K] and values [B, N, P, W] of every head.
 
     With `cfg.kv_rank`, too: latent vectors are not what is kept.
@@ -115,8 +126,10 @@ class ByPosition:
     count = jnp.sum(real, axis=1, dtype=jnp.int32)
     s = self._held(length + count)
     is_first = (jnp.arange(s.shape[1]) < self.first)[None]
-    base = jnp.maximum(length - (self.capacity - 1), 0)[:, None]
-    end = jnp.minimum(t, self.capacity - 1)
+    base, end = jnp.zeros_like(length)[:, None], t
+    if self.moves:
+      base = jnp.maximum(length - (self.capacity - 1), 0)[:, None]
+      end = jnp.minimum(t, self.capacity - 1)
     distance = jnp.where(
       is_first[:, None],
       end[:, :, None] - s[:, None],
@@ -166,14 +179,14 @@ class ByPosition:
   ) -> tuple[Array, tuple[Array, Array]]:
     """See `cache.Policy`."""
     q, k, v = qkv
-    if not self.evicts:
+    if not self.moves:
       k = rotate_at(cfg, layer, k, places.near)
     keys, values = (
       _set(kept[0], k, places.write),
       _set(kept[1], v, places.write),
     )
     read = jnp.swapaxes(keys, 1, 2)
-    if self.evicts:
+    if self.moves:
       read = rotate_at(cfg, layer, read, places.keys)
     far = rotate_at(cfg, layer, q, places.far)
     near = rotate_at(cfg, layer, q, places.near)

@@ -77,7 +77,7 @@ class ByScore:
     within_trained(cfg, self.capacity)
     no_learned(cfg, self.kind)
 
-  def init(self, cfg: ModelConfig, batch: int) -> _Kept:
+  def init(self, cfg: ModelConfig, batch: int, layer: int) -> _Kept:
     """See `cache.Policy`."""
     slots = (batch, cfg.n_kv_heads, self.capacity)
     # Two buffers, since a cache is donated and none can be donated twice.

@@ -24,9 +24,15 @@ own C tokens and their order of age; for a new one the one with the lowest
 score goes that is not among the most recent. Tokens of a chunk follow each
 other in a loop inside the layer, exactly as if they came one by one.
 
+By head (`by_head`): some KV heads keep everything, the others the first S
+tokens and the last W, all of them at their positions in the text.
+
 Local layers see those within their window of positions in the cache.
 """
 
+from collections.abc import Sequence
+
+from sinkjax.inference.kv_by_head import ByHead, full_heads
 from sinkjax.inference.kv_by_position import ByPosition
 from sinkjax.inference.kv_by_score import ByScore
 from sinkjax.models.cache import CHUNK
@@ -85,8 +91,41 @@ def _half(capacity: int, recent: int | None) -> int:
   return max(1, capacity // 2) if recent is None else recent
 
 
+def by_head(
+  gates: Sequence[Sequence[float]],
+  *,
+  sinks: int,
+  window: int,
+  capacity: int,
+  chunk: int = CHUNK,
+) -> ByHead:
+  """Keeps everything in KV heads of gates above 1/2, up to `capacity` tokens.
+
+  The other heads keep the first `sinks` tokens and the last `window`, as in
+  DuoAttention (Xiao et al. 2024, arXiv 2410.10819). All keys stay rotated to
+  their positions in the text, our reading of the source: for gates of 0 and 1
+  it is the forward pass with the edit `MixStreaming`. So a text can be no
+  longer than `capacity`, whatever the gates.
+
+  In slots for a key and a value each, with F of the M KV heads of all layers
+  full, the cache holds
+
+      F capacity + (M - F) (sinks + window + chunk - 1)
+
+  the last term for the queries of a chunk, which do not see the same window.
+
+  Args:
+    gates: [L, N], learned by `streaming_heads`.
+    sinks: S.
+    window: W, the new token included.
+    capacity: tokens that there is room for.
+    chunk: tokens at a time.
+  """
+  return ByHead(full_heads(gates), sinks, window, capacity, chunk)
+
+
 POLICIES = ("full", "window", "sinks", "heavy", "random")
-"""What `make` knows."""
+"""What `make` knows: those that are one policy for all heads."""
 
 
 def make(

@@ -11,7 +11,9 @@ c = 0.05. That the difference is relative, so that c means the same for every
 model, is our reading; and so are fewer, longer steps.
 """
 
+import csv
 import functools
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from sinkjax import finite
+from sinkjax import artifacts, finite
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.branches import separate
@@ -166,3 +168,53 @@ def learn_gates(
     values.append(float(value))
     progress()
   return Learned(np.asarray(gate, np.float64), np.array(values))
+
+
+COLUMNS = ("layer", "kv_head", "gate")
+"""Of a table of gates; others may stand beside them."""
+
+
+def read_gates(
+  path: str | pathlib.Path, cfg: ModelConfig
+) -> Float[np.ndarray, "L N"]:
+  """The gates of a CSV file such as the experiment `streaming_heads` writes.
+
+  Args:
+    path: of the file, with a row for each KV head and the columns `COLUMNS`.
+    cfg: the model that they are for.
+
+  Raises:
+    ValueError: for a file that cannot be read, lacks a column, or has not one
+      gate from 0 to 1 for each KV head of the model.
+  """
+  try:
+    header, rows = artifacts.read_csv(path)
+  except (OSError, ValueError, csv.Error) as error:
+    raise ValueError(f"{path} cannot be read as a table: {error}") from error
+  if missing := [name for name in COLUMNS if name not in header]:
+    raise ValueError(
+      f"{path} has no column {missing[0]!r}: a table of gates has a row for "
+      "each KV head with layer, kv_head and gate, as the experiment "
+      "streaming_heads writes its gates.csv"
+    )
+  places = list(np.ndindex(cfg.n_layers, cfg.n_kv_heads))
+  of_model = f"the model has {cfg.n_layers} layers of {cfg.n_kv_heads} KV heads"
+  found: dict[tuple[int, int], float] = {}
+  for line, row in enumerate(rows, 2):
+    cells = dict(zip(header, row, strict=False))
+    layer, head, gate = (cells.get(name) for name in COLUMNS)
+    here = f"{path}, line {line}: layer {layer}, kv_head {head}"
+    if (layer, head) not in places:
+      raise ValueError(f"{here} is none of the model: {of_model}, from 0 on")
+    if (layer, head) in found:
+      raise ValueError(f"{here} stands there twice: give it one gate")
+    if not isinstance(gate, int | float) or not 0 <= gate <= 1:
+      raise ValueError(f"{here}: gate must be from 0 to 1, got {gate!r}")
+    found[layer, head] = gate
+  if lost := [place for place in places if place not in found]:
+    layer, head = lost[0]
+    raise ValueError(
+      f"{path} has no gate for layer {layer}, kv_head {head}: {of_model}"
+    )
+  gates = [found[place] for place in places]
+  return np.array(gates, float).reshape(cfg.n_layers, cfg.n_kv_heads)

@@ -68,8 +68,8 @@ class Policy(Protocol):
     """Raises ValueError for a model that it cannot serve."""
     ...
 
-  def init(self, cfg: ModelConfig, batch: int) -> Any:
-    """One layer's empty cache."""
+  def init(self, cfg: ModelConfig, batch: int, layer: int) -> Any:
+    """One layer's empty cache, whose leaves have the rows first."""
     ...
 
   def prepare(self, cfg: ModelConfig, length: Array, real: Array) -> Any:
@@ -116,7 +116,7 @@ def init_cache(cfg: ModelConfig, policy: Policy, batch: int = 1) -> Cache:
     ValueError: for a model that the policy cannot serve.
   """
   policy.check(cfg)
-  layers = tuple(policy.init(cfg, batch) for _ in range(cfg.n_layers))
+  layers = tuple(policy.init(cfg, batch, i) for i in range(cfg.n_layers))
   return Cache(layers, jnp.zeros(batch, jnp.int32))
 
 
@@ -197,9 +197,9 @@ def check_edits(edits: dict[str, Any], policy: Policy) -> None:
   rows = [site for site in ROW_SITES if site in edits]
   if rows and not getattr(policy, "edits_rows", False):
     raise ValueError(
-      f"an edit at {rows[0]!r} names tokens, and this cache, which keeps them "
-      "by score, does not know which one is where: use the policy full, window "
-      "or sinks"
+      f"an edit at {rows[0]!r} names tokens, and this cache, which keeps "
+      "others in each head, does not know which one is where: use the policy "
+      "full, window or sinks"
     )
 
 

@@ -12,6 +12,7 @@ from sinkjax.inference.streaming_heads import (
   hidden_states,
   learn_gates,
   objective,
+  read_gates,
 )
 from sinkjax.transforms.streaming_edits import MixStreaming
 
@@ -87,3 +88,54 @@ def test_models_without_a_softmax_are_refused(made):
   gate = np.ones((cfg.n_layers, cfg.n_kv_heads))
   with pytest.raises(ValueError, match="softmax over tokens"):
     MixStreaming(gate, 1, 4).placed(other, 24, "pattern")
+
+
+TABLE = ["sink,gate,kv_head,layer"]
+TABLE += [f"0.1,{(layer + head) / 4},{head},{layer}"
+          for layer in (1, 0, 2) for head in (0, 1)]  # fmt: skip
+
+
+def written(path, **lines):
+  """A table of gates with some of its lines, by number, exchanged."""
+  table = dict(enumerate(TABLE, 1))
+  table |= {int(name.removeprefix("l")): text for name, text in lines.items()}
+  path.write_text("".join(f"{x}\n" for x in table.values() if x is not None))
+  return path
+
+
+def test_gates_are_read_by_column(tmp_path):
+  cfg = sinkjax.TINY.replace(n_layers=3)
+  gates = read_gates(written(tmp_path / "gates.csv"), cfg)
+  assert gates.tolist() == [[0, 0.25], [0.25, 0.5], [0.5, 0.75]]
+
+
+@pytest.mark.parametrize(
+  ("lines", "said"),
+  [
+    ({"l1": "sink,gates,kv_head,layer"}, "no column 'gate': a table of"),
+    ({"l3": "0.1,x,1,1"}, "line 3: layer 1, kv_head 1: gate must .* got 'x'"),
+    ({"l3": "0.1,,1,1"}, "line 3: .* from 0 to 1, got None"),
+    ({"l3": "0.1,nan,1,1"}, "line 3: .* from 0 to 1, got nan"),
+    ({"l3": "0.1,1.5,1,1"}, "line 3: .* from 0 to 1, got 1.5"),
+    ({"l3": "0.1"}, "line 3: layer None, kv_head None is none of the model"),
+    ({"l3": "0.1,1,2,1"}, "kv_head 2 is none .* 3 layers of 2 KV heads, from"),
+    ({"l3": "0.1,1,1,3"}, "layer 3, kv_head 1 is none of the model"),
+    ({"l3": "0.1,1,0,1"}, "line 3: layer 1, kv_head 0 stands there twice"),
+    ({"l7": None}, "no gate for layer 2, kv_head 1: the model has 3 layers"),
+  ],
+)
+def test_a_bad_table_is_told_by_its_line(tmp_path, lines, said):
+  cfg = sinkjax.TINY.replace(n_layers=3)
+  with pytest.raises(ValueError, match=said):
+    read_gates(written(tmp_path / "gates.csv", **lines), cfg)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b'"a\x00'])
+def test_what_is_no_table_is_told(tmp_path, content):
+  path = tmp_path / "gates.csv"
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(
+    ValueError, match=r"gates.csv (cannot be read|has no col)"
+  ):
+    read_gates(path, sinkjax.TINY)

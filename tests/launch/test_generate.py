@@ -88,7 +88,7 @@ def limits_of(monkeypatch, cfg, prompt, **flags):
   """What the flags come to: the tokens kept and the new ones."""
   from launch import generate
 
-  for flag in ("policy", "window", "max_tokens"):
+  for flag in ("policy", "window", "max_tokens", "heads"):
     value = types.SimpleNamespace(value=flags.get(flag))
     monkeypatch.setattr(generate, flag.upper(), value)
   for flag, value in (("SINKS", 4), ("SEED", 0)):
@@ -118,6 +118,61 @@ def test_rope_by_length_bounds_the_cache(monkeypatch):
   assert limits_of(monkeypatch, cfg, 3, policy="full") == (64, 61)
   with pytest.raises(ValueError, match="context of 64; take at most --window"):
     limits_of(monkeypatch, cfg, 3, window=61)
+
+
+@pytest.fixture
+def gates(tmp_path):
+  """A file of gates for glassllm-en, of whose 4 x 2 KV heads 3 are open."""
+  path = tmp_path / "gates.csv"
+  rows = [f"{i // 2},{i % 2},{0.5 + 0.1 * (i < 3)},0.2" for i in range(8)]
+  path.write_text("\n".join(["layer,kv_head,gate,sink", *rows]) + "\n")
+  return path
+
+
+def test_dry_run_by_head(gates, glassllm_path):
+  """What both kinds of heads keep, and what that takes."""
+  flags = ["--model=glassllm-en", "--prompt=a", "--prefix=none"]
+  by_head = [f"--heads={gates}", "--window=16", "--max_tokens=99"]
+  done = launch(*flags, *by_head, "--dry_run")
+  slots = 3 * 100 + 5 * (4 + 16 + 63)
+  assert (
+    "99 new ones; a cache of 100 tokens in 3 of 8 KV heads and of 20 in the "
+    f"others, {slots * 2 * 32 * 4 / 1e6:.1f} MB"
+  ) in done.stdout, done.stderr
+
+
+def test_mistakes_by_head(monkeypatch, gates, glassllm_path):
+  """Those of flags, in this process, and a file that is not there."""
+  cfg = dataclasses.replace(TINY, n_layers=4, max_len=128)
+  fit = functools.partial(limits_of, monkeypatch, cfg, 1, heads=str(gates))
+  assert fit() == (128, 127) and fit(max_tokens=9) == (10, 9)
+  with pytest.raises(ValueError, match="of its own: leave out --policy"):
+    fit(policy="sinks")
+  with pytest.raises(ValueError, match="--heads needs an end"):
+    fit(max_tokens=0)
+  with pytest.raises(ValueError, match="most --max_tokens=127, or --policy="):
+    fit(max_tokens=128)
+  with pytest.raises(ValueError, match="take at most --window=124"):
+    fit(window=125)
+  done = launch("--model=glassllm-en", "--prompt=a", f"--heads={gates}s")
+  assert done.returncode == 1 and done.stdout == ""
+  assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+  assert "gates.csvs cannot be read as a table: [Errno 2]" in done.stderr
+
+
+@pytest.mark.slow
+def test_text_by_head(gates, glassllm_path):
+  """Sampled; another text than with all heads, and the same where all see it.
+
+  A window of 100 tokens closes nothing in a text of 60.
+  """
+  flags = ["--model=glassllm-en", "--prompt=The cat", "--temperature=0.8"]
+  flags += ["--max_tokens=56", "--ignore_eos"]
+  whole = launch(*flags, "--policy=full").stdout
+  wide = launch(*flags, f"--heads={gates}", "--window=100")
+  assert wide.stdout == whole and len(whole) > 40, wide.stderr
+  near = launch(*flags, f"--heads={gates}", "--sinks=1", "--window=4")
+  assert len(near.stdout) > 40 and near.stdout != whole, near.stderr
 
 
 def test_dry_run(smollm2_path):

@@ -9,8 +9,10 @@ gradient on the answers to needles in a haystack (DuoAttention, arXiv
 haystacks: the answers with heads closed in the order of the gates, of their
 attention on the sink, of their reach, and at random; and whether low gates go
 with sinks, small values at the sink and little reach. The gates are those of
-one training, so that intervals are over haystacks alone. Caches of heads of
-different kinds in `generate` are not built: what is closed saves no memory.
+one training, so that intervals are over haystacks alone. Last, the gates in
+use: a cache that keeps everything in heads with a gate above 0.5
+(`kv_policy.by_head`), against caches of no less memory that keep in all heads
+the first tokens and a window, a window alone, or heavy hitters (H2O).
 
 Takes tens of minutes for SmolLM2-135M on two CPU cores. Expected: all claims
 are supported; of half the heads closed, little is lost.
@@ -35,5 +37,5 @@ EXPERIMENT = Experiment(
   claims,
   draw,
   sections,
-  unedited=frozenset({"scores", "pattern"}),
+  unedited=frozenset({"q", "k", "scores", "pattern"}),
 )

@@ -7,11 +7,13 @@ from sinkjax.experiments.applications.streaming_heads.experiment import (
   FULL,
   Order,
 )
+from sinkjax.experiments.applications.streaming_heads.memory import Cached
 from sinkjax.experiments.harness.api import Claim, Result
 from sinkjax.experiments.harness.effects import (
   NATS,
   RANKS,
   SHARE,
+  Effect,
   Expect,
   effect,
 )
@@ -22,7 +24,7 @@ PAPER = "25 % of heads stay full (Llama 2 7B), 50 % (Llama 3 8B)"
 
 
 def claims(result: Result) -> list[Claim]:
-  """Three on answers, three on what heads are."""
+  """Three on answers, three on what heads are, and one on memory."""
   return [
     _kept(result),
     _over(
@@ -64,6 +66,7 @@ def claims(result: Result) -> list[Claim]:
       Expect.MORE,
       "attention beyond the sinks and the window",
     ),
+    *on_caches(result),
   ]
 
 
@@ -193,3 +196,48 @@ def _heads(
     ),
     how="within each haystack; gates of one training",
   )
+
+
+def on_caches(result: Result) -> list[Claim]:
+  """The claim on caches; none where a file was recorded before they were."""
+  sizes = result.numbers.get("memory")
+  if sizes is None:
+    return []
+  text = (
+    "by_head_finds_more",
+    "At equal memory, full attention in the KV heads of the highest gates "
+    "finds more needles than first tokens and a window in all heads.",
+    SOURCE,
+    "no number that was at hand",
+  )
+  if sizes["refused"]:
+    untested = f"a cache of the comparison refuses: {sizes['refused']}"
+    return [Claim(*text, "not measured", None, untested=untested)]
+  mine = result.arrays[f"found, {Cached.HEADS}"]
+  shown = [f"{_found(result, name)} {name}" for name in Cached]
+
+  def more(other: Cached, what: str) -> Effect:
+    return effect(
+      mine - result.arrays[f"found, {other}"],
+      "share of needles found with full caches in the heads of the highest "
+      f"gates, less that with {what}",
+      SHARE,
+      Expect.MORE,
+      per="haystack",
+    )
+
+  config, heads = result.config, result.numbers["heads"]
+  return [
+    Claim(
+      *text,
+      f"{', '.join(shown)}; all full {_found(result, FULL)}",
+      more(Cached.SINKS, "first tokens and a window in all heads"),
+      how=f"{sizes['full']} of {heads} KV heads keep up to "
+      f"{sizes['capacity']} tokens and the others {config.sinks} first and "
+      f"{config.window} last; against {sizes['each']} tokens in all heads, "
+      "rounded up and without what a chunk or a score takes; questions are "
+      "asked one by one behind the text",
+      # Not any heads will do.
+      provided=(more(Cached.RANDOM, "as many heads at random"),),
+    )
+  ]

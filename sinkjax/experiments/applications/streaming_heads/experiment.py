@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sinkjax.config import ModelConfig
+from sinkjax.experiments.applications.streaming_heads import memory
 from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_of
 from sinkjax.experiments.shared.needles import Haystack, haystack
@@ -30,8 +31,9 @@ from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
 from sinkjax.transforms.streaming_edits import MixStreaming
 
-FEWEST = 8
-"""Haystacks that are measured, at least: the sign-flip test needs as many."""
+FEWEST = 9
+"""Haystacks that are measured, at least: from 8 signs no test can be certain
+enough for one of seven claims."""
 
 FULL, ALL = "all full", "all streaming"
 """Conditions beside the orders; keys of recorded results."""
@@ -131,7 +133,8 @@ def measure(
       whose rows are no softmax over tokens alone.
 
   Cost: `steps` of `learn_gates`, and a forward pass of the measured haystacks
-    for each order and share, and three more.
+    for each order and share, and three more; then their texts and questions
+    in pieces, once for each of `memory.Cached`.
   """
   config.check(subject.cfg.max_len)
   check_window(subject.cfg, config.tokens)
@@ -148,7 +151,11 @@ def measure(
   ]
   training, held = piles[: config.training], piles[config.training :]
   conditions = len(Order) * len(config.shares) + 2
-  step = Steps(progress, config.steps + (1 + conditions) * len(held))
+  ends = {"sinks": config.sinks, "window": config.window}
+  refused = memory.refusal(cfg, held, **ends)
+  caches = 0 if refused else len(memory.Cached)
+  passes = (1 + conditions + caches) * len(held)
+  step = Steps(progress, config.steps + passes)
   gate, values = _learn(subject, config, training, step)
   seen = _look(subject, config, held, step)
   orders = orders_of(gate, seen, config.seed)
@@ -160,7 +167,16 @@ def measure(
   for name, gates in closed.items():
     parts = [_ask(subject, config, pile, gates, step) for pile in held]
     told[name] = np.stack(parts)
+  tables = {"closed.csv": _table(told), "gates.csv": _gate_table(gate, seen)}
+  memory_of: dict[str, Any] = {"refused": refused}
+  if not refused:
+    control = opened(orders[Order.RANDOM], 1 - (gate > 0.5).mean())
+    found = memory.compare(subject, held, gate, control, **ends, step=step)
+    memory_of |= found.sizes._asdict()
+    tables["memory.csv"] = memory.table_of(found, told[FULL][:, 0])
+    told |= found.told
   numbers = {
+    "memory": memory_of,
     "heads": int(gate.size),
     "full": float((gate > 0.5).mean()),
     "mean_gate": float(gate.mean()),
@@ -168,7 +184,7 @@ def measure(
   }
   return Result(
     numbers=numbers,
-    tables={"closed.csv": _table(told), "gates.csv": _gate_table(gate, seen)},
+    tables=tables,
     arrays={
       "gate": gate,
       "objective": values,
@@ -269,11 +285,7 @@ def _ask(
     )
     with jax.default_matmul_precision(cfg.precision):
       logits = logits_of(cfg, x.astype(cfg.dtype), subject.params)
-    chosen = np.asarray(logits, np.float64)[0][:, pile.choices]
-    top = chosen.max(axis=-1, keepdims=True)
-    total = np.log(np.exp(chosen - top).sum(axis=-1)) + top[:, 0]
-    right = np.argmax(chosen, axis=-1) == np.arange(len(chosen))
-    return np.array([np.mean(total - np.diagonal(chosen)), right.mean()])
+    return memory.told_by(np.asarray(logits, np.float64)[0][:, pile.choices])
 
   told = subject.kept("answers", ask)
   step()
