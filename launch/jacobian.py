@@ -29,9 +29,14 @@ Points are embed, resid_pre@L, resid_mid@L, resid_post@L and final. Without @L,
 long it will take. If it is stopped, the columns that are complete are kept
 (with --method=exact or reference, and but for those of the last half minute),
 and the same command continues from there.
+
+Days of work on several machines that share --out: the same command with
+--part=1/8 to --part=8/8 on them, then once without --part, which joins what
+they computed and writes the report.
 """
 
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -42,6 +47,7 @@ from launch import (
   devices,
   edit_flag,
   jacobian_table,
+  part_flag,
   points,
 )
 from launch.accelerator_flag import ACCELERATOR
@@ -140,6 +146,12 @@ def main() -> None:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
   accelerator_flag.check(DRY_RUN.value, OFFLOAD.value)
+  part = part_flag.given(MAX_TOKENS.value)
+  if part is not None and METHOD.value == "hutchinson":
+    raise ValueError(
+      "--part shares out the columns of exact maps; --method=hutchinson "
+      "estimates all of them together: leave out one of the two"
+    )
   config, edits = _config(), edit_flag.given()
   text = _text()
   if DRY_RUN.value:
@@ -155,10 +167,33 @@ def main() -> None:
   job = _prepare(text, config, edits)
   from launch import resume  # which `_prepare` has imported
 
-  with outputs.alone(out, keeps=resume.is_partial):
-    data = _report(out, job, request)
+  if job.part is not None:
+    _compute_part(out, job)
+    return
+  with (
+    outputs.alone(out, keeps=resume.is_partial),
+    part_flag.all_of(out) as parts,
+  ):
+    data = _report(out, job, request, parts)
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
+
+
+def _compute_part(out: pathlib.Path, job: "Job") -> None:
+  """The columns of a part, into its own folder."""
+  from launch import jacobian_run, resume
+  from sinkjax.weights import identity
+
+  number, count = job.part
+  folder = job.part.folder(out)
+  weights = identity.of(MODEL.value, without=out)
+  with outputs.alone(folder, keeps=resume.is_partial):
+    partial = job.partial(folder, weights["sha256"], overwrite=OVERWRITE.value)
+    jacobian_run.compute(job, partial)
+  print(
+    f"Part {number} of {count} has its {partial.total()} columns. When all "
+    "parts have theirs, the same command without --part writes the report."
+  )
 
 
 def _text() -> Any:
@@ -268,6 +303,7 @@ def _prepare(
     edits=edits,
     bounds=BOUNDS.value,
     offload=OFFLOAD.value,
+    part=part_flag.given(len(encoded.ids[0])),
   )
 
 
@@ -288,6 +324,9 @@ def _dry_run(job: "Job | None") -> None:
     f"{NORM.value} norm, {METHOD.value}\n"
     f"edit      {job.edit}{', both maps' if job.edits else ''}"
   )
+  if job.part is not None:
+    number, count = job.part
+    print(f"part      {number} of {count}: {len(job.whole()[0])} columns a map")
   if ACCELERATOR.value:
     from launch import accelerator_plan
 
@@ -308,7 +347,10 @@ def _dry_run(job: "Job | None") -> None:
 
 
 def _report(
-  out: pathlib.Path, job: "Job", request: dict[str, Any]
+  out: pathlib.Path,
+  job: "Job",
+  request: dict[str, Any],
+  parts: Sequence[pathlib.Path],
 ) -> dict[str, Any]:
   """Everything in `out`; returns what `summary.json` holds."""
   from launch import jacobian_run, prompts
@@ -317,7 +359,9 @@ def _report(
 
   # Before they are read: a file that is replaced meanwhile is another one.
   weights = identity.of(MODEL.value, without=out)
-  partial = job.partial(out, weights["sha256"], overwrite=OVERWRITE.value)
+  partial = job.partial(
+    out, weights["sha256"], overwrite=OVERWRITE.value, parts=parts
+  )
   result, about = jacobian_run.compute(job, partial)
   tokens = [job.tokenizer.token(t) for t in job.ids]
   drawn = report.draw(result, tokens)
