@@ -165,10 +165,10 @@ def main() -> None:
     return
   app.warm_compiler()
   job = _prepare(text, config, edits)
-  from launch import resume  # which `_prepare` has imported
+  from launch import jacobian_run, resume  # which `_prepare` has imported
 
   if job.part is not None:
-    _compute_part(out, job)
+    jacobian_run.compute_part(job, out, overwrite=OVERWRITE.value)
     return
   with (
     outputs.alone(out, keeps=resume.is_partial),
@@ -177,23 +177,6 @@ def main() -> None:
     data = _report(out, job, request, parts)
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
-
-
-def _compute_part(out: pathlib.Path, job: "Job") -> None:
-  """The columns of a part, into its own folder."""
-  from launch import jacobian_run, resume
-  from sinkjax.weights import identity
-
-  number, count = job.part
-  folder = job.part.folder(out)
-  weights = identity.of(MODEL.value, without=out)
-  with outputs.alone(folder, keeps=resume.is_partial):
-    partial = job.partial(folder, weights["sha256"], overwrite=OVERWRITE.value)
-    jacobian_run.compute(job, partial)
-  print(
-    f"Part {number} of {count} has its {partial.total()} columns. When all "
-    "parts have theirs, the same command without --part writes the report."
-  )
 
 
 def _text() -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 import sinkjax
 from launch import app, devices, edit_flag, part_flag, prompts, resume
-from sinkjax import artifacts
+from sinkjax import artifacts, outputs
 from sinkjax.analysis.over_squashing import over_squashing
 from sinkjax.analysis.sensitivity import (
   AS_IT_IS,
@@ -24,6 +24,7 @@ from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.config import ModelConfig
 from sinkjax.transforms.jacobian_engine import SelfCheckError
 from sinkjax.transforms.jacobian_plan import default_budget, matmul_rate
+from sinkjax.weights import identity
 from sinkjax.weights.offload import open_layers, peak_estimate
 
 SMALL_BUDGET = 30_000_000
@@ -209,6 +210,24 @@ def compute(
       sink_profile(params, job.cfg, [job.ids])
     raise
   return Sensitivity(job.ids, job.config, edit=job.edit, **maps), about
+
+
+def compute_part(job: Job, out: pathlib.Path, *, overwrite: bool) -> None:
+  """The columns of the job's part, into its own folder of `out`.
+
+  Raises:
+    ValueError: as `outputs.alone` and `resume.Partial`.
+  """
+  number, count = job.part
+  folder = job.part.folder(out)
+  weights = identity.of(job.model, without=out)
+  with outputs.alone(folder, keeps=resume.is_partial):
+    partial = job.partial(folder, weights["sha256"], overwrite=overwrite)
+    compute(job, partial)
+  print(
+    f"Part {number} of {count} has its {partial.total()} columns. When all "
+    "parts have theirs, the same command without --part writes the report."
+  )
 
 
 def _announce(job: Job, partial: resume.Partial) -> None:
