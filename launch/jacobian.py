@@ -29,9 +29,14 @@ Points are embed, resid_pre@L, resid_mid@L, resid_post@L and final. Without @L,
 long it will take. If it is stopped, the columns that are complete are kept
 (with --method=exact or reference, and but for those of the last half minute),
 and the same command continues from there.
+
+Days of work on several machines that share --out: the same command with
+--part=1/8 to --part=8/8 on them, then once without --part, which joins what
+they computed and writes the report.
 """
 
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -42,6 +47,7 @@ from launch import (
   devices,
   edit_flag,
   jacobian_table,
+  part_flag,
   points,
 )
 from launch.accelerator_flag import ACCELERATOR
@@ -140,6 +146,12 @@ def main() -> None:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
   accelerator_flag.check(DRY_RUN.value, OFFLOAD.value)
+  part = part_flag.given(MAX_TOKENS.value)
+  if part is not None and METHOD.value == "hutchinson":
+    raise ValueError(
+      "--part shares out the columns of exact maps; --method=hutchinson "
+      "estimates all of them together: leave out one of the two"
+    )
   config, edits = _config(), edit_flag.given()
   text = _text()
   if DRY_RUN.value:
@@ -153,10 +165,16 @@ def main() -> None:
     return
   app.warm_compiler()
   job = _prepare(text, config, edits)
-  from launch import resume  # which `_prepare` has imported
+  from launch import jacobian_run, resume  # which `_prepare` has imported
 
-  with outputs.alone(out, keeps=resume.is_partial):
-    data = _report(out, job, request)
+  if job.part is not None:
+    jacobian_run.compute_part(job, out, overwrite=OVERWRITE.value)
+    return
+  with (
+    outputs.alone(out, keeps=resume.is_partial),
+    part_flag.all_of(out) as parts,
+  ):
+    data = _report(out, job, request, parts)
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
 
@@ -268,6 +286,7 @@ def _prepare(
     edits=edits,
     bounds=BOUNDS.value,
     offload=OFFLOAD.value,
+    part=part_flag.given(len(encoded.ids[0])),
   )
 
 
@@ -288,6 +307,9 @@ def _dry_run(job: "Job | None") -> None:
     f"{NORM.value} norm, {METHOD.value}\n"
     f"edit      {job.edit}{', both maps' if job.edits else ''}"
   )
+  if job.part is not None:
+    number, count = job.part
+    print(f"part      {number} of {count}: {len(job.whole()[0])} columns a map")
   if ACCELERATOR.value:
     from launch import accelerator_plan
 
@@ -308,7 +330,10 @@ def _dry_run(job: "Job | None") -> None:
 
 
 def _report(
-  out: pathlib.Path, job: "Job", request: dict[str, Any]
+  out: pathlib.Path,
+  job: "Job",
+  request: dict[str, Any],
+  parts: Sequence[pathlib.Path],
 ) -> dict[str, Any]:
   """Everything in `out`; returns what `summary.json` holds."""
   from launch import jacobian_run, prompts
@@ -317,7 +342,9 @@ def _report(
 
   # Before they are read: a file that is replaced meanwhile is another one.
   weights = identity.of(MODEL.value, without=out)
-  partial = job.partial(out, weights["sha256"], overwrite=OVERWRITE.value)
+  partial = job.partial(
+    out, weights["sha256"], overwrite=OVERWRITE.value, parts=parts
+  )
   result, about = jacobian_run.compute(job, partial)
   tokens = [job.tokenizer.token(t) for t in job.ids]
   drawn = report.draw(result, tokens)

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 import sinkjax
-from launch import app, devices, edit_flag, prompts, resume
-from sinkjax import artifacts
+from launch import app, devices, edit_flag, part_flag, prompts, resume
+from sinkjax import artifacts, outputs
 from sinkjax.analysis.over_squashing import over_squashing
 from sinkjax.analysis.sensitivity import (
   AS_IT_IS,
@@ -22,6 +24,7 @@ from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.config import ModelConfig
 from sinkjax.transforms.jacobian_engine import SelfCheckError
 from sinkjax.transforms.jacobian_plan import default_budget, matmul_rate
+from sinkjax.weights import identity
 from sinkjax.weights.offload import open_layers, peak_estimate
 
 SMALL_BUDGET = 30_000_000
@@ -46,6 +49,7 @@ class Job:
     edits: of --edit.
     bounds: whether over-squashing bounds are computed.
     offload: whether one layer's weights are read at a time.
+    part: the share of the columns that is computed, or all.
   """
 
   model: str
@@ -57,6 +61,7 @@ class Job:
   edits: tuple[Any, ...]
   bounds: bool
   offload: bool
+  part: part_flag.Part | None = None
 
   @property
   def ids(self) -> list[int]:
@@ -69,9 +74,12 @@ class Job:
     return edit_flag.text(self.edits)
 
   def whole(self) -> list[list[int]]:
-    """All columns of each map."""
+    """All columns of each map, or those of the part."""
     maps = (2 if self.edits else 1) * (1 + self.bounds)
-    return [list(range(len(self.ids)))] * maps
+    columns = np.arange(len(self.ids))
+    if self.part is not None:
+      columns = columns[self.part.wanted(len(columns))]
+    return [columns.tolist()] * maps
 
   def elsewhere(self, devices: int, budget: float) -> tuple[float, float]:
     """(operations, bytes beside the weights) of each of some devices.
@@ -122,14 +130,20 @@ class Job:
       yield layers
 
   def partial(
-    self, out: pathlib.Path, weights: str, *, overwrite: bool
+    self,
+    out: pathlib.Path,
+    weights: str,
+    *,
+    overwrite: bool,
+    parts: Sequence[pathlib.Path] = (),
   ) -> resume.Partial:
     """The maps in progress; those of an interrupted run of this command.
 
     Args:
-      out: the folder of --out.
+      out: the folder of --out, or of the part.
       weights: the SHA-256 of the model's bytes.
       overwrite: as for `resume.Partial`.
+      parts: likewise.
     """
     config, size = self.config, len(self.ids)
     layers = len(config.crossed(self.cfg)) if config.per_layer else None
@@ -137,6 +151,9 @@ class Job:
     empty = {name: Columns.none(size, layers) for name in names}
     if self.bounds:
       empty |= {f"{name}_frozen": Columns.none(size) for name in names}
+    if self.part is not None:
+      for columns in empty.values():
+        columns.wanted = self.part.wanted(size)
     mark = {
       "weights": weights,
       "ids": self.ids,
@@ -150,7 +167,7 @@ class Job:
       "version": sinkjax.__version__,
       **devices.request(),
     }
-    return resume.Partial(out, mark, empty, overwrite=overwrite)
+    return resume.Partial(out, mark, empty, overwrite=overwrite, parts=parts)
 
 
 def small_budget(
@@ -193,6 +210,24 @@ def compute(
       sink_profile(params, job.cfg, [job.ids])
     raise
   return Sensitivity(job.ids, job.config, edit=job.edit, **maps), about
+
+
+def compute_part(job: Job, out: pathlib.Path, *, overwrite: bool) -> None:
+  """The columns of the job's part, into its own folder of `out`.
+
+  Raises:
+    ValueError: as `outputs.alone` and `resume.Partial`.
+  """
+  number, count = job.part
+  folder = job.part.folder(out)
+  weights = identity.of(job.model, without=out)
+  with outputs.alone(folder, keeps=resume.is_partial):
+    partial = job.partial(folder, weights["sha256"], overwrite=overwrite)
+    compute(job, partial)
+  print(
+    f"Part {number} of {count} has its {partial.total()} columns. When all "
+    "parts have theirs, the same command without --part writes the report."
+  )
 
 
 def _announce(job: Job, partial: resume.Partial) -> None:

@@ -7,7 +7,7 @@ import pathlib
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class Partial:
     maps: empty `Columns`, filled from the file where there is one.
     overwrite: whether to discard a file of another command; a file of this
       command is used in any case.
+    parts: folders in which other runs of this command left columns, which are
+      taken over.
 
   Attributes:
     seconds: the time that earlier runs took.
@@ -51,6 +53,7 @@ class Partial:
     maps: dict[str, Columns],
     *,
     overwrite: bool,
+    parts: Sequence[pathlib.Path] = (),
   ):
     self._path, self.maps = folder / NAME, maps
     # As text, because an .npz file holds no dictionaries; the order of keys
@@ -59,24 +62,37 @@ class Partial:
     # Monotonic: the wall clock may be set while a map is computed for hours.
     self._start, self._saved = time.monotonic(), time.monotonic()
     self.seconds, self._written = 0.0, 0
-    if self._path.exists() and not self._read() and not overwrite:
-      raise ValueError(
-        f"{self._path} is damaged, or another command, model file or version "
-        "left it; choose another --out or give --overwrite"
-      )
+    for path in (self._path, *(part / NAME for part in parts)):
+      if path.exists() and not self._read(path) and not overwrite:
+        raise ValueError(
+          f"{path} is damaged, or another command, model file or version "
+          "left it; choose another --out or give --overwrite"
+        )
     self.resumed = self._written = self.done()
 
-  def _read(self) -> bool:
-    """Fills the maps; `False` for a file that is damaged or another's."""
+  def _read(self, path: pathlib.Path) -> bool:
+    """Adds to the maps; `False` for a file that is damaged or another's."""
     try:
-      with np.load(io.BytesIO(self._path.read_bytes())) as found:
+      with np.load(io.BytesIO(path.read_bytes())) as found:
         if str(found["mark"]) != self._mark:
           return False
-        for name, columns in self.maps.items():
-          columns.values[...] = found[f"{name}_values"]
-          columns.known[...] = found[f"{name}_known"]
-        self.seconds = float(found["seconds"])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        read = {
+          name: Columns(found[f"{name}_values"], found[f"{name}_known"])
+          for name in self.maps
+        }
+        seconds = float(found["seconds"])
+      # Nothing of a file is taken before all of it was read.
+      for name, columns in read.items():
+        self.maps[name].take(columns)
+      self.seconds += seconds
+    except (
+      OSError,
+      KeyError,
+      IndexError,
+      ValueError,
+      EOFError,
+      zipfile.BadZipFile,
+    ):
       return False
     return True
 
@@ -85,8 +101,13 @@ class Partial:
     return sum(int(columns.known.sum()) for columns in self.maps.values())
 
   def total(self) -> int:
-    """The number of columns in all maps."""
-    return sum(columns.known.size for columns in self.maps.values())
+    """The number of columns in all maps that are wanted."""
+    return sum(
+      int(
+        columns.known.size if columns.wanted is None else columns.wanted.sum()
+      )
+      for columns in self.maps.values()
+    )
 
   def save(self, *, now: bool = True) -> None:
     """Writes new columns; without `now` only every `EVERY` seconds."""

@@ -28,10 +28,12 @@ class Columns:
   Attributes:
     values: [T, T], or [L, T, T] after every layer.
     known: [T] bool, which source tokens are complete.
+    wanted: [T] bool, which are to be computed; all of them if `None`.
   """
 
   values: np.ndarray
   known: np.ndarray
+  wanted: np.ndarray | None = None
 
   @classmethod
   def none(cls, length: int, layers: int | None = None) -> "Columns":
@@ -45,9 +47,17 @@ class Columns:
     self.values[..., columns] = values
     self.known[columns] = True
 
+  def take(self, other: "Columns") -> None:
+    """Takes the columns that another run knows of the same map."""
+    which = np.flatnonzero(other.known).tolist()
+    self.add(which, other.values[..., which])
+
   def missing(self) -> list[int]:
-    """The source tokens that are not complete."""
-    return np.flatnonzero(~self.known).tolist()
+    """The source tokens that are wanted and not complete."""
+    missing = ~self.known
+    if self.wanted is not None:
+      missing &= self.wanted
+    return np.flatnonzero(missing).tolist()
 
 
 @dataclasses.dataclass(frozen=True)

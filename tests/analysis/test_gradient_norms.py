@@ -44,7 +44,9 @@ def model(cfg, seed=0):
         "scores": sinkjax.knockout(0, from_layer=1),
       },
     ),
-    ({"post_norms": True, "pre_norms": False}, {}),
+    pytest.param(
+      {"post_norms": True, "pre_norms": False}, {}, marks=pytest.mark.slow
+    ),
   ],
 )
 def test_gradients_are_finite_differences(changes, edits):

@@ -174,7 +174,7 @@ def test_what_the_softmax_adds_breaks_the_frozen_bound():
   assert beyond.any()
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_held_pattern_changes_derivatives_only():
   params, mine = random_params(BASE, 0), edits(**EDITS["scaled"])
   f = sinkjax.intervene(sinkjax.forward(BASE), mine)

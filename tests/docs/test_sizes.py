@@ -6,7 +6,7 @@ import pytest
 from sinkjax import artifacts
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_recorded_plans_are_those_of_the_code():
   header, found = artifacts.read_csv(plan_sizes.FILE)
   rows = [dict(zip(header, values, strict=True)) for values in found]

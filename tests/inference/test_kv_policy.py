@@ -166,7 +166,7 @@ def test_one_layer_is_dense_over_what_is_kept(text):
     close(found[:, t], f(params, jnp.asarray(kept)).logits[:, -1])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_recent_as_long_as_the_cache_is_a_window(tiny, text):
   params, cfg = tiny
   want, _ = feed(cfg, kv_policy.window(5, chunk=7), params, text, [7, 7])
@@ -207,7 +207,7 @@ def test_rows_of_other_lengths_and_padding(name, tiny, text):
     close(np.concatenate(found[row]), alone[0])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_last_and_no_logits(tiny, text):
   params, cfg = tiny
   policy = kv_policy.sinks(1, 4, chunk=4)

@@ -58,7 +58,7 @@ def close(got, want):
   np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick(VARIANTS, "post norms"))
 def test_smaller_models_equal_the_whole_one_ablated(name):
   params, cfg = model(**VARIANTS[name])

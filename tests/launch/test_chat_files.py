@@ -127,7 +127,7 @@ def test_a_plan_shows_the_template(model, launched):
   assert f"system    {OWN!r}, from the template" in plan
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_reproduce_s_plan_shows_it(model):
   flags = ["--chat", "--experiment=massive", "--config.massive.tokens=90"]
   plan = run("reproduce", model, *flags, "--dry_run")

@@ -117,7 +117,7 @@ SIZES = {
 """Width, layers, heads, MLP; what the dry run prints, whole and offloaded."""
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_dry_run_says_what_each_size_needs(tmp_path):
   folders = []
   for name, (width, layers, heads, ff, *_) in SIZES.items():
@@ -185,7 +185,7 @@ def test_the_default_config_has_every_experiment_on_a_model():
       assert config[entry.name].to_dict() == wanted
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_default_config_is_no_config(glassllm_path):
   plain = reproduce("--model=glassllm-en", "--dry_run")
   same = reproduce(

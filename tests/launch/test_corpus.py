@@ -90,7 +90,7 @@ def test_a_form_that_is_not_read_is_refused_at_once(tmp_path, plan):
   assert "decompress it with `zstd -d`" in done.stderr
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_chats_by_a_model_s_template(tmp_path, smollm2_path):
   chat = [
     {"role": "user", "content": "Why is the sky blue?"},

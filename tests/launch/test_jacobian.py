@@ -73,6 +73,9 @@ ERRORS = [
   (["--out=never", "--method=reference", "--offload"], "--method=reference"),
   (["--out=never", "--offload"], "layers are read one by one only from"),
   (["--out=never", "--norm=l1"], "norm"),
+  (["--out=never", "--part=0/2"], "--part=0/2 is no part"),
+  (["--out=never", "--part=17/17"], "at most the number of tokens, 16"),
+  (["--out=never", "--part=1/2", "--method=hutchinson"], "shares out"),
   (["--out=never", "--budget_gb=0"], "must be positive"),
   (["--out=never", "--budget_gb=1e-6"], "too small"),
   (["--out=never", "--prefix=zebra"], "no such token"),
@@ -110,7 +113,14 @@ def done(tmp_path_factory, glassllm_path):
     "--norm=spectral",
     "--bounds",
   ]
+  parted = [*bounds[:1], f"--out={out}/parted", *bounds[2:]]
+  parted += ["--edit=knockout key=0 from=2"]
   commands = {
+    "part 1": ([*parted, "--part=1/2"], 0),
+    "part 2 stopped": ([*parted, "--part=2/2"], 1),
+    "part of another": ([*parted, "--part=2/2", "--max_tokens=4"], 0),
+    "joined": (parted, 0),
+    "part too late": ([*parted, "--part=2/2"], 0),
     "bounds stopped": (bounds, 3),
     "bounds": (bounds, 0),
     "full": (full, 0),
@@ -286,6 +296,31 @@ def test_bounds_stand_beside_the_truth(done):
   table = (out / "bounds" / "bounds.csv").read_text().splitlines()
   assert len(table) == 1 + 6
   assert "Over-squashing bounds" in (out / "bounds" / "report.html").read_text()
+
+
+def test_parts_are_joined(done):
+  """Part 2 has column 1 of three, of the plain map alone when it is stopped."""
+  out, results = done
+  status, stdout, stderr = results["part 1"]
+  assert status == 0, stderr
+  # Two maps, each with its bounds, of columns 0 and 2.
+  assert "Part 1 of 2 has its 8 columns" in stdout
+  assert results["part 2 stopped"][0] == 130
+  assert "kept 1 of 4 columns" in results["part 2 stopped"][2]
+  status, _, stderr = results["part of another"]
+  assert status == 1 and "another command" in stderr
+  status, stdout, stderr = results["joined"]
+  assert status == 0, stderr
+  assert "Continuing: 9 of 12 columns" in stdout
+  assert not list((out / "parted").glob("part*"))
+  arrays, data = load(out / "parted")
+  assert data["resumed_columns"] == 9
+  want, _ = load(out / "bounds")
+  for name in ("norms", "norms_frozen"):
+    np.testing.assert_allclose(arrays[name], want[name], rtol=1e-4)
+  # The result is there: a part has nothing left to do.
+  status, stdout, _ = results["part too late"]
+  assert status == 0 and "Already done" in stdout
 
 
 def test_dry_run_writes_nothing(done):

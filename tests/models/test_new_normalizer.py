@@ -21,7 +21,7 @@ def entry(monkeypatch):
   monkeypatch.setitem(NORMALIZERS, "squares", squares)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_model_uses_it(tiny, tokens):
   params, cfg = tiny
   cfg = cfg.replace(normalizer="squares")

@@ -146,7 +146,7 @@ def test_other_edits_check_their_indices(tiny, tokens, site, edit, message):
     sinkjax.intervene(sinkjax.forward(cfg), {site: edit})(params, tokens)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_negative_position_of_other_edits(tiny, tokens):
   shift = np.ones((3, tiny[1].d_model), np.float32)
   same_logits(tiny, tokens, "resid_mid", Shift(shift, -2), Shift(shift, 10))

@@ -88,7 +88,7 @@ def test_a_pickle_is_refused():
     hub.parse("hf:o/n:pytorch_model.bin")
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_revisions_the_cache_and_what_is_fetched(tmp_path):
   files = files_of(GOLDEN / "llama3", rms_norm_eps=0.01)
   older = files_of(GOLDEN / "llama3", rms_norm_eps=0.02)

@@ -145,7 +145,7 @@ def test_the_page(result):
   assert "2 swaps of one word in 2 texts" in sections[0].body
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_without_bos(subject, text):
   """The text without its first token, run for itself."""
   with_bos = subject._replace(prefix=[1])

@@ -136,7 +136,7 @@ def test_tokens_that_do_not_mix_are_not_changed(model):
     assert found[f"{kind}_kl"] <= 1e-6 and found[f"{kind}_spread"] == 0
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_no_noise_is_no_change(model):
   found = robustness_score(*model, ROWS, FORCE._replace(share=0.0))
   for kind in ("noise", "attack", "attack_first"):
