@@ -104,7 +104,6 @@ REGISTRY = (
     "catch_tag_release",
     "paper",
     "Do sinks tag the tokens that attend to them, and are the tags used?",
-    recorded=False,
   ),
   Entry(
     "graded_sink",
@@ -161,7 +160,6 @@ REGISTRY = (
     "answers",
     "paper",
     "Does the sink mass of a question tell whether it is answered rightly?",
-    recorded=False,
   ),
   Entry(
     "pruning",

@@ -51,6 +51,7 @@ def verdicts(
     "share_at_one_percent": dict.fromkeys(names, some),
     "templates": list(range(12)),
     "rank_templates": list(range(12)),
+    "items": {"a": 2000},
   }
   # Of 2,000 items the whole model answers half; `answered` more are wrong.
   right = np.arange(2000) % 2 == 0
@@ -139,6 +140,9 @@ def test_run_and_page(reader, items):
   none = {k: x for k, x in found.arrays.items() if k != "chance"}
   claims = EXPERIMENT.claims(dataclasses.replace(found, arrays=none))
   assert claims[1].untested == "no items were asked"
+  numbers = {k: x for k, x in found.numbers.items() if k != "items"}
+  earlier = dataclasses.replace(found, numbers=numbers, arrays=none)
+  assert len(EXPERIMENT.claims(earlier)) == 6
 
 
 def test_refusals(reader):

@@ -38,7 +38,7 @@ def claims(result: Result) -> list[Claim]:
   """How many can go, by which score, at zero or at the mean."""
   return [
     _accuracy(result),
-    _choice(result),
+    *_choice(result),
     _loss(result),
     _better(
       result,
@@ -110,7 +110,10 @@ def _accuracy(result: Result) -> Claim:
   )
 
 
-def _choice(result: Result) -> Claim:
+def _choice(result: Result) -> list[Claim]:
+  """None where a file was recorded before items were asked."""
+  if "items" not in result.numbers:
+    return []
   head = (
     "twelve_percent_of_choice",
     "More than 12 % of heads can be ablated at a loss of at most one "
@@ -119,7 +122,7 @@ def _choice(result: Result) -> Claim:
     "more than 12 % within 1 % of MMLU accuracy",
   )
   if "chance" not in result.arrays:
-    return Claim(*head, "not measured", None, untested="no items were asked")
+    return [Claim(*head, "not measured", None, untested="no items were asked")]
   right = {
     name: result.arrays[f"answered, {name}"].astype(float)
     for name in (WHOLE, BEST, FIRST, RANDOM)
@@ -127,7 +130,7 @@ def _choice(result: Result) -> Claim:
   shown = {
     name: mean_of(x).scaled(100).text(".1f", " %") for name, x in right.items()
   }
-  return Claim(
+  claim = Claim(
     *head,
     f"accuracy {shown[WHOLE]}, with {_removed(result)} of the least output "
     f"norm in their layer set to zero {shown[BEST]}, by {FIRST} "
@@ -144,6 +147,7 @@ def _choice(result: Result) -> Claim:
     ),
     how="four tasks of BIG-bench in place of MMLU",
   )
+  return [claim]
 
 
 def _loss(result: Result) -> Claim:
