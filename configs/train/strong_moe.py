@@ -9,8 +9,9 @@ so that a token has as wide a hidden layer as there. Their weights are divided
 by their sum, as in Mixtral. No loss balances their use. All experts are
 computed for every token, so that the MLPs take four times the work.
 
-Not run to its end yet: whether it has a sink, and which experts carry it, is
-not known. --config.steps=2000 --config.probe_steps='()' is a third of it.
+Twenty steps of it ran, to see that it trains and that `experts` measures what
+is left. Not run to its end yet: whether it has a sink, and which experts carry
+it, is not known. --config.steps=2000 --config.probe_steps='()' is a third of it.
 """
 
 import pathlib

@@ -24,7 +24,9 @@ YES, SAME = Verdict.SUPPORTED, Verdict.NO_EFFECT
 TEXTS, LAYERS, EXPERTS = 12, 3, 4
 
 
-def verdicts(rate=0.8, norm=100.0, loss=3.0, first=1.0, same=True, at_first=1):
+def verdicts(
+  rate=0.8, norm=100.0, loss=3.0, first=1.0, same=True, at_first=1, sinks=True
+):
   """Of made texts, by what is left without expert 1.2."""
   rng = np.random.default_rng(0)
 
@@ -46,6 +48,10 @@ def verdicts(rate=0.8, norm=100.0, loss=3.0, first=1.0, same=True, at_first=1):
     arrays[f"loss, {name}"] = near(3.0, 3)
     arrays[f"norm, {name}"] = near(100.0, 3, LAYERS)
   arrays["rate, largest"][1:] = near(rate, 2)
+  if not sinks:
+    arrays |= {
+      f"rate, {x}": np.zeros((3, TEXTS)) for x in ("largest", "others")
+    }
   arrays["loss, largest"][1:] = near(loss, 2)
   arrays["norm, largest"][1:, 1] = near(norm, 2)
   numbers = {
@@ -68,6 +74,8 @@ def test_verdicts():
   assert weak["same_in_all_texts"] == Verdict.CONTRADICTED
   assert weak["first_is_routed"] == SAME
   assert {weak[x] for x in weak if x.startswith("ablation")} == {SAME}
+  none = verdicts(sinks=False)
+  assert none["ablation_lowers_sinks"] == Verdict.NOT_TESTABLE
 
 
 def test_super_experts_are_rare_and_large():

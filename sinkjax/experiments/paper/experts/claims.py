@@ -168,12 +168,18 @@ def _how(result: Result) -> str:
 
 def _sinks(result: Result) -> Claim:
   plain, without, others = _series(result, "rate")
+  head = (
+    "ablation_lowers_sinks",
+    "Ablating the few experts with the largest outputs lowers the share of "
+    "heads with a sink more than ablating as many other experts.",
+    SOURCE,
+    "sinks collapse; no number that was at hand",
+  )
+  if not plain.any():
+    why = "no head of this model has a sink that could go"
+    return Claim(*head, "not measured", None, untested=why)
   return Claim(
-    id="ablation_lowers_sinks",
-    claim="Ablating the few experts with the largest outputs lowers the share "
-    "of heads with a sink more than ablating as many other experts.",
-    source=SOURCE,
-    paper="sinks collapse; no number that was at hand",
+    *head,
     ours=f"sink rate {_percent(result, plain)} as it is, "
     f"{_percent(result, without)} without them, {_percent(result, others)} "
     "without others",

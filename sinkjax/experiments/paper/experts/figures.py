@@ -45,6 +45,7 @@ def _experts(result: Result) -> bytes:
     # Outputs differ by factors, of which a linear axis shows the largest alone.
     left.set_yscale("log")
     left.set(xlabel="layer", ylabel="largest |output| (log scale)")
+    left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="other tokens that use it, %", ylabel="first tokens, %")
     for ax in (left, right):
       ax.grid(True, axis="y")
