@@ -11,7 +11,8 @@ computed for every token, so that the MLPs take four times the work.
 
 Twenty steps of it ran, to see that it trains and that `experts` measures what
 is left. Not run to its end yet: whether it has a sink, and which experts carry
-it, is not known. --config.steps=2000 --config.probe_steps='()' is a third of it.
+it, is not known. --config.steps=2000 --config.probe_steps='()' is a third of
+the steps.
 """
 
 import pathlib
