@@ -15,6 +15,7 @@ from sinkjax.analysis.exploration import Condition, Exploration
 from sinkjax.config import ModelConfig
 from sinkjax.report.explore.packing import for_script, packed
 from sinkjax.report.html import printable
+from sinkjax.transforms.path_steps import CARRIERS, OF_HEADS
 
 FOLDER = Path(__file__).with_name("assets")
 SCRIPTS = (
@@ -90,7 +91,11 @@ class Page:
 
 
 def page_bytes(
-  cfg: ModelConfig, tokens: int, conditions: int = 2, jacobian: bool = False
+  cfg: ModelConfig,
+  tokens: int,
+  conditions: int = 2,
+  jacobian: bool = False,
+  carriers: bool = False,
 ) -> int:
   """The most that a page can have, before any array is deflated."""
   triangle, heads = tokens * (tokens + 1) // 2, cfg.n_layers * cfg.n_heads
@@ -98,6 +103,10 @@ def page_bytes(
   numbers = 2 * (triangle * heads + tokens * (heads + keys)) + 8 * heads
   if jacobian:
     numbers += 4 * triangle * cfg.n_layers
+  if carriers:  # of every pair, those with a future source among them
+    of_heads = len(set(CARRIERS) & set(OF_HEADS))
+    ways = len(CARRIERS) + (cfg.n_heads - 1) * of_heads
+    numbers += 2 * tokens * tokens * cfg.n_layers * ways
   # Of three bytes base64 makes four; deflating adds 5 bytes in 16,000 to what
   # it cannot shorten.
   arrays = 1.34 * conditions * numbers
@@ -105,14 +114,17 @@ def page_bytes(
 
 
 def most_tokens(
-  cfg: ModelConfig, conditions: int = 2, jacobian: bool = False
+  cfg: ModelConfig,
+  conditions: int = 2,
+  jacobian: bool = False,
+  carriers: bool = False,
 ) -> int:
   """The longest text whose page cannot exceed `LIMIT`, 0 for none."""
   # From 0 to a text that is too long, halving what is between.
   low, high = 0, 1 << 20
   while high - low > 1:
     middle = (low + high) // 2
-    if page_bytes(cfg, middle, conditions, jacobian) <= LIMIT:
+    if page_bytes(cfg, middle, conditions, jacobian, carriers) <= LIMIT:
       low = middle
     else:
       high = middle
@@ -120,10 +132,14 @@ def most_tokens(
 
 
 def require_room(
-  cfg: ModelConfig, tokens: int, conditions: int = 2, jacobian: bool = False
+  cfg: ModelConfig,
+  tokens: int,
+  conditions: int = 2,
+  jacobian: bool = False,
+  carriers: bool = False,
 ) -> None:
   """Raises ValueError for a text whose page could exceed `LIMIT`."""
-  most = most_tokens(cfg, conditions, jacobian)
+  most = most_tokens(cfg, conditions, jacobian, carriers)
   if tokens > most:
     more = ", or leave out the edit" if conditions > 1 else ""
     raise ValueError(
