@@ -10,7 +10,7 @@ VERSION = re.search(
   r'__version__ = "(.+?)"', (HERE / "sinkjax" / "__init__.py").read_text()
 ).group(1)
 
-NOTEBOOKS = ["ipykernel", "nbclient"]
+NOTEBOOKS = ["anywidget", "ipykernel", "nbclient"]
 TEST = [
   "beartype",
   "hypothesis",

@@ -19,6 +19,8 @@ a view can be sent; "?" lists the keys.
   --jacobian            also the exact norms of how each token depends on each
                         other after every layer; takes minutes. If stopped, the
                         same command goes on from the columns that are complete
+  --carriers            with it, who carries it for each pair: heads, MLP and
+                        residual; for small models, takes longer than the maps
   --max_tokens=64       of the text; how many fit depends on the model's heads
   --text_file, --chat   another text, or a message in a chat model's template
   --serve               the page on this machine, for any text: the sink's
@@ -76,6 +78,12 @@ JACOBIAN = flags.DEFINE_bool(
   False,
   "Also the exact norms of the Jacobian's blocks after every layer.",
 )
+CARRIERS = flags.DEFINE_bool(
+  "carriers",
+  False,
+  "With --jacobian: also who carries it from one token to another in each "
+  "layer, listed for the pair that is clicked. For small models and texts.",
+)
 SERVE = flags.DEFINE_bool(
   "serve",
   False,
@@ -99,6 +107,8 @@ def main() -> None:
   """Checks the flags, then plans or makes the page."""
   if MAX_TOKENS.value < 2:
     raise ValueError(f"--max_tokens must be at least 2: {MAX_TOKENS.value}")
+  if CARRIERS.value and not JACOBIAN.value:
+    raise ValueError("--carriers goes with --jacobian")
   if SERVE.value:
     _serve()
     return
@@ -119,6 +129,8 @@ def main() -> None:
     **asked,
     "edit": edit_flag.text(_edits()),
     "jacobian": JACOBIAN.value,
+    # Folders of before have no such entry.
+    **({"carriers": True} if CARRIERS.value else {}),
   }
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
@@ -193,7 +205,7 @@ def _prepare(text: Any) -> "Job | None":
   edit_flag.check(edits, cfg, len(encoded.ids[0]))
   try:
     explore.require_room(
-      cfg, len(encoded.ids[0]), 1 + bool(edits), JACOBIAN.value
+      cfg, len(encoded.ids[0]), 1 + bool(edits), JACOBIAN.value, CARRIERS.value
     )
   except ValueError as error:
     raise ValueError(f"--max_tokens={MAX_TOKENS.value}: {error}") from None
@@ -211,8 +223,9 @@ def _dry_run(job: "Job | None") -> None:
     print(f"          {registry.would_fetch(MODEL.value)}")
     return
   cfg, size, count = job.cfg, len(job.ids), len(job.names)
-  most = explore.page_bytes(cfg, size, count, JACOBIAN.value)
-  room = min(cfg.max_len, explore.most_tokens(cfg, count, JACOBIAN.value))
+  most = explore.page_bytes(cfg, size, count, JACOBIAN.value, CARRIERS.value)
+  room = explore.most_tokens(cfg, count, JACOBIAN.value, CARRIERS.value)
+  room = min(cfg.max_len, room)
   columns = [list(range(size))] * count if JACOBIAN.value else []
   jacobian = ", and their Jacobians after every layer" if columns else ""
   print(
@@ -252,7 +265,10 @@ def _make(
     jacobians = explore_run.jacobians(job, functions, model.params, partial)
   seen = _measure(job, functions, model, jacobians)
   data = {**_summary(job, seen, weights, request), **about}
-  page = _page(job, seen, data)
+  carried = None
+  if CARRIERS.value:
+    carried = explore_run.carriers(job, functions, model.params)
+  page = _page(job, seen, data, carried)
   earlier = 0.0 if partial is None else partial.seconds
   data["seconds"] = time.perf_counter() - start + earlier
   page.save(out / PAGE)
@@ -317,7 +333,9 @@ def _summary(
   }
 
 
-def _page(job: "Job", seen: "Exploration", data: dict[str, Any]) -> "Page":
+def _page(
+  job: "Job", seen: "Exploration", data: dict[str, Any], carried: Any = None
+) -> "Page":
   from launch import prompts
   from sinkjax.report import explore
 
@@ -334,6 +352,7 @@ def _page(job: "Job", seen: "Exploration", data: dict[str, Any]) -> "Page":
     notes=notes,
     command=data["command"],
     details={name: data[name] for name in ("device", "commit", "versions")},
+    carriers=carried,
   )
 
 

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 import sinkjax
@@ -17,6 +18,7 @@ from sinkjax.analysis.sensitivity_config import work
 from sinkjax.config import ModelConfig
 from sinkjax.transforms.edit_grammar import combined
 from sinkjax.transforms.jacobian_plan import matmul_rate
+from sinkjax.transforms.path_steps import CARRIERS
 
 PASSES = 5
 """Seconds that compiling and running a condition takes on two CPU cores, for a
@@ -119,3 +121,21 @@ def jacobians(
           progress=progress,
         )
   return found
+
+
+def carriers(
+  job: Job, functions: dict[str, Callable], params: Any
+) -> dict[str, Any]:
+  """Who carries the map of every pair in each layer, for `explore.render`.
+
+  Shares are of the map from the embedding to the last layer's output. Kept in
+  memory alone: a stop loses them, and the Jacobians stay.
+  """
+  found = []
+  for name, fn in functions.items():
+    with artifacts.bar(f"carriers, {name}") as progress:
+      got = sinkjax.carriers(
+        fn, params, jnp.asarray(job.ids), progress=progress
+      )
+    found.append({name: got.shares[name] for name in CARRIERS})
+  return {"rows": list(range(len(job.ids))), "conditions": found}

@@ -179,10 +179,13 @@ def main() -> None:
       )
     ]
     app.warm_compiler()
-    from launch.reproduce_subject import Subject
+    from launch.reproduce_subject import Subject, fitting
 
     subject = Subject(
       _model(), _prefix(), {name: _configured(name) for name in left}, edits
+    )
+    left = fitting(
+      left, _model(), lambda: _config(subject), by_name=not _is_group()
     )
     with outputs.folder(out):
       for name in left:
@@ -202,6 +205,20 @@ def main() -> None:
     print(f"\nReport: {out / 'report.html'}")
 
 
+def _config(subject: Any) -> Any:
+  """The model's config, without its weights where a file has it."""
+  from sinkjax.weights import registry
+
+  found = registry.peek(_model())
+  return subject().cfg if found is None else found[0]
+
+
+def _is_group() -> bool:
+  """Whether --experiment is one of `GROUPS`, and not names."""
+  asked = EXPERIMENT.value
+  return len(asked) == 1 and ALIASES.get(asked[0], asked[0]) in GROUPS
+
+
 def _names() -> list[str]:
   """The experiments to run, in the order of the registry.
 
@@ -209,8 +226,8 @@ def _names() -> list[str]:
     ValueError: for an unknown name.
   """
   asked = EXPERIMENT.value
-  if len(asked) == 1 and (group := ALIASES.get(asked[0], asked[0])) in GROUPS:
-    return named(group)
+  if _is_group():
+    return named(ALIASES.get(asked[0], asked[0]))
   unknown = sorted(set(asked) - set(BY_NAME))
   if unknown or not asked:
     raise ValueError(
@@ -299,8 +316,9 @@ def _dry_run(names: list[str]) -> None:
 
   found = {name: BY_NAME[name].load() for name in names}
   if any(experiment.scales is None for experiment in found.values()):
-    _show_model(names)
-  for name, experiment in found.items():
+    names = _show_model(names)
+  for name in names:
+    experiment = found[name]
     config = _configured(name)
     lines = [] if experiment.plan is None else experiment.plan(config)
     # A sweep's units are its seeds; other configs count texts each in its way.
@@ -312,7 +330,8 @@ def _dry_run(names: list[str]) -> None:
   print(f"writes       nothing (dry run); else to {OUT.value or '--out'}")
 
 
-def _show_model(names: list[str]) -> None:
+def _show_model(names: list[str]) -> list[str]:
+  """Prints what is known of the model; gives those that can measure it."""
   from launch import prompts
   from sinkjax.weights import registry
   from sinkjax.weights.chat import messages_of
@@ -321,7 +340,7 @@ def _show_model(names: list[str]) -> None:
   found = registry.peek(_model())
   if found is None:
     print(f"             {registry.would_fetch(_model())}")
-    return
+    return names
   cfg, tokenizer, parameters = found
   prompts.need_tokenizer(tokenizer, _model())
   edits = edit_flag.given()
@@ -342,6 +361,9 @@ def _show_model(names: list[str]) -> None:
   )
   if edits:
     print(f"edit         {edit_flag.text(edits)}")
+  from launch.reproduce_subject import fitting
+
+  return fitting(names, _model(), lambda: cfg, by_name=not _is_group())
 
 
 def _print(found: Any) -> None:

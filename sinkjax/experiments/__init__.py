@@ -91,6 +91,12 @@ REGISTRY = (
     "Which layer and neurons build the sink, and why do queries attend to it?",
   ),
   Entry(
+    "experts",
+    "paper",
+    "Which experts carry the sink, in a model with experts?",
+    recorded=False,
+  ),
+  Entry(
     "which_queries",
     "paper",
     "Which queries attend to the sink, and is it missed in a long text?",

@@ -243,24 +243,45 @@ def routing(
   """
   # In float32 at least, as transformers has it: experts are often near a tie.
   high = wide(logits)
-  sigmoid = cfg.router_score == "sigmoid"
-  scores = jax.nn.sigmoid(high) if sigmoid else jax.nn.softmax(high, axis=-1)
-  rank = scores
+  rank = scores = router_scores(cfg, high)
   if choice_bias is not None:
     rank = rank + align(wide(choice_bias), rank)
-  elif not sigmoid and cfg.router_groups == 1:
+  elif cfg.router_score != "sigmoid" and cfg.router_groups == 1:
     rank = high  # in the same order, and without the rounding of a softmax
   rank = among_groups(cfg, jax.lax.stop_gradient(rank))
   _, chosen = jax.lax.top_k(rank, cfg.experts_per_token)
   used = jnp.sum(jax.nn.one_hot(chosen, cfg.n_experts, dtype=high.dtype), -2)
+  return weights_of(cfg, scores, used).astype(logits.dtype)
+
+
+def router_scores(
+  cfg: ModelConfig, logits: Float[Array, "B T E"]
+) -> Float[Array, "B T E"]:
+  """The score of every expert, before any is chosen."""
+  if cfg.router_score == "sigmoid":
+    return jax.nn.sigmoid(logits)
+  return jax.nn.softmax(logits, axis=-1)
+
+
+def weights_of(
+  cfg: ModelConfig, scores: Float[Array, "B T E"], used: Float[Array, "B T E"]
+) -> Float[Array, "B T E"]:
+  """The weight of every expert, where it is known which ones a token uses.
+
+  Args:
+    cfg: the model.
+    scores: of `router_scores`, of logits in float32 at least.
+    used: 1 for the experts that are chosen, 0 for others.
+  """
   weights = scores * used
   if cfg.norm_topk:
     total = jnp.sum(weights, axis=-1, keepdims=True)
     # Sigmoids may all be 0; transformers adds the same.
+    sigmoid = cfg.router_score == "sigmoid"
     weights = weights / (total + 1e-20 if sigmoid else total)
   if cfg.routed_scale != 1.0:
     weights = weights * cfg.routed_scale
-  return weights.astype(logits.dtype)
+  return weights
 
 
 def among_groups(

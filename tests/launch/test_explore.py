@@ -89,6 +89,43 @@ def test_the_page_is_the_library_s(model, tokenizer, tmp_path):
   assert other.returncode == 1 and "another command" in other.stderr
 
 
+def test_carriers_of_every_pair_are_the_library_s(model, tmp_path):
+  alone = run(model / "small", "--carriers", f"--out={tmp_path / 'out'}")
+  assert alone.returncode == 1
+  assert "--carriers goes with --jacobian" in alone.stderr
+  size = 6
+  done = run(
+    model / "small",
+    f"--out={tmp_path / 'out'}",
+    f"--max_tokens={size}",
+    "--edit=none",
+    "--jacobian",
+    "--carriers",
+  )
+  assert done.returncode == 0, done.stderr
+  page = (tmp_path / "out" / "explore.html").read_text("utf-8")
+  assert len(page.encode()) < explore.page_bytes(CFG, size, 1, True, True)
+  found = explore.read(page)["carriers"]
+  assert found["rows"] == list(range(size)) and len(found["conditions"]) == 1
+  kept = explore.unpacked(found["conditions"][0]).astype(np.float64)
+  assert kept.shape == (2 + 3 * CFG.n_heads, CFG.n_layers, size, size)
+  params, cfg, _ = sinkjax.load(str(model / "small"))
+  ids = [token["id"] for token in explore.read(page)["tokens"]]
+  f = sinkjax.forward(cfg)
+  shares = sinkjax.carriers(f, params, jax.numpy.array(ids)).shares
+  by_name = dict(zip(found["names"], kept, strict=True))
+  for name, of in (
+    ("residual", shares["residual"]),
+    ("mlp", shares["mlp"]),
+    ("head 3, values", shares["values"][:, 3]),
+    ("head 1, scores", shares["scores"][:, 1]),
+  ):
+    np.testing.assert_allclose(by_name[name], of, rtol=1e-3, atol=1e-4)
+  # Of a pair they sum to one in every layer.
+  past = np.tril_indices(size)
+  np.testing.assert_allclose(kept.sum(axis=0)[:, *past], 1, atol=0.01)
+
+
 @pytest.mark.slow
 def test_a_stopped_jacobian_goes_on(tokenizer, tmp_path):
   """From the columns that are in the file, which are not computed again."""

@@ -71,6 +71,11 @@ def whole_texts(config: Any) -> float:
   return math.inf
 
 
+def fits(cfg: Any) -> str:
+  """`Experiment.unfit` of one that measures any model."""
+  return ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
   """A statement about models beside what was measured; `protocol` decides.
@@ -180,6 +185,8 @@ class Experiment:
       compares the model with others.
     condense: the result without the parts of its arrays that no claim and no
       figure reads, for the compact form; `None` where everything is read.
+    unfit: of a model's config, why the experiment cannot measure such a model,
+      "" where it can. As one of a group it is then left out.
   """
 
   title: str
@@ -194,6 +201,7 @@ class Experiment:
   given_texts: bool = False
   condense: Callable[[Result], Result] | None = None
   unedited: frozenset[str] = frozenset()
+  unfit: Callable[[Any], str] = fits
 
   def configured(self, scale: str, given: Mapping[str, Any]) -> Any:
     """The config at a scale, with the fields that are given.

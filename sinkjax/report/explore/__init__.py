@@ -5,11 +5,11 @@ it as base64 of deflated bytes, attention in float16; tokens and all other text
 are JSON that no token can end, and the page shows them as text alone.
 """
 
+from sinkjax.report.explore.notebook import explore, widget
 from sinkjax.report.explore.packing import packed, read, unpacked
 from sinkjax.report.explore.page import (
   LIMIT,
   Page,
-  explore,
   most_tokens,
   page_bytes,
   render,
@@ -27,4 +27,5 @@ __all__ = [
   "render",
   "require_room",
   "unpacked",
+  "widget",
 ]

@@ -3,7 +3,7 @@
 import dataclasses
 import html
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from sinkjax import artifacts
-from sinkjax.analysis import exploration
-from sinkjax.analysis.exploration import EDIT, Condition, Exploration
+from sinkjax.analysis.exploration import Condition, Exploration
 from sinkjax.config import ModelConfig
 from sinkjax.report.explore.packing import for_script, packed
 from sinkjax.report.html import printable
-from sinkjax.transforms.residual import taken_apart
+from sinkjax.transforms.path_steps import CARRIERS, OF_HEADS
 
 FOLDER = Path(__file__).with_name("assets")
 SCRIPTS = (
@@ -28,6 +27,7 @@ SCRIPTS = (
   "grid.js",
   "map.js",
   "keys.js",
+  "frame.js",
   "page.js",
 )
 """In the order in which they are run; each uses those before it."""
@@ -48,7 +48,13 @@ HEIGHT = 900
 """Pixels of the page in a notebook: the grid, or a head, is then in view."""
 
 
-@dataclasses.dataclass(frozen=True)
+NEEDED = (
+  "a view that Python reads and sets needs a widget: pip install "
+  "'sinkjax[notebooks]', which has anywidget, and call sinkjax.explore again"
+)
+
+
+@dataclasses.dataclass
 class Page:
   """A page as a string.
 
@@ -57,6 +63,19 @@ class Page:
   """
 
   html: str
+
+  @property
+  def view(self) -> str:
+    """What is shown, of a `PageWidget`.
+
+    Raises:
+      ImportError: of this page, which stands alone.
+    """
+    raise ImportError(NEEDED)
+
+  @view.setter
+  def view(self, value: str) -> None:
+    raise ImportError(NEEDED)
 
   def save(self, path: str | Path) -> Path:
     """Writes the file."""
@@ -72,7 +91,11 @@ class Page:
 
 
 def page_bytes(
-  cfg: ModelConfig, tokens: int, conditions: int = 2, jacobian: bool = False
+  cfg: ModelConfig,
+  tokens: int,
+  conditions: int = 2,
+  jacobian: bool = False,
+  carriers: bool = False,
 ) -> int:
   """The most that a page can have, before any array is deflated."""
   triangle, heads = tokens * (tokens + 1) // 2, cfg.n_layers * cfg.n_heads
@@ -80,6 +103,10 @@ def page_bytes(
   numbers = 2 * (triangle * heads + tokens * (heads + keys)) + 8 * heads
   if jacobian:
     numbers += 4 * triangle * cfg.n_layers
+  if carriers:  # of every pair, those with a future source among them
+    of_heads = len(set(CARRIERS) & set(OF_HEADS))
+    ways = len(CARRIERS) + (cfg.n_heads - 1) * of_heads
+    numbers += 2 * tokens * tokens * cfg.n_layers * ways
   # Of three bytes base64 makes four; deflating adds 5 bytes in 16,000 to what
   # it cannot shorten.
   arrays = 1.34 * conditions * numbers
@@ -87,14 +114,17 @@ def page_bytes(
 
 
 def most_tokens(
-  cfg: ModelConfig, conditions: int = 2, jacobian: bool = False
+  cfg: ModelConfig,
+  conditions: int = 2,
+  jacobian: bool = False,
+  carriers: bool = False,
 ) -> int:
   """The longest text whose page cannot exceed `LIMIT`, 0 for none."""
   # From 0 to a text that is too long, halving what is between.
   low, high = 0, 1 << 20
   while high - low > 1:
     middle = (low + high) // 2
-    if page_bytes(cfg, middle, conditions, jacobian) <= LIMIT:
+    if page_bytes(cfg, middle, conditions, jacobian, carriers) <= LIMIT:
       low = middle
     else:
       high = middle
@@ -102,73 +132,20 @@ def most_tokens(
 
 
 def require_room(
-  cfg: ModelConfig, tokens: int, conditions: int = 2, jacobian: bool = False
+  cfg: ModelConfig,
+  tokens: int,
+  conditions: int = 2,
+  jacobian: bool = False,
+  carriers: bool = False,
 ) -> None:
   """Raises ValueError for a text whose page could exceed `LIMIT`."""
-  most = most_tokens(cfg, conditions, jacobian)
+  most = most_tokens(cfg, conditions, jacobian, carriers)
   if tokens > most:
     more = ", or leave out the edit" if conditions > 1 else ""
     raise ValueError(
       f"{tokens} tokens of {cfg.n_layers} layers x {cfg.n_heads} heads do not "
       f"fit a page of {LIMIT / 1e6:g} MB: take at most {most}{more}"
     )
-
-
-def explore(
-  fn: Callable,
-  params: Any,
-  tokens: Sequence[int],
-  *,
-  tokenizer: Any = None,
-  edits: Mapping[str, Any] | None = None,
-  edit: str = EDIT,
-  jacobian: bool = False,
-  title: str = "Attention of a text",
-  progress: Callable[[int, int], Any] = lambda done, total: None,
-) -> Page:
-  """A page with every head on one text, as it is and edited.
-
-  Args:
-    fn: `forward(cfg)`, or an `intervene` of it.
-    params: its parameters.
-    tokens: one text [T], of at least two tokens.
-    tokenizer: of the model, for the tokens' text; without it they are ids.
-    edits: of `intervene`. By default token 0 is hidden in every layer; with
-      `{}` nothing is compared.
-    edit: the edit's name.
-    jacobian: also the exact Jacobian's norms after every layer, which takes
-      minutes for a model of 135M parameters.
-    title: of the page.
-    progress: of the Jacobian, called with (steps done, steps in all).
-
-  Returns:
-    A `Page`: `.html`, `.save(path)`, and in a notebook the page itself.
-
-  Raises:
-    TypeError: for a function that is none of ours.
-    ValueError: for a text that does not fit `LIMIT`, naming the longest; or as
-      `forward` and `jacobian_norms`.
-
-  >>> import jax, sinkjax
-  >>> params = sinkjax.init_params(sinkjax.TINY, jax.random.key(0))
-  >>> f = sinkjax.forward(sinkjax.TINY)
-  >>> explore(f, params, range(20), edits={}).html[:15]
-  '<!DOCTYPE html>'
-  """
-  cfg, _ = taken_apart(fn)
-  functions = exploration.conditions(fn, edits, edit)
-  require_room(cfg, len(tokens), len(functions), jacobian)
-  maps = None
-  if jacobian:
-    maps = {
-      name: exploration.jacobian(one, params, tokens, progress=progress)
-      for name, one in functions.items()
-    }
-  seen = exploration.measure(functions, params, tokens, jacobians=maps)
-  texts = [str(t) for t in seen.ids]
-  if tokenizer is not None:
-    texts = [tokenizer.token(t) for t in seen.ids]
-  return render(seen, texts, title=title)
 
 
 def render(

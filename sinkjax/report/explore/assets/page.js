@@ -326,6 +326,7 @@ class Page {
 
 readPage().then((page) => {
   globalThis.sinkjax = new Page(page);
+  if (parent !== window) new Frame(globalThis.sinkjax.store);
   if (byId("live")) globalThis.served = new Live(globalThis.sinkjax);
 }).catch((error) => {
   const failed = byId("failed");

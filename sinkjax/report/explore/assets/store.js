@@ -40,6 +40,9 @@ class Store {
     for (const listener of this.listeners) listener(this.state, new Set(names));
   }
 
+  // The view of an address.
+  go(address) { this.set({ ...START, ...this.fromAddress(address) }); }
+
   // Conditions that the maps show, as `Maps.of` takes them.
   views() {
     return {
@@ -57,7 +60,7 @@ class Store {
 
   lastPair() { return this.state.pointed?.pair ?? this.state.pair; }
 
-  toAddress(entry) {
+  address() {
     const { kind, layer, head, view, sort, weighted, token, pair } = this.state;
     const parts = [];
     if (kind !== START.kind) parts.push(`map=${kind}`);
@@ -67,16 +70,20 @@ class Store {
     if (weighted) parts.push("values=1");
     if (token !== null) parts.push(`token=${token}`);
     if (pair) parts.push(`pair=${pair.join(".")}`);
+    return parts.join("&");
+  }
+
+  toAddress(entry) {
     // A frame of a notebook may refuse to have an address.
     try {
       const method = entry ? "pushState" : "replaceState";
-      history[method](null, "", `#${parts.join("&")}`);
+      history[method](null, "", `#${this.address()}`);
     } catch { /* the page works without one */ }
   }
 
   // Only what this page has: an address may be of another one.
-  fromAddress() {
-    const given = new URLSearchParams(location.hash.slice(1)), out = {};
+  fromAddress(address = location.hash.slice(1)) {
+    const given = new URLSearchParams(address), out = {};
     const { length, layers, heads, compared, hasJacobian } = this.maps;
     const numbers = (name) => (given.get(name) ?? "").split(".")
       .map((x) => (/^\d+$/.test(x) ? Number(x) : NaN));
