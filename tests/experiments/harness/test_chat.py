@@ -82,6 +82,7 @@ def test_what_can_be_put_into_a_template():
     "make_a_sink",
     "secondary_sinks",
     "carriers",
+    "experts",
     "gradient_sinks",
     "lens",
     "inactive_heads",
