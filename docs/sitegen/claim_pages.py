@@ -32,10 +32,9 @@ SCOREBOARD = (
     "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
     "sink_is_content",
   ),
-  ("noop_heads", "smollm2-135m", "active_value_large"),
   ("massive", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "sink_needs_massive"),
-  ("perturbation", "smollm2-135m", "spread_last_layer"),
   ("physical_first", "smollm2-135m", "sink_is_first_not_bos"),
+  ("streaming_heads", "smollm2-135m", "by_head_finds_more"),
   ("sink_circuit", "smollm2-135m", "ablation_removes_sink"),
   ("jacobian", "smollm2-135m", "exact_mixing"),
 )

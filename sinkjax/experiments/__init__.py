@@ -228,7 +228,6 @@ REGISTRY = (
     "streaming_heads",
     "applications",
     "Which heads need all of a text, and are the others the sink heads?",
-    recorded=False,
   ),
   Entry(
     "bigram_backcopy",
