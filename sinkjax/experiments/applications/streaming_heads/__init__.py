@@ -14,8 +14,9 @@ use: a cache that keeps everything in heads with a gate above 0.5
 (`kv_policy.by_head`), against caches of no less memory that keep in all heads
 the first tokens and a window, a window alone, or heavy hitters (H2O).
 
-Takes tens of minutes for SmolLM2-135M on two CPU cores. Expected: all claims
-are supported; of half the heads closed, little is lost.
+Takes tens of minutes for SmolLM2-135M on two CPU cores, of which the caches are
+a few, most of them for heavy hitters. Expected: all claims are supported; of
+half the heads closed, little is lost.
 """
 
 from sinkjax.experiments.applications.streaming_heads.claims import claims
