@@ -230,7 +230,7 @@ def on_caches(result: Result) -> list[Claim]:
   return [
     Claim(
       *text,
-      f"{', '.join(shown)}; all full {_found(result, FULL)}",
+      f"{'; '.join(shown)}; all full {_found(result, FULL)}",
       more(Cached.SINKS, "first tokens and a window in all heads"),
       how=f"{sizes['full']} of {heads} KV heads keep up to "
       f"{sizes['capacity']} tokens and the others {config.sinks} first and "
