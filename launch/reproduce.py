@@ -179,7 +179,8 @@ def main() -> None:
       )
     ]
     app.warm_compiler()
-    from launch.reproduce_subject import Subject, fitting
+    from launch.fitting import fitting
+    from launch.reproduce_subject import Subject
 
     subject = Subject(
       _model(), _prefix(), {name: _configured(name) for name in left}, edits
@@ -361,7 +362,7 @@ def _show_model(names: list[str]) -> list[str]:
   )
   if edits:
     print(f"edit         {edit_flag.text(edits)}")
-  from launch.reproduce_subject import fitting
+  from launch.fitting import fitting
 
   return fitting(names, _model(), lambda: cfg, by_name=not _is_group())
 

@@ -3,7 +3,7 @@
 import pytest
 
 import sinkjax
-from launch.reproduce_subject import fitting
+from launch.fitting import fitting
 
 NAMES = ["massive", "experts"]
 
