@@ -1,6 +1,6 @@
 """The model that `launch.reproduce` measures: loaded once, with its edits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch import devices, edit_flag, given_texts

@@ -162,12 +162,8 @@ def test_a_hidden_key_is_the_token_and_not_the_slot(tiny, tokens):
 def test_caches_refuse_what_they_cannot_do(tiny):
   params, cfg = tiny
   for edit, policy, said in (
-    ("knockout key=0", kv_policy.heavy_hitters(4), "keeps others in each head"),
-    (
-      "hold site=pattern",
-      kv_policy.heavy_hitters(4),
-      "keeps others in each head",
-    ),
+    ("knockout key=0", kv_policy.heavy_hitters(4), "others in each head"),
+    ("hold site=pattern", kv_policy.heavy_hitters(4), "others in each head"),
     ("scale site=k by=2", kv_policy.full(8), "an edit at 'k'"),
   ):
     with pytest.raises(ValueError, match=said):
