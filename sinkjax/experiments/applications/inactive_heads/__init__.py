@@ -9,7 +9,7 @@ and output, the overlap of what they pick, and the loss on other texts with the
 lowest removed, to zero and to the mean, against random heads; and answers to
 multiple-choice items, for which 358 MB are fetched once (`items=0` for none).
 
-Took 39 minutes for SmolLM2-135M on two CPU cores beside other work. Expected:
+Took 36 minutes for SmolLM2-135M on two CPU cores beside other work. Expected:
 inactive_over_random is supported.
 """
 
