@@ -146,12 +146,8 @@ def main() -> None:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
   accelerator_flag.check(DRY_RUN.value, OFFLOAD.value)
-  part = part_flag.given(MAX_TOKENS.value)
-  if part is not None and METHOD.value == "hutchinson":
-    raise ValueError(
-      "--part shares out the columns of exact maps; --method=hutchinson "
-      "estimates all of them together: leave out one of the two"
-    )
+  # Before a model is fetched; the text may turn out shorter.
+  part_flag.given(MAX_TOKENS.value, METHOD.value)
   config, edits = _config(), edit_flag.given()
   text = _text()
   if DRY_RUN.value:
@@ -286,7 +282,7 @@ def _prepare(
     edits=edits,
     bounds=BOUNDS.value,
     offload=OFFLOAD.value,
-    part=part_flag.given(len(encoded.ids[0])),
+    part=part_flag.given(len(encoded.ids[0]), METHOD.value),
   )
 
 

@@ -45,11 +45,12 @@ class Part(NamedTuple):
     return out / f"part-{self.number}-of-{self.count}"
 
 
-def given(tokens: int) -> Part | None:
+def given(tokens: int, method: str) -> Part | None:
   """The part that the flag names, of a map of some tokens.
 
   Raises:
-    ValueError: for anything but i/n with i from 1 to n, n at most `tokens`.
+    ValueError: for anything but i/n with i from 1 to n, n at most `tokens`, or
+      a method that does not go column by column.
   """
   text = PART.value
   if text is None:
@@ -60,6 +61,11 @@ def given(tokens: int) -> Part | None:
     raise ValueError(
       f"--part={text} is no part: it is written i/n, i from 1 to n, and n is "
       f"at most the number of tokens, {tokens}"
+    )
+  if method == "hutchinson":
+    raise ValueError(
+      "--part shares out the columns of exact maps; --method=hutchinson "
+      "estimates all of them together: leave out one of the two"
     )
   return part
 

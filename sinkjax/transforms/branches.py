@@ -7,6 +7,7 @@ gave, and the context is paid for once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -143,6 +144,9 @@ class Separate:
     own = jax.lax.dynamic_slice_in_dim(branch, start, queries, 1)[:, :, None]
     seen = branch[:, None, :keys]
     return ((seen == 0) | (seen == own))[:, None]
+
+
+NO_EDITS: Mapping[str, Any] = MappingProxyType({})
 
 
 def beside(branch: Array, edits: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ GATED = {
 }
 """Families that stand for the others in the gate, among them every kind of
 position, norm, attention and block. The rest, whose recorded numbers the quick
-tests compare with, run with the slow tests: each takes some ten seconds."""
+tests compare with, run with the slow tests."""
 
 EVERY = [
   pytest.param(name, marks=() if name in GATED else pytest.mark.slow)

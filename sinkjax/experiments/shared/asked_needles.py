@@ -15,12 +15,10 @@ from sinkjax.metrics.row_statistic import RowStatistic
 from sinkjax.metrics.rows import first_token_mass
 from sinkjax.models.layerwise import as_layers
 from sinkjax.models.transformer import forward, logits_of_columns
-from sinkjax.transforms.branches import beside, check_window
+from sinkjax.transforms.branches import NO_EDITS, beside, check_window
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.intervene import intervene
 from sinkjax.transforms.streaming import stream_statistics
-
-NO_EDITS: Mapping[str, Any] = MappingProxyType({})
 
 
 def find_needles(

@@ -11,7 +11,6 @@ import json
 import pathlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from sinkjax.experiments.harness.api import Subject
 from sinkjax.metrics.precision import wide
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.branches import (
+  NO_EDITS,
   Row,
   beside,
   branch_row,
@@ -146,7 +146,7 @@ def fetch_tasks(
 def likelihoods(
   subject: Subject,
   rows: Sequence[Row],
-  edits: Mapping[str, Any] = MappingProxyType({}),
+  edits: Mapping[str, Any] = NO_EDITS,
   *,
   progress: Callable[[int], Any] = lambda done: None,
 ) -> list[np.ndarray]:
@@ -320,7 +320,7 @@ def grade(
   subject: Subject,
   items: Sequence[Item],
   prefix: Sequence[int],
-  edits: Mapping[str, Any] = MappingProxyType({}),
+  edits: Mapping[str, Any] = NO_EDITS,
   *,
   progress: Callable[[int], Any] = lambda done: None,
 ) -> np.ndarray:

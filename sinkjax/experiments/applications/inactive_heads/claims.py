@@ -3,6 +3,7 @@
 import numpy as np
 
 from sinkjax.experiments.applications.inactive_heads.experiment import (
+  GRADED,
   RANDOM,
   WHOLE,
 )
@@ -20,11 +21,9 @@ from sinkjax.experiments.shared.text_batches import by_template
 
 SOURCE = "2504.03889, version 4"
 
-BEST = "output_norm_by_layer"
-"""The score that the source finds to be the most consistent: the norm of a
-head's output, normalised by layer."""
-
-FIRST = "first_weight"
+BEST, FIRST = GRADED
+"""The score that the source finds to be the most consistent, the norm of a
+head's output normalised by layer; and its first."""
 
 POINT = 0.01
 """Of accuracy: the one per cent of the source, as percentage points."""
