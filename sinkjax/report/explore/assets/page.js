@@ -317,7 +317,9 @@ class Page {
     const line = (tag, texts) => element(
       "tr", {}, ...texts.map((text) => element(tag, {}, text)));
     box.replaceChildren(
-      element("h3", {}, `Who carries the pair in layer ${at}: signed shares`),
+      // Whichever layer's map is open, shares are of the whole way.
+      element("h3", {}, `Who carries the pair in layer ${at}: signed shares`
+        + " of the map to the last layer"),
       element("table", {}, line("th", header), ...order.slice(0, LARGEST).map(
         (c) => line("td", [
           names[c], ...each.map((share) => number(share(c)))]))));
