@@ -227,7 +227,9 @@ def _replace(folder: pathlib.Path, left: Mapping[str, bytes]) -> None:
     artifacts.write_bytes(folder / name, data)
   runs = {path.parent for path in _run_files(folder)}
   for at in runs:
-    old += [*at.glob("*.json"), *at.glob("*.lock")]
+    # Before there were leases, runs had locks, and nothing removed these.
+    for pattern in ("*.json", "*.lease-*", "*.lock"):
+      old += at.glob(pattern)
   for path in old:
     if path.name not in left:
       path.unlink()

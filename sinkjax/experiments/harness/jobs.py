@@ -1,16 +1,17 @@
 """Many training runs as one command: a finished run is kept and not repeated.
 
 A run's outcome is `FOLDER/runs/NAME.json`, with `complete` last, so the same
-command resumes after an interruption. A run in progress is locked: the same
+command resumes after an interruption. A run in progress has a lease: the same
 command in another shell, or on another host that shares the folder, takes the
-runs that are left, and every device of a process takes some.
+runs that are left and those of processes that have died, and every device of a
+process takes some.
 """
 
 import concurrent.futures
 import contextlib
-import fcntl
 import json
 import pathlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sinkjax import artifacts
+from sinkjax.experiments.harness import leases
 
 Advance = Callable[[int], Any]
 """Called with the number of a run's steps that are done."""
@@ -89,6 +91,7 @@ def run_jobs(
         future.result()
     left = [job for job in left if runs.outcome(job) is None]
     if left:  # other processes work on these
+      runs.tell_holders(left)
       time.sleep(WAIT)
   return [runs.outcome(job) for job in jobs]
 
@@ -102,6 +105,8 @@ class _Runs:
     folder.mkdir(parents=True, exist_ok=True)
     self._folder, self._total, self._progress = folder, total, progress
     self._done: dict[str, int] = {}
+    self._watch = leases.Watch()
+    self._told: set[str] = set()
     # Every device has a thread of its own, and all report to one progress bar.
     self._guard = threading.Lock()
 
@@ -125,14 +130,22 @@ class _Runs:
 
   def attempt(self, job: Job, device: jax.Device) -> None:
     """Runs a job, unless another process does or did so."""
-    folder = self._folder / job.name
-    with _lock(self._folder / f"{job.name}.lock") as mine:
+    with (
+      contextlib.suppress(leases.TakenOverError),
+      self._watch.hold(self._folder / job.name) as lease,
+    ):
       # Another process may have finished the run since the caller looked.
-      if not mine or self.outcome(job) is not None:
+      if lease is None or self.outcome(job) is not None:
         return
       start = time.monotonic()
+
+      def advance(steps: int) -> None:
+        lease.require()
+        self._advance(job, steps)
+
       with jax.default_device(device):
-        found = job.work(folder, device, lambda n: self._advance(job, n))
+        found = job.work(self._folder / job.name, device, advance)
+      lease.require()
       outcome = {
         "name": job.name,
         "request": job.request,
@@ -143,6 +156,15 @@ class _Runs:
       }
       artifacts.write_json(self._folder / f"{job.name}.json", outcome)
       self._advance(job, job.steps)
+
+  def tell_holders(self, jobs: Sequence[Job]) -> None:
+    """Says once of each process that is waited for what it works on."""
+    for job in jobs:
+      holder = self._watch.holder(self._folder / job.name)
+      text = f"waiting for {holder}, which works on {job.name}"
+      if holder is not None and text not in self._told:
+        self._told.add(text)
+        print(text, file=sys.stderr)
 
 
 def made_on(device: jax.Device) -> str:
@@ -179,20 +201,6 @@ def _workers(count: int) -> Iterator[concurrent.futures.Executor]:
     yield pool
   finally:
     pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[bool]:
-  """Whether this process holds the run while the block lasts."""
-  with open(path, "w") as stream:
-    try:
-      # The kernel releases this lock when a process dies, so that no run stays
-      # locked after a crash.
-      fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      yield False
-      return
-    yield True
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:

@@ -125,7 +125,7 @@ def run(
     overwrite: measure, and train, again what was done before.
   """
   experiment = request.entry.load()
-  # Processes may share a sweep, each run of which has a lock of its own.
+  # Processes may share a sweep, each run of which has a lease of its own.
   sweeps = experiment.scales is not None
   alone = functools.partial(outputs.alone, keeps=_measured)
   with (outputs.folder if sweeps else alone)(folder):

@@ -1,13 +1,13 @@
 """The bookkeeping of many runs, beside the training itself."""
 
-import fcntl
 import json
+import time
 
 import jax
 import pytest
 
 from sinkjax import artifacts
-from sinkjax.experiments.harness import jobs
+from sinkjax.experiments.harness import jobs, leases
 from sinkjax.experiments.harness.jobs import (
   Job,
   made_on,
@@ -67,17 +67,53 @@ def test_jobs_share_devices_and_leave_what_is_done(tmp_path):
     run_jobs([job("a"), job("a")], tmp_path)
 
 
-def test_a_run_that_another_process_holds_is_waited_for(tmp_path, monkeypatch):
-  """Locked elsewhere: not run here, and read when it is there."""
+def test_a_run_that_another_process_holds_is_waited_for(
+  tmp_path, monkeypatch, capfd
+):
+  """Not run here, said once, and read when it is there."""
   (tmp_path / "runs").mkdir()
-  held = open(tmp_path / "runs" / "a.lock", "w")  # noqa: SIM115
-  fcntl.flock(held, fcntl.LOCK_EX)
+  lease = tmp_path / "runs" / "a.lease-000001"
+  lease.write_text(json.dumps({"host": "far", "process": 7}))
+  waits = []
 
   def finish(seconds):
-    path = tmp_path / "runs" / "a.json"
-    path.write_text(json.dumps({"request": {}, "by": 2, "complete": True}))
-    held.close()
+    waits.append(seconds)
+    if len(waits) == 2:
+      path = tmp_path / "runs" / "a.json"
+      path.write_text(json.dumps({"request": {}, "by": 2, "complete": True}))
 
   monkeypatch.setattr(jobs.time, "sleep", finish)
   mine = Job("a", 1, {}, lambda *args: pytest.fail("run twice"))
   assert run_jobs([mine], tmp_path)[0]["by"] == 2
+  said = "waiting for process 7 of host far, which works on a\n"
+  assert capfd.readouterr().err == said
+
+
+def test_a_run_taken_over_by_another_process_is_dropped(tmp_path, monkeypatch):
+  """After a long sleep, say: its next step ends it, and the other's outcome
+  counts."""
+  path = tmp_path / "runs" / "a.json"
+
+  def work(folder, device, advance):
+    (lease,) = folder.parent.glob("a.lease-*")
+    other = folder.parent / "a.lease-000002"
+    other.write_text(lease.read_text().replace("000001", "000002"))
+    path.write_text(json.dumps({"request": {}, "by": 2, "complete": True}))
+    for steps in range(1000):
+      time.sleep(0.01)
+      advance(steps)
+    pytest.fail("not dropped")
+
+  monkeypatch.setattr(leases, "BEAT", 0.01)
+  assert run_jobs([Job("a", 1000, {}, work)], tmp_path)[0]["by"] == 2
+
+
+def test_a_run_that_fails_is_let_go(tmp_path):
+  """The next process need not wait for a lease to expire."""
+
+  def fail(folder, device, advance):
+    raise ArithmeticError
+
+  with pytest.raises(ArithmeticError):
+    run_jobs([Job("a", 1, {}, fail)], tmp_path)
+  assert not list((tmp_path / "runs").iterdir())
