@@ -30,13 +30,15 @@ long it will take. If it is stopped, the columns that are complete are kept
 (with --method=exact or reference, and but for those of the last half minute),
 and the same command continues from there.
 
+Of texts of 256 to 1,024 tokens, whose whole map would take days, chosen source
+tokens alone: --max_tokens=512 --columns=0,1,100-107.
+
 Days of work on several machines that share --out: the same command with
 --part=1/8 to --part=8/8 on them, then once without --part, which joins what
 they computed and writes the report.
 """
 
 import pathlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -44,6 +46,7 @@ from absl import flags
 from launch import (
   accelerator_flag,
   app,
+  columns_flag,
   devices,
   edit_flag,
   jacobian_table,
@@ -51,11 +54,10 @@ from launch import (
   points,
 )
 from launch.accelerator_flag import ACCELERATOR
-from sinkjax import artifacts, outputs, provenance
+from sinkjax import outputs
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
   from launch.jacobian_run import Job
-  from sinkjax.analysis.sensitivity import Sensitivity
   from sinkjax.analysis.sensitivity_config import SensitivityConfig
 
 MODEL = flags.DEFINE_string(
@@ -146,8 +148,10 @@ def main() -> None:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
   accelerator_flag.check(DRY_RUN.value, OFFLOAD.value)
+  columns_flag.check(METHOD.value, BOUNDS.value)
   # Before a model is fetched; the text may turn out shorter.
   part_flag.given(MAX_TOKENS.value, METHOD.value)
+  columns_flag.given(MAX_TOKENS.value)
   config, edits = _config(), edit_flag.given()
   text = _text()
   if DRY_RUN.value:
@@ -161,7 +165,8 @@ def main() -> None:
     return
   app.warm_compiler()
   job = _prepare(text, config, edits)
-  from launch import jacobian_run, resume  # which `_prepare` has imported
+  # Which `_prepare` has imported.
+  from launch import jacobian_report, jacobian_run, resume
 
   if job.part is not None:
     jacobian_run.compute_part(job, out, overwrite=OVERWRITE.value)
@@ -170,7 +175,9 @@ def main() -> None:
     outputs.alone(out, keeps=resume.is_partial),
     part_flag.all_of(out) as parts,
   ):
-    data = _report(out, job, request, parts)
+    data = jacobian_report.write(
+      out, job, request, parts, overwrite=OVERWRITE.value
+    )
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
 
@@ -208,6 +215,8 @@ def _request(text: Any, edits: tuple[Any, ...]) -> dict[str, Any]:
     kept += (SAMPLES, SEED)
   asked = {flag.name: flag.value for flag in kept}
   asked["edit"] = edit_flag.text(edits)
+  if columns_flag.COLUMNS.value is not None:
+    asked["columns"] = columns_flag.COLUMNS.value
   return {"text": text, **asked, **devices.request()}
 
 
@@ -283,6 +292,7 @@ def _prepare(
     bounds=BOUNDS.value,
     offload=OFFLOAD.value,
     part=part_flag.given(len(encoded.ids[0]), METHOD.value),
+    columns=columns_flag.given(len(encoded.ids[0])),
   )
 
 
@@ -301,6 +311,7 @@ def _dry_run(job: "Job | None") -> None:
     f"{job.parameters:,} parameters\n"
     f"map       {size} x {size} tokens, {FROM.value} to {TO.value}, "
     f"{NORM.value} norm, {METHOD.value}\n"
+    f"columns   {size if job.columns is None else len(job.columns)} of {size}\n"
     f"edit      {job.edit}{', both maps' if job.edits else ''}"
   )
   if job.part is not None:
@@ -323,83 +334,6 @@ def _dry_run(job: "Job | None") -> None:
     f"time      about {app.duration(seconds)}, compilation included\n"
     f"writes    nothing (dry run); else to {OUT.value or '--out'}"
   )
-
-
-def _report(
-  out: pathlib.Path,
-  job: "Job",
-  request: dict[str, Any],
-  parts: Sequence[pathlib.Path],
-) -> dict[str, Any]:
-  """Everything in `out`; returns what `summary.json` holds."""
-  from launch import jacobian_run, prompts
-  from sinkjax.report import jacobian as report
-  from sinkjax.weights import identity
-
-  # Before they are read: a file that is replaced meanwhile is another one.
-  weights = identity.of(MODEL.value, without=out)
-  partial = job.partial(
-    out, weights["sha256"], overwrite=OVERWRITE.value, parts=parts
-  )
-  result, about = jacobian_run.compute(job, partial)
-  tokens = [job.tokenizer.token(t) for t in job.ids]
-  drawn = report.draw(result, tokens)
-  data = {
-    **report.summary(result),
-    "model": MODEL.value,
-    "weights": weights,
-    "config": job.cfg.to_dict(),
-    "first_token": prompts.first_token(
-      job.tokenizer, job.ids[0], job.encoded.prefix
-    ),
-    **job.encoded.record(),
-    **about,
-    "tokens_text": tokens,
-    "versions": provenance.versions(),
-    "commit": provenance.commit(),
-    "device": provenance.device(),
-    "seed": SEED.value if METHOD.value == "hutchinson" else None,
-    "offload": OFFLOAD.value,
-    "resumed_columns": partial.resumed,
-    "command": provenance.command("jacobian"),
-    "request": request,
-    # With the time of interrupted runs, whose columns are in the map.
-    "seconds": partial.elapsed(),
-  }
-  page = report.render(
-    result,
-    data,
-    tokens,
-    drawn,
-    subtitle=(
-      f"{FROM.value} to {TO.value}, {len(tokens)} tokens, edit: {job.edit}. "
-      f"{prompts.describe_first(data['first_token'])}"
-    ),
-    warnings=_warnings(result, job),
-    details={
-      name: data[name]
-      for name in ("model", "device", "commit", "versions", "config")
-    },
-  )
-  report.write(out, result, data, tokens, drawn, page)
-  # The columns may go only now that the report with them is on the disk.
-  partial.delete()
-  return artifacts.plain(data)
-
-
-def _warnings(result: "Sensitivity", job: "Job") -> list[str]:
-  from launch import prompts
-
-  notes = []
-  if chat := job.encoded.record():
-    notes.append(prompts.describe_template(chat))
-  if result.config.method != "hutchinson":
-    return notes
-  return [
-    *notes,
-    f"These norms are estimates from {result.config.samples} random "
-    "directions a token; norms.csv has the standard error of each.",
-  ]
 
 
 if __name__ == "__main__":

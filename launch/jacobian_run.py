@@ -50,6 +50,7 @@ class Job:
     bounds: whether over-squashing bounds are computed.
     offload: whether one layer's weights are read at a time.
     part: the share of the columns that is computed, or all.
+    columns: those of a map that are asked for, or all.
   """
 
   model: str
@@ -62,6 +63,7 @@ class Job:
   bounds: bool
   offload: bool
   part: part_flag.Part | None = None
+  columns: list[int] | None = None
 
   @property
   def ids(self) -> list[int]:
@@ -74,12 +76,26 @@ class Job:
     return edit_flag.text(self.edits)
 
   def whole(self) -> list[list[int]]:
-    """All columns of each map, or those of the part."""
+    """The columns of each map that are computed."""
     maps = (2 if self.edits else 1) * (1 + self.bounds)
-    columns = np.arange(len(self.ids))
-    if self.part is not None:
-      columns = columns[self.part.wanted(len(columns))]
+    wanted = self.wanted()
+    every = np.arange(len(self.ids))
+    columns = every if wanted is None else every[wanted]
     return [columns.tolist()] * maps
+
+  def wanted(self) -> np.ndarray | None:
+    """[T] bool, the columns that are computed; `None` for all."""
+    if self.part is None and self.columns is None:
+      return None
+    wanted = np.ones(len(self.ids), bool)
+    if self.columns is not None:
+      wanted[:] = False
+      wanted[self.columns] = True
+    if self.part is not None:
+      # Of those that are asked for every n-th.
+      chosen = np.flatnonzero(wanted)
+      wanted[chosen[~self.part.wanted(len(chosen))]] = False
+    return wanted
 
   def elsewhere(self, devices: int, budget: float) -> tuple[float, float]:
     """(operations, bytes beside the weights) of each of some devices.
@@ -151,9 +167,8 @@ class Job:
     empty = {name: Columns.none(size, layers) for name in names}
     if self.bounds:
       empty |= {f"{name}_frozen": Columns.none(size) for name in names}
-    if self.part is not None:
-      for columns in empty.values():
-        columns.wanted = self.part.wanted(size)
+    for columns in empty.values():
+      columns.wanted = self.wanted()
     mark = {
       "weights": weights,
       "ids": self.ids,
@@ -209,7 +224,10 @@ def compute(
     with job.weights() as params:
       sink_profile(params, job.cfg, [job.ids])
     raise
-  return Sensitivity(job.ids, job.config, edit=job.edit, **maps), about
+  result = Sensitivity(
+    job.ids, job.config, edit=job.edit, columns=job.columns, **maps
+  )
+  return result, about
 
 
 def compute_part(job: Job, out: pathlib.Path, *, overwrite: bool) -> None:
@@ -257,6 +275,13 @@ def _map(
       finished=keep,
       progress=progress,
     )
+  if job.columns is not None:
+    # What was not asked for is not 0, whatever is made of the map later.
+    missing = np.ones(len(job.ids), bool)
+    missing[job.columns] = False
+    result.norms[:, missing] = np.nan
+    if result.layers is not None:
+      result.layers[:, :, missing] = np.nan
   if not job.bounds:
     return result
   with artifacts.bar(f"bounds, {label}") as progress:

@@ -4,6 +4,14 @@ from typing import Any
 
 from launch import prompts
 
+_WHOLE = {
+  "total mixing": lambda x: f"{100 * x['total_mixing']:.1f} %",
+  "effective reach": lambda x: f"{x['effective_reach']:.2f} tokens",
+}
+
+_CHOSEN = {"at other tokens": lambda x: _mean(x["share_at_other_tokens"])}
+"""Of chosen columns: of what needs no other one."""
+
 
 def show(data: dict[str, Any]) -> None:
   """The numbers that matter."""
@@ -14,16 +22,15 @@ def show(data: dict[str, Any]) -> None:
     columns[data["edit"]] = data["edited"]
   print(" " * 22 + "".join(f"{name:>20}" for name in columns))
   rows = {
-    "total mixing": lambda x: f"{100 * x['total_mixing']:.1f} %",
-    "effective reach": lambda x: f"{x['effective_reach']:.2f} tokens",
+    **(_WHOLE if "total_mixing" in data else _CHOSEN),
     "loss": lambda x: f"{x['nll']:.3f} nats",
     "loss by first token": lambda x: f"{x['loss_sensitivity'][0]:.3g}",
   }
   if data["method"] == "exact":
     rows["self check"] = lambda x: _checked(x["check"])
-  if data["stderr_relative"] is not None:
+  if data.get("stderr_relative") is not None:
     rows["largest error"] = lambda x: f"{100 * x['stderr_relative']:.1f} %"
-  for form in ("paper", "frozen", "full") if data["bounds"] else ():
+  for form in ("paper", "frozen", "full") if data.get("bounds") else ():
     # The default binds this form: a plain closure would see the loop's last
     # one.
     rows[f"bound: {form}"] = lambda x, form=form: _decades(x, form)
@@ -38,3 +45,8 @@ def _decades(data: dict[str, Any], form: str) -> str:
 
 def _checked(error: float | None) -> str:
   return "passed before" if error is None else f"{error:.1e}"
+
+
+def _mean(shares: list[float]) -> str:
+  """Of the chosen source tokens."""
+  return f"{100 * sum(shares) / len(shares):.1f} %"

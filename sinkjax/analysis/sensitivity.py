@@ -134,6 +134,8 @@ class Sensitivity:
     plain: the map of the model as it is.
     edited: the map of the edited model, `None` without an edit.
     edit: the edit in words.
+    columns: the C source tokens whose columns are there, all if `None`; the
+      others are NaN.
   """
 
   ids: list[int]
@@ -141,6 +143,7 @@ class Sensitivity:
   plain: SensitivityMap
   edited: SensitivityMap | None = None
   edit: str = "none"
+  columns: list[int] | None = None
 
   def maps(self) -> dict[str, SensitivityMap]:
     """One or two maps, by what they are of."""

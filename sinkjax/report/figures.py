@@ -17,6 +17,8 @@ from sinkjax.metrics.table import METRICS
 DPI = 130
 FIRST, REST = "#c8501e", "#1f6fad"  # vermilion and blue: for every eye
 INK, MUTED, RULE = "#22272e", "#69727d", "#d9dde2"
+SERIES = (FIRST, REST, INK, MUTED, "#7a4f9a", "#3f8f5b", "#c79a1b", "#8c3b3b")
+"""Colours of lines that stand for members of a series."""
 SCALE = ("#eef2f7", "#c3d9ea", "#7fb2d6", "#3a82bb", "#15548f", "#0a2a52")
 LABELLED = 32  # beyond this many tokens their labels would overlap
 

@@ -9,6 +9,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jacobian_errors import ERRORS
 
 import sinkjax
 from launch import points, resume
@@ -55,34 +56,6 @@ def run(words, stop):
 print(json.dumps([run(*command) for command in json.load(sys.stdin)]))
 """
 
-ERRORS = [
-  ([], "--out is missing"),
-  (["--out=never", "--max_tokens=1"], "at least 2"),
-  (["--out=never", "--max_tokens=300"], "context of 128"),
-  (["--out=never", "--edit=nope"], "valid are knockout key="),
-  (["--out=never", "--edit=knockout:16"], "16 is not among the 16 tokens"),
-  (["--out=never", "--edit=knockout:0@4"], "layer 4 is not among 0 to 3"),
-  (["--out=never", "--from=resid_mid@x"], "'x' is no layer"),
-  (["--out=never", "--from=q"], "'q' is no residual site"),
-  (["--out=never", "--from=final", "--to=embed"], "comes before"),
-  (["--out=never", "--to=final", "--layers"], "a target at resid_post"),
-  (["--out=never", "--method=hutchinson", "--norm=max"], "fro only"),
-  (["--out=never", "--method=hutchinson", "--layers"], "method exact"),
-  (["--out=never", "--bounds"], "add --norm=spectral"),
-  (["--out=never", "--bounds", "--norm=spectral", "--to=final"], "leave out"),
-  (["--out=never", "--method=reference", "--offload"], "--method=reference"),
-  (["--out=never", "--offload"], "layers are read one by one only from"),
-  (["--out=never", "--norm=l1"], "norm"),
-  (["--out=never", "--part=0/2"], "--part=0/2 is no part"),
-  (["--out=never", "--part=17/17"], "at most the number of tokens, 16"),
-  (["--out=never", "--part=1/2", "--method=hutchinson"], "shares out"),
-  (["--out=never", "--budget_gb=0"], "must be positive"),
-  (["--out=never", "--budget_gb=1e-6"], "too small"),
-  (["--out=never", "--prefix=zebra"], "no such token"),
-  (["--out=README.md"], "is a file"),
-  (["--out=never", "--text_file=/no/file"], "no such file"),
-]
-
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, glassllm_path):
@@ -115,12 +88,15 @@ def done(tmp_path_factory, glassllm_path):
   ]
   parted = [*bounds[:1], f"--out={out}/parted", *bounds[2:]]
   parted += ["--edit=knockout key=0 from=2"]
+  chosen = [*full[:1], f"--out={out}/chosen", *full[2:], "--columns=0,-1"]
   commands = {
     "part 1": ([*parted, "--part=1/2"], 0),
     "part 2 stopped": ([*parted, "--part=2/2"], 1),
     "part of another": ([*parted, "--part=2/2", "--max_tokens=4"], 0),
     "joined": (parted, 0),
     "part too late": ([*parted, "--part=2/2"], 0),
+    "columns, part 1": ([*chosen, "--part=1/2"], 0),
+    "columns": (chosen, 0),
     "bounds stopped": (bounds, 3),
     "bounds": (bounds, 0),
     "full": (full, 0),
@@ -321,6 +297,22 @@ def test_parts_are_joined(done):
   # The result is there: a part has nothing left to do.
   status, stdout, _ = results["part too late"]
   assert status == 0 and "Already done" in stdout
+
+
+def test_chosen_columns_are_those_of_the_whole_map(done):
+  """A part has every n-th of those that are chosen."""
+  out, results = done
+  status, stdout, stderr = results["columns, part 1"]
+  assert status == 0, stderr
+  assert "Part 1 of 2 has its 2 columns" in stdout
+  status, stdout, stderr = results["columns"]
+  assert status == 0, stderr
+  assert "Continuing: 2 of 4 columns" in stdout and "at other tokens" in stdout
+  arrays, data = load(out / "chosen")
+  want, _ = load(out / "full")
+  assert arrays["columns"].tolist() == data["columns"] == [0, 2]
+  for name in ("norms", "norms_edited", "layers", "layers_edited"):
+    np.testing.assert_allclose(arrays[name], want[name][..., [0, 2]], rtol=1e-4)
 
 
 def test_dry_run_writes_nothing(done):

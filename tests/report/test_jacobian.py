@@ -12,9 +12,9 @@ from sinkjax.analysis.over_squashing import FORMS, OverSquashing
 from sinkjax.analysis.sensitivity import Sensitivity, SensitivityMap
 from sinkjax.analysis.sensitivity_config import SensitivityConfig
 from sinkjax.report import figures as base
-from sinkjax.report import jacobian as report
-from sinkjax.report import jacobian_figures as figures
-from sinkjax.report import over_squashing
+from sinkjax.report.sensitivity import bounds as over_squashing
+from sinkjax.report.sensitivity import figures
+from sinkjax.report.sensitivity import page as report
 
 pytestmark = pytest.mark.filterwarnings("error")
 TOKENS = ["The", " cat", "$x_1", "\n"]
@@ -179,13 +179,15 @@ def test_write(tmp_path, result):
 
 
 def test_files_of_another_command_go(tmp_path):
-  for name in report.SOMETIMES:
+  for name in report.FILES:
     (tmp_path / name).write_text("old")
   plain = Sensitivity([1, 2, 3, 4], SensitivityConfig(), one_map(4))
   drawn = report.draw(plain, TOKENS)
   data, page = page_of(plain, TOKENS, drawn)
   report.write(tmp_path, plain, data, TOKENS, drawn, page)
-  assert not {path.name for path in tmp_path.iterdir()} & set(report.SOMETIMES)
+  left = {path.name for path in tmp_path.iterdir()} & set(report.FILES)
+  tables = {"norms.csv", "distance.csv", "tokens.csv"}
+  assert left == tables | {"map.png", "distance.png", "loss.png"}
 
 
 def test_estimates_and_earlier_runs_are_said():

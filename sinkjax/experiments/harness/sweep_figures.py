@@ -8,9 +8,9 @@ import numpy as np
 
 from sinkjax.experiments.harness.api import Result
 from sinkjax.report import html
-from sinkjax.report.figures import FIRST, INK, MUTED, REST, drawing, png
+from sinkjax.report.figures import FIRST, INK, MUTED, REST, SERIES, drawing, png
 
-COLORS = (FIRST, REST, INK, MUTED, "#7a4f9a", "#3f8f5b", "#c79a1b", "#8c3b3b")
+COLORS = SERIES
 FORMS = {"bos": "BOS + text", "text": "text alone"}
 """How a text is read: behind what training put in front of it, or by itself."""
 

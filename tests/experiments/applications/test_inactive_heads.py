@@ -51,12 +51,12 @@ def verdicts(
     "share_at_one_percent": dict.fromkeys(names, some),
     "templates": list(range(12)),
     "rank_templates": list(range(12)),
-    "items": {"a": 2000},
+    "items": {"a": 200},
   }
-  # Of 2,000 items the whole model answers half; `answered` more are wrong.
-  right = np.arange(2000) % 2 == 0
+  # Of 200 items the whole model answers half; `answered` more are wrong.
+  right = np.arange(200) % 2 == 0
   arrays |= {f"answered, {x}": right for x in (WHOLE, "first_weight", RANDOM)}
-  arrays |= {"chance": 0.25 * np.ones(2000), f"answered, {BEST}": right.copy()}
+  arrays |= {"chance": 0.25 * np.ones(200), f"answered, {BEST}": right.copy()}
   arrays[f"answered, {BEST}"][: 2 * answered : 2] = False
   made = Result(numbers, {}, arrays).as_stored(SMALL)
   found = judge(EXPERIMENT.claims(made))
@@ -69,8 +69,8 @@ def test_verdicts():
   found = verdicts(mean=-0.1)
   assert set(found.values()) == {yes}
   assert verdicts(right=-0.02)["twelve_percent_inactive"] == no
-  assert verdicts(answered=100)["twelve_percent_of_choice"] == no
-  unsure = verdicts(answered=20)
+  assert verdicts(answered=10)["twelve_percent_of_choice"] == no
+  unsure = verdicts(answered=2)
   assert unsure["twelve_percent_of_choice"] == Verdict.INCONCLUSIVE
   worse = verdicts(own=0.2, first=0.1, random=0.2)
   assert worse["twelve_percent_of_loss"] == no

@@ -10,7 +10,7 @@ from sinkjax.experiments.shared.layer_plots import add_texts
 from sinkjax.experiments.shared.sink_removal import Condition
 from sinkjax.report import html
 from sinkjax.report.figures import INK, MUTED, drawing, png
-from sinkjax.report.over_squashing import COLORS
+from sinkjax.report.sensitivity.bounds import COLORS
 
 TITLE = "Over-squashing bounds beside the exact Jacobian"
 

@@ -13,7 +13,7 @@ from sinkjax.experiments.shared.layer_plots import (
 from sinkjax.experiments.shared.sink_removal import Condition
 from sinkjax.report import html
 from sinkjax.report.figures import FIRST, REST, drawing, legend_above, png
-from sinkjax.report.jacobian_figures import norm_maps
+from sinkjax.report.sensitivity.figures import norm_maps
 
 TITLE = "How much tokens depend on each other"
 COLORS = {Condition.SINK: REST, Condition.HIDDEN: FIRST}

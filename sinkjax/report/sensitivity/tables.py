@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sinkjax.analysis.sensitivity import Sensitivity, SensitivityMap
-from sinkjax.report import over_squashing
+from sinkjax.report.sensitivity import bounds
 
 
 def arrays(result: Sensitivity) -> dict[str, np.ndarray]:
@@ -26,7 +26,7 @@ def arrays(result: Sensitivity) -> dict[str, np.ndarray]:
       kept[f"layers{suffix}"] = one.layers
       kept["layer_numbers"] = np.asarray(one.crossed)
     if one.bounds is not None:
-      kept |= over_squashing.arrays(one.bounds, suffix)
+      kept |= bounds.arrays(one.bounds, suffix)
   return kept
 
 
@@ -61,7 +61,7 @@ def _numbers_of(one: SensitivityMap) -> dict[str, Any]:
     "stderr_relative": one.stderr_relative(),
     "check": one.check,
     "checked_columns": one.checked,
-    "bounds": one.bounds and over_squashing.summary(one.bounds),
+    "bounds": one.bounds and bounds.summary(one.bounds),
   }
 
 
@@ -104,7 +104,7 @@ def tables(
   if result.plain.layers is not None:
     by_file["layers.csv"] = _by_row(by_layer)
   if result.bounds():
-    by_file["bounds.csv"] = over_squashing.table(result.bounds(), tokens)
+    by_file["bounds.csv"] = bounds.table(result.bounds(), tokens)
   return by_file
 
 

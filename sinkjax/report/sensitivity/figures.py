@@ -16,6 +16,7 @@ from sinkjax.report.figures import (
   MUTED,
   REST,
   RULE,
+  SERIES,
   bands,
   color_bar,
   drawing,
@@ -34,6 +35,9 @@ SPAN = 1e8
 
 Below it the derivatives of a float32 model are rounding.
 """
+
+LINES = len(SERIES)
+"""Lines that can be told apart in one panel."""
 
 DIVERGING = ("#0a2a52", "#3a82bb", "#f4f4f2", "#d9764d", "#7a2a0c")
 
@@ -197,6 +201,80 @@ def by_distance(
         left.fill_between(x, low, values + error, color=color, alpha=0.2, lw=0)
     left.set_ylabel("norm of d target / d source")
     return png(figure)
+
+
+def columns_by_target(
+  maps: Mapping[str, np.ndarray],
+  columns: Sequence[int],
+  names: Sequence[str],
+  label: str,
+) -> bytes:
+  """Norms of chosen source tokens against the target token, as a PNG.
+
+  One panel a map. Up to `LINES` sources have a line each; of more, which could
+  not be told apart, there are the median over sources and their range, by
+  tokens back.
+
+  Args:
+    maps: [T, C] each, by title.
+    columns: the C source positions.
+    names: of the sources.
+    label: what the norms are.
+  """
+  few = len(columns) <= LINES
+  everything = np.concatenate([m.ravel() for m in maps.values()])
+  with drawing(8, 3.6) as figure:
+    axes = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
+    for ax, (title, norms) in zip(axes, maps.items(), strict=True):
+      each = [
+        np.where(norms[s:, i] > 0, norms[s:, i], np.nan)
+        for i, s in enumerate(columns)
+      ]
+      limits(ax, everything, log=True)
+      if few:
+        for s, values, name, color in zip(
+          columns,
+          each,
+          names,
+          SERIES,
+          strict=False,  # colours may be left
+        ):
+          x = s + np.arange(len(values))
+          marker = "o" if len(values) <= 16 else ""
+          ax.plot(
+            x, values, color=color, label=name, lw=1.4, marker=marker, ms=4
+          )
+        ax.set(title=title, xlabel="target token")
+      else:
+        low, middle, high = _range(each)
+        x = np.arange(len(middle))
+        ax.fill_between(x, low, high, color=REST, alpha=0.18, lw=0)
+        ax.plot(x, middle, color=REST, lw=1.8)
+        ax.set(title=f"{title}, median and range", xlabel="tokens back")
+      _few_log_ticks(ax)
+      ax.grid(axis="y")
+    axes[0].set_ylabel(f"{label} (log scale)")
+    if few:
+      lines, labels = axes[-1].get_legend_handles_labels()
+      place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+      axes[-1].legend(lines, labels, frameon=False, fontsize=8, **place)
+    return png(figure)
+
+
+def _range(each: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+  """(lowest, median, highest) by place of lists of several lengths."""
+  size = max(map(len, each))
+  table = np.full((len(each), size), np.nan)
+  for row, values in zip(table, each, strict=True):
+    row[: len(values)] = values
+  # Places that no list has, or where all are zero, have no median.
+  seen = ~np.isnan(table).all(axis=0)
+  parts = np.full((3, size), np.nan)
+  parts[:, seen] = [
+    reduce(table[:, seen], axis=0)
+    for reduce in (np.nanmin, np.nanmedian, np.nanmax)
+  ]
+  return tuple(parts)
 
 
 def _few_log_ticks(ax: Any) -> None:

@@ -8,21 +8,19 @@ import numpy as np
 
 from sinkjax import artifacts
 from sinkjax.analysis.sensitivity import Sensitivity
-from sinkjax.report import html, over_squashing
-from sinkjax.report import jacobian_figures as figures
-from sinkjax.report.jacobian_tables import arrays, tables
-from sinkjax.report.jacobian_tables import summary as summary
+from sinkjax.report import html
+from sinkjax.report.sensitivity import bounds, figures
+from sinkjax.report.sensitivity.tables import arrays, tables
+from sinkjax.report.sensitivity.tables import summary as summary
 
 SCHEMA = 1
 NORMS = {"fro": "Frobenius", "spectral": "spectral", "max": "largest-entry"}
-SOMETIMES = (
-  "ratio.png",
-  "layers.png",
-  "layers.csv",
-  "bounds.png",
-  "bounds.csv",
+FILES = (
+  *("map.png", "distance.png", "loss.png", "norms.csv", "distance.csv"),
+  *("tokens.csv", "ratio.png", "layers.png", "layers.csv"),
+  *("bounds.png", "bounds.csv", "columns.png", "columns.csv"),
 )
-"""Files that only some commands write."""
+"""Tables and figures of all kinds of command, of which each writes some."""
 
 ROWS = 1024
 """Pairs in the page's table, the largest ones: more would make the page slow
@@ -68,7 +66,7 @@ def draw(
   )
   step()
   if result.bounds():
-    drawn["bounds.png"] = over_squashing.draw(result.bounds(), tokens)
+    drawn["bounds.png"] = bounds.draw(result.bounds(), tokens)
     step()
   return drawn
 
@@ -121,11 +119,22 @@ def _trust(result: Sensitivity) -> html.Number:
       html.percent(max(one.stderr_relative() for one in maps)),
       f"of an entry, relative to it; {result.config.samples} samples a token",
     )
+  return self_check(result, len(result.ids))
+
+
+def self_check(result: Sensitivity, columns: int) -> html.Number:
+  """What the comparison with the model's own derivative has found.
+
+  Args:
+    result: of an exact method.
+    columns: how many each map has.
+  """
+  maps = list(result.maps().values())
   if result.config.method == "reference":
     return html.Number("self check", "none", "the reference is the definition")
   # A continued run with no column left to compute has no check of its own.
   checks = [one.check for one in maps if one.check is not None]
-  here, size = sum(one.checked for one in maps), len(maps) * len(result.ids)
+  here, size = sum(one.checked for one in maps), len(maps) * columns
   which = (
     "all columns"
     if here == size
@@ -202,7 +211,7 @@ def _sections(
   sections += _layers_and_loss(source, drawn)
   if result.bounds():
     figure = drawn["bounds.png"]
-    sections.append(over_squashing.section(result.bounds(), figure))
+    sections.append(bounds.section(result.bounds(), figure))
   return [*sections, _pairs(result, tokens)]
 
 
@@ -289,9 +298,7 @@ def write(
   drawn: dict[str, bytes],
   page: str,
 ) -> None:
-  """Writes everything, `summary.json` last.
-
-  What an earlier command wrote and this one does not is removed.
+  """Writes everything; see `write_files`.
 
   Args:
     folder: where to; it must exist.
@@ -301,9 +308,31 @@ def write(
     drawn: `draw`'s result.
     page: `render`'s result.
   """
-  artifacts.write_npz(folder / "jacobian.npz", arrays(result))
-  by_file = tables(result, tokens)
-  for name in set(SOMETIMES) - set(drawn) - set(by_file):
+  write_files(folder, arrays(result), tables(result, tokens), data, drawn, page)
+
+
+def write_files(
+  folder: pathlib.Path,
+  kept: Mapping[str, np.ndarray],
+  by_file: Mapping[str, Any],
+  data: Mapping[str, Any],
+  drawn: Mapping[str, bytes],
+  page: str,
+) -> None:
+  """Writes a result's files, `summary.json` last.
+
+  What an earlier command wrote and this one does not is removed.
+
+  Args:
+    folder: where to; it must exist.
+    kept: of `jacobian.npz`.
+    by_file: (header, rows) of each table, by file name.
+    data: the whole of `summary.json`, without `complete`.
+    drawn: PNG bytes by file name.
+    page: of `report.html`.
+  """
+  artifacts.write_npz(folder / "jacobian.npz", dict(kept))
+  for name in set(FILES) - set(drawn) - set(by_file):
     (folder / name).unlink(missing_ok=True)
   for name, table in by_file.items():
     artifacts.write_csv(folder / name, *table)
