@@ -186,31 +186,41 @@ def sign_flip(means: Sequence[float], *, seed: int = 0) -> float:
   0.25
   """
   means = np.asarray(means, float)
-  if len(means) <= EXACT:
-    every, place = np.arange(2 ** len(means))[:, None], np.arange(len(means))
-    signs = 1 - 2 * (every >> place & 1)
-  else:
-    signs = _signs(len(means), seed)
   # The same numbers added in another order differ by rounding. Without a margin
   # an assignment that equals the observed one might not be counted.
-  # In parts: as floats all signs of a thousand groups would take a gigabyte.
-  parts = [
-    signs[at : at + 8192].astype(float) @ means
-    for at in range(0, len(signs), 8192)
-  ]
-  sums = np.abs(np.concatenate(parts))
+  sums = np.abs(_signed_sums(_signs(len(means), seed), means))
   return float(np.mean(sums >= np.abs(means.sum()) * (1 - 1e-12)))
 
 
-# Many tests of one page are over equally many groups and share these signs,
-# which are kept in one byte each.
-@functools.lru_cache(maxsize=4)
+# Many tests of one page are over equally many groups and share these signs, in
+# a bit each: of 400 groups 5 MB.
+@functools.lru_cache(maxsize=16)
 def _signs(count: int, seed: int) -> np.ndarray:
-  """[100000, count] signs at random, after those that are observed."""
+  """[M, ceil(count / 8)] uint8, M assignments, where a bit of 1 is a plus.
+
+  All of them up to `EXACT` groups, else 100,000, the observed one first.
+  """
+  if count <= EXACT:
+    every, place = np.arange(2**count)[:, None], np.arange(count)
+    return np.packbits((every >> place & 1).astype(np.uint8), axis=1)
   drawn = np.random.default_rng(seed).integers(2, size=(99_999, count))
   # The observed signs are one of the assignments, so p is never 0.
-  ones = np.ones((1, count), np.int8)
-  return np.concatenate([ones, (2 * drawn - 1).astype(np.int8)])
+  ones = np.ones((1, count), np.uint8)
+  return np.packbits(np.concatenate([ones, drawn.astype(np.uint8)]), axis=1)
+
+
+def _signed_sums(signs: np.ndarray, means: np.ndarray) -> np.ndarray:
+  """[M] sums of the means under each of `_signs`, eight of them at a time."""
+  padded = np.zeros(8 * signs.shape[1])
+  padded[: len(means)] = means
+  # Row v has the bits of the byte v, so that a byte's sum is looked up.
+  bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+  plus = sum(
+    (bits @ part)[byte]
+    for part, byte in zip(padded.reshape(-1, 8), signs.T, strict=True)
+  )
+  # Those with a plus less those with a minus.
+  return 2 * plus - means.sum()
 
 
 def logs(kl: np.ndarray) -> np.ndarray:
