@@ -34,11 +34,13 @@ EASY = 4
 analysis holds beside them is then no reason to split them."""
 
 
-def load(name: str) -> "Model":
+def load(name: str, *, local: bool = False) -> "Model":
   """The model in the shards that --mesh says, which becomes JAX's own mesh.
 
   Args:
     name: as for `sinkjax.load`.
+    local: of several processes, each has a mesh of its own devices and the
+      whole model on it.
 
   Raises:
     ValueError: for a mesh that this machine or the model does not allow.
@@ -49,13 +51,14 @@ def load(name: str) -> "Model":
   from sinkjax import sharding
   from sinkjax.weights import registry
 
-  if MESH.value == "auto" and jax.device_count() == 1:
+  found = jax.local_devices() if local else jax.devices()
+  if MESH.value == "auto" and len(found) == 1:
     return registry.load(name, dtype=DTYPE.value)
   registry.find(name)  # `peek` fetches nothing
   cfg, _, _ = registry.peek(name)
-  config, mesh = _config(cfg, jax.device_count()), None
+  config, mesh = _config(cfg, len(found)), None
   if config is not None:
-    mesh = sharding.make_mesh(config)
+    mesh = sharding.make_mesh(config, found)
     jax.set_mesh(mesh)  # the model tells the compiler to split rows by it
   return registry.load(name, mesh=mesh, dtype=DTYPE.value)
 
@@ -152,26 +155,28 @@ def _config(cfg: "ModelConfig", devices: int | None) -> "MeshConfig | None":
     devices: how many there are; `None` where they need not be there, and as
       many are taken as --mesh names.
   """
+  import jax
 
   from sinkjax import sharding
   from sinkjax.models.transformer import param_shapes
 
   shapes = param_shapes(cfg)
   if MESH.value == "auto":
-    return _automatic(shapes)
+    return _automatic(
+      shapes, jax.device_count() if devices is None else devices
+    )
   config = sharding.MeshConfig.parse(MESH.value)
   sizes = config.sizes(_asked(config) if devices is None else devices)
   sharding.check_fits(dict(zip(sharding.AXES, sizes, strict=True)), shapes)
   return config
 
 
-def _automatic(shapes: Any) -> "MeshConfig | None":
-  """The mesh of all devices; `None` for one."""
+def _automatic(shapes: Any, count: int) -> "MeshConfig | None":
+  """The mesh of so many devices; `None` for one."""
   import jax
 
   from sinkjax import sharding
 
-  count = jax.device_count()
   if count == 1:
     return None
   weights = item_bytes() * sum(x.size for x in jax.tree.leaves(shapes))

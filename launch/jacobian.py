@@ -35,9 +35,13 @@ tokens alone: --max_tokens=512 --columns=0,1,100-107.
 
 Days of work on several machines that share --out: the same command with
 --part=1/8 to --part=8/8 on them, then once without --part, which joins what
-they computed and writes the report.
+they computed and writes the report. Where processes find each other, the same
+command on each, with --distributed (TPU pods, Slurm), else with --coordinator,
+--processes and --process, does both: each has the weights on its own devices
+and computes its part, and process 0 writes.
 """
 
+import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +56,11 @@ from launch import (
   jacobian_table,
   part_flag,
   points,
+  process_flags,
+  train_processes,
 )
 from launch.accelerator_flag import ACCELERATOR
+from launch.part_flag import PART
 from sinkjax import outputs
 
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
@@ -148,9 +155,10 @@ def main() -> None:
     raise ValueError("--out is missing: the folder to write to")
   devices.check_offload(OFFLOAD.value)
   accelerator_flag.check(DRY_RUN.value, OFFLOAD.value)
+  part_flag.check(METHOD.value)
   columns_flag.check(METHOD.value, BOUNDS.value)
   # Before a model is fetched; the text may turn out shorter.
-  part_flag.given(MAX_TOKENS.value, METHOD.value)
+  part_flag.given(MAX_TOKENS.value)
   columns_flag.given(MAX_TOKENS.value)
   config, edits = _config(), edit_flag.given()
   text = _text()
@@ -163,20 +171,37 @@ def main() -> None:
   if old is not None:
     jacobian_table.show(old)
     return
+  # Before anything asks for devices: the processes then know each other's.
+  first = process_flags.join()
   app.warm_compiler()
-  job = _prepare(text, config, edits)
-  # Which `_prepare` has imported.
-  from launch import jacobian_report, jacobian_run, resume
+  with train_processes.ending_together(part_flag.LEFT):
+    job = _prepare(text, config, edits)
+    from launch import jacobian_run  # which `_prepare` has imported
 
-  if job.part is not None:
-    jacobian_run.compute_part(job, out, overwrite=OVERWRITE.value)
-    return
+    if job.part is not None:
+      jacobian_run.compute_part(job, out, overwrite=OVERWRITE.value)
+    # A part that somebody asked for is all; the others belong together.
+    train_processes.wait()
+    if first and PART.value is None:
+      _join(out, job, request)
+    train_processes.wait()
+  train_processes.leave()
+
+
+def _join(out: pathlib.Path, job: "Job", request: dict[str, Any]) -> None:
+  """Computes the columns that no part has, and writes the report."""
+  from launch import jacobian_report, resume
+
   with (
     outputs.alone(out, keeps=resume.is_partial),
     part_flag.all_of(out) as parts,
   ):
     data = jacobian_report.write(
-      out, job, request, parts, overwrite=OVERWRITE.value
+      out,
+      dataclasses.replace(job, part=None),
+      request,
+      parts,
+      overwrite=OVERWRITE.value,
     )
   jacobian_table.show(data)
   print(f"\nReport: {out / 'report.html'}  ({data['seconds']:.1f} s)")
@@ -291,7 +316,7 @@ def _prepare(
     edits=edits,
     bounds=BOUNDS.value,
     offload=OFFLOAD.value,
-    part=part_flag.given(len(encoded.ids[0]), METHOD.value),
+    part=part_flag.given(len(encoded.ids[0])),
     columns=columns_flag.given(len(encoded.ids[0])),
   )
 

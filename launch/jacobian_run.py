@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 import sinkjax
-from launch import app, devices, edit_flag, part_flag, prompts, resume
+from launch import (
+  app,
+  devices,
+  edit_flag,
+  part_flag,
+  process_flags,
+  prompts,
+  resume,
+)
 from sinkjax import artifacts, outputs
 from sinkjax.analysis.over_squashing import over_squashing
 from sinkjax.analysis.sensitivity import (
@@ -138,7 +146,7 @@ class Job:
   def weights(self) -> Iterator[Any]:
     """The parameters, in memory or read layer by layer."""
     if not self.offload:
-      yield devices.load(self.model).params
+      yield devices.load(self.model, local=True).params
       return
     # Prefetching would hold a second layer in memory, which --offload is there
     # to save.
@@ -242,10 +250,14 @@ def compute_part(job: Job, out: pathlib.Path, *, overwrite: bool) -> None:
   with outputs.alone(folder, keeps=resume.is_partial):
     partial = job.partial(folder, weights["sha256"], overwrite=overwrite)
     compute(job, partial)
-  print(
-    f"Part {number} of {count} has its {partial.total()} columns. When all "
-    "parts have theirs, the same command without --part writes the report."
-  )
+  what = f"Part {number} of {count} has its {partial.total()} columns."
+  if process_flags.asked():
+    print(f"{what} Process 0 writes the report when all have theirs.")
+  else:
+    print(
+      f"{what} When all parts have theirs, the same command without --part "
+      "writes the report."
+    )
 
 
 def _announce(job: Job, partial: resume.Partial) -> None:

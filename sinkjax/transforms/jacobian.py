@@ -257,7 +257,8 @@ def holders(params: Any) -> list[jax.Device]:
   leaves = [x for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
   if leaves and isinstance(leaves[0].sharding, NamedSharding):
     return list(leaves[0].sharding.mesh.devices.flat)
-  return jax.devices()[:1]
+  # Of several processes each has its own first device.
+  return jax.local_devices()[:1]
 
 
 def engine_of(

@@ -246,7 +246,7 @@ def blocks_of(columns: Sequence[int], many: int, plan: Plan) -> Iterator[Block]:
 
 def default_budget() -> int:
   """A quarter of the memory that the device has free, in bytes."""
-  stats = jax.devices()[0].memory_stats() or {}
+  stats = jax.local_devices()[0].memory_stats() or {}
   if "bytes_limit" in stats:
     free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return int(free // 4)

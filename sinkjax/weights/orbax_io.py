@@ -248,7 +248,7 @@ def abstract(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
   """What Orbax is to restore, and where: on the first device by default."""
   where = getattr(shape, "sharding", None)
   if where is None:
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
 

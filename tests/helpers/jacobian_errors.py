@@ -24,6 +24,12 @@ ERRORS = [
   (["--out=never", "--columns=0-16"], "not within the 16 tokens"),
   (["--out=never", "--columns=0", "--method=hutchinson"], "chooses columns"),
   (["--out=never", "--columns=0", "--norm=spectral", "--bounds"], "the whole"),
+  (["--out=never", "--part=1/2", "--processes=2"], "leave out --part"),
+  (
+    ["--out=never", "--processes=2", "--method=hutchinson"],
+    "a run of several processes shares out",
+  ),
+  (["--out=never", "--processes=2"], "--processes and --process go together"),
   (["--out=never", "--budget_gb=0"], "must be positive"),
   (["--out=never", "--budget_gb=1e-6"], "too small"),
   (["--out=never", "--prefix=zebra"], "no such token"),

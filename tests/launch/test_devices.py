@@ -83,10 +83,9 @@ def test_a_model_is_split_where_it_does_not_fit_four_times(
 ):
   shapes = param_shapes(sinkjax.TINY.replace(n_heads=4, n_kv_heads=4, d_ff=64))
   whole = 4 * sum(x.size for x in jax.tree.leaves(shapes))
-  monkeypatch.setattr(jax, "device_count", lambda: 8)
   monkeypatch.setattr(devices, "item_bytes", lambda: 4)
   monkeypatch.setattr(devices, "_room", lambda: room * whole)
-  assert str(devices._automatic(shapes)) == mesh
+  assert str(devices._automatic(shapes, 8)) == mesh
 
 
 @pytest.mark.parametrize(
