@@ -189,10 +189,9 @@ def main() -> None:
       left, _model(), lambda: _config(subject), by_name=not _is_group()
     )
     with outputs.folder(out):
-      for name in left:
-        runner.run(
-          out / name, requests[name], subject, overwrite=OVERWRITE.value
-        )
+      runner.run_all(
+        out, {x: requests[x] for x in left}, subject, OVERWRITE.value
+      )
       # The report covers the folder, with experiments of earlier commands.
       found = records.every(out)
     runner.report(

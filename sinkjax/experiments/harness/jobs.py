@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import json
 import pathlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,10 +23,6 @@ from sinkjax.experiments.harness import leases
 
 Advance = Callable[[int], Any]
 """Called with the number of a run's steps that are done."""
-
-WAIT = 2.0
-"""Seconds between two looks at runs of other processes: little beside a run of
-minutes, and no load on a shared disk."""
 
 
 class Job(NamedTuple):
@@ -92,7 +87,7 @@ def run_jobs(
     left = [job for job in left if runs.outcome(job) is None]
     if left:  # other processes work on these
       runs.tell_holders(left)
-      time.sleep(WAIT)
+      time.sleep(leases.WAIT)
   return [runs.outcome(job) for job in jobs]
 
 
@@ -106,7 +101,6 @@ class _Runs:
     self._folder, self._total, self._progress = folder, total, progress
     self._done: dict[str, int] = {}
     self._watch = leases.Watch()
-    self._told: set[str] = set()
     # Every device has a thread of its own, and all report to one progress bar.
     self._guard = threading.Lock()
 
@@ -160,11 +154,7 @@ class _Runs:
   def tell_holders(self, jobs: Sequence[Job]) -> None:
     """Says once of each process that is waited for what it works on."""
     for job in jobs:
-      holder = self._watch.holder(self._folder / job.name)
-      text = f"waiting for {holder}, which works on {job.name}"
-      if holder is not None and text not in self._told:
-        self._told.add(text)
-        print(text, file=sys.stderr)
+      self._watch.tell(self._folder / job.name)
 
 
 def made_on(device: jax.Device) -> str:

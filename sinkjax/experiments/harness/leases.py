@@ -14,10 +14,11 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sinkjax import artifacts
@@ -28,6 +29,11 @@ BEAT = 15.0
 EXPIRES = 120.0
 """Seconds without renewal after which a holder counts as dead: eight renewals,
 and twice the minute for which network file systems may show an old file."""
+
+
+WAIT = 2.0
+"""Seconds between two looks at what others work on: little beside work of
+minutes, and no load on a shared disk."""
 
 
 class TakenOverError(Exception):
@@ -89,6 +95,7 @@ class Watch:
 
   def __init__(self) -> None:
     self._seen: dict[pathlib.Path, tuple[Any, float]] = {}
+    self._told: set[str] = set()
 
   @contextlib.contextmanager
   def hold(self, base: pathlib.Path) -> Iterator[Lease | None]:
@@ -107,13 +114,17 @@ class Watch:
       if lease is not None:
         lease.release()
 
-  def holder(self, base: pathlib.Path) -> str | None:
-    """Who holds `base`, as "process 12 of host a"; `None` for nobody."""
+  def tell(self, base: pathlib.Path) -> None:
+    """Says, once, for whom this process waits and what that one works on."""
     found = _leases(base)
     about = _read(found[-1]) if found else {}
     if "process" not in about:
-      return None
-    return f"process {about['process']} of host {about['host']}"
+      return
+    who = f"process {about['process']} of host {about['host']}"
+    text = f"waiting for {who}, which works on {base.name}"
+    if text not in self._told:
+      self._told.add(text)
+      print(text, file=sys.stderr)
 
   def _take(self, base: pathlib.Path) -> Lease | None:
     found = _leases(base)
@@ -144,6 +155,39 @@ class Watch:
       since = now
     self._seen[path] = about, since
     return now - since < EXPIRES
+
+
+def share(
+  folder: pathlib.Path,
+  names: Sequence[str],
+  is_missing: Callable[[str], bool],
+  work: Callable[[str], Any],
+) -> None:
+  """Does each piece of work that no other process does, and awaits the rest.
+
+  Args:
+    folder: that the processes share.
+    names: of the pieces, in the order in which they are taken.
+    is_missing: whether a piece is still to be done, asked while it is held.
+    work: does a piece.
+
+  Raises:
+    ValueError: where no file can be written.
+  """
+  watch, left = Watch(), list(names)
+  while left:
+    before = len(left)
+    for name in list(left):
+      with watch.hold(folder / name) as lease:
+        if lease is None:
+          continue
+        if is_missing(name):
+          work(name)
+        left.remove(name)
+    if len(left) == before:
+      for name in left:
+        watch.tell(folder / name)
+      time.sleep(WAIT)
 
 
 def _here() -> dict[str, Any]:

@@ -16,12 +16,12 @@ import functools
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sinkjax import artifacts, finite, outputs, provenance
 from sinkjax.experiments import Entry
-from sinkjax.experiments.harness import chat_start, claims_page, compact
+from sinkjax.experiments.harness import chat_start, claims_page, compact, leases
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.kept import FOLDER, Kept
 from sinkjax.experiments.harness.records import Recorded, read, recorded, stored
@@ -164,6 +164,42 @@ def run(
       _write(folder, request, found, weights, time.monotonic() - start)
       outputs.remove(folder / FOLDER)
     _draw(folder)
+
+
+def run_all(
+  out: pathlib.Path,
+  requests: Mapping[str, Request],
+  subject: Callable[[], Any],
+  overwrite: bool,
+) -> None:
+  """Each experiment that no other process with the same `out` has measured.
+
+  Those that measure a model are taken whole; of one that trains models each
+  process takes some runs, see `jobs`. With `overwrite` nothing is shared: what
+  another process has measured meanwhile would be measured again.
+
+  Args:
+    out: the folder of the experiments' folders.
+    requests: by name, in their order.
+    subject: as for `run`.
+    overwrite: likewise.
+  """
+
+  def work(name: str) -> None:
+    run(out / name, requests[name], subject, overwrite=overwrite)
+
+  def is_whole(name: str) -> bool:
+    return not overwrite and requests[name].entry.load().scales is None
+
+  leases.share(
+    out,
+    [name for name in requests if is_whole(name)],
+    lambda name: is_missing(out / name, requests[name], overwrite=False),
+    work,
+  )
+  for name in requests:
+    if not is_whole(name):
+      work(name)
 
 
 def _measured(path: pathlib.Path) -> bool:

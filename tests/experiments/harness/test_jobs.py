@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from sinkjax import artifacts
-from sinkjax.experiments.harness import jobs, leases
+from sinkjax.experiments.harness import leases
 from sinkjax.experiments.harness.jobs import (
   Job,
   made_on,
@@ -82,7 +82,7 @@ def test_a_run_that_another_process_holds_is_waited_for(
       path = tmp_path / "runs" / "a.json"
       path.write_text(json.dumps({"request": {}, "by": 2, "complete": True}))
 
-  monkeypatch.setattr(jobs.time, "sleep", finish)
+  monkeypatch.setattr(leases.time, "sleep", finish)
   mine = Job("a", 1, {}, lambda *args: pytest.fail("run twice"))
   assert run_jobs([mine], tmp_path)[0]["by"] == 2
   said = "waiting for process 7 of host far, which works on a\n"

@@ -35,7 +35,7 @@ def far(path, beat, **more):
   )
 
 
-def test_one_process_holds(tmp_path):
+def test_one_process_holds(tmp_path, capsys):
   """Two watchers of one folder are as two processes are."""
   base = tmp_path / "a"
   with Watch().hold(base) as mine:
@@ -45,9 +45,13 @@ def test_one_process_holds(tmp_path):
     with Watch().hold(tmp_path / "b") as another:
       assert another is not None
     own = f"process {os.getpid()} of host {socket.gethostname()}"
-    assert Watch().holder(base) == own
+    watch = Watch()
+    for _ in range(2):  # told once
+      watch.tell(base)
+  assert capsys.readouterr().err == f"waiting for {own}, which works on a\n"
   assert not list(tmp_path.iterdir())
-  assert Watch().holder(base) is None
+  Watch().tell(base)
+  assert capsys.readouterr().err == ""
 
 
 def test_a_lease_expires_by_the_clock_of_who_waits(tmp_path, clock):
@@ -148,6 +152,24 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     Watch().hold(tmp_path / ("a" * 250)),
   ):
     pass
+  assert not list(tmp_path.iterdir())
+
+
+def test_pieces_are_shared(tmp_path, monkeypatch):
+  """What another process works on is left to it, and done if it dies."""
+  done = []
+  far(tmp_path / "b.lease-000001", 0)
+  far(tmp_path / "c.lease-000001", 0)
+
+  def sleep(seconds):
+    if "b" not in done:
+      done.append("b")  # by the other process, which lets it go
+      (tmp_path / "b.lease-000001").unlink()
+    monkeypatch.setattr(leases, "EXPIRES", -1.0)  # and dies over the next
+
+  monkeypatch.setattr(leases.time, "sleep", sleep)
+  leases.share(tmp_path, "abcd", lambda name: name not in done, done.append)
+  assert done == ["a", "d", "b", "c"]
   assert not list(tmp_path.iterdir())
 
 

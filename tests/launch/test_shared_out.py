@@ -1,4 +1,4 @@
-"""One sweep by several processes that share a folder, one of them killed."""
+"""What several processes make together that share --out."""
 
 import json
 import subprocess
@@ -23,9 +23,9 @@ FLAGS = (
 )
 
 
-def start(out):
+def start(out, flags=FLAGS):
   return subprocess.Popen(
-    [sys.executable, "-m", "launch.reproduce", *FLAGS, f"--out={out}"],
+    [sys.executable, "-m", "launch.reproduce", *flags, f"--out={out}"],
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
@@ -88,3 +88,18 @@ def test_three_processes_and_a_kill_end_as_one_process_does(tmp_path):
   assert arrays[0].files == arrays[1].files
   for name in arrays[0].files:
     np.testing.assert_array_equal(arrays[0][name], arrays[1][name])
+
+
+def test_two_processes_share_out_experiments(tmp_path, glassllm_path):
+  """Each is measured once; both processes end when all are there."""
+  names = ("model_size", "perturbation")
+  flags = ["--model=glassllm-en", f"--experiment={','.join(names)}"]
+  processes = [start(tmp_path, flags) for _ in range(2)]
+  said = [finish(process) for process in processes]
+  for name in names:
+    result = json.loads((tmp_path / name / "result.json").read_text())
+    assert result["complete"] is True
+    # Whoever has not measured it finds it done.
+    done = [f"{name}: already done" in text for text in said]
+    assert sorted(done) == [False, True], said
+  assert not list(tmp_path.glob("*.lease-*"))
