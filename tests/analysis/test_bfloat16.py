@@ -42,6 +42,7 @@ def test_attention_metrics(profiles):
     assert abs(half.sink_rate(eps) - one.sink_rate(eps)) <= near.mean()
 
 
+@pytest.mark.slow
 def test_norms(profiles):
   """Each of 30 layers rounds the residual twice by up to 2^-9, in random
   directions: sqrt(60) 2^-9, 1.5 % of the largest."""
@@ -52,6 +53,7 @@ def test_norms(profiles):
     assert off < 0.03, name
 
 
+@pytest.mark.slow
 def test_loss(profiles):
   """A logit of 20 is rounded by 0.04; the mean of 63 tokens by a fifth."""
   one, half = profiles["float32"], profiles["bfloat16"]

@@ -95,6 +95,7 @@ def test_one_trace_while_streaming_and_constant_memory(name, tiny):
   assert sum(x.nbytes for x in jax.tree.leaves(cache)) == size
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_bfloat16(tiny, text):
   params, cfg = tiny

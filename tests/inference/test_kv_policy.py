@@ -137,6 +137,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("option", quick(OPTIONS, "kv"))
 def test_options(option, text):

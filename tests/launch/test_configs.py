@@ -61,8 +61,10 @@ def reproduce(*flags):
 @pytest.mark.parametrize(
   ("family", "everything"),
   [
-    ("llama3", False),
-    pytest.param("gemma", False, marks=pytest.mark.slow),
+    *(
+      pytest.param(f, False, marks=pytest.mark.slow)
+      for f in ("llama3", "gemma")
+    ),
     *(pytest.param(f, True, marks=pytest.mark.slow) for f in CONFIGS),
   ],
 )

@@ -264,7 +264,7 @@ def test_chats_of_a_file_in_a_dry_run(smollm2_path, tmp_path):
   assert "texts        1 of --prompts_file" in ran.stdout
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_texts_of_a_file_are_measured(glassllm_path, tmp_path):
   file, out = tmp_path / "a.jsonl", tmp_path / "out"
   lines = [

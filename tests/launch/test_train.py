@@ -258,6 +258,7 @@ def convert(model, out):
   assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.slow
 def test_a_trained_model_goes_everywhere(whole, tmp_path):
   """launch.convert to a folder that transformers' format is read from."""
   convert(whole, tmp_path / "hf")

@@ -105,6 +105,7 @@ def test_a_bad_gradient_is_not_applied(tiny, step, batch):
     np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_weights_stay_float32_under_bfloat16(tiny, step, batch):
   params, cfg = tiny
@@ -247,6 +248,7 @@ def test_a_sink_target_is_a_squared_distance_by_head(tiny, batch, others):
         np.testing.assert_allclose(one, want, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize(
   ("mass", "least", "most"),
@@ -265,6 +267,7 @@ def test_sinks_go_where_they_are_drawn(tiny, batch, mass, least, most):
   assert least <= reached < most
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("parts", quick([1, 5], 5))
 def test_a_noisy_step_is_that_of_shifted_embeddings(tiny, batch, parts):

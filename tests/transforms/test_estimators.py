@@ -43,6 +43,7 @@ def test_intervals_cover_as_often_as_they_say(small, exact, by):
   assert 0.9 < np.std(scores) < 1.15
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("by", ["cols", "rows"])
 def test_the_error_shrinks_with_the_root_of_samples(small, by):
@@ -97,6 +98,7 @@ def test_power_iteration_finds_the_spectral_norm(small):
   assert (found.residual < 1e-3).all()
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_power_iteration_never_exceeds_the_norm(small):
   spectral = jacobian_norms(*small, norm="spectral")

@@ -122,6 +122,7 @@ def test_uniform_attention_takes_the_mean():
     np.testing.assert_allclose(got, mixing * size, rtol=1e-8)
 
 
+@pytest.mark.thorough
 def test_a_linear_model_is_its_matrices():
   """Attention and MLP read the same: J = J_1 J_0, J_l = I + M + W_l."""
   params, blocks = blank()

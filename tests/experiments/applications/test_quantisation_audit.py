@@ -110,9 +110,8 @@ def test_every_tensor_is_left_out_once():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-  "gate", [pytest.param("none", marks=pytest.mark.slow), "head"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("gate", ["none", "head"])
 def test_run_and_page(reader, gate):
   # Ids of its own, whatever other tests have read.
   cfg = reader.cfg.replace(gate=gate)

@@ -81,6 +81,7 @@ def test_rows_change_what_they_say():
   assert rows.ids[5:].tolist() == [[0, 1, 2, 3, 9, 5], [0, 1, 2, 3, 8, 5]]
 
 
+@pytest.mark.slow
 def test_conditions_are_the_edits_that_they_name(subject, row):
   f, params = stream_of(subject), subject.params
   layers = subject.cfg.n_layers
@@ -105,6 +106,7 @@ def test_conditions_are_the_edits_that_they_name(subject, row):
   assert np.abs(empty - kept)[0].max() == 0 < np.abs(empty - kept)[1].max()
 
 
+@pytest.mark.slow
 def test_perturbations_by_hand(subject, row):
   """A change under a condition, against the same condition without it."""
   f = sinkjax.forward(subject.cfg)
@@ -144,6 +146,7 @@ def test_the_first_token_s_pins_are_those_of_any_text(subject, row):
       np.testing.assert_allclose(pins[name].activations, trace[name], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 def test_pinning_undoes_an_attack_on_the_first_token_and_no_other(
   subject, row, site
@@ -255,6 +258,7 @@ def test_the_report_draws(found):
   assert {section.figure for section in sections} == set(drawn.values())
 
 
+@pytest.mark.slow
 def test_hidden_from_the_first_layer_on_the_sink_cannot_be_heard(subject):
   words = list(subject.tokenizer.ids)
   row = np.array(subject.tokenizer.encode(" ".join(words[:16])))[:16]

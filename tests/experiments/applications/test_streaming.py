@@ -141,6 +141,7 @@ def test_losses_by_cache(ran, short, text):
   assert len(losses) == len(rows), "the caches do not differ"
 
 
+@pytest.mark.slow
 def test_run_and_page(ran):
   claims = {claim.id: claim for claim in judge(EXPERIMENT.claims(ran))}
   assert len(claims) == 8
@@ -168,6 +169,7 @@ def test_run_and_page(ran):
   assert len(EXPERIMENT.sections(ran, drawn)) == 5
 
 
+@pytest.mark.slow
 def test_pairs_come_again_from_their_blocks(ran):
   """The arrays hold every block, so an interval can be made anew."""
   assert len(ran.numbers["pairs"]) == 8
@@ -187,6 +189,7 @@ def whole_blocks(ran, pair, limit):
   return mean_of((first - second)[tokens == SMALL.block] - limit)
 
 
+@pytest.mark.slow
 def test_older_files_have_most_claims_in_their_tables(ran):
   """Blocks were kept last, the comparisons before them."""
   numbers = {k: v for k, v in ran.numbers.items() if k != "pairs"}

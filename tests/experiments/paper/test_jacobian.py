@@ -41,6 +41,7 @@ def first_ids(subject, text, count):
   return jnp.asarray(subject.tokenizer.encode(whole)[:count])
 
 
+@pytest.mark.slow
 def test_maps_are_the_transform_s(subject, text, maps):
   ids = first_ids(subject, text, 4)
   for i, fn in enumerate(functions(subject)):
@@ -64,6 +65,7 @@ def test_estimates_are_of_the_longer_text(subject, text, maps):
   assert 0.7 < maps.numbers["inside_interval"] <= 1
 
 
+@pytest.mark.slow
 def test_the_control_hides_the_next_token(subject, text, maps):
   ids = first_ids(subject, text, 4)
   edit = {"scores": sinkjax.knockout(1, from_layer=1)}
@@ -75,6 +77,7 @@ def test_the_control_hides_the_next_token(subject, text, maps):
   assert maps.numbers["control_position"] == 1
 
 
+@pytest.mark.slow
 def test_claims_leave_out_the_sink_and_the_control(maps):
   """Of four positions two are left, whose blocks are written out here."""
   norms = maps.arrays["norms"][:, :, -1].astype(float)
@@ -120,6 +123,7 @@ def planted(maps, hidden, control, sink_block=1.0):
   return judge(jacobian.claims(result))
 
 
+@pytest.mark.slow
 def test_verdicts_on_mixing(maps):
   def verdicts(*args):
     return {claim.verdict for claim in planted(maps, *args)[:2]}
@@ -175,6 +179,7 @@ def test_bounds_are_those_of_each_text(subject, text, bounds):
   assert len(rows) == 40 and all(len(row) == len(header) for row in rows)
 
 
+@pytest.mark.slow
 def test_the_control_of_a_bound_hides_the_next_token(subject, text, bounds):
   ids = np.asarray(first_ids(subject, text, 4))
   edit = {"scores": sinkjax.knockout(1, from_layer=1)}
@@ -185,6 +190,7 @@ def test_the_control_of_a_bound_hides_the_next_token(subject, text, bounds):
   np.testing.assert_allclose(got[seen], want[seen] / np.log(10), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("hidden", "control", "verdict"),
   [
@@ -208,6 +214,7 @@ def test_verdicts_on_bounds(bounds, hidden, control, verdict):
   assert judge(bound.claims(planted))[1].verdict == verdict
 
 
+@pytest.mark.slow
 def test_the_pages(maps, bounds):
   for module, result, names in (
     (jacobian, maps, {"map.png", "layers.png", "distance.png"}),

@@ -57,6 +57,7 @@ def test_rates_are_of_each_domain_s_own_prompts(subject, texts, result):
     assert got == pytest.approx(want)
 
 
+@pytest.mark.slow
 def test_conditions(subject, texts, result):
   ids = [subject.tokenizer.encode(t.text) for t in texts]
   first = [[1, *row[:7]] for row in ids if len(row) >= 8]
@@ -77,6 +78,7 @@ def test_conditions(subject, texts, result):
   assert last.verdict == Verdict.NOT_TESTABLE
 
 
+@pytest.mark.slow
 def test_lengths_are_of_the_same_texts(subject, texts, result):
   long = [subject.tokenizer.encode(t.text) for t in texts]
   long = [row for row in long if len(row) >= 12]

@@ -58,6 +58,7 @@ def by_hand(subject, config, ids, edits):
   return (alpha > config.eps).mean((0, 1)), entropy.mean(), np.mean(nll)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 2, None])
 def test_numbers_are_those_of_single_runs(subject, config, result, layer):
   edits = (
@@ -71,6 +72,7 @@ def test_numbers_are_those_of_single_runs(subject, config, result, layer):
     np.testing.assert_allclose(got, (evenness, loss), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_removed_is_the_shorter_text(subject, config, result):
   """Its loss is of the same tokens."""
   losses = []
@@ -82,6 +84,7 @@ def test_removed_is_the_shorter_text(subject, config, result):
   assert got == pytest.approx(np.mean(losses), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_mixing_is_of_the_exact_jacobian(subject, config, result):
   f = sinkjax.forward(subject.cfg)
   hidden = [
