@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from launch import accelerators, app, estimate
@@ -162,6 +163,54 @@ def jacobian_lines(
     f"time      about {_time(seconds)} at {estimate.SHARE:.0%} of the data "
     "sheet's float32 rate, beside loading and compilation (estimated, not run)",
     f"limit     {'operations' if enough else 'the memory of a device'}",
+  ]
+
+
+def generate_lines(
+  cfg: "ModelConfig",
+  accelerator: str,
+  mesh: str,
+  dtype: str | None,
+  prompt: int,
+  cache: Callable[["ModelConfig"], int],
+) -> list[str]:
+  """What a text needs that is generated token by token.
+
+  A step for one token reads all weights and the cache once, which is what it
+  takes its time for. What devices tell each other of one token is little, and
+  how long they wait for each other is not estimated.
+
+  Args:
+    cfg: the model.
+    accelerator: as `accelerators.machine` takes it.
+    mesh: as for `make`; "auto" for the fastest of a single token.
+    dtype: of the weights and the cache.
+    prompt: its tokens.
+    cache: bytes of a model's cache.
+
+  Raises:
+    ValueError: as `make`.
+  """
+  plan = make(cfg, accelerator, mesh, dtype, 1, 1)
+  cfg, machine, chip = plan.cfg, plan.machine, plan.machine.chip
+  first = estimate.forward(cfg, machine, plan.mesh, 1, prompt)
+  tensor = plan.mesh.sizes(machine.devices)[-1]
+  # Keys and values lie where their heads do; other meshes are refused.
+  kept = cache(cfg) / tensor
+  memory = first.memory + kept
+  enough = memory <= estimate.FILLED * chip.memory
+  step = plan.estimate.time + kept / (estimate.SHARE * chip.memory_rate)
+  return [
+    _devices(plan),
+    f"memory    about {memory / 1e9:.2f} GB of {chip.memory / 1e9:.0f} a "
+    f"device, {first.weights / 1e9:.2f} of it weights and {kept / 1e9:.2f} the "
+    f"cache: {'fits' if enough else 'too much, take more devices'}",
+    f"time      about {_time(first.time)} for {prompt} tokens of prompt and "
+    f"{_time(step)} for each new one ({1 / step:,.0f} tokens/s) at "
+    f"{estimate.SHARE:.0%} of the data sheet's rates, beside loading, "
+    "compilation and the time that devices wait for each other (estimated, not "
+    "run)",
+    f"limit     {'reading weights and cache' if enough else 'memory'}",
   ]
 
 

@@ -29,6 +29,9 @@ heads with a gate above 0.5 keep all, as under full, and the others the first
 --sinks tokens and the last --window. The file is one that the experiment
 streaming_heads writes; --dry_run tells what the cache takes.
 
+--dry_run --accelerator=8xh100 plans for devices that are elsewhere, from a
+folder with config.json alone.
+
 --edit='graded key=0 by=2' generates from the edited model, its keys being
 tokens of the prompt; --help has every edit.
 
@@ -43,7 +46,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from launch import app, devices, edit_flag
+from launch import accelerator_flag, app, devices, edit_flag
+from launch.accelerator_flag import ACCELERATOR
 
 if TYPE_CHECKING:
   from launch.prompts import Encoded
@@ -126,6 +130,7 @@ def main() -> None:
     raise ValueError("give one of --prompt, --prompt_file and --chat")
   if SYSTEM.value is not None and CHAT.value is None:
     raise ValueError("--system goes with --chat")
+  accelerator_flag.check(DRY_RUN.value, offload=False)
   how = Sampling(TEMPERATURE.value, TOP_P.value, MIN_P.value)
   from sinkjax.weights.registry import peek
 
@@ -138,7 +143,9 @@ def main() -> None:
     if seen is None:
       print(f"would fetch {MODEL.value}, then generate")
     else:
-      _plan(seen[0], policy, len(ids), most)
+      from launch import generate_plan
+
+      generate_plan.show(MODEL.value, seen[0], policy, len(ids), most)
       if CHAT.value is not None:
         print(_chat(seen[1]).plan(), end="")
       print(edit_flag.plan(edit_flag.given()), end="")
@@ -225,6 +232,11 @@ def _encoded(tokenizer: "Tokenizer | None") -> list[int]:
   """
   from launch import prompts
 
+  if tokenizer is None and ACCELERATOR.value and CHAT.value is None:
+    # A plan for devices elsewhere needs a config alone: about four bytes of a
+    # text are a token.
+    text = PROMPT.value or prompts.read_texts(PROMPT_FILE.value, None)[0]
+    return [0] * max(1, len(text.encode()) // 4)
   prompts.need_tokenizer(tokenizer, MODEL.value)
   if CHAT.value is not None:
     return _chat(tokenizer).ids[0]
@@ -347,38 +359,6 @@ def _require_fit(prompt: int, most: int, room: int, learned: bool) -> None:
   raise ValueError(
     f"{prompt} tokens of prompt and --max_tokens={most} leave the model's "
     f"context of {room}; take {advice}"
-  )
-
-
-def _plan(cfg: "ModelConfig", policy: "Kept", prompt: int, most: int) -> None:
-  """Prints the sizes of prompt, text and cache."""
-  import math
-
-  import jax
-
-  from sinkjax.models.cache import init_cache
-
-  # Shapes alone: a plan must not allocate the cache whose size it prints.
-  cache = jax.eval_shape(lambda: init_cache(cfg, policy))
-  leaves = jax.tree.leaves(cache)
-  size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-  weights, where = devices.planned(cfg)
-  print(
-    f"{MODEL.value}: {prompt} tokens of prompt, {most or 'endlessly many'} "
-    f"new ones; a cache of {policy.capacity} tokens{_closed(policy)}, "
-    f"{size / 1e6:.1f} MB; "
-    f"{weights / 1e6:.1f} MB of weights on {where}; generates nothing (dry run)"
-  )
-
-
-def _closed(policy: "Kept") -> str:
-  """What is kept of a text where heads differ, for the plan."""
-  if HEADS.value is None:
-    return ""
-  full = [kept for heads in policy.full for kept in heads]
-  return (
-    f" in {sum(full)} of {len(full)} KV heads and of "
-    f"{policy.first + policy.last} in the others"
   )
 
 

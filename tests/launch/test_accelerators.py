@@ -214,3 +214,29 @@ def test_what_cannot_be_planned_is_one_line(flags, message):
   errors = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
   assert done.returncode == 1 and len(errors) == 1, done.stderr
   assert message in errors[0]
+
+
+def test_a_text_that_is_generated_elsewhere():
+  """Weights and cache are read once a token, at the memory's rate."""
+  cfg = config("llama-3.1-8b")
+  size = 8 * 2**30
+
+  def lines(mesh, machine):
+    return accelerator_plan.generate_lines(
+      cfg, machine, mesh, "bfloat16", 100, lambda cfg: size
+    )
+
+  one = " ".join(lines("data:1", "h100"))
+  weights = 2 * PARAMETERS["llama-3.1-8b"]
+  seconds = (weights + size) / (estimate.SHARE * 3.35e12)
+  found = re.search(r"([\d.]+) ms for each new one \(([\d,]+) tokens/s\)", one)
+  # Three digits are printed.
+  assert float(found[1]) == pytest.approx(1000 * seconds, rel=5e-3)
+  assert float(found[2]) == pytest.approx(1 / seconds, rel=2e-2)
+  assert "of it weights and 8.59 the cache: fits" in one
+  # Eight KV heads lie on eight devices.
+  assert "and 1.07 the cache" in " ".join(lines("tensor:8", "8xh100"))
+  large = accelerator_plan.generate_lines(
+    config("llama-3.1-405b"), "8xh100", "auto", "bfloat16", 9, lambda cfg: 0
+  )
+  assert "take more devices" in large[1] and large[-1] == "limit     memory"
