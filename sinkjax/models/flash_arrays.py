@@ -5,7 +5,7 @@ device's products take.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -184,7 +184,7 @@ def _merged(kernel: Callable) -> Callable:
   fn = jax.custom_batching.custom_vmap(kernel)
 
   @fn.def_vmap
-  def _(size: int, batched: tuple, window: Array, arrays: dict) -> tuple:
+  def _(size: int, batched: Sequence, window: Array, arrays: dict) -> tuple:
     window_batched, arrays_batched = batched
     arrays = jax.tree.map(
       lambda x, is_batched: (

@@ -67,7 +67,7 @@ def _supported(backend: str) -> bool:
 
 def covers(
   where: str | None,
-  arrays: Sequence[Array],
+  arrays: Sequence[Any],
   *,
   heads: int,
   mask: Array | None,
