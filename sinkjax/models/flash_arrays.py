@@ -28,7 +28,7 @@ KEY_WEIGHTS = 16
 """Rows of a product with weights of keys, a multiple of what devices need."""
 
 
-def fitting(where: str, width: int) -> int:
+def _fitting(where: str, width: int) -> int:
   """A width that a device's products take: of Triton powers of two."""
   if where == "tpu":
     return width
@@ -87,7 +87,7 @@ def rows(
   group = heads // k.shape[1]
   form = {"heads": heads, "group": group, "scale": scale, "scores": scores}
   walk, more = _walk(where, length, max(BLOCKS[where]), **form)
-  q, k, v = (_filled(x, more, fitting(where, x.shape[3])) for x in (q, k, v))
+  q, k, v = (_filled(x, more, _fitting(where, x.shape[3])) for x in (q, k, v))
   arrays = {"q": q, "k": k, "v": jnp.swapaxes(v, 2, 3)}
   if sinks is not None:
     sinks = jnp.broadcast_to(sinks, (batch, heads, length))[:, :, None]
@@ -138,7 +138,7 @@ def squares(
   form = {"heads": heads, "group": group, "scale": scale, "scores": scores}
   most = SQUARE if diagonals else max(BLOCKS[where])
   walk, more = _walk(where, length, most, **form)
-  q, k = (_filled(x, more, fitting(where, x.shape[3])) for x in (q, k))
+  q, k = (_filled(x, more, _fitting(where, x.shape[3])) for x in (q, k))
   # Rows that fill the last block have no weight on anything.
   lse = _filled(lse[..., None].astype(jnp.float32), more, 1, jnp.inf)
   arrays = {"q": q, "k": k, "lse": jnp.swapaxes(lse, 2, 3)}

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sinkjax.models.flash_arrays import BLOCKS, SQUARE, fitting, rows, squares
+from sinkjax.models.flash_arrays import BLOCKS, rows, squares
 from sinkjax.models.online_blocks import Form, Inputs
 
 SHORTEST = 128
@@ -32,9 +32,6 @@ DTYPES = {
   "gpu": (jnp.float32, jnp.bfloat16, jnp.float16),
   "tpu": (jnp.float32, jnp.bfloat16),
 }
-
-NUMBERS = 2**31
-"""Entries of an array that are addressed by 32 bits."""
 
 OF_ROWS = frozenset(("entropy", "written"))
 """The first kernel's, of `online_sums.SUMS`."""
@@ -69,7 +66,7 @@ def covers(
   where: str | None,
   arrays: Sequence[Any],
   *,
-  heads: int,
+  length: int,
   mask: Array | None,
   weights: Callable | None,
 ) -> bool:
@@ -77,23 +74,20 @@ def covers(
 
   Args:
     where: of `device`.
-    arrays: queries, keys and values, or the first two, [..., T, width] each.
-    heads: of queries, in all of a batch.
+    arrays: queries, keys and values, or the first two.
+    length: of their tokens.
     mask: of any shape.
     weights: of scores without a softmax.
   """
   if where is None or mask is not None or weights is not None:
     return False
   q, k, *_ = arrays
-  length = k.shape[-2]
-  many = heads * length
   return (
     length >= SHORTEST
     and q.dtype == k.dtype
     and all(
       x.dtype in DTYPES[where]
       and x.shape[-1] <= WIDEST[where, x.dtype.itemsize]
-      and many * max(fitting(where, x.shape[-1]), SQUARE) < NUMBERS
       for x in arrays
     )
   )
@@ -116,9 +110,8 @@ def attended(
     z [B, N, T G, W] and the log-sum-exp [B, N, T, G].
   """
   where, (batch, kv_heads, length, _) = device(), k.shape
-  heads = batch * kv_heads * form.group
   if not covers(
-    where, (q, k, v), heads=heads, mask=inputs.mask, weights=form.weights
+    where, (q, k, v), length=length, mask=inputs.mask, weights=form.weights
   ):
     return plain(q, k, v, inputs)
 
@@ -191,9 +184,10 @@ def attention_statistics(
   Cost: that of attention, whose products are gone through once; a sum costs an
   operation for each score.
   """
-  where, (batch, _, heads, _) = device(), q.shape
-  firsts = tuple(jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-  if not covers(where, firsts, heads=batch * heads, mask=mask, weights=weights):
+  where = device()
+  if not covers(
+    where, (q, k, v), length=q.shape[1], mask=mask, weights=weights
+  ):
     return None
   names = sorted(OF_ROWS & set(wanted))
 
@@ -240,11 +234,9 @@ def square_sums(
   Cost: the products of scores for each of the two; for diagonals B H T numbers
   times the rows of a block.
   """
-  where, (batch, _, heads, _) = device(), q.shape
-  firsts = tuple(jnp.swapaxes(x, 1, 2) for x in (q, k))
-  names = sorted(OF_SQUARES & set(wanted))
+  where, names = device(), sorted(OF_SQUARES & set(wanted))
   if not names or not covers(
-    where, firsts, heads=batch * heads, mask=mask, weights=weights
+    where, (q, k), length=q.shape[1], mask=mask, weights=weights
   ):
     return {}
 
