@@ -38,6 +38,10 @@ SIZES = {
     "dtype": "bfloat16", "sink_logit": True,
   },
   "wide": {
+    "batch": 1, "length": 8192, "heads": 8, "groups": 4, "width": 128,
+    "sink_logit": True, "padded": True,
+  },
+  "wider, half precision": {
     "batch": 1, "length": 8192, "heads": 8, "groups": 4, "width": 256,
     "dtype": "bfloat16", "attn_softcap": 50.0,
   },

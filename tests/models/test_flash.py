@@ -148,6 +148,10 @@ def test_what_no_kernel_covers_is_left_to_plain_jax(where, monkeypatch):
   assert covers(shaped("bfloat16", width=256))
   assert covers(shaped("float16")) == (where == "gpu")
   assert not covers(shaped("float64"))
+  with jax.default_matmul_precision("highest"):
+    assert covers(shaped())
+  with jax.default_matmul_precision("default"):
+    assert not covers(shaped()) and covers(shaped("bfloat16"))
   assert not covers(shaped(width=1024))
   assert not covers(shaped(), length=flash_statistics.SHORTEST - 1)
   assert not covers(shaped(), mask=jnp.ones((1, 1, 256, 256), bool))
