@@ -24,6 +24,9 @@ SQUARE = 256
 """Rows of a block at most whose weights are added up along diagonals: the
 squares of all distances have T times as many numbers a head."""
 
+LARGEST = 1 << 29
+"""Bytes of these squares; of more, key heads come one after the other."""
+
 KEY_WEIGHTS = 16
 """Rows of a product with weights of keys, a multiple of what devices need."""
 
@@ -133,30 +136,43 @@ def squares(
   """Sums over columns or diagonals; `lse` [B, H, T]."""
   from sinkjax.models.flash_kernels import squares_kernel
 
-  batch, heads, length, _ = q.shape
-  group = heads // k.shape[1]
-  form = {"heads": heads, "group": group, "scale": scale, "scores": scores}
+  (batch, heads, length, _), kv_heads = q.shape, k.shape[1]
   most = SQUARE if diagonals else max(BLOCKS[where])
-  walk, more = _walk(where, length, most, **form)
+  form = {"scale": scale, "scores": scores, "group": heads // kv_heads}
+  walk, more = _walk(where, length, most, heads=heads, **form)
+  squares = batch * heads * (length + more) * walk.block
+  apart = diagonals and squares * 4 > LARGEST
+  if apart:
+    walk = walk._replace(heads=walk.group)
   q, k = (_filled(x, more, _fitting(where, x.shape[3])) for x in (q, k))
   # Rows that fill the last block have no weight on anything.
   lse = _filled(lse[..., None].astype(jnp.float32), more, 1, jnp.inf)
   arrays = {"q": q, "k": k, "lse": jnp.swapaxes(lse, 2, 3)}
+  rest = {}
   if valid is not None:
-    arrays["valid"] = _filled(
-      valid[:, None, :, None].astype(jnp.int32), more, 1
-    )
+    rest["valid"] = _filled(valid[:, None, :, None].astype(jnp.int32), more, 1)
 
   def kernel(window: Array, arrays: dict[str, Array]) -> Array:
     flat = {n: x.reshape(-1, *x.shape[2:]) for n, x in arrays.items()}
     given = {"valid": None, **flat}
     sums = squares_kernel(walk, window=window, diagonals=diagonals, **given)
-    return sums.reshape(-1, heads, *sums.shape[1:])
+    return sums.reshape(-1, walk.heads, *sums.shape[1:])
 
-  sums = _merged(kernel)(_window(window, length), arrays)
-  if diagonals:
-    sums = _lined(sums.reshape(batch, heads, walk.count, walk.block, -1))
-  return sums.reshape(batch, heads, -1)[..., :length]
+  def summed(arrays: dict[str, Array]) -> Float[Array, "B H T"]:
+    sums = _merged(kernel)(_window(window, length), {**arrays, **rest})
+    if diagonals:
+      shape = *sums.shape[:2], walk.count, walk.block, walk.block
+      sums = _lined(sums.reshape(shape))
+    return sums.reshape(*sums.shape[:2], -1)[..., :length]
+
+  if not apart:
+    return summed(arrays)
+  split = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(batch, kv_heads, -1, *x.shape[2:]), 1, 0),
+    arrays,
+  )
+  sums = jnp.moveaxis(jax.lax.map(summed, split), 0, 1)
+  return sums.reshape(batch, heads, length)
 
 
 def _lined(squares: Float[Array, "B H P C R"]) -> Float[Array, "B H P R"]:

@@ -102,6 +102,9 @@ CASES = {
   "padding": {"length": 21, "valid": True},
   "padding and a window": {"length": 21, "valid": True, "window": 9},
   "a sink of each head": {"length": 16, "sinks": 4},
+  "key heads one after the other": {
+    "length": 22, "valid": True, "window": 9, "apart": True,
+  },
   "everything": {
     "length": 21, "valid": True, "window": 9, "sinks": 5, "cap": 3.0,
   },
@@ -109,8 +112,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", quick(CASES, "everything", others="thorough"))
-def test_against_float64(name, where):
+def test_against_float64(name, where, monkeypatch):
   case = {"window": None, "reach": None, "cap": None, **CASES[name]}
+  if case.get("apart"):
+    monkeypatch.setattr(flash_arrays, "LARGEST", 0)
   given = inputs(case["length"])
   sinks = given[case["sinks"]] if "sinks" in case else None
   valid = None
