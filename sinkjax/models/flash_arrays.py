@@ -28,7 +28,8 @@ LARGEST = 1 << 29
 """Bytes of these squares; of more, key heads come one after the other."""
 
 KEY_WEIGHTS = 16
-"""Rows of a product with weights of keys, a multiple of what devices need."""
+"""Weights of a key at most, and rows of the product with them: what devices
+need at least."""
 
 
 def _fitting(where: str, width: int) -> int:
