@@ -23,12 +23,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
+from sinkjax.metrics.norms import token_norms
 from sinkjax.metrics.precision import wide
 from sinkjax.metrics.row_statistic import PatternSums
 from sinkjax.models import attention_form, normalizers
 from sinkjax.models.context import Context, mask_of, rotated
 from sinkjax.models.fused import fused_attention
-from sinkjax.models.online import online_attention
+from sinkjax.models.online_sums import attention_with_sums
 from sinkjax.models.positions import alibi_slopes
 from sinkjax.models.products import mixture, products
 from sinkjax.models.projection import (
@@ -261,7 +262,7 @@ class Attention(nn.Module):
         sinks=self.sinks,
       )
     if z is None:
-      z, _ = self._online(q, k, v, ctx, layer, seen)
+      z, _, _ = self._online(q, k, v, ctx, layer, seen)
     return z
 
   def _fused_mask(
@@ -295,10 +296,10 @@ class Attention(nn.Module):
       layer: its index.
       wanted: what `RowStatistic`s need, see `models.online_sums`.
     """
-    z, lse = self._online(q, k, v, ctx, layer, None)
+    z, lse, known = self._online(q, k, v, ctx, layer, None, wanted)
     sinks = self._all_sink_logits(q)
     return z, attention_form.pattern_sums(
-      self.cfg, (q, k, v), lse, sinks, layer, wanted
+      self.cfg, (q, k, v), lse, sinks, layer, wanted, known
     )
 
   def _all_sink_logits(self, q: Array) -> Array | None:
@@ -315,22 +316,25 @@ class Attention(nn.Module):
     ctx: Context,
     layer: Layer,
     seen: Array | None,
-  ) -> tuple[Array, Array]:
-    """`z` and the logarithm of what each row is divided by."""
+    wanted: frozenset[Any] = frozenset(),
+  ) -> tuple[Array, Array, dict[str, Array]]:
+    """`z`, the logarithm of what each row is divided by, and known sums."""
     cfg, sinks = self.cfg, self._all_sink_logits(q)
     form = attention_form.online_form(cfg)
     window = attention_form.window_of(cfg, layer, q.shape[1])
     attend = functools.partial(
-      online_attention,
+      attention_with_sums,
+      wanted=wanted,
       scale=cfg.score_scale,
       scores=form.scores,
       weights=form.weights,
     )
     rows, heads = ("rows", None, "heads", None), ("rows", "heads", None)
-    each = ("rows", None)
-    inputs = rows, rows, rows, heads, (), (*each, None, None), each
-    z, lse = mesh_context.per_device(attend, inputs, output=rows[:3])(
+    each, norms = ("rows", None), rows[:3]
+    inputs = rows, rows, rows, norms, heads, (), (*each, None, None), each
+    z, lse, sums = mesh_context.per_device(attend, inputs, output=rows[:3])(
       *(q, k, v),
+      token_norms(v) if "written" in wanted else None,
       None if sinks is None else sinks[..., 0],
       window,
       seen,
@@ -339,7 +343,7 @@ class Attention(nn.Module):
     left = None
     if cfg.attn_bias == "kv":
       left = jnp.exp(jnp.swapaxes(wide(sinks[..., 0]), 1, 2) - lse)[..., None]
-    return self._with_value_bias(z, left), lse
+    return self._with_value_bias(z, left), lse, sums
 
   def _with_value_bias(
     self, z: Float[Array, "B T H W"], left: Float[Array, "B T H 1"] | None

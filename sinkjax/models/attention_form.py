@@ -6,7 +6,7 @@ sees; and the sums over a pattern that was not written.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -100,6 +100,7 @@ def pattern_sums(
   sinks: Float[Array, "*#B H #T 1"] | None,
   layer: Layer,
   wanted: frozenset[Any],
+  known: Mapping[str, Float[Array, "B T H"]],
 ) -> PatternSums:
   """What is known of a pattern that was not written.
 
@@ -110,6 +111,7 @@ def pattern_sums(
     sinks: the logits that take weight and have no key.
     layer: its index.
     wanted: what `RowStatistic`s need, see `models.online_sums`.
+    known: those of them that came with `lse`.
   """
   q, k, v = qkv
   form, window = online_form(cfg), window_of(cfg, layer, q.shape[1])
@@ -122,13 +124,11 @@ def pattern_sums(
     inputs = tokens, tokens, each, ()
     return mesh_context.per_device(one, inputs, heads)(q, k, lse, window)
 
-  sums, norms, walked = {}, None, wanted
+  sums = {name: jnp.swapaxes(x, 1, 2) for name, x in known.items()}
+  norms = token_norms(v) if "written" in wanted else None
   if form.weights is None:  # then a row's sum is known without a walk
-    sums["rows"] = _row_sums(lse, sinks)
-    walked = wanted - {"rows"}
-  if "written" in wanted:
-    norms = token_norms(v)
-  if walked:
+    sums.setdefault("rows", _row_sums(lse, sinks))
+  if walked := wanted - set(sums):
     walk = functools.partial(online_sums, wanted=walked, **given)
     inputs = tokens, tokens, each, each, ()
     walk = mesh_context.per_device(walk, inputs, heads)

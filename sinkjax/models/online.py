@@ -11,6 +11,9 @@ Every derivative of JAX passes: the tangent is a loop that is linear in the
 tangents of queries, keys and values and computes the weights again from the
 log-sum-exp, so that `jax.grad` transposes it, and `jvp`, `vmap`, `linearize`
 and derivatives of derivatives are JAX's own.
+
+On a GPU or TPU z and the log-sum-exp come from a kernel where it serves
+(`models.flash_statistics`); derivatives are computed as everywhere.
 """
 
 import functools
@@ -22,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sinkjax.metrics.precision import wide
+from sinkjax.models import flash_statistics
 from sinkjax.models.normalizers import MASKED
 from sinkjax.models.online_blocks import (
   Form,
@@ -118,7 +122,18 @@ def online_attention(
 def _attend(
   form: Form, q: Array, k: Array, v: Array, inputs: Inputs
 ) -> tuple[Array, Array]:
-  """q [B, N, T G, K], k and v [B, N, T, K] -> z, lse [B, N, T, G]."""
+  """q [B, N, T G, K], k and v [B, N, T, K] -> z, lse [B, N, T, G].
+
+  By an accelerator's own kernel where one serves.
+  """
+  plain = functools.partial(_walked, form)
+  return flash_statistics.attended(plain, form, inputs, q, k, v)
+
+
+def _walked(
+  form: Form, q: Array, k: Array, v: Array, inputs: Inputs
+) -> tuple[Array, Array]:
+  """The same in plain JAX."""
   batch, kv_heads, length, _ = k.shape
   rows, group = form.rows, form.group
 

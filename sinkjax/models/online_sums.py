@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sinkjax.models import flash_statistics
+from sinkjax.models.online import online_attention
 from sinkjax.models.online_blocks import (
   Form,
   Inputs,
@@ -71,9 +73,96 @@ def online_sums(
     scores: as there.
     weights: as there.
 
+  On a GPU or TPU the sums over columns and diagonals come from a kernel where
+  it serves (`models.flash_statistics`).
+
   Cost: the products of scores once more, which are half of those of a plain
   pass's attention; memory of two blocks of all heads.
   """
+  rest = {"scale": scale, "scores": scores, "weights": weights}
+
+  def walked(names: Collection[Any], *arrays: Any) -> dict[str, Array]:
+    return _walked(*arrays, wanted=names, **rest)
+
+  def squares(q: Array, k: Array, lse: Array, window: Any, valid: Any) -> dict:
+    names = flash_statistics.OF_SQUARES & set(wanted)
+    return walked(names, q, k, lse, None, window, None, valid)
+
+  found = flash_statistics.square_sums(
+    squares, q, k, lse, window, mask, valid, wanted=wanted, **rest
+  )
+  others = [name for name in wanted if name not in found]
+  if others:
+    found |= walked(others, q, k, lse, norms, window, mask, valid)
+  return found
+
+
+def attention_with_sums(
+  q: Float[Array, "B T H K"],
+  k: Float[Array, "B T N K"],
+  v: Float[Array, "B T N W"],
+  norms: Float[Array, "B T N"] | None = None,
+  sinks: Float[Array, "#B H #T"] | None = None,
+  window: int | Int[Array, ""] | None = None,
+  mask: Bool[Array, "#B 1 T T"] | None = None,
+  valid: Bool[Array, "B T"] | None = None,
+  *,
+  wanted: Collection[Any],
+  scale: float,
+  scores: Callable[[Array], Array] | None = None,
+  weights: Callable[[Array], Array] | None = None,
+) -> tuple[Float[Array, "B T H W"], Array, dict[str, Float[Array, "B T H"]]]:
+  """`online_attention`, and what an accelerator's kernel sums on the way.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    norms: of the values, for "written".
+    sinks: as in `online_attention`, and so the rest.
+    window: as there.
+    mask: as there.
+    valid: as there.
+    wanted: as in `online_sums`, which gives what is missing here.
+    scale: as there.
+    scores: as there.
+    weights: as there.
+
+  Returns:
+    (z, lse, sums [B, T, H] of each row); on a CPU there are no sums.
+  """
+  rest = {"scale": scale, "scores": scores, "weights": weights}
+  names = flash_statistics.OF_ROWS & set(wanted)
+
+  def plain(q, k, v, norms, sinks, window, valid):
+    z, lse = online_attention(q, k, v, sinks, window, None, valid, **rest)
+    sums = _walked(q, k, lse, norms, window, None, valid, wanted=names, **rest)
+    return z, lse, {n: jnp.swapaxes(x, 1, 2) for n, x in sums.items()}
+
+  if names:
+    found = flash_statistics.attention_statistics(
+      plain, q, k, v, norms, sinks, window, mask, valid, wanted=names, **rest
+    )
+    if found is not None:
+      return found
+  return *online_attention(q, k, v, sinks, window, mask, valid, **rest), {}
+
+
+def _walked(
+  q: Array,
+  k: Array,
+  lse: Array,
+  norms: Array | None,
+  window: int | Array | None,
+  mask: Array | None,
+  valid: Array | None,
+  *,
+  wanted: Collection[Any],
+  scale: float,
+  scores: Callable[[Array], Array] | None,
+  weights: Callable[[Array], Array] | None,
+) -> dict[str, Array]:
+  """`online_sums` in plain JAX."""
   batch, length, heads, _ = q.shape
   form, inputs, (q, k) = arranged(
     (q, k),
