@@ -6,7 +6,8 @@ what each row knows of itself, the second the sums over columns and over
 diagonals. What they do not cover, and every derivative, is computed by those
 two in plain JAX: masks of any shape, weights that are no softmax, float64,
 float32 under a precision that is less, widths that do not fit, coarse maps,
-texts shorter than `SHORTEST`. On a CPU nothing is taken from here.
+texts shorter than `SHORTEST`; and everything where the device fails the check
+of `models.flash_check`. On a CPU nothing is taken from here.
 """
 
 import functools
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sinkjax.models.flash_arrays import BLOCKS, rows, squares
+from sinkjax.models.flash_check import agrees
 from sinkjax.models.online_blocks import Form, Inputs
 
 SHORTEST = 128
@@ -47,7 +49,9 @@ OF_SQUARES = frozenset(("columns", "diagonals"))
 def device() -> str | None:
   """The kind of device that has kernels here, "gpu" or "tpu"."""
   backend = jax.default_backend()
-  return backend if backend in BLOCKS and _supported(backend) else None
+  if backend not in BLOCKS or not _supported(backend):
+    return None
+  return backend if agrees(backend) else None
 
 
 @functools.cache
