@@ -376,8 +376,8 @@ def _mix_rows(
   some = jax.lax.dynamic_slice_in_dim(q, start, rows, 1)
   values, mask = v[:, :keys], rows_mask(cfg, start, rows, keys, layer)
   if ctx.valid is not None:
-    own = jnp.arange(keys) == start + jnp.arange(rows)[:, None]
-    mask &= ctx.valid[:, None, None, :keys] | own
+    own = jnp.arange(keys)[None] == start + jnp.arange(rows)[:, None]
+    mask &= ctx.valid[:, None, None, :keys] | own[None, None]
   distance = None
   if (places := ctx.positions) is not None:
     own = jax.lax.dynamic_slice_in_dim(places, start, rows, 1)
