@@ -115,8 +115,8 @@ def test_what_each_variant_is():
   assert runs["shallow"].model.n_layers == 3
   halting = runs["halting"].halt()
   assert halting.weight == 0.1
-  # Half of the prior is behind five eighths of the layers.
-  assert (1 - halting.prior) ** 2.5 == pytest.approx(0.5)
+  # Half of the prior is behind half of the layers.
+  assert (1 - halting.prior) ** 2 == pytest.approx(0.5)
   again = type(runs["halting"]).from_dict(runs["halting"].to_dict())
   assert again == runs["halting"]
   for wrong, words in (

@@ -13,13 +13,12 @@ token, which has nothing to read, stop early, do tokens whose heads rest, and is
 there less of a sink?
 
 The cpu scale is a screen: 4 variants at one seed, in the regime of
-`configs/train/strong.py`, some half an hour each on two CPU cores, halting
-twice that, as every layer's prediction is in its loss. It has no verdicts,
-since one seed has no interval; `seeds` takes more, and five are the fewest for
-a verdict. Variants but the shallow one have the same number of parameters
-within 0.1 %, and all see equal tokens. In training every token is computed in
-every layer, so that equal compute is meant of use: of the layers that tokens
-take.
+`configs/train/strong.py`, as long as those of `mixing_gate`, but for halting,
+whose loss has every layer's prediction in it. It has no verdicts, since one
+seed has no interval; `seeds` takes more, and five are the fewest for a verdict.
+Variants but the shallow one have the same number of parameters within 0.2 %,
+and all see equal tokens. In training every token is computed in every layer, so
+that equal compute is meant of use: of the layers that tokens take.
 """
 
 from sinkjax.experiments.harness import sweep_figures

@@ -33,14 +33,15 @@ class Config(ControlConfig):
   Attributes:
     variants: of full, shallow, halting and routed.
     share: of the tokens that a routed layer takes in training.
-    goal: share of the layers behind which half of the prior of halting lies.
+    goal: share of the layers behind which half of the prior of halting lies;
+      tokens take more, as later predictions are better.
     halt_weight: of PonderNet's term. It is ten times the source's, since the
       predictions of two layers of a language model differ by tenths of a nat.
   """
 
   variants: tuple[str, ...] = (FULL, SHALLOW, "halting", "routed")
   share: float = 0.5
-  goal: float = 0.625
+  goal: float = 0.5
   halt_weight: float = 0.1
 
 
