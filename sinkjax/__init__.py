@@ -34,7 +34,7 @@ from sinkjax.models.transformer import (
   param_shapes,
 )
 from sinkjax.report.explore import explore
-from sinkjax.taps import EXPERT_SITES, MIXING_SITES, SITES, Taps
+from sinkjax.taps import DEPTH_SITES, EXPERT_SITES, MIXING_SITES, SITES, Taps
 from sinkjax.transforms.attention_edits import ablate_heads, graded, knockout
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edit_grammar import parse_edits
@@ -67,6 +67,7 @@ from sinkjax.weights import (
 __version__ = "0.1.0"
 
 __all__ = [
+  "DEPTH_SITES",
   "EXPERT_SITES",
   "MIXING_SITES",
   "SITES",

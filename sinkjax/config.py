@@ -42,6 +42,7 @@ QK_NORM_OVER = ("head", "all")
 ROUTER_SCORES = ("softmax", "sigmoid")
 GATES = ("none", "head", "element", "value")
 MIXINGS = ("none", "rate", "gate")
+DEPTHS = ("none", "halting", "routed")
 REMATS = ("none", "full", "dots")
 CHOICES = {
   "norm": NORMS,
@@ -54,6 +55,7 @@ CHOICES = {
   "attn_bias": ATTN_BIASES,
   "gate": GATES,
   "mixing": MIXINGS,
+  "depth": DEPTHS,
   "qk_norm_over": QK_NORM_OVER,
   "router_score": ROUTER_SCORES,
   "remat": REMATS,
@@ -130,6 +132,8 @@ ADDED = (
   "mixing",
   "control_heads",
   "one_scale",
+  "depth",
+  "depth_share",
 )
 """Fields that configs recorded earlier lack; a new field goes here."""
 
@@ -248,6 +252,13 @@ class ModelConfig:
       mixing: softmax heads without positions, with a learned key that takes
       weight and has no value. `normalizer` and `positions` are those of the
       others. Whole groups of query heads.
+    depth: which tokens take a layer, see `models.depth`: "halting", each until
+      its halted share, learned by PonderNet's loss, is one half; the share is
+      the last number of its residual stream. "routed", every second layer is
+      taken by the tokens that a router chooses (Mixture-of-Depths, arXiv
+      2404.02258). "none" is all.
+    depth_share: of the tokens of a text, those that take a routed layer in
+      training, in (0, 1]; in use a predictor of each token says which do.
     embed_norm: a norm behind the embedding (BLOOM).
     embed_scale: factor on the token embedding (Gemma: `sqrt(d_model)`).
     tie_embeddings: logits use the transposed token embedding.
@@ -344,6 +355,8 @@ class ModelConfig:
   gate: str = "none"
   mixing: str = "none"
   control_heads: int = 0
+  depth: str = "none"
+  depth_share: float = 0.5
   embed_norm: bool = False
   embed_scale: float = 1.0
   tie_embeddings: bool = False

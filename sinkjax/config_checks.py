@@ -19,6 +19,7 @@ def check(cfg: "ModelConfig") -> None:
     _norms,
     _attention,
     _roles,
+    _depth,
     _experts,
     _routing,
     _rope,
@@ -103,6 +104,24 @@ def _roles(cfg: "ModelConfig") -> None:
     )
   if cfg.attention == "fused":
     raise ValueError("attention='fused' has no control_heads: use 'einsum'")
+
+
+def _depth(cfg: "ModelConfig") -> None:
+  """Tokens that do not take every layer."""
+  if not 0 < cfg.depth_share <= 1:
+    raise ValueError(f"depth_share must be in (0, 1], got {cfg.depth_share}")
+  if cfg.depth_share != 0.5 and cfg.depth != "routed":
+    raise ValueError(f"depth_share needs depth='routed', got {cfg.depth!r}")
+  if cfg.depth != "none" and cfg.stream_norms:
+    raise ValueError(
+      f"depth={cfg.depth!r} leaves the residual stream of some tokens as it "
+      "is, and stream_norms=True norms it: use pre_norms or post_norms"
+    )
+  if cfg.depth == "routed" and cfg.n_layers < 2:
+    raise ValueError(
+      "depth='routed' routes every second layer: it needs n_layers of 2 or "
+      f"more, got {cfg.n_layers}"
+    )
 
 
 def _experts(cfg: "ModelConfig") -> None:

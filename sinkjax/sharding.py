@@ -42,6 +42,10 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
   ("attn", "mix_rate", "kernel"): (None, "fsdp", "tensor"),
   ("attn", "mix_rate", "bias"): (None, "tensor"),
   ("attn", "o", "kernel"): (None, "tensor", None, "fsdp"),
+  # One number a token each.
+  ("depth", "halt", "kernel"): (None, "fsdp", None),
+  ("depth", "router", "kernel"): (None, "fsdp", None),
+  ("depth", "predictor", "kernel"): (None, "fsdp", None),
   ("mlp", "gate", "kernel"): (None, "fsdp", "tensor"),
   ("mlp", "up", "kernel"): (None, "fsdp", "tensor"),
   ("mlp", "gate", "bias"): (None, "tensor"),

@@ -99,11 +99,36 @@ MIXING_SITES: dict[str, Site] = {
 }
 """The sites that only models with a rate of mixing have, behind "pattern"."""
 
+DEPTH_SITES: dict[str, Site] = {
+  "depth_router": Site("B T", "logits of the weights in a routed layer"),
+  "depth_predictor": Site("B T", "logits: does a token take a routed layer"),
+  "depth_open": Site("B T", "1 where a token takes the layer, else 0"),
+  "halt_share": Site("B T", "probability to stop here of what goes on"),
+}
+"""The sites of models whose tokens do not all take every layer.
+
+The first two are those of `depth="routed"` and the last one that of "halting",
+see `sinkjax.models.depth`.
+"""
+
 MLP_SITES = ("mlp_in", "mlp_act", *EXPERT_SITES)
 """The sites from what the MLP reads to its output."""
 
-ALL_SITES = {**SITES, **EXPERT_SITES, **GATE_SITES, **MIXING_SITES}
+ALL_SITES = {
+  **SITES,
+  **EXPERT_SITES,
+  **GATE_SITES,
+  **MIXING_SITES,
+  **DEPTH_SITES,
+}
 """The sites that some model has."""
+
+
+_BY_DEPTH = {
+  "none": (),
+  "halting": ("depth_open", "halt_share"),
+  "routed": ("depth_router", "depth_predictor", "depth_open"),
+}
 
 
 def sites_of(cfg: Any) -> dict[str, Site]:
@@ -113,6 +138,7 @@ def sites_of(cfg: Any) -> dict[str, Site]:
     **(EXPERT_SITES if cfg.n_experts else {}),
     **(GATE_SITES if cfg.gates_heads else {}),
     **(MIXING_SITES if cfg.mixing != "none" else {}),
+    **{site: DEPTH_SITES[site] for site in _BY_DEPTH[cfg.depth]},
   }
 
 
@@ -275,6 +301,12 @@ class Taps:
         raise ValueError(
           f"site {site!r} is one of models with a rate of mixing, and this "
           "model has none (mixing='none')"
+        )
+      if site in DEPTH_SITES and site not in _BY_DEPTH[cfg.depth]:
+        raise ValueError(
+          f"site {site!r} is not one of a model with depth={cfg.depth!r}; "
+          f"'halting' and 'routed' have {[*_BY_DEPTH['halting']]} and "
+          f"{[*_BY_DEPTH['routed']]}"
         )
 
   def tree_flatten(self) -> tuple[list[Any], tuple]:

@@ -83,6 +83,8 @@ def test_what_does_not_divide_is_named():
     {"gate": "head"},
     {"mixing": "rate"},
     {"mixing": "gate"},
+    {"depth": "halting"},
+    {"depth": "routed"},
   ],
 )
 def test_every_large_parameter_has_a_rule(changes):

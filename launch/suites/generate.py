@@ -2,7 +2,9 @@
 
 Timed are the new tokens after a prompt of 64, without compilation and prompt;
 each is the most likely one. llama.cpp uses the weights as they are in the file,
-in 4 bits; the others use them in float32.
+in 4 bits; the others use them in float32. What `ModelConfig.depth` saves is
+timed on the same weights, with tokens that are made to halt behind half of the
+layers: what they would write is another matter.
 """
 
 import os
@@ -15,6 +17,7 @@ PROMPT = 64
 PEERS = {
   "ours": "sinkjax generate, full cache, float32",
   "ours_sinks": "the same, 4 sinks and a window of 1020",
+  "ours_half": "the same, tokens halt behind half of the layers",
   "torch": "transformers generate, float32",
   "llama": "llama-cpp-python, the file's 4 bits",
 }
@@ -53,6 +56,8 @@ def _ours(name: str, new: int):
   from sinkjax.transforms.jacobian_plan import matmul_rate
 
   params, cfg, tokenizer = m.ours()
+  if name == "ours_half":
+    params, cfg = _halting(params, cfg)
   params = split_layers(params)
   ids = m.text_ids(tokenizer, PROMPT)
   # With room for the two tokens that are made before the clock starts.
@@ -63,7 +68,23 @@ def _ours(name: str, new: int):
   tokens = generate(cfg, params, ids, policy=policy, max_tokens=new + 2)
   next(tokens), next(tokens)  # the prompt, and one compiled step
   seconds = m.seconds(lambda: [next(tokens) for _ in range(new)])
+  if name == "ours_half":  # of the other layers keys and values alone
+    cfg = cfg.replace(n_layers=cfg.n_layers // 2, depth="none")
   return seconds, peak.bytes(), matmul_rate(), cfg
+
+
+def _halting(params: dict[str, Any], cfg: Any):
+  """The model with a halted share that is one behind half of its layers."""
+  import jax.numpy as jnp
+
+  layers = cfg.n_layers
+  last = jnp.arange(layers) == layers // 2 - 1
+  halt = {
+    "kernel": jnp.zeros((layers, cfg.d_model, 1)),
+    "bias": jnp.where(last, 30.0, -30.0)[:, None],
+  }
+  blocks = {**params["blocks"], "depth": {"halt": halt}}
+  return {**params, "blocks": blocks}, cfg.replace(depth="halting")
 
 
 def _torch(new: int):

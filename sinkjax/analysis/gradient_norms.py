@@ -154,7 +154,7 @@ def _gradients(
 
   def pulled(name: str, inputs: tuple) -> Array:
     block, layer, x, gradient = inputs
-    steps = LayerSteps(cfg, block, layer, ctx, edits)
+    steps = LayerSteps(cfg, block, layer, ctx, edits, x)
     step = steps.read if name == "attn_in" else steps.mlp_read
     return jax.vjp(step, x)[1](gradient)[0]
 

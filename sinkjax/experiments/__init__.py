@@ -294,6 +294,12 @@ REGISTRY = (
     recorded=False,
   ),
   Entry(
+    "adaptive_depth",
+    "training",
+    "Which tokens stop early where they may, and does the sink?",
+    recorded=False,
+  ),
+  Entry(
     "norms_and_optimisers",
     "training",
     "Which norms and which optimiser give sinks and massive activations?",

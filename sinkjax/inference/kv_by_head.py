@@ -68,6 +68,7 @@ class ByHead:
       "attn_bias": cfg.attn_bias != "none",
       "control_heads": cfg.control_heads,
       "positions='alibi'": cfg.positions == "alibi",
+      "depth='routed'": cfg.depth == "routed",
     }
     # Some heads of a layer are run as a layer of fewer heads, which has no
     # parameters of its own and whose heads are all alike.

@@ -108,16 +108,18 @@ class ByPosition:
         f"has {self.capacity}"
       )
 
-  def init(
-    self, cfg: ModelConfig, batch: int, layer: int
-  ) -> tuple[Array, Array]:
+  def init(self, cfg: ModelConfig, batch: int, layer: int) -> tuple[Array, ...]:
     """Keys [B, N, P, K] and values [B, N, P, W] of every head.
 
+    With `depth="routed"` also [B, 1, P, 1], 1 where a token took the layer.
     With `cfg.kv_rank`, too: latent vectors are not what is kept.
     """
     slots = (batch, cfg.n_kv_heads, self.first + self.ring)
     widths = (cfg.head_dim, cfg.value_dim)
-    return tuple(jnp.zeros((*slots, width), cfg.dtype) for width in widths)
+    kept = tuple(jnp.zeros((*slots, width), cfg.dtype) for width in widths)
+    if cfg.depth == "routed":  # which tokens took the layer, as a head of one
+      kept = *kept, jnp.zeros((batch, 1, slots[2], 1), cfg.dtype)
+    return kept
 
   def prepare(self, cfg: ModelConfig, length: Array, real: Array) -> _Places:
     """See `cache.Policy`."""
@@ -173,10 +175,11 @@ class ByPosition:
     cfg: ModelConfig,
     qkv: tuple[Array, Array, Array],
     layer: int,
-    kept: tuple[Array, Array],
+    kept: tuple[Array, ...],
     places: _Places,
     edits: Mapping[str, Any] = NO_TAPS.edits,
-  ) -> tuple[Array, tuple[Array, Array]]:
+    open: Array | None = None,
+  ) -> tuple[Array, tuple[Array, ...]]:
     """See `cache.Policy`."""
     q, k, v = qkv
     if not self.moves:
@@ -203,6 +206,13 @@ class ByPosition:
       scores = score(near, slice(self.first, None))
       scores = jnp.concatenate([first, scores], axis=-1)
     mask = places.local if is_local(cfg, layer) else places.mask
+    opened = ()
+    if open is not None:
+      opened = (_set(kept[2], open[..., None, None], places.write),)
+      # A token that does not take the layer sees itself: a row without a key
+      # has no softmax, and 0 times what is no number is none.
+      own = places.held[:, None, None] == places.queries[:, None, :, None]
+      mask &= (jnp.swapaxes(opened[0], 2, 3) > 0) | own
     z = apply(
       Attention.attend,
       scores,
@@ -211,7 +221,7 @@ class ByPosition:
       Tapper(Taps(_at_places(edits, places)), layer),
       apply(Attention.sink_logits, far),
     )
-    return z, (keys, values)
+    return z, (keys, values, *opened)
 
 
 def _at_places(

@@ -13,6 +13,7 @@ from sinkjax.inference.kv_places import (
   check_size,
   is_local,
   no_learned,
+  no_routed,
   place_at,
   rotate_at,
   within_trained,
@@ -76,6 +77,7 @@ class ByScore:
     """See `cache.Policy`."""
     within_trained(cfg, self.capacity)
     no_learned(cfg, self.kind)
+    no_routed(cfg, self.kind)
 
   def init(self, cfg: ModelConfig, batch: int, layer: int) -> _Kept:
     """See `cache.Policy`."""

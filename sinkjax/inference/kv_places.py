@@ -55,6 +55,16 @@ def within_trained(cfg: ModelConfig, capacity: int) -> None:
     )
 
 
+def no_routed(cfg: ModelConfig, kind: str) -> None:
+  """Raises ValueError for a model that hides tokens from some layers."""
+  if cfg.depth == "routed":
+    raise ValueError(
+      f"a {kind} cache keeps other tokens in each head, and depth='routed' "
+      "hides some of them in every second layer: use the policy full, window "
+      "or sinks"
+    )
+
+
 def no_learned(cfg: ModelConfig, kind: str) -> None:
   """Raises ValueError for a model with learned positions."""
   if cfg.positions == "learned":

@@ -10,6 +10,7 @@ from sinkjax.metrics.precision import wide
 from sinkjax.models.attention import Attention
 from sinkjax.models.attention_form import needs_no_pattern
 from sinkjax.models.context import Context, mask_of
+from sinkjax.models.depth import Depth, hide_keys
 from sinkjax.models.mlp import Experts, Mlp
 from sinkjax.models.projection import align, rms_normalize
 from sinkjax.taps import Layer, Tapper, Taps, Trace
@@ -50,7 +51,8 @@ class Block(nn.Module):
   `resid_mid = resid_pre + attn_out` and `resid_post = resid_mid + mlp_out`, but
   for `stream_norms`, which norm both sums; a parallel residual changes only
   what the MLP reads, and post norms and `residual_scale` only what "attn_out"
-  and "mlp_out" are.
+  and "mlp_out" are. With `depth` both are 0 for tokens that do not take the
+  layer.
 
   The steps are methods. All but `mix` act on every token alone; the steps
   inside attention and MLP are methods of `Attention`, `Mlp` and `Experts`.
@@ -74,6 +76,18 @@ class Block(nn.Module):
         self.mlp_norm = Norm(cfg)
     if cfg.post_norms:
       self.attn_post_norm, self.mlp_post_norm = Norm(cfg), Norm(cfg)
+    if cfg.depth != "none":
+      self.depth = Depth(cfg)
+
+  def seen(self, pre: Residual, ctx: Context, tap: Tapper) -> Context:
+    """The context of this layer: tokens that it routes around are not read."""
+    if self.cfg.depth != "routed":
+      return ctx
+    return hide_keys(ctx, self.taken(pre, tap) > 0)
+
+  def taken(self, pre: Residual, tap: Tapper) -> Float[Array, "B T"]:
+    """`resid_pre` -> 1 for tokens that take the layer, else 0."""
+    return self.depth.taken(pre, tap)[0]
 
   def read(self, pre: Residual, tap: Tapper) -> Residual:
     """`resid_pre` -> what the attention reads."""
@@ -125,7 +139,7 @@ class Block(nn.Module):
     """(`resid_pre`, the attention's raw output) -> `resid_mid`."""
     if self.cfg.post_norms:
       attn_out = self.attn_post_norm(attn_out)
-    mid = pre + tap("attn_out", self._scaled(attn_out))
+    mid = pre + tap("attn_out", self._added(pre, attn_out, tap))
     return tap(
       "resid_mid", self.attn_norm(mid) if self.cfg.stream_norms else mid
     )
@@ -155,24 +169,32 @@ class Block(nn.Module):
     """What enters the MLP's non-linearity -> its raw output."""
     return self.mlp.activate(*pre, tap=tap)
 
-  def finish(self, mid: Residual, mlp_out: Residual, tap: Tapper) -> Residual:
-    """(`resid_mid`, the MLP's raw output) -> `resid_post`."""
+  def finish(
+    self, pre: Residual, mid: Residual, mlp_out: Residual, tap: Tapper
+  ) -> Residual:
+    """(`resid_pre`, `resid_mid`, the MLP's raw output) -> `resid_post`.
+
+    `resid_pre` is read by `depth` alone.
+    """
     if self.cfg.post_norms:
       mlp_out = self.mlp_post_norm(mlp_out)
-    post = mid + tap("mlp_out", self._scaled(mlp_out))
+    post = mid + tap("mlp_out", self._added(pre, mlp_out, tap))
+    if self.cfg.depth != "none":
+      post = self.depth.leave(pre, post, tap)
     return tap(
       "resid_post", self.mlp_norm(post) if self.cfg.stream_norms else post
     )
 
-  def _scaled(self, out: Residual) -> Residual:
+  def _added(self, pre: Residual, out: Residual, tap: Tapper) -> Residual:
     """A branch's output as it is added."""
     scale = self.cfg.residual_scale
-    return out if scale == 1.0 else out * jnp.asarray(scale, out.dtype)
+    out = out if scale == 1.0 else out * jnp.asarray(scale, out.dtype)
+    return out if self.cfg.depth == "none" else self.depth.branch(pre, out, tap)
 
   def transform(self, pre: Residual, mid: Residual, tap: Tapper) -> Residual:
     """(`resid_pre`, `resid_mid`) -> `resid_post`."""
     read = pre if self.cfg.parallel_residual else mid
-    return self.finish(mid, self.mlp_output(read, tap), tap)
+    return self.finish(pre, mid, self.mlp_output(read, tap), tap)
 
   def __call__(
     self, x: Float[Array, "B T D"], layer: Array, ctx: Context, taps: Taps
@@ -180,6 +202,7 @@ class Block(nn.Module):
     tap = Tapper(taps, layer)
     pre = tap("resid_pre", mesh_context.constrain(x, ("rows", None, None)))
     q, k, v = self.qkv(pre, layer, ctx, tap)
+    ctx = self.seen(pre, ctx, tap)
     # A tap at scores or pattern needs the path on which they exist.
     if tap.needs_no_scores() and needs_no_pattern(self.cfg, x.shape[1]):
       z = self.attn.without_pattern(q, k, v, ctx, layer, tap)

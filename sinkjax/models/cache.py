@@ -90,7 +90,9 @@ class Policy(Protocol):
     `apply(method, *args)` runs a method of the layer's `Attention`; `qkv` are
     normalised where the model does so, and not yet rotated. A policy that knows
     which token each of its slots holds has `edits_rows = True` and takes
-    `edits`, those at "scores" and "pattern", by their method `at`.
+    `edits`, those at "scores" and "pattern", by their method `at`. With
+    `depth="routed"` it is told by `open` [B, T] which tokens take the layer,
+    and hides the others from later queries.
     """
     ...
 
@@ -244,8 +246,68 @@ def _block(
   kept: Any,
   shared: Any,
 ) -> tuple[Array, Any]:
-  """One layer: `Block.__call__` with the policy between qkv and z."""
+  """One layer: `Block.__call__` with the policy between qkv and z.
 
+  A layer that no new token takes is skipped where `_skips` says so.
+  """
+  if not _skips(cfg, taps, pre):
+    return _whole_block(cfg, policy, taps, params, pre, layer, kept, shared)
+  taken = methods_of(Block(cfg), params)(Block.taken, pre, Tapper(taps, layer))
+  given = cfg, policy, taps, params, pre, layer
+  return jax.lax.cond(
+    jnp.any(taken > 0),
+    lambda kept: _whole_block(*given, kept, shared),
+    lambda kept: (pre, _skipped_block(*given, kept, shared)),
+    kept,
+  )
+
+
+def _skips(cfg: ModelConfig, taps: Taps, pre: Float[Array, "B T D"]) -> bool:
+  """Whether there is a branch in which a layer is skipped.
+
+  Of many tokens some take the layer in any case; and an edit may write what a
+  token that does not take it has in it.
+  """
+  return cfg.depth != "none" and pre.shape[1] == 1 and not taps.edits
+
+
+def _skipped_block(
+  cfg: ModelConfig,
+  policy: Policy,
+  taps: Taps,
+  params: Params,
+  pre: Float[Array, "B T D"],
+  layer: int,
+  kept: Any,
+  shared: Any,
+) -> Any:
+  """A layer's cache with a token in it that does not take the layer.
+
+  What it would mix is not used, and so is not computed.
+  """
+  attention = methods_of(Attention(cfg), params["attn"])
+  read = methods_of(Block(cfg), params)(Block.read, pre, Tapper(taps, layer))
+  qkv = attention(Attention.project_qkv, read)
+  own = {}
+  if cfg.depth == "routed":  # its keys are not read: they need not be made
+    qkv = jax.tree.map(jnp.zeros_like, qkv)
+    own = {"open": jnp.zeros(pre.shape[:2], bool)}
+  q, k, v = qkv
+  q, k = attention(Attention.norm_and_rotate_qk, q, k, NOT_ROTATED, layer)
+  return policy.attend(attention, cfg, (q, k, v), layer, kept, shared, **own)[1]
+
+
+def _whole_block(
+  cfg: ModelConfig,
+  policy: Policy,
+  taps: Taps,
+  params: Params,
+  pre: Float[Array, "B T D"],
+  layer: int,
+  kept: Any,
+  shared: Any,
+) -> tuple[Array, Any]:
+  """One layer for all tokens."""
   block = methods_of(Block(cfg), params)
   attention = methods_of(Attention(cfg), params["attn"])
   tap = Tapper(taps, layer)
@@ -256,6 +318,8 @@ def _block(
   q, k = attention(Attention.norm_and_rotate_qk, q, k, NOT_ROTATED, layer)
   rows = {site: taps.edits[site] for site in ROW_SITES if site in taps.edits}
   own = {"edits": rows} if rows else {}
+  if cfg.depth == "routed":
+    own["open"] = block(Block.taken, pre, tap) > 0
   v = tap("v", v)
   given = (q, k, v), layer, kept, shared
   z, kept = policy.attend(attention, cfg, *given, **own)

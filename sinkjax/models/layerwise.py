@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from sinkjax.config import ModelConfig
 from sinkjax.models.blocks import Block, Norm
 from sinkjax.models.context import Context
+from sinkjax.models.depth import without_share
 from sinkjax.models.transformer import Columns
 from sinkjax.taps import Layer, Taps, Trace
 
@@ -140,7 +141,7 @@ def embed(
     x = x + jnp.asarray(layers.position_embedding(positions), x.dtype)
   if cfg.embed_norm:
     x = Norm(cfg).apply({"params": layers.embedding_norm()}, x)
-  return x
+  return without_share(cfg, x)
 
 
 def methods_of(module: nn.Module, params: Params) -> Callable:

@@ -15,6 +15,7 @@ from sinkjax.config import ModelConfig
 from sinkjax.model_edits import OwnEdit
 from sinkjax.models.blocks import Block, Norm
 from sinkjax.models.context import make_context
+from sinkjax.models.depth import without_share
 from sinkjax.models.projection import align, random_kernel, softcapped
 from sinkjax.taps import NO_TAPS, Tapper, Taps, Trace
 
@@ -62,7 +63,7 @@ class Transformer(nn.Module):
     if cfg.embed_norm:
       x = Norm(cfg, name="embed_norm")(x)
     tap = Tapper(taps, 0)
-    x = tap("embed", x)
+    x = tap("embed", without_share(cfg, x))
     ctx = make_context(cfg, positions, valid)
     block = Block
     if cfg.remat != "none":

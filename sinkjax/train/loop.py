@@ -59,6 +59,7 @@ class _Phase:
       shardings=shardings,
       sink=config.sink(),
       noise=config.disturbance(),
+      halt=config.halt(),
     )
     ids = {
       "bos_id": data.tokenizer.bos_id,

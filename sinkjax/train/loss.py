@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sinkjax.config import ModelConfig
 from sinkjax.metrics.sinks import attention_share, sink_score
 from sinkjax.models.normalizers import UNNORMALIZED
 from sinkjax.taps import Layer
+from sinkjax.train import depth_loss
+from sinkjax.train.depth_loss import HaltTerm
 from sinkjax.transforms.branches import separate
 from sinkjax.transforms.capture import capture
 from sinkjax.transforms.edits import add, pytree_dataclass
@@ -22,7 +25,7 @@ class Loss(NamedTuple):
   Attributes:
     nats: -log p of all targets.
     targets: how many.
-    penalty: what training adds to the nats, of `SinkTarget`.
+    penalty: what training adds to the nats, of `SinkTarget` and `depth_loss`.
   """
 
   nats: Float[Array, ""]
@@ -123,13 +126,24 @@ def next_token_nats(
     tokens: ids.
     weights: which tokens are targets; the first of a row cannot be.
   """
+  return _summed(_nats_of(logits, tokens), weights)
+
+
+def _nats_of(
+  logits: Float[Array, "B T V"], tokens: Int[Array, "B T"]
+) -> Float[Array, "B T"]:
+  """Nats of the token after each; the last of a row means nothing."""
   # A sum over the vocabulary loses too many digits in bfloat16; float64 stays
   # what it is.
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   # The targets are moved, not the logits: those are large.
   following = jnp.roll(tokens, -1, axis=1)
   picked = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
-  nats = jax.nn.logsumexp(logits, axis=-1) - picked
+  return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def _summed(nats: Float[Array, "B T"], weights: Bool[Array, "B T"]) -> Loss:
+  """The sums over targets, of nats that stand one token before them."""
   targets = jnp.roll(weights, -1, axis=1).at[:, -1].set(False)
   total = jnp.sum(jnp.where(targets, nats, 0.0))
   return Loss(total, jnp.sum(targets.astype(nats.dtype)), jnp.zeros_like(total))
@@ -141,6 +155,7 @@ def loss_of(
   separated: bool,
   sink: SinkTarget | None = None,
   noise: Noise | None = None,
+  depth: HaltTerm | None = None,
 ) -> Callable:
   """`f(params, batch, key=None) -> Loss` of a model on packed windows.
 
@@ -150,6 +165,9 @@ def loss_of(
       mask is built, and the segments are not read.
     sink: what is added to `Loss.objective`; the nats stay what they are.
     noise: of the embeddings, by f's `key`; the nats are under it.
+    depth: the loss by which a model with `depth` learns which tokens take a
+      layer, see `depth_loss`; the nats are then those of training. Without it
+      they are those of use.
 
   Cost: with `sink` the attention is built whole, T^2 a head; adversarial
     noise takes a gradient of its own.
@@ -158,6 +176,8 @@ def loss_of(
     ValueError: for a target outside [0, 1], a negative weight or share.
   """
   _check(fn.cfg.n_heads, sink, noise)
+  if depth is not None:
+    depth.check()
 
   def score(pattern: Float[Array, "B H T S"]) -> Float[Array, "H"]:
     if fn.cfg.normalizer in UNNORMALIZED:
@@ -174,17 +194,40 @@ def loss_of(
       run = _disturbed(run, params, batch, noise, key)
     if sink is not None:
       run = capture(run, {"sink_target": ("pattern", score)})
+    if depth is not None:
+      run = depth_loss.in_training(run)
     out = run(params, batch["tokens"], positions=batch["positions"])
     nats = next_token_nats(out.logits, batch["tokens"], batch["weights"])
+    if depth is not None:
+      nats = _with_depth(fn.cfg, params, batch, out.trace, depth, nats)
     if sink is None:
       return nats
     # Times the targets, as nats are sums over them: parts of a batch add up.
     off = out.trace["sink_target"].astype(nats.nats.dtype)
     off -= sink.by_head(fn.cfg.n_heads)[None].astype(off.dtype)
     penalty = sink.weight * jnp.mean(jnp.square(off))
-    return nats._replace(penalty=penalty * nats.targets)
+    return nats._replace(penalty=nats.penalty + penalty * nats.targets)
 
   return loss
+
+
+def _with_depth(
+  cfg: ModelConfig,
+  params: Any,
+  batch: Mapping[str, Array],
+  trace: Mapping[str, Any],
+  term: HaltTerm,
+  nats: Loss,
+) -> Loss:
+  """The loss of a model some of whose tokens do not take every layer."""
+  if cfg.depth == "routed":
+    penalty = depth_loss.predicted(trace).astype(nats.nats.dtype)
+    return nats._replace(penalty=penalty * nats.targets)
+  mean, added = depth_loss.expected(
+    cfg, params, trace, term, lambda logits: _nats_of(logits, batch["tokens"])
+  )
+  penalty = _summed(added, batch["weights"]).nats
+  return _summed(mean, batch["weights"])._replace(penalty=penalty)
 
 
 def _check(heads: int, sink: SinkTarget | None, noise: Noise | None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from sinkjax import finite
 from sinkjax.config import ModelConfig
 from sinkjax.data.packing import Packing
+from sinkjax.train.depth_loss import HaltTerm
 from sinkjax.train.loss import Noise, SinkTarget
 from sinkjax.train.optimizer import OptimizerConfig
 
@@ -59,6 +60,9 @@ class TrainConfig:
     sink_heads: only the first so many heads of each layer are trained for it;
       `None` for all.
     sink_others: with `sink_heads`, what the other heads are trained for.
+    halt_weight: with `model.depth="halting"`, of PonderNet's term beside the
+      loss, see `train.depth_loss.HaltTerm`.
+    halt_prior: that term's prior probability to stop behind a layer.
     noise: norm of a disturbance of every token's embedding, over that of the
       embedding, see `train.loss.Noise`; 0 for none.
     adversarial: it goes where the loss grows fastest, not anywhere.
@@ -94,6 +98,8 @@ class TrainConfig:
   sink_weight: float = 1.0
   sink_heads: int | None = None
   sink_others: float = 0.0
+  halt_weight: float = HaltTerm().weight
+  halt_prior: float = HaltTerm().prior
   noise: float = 0.0
   adversarial: bool = False
   details: bool = False
@@ -138,6 +144,12 @@ class TrainConfig:
     if not 0 < self.train_share <= 1:
       raise ValueError(f"train_share must be in (0, 1], got {self.train_share}")
     self.sink()
+    self.halt().check()
+    if self.model.depth != "halting" and self.halt() != HaltTerm():
+      raise ValueError(
+        "halt_weight and halt_prior need model.depth='halting', got "
+        f"{self.model.depth!r}"
+      )
     if not self.noise >= 0 or (self.adversarial and not self.noise):
       raise ValueError(
         "noise must not be negative, and adversarial=True needs one above 0, "
@@ -157,6 +169,10 @@ class TrainConfig:
     return SinkTarget(
       self.sink_target, self.sink_weight, self.sink_heads, self.sink_others
     )
+
+  def halt(self) -> HaltTerm:
+    """What is added to the loss of a model whose tokens halt."""
+    return HaltTerm(self.halt_weight, self.halt_prior)
 
   def disturbance(self) -> Noise | None:
     """The noise of the embeddings, if any."""
@@ -219,9 +235,9 @@ class TrainConfig:
     """Plain values, ready for JSON; `from_dict` is the inverse.
 
     Fields of the noise are left out where there is none, further steps of the
-    probe and heads with a sink's target likewise, and the optimiser's name
-    where it is AdamW, so that runs made before there were such fields are still
-    recognised.
+    probe, heads with a sink's target and the term of halting likewise, and the
+    optimiser's name where it is AdamW, so that runs made before there were such
+    fields are still recognised.
     """
     values = dataclasses.asdict(self) | {"model": self.model.to_dict()}
     if not self.noise:
@@ -230,6 +246,8 @@ class TrainConfig:
       del values["probe_steps"]
     if self.sink_heads is None:
       del values["sink_heads"], values["sink_others"]
+    if self.model.depth != "halting":
+      del values["halt_weight"], values["halt_prior"]
     if self.optimizer.name == "adamw":
       del values["optimizer"]["name"]
     return values

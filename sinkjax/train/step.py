@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import Params, forward, init_params
+from sinkjax.train.depth_loss import HaltTerm
 from sinkjax.train.loss import Loss, Noise, SinkTarget, loss_of
 
 Batch = Mapping[str, Array]
@@ -108,6 +109,7 @@ def make_step(
   shardings: TrainState | None = None,
   sink: SinkTarget | None = None,
   noise: Noise | None = None,
+  halt: HaltTerm | None = None,
 ) -> Callable[
   [TrainState, Mapping[str, Array]], tuple[TrainState, StepMetrics]
 ]:
@@ -132,13 +134,22 @@ def make_step(
     shardings: where the state's arrays lie, of `sharding.state_shardings`.
     sink: see `loss_of`; the loss that is told has no part of it.
     noise: see `loss_of`; the loss that is told is under it.
+    halt: the term of models with `depth="halting"`, `None` for the usual one.
+      The loss that is told of models with `depth` is that of training, see
+      `depth_loss`.
 
   Raises:
     ValueError: (by step) if the parts do not divide the batch.
 
   Cost: three forward passes' time; with adversarial noise five.
   """
-  loss = loss_of(forward(cfg), separated=separated, sink=sink, noise=noise)
+  loss = loss_of(
+    forward(cfg),
+    separated=separated,
+    sink=sink,
+    noise=noise,
+    depth=None if cfg.depth == "none" else halt or HaltTerm(),
+  )
 
   def objective(params, batch, key):
     found = loss(params, batch, key)

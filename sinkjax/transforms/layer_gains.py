@@ -106,6 +106,11 @@ def layer_gains(
     raise ValueError(
       f"the bounds know no rate of mixing, the model has mixing={cfg.mixing!r}"
     )
+  if cfg.depth != "none":
+    raise ValueError(
+      "the bounds know no tokens that do not take every layer, the model has "
+      f"depth={cfg.depth!r}"
+    )
   check_model(cfg)
   tokens = one_text(tokens)
   layers, edits = as_layers(cfg, params), dict(edits)

@@ -139,7 +139,7 @@ def fold_layer(
   T D (2 D + 2 N K) + T^2 H K numbers.
   """
   with jax.default_matmul_precision(cfg.precision):
-    run = LayerSteps(cfg, params, layer, ctx, edits)
+    run = LayerSteps(cfg, params, layer, ctx, edits, x)
     fold = _fold(run, x, segment)
     fn, at = run.split(x, segment)
     # Any fixed key will do: a wrong matrix is wrong in a random direction.
@@ -307,8 +307,14 @@ def _fold_tail(
   else:
     by_out = _product(fold_mlp(run, read), by_pre[0])[None]
     by_out = _widen(by_out, by_mid)
-  _, push = jax.linearize(run.finish, mid, run.mlp_output(read))
-  return columns_of(push)(by_mid, by_out)
+  raw = run.mlp_output(read)
+  if run.cfg.depth == "none":
+    _, push = jax.linearize(functools.partial(run.finish, pre), mid, raw)
+    return columns_of(push)(by_mid, by_out)
+  # What is added is weighed by what enters.
+  _, push = jax.linearize(run.finish, pre, mid, raw)
+  first = jnp.zeros_like(by_mid) if by_pre is None else _widen(by_pre, by_mid)
+  return columns_of(push)(first, by_mid, by_out)
 
 
 def fold_mlp(run: LayerSteps, read: Array) -> Array:

@@ -61,6 +61,8 @@ class LayerSteps:
     layer: its index.
     ctx: rotary tables and masks.
     edits: `{site: edit}`.
+    x: what enters the layer; with `depth="routed"` it says which keys are
+      seen.
   """
 
   def __init__(
@@ -70,6 +72,7 @@ class LayerSteps:
     layer: Layer,
     ctx: Context,
     edits: Edits,
+    x: Residual | None = None,
   ):
     hidden = sorted(set(GATE_SITES) & set(edits))
     if hidden:
@@ -89,9 +92,16 @@ class LayerSteps:
     self.cfg, self.layer, self.ctx = cfg, layer, ctx
     self.edits = edits
     self.tap = Tapper(Taps(edits), layer)
-    self.mask = mask_of(cfg, ctx, layer)
     self._block = methods_of(Block(cfg), params)
     self._attention = methods_of(Attention(cfg), params["attn"])
+    if cfg.depth == "routed":
+      if x is None:
+        raise ValueError(
+          "this takes layers apart and does not know which tokens "
+          "depth='routed' hides from it"
+        )
+      ctx = self._block(Block.seen, self.enter(x), ctx, self.tap)
+    self.mask = mask_of(cfg, ctx, layer)
 
   def enter(self, x: Residual) -> Residual:
     """What enters the layer -> `resid_pre`."""
@@ -155,8 +165,8 @@ class LayerSteps:
   def mlp_output(self, x: Residual) -> Residual:
     return self._block(Block.mlp_output, x, self.tap)
 
-  def finish(self, mid: Residual, mlp_out: Residual) -> Residual:
-    return self._block(Block.finish, mid, mlp_out, self.tap)
+  def finish(self, pre: Residual, mid: Residual, mlp_out: Residual) -> Residual:
+    return self._block(Block.finish, pre, mid, mlp_out, self.tap)
 
   def middle(self, pre: Residual) -> Residual:
     """`resid_pre` -> `resid_mid`."""
@@ -166,7 +176,7 @@ class LayerSteps:
   def tail(self, pre: Residual, mid: Residual) -> Residual:
     """(`resid_pre`, `resid_mid`) -> `resid_post`."""
     read = pre if self.cfg.parallel_residual else mid
-    return self.finish(mid, self.mlp_output(read))
+    return self.finish(pre, mid, self.mlp_output(read))
 
   def split(self, x: Array, segment: Segment) -> tuple[Callable, Array]:
     """(f, value at its start): the segment is f, [1, T, D] to [1, T, D]."""
@@ -232,7 +242,7 @@ def push_directly(
   As `push_folded`, on all tokens and assuming nothing of the edits.
   """
   with jax.default_matmul_precision(cfg.precision):
-    run = LayerSteps(cfg, params, layer, ctx, edits)
+    run = LayerSteps(cfg, params, layer, ctx, edits, x)
     fn, at = run.split(x, segment)
     _, push = jax.linearize(fn, at)
     return jax.vmap(push, in_axes=-1, out_axes=-1)(d_x[None])[0]

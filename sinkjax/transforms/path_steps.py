@@ -89,7 +89,8 @@ def pull_layer(
     raw, back_write = _primal_and_rows(lambda z: run.project_out(pre, z), z)
     mid, back_join = _primal_and_rows(run.join, pre, raw)
     read = pre if cfg.parallel_residual else mid
-    by_mid, by_out = _rows_of(run.finish, mid, run.mlp_output(read))(rows)
+    finish = functools.partial(run.finish, pre)
+    by_mid, by_out = _rows_of(finish, mid, run.mlp_output(read))(rows)
     by_read = _rows_of_mlp(run, read, by_out)
     residual, by_raw = back_join(by_mid)
     (heads,) = back_write(by_raw)

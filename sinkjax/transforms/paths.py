@@ -149,6 +149,11 @@ def carriers(
       "carriers know no rate of mixing, by which a head keeps its own value: "
       f"the model has mixing={cfg.mixing!r}"
     )
+  if cfg.depth != "none":
+    raise ValueError(
+      "carriers know no tokens that do not take every layer: the model has "
+      f"depth={cfg.depth!r}"
+    )
   tokens = one_text(tokens)
   points = parse_pair(cfg, source, target)
   _check_between_layers(*points)

@@ -276,9 +276,11 @@ def _layer(
   apply = methods_of(Block(cfg), params)
   pre = tap("resid_pre", x)
   q, k, v = apply(Block.qkv, pre, layer, ctx, tap)
+  ctx = apply(Block.seen, pre, ctx, tap)
   length = x.shape[1]
   unseen = not set(ROW_SITES) & set(taps.edits)
   summed = all(s.of_sums is not None for _, s in statistics)
+  summed &= ctx.valid is None
   attend = methods_of(Attention(cfg), params["attn"])
   if unseen and not statistics and needs_no_pattern(cfg, length):
     z, trace = attend(Attention.without_pattern, q, k, v, ctx, layer, tap), {}
@@ -288,9 +290,9 @@ def _layer(
       z, sums = attend(Attention.with_sums, q, k, v, ctx, layer, wanted)
       trace = {name: s.of_sums(sums, length) for name, s in statistics}
     else:
-      mix, places = functools.partial(apply, Block.mix), ctx.positions
+      mix = functools.partial(apply, Block.mix)
       z, trace = _attention(
-        cfg, mix, (q, k, v), places, layer, taps, statistics, block
+        cfg, mix, (q, k, v), ctx, layer, taps, statistics, block
       )
   z = apply(Block.heads, pre, z, v, tap)
   mid = apply(Block.add_attention, pre, z, tap)
@@ -301,14 +303,14 @@ def _layer(
   read = pre if cfg.parallel_residual else mid
   whole = tap.meets(*MLP_SITES)  # who looks there sees every token
   out = mlp(read) if whole else in_chunks(mlp, read)
-  return apply(Block.finish, mid, out, tap), {**trace, **tap.trace()}
+  return apply(Block.finish, pre, mid, out, tap), {**trace, **tap.trace()}
 
 
 def _attention(
   cfg: ModelConfig,
   mix: Callable,
   qkv: tuple[Array, Array, Array],
-  places: Int[Array, "B S"] | None,
+  ctx: Context,
   layer: Layer,
   taps: Taps,
   statistics: Statistics,
@@ -336,7 +338,7 @@ def _attention(
       z, states = carry
       start = first + i * rows
       new, block = _mix_rows(
-        cfg, mix, qkv, places, layer, edits, start, rows, keys
+        cfg, mix, qkv, ctx, layer, edits, start, rows, keys
       )
       states = tuple(
         s.update(state, block)
@@ -356,7 +358,7 @@ def _mix_rows(
   cfg: ModelConfig,
   mix: Callable,
   qkv: tuple[Array, Array, Array],
-  places: Int[Array, "B S"] | None,
+  ctx: Context,
   layer: Layer,
   edits: Mapping[str, Callable],
   start: Array | int,
@@ -373,8 +375,11 @@ def _mix_rows(
   tap = Tapper(Taps(at_rows, seen), layer)
   some = jax.lax.dynamic_slice_in_dim(q, start, rows, 1)
   values, mask = v[:, :keys], rows_mask(cfg, start, rows, keys, layer)
+  if ctx.valid is not None:
+    own = jnp.arange(keys)[None] == start + jnp.arange(rows)[:, None]
+    mask &= ctx.valid[:, None, None, :keys] | own[None, None]
   distance = None
-  if places is not None:
+  if (places := ctx.positions) is not None:
     own = jax.lax.dynamic_slice_in_dim(places, start, rows, 1)
     distance = distances(own, places[:, :keys])
   z = mix(some, k[:, :keys], values, mask, tap, distance)

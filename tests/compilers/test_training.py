@@ -45,6 +45,8 @@ VARIANTS = {
   "head gate": {"gate": "head"},
   "value gate": {"gate": "value", "n_kv_heads": 2, "n_heads": 4},
   "rate of mixing": {"mixing": "gate"},
+  "halting": {"depth": "halting"},
+  "routed": {"depth": "routed"},
   "grouped heads": {"attention": "fused", "n_kv_heads": 2},
   "unrolled": {"scan_layers": False, "tie_embeddings": True},
 }  # fmt: skip

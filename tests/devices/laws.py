@@ -29,6 +29,8 @@ from sinkjax.inference.generate import generate
 from sinkjax.metrics import rows
 from sinkjax.models import attention_form
 from sinkjax.models.cache import split_layers
+from sinkjax.train.depth_loss import HaltTerm
+from sinkjax.train.loss import loss_of
 
 # Empty where it is only imported, as in the search for examples.
 MESHES = sys.argv[1].split(";") if __name__ == "__main__" else []
@@ -190,6 +192,34 @@ def odd_heads():
     return {f"odd heads {config}": [error(f(split, TOKENS).logits, want), SAME]}
 
 
+def depth():
+  """Tokens that do not take every layer: logits in use, slopes in training."""
+  found = {}
+  batch = {
+    "tokens": TOKENS,
+    "weights": np.ones(TOKENS.shape, bool),
+    "positions": np.broadcast_to(np.arange(TOKENS.shape[1]), TOKENS.shape),
+  }
+  for kind in ("halting", "routed"):
+    cfg = CFG.replace(depth=kind)
+    params = sinkjax.init_params(cfg, jax.random.key(0))
+    f = sinkjax.forward(cfg)
+    loss = loss_of(f, separated=False, depth=HaltTerm())
+
+    @jax.jit
+    def run(params, f=f, loss=loss):
+      slopes = jax.grad(lambda p: loss(p, batch).objective)(params)
+      return f(params, TOKENS).logits, slopes
+
+    want = run(params)
+    for text in MESHES:
+      mesh = sharding.make_mesh(sharding.MeshConfig.parse(text))
+      split = sharding.place(sharding.state_shardings(mesh, params), params)
+      with jax.set_mesh(mesh):
+        found[f"{kind} {text}"] = [error(run(split), want), SAME]
+  return found
+
+
 def collectives():
   """Elements of the largest array that is gathered or moved along tensor."""
   cfg = CFG.replace(d_model=128, d_ff=512)
@@ -268,6 +298,7 @@ PARTS = {
     text,
     odd_heads,
     collectives,
+    depth,
     weights_in_shards,
   )
 }

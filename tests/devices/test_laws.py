@@ -28,7 +28,14 @@ OTHERS = "tensor:4,fsdp:2;fsdp:8;data:8;data:2,tensor:4"
     ),
     pytest.param(
       CUBE,
-      ("stream", "stream_by_sums", "text", "odd_heads", "decompositions"),
+      (
+        "stream",
+        "stream_by_sums",
+        "text",
+        "odd_heads",
+        "decompositions",
+        "depth",
+      ),
       marks=pytest.mark.slow,
     ),
     pytest.param(

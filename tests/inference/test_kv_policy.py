@@ -130,6 +130,7 @@ OPTIONS = {
   "experts": {"n_experts": 4, "experts_per_token": 2, "shared_d_ff": 12},
   "rate": {"mixing": "rate", "attn_bias": "k"},
   "mixing": {"mixing": "gate"},
+  "halting": {"depth": "halting"},
   "roles": {"control_heads": 2, "normalizer": "softpick"},
   "roles alibi": {"control_heads": 2, "positions": "alibi"},
   "values": {"v_dim": 5, "attn_bias": "kv", "gate": "element"},

@@ -244,6 +244,8 @@ VARIANTS = {
   "value bias": {"attn_bias": "v"},
   "gate": {"gate": "head"},
   "mixing": {"mixing": "gate", "attn_bias": "k"},
+  "halting": {"depth": "halting"},
+  "routed": {"depth": "routed", "sink_logit": True},
   "roles, which have no such form": {"control_heads": 2},
   "latent": {"rope_dim": 4, "kv_rank": 9, "q_rank": 7, "v_dim": 5},
   "ALiBi, which has no such form": {"positions": "alibi"},

@@ -43,6 +43,9 @@ from sinkjax.weights import orbax_io
 Row = Mapping[str, Any]
 """A variant of `controls_of`."""
 
+More = Callable[[ModelConfig, Any, jax.Array], dict[str, Any]]
+"""From a model, its parameters and texts [B, T] to plain numbers by name."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ControlConfig(TextConfig):
@@ -126,9 +129,18 @@ def _row_sums(pattern: jax.Array) -> jax.Array:
 
 
 def measure_model(
-  config: ControlConfig, run: TrainConfig, model: pathlib.Path
+  config: ControlConfig,
+  run: TrainConfig,
+  model: pathlib.Path,
+  more: More | None = None,
 ) -> dict[str, Any]:
   """One trained model, on texts read as in training.
+
+  Args:
+    config: of the sweep.
+    run: that trained the model.
+    model: its folder.
+    more: what else is measured, on texts of the trained length.
 
   Returns:
     `mixing`, the share of the squared exact Jacobian from embed to the last
@@ -168,6 +180,7 @@ def measure_model(
     "rates": by_head["rate"],
     "firsts": by_head["first"],
     "losses": losses,
+    **(more(cfg, params, texts(config.length, config.starts)) if more else {}),
   }
 
 
@@ -176,6 +189,7 @@ def controls_of(
   folder: pathlib.Path,
   variants: Sequence[str],
   progress: Callable[[int, int], Any],
+  more: More | None = None,
 ) -> list[dict[str, Any]]:
   """A row for every variant: its seeds, and of each number a list by seed."""
   names = ("lengths", "starts", "map_tokens", "map_texts")
@@ -186,7 +200,7 @@ def controls_of(
     model: pathlib.Path,
     advance: Advance,
   ) -> dict[str, Any]:
-    return {"final": measure_model(config, run, model)}
+    return {"final": measure_model(config, run, model, more)}
 
   jobs = eval_jobs(
     (folder.name,),
@@ -201,7 +215,7 @@ def controls_of(
     (one["request"]["variant"], one["request"]["run"]["seed"]): one["final"]
     for one in found
   }
-  keys = ("mixing", "mixing_rest", "rates", "firsts", "losses")
+  keys = found[0]["final"] if found else ()
   return [
     {
       "variant": name,
@@ -240,10 +254,11 @@ def table_of(rows: Sequence[Row], lengths: Sequence[int]) -> Table:
   return header, lines
 
 
-def controlled(sweep: Sweep) -> Experiment:
+def controlled(sweep: Sweep, more: More | None = None) -> Experiment:
   """The experiment of a sweep whose trained models are read again.
 
-  Its result has `controls` and `lengths` among its numbers.
+  Its result has `controls` and `lengths` among its numbers, and in each row of
+  `controls` what `more` measures.
   """
   plan = sweep.plan
 
@@ -256,7 +271,7 @@ def controlled(sweep: Sweep) -> Experiment:
     folder = pathlib.Path(folder)
     result = sweep.measure(config, folder=folder, progress=progress)
     variants = result.numbers["variants"]
-    rows = controls_of(config, folder, variants, progress)
+    rows = controls_of(config, folder, variants, progress, more)
     numbers = {"controls": rows, "lengths": list(config.lengths)}
     return dataclasses.replace(
       result,
