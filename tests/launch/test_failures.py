@@ -4,7 +4,9 @@ import errno
 import functools
 import os
 import random
+import re
 import resource
+import shutil
 import signal
 import time
 
@@ -18,16 +20,32 @@ from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 
 LAUNCHERS = {
   "analyze": ["--max_tokens=8"],
+  "analyze-sinks": ["--max_tokens=8", "--find_sinks"],
   "jacobian": ["--max_tokens=4"],
+  "jacobian-part": ["--max_tokens=4", "--part=1/2"],
   "capture": ["--length=8", "--windows=4"],
   "convert": ["--to=hf"],
   "convert-orbax": ["--to=orbax"],
   "corpus": ["--vocab_size=270"],
   "explore": ["--max_tokens=4"],
   "reproduce": ["--experiment=smoothing"],
+  "reproduce-report": ["--report", "--experiment=smoothing"],
+  "reproduce-compact": ["--report", "--compact"],
   "train": ["--config.steps=10", "--config.held_out=0.3"],
+  "train-report": ["--report"],
 }
-STAYS = ("partial.npz", "part-0", "smoothing")
+DONE = {"reproduce-report": "reproduce", "reproduce-compact": "reproduce"}
+DONE |= {"train-report": "train"}
+"""Which command's result they are given."""
+WHOLE = ("convert", "convert-orbax", "corpus")
+"""What writes a folder that appears at once, and refuses one that is there."""
+ELSEWHERE = {
+  "bench": "tests/test_full_disk.py",
+  "gallery": "tests/test_full_disk.py",
+  "generate": "tests/launch/test_failures.py::test_a_text_for_a_full_disk",
+}
+"""Launchers that take minutes, or write no files."""
+STAYS = ("partial.npz", "part-", "smoothing")
 """What the next start goes on from."""
 
 
@@ -43,20 +61,47 @@ def model(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope="module")
+def done(model, corpus, train, tmp_path_factory):
+  """`done(name)`: the folder that a command has filled, once for all tests."""
+  folder = tmp_path_factory.mktemp("done")
+
+  @functools.cache
+  def made(name):
+    if name in DONE:
+      shutil.copytree(made(DONE[name]), folder / name)
+    at, flags = _command(name, folder / name, model, corpus, train)
+    ran = launcher.run(at, *flags)
+    assert ran.returncode == 0, ran.stderr
+    return folder / name
+
+  return made
+
+
+def _command(full, out, model, corpus, train):
+  """(launcher, its flags)."""
+  name, _, _ = full.partition("-")
+  where = "--workdir" if name == "train" else "--out"
+  of = {
+    "corpus": [f"--corpus={corpus}"],
+    "capture": [f"--corpus={corpus}", f"--model={model}"],
+    "train": [*train.small, f"--config.corpus=('{corpus}',)"],
+  }
+  own = of.get(name, [f"--model={model}"])
+  more = LAUNCHERS[full]
+  if full in DONE and name == "train":  # the config of the run itself
+    more = [*LAUNCHERS[DONE[full]], *more]
+  return name, [*own, *more, f"{where}={out}"]
+
+
 @pytest.fixture
-def command(model, corpus, train):
-  """`command(name, out)`: (launcher, its flags)."""
+def command(model, corpus, train, done):
+  """`command(name, out)`: (launcher, its flags); `out` is made if need be."""
 
   def made(full, out):
-    name, _, _ = full.partition("-")
-    where = "--workdir" if name == "train" else "--out"
-    of = {
-      "corpus": [f"--corpus={corpus}"],
-      "capture": [f"--corpus={corpus}", f"--model={model}"],
-      "train": [*train.small, f"--config.corpus=('{corpus}',)"],
-    }
-    own = of.get(name, [f"--model={model}"])
-    return name, [*own, *LAUNCHERS[full], f"{where}={out}"]
+    if full in DONE:
+      shutil.copytree(done(DONE[full]), out)
+    return _command(full, out, model, corpus, train)
 
   return made
 
@@ -140,13 +185,11 @@ def fails(command, tmp_path, name, failure):
   """One run that cannot write, then one that can."""
   out, env = tmp_path / "out", {"SINKJAX_CACHE": str(tmp_path / "cache")}
   (tmp_path / "cache").mkdir()
-  before = listing(tmp_path)
   at, flags = command(name, out)
+  before = listing(tmp_path)
   done = launcher.run(at, *flags, env=env, first=FAILURES[failure])
   left = [x for x in listing(tmp_path) if not x.startswith("cache")]
-  if out.exists() and any(
-    any(w in p.name for w in STAYS) for p in out.iterdir()
-  ):
+  if name not in DONE and out.exists() and kept(out):
     left.remove("out")  # it holds what the next start goes on from
   if done.returncode == 0:  # all that it writes is smaller
     return
@@ -156,6 +199,11 @@ def fails(command, tmp_path, name, failure):
   done = launcher.run(at, *flags, env=env)
   assert done.returncode == 0, done.stderr
   assert not list(tmp_path.rglob(".*.unfinished"))
+
+
+def kept(out):
+  """Whether a folder has what its next start goes on from."""
+  return any(any(word in p.name for word in STAYS) for p in out.iterdir())
 
 
 @pytest.mark.thorough
@@ -173,15 +221,53 @@ def test_a_full_disk_for_every_writer(command, tmp_path, name, failure):
   fails(command, tmp_path, name, failure)
 
 
+def whole_disk():
+  """The standard output takes no byte."""
+  os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="of Linux")
+def test_a_text_for_a_full_disk(model):
+  """`generate` writes no file: its text may go into one."""
+  flags = (f"--model={model}", "--prompt=The", "--max_tokens=3")
+  check_refusal(launcher.run("generate", *flags, first=whole_disk))
+
+
+def test_every_launcher_that_writes_is_here():
+  """What defines where to write to is killed, and fills a disk."""
+  folder = launcher.ROOT / "launch"
+  writes = re.compile(r"flags\.DEFINE_string\(\s*\"(out|workdir)\"")
+  names = {p.stem for p in folder.glob("*.py") if writes.search(p.read_text())}
+  assert "train" in names and len(names) > 8
+  covered = {name.partition("-")[0] for name in LAUNCHERS}
+  assert names - covered == ELSEWHERE.keys() - {"generate"}
+
+
+def result(folder):
+  """{path: its text, if it is a table of numbers that are always the same}."""
+  found = {}
+  for path in folder.rglob("*"):
+    name = str(path.relative_to(folder))
+    if "tfevents" not in name:  # which time and process name
+      same = path.suffix == ".csv" and "training" not in name
+      # Orbax draws names of its arrays' files.
+      name = re.sub(r"[0-9a-f]{32}", "*", name)
+      found[name] = path.read_text() if same else None
+  return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_twenty_kills_over_all_launchers(command, tmp_path, number):
-  """The same command then runs, and nothing but its result is there."""
+def test_twenty_kills_over_all_launchers(command, done, tmp_path, number):
+  """The same command then ends with what an undisturbed one has written."""
   rng, sent = random.Random(number), getattr(signal, number)
-  for i in range(20 if number == "SIGKILL" else 8):
-    name = list(LAUNCHERS)[i % len(LAUNCHERS)]
+  names = list(LAUNCHERS)
+  for i in range(20 if number == "SIGKILL" else len(names)):
+    name = names[i % len(names)]
     folder = tmp_path / f"{i}"
     at, flags = command(name, folder / "out")
+    before = listing(folder) if folder.exists() else []
     process = launcher.Launched(at, *flags)
     time.sleep(rng.uniform(0.2, 6))
     process.send_signal(sent)
@@ -190,8 +276,12 @@ def test_twenty_kills_over_all_launchers(command, tmp_path, number):
     if process.returncode not in (0, -9):
       assert process.returncode in (130, 143, -2, -15), (name, err)
       if name != "train":  # a step that is saved stays
-        assert not folder.exists() or not listing(folder), name
-    again = launcher.run(at, *flags, timeout=900)
-    assert again.returncode == 0, (name, again.stderr)
+        now = listing(folder) if folder.exists() else []
+        assert now == before or kept(folder / "out"), name
+    # A folder that appears whole was done before the signal came.
+    if name not in WHOLE or not (folder / "out").exists():
+      again = launcher.run(at, *flags, timeout=900)
+      assert again.returncode == 0, (name, again.stderr)
     left = [p.name for p in folder.rglob(".*")]
     assert not left, (name, left)
+    assert result(folder / "out") == result(done(name)), name
