@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from launch import app, devices, edit_flag
+from launch import app, devices, edit_flag, host_rates
 
 if TYPE_CHECKING:
   from launch.prompts import Encoded
@@ -363,11 +363,13 @@ def _plan(cfg: "ModelConfig", policy: "Kept", prompt: int, most: int) -> None:
   leaves = jax.tree.leaves(cache)
   size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
   weights, where = devices.planned(cfg)
+  time_ = host_rates.generation(cfg, prompt, most, weights + size)
   print(
     f"{MODEL.value}: {prompt} tokens of prompt, {most or 'endlessly many'} "
     f"new ones; a cache of {policy.capacity} tokens{_closed(policy)}, "
     f"{size / 1e6:.1f} MB; "
-    f"{weights / 1e6:.1f} MB of weights on {where}; generates nothing (dry run)"
+    f"{weights / 1e6:.1f} MB of weights on {where}; "
+    f"{time_}; generates nothing (dry run)"
   )
 
 

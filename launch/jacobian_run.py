@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 import sinkjax
-from launch import app, devices, edit_flag, part_flag, prompts, resume
+from launch import (
+  app,
+  devices,
+  edit_flag,
+  host_rates,
+  part_flag,
+  prompts,
+  resume,
+)
 from sinkjax import artifacts, outputs
 from sinkjax.analysis.over_squashing import over_squashing
 from sinkjax.analysis.sensitivity import (
@@ -23,7 +31,7 @@ from sinkjax.analysis.sensitivity_config import SensitivityConfig, work
 from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.config import ModelConfig
 from sinkjax.transforms.jacobian_engine import SelfCheckError
-from sinkjax.transforms.jacobian_plan import default_budget, matmul_rate
+from sinkjax.transforms.jacobian_plan import default_budget
 from sinkjax.weights import identity
 from sinkjax.weights.offload import open_layers, peak_estimate
 
@@ -108,8 +116,10 @@ class Job:
     ]
     if not works:
       return 0.0, 0.0
-    rate = matmul_rate()
-    seconds = sum(COMPILATION + one.seconds(rate) for one in works)
+    host = host_rates.measure()
+    start = host_rates.START + COMPILATION * len(works)
+    seconds = sum(one.seconds(host.product) for one in works)
+    seconds = host.seconds(start, seconds)
     return seconds, max(one.bytes for one in works)
 
   def weight_bytes(self) -> tuple[int, str]:
