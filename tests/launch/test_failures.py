@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import json
 import os
 import random
 import re
@@ -20,6 +21,7 @@ from sinkjax.experiments.shared.swap_texts import SWAP_TEXTS
 
 LAUNCHERS = {
   "analyze": ["--max_tokens=8"],
+  "bench": ["--suite=train", "--quick", "--peers=ours"],
   "analyze-sinks": ["--max_tokens=8", "--find_sinks"],
   "jacobian": ["--max_tokens=4"],
   "jacobian-part": ["--max_tokens=4", "--part=1/2"],
@@ -28,6 +30,7 @@ LAUNCHERS = {
   "convert-orbax": ["--to=orbax"],
   "corpus": ["--vocab_size=270"],
   "explore": ["--max_tokens=4"],
+  "gallery": [],
   "reproduce": ["--experiment=smoothing"],
   "reproduce-report": ["--report", "--experiment=smoothing"],
   "reproduce-compact": ["--report", "--compact"],
@@ -39,14 +42,37 @@ DONE |= {"train-report": "train"}
 """Which command's result they are given."""
 WHOLE = ("convert", "convert-orbax", "corpus")
 """What writes a folder that appears at once, and refuses one that is there."""
-ELSEWHERE = {
-  "bench": "tests/test_full_disk.py",
-  "gallery": "tests/test_full_disk.py",
-  "generate": "tests/launch/test_failures.py::test_a_text_for_a_full_disk",
-}
-"""Launchers that take minutes, or write no files."""
+WRITES_NO_FILE = "generate"
 STAYS = ("partial.npz", "part-", "smoothing")
 """What the next start goes on from."""
+
+
+def short_gallery():
+  """A row of the gallery takes a minute: one that is recorded in its place."""
+  from sinkjax.experiments.shared import gallery
+
+  row = (launcher.ROOT / "docs" / "models" / "strong.json").read_text("utf-8")
+  gallery.measure = lambda subject, progress: json.loads(row)
+
+
+def short_bench():
+  """Nothing is timed."""
+  from launch.suites import measure
+
+  measure.run = lambda *args, **kw: {"seconds": 1.0, "peak_bytes": 7}
+
+
+SHORT = {"gallery": short_gallery, "bench": short_bench}
+
+
+def in_turn(*functions):
+  for function in functions:
+    function()
+
+
+def first_of(name, *more):
+  """What is called in a launcher's process before it starts."""
+  return functools.partial(in_turn, *filter(None, (SHORT.get(name),)), *more)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +97,7 @@ def done(model, corpus, train, tmp_path_factory):
     if name in DONE:
       shutil.copytree(made(DONE[name]), folder / name)
     at, flags = _command(name, folder / name, model, corpus, train)
-    ran = launcher.run(at, *flags)
+    ran = launcher.run(at, *flags, first=first_of(name))
     assert ran.returncode == 0, ran.stderr
     return folder / name
 
@@ -83,6 +109,7 @@ def _command(full, out, model, corpus, train):
   name, _, _ = full.partition("-")
   where = "--workdir" if name == "train" else "--out"
   of = {
+    "bench": [],
     "corpus": [f"--corpus={corpus}"],
     "capture": [f"--corpus={corpus}", f"--model={model}"],
     "train": [*train.small, f"--config.corpus=('{corpus}',)"],
@@ -187,7 +214,8 @@ def fails(command, tmp_path, name, failure):
   (tmp_path / "cache").mkdir()
   at, flags = command(name, out)
   before = listing(tmp_path)
-  done = launcher.run(at, *flags, env=env, first=FAILURES[failure])
+  first = first_of(name, FAILURES[failure])
+  done = launcher.run(at, *flags, env=env, first=first)
   left = [x for x in listing(tmp_path) if not x.startswith("cache")]
   if name not in DONE and out.exists() and kept(out):
     left.remove("out")  # it holds what the next start goes on from
@@ -196,7 +224,7 @@ def fails(command, tmp_path, name, failure):
   if failure not in ("no byte", "1 KB"):  # which hold no error either
     check_refusal(done)
   assert left == [x for x in before if not x.startswith("cache")]
-  done = launcher.run(at, *flags, env=env)
+  done = launcher.run(at, *flags, env=env, first=first_of(name))
   assert done.returncode == 0, done.stderr
   assert not list(tmp_path.rglob(".*.unfinished"))
 
@@ -208,7 +236,13 @@ def kept(out):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-  ("name", "failure"), [("analyze", "third rename"), ("corpus", "20 KB")]
+  ("name", "failure"),
+  [
+    ("analyze", "third rename"),
+    ("bench", "third rename"),
+    ("corpus", "20 KB"),
+    ("gallery", "first rename"),
+  ],
 )
 def test_a_write_that_fails(command, tmp_path, name, failure):
   fails(command, tmp_path, name, failure)
@@ -241,7 +275,7 @@ def test_every_launcher_that_writes_is_here():
   names = {p.stem for p in folder.glob("*.py") if writes.search(p.read_text())}
   assert "train" in names and len(names) > 8
   covered = {name.partition("-")[0] for name in LAUNCHERS}
-  assert names - covered == ELSEWHERE.keys() - {"generate"}
+  assert not names - covered and WRITES_NO_FILE not in names
 
 
 def result(folder):
@@ -268,7 +302,7 @@ def test_twenty_kills_over_all_launchers(command, done, tmp_path, number):
     folder = tmp_path / f"{i}"
     at, flags = command(name, folder / "out")
     before = listing(folder) if folder.exists() else []
-    process = launcher.Launched(at, *flags)
+    process = launcher.Launched(at, *flags, first=first_of(name))
     time.sleep(rng.uniform(0.2, 6))
     process.send_signal(sent)
     _, err = process.communicate(120)
@@ -280,7 +314,7 @@ def test_twenty_kills_over_all_launchers(command, done, tmp_path, number):
         assert now == before or kept(folder / "out"), name
     # A folder that appears whole was done before the signal came.
     if name not in WHOLE or not (folder / "out").exists():
-      again = launcher.run(at, *flags, timeout=900)
+      again = launcher.run(at, *flags, timeout=900, first=first_of(name))
       assert again.returncode == 0, (name, again.stderr)
     left = [p.name for p in folder.rglob(".*")]
     assert not left, (name, left)
