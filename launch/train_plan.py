@@ -99,6 +99,29 @@ def memory(
   return 16 * count / (fsdp * tensor) + worst
 
 
+def check(config: "TrainConfig", *, corpus: bool) -> None:
+  """What a run would find out after it has read its texts.
+
+  Args:
+    config: the run.
+    corpus: whether the texts must be on this machine.
+
+  Raises:
+    ValueError: for a schedule that the steps have no room for, a vocabulary
+      that no tokenizer fits, or texts that are not there.
+  """
+  from sinkjax.data.corpus import NAMED, check_vocab, own_path
+  from sinkjax.train.optimizer import learning_rate
+
+  learning_rate(config.optimizer, config.steps)
+  own = [name for name in config.corpus if name not in NAMED]
+  for name in own if corpus else ():
+    path = own_path(name)
+    if (path / "ids").is_dir():
+      return  # ids with a tokenizer of their own
+  check_vocab(config.text_vocab_size)
+
+
 def show(
   config: "TrainConfig", workdir: str | None, mesh: str, accelerator: str | None
 ) -> None:

@@ -284,7 +284,7 @@ def result(folder):
   for path in folder.rglob("*"):
     name = str(path.relative_to(folder))
     if "tfevents" not in name:  # which time and process name
-      same = path.suffix == ".csv" and "training" not in name
+      same = path.suffix == ".csv" and path.name != "train.csv"  # of speed
       # Orbax draws names of its arrays' files.
       name = re.sub(r"[0-9a-f]{32}", "*", name)
       found[name] = path.read_text() if same else None
