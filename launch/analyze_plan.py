@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from launch import devices, edit_flag, prompts
+from launch import app, devices, edit_flag, host_rates, prompts
 
 if TYPE_CHECKING:
   from sinkjax.config import ModelConfig
@@ -46,8 +46,6 @@ def show(
   if accelerator:
     _show_elsewhere(known, texts, max_tokens, prefix, accelerator)
     return
-  from sinkjax.transforms.jacobian_plan import matmul_rate
-
   prompts.need_tokenizer(tokenizer, model)
   prompts.need_room("max_tokens", max_tokens, cfg)
   encoded = prompts.encode(texts, tokenizer, prefix, max_tokens)
@@ -55,9 +53,11 @@ def show(
   tokens = sum(map(len, ids))
   length = max(map(len, ids))
   edit_flag.check(edits, cfg, min(map(len, ids)))
-  # A multiplication and an addition for each parameter and token.
-  flops = 2 * tokens * parameters
-  rate = matmul_rate()
+  host = host_rates.measure()
+  seconds = host.seconds(
+    host_rates.START,
+    host_rates.forward_seconds(cfg, parameters, list(map(len, ids)), host),
+  )
   weights, beside, where = _memory(model, cfg, length, offload)
   print(
     f"          {cfg.n_layers} layers, {cfg.n_heads} heads, {parameters:,} "
@@ -67,8 +67,8 @@ def show(
     f"{encoded.plan()}{edit_flag.plan(edits)}"
     f"memory    about {(weights + beside) / 1e9:.2f} GB at most, "
     f"{weights / 1e9:.2f} of it weights, on {where}\n"
-    f"time      about {8 + flops / rate * 4:.0f} s at the measured "
-    f"{rate / 1e9:.0f} GFLOP/s, compilation included\n"
+    f"time      about {app.duration(seconds)} at the measured "
+    f"{host.product / 1e9:.0f} GFLOP/s, compilation included\n"
     f"writes    nothing (dry run); else to {out or '--out'}"
   )
 

@@ -183,7 +183,7 @@ def _write(rows: list[dict], rounds: int, *, complete: bool) -> None:
     print(table)
   if OUT.value:
     out = pathlib.Path(OUT.value).expanduser()
-    with outputs.folder(out):
+    with outputs.alone(out):
       artifacts.write_text(out / "bench.md", table)
       artifacts.write_csv(out / "bench.csv", list(_COLUMNS), _cells(rows))
       artifacts.write_json(out / "bench.json", summary)

@@ -260,12 +260,15 @@ def _request(job: Job) -> dict[str, Any]:
 
 def _plan(job: Job, parameters: int) -> None:
   """What would be done, at what cost; fetches no model and writes nothing."""
-  from launch import prompts
-  from sinkjax.transforms.jacobian_plan import matmul_rate
+  from launch import host_rates, prompts
 
   weights, where = devices.planned(job.cfg)
   count, length = job.windows.tokens.shape
-  seconds = 8 + 2 * parameters * count * length / matmul_rate()
+  host = host_rates.measure()
+  seconds = host.seconds(
+    host_rates.START,
+    host_rates.forward_seconds(job.cfg, parameters, [length] * count, host),
+  )
   first = prompts.name(job.tokenizer, int(job.windows.tokens[0, 0]))
   some = ", ".join(f"{site}: {len(x)}" for site, x in job.layers.items())
   print(

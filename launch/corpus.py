@@ -126,11 +126,13 @@ def _tokenizer() -> Any:
 
 def _plan(out: pathlib.Path) -> None:
   """Prints what would be read and written."""
-  from sinkjax.data.corpus import NAMED
+  from sinkjax.data.corpus import NAMED, check_vocab
 
   for name in CORPUS.value:
     about = NAMED[name].about if name in NAMED else "your own"
     print(f"{name}: {about}")
+  if TOKENIZER.value is None:
+    check_vocab(VOCAB.value)
   how = f"train a tokenizer of {VOCAB.value} ids"
   if TOKENIZER.value:
     how = f"take the tokenizer of {TOKENIZER.value}"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sinkjax
-from launch import app, edit_flag, prompts, resume
+from launch import app, edit_flag, host_rates, prompts, resume
 from launch.jacobian_run import COMPILATION
 from sinkjax import artifacts
 from sinkjax.analysis import exploration
@@ -17,7 +17,6 @@ from sinkjax.analysis.sensitivity import AS_IT_IS, Columns
 from sinkjax.analysis.sensitivity_config import work
 from sinkjax.config import ModelConfig
 from sinkjax.transforms.edit_grammar import combined
-from sinkjax.transforms.jacobian_plan import matmul_rate
 from sinkjax.transforms.path_steps import CARRIERS
 
 PASSES = 5
@@ -73,8 +72,11 @@ class Job:
     works = [work(self.cfg, config, size, part) for part in columns if part]
     if not works:
       return passes
-    rate = matmul_rate()
-    return passes + sum(COMPILATION + one.seconds(rate) for one in works)
+    host = host_rates.measure()
+    start = COMPILATION * len(works)
+    return host.seconds(
+      start, passes + sum(one.seconds(host.product) for one in works)
+    )
 
 
 def partial(

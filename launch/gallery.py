@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from launch import app
-from sinkjax import artifacts, limits, provenance
+from sinkjax import artifacts, limits, outputs, provenance
 
 MODEL = flags.DEFINE_string(
   "model", "smollm2-135m", "Name or path of the model."
@@ -83,8 +83,8 @@ def main() -> None:
     return
   app.warm_compiler()
   data = _make(weights, parameters)
-  file.parent.mkdir(parents=True, exist_ok=True)
-  artifacts.write_json(file, data)
+  with outputs.folder(file.parent):
+    artifacts.write_json(file, data)
   show(data)
   print(f"\nRow: {file}")
 

@@ -93,7 +93,9 @@ MIN_P = flags.DEFINE_float(
   0.0,
   "Sample from tokens at least this many times as likely as the likeliest.",
 )
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
+SEED = flags.DEFINE_integer(
+  "seed", 0, "Seed of the sampling.", lower_bound=0, upper_bound=2**32 - 1
+)
 POLICY = flags.DEFINE_enum(
   "policy",
   None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from launch import devices
+from launch import devices, host_rates
 from launch.accelerator_flag import ACCELERATOR
 from launch.mesh_flag import MESH
 from sinkjax.inference.kv_policy import ByHead
@@ -52,9 +52,11 @@ def show(
       print(line)
     return
   weights, where = devices.planned(cfg)
+  size = cache_bytes(cfg, policy)
+  time_ = host_rates.generation(cfg, prompt, most, weights + size)
   print(
-    f"{text}, {cache_bytes(cfg, policy) / 1e6:.1f} MB; "
-    f"{weights / 1e6:.1f} MB of weights on {where}; generates nothing (dry run)"
+    f"{text}, {size / 1e6:.1f} MB; {weights / 1e6:.1f} MB of weights on "
+    f"{where}; {time_}; generates nothing (dry run)"
   )
 
 

@@ -13,6 +13,7 @@ from launch import (
   app,
   devices,
   edit_flag,
+  host_rates,
   part_flag,
   process_flags,
   prompts,
@@ -31,7 +32,7 @@ from sinkjax.analysis.sensitivity_config import SensitivityConfig, work
 from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.config import ModelConfig
 from sinkjax.transforms.jacobian_engine import SelfCheckError
-from sinkjax.transforms.jacobian_plan import default_budget, matmul_rate
+from sinkjax.transforms.jacobian_plan import default_budget
 from sinkjax.weights import identity
 from sinkjax.weights.offload import open_layers, peak_estimate
 
@@ -132,8 +133,10 @@ class Job:
     ]
     if not works:
       return 0.0, 0.0
-    rate = matmul_rate()
-    seconds = sum(COMPILATION + one.seconds(rate) for one in works)
+    host = host_rates.measure()
+    start = host_rates.START + COMPILATION * len(works)
+    seconds = sum(one.seconds(host.product) for one in works)
+    seconds = host.seconds(start, seconds)
     return seconds, max(one.bytes for one in works)
 
   def weight_bytes(self) -> tuple[int, str]:

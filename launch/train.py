@@ -47,6 +47,7 @@ from launch.mesh_flag import MESH
 from sinkjax import artifacts, limits, outputs
 
 if TYPE_CHECKING:
+  from sinkjax.config import ModelConfig
   from sinkjax.data.prepare import Prepared
   from sinkjax.models.transformer import Params
   from sinkjax.train.run_config import TrainConfig
@@ -94,7 +95,12 @@ def main() -> None:
     raise ValueError("--workdir is missing: the folder to write to")
   if DRY_RUN.value:
     from launch import train_plan
+    from sinkjax.weights import registry
 
+    # A corpus may lie on the machine that is planned for.
+    train_plan.check(config, corpus=not ACCELERATOR.value)
+    if START.value and (found := registry.peek(START.value)):
+      _same_model(config, found[0])
     train_plan.show(config, WORKDIR.value, _mesh(), ACCELERATOR.value)
     return
   workdir = pathlib.Path(WORKDIR.value).expanduser()
@@ -242,6 +248,16 @@ def _data(config: "TrainConfig") -> tuple["Params | None", "Prepared"]:
   return start, data
 
 
+def _same_model(config: "TrainConfig", cfg: "ModelConfig") -> None:
+  """Raises ValueError where --start has another model than the config."""
+  mine, theirs = map(dataclasses.asdict, (config.model, cfg))
+  for name, value in theirs.items():
+    if name not in START_FREE and mine[name] != value:
+      raise ValueError(
+        f"--start={START.value} has {name}={value!r}, the config {mine[name]!r}"
+      )
+
+
 def _started(config: "TrainConfig") -> tuple["Params", "Prepared"]:
   """Parameters of --start, and the corpus in that model's own tokens.
 
@@ -252,12 +268,7 @@ def _started(config: "TrainConfig") -> tuple["Params", "Prepared"]:
   from sinkjax.data.prepare import prepare
 
   params, cfg, tokenizer = sinkjax.load(START.value)
-  mine, theirs = map(dataclasses.asdict, (config.model, cfg))
-  for name, value in theirs.items():
-    if name not in START_FREE and mine[name] != value:
-      raise ValueError(
-        f"--start={START.value} has {name}={value!r}, the config {mine[name]!r}"
-      )
+  _same_model(config, cfg)
   with artifacts.bar("tokenizing") as progress:
     data = prepare(
       config.corpus,

@@ -16,6 +16,14 @@ LIBRARIES = 400_000_000
 """Bytes that checkpoints, the log and compiled programs take on a CPU: 0.38 GB
 beside a model of 0.8M parameters and 0.45 GB beside one of 11M, measured."""
 
+REACHED = 0.38
+"""Share of the rate of a large product that a training run on a CPU reaches,
+data and log included, by `launch.bench --suite=train`."""
+
+START = 20.0
+"""Seconds to start, to compile steps, evaluation and probe, and to draw the
+report of a training run, on the CPU cores of 2020."""
+
 
 def parameters(cfg: "ModelConfig") -> int:
   """The number of parameters of a model."""
@@ -43,6 +51,16 @@ def step_flops(config: "TrainConfig", stage: "Stage") -> float:
   attention = 6 * cfg.n_layers * cfg.n_heads * cfg.head_dim * stage.length
   tokens = config.batch * config.packing.length
   return tokens * (6.0 * used + attention)
+
+
+def _watched(config: "TrainConfig") -> float:
+  """Operations of all evaluations, which are forward passes."""
+  stage = config.all_stages()[-1]
+  step = step_flops(config, stage) / 3
+  windows = config.eval_windows / (
+    config.batch * config.packing.length / stage.length
+  )
+  return step * windows * (1 + config.steps // config.eval_every)
 
 
 def memory(
@@ -79,6 +97,29 @@ def memory(
     worst = max(worst, layers * (inside + scores) + logits)
   # Weights, gradient and both moments, in float32.
   return 16 * count / (fsdp * tensor) + worst
+
+
+def check(config: "TrainConfig", *, corpus: bool) -> None:
+  """What a run would find out after it has read its texts.
+
+  Args:
+    config: the run.
+    corpus: whether the texts must be on this machine.
+
+  Raises:
+    ValueError: for a schedule that the steps have no room for, a vocabulary
+      that no tokenizer fits, or texts that are not there.
+  """
+  from sinkjax.data.corpus import NAMED, check_vocab, own_path
+  from sinkjax.train.optimizer import learning_rate
+
+  learning_rate(config.optimizer, config.steps)
+  own = [name for name in config.corpus if name not in NAMED]
+  for name in own if corpus else ():
+    path = own_path(name)
+    if (path / "ids").is_dir():
+      return  # ids with a tokenizer of their own
+  check_vocab(config.text_vocab_size)
 
 
 def show(
@@ -130,18 +171,18 @@ def _show_machine(
   """Prints the mesh, and what memory and time the run needs on it."""
   import jax
 
-  from launch import app
+  from launch import app, host_rates
   from launch import devices as devices_flags
   from sinkjax import sharding
   from sinkjax.models.transformer import param_shapes
-  from sinkjax.transforms.jacobian_plan import matmul_rate
 
   if accelerator:
     machine = accelerators.machine(accelerator)
     devices, rate = machine.devices, machine.chip.flops
     room = machine.chip.memory
   else:
-    devices, rate, room = jax.device_count(), matmul_rate(config.model.dtype), 0
+    host = host_rates.measure(config.model.dtype)
+    devices, rate, room = jax.device_count(), host.product, 0
   sizes = sharding.MeshConfig.parse(mesh).sizes(devices)
   by_axis = dict(zip(sharding.AXES, sizes, strict=True))
   sharding.check_divides(
@@ -158,14 +199,16 @@ def _show_machine(
       "fits" if enough else "too much, take more fsdp, parts or remat"
     )
   print(f"memory      about {need / 1e9:.2f} GB a device{fits}")
-  seconds = flops / (rate * devices)
+  seconds = (flops + _watched(config)) / (rate * devices)
   if accelerator:
     print(
       f"time        about {seconds / SHARE / 3600:.1f} h at {SHARE:.0%} of "
       f"the sheet's {rate / 1e12:.0f} Tflop/s a device (estimated, not run)"
     )
   else:
+    seconds = host.seconds(START, seconds / REACHED)
     print(
-      f"time        at least {app.duration(seconds)} at the measured "
-      f"{rate / 1e9:.0f} Gflop/s a device; on a CPU two to four times that"
+      f"time        about {app.duration(seconds)} at "
+      f"{REACHED:.0%} of the measured {rate / 1e9:.0f} Gflop/s a device, "
+      "compilation and report included"
     )

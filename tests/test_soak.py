@@ -11,6 +11,8 @@ import pytest
 
 import sinkjax
 from sinkjax.analysis.sink_profile import sink_profile
+from sinkjax.inference import kv_policy
+from sinkjax.inference.generate import generate
 
 SECONDS = 300
 pytestmark = [
@@ -32,7 +34,7 @@ def descriptors():
 
 
 def cycle(fn, params, cfg, folder, number):
-  """A measurement, a model written and read, a derivative."""
+  """A measurement, a model written and read, a derivative, a text."""
   ids = [[1, 2, 3, 4, 5, number % cfg.vocab_size]]
   sink_profile(params, cfg, ids)
   path = folder / str(number)
@@ -42,6 +44,8 @@ def cycle(fn, params, cfg, folder, number):
     file.unlink()
   path.rmdir()
   sinkjax.jacobian_norms(fn, params, jnp.array(ids[0]))
+  policy = kv_policy.sinks(2, 6, chunk=4)
+  assert len(list(generate(cfg, params, ids[0], policy=policy, max_tokens=4)))
 
 
 def test_a_soak(tiny, tmp_path):

@@ -200,6 +200,15 @@ def characters(document: Any) -> int:
   return sum(len(message["content"]) for message in document)
 
 
+def check_vocab(vocab_size: int) -> None:
+  """Raises ValueError for fewer ids than a tokenizer can have."""
+  if vocab_size < SMALLEST_VOCAB:
+    raise ValueError(
+      f"vocab_size must be at least {SMALLEST_VOCAB} (256 bytes and 3 special "
+      f"tokens), got {vocab_size}"
+    )
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
   """A byte-level BPE tokenizer of these texts, with BOS, EOS and padding.
 
@@ -212,11 +221,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
   Cost: about 2 MB/s a core.
   """
-  if vocab_size < SMALLEST_VOCAB:
-    raise ValueError(
-      f"vocab_size must be at least {SMALLEST_VOCAB} (256 bytes and 3 special "
-      f"tokens), got {vocab_size}"
-    )
+  check_vocab(vocab_size)
   backend = tokenizers.Tokenizer(models.BPE())
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   backend.decoder = decoders.ByteLevel()

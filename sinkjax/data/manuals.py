@@ -13,12 +13,12 @@ import pathlib
 import re
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from typing import IO
 
 from tqdm import tqdm
 
+from sinkjax import outputs
 from sinkjax.weights.packages import cache_folder
 from sinkjax.weights.validate import WeightsError, first_line
 
@@ -158,16 +158,20 @@ def _package(name: str) -> dict:
   done = folder / f"{name}-{rule}.json"
   if done.is_file():
     return json.loads(done.read_text("utf-8"))
-  folder.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as work:
-    deb = _fetch(name, pathlib.Path(work))
+  # By the name of what it becomes: whoever fetches the same next clears what a
+  # killed process has left, and waits for a living one.
+  work = folder / f".fetch-{done.stem}"
+  with outputs.workspace(work, wait=True):
+    if done.is_file():  # made while this process waited
+      return json.loads(done.read_text("utf-8"))
+    deb = _fetch(name, work)
     found = _unpack(deb, re.compile(PACKAGES[name]))
     with open(deb, "rb") as stream:
       digest = hashlib.file_digest(stream, "sha256").hexdigest()
     # apt-get writes the colon behind a version's epoch as %3a in file names.
     version = deb.name.split("_")[1].replace("%3a", ":")
     found = {"package": name, "version": version, "sha256": digest, **found}
-    part = pathlib.Path(work) / "texts.json"
+    part = work / "texts.json"
     part.write_text(json.dumps(found), "utf-8")
     os.replace(part, done)
   return found

@@ -104,3 +104,27 @@ def test_where_there_is_no_debian(tmp_path, monkeypatch):
   fake.chmod(0o755)
   with pytest.raises(WeightsError, match="Unable to locate it; apt-get update"):
     manuals.read()
+
+
+def test_a_killed_fetch_is_cleared_by_the_next(tmp_path, monkeypatch):
+  """What it left is found by the name of what it would have become."""
+  monkeypatch.setenv("SINKJAX_CACHE", str(tmp_path))
+  monkeypatch.setattr(manuals, "PACKAGES", {"one": "x"})
+  monkeypatch.setattr(manuals, "_unpack", lambda *_: {"texts": []})
+  seen = []
+
+  def fetch(name, folder):
+    seen.append(sorted(path.name for path in folder.iterdir()))
+    (folder / "one_1%3a2.0_all.deb").write_bytes(b"x" * 9)
+    if len(seen) == 1:  # a kill takes nothing away
+      shutil.copytree(folder, tmp_path / "left")
+    return folder / "one_1%3a2.0_all.deb"
+
+  monkeypatch.setattr(manuals, "_fetch", fetch)
+  manuals._package("one")
+  (done,) = (tmp_path / "manuals").iterdir()
+  shutil.copytree(tmp_path / "left", done.with_name(f".fetch-{done.stem}"))
+  done.unlink()
+  assert manuals._package("one")["version"] == "1:2.0"
+  assert seen == [[".lock"], [".lock"]]
+  assert [p.name for p in (tmp_path / "manuals").iterdir()] == [done.name]

@@ -308,3 +308,20 @@ def test_chats_that_begin_with_bos_get_no_second_one(train, tmp_path):
   process = train.start(tmp_path / "run", *flags)
   code, _, err = train.ended(process)
   assert code == 1 and "writes BOS at the start of each chat" in err
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+  ("flag", "said"),
+  [
+    ("--config.optimizer.warmup=10", "no room for a warm-up"),
+    ("--config.corpus=('/dev/null',)", "neither a file, a folder"),
+    ("--config.model.vocab_size=257", "must be at least 259"),
+    ("--start=nowhere", "neither a file nor a folder"),
+  ],
+)
+def test_a_dry_run_refuses_what_the_run_does(train, corpus, flag, said):
+  """Neither reads a text first."""
+  flags = (*train.small, f"--config.corpus=('{corpus}',)", "--config.steps=10")
+  done = launcher.run("train", *flags, "--dry_run", flag)
+  assert done.returncode == 1 and said in done.stderr
