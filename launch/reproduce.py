@@ -313,6 +313,7 @@ def _request(name: str) -> Any:
 
 def _dry_run(names: list[str]) -> None:
   from sinkjax.experiments.harness import power
+  from sinkjax.weights import registry
 
   found = {name: BY_NAME[name].load() for name in names}
   if any(experiment.scales is None for experiment in found.values()):
@@ -320,6 +321,10 @@ def _dry_run(names: list[str]) -> None:
   for name in names:
     experiment = found[name]
     config = _configured(name)
+    for other in (
+      getattr(config, "models", ()) if experiment.scales is None else ()
+    ):
+      registry.peek(other)  # its headers, where it is on this machine
     lines = [] if experiment.plan is None else experiment.plan(config)
     # A sweep's units are its seeds; other configs count texts each in its way.
     seeds = getattr(config, "seeds", None)

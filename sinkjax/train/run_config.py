@@ -118,10 +118,11 @@ class TrainConfig:
     finite.require_fields(self)
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      # 0 is a seed like any other; of everything else that is counted there
-      # must be one.
-      if field.type is int and field.name != "seed" and value < 1:
-        raise ValueError(f"{field.name} must be at least 1, got {value}")
+      # 0 is a seed like any other, and none is negative; of everything else
+      # that is counted there must be one.
+      least = 0 if field.name == "seed" else 1
+      if field.type is int and value < least:
+        raise ValueError(f"{field.name} must be at least {least}, got {value}")
     if max(self.packing.length, self.probe_tokens) > self.model.max_len:
       raise ValueError(
         f"windows of {self.packing.length} and probes of {self.probe_tokens} "

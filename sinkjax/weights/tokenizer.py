@@ -31,6 +31,7 @@ import tokenizers
 from tokenizers import decoders, models
 
 from sinkjax import limits
+from sinkjax.weights import panics
 from sinkjax.weights.post_processor import template_bos, with_bos
 from sinkjax.weights.validate import WeightsError, first_line
 
@@ -174,10 +175,9 @@ class Tokenizer:
       ValueError: where the backend fails on a damaged tokenizer's rules.
     """
     try:
-      return self._backend.encode(text, add_special_tokens=False).ids
-    except (KeyboardInterrupt, SystemExit):
-      raise
-    except BaseException as error:  # the library panics, which is no Exception
+      with panics.as_errors():
+        return self._backend.encode(text, add_special_tokens=False).ids
+    except Exception as error:
       raise ValueError(
         f"the tokenizer's rules fail on this text: {first_line(error)}"
       ) from None
@@ -189,7 +189,10 @@ class Tokenizer:
       return ", ".join(f"byte 0x{byte:02x}" for byte in absent)
     if self._alphabet is not None:
       normalizer = self._backend.normalizer
-      shown = normalizer.normalize_str(text) if normalizer else text
+      shown = text
+      if normalizer:
+        with panics.as_errors():
+          shown = normalizer.normalize_str(text)
       return ", ".join(map(repr, sorted(set(shown) - self._alphabet)))
     return ""
 

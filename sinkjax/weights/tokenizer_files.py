@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from sinkjax import limits
-from sinkjax.weights import tokenizer_rules
+from sinkjax.weights import panics, tokenizer_rules
 from sinkjax.weights.folders import read_bytes, read_optional_json
 from sinkjax.weights.post_processor import template_bos
 from sinkjax.weights.tokenizer import NAMES, Tokenizer, build
@@ -90,10 +90,9 @@ def _whole(file: pathlib.Path) -> tuple[tokenizers.Tokenizer, int | None]:
   if reason:
     raise WeightsError(f"{file}: not a tokenizer: {reason}")
   try:
-    backend = tokenizers.Tokenizer.from_str(text)
-  except (KeyboardInterrupt, SystemExit):
-    raise
-  except BaseException as error:  # the library raises Exception, and panics
+    with panics.as_errors():
+      backend = tokenizers.Tokenizer.from_str(text)
+  except Exception as error:
     reason = first_line(error)
     raise WeightsError(f"{file}: not a tokenizer: {reason}") from None
   return backend, template_bos(data.get("post_processor"), str(file))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from sinkjax.weights import families
+from sinkjax.weights import families, panics
 from sinkjax.weights.folders import read_bytes, read_json, read_optional_json
 from sinkjax.weights.pre_tokenizers import PRE_TOKENIZERS
 from sinkjax.weights.tokenizer_gguf import USER_DEFINED, backend_from_gguf
@@ -76,13 +76,13 @@ def _byte_level(folder: pathlib.Path) -> tokenizers.Tokenizer:
     raise WeightsError(f"{folder / VOCAB}: expected an object of token ids")
   if len(set(vocab.values())) != len(vocab):
     raise WeightsError(f"{folder / VOCAB}: two tokens have the same id")
+  merges = _merges(folder / MERGES)
   try:
-    model = models.BPE(vocab, _merges(folder / MERGES), fuse_unk=False)
     # A file may hold a surrogate, which only a panic of the library tells.
-    backend = tokenizers.Tokenizer(model)
-  except (KeyboardInterrupt, SystemExit, WeightsError):
-    raise
-  except BaseException as error:
+    with panics.as_errors():
+      model = models.BPE(vocab, merges, fuse_unk=False)
+      backend = tokenizers.Tokenizer(model)
+  except Exception as error:
     raise WeightsError(
       f"{folder / MERGES}: bad merges: {first_line(error)}"
     ) from None

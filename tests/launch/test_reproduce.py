@@ -146,6 +146,10 @@ def test_another_model_is_refused(done):
     ),
     (["--dry_run", "--prefix=zebra"], "no such token"),
     (["--out=README.md"], "README.md"),
+    (
+      ["--experiment=model_size", "--models=/nowhere", "--dry_run"],
+      "'/nowhere' is neither a file nor a folder nor a known model",
+    ),
   ],
 )
 def test_errors_are_one_line(flags, message, glassllm_path):
