@@ -69,7 +69,7 @@ def test_missing_params_folder(copy):
   [
     (lambda m: m.update(schema=2), "schema 2, expected 1"),
     (lambda m: m["config"].update(n_layers=4), "the config asks for"),
-    (lambda m: m["config"].update(depth=4), "unknown config field"),
+    (lambda m: m["config"].update(height=4), "unknown config field"),
     (lambda m: m["config"].update(n_layers=-1), "n_layers must be"),
     (lambda m: m["arrays"].pop("embed"), "'embed' is missing or unknown"),
     (lambda m: m["arrays"]["embed"].update(dtype="bfloat16"), "is bfloat16"),
