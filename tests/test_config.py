@@ -106,7 +106,7 @@ def test_dict_round_trip():
   )
   assert sinkjax.ModelConfig.from_dict(cfg.to_dict()) == cfg
   assert hash(cfg) == hash(sinkjax.ModelConfig.from_dict(cfg.to_dict()))
-  with pytest.raises(ValueError, match="unknown config field 'depth'"):
+  with pytest.raises(ValueError, match="unknown config field 'height'"):
     sinkjax.ModelConfig.from_dict({"height": 3})
 
 
