@@ -98,7 +98,9 @@ def main() -> None:
     from sinkjax.weights import registry
 
     # A corpus may lie on the machine that is planned for.
-    train_plan.check(config, corpus=not ACCELERATOR.value)
+    train_plan.check(
+      config, corpus=not ACCELERATOR.value, own_tokenizer=not START.value
+    )
     if START.value and (found := registry.peek(START.value)):
       _same_model(config, found[0])
     train_plan.show(config, WORKDIR.value, _mesh(), ACCELERATOR.value)

@@ -99,12 +99,13 @@ def memory(
   return 16 * count / (fsdp * tensor) + worst
 
 
-def check(config: "TrainConfig", *, corpus: bool) -> None:
+def check(config: "TrainConfig", *, corpus: bool, own_tokenizer: bool) -> None:
   """What a run would find out after it has read its texts.
 
   Args:
     config: the run.
     corpus: whether the texts must be on this machine.
+    own_tokenizer: whether one is trained, which no --start brings.
 
   Raises:
     ValueError: for a schedule that the steps have no room for, a vocabulary
@@ -119,7 +120,8 @@ def check(config: "TrainConfig", *, corpus: bool) -> None:
     path = own_path(name)
     if (path / "ids").is_dir():
       return  # ids with a tokenizer of their own
-  check_vocab(config.text_vocab_size)
+  if own_tokenizer:
+    check_vocab(config.text_vocab_size)
 
 
 def show(
