@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 
 LOCK = ".lock"
 
+UNFINISHED = "." + 16 * "[0-9a-f]" + ".tmp"
+"""Files that `artifacts` has not yet given their names."""
+
 
 @contextlib.contextmanager
 def folder(out: pathlib.Path) -> Iterator[None]:
@@ -54,6 +57,8 @@ def alone(
   made = _make(out)
   try:
     with _locked(out, wait):
+      for path in out.glob(UNFINISHED):
+        remove(path)  # of a killed command: who writes here now holds the lock
       before = set(os.listdir(out))
       try:
         yield

@@ -88,3 +88,14 @@ def test_a_place_where_nothing_can_be_made(tmp_path):
       make(tmp_path / "file" / "a" / "b"),
     ):
       pass
+
+
+def test_files_that_a_killed_command_left_unfinished_go(tmp_path):
+  """Those of `artifacts`, and nothing that a user may have there."""
+  gone = tmp_path / ".0123456789abcdef.tmp"
+  kept = [tmp_path / x for x in (".tmp", "a.tmp", ".0123.tmp", ".profile")]
+  for path in (gone, *kept):
+    path.write_text("x")
+  with outputs.alone(tmp_path):
+    assert not gone.exists() and all(path.exists() for path in kept)
+  assert all(path.exists() for path in kept)

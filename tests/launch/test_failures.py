@@ -283,7 +283,9 @@ def result(folder):
   found = {}
   for path in folder.rglob("*"):
     name = str(path.relative_to(folder))
-    if "tfevents" not in name:  # which time and process name
+    # Time and process name the first; a run that is stopped saves a step of
+    # its own.
+    if "tfevents" not in name and "checkpoints/" not in name:
       same = path.suffix == ".csv" and path.name != "train.csv"  # of speed
       # Orbax draws names of its arrays' files.
       name = re.sub(r"[0-9a-f]{32}", "*", name)
