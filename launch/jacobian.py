@@ -180,7 +180,7 @@ def main() -> None:
 
     if job.part is not None:
       jacobian_run.compute_part(job, out, overwrite=OVERWRITE.value)
-    # A part that somebody asked for is all; the others belong together.
+    # With --part nothing is joined here: other commands have the other parts.
     train_processes.wait()
     if first and PART.value is None:
       _join(out, job, request)

@@ -321,10 +321,9 @@ def _dry_run(names: list[str]) -> None:
   for name in names:
     experiment = found[name]
     config = _configured(name)
-    for other in (
-      getattr(config, "models", ()) if experiment.scales is None else ()
-    ):
-      registry.peek(other)  # its headers, where it is on this machine
+    if experiment.scales is None:  # else `models` are those that it trains
+      for other in getattr(config, "models", ()):
+        registry.peek(other)  # its headers, where it is on this machine
     lines = [] if experiment.plan is None else experiment.plan(config)
     # A sweep's units are its seeds; other configs count texts each in its way.
     seeds = getattr(config, "seeds", None)

@@ -116,11 +116,11 @@ def check(config: "TrainConfig", *, corpus: bool, own_tokenizer: bool) -> None:
 
   learning_rate(config.optimizer, config.steps)
   own = [name for name in config.corpus if name not in NAMED]
-  for name in own if corpus else ():
-    path = own_path(name)
-    if (path / "ids").is_dir():
-      return  # ids with a tokenizer of their own
-  if own_tokenizer:
+  # All of them, so that each is looked for.
+  paths = [own_path(name) for name in own] if corpus else []
+  has_ids = any((path / "ids").is_dir() for path in paths)
+  # Ids come with a tokenizer of their own, too.
+  if own_tokenizer and not has_ids:
     check_vocab(config.text_vocab_size)
 
 

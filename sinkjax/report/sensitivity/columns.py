@@ -13,10 +13,13 @@ import numpy as np
 from sinkjax.analysis.sensitivity import Sensitivity, SensitivityMap
 from sinkjax.report import html
 from sinkjax.report.sensitivity import figures
-from sinkjax.report.sensitivity.page import NORMS, self_check, write_files
-
-ROWS = 1024
-"""Pairs in the page's table, the largest ones, as in the whole map's page."""
+from sinkjax.report.sensitivity.page import (
+  NORMS,
+  pairs,
+  self_check,
+  time_taken,
+  write_files,
+)
 
 
 def to_others(norms: np.ndarray, columns: Sequence[int]) -> np.ndarray:
@@ -100,7 +103,7 @@ def tables(
   columns = result.columns
   maps = dict(zip(("", "_edited"), result.maps().values(), strict=False))
   norms = {f"norm{end}": one.norms for end, one in maps.items()}
-  pairs = [
+  every_pair = [
     [t, s, tokens[t], tokens[s], *(float(m[t, s]) for m in norms.values())]
     for s in columns
     # A causal model's earlier tokens depend on no later one.
@@ -118,7 +121,7 @@ def tables(
   return {
     "norms.csv": (
       ["target", "source", "target_token", "source_token", *norms],
-      pairs,
+      every_pair,
     ),
     "columns.csv": (header, rows),
   }
@@ -144,13 +147,7 @@ def render(
   details: dict[str, Any],
 ) -> str:
   """The self-contained HTML page; arguments as `page.render`."""
-  header, rows = tables(result, tokens)["norms.csv"]
-  note = "The same table is norms.csv."
-  if len(rows) > ROWS:
-    # Four cells name the pair; the next is the norm of the model as it is.
-    rows = sorted(rows, key=lambda row: -row[4])[:ROWS]
-    note = f"These are the {ROWS} largest; norms.csv has all."
-  each = tables(result, tokens)["columns.csv"]
+  by_file = tables(result, tokens)
   sections = [
     html.Section(
       "Sensitivity of every token to the chosen ones",
@@ -169,9 +166,9 @@ def render(
         "is not at the token itself; total mixing and effective reach need the "
         "whole map and are not given. The same table is columns.csv."
       ),
-      table=html.Table(*each),
+      table=html.Table(*by_file["columns.csv"]),
     ),
-    html.Section("Every pair", body=note, table=html.Table(header, rows)),
+    pairs(*by_file["norms.csv"]),
   ]
   return html.render_report(
     title=f"Sensitivity of {details['model']}{html.edited(result.edit)}",
@@ -194,7 +191,6 @@ def _lines(count: int) -> str:
 def _cards(result: Sensitivity, data: Mapping[str, Any]) -> list[html.Number]:
   plain, columns = result.plain, result.columns
   shares = to_others(plain.norms[:, columns], columns)
-  commit = data.get("commit")
   return [
     html.Number(
       "share at other tokens",
@@ -204,11 +200,7 @@ def _cards(result: Sensitivity, data: Mapping[str, Any]) -> list[html.Number]:
     html.Number("columns", len(columns), f"source tokens of {len(result.ids)}"),
     html.Number("loss", f"{plain.loss:.3f}", "nats a token"),
     self_check(result, len(columns)),
-    html.Number(
-      "time",
-      f"{data['seconds']:.1f} s",
-      data["device"] + (f"; commit {commit}" if commit else ""),
-    ),
+    time_taken(data),
   ]
 
 

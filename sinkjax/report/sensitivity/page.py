@@ -100,14 +100,19 @@ def _cards(result: Sensitivity, data: dict[str, Any]) -> list[html.Number]:
   loss = "nats a token"
   if edited is not None:
     loss += f"; edited {edited.loss:.3f}"
-  commit = data.get("commit")
-  where = data["device"] + (f"; commit {commit}" if commit else "")
   return cards + [
     html.Number("tokens", size, "in the text, the prefix counted"),
     html.Number("loss", f"{plain.loss:.3f}", loss),
     _trust(result),
-    html.Number("time", f"{data['seconds']:.1f} s", where),
+    time_taken(data),
   ]
+
+
+def time_taken(data: Mapping[str, Any]) -> html.Number:
+  """How long it took, and where; of `summary.json`."""
+  commit = data.get("commit")
+  where = data["device"] + (f"; commit {commit}" if commit else "")
+  return html.Number("time", f"{data['seconds']:.1f} s", where)
 
 
 def _trust(result: Sensitivity) -> html.Number:
@@ -212,7 +217,7 @@ def _sections(
   if result.bounds():
     figure = drawn["bounds.png"]
     sections.append(bounds.section(result.bounds(), figure))
-  return [*sections, _pairs(result, tokens)]
+  return [*sections, pairs(*tables(result, tokens)["norms.csv"])]
 
 
 def _layers_and_loss(
@@ -246,8 +251,13 @@ def _layers_and_loss(
   return sections
 
 
-def _pairs(result: Sensitivity, tokens: Sequence[str]) -> html.Section:
-  header, rows = tables(result, tokens)["norms.csv"]
+def pairs(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> html.Section:
+  """The section with norms.csv, or the largest norms of it.
+
+  Args:
+    header: of norms.csv.
+    rows: of norms.csv: four cells that name the pair, then its norms.
+  """
   note = "Click a column's title to sort. "
   if len(rows) > ROWS:
     # Four cells name the pair; the next is the norm of the model as it is.
