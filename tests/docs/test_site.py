@@ -25,6 +25,7 @@ def written():
   return generate.pages()
 
 
+@pytest.mark.thorough
 def test_pages_are_what_the_generator_writes(written):
   """`python docs/generate.py` has nothing to write, and nothing to remove."""
   for name, text in written.items():

@@ -81,6 +81,7 @@ def test_claims_are_sentences(folder):
       assert text and not re.search(r"\b(None|nan|inf)\b", text), text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "folder",
   [

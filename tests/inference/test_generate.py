@@ -15,6 +15,7 @@ from sinkjax.inference.generate import as_text, generate
 from sinkjax.inference.sampling import Sampling, allowed, draw
 
 
+@pytest.mark.thorough
 def test_greedy_is_the_forward_pass_again_and_again(tiny):
   """Prompts shorter than, as long as and longer than whole chunks."""
   params, cfg = tiny

@@ -118,7 +118,7 @@ def test_a_window_over_the_whole_text_is_the_model(option, text):
   close(feed(cfg, policy, params, text, [5, 4, 5])[0], want)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_all_of_one_kind(three, text):
   """All full is `full`; all others `sinks`, where positions do not matter."""
   params, cfg = three

@@ -59,6 +59,7 @@ def reference(x, bits, per, symmetric, group, keep=()):
   return out, steps
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("per", "symmetric", "group"), KINDS)
 def test_grid_error_idempotence_and_kept_tokens(per, symmetric, group):
   x = values()

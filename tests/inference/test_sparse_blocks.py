@@ -246,6 +246,7 @@ def test_what_is_left_out_first_weighs_least():
       assert more.max() >= 0.2 * (1 - 1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("bits", WAYS)
 def test_later_blocks_change_nothing(bits):
   q, k, v = drawn("sink", 1)

@@ -119,6 +119,7 @@ def test_a_prompt_that_is_not_there(model, file, flags, words):
   assert words in done.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("launched", ["analyze", "jacobian", "generate"])
 def test_a_plan_shows_the_template(model, launched):
   plan = run(launched, model, "--chat=hi", "--dry_run")

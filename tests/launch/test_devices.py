@@ -42,7 +42,7 @@ def analyze(texts, out, *flags):
   return json.loads((out / "summary.json").read_text())
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_the_report_is_that_of_one_device(texts, tmp_path, glassllm_path):
   data = analyze(texts, tmp_path / "mesh", "--mesh=data:2,fsdp:4")
   assert data["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
@@ -114,7 +114,7 @@ def test_what_cannot_be_is_one_line(
   assert message in errors[0]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["analyze", "jacobian", "reproduce"])
 def test_a_plan_needs_no_devices(launcher, smollm2_path):
   """134,515,008 parameters of 2 bytes in halves; norms alone are copied."""

@@ -60,6 +60,7 @@ def test_a_text_that_does_not_fit_is_refused(model, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_page_is_the_library_s(model, tokenizer, tmp_path):
   out = tmp_path / "out"
   flags = ["--max_tokens=9", "--edit=graded key=1 by=3", f"--out={out}"]
@@ -89,6 +90,7 @@ def test_the_page_is_the_library_s(model, tokenizer, tmp_path):
   assert other.returncode == 1 and "another command" in other.stderr
 
 
+@pytest.mark.slow
 def test_carriers_of_every_pair_are_the_library_s(model, tmp_path):
   alone = run(model / "small", "--carriers", f"--out={tmp_path / 'out'}")
   assert alone.returncode == 1

@@ -75,6 +75,7 @@ PLANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", PLANS)
 def test_defaults_fit_a_short_context(words, glassllm_path):
   """glassllm has 128 positions, and the letter is one token."""
@@ -129,6 +130,7 @@ def gates(tmp_path):
   return path
 
 
+@pytest.mark.thorough
 def test_dry_run_by_head(gates, glassllm_path):
   """What both kinds of heads keep, and what that takes."""
   flags = ["--model=glassllm-en", "--prompt=a", "--prefix=none"]

@@ -30,7 +30,7 @@ def change(model):
   sinkjax.save(model, params, cfg, tokenizer)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "name", ["analyze", pytest.param("jacobian", marks=pytest.mark.slow)]
 )

@@ -49,6 +49,7 @@ def test_equal_scores_leave_one_part_to_the_sink():
   np.testing.assert_allclose(found[1], 2 * found[0], rtol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", quick(SINKS, *list(SINKS)[:1], others="slow"))
 def test_both_masses_are_what_the_rows_say(name):
   params, cfg = model(**SINKS[name])

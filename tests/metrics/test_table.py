@@ -72,6 +72,7 @@ def test_values_have_the_axes_of_the_table(tokens, share):
       assert leaf.shape == tuple(want), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("share", [False, True])
 def test_streamed_and_dense_are_one_definition(tiny, tokens, share):
   """At blocks that do not fit the text, and of shares too."""

@@ -60,6 +60,7 @@ CASES = {
 FEW = ("13-3-sinks",)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", quick(CASES, *FEW, others="slow"))
 def test_every_sum_by_its_definition(name):
   length, window, form = CASES[name]

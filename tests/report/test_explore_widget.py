@@ -196,7 +196,7 @@ shown
 )
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_notebook_s_kernel_has_the_widget():
   pytest.importorskip("anywidget")
   import nbclient

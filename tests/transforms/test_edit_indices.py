@@ -35,6 +35,7 @@ HEAD_2 = [False, False, True, False]
 LAYER_2 = [False, False, True]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("one", "other"),
   [

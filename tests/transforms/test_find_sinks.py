@@ -133,6 +133,7 @@ def test_signs_are_those_of_the_definition(params, tokens):
   )
 
 
+@pytest.mark.thorough
 def test_several_texts_are_each_as_alone(params, tokens):
   f = planted({(1, 0): axis(3, 900.0), (2, 0): axis(4, 1.0)})
   other = np.roll(tokens, 5)

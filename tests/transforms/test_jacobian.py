@@ -94,6 +94,7 @@ def test_float32_is_as_the_reference_and_as_forward_mode(base, norms, norm):
   same(got, norms_of(dense().astype(np.float64), norm), 1e-4)
 
 
+@pytest.mark.thorough
 def test_norms_are_ordered(base, norms):
   fro, spectral, largest = (norms(norm=norm)[CAUSAL] for norm in NORMS)
   assert np.all(largest <= spectral) and np.all(spectral <= fro)

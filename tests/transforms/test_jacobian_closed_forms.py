@@ -138,6 +138,7 @@ def test_a_linear_model_is_its_matrices():
   assert error(solved(params), product(second, first)) < 1e-7
 
 
+@pytest.mark.thorough
 def test_one_head_by_the_derivative_of_its_softmax():
   """z_t = sum_s P_ts v_s; d z_t / d x_s = P_ts (W_v + (v_s - z_t) q_t W_k)
   and at s = t also sum_u P_tu (v_u - z_t) k_u W_q, each with the scale.

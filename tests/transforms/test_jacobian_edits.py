@@ -252,6 +252,7 @@ def test_edits_that_mix_tokens_forward(case, site):
   assert error(check(case, site, ("before",)), plain(case)) > 1e-2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   "site",
   [

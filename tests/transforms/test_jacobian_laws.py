@@ -155,6 +155,7 @@ def test_finite_differences_in_random_directions(base, source, target):
   assert error(np.asarray(numeric), want) < 1e-7
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ("middle", "target"),
   [

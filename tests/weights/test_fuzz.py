@@ -273,6 +273,7 @@ def run(kind: str, parent: pathlib.Path, examples: int) -> None:
   assert outcomes["loaded"], "every file was refused"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", CASES)
 def test_damaged_files(tmp_path, kind):
   run(kind, tmp_path, QUICK)

@@ -324,6 +324,7 @@ def run(name, parent, examples):
   assert len(refused) > (0 if name == "checkpoint" else examples // 5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", READERS)
 def test_hostile_files(tmp_path, name):
   run(name, tmp_path, QUICK)

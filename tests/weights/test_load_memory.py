@@ -124,7 +124,7 @@ def test_a_folder_is_never_there_twice(saved, name, dtype):
   assert high < OVER * size + (CONVERTED if dtype == "bfloat16" else 0)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", quick(["float32", "bfloat16"], "float32"))
 def test_a_gguf_file_is_never_there_twice(smollm2_path, dtype):
   size, _, high = peak(FAMILIES / "llama3", smollm2_path, dtype)

@@ -125,7 +125,7 @@ print(opened - before, high() - before, total)
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(
   not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' /proc"
 )

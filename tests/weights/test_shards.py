@@ -18,12 +18,14 @@ from golden_models import FAMILIES, GGUF, NAMES, write_gguf
 from parts import check_parts, cuts
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_of_safetensors(name):
   unread = huggingface.open_model(FAMILIES / name)
   check_parts(unread, huggingface.load(FAMILIES / name)[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", GGUF)
 def test_parts_of_gguf(name, tmp_path):
   write_gguf(tmp_path / "m.gguf", name)

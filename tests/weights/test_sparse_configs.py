@@ -104,6 +104,7 @@ def with_tensors(folder, name, rename):
   return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_the_prefix_of_the_base_model_is_optional(name, tmp_path):
   """Checkpoints of the base model, as embedding models are published."""

@@ -43,6 +43,7 @@ def test_same_ids_as_llama_cpp(real, name, special):
   assert found == NOT_AS_LLAMA_CPP.get(name, set())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 def test_every_pre_tokenizer_as_in_llama_cpp(pre):
   tokenizer = tokenizer_from_gguf(metadata("bytes", pre=pre))
@@ -90,6 +91,7 @@ def test_same_ids_as_glassllm(real, language):
   assert differing(real[name], TEXTS, golden(name)) == set()
 
 
+@pytest.mark.thorough
 @ignore_missing
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_tokenizers_are_the_same(real, saved, name):

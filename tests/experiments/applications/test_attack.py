@@ -60,6 +60,7 @@ def loss_of(f, params, row, site, at, shift):
   return nats(g, params, row[None], START)[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("site", SITES)
 def test_gradient_is_that_of_finite_differences(subject, row, site):
   with jax.enable_x64(True):

@@ -82,7 +82,7 @@ def test_the_users_texts_are_read(read, subject, no_other_texts):
 SIX = computed.Config(fitting=2, counts=(4,), lengths=(40,), timed=(40,))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [prompts, which_queries])
 def test_an_experiment_of_them(module, subject, no_other_texts):
   small = {"tokens": 32, "lengths": (16, 32)}
@@ -140,7 +140,7 @@ def test_what_chats_share_ends_before_the_user(chats, before, shared, subject):
   assert given.ids in (tokens, tokens[:-1])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_record_and_report_name_the_users_texts(
   subject, tmp_path, no_other_texts
 ):

@@ -252,7 +252,7 @@ def test_refusals(reader):
     measure(reader, Config(), texts=[Text("a", "a", "the old man")])
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_layer_that_does_not_see_the_first_token_tells_nothing(reader):
   """Its window ends before the queries: attention on position 0 is zero."""
   cfg = reader.cfg.replace(window=4, local_layers=(False, True, False))

@@ -128,6 +128,7 @@ def ids_of(subject, count, tokens):
   return texts, np.array([subject.encode([t.text])[0][:tokens] for t in texts])
 
 
+@pytest.mark.thorough
 def test_what_experts_write_is_their_last_map_without_its_weight(mixture):
   _, ids = ids_of(mixture, 2, 8)
   cfg, params = mixture.cfg, mixture.params

@@ -129,7 +129,7 @@ def test_what_each_variant_is():
     adaptive_depth.variants(adaptive_depth.Config(**scale))
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", ["none", "halting", "routed"])
 def test_what_is_read_of_tokens(depth):
   """In loops over layers, texts and tokens."""

@@ -69,7 +69,7 @@ def by_hand(model: str):
   return cfg, params
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["softmax", "relu"])
 def test_what_solves_the_task_has_no_loss(model):
   """A softmax with all on the first token, ReLU with nothing anywhere."""
