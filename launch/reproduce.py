@@ -311,6 +311,13 @@ def _request(name: str) -> Any:
   return Request(entry, _configured(name), of)
 
 
+NEW_TEXTS = (
+  "its texts are some that no recorded run has read: verdicts on them are "
+  "confirmatory, see docs/protocol.md"
+)
+"""What a dry run says of a seed that is not 0."""
+
+
 def _dry_run(names: list[str]) -> None:
   from sinkjax.experiments.harness import power
   from sinkjax.weights import registry
@@ -329,6 +336,8 @@ def _dry_run(names: list[str]) -> None:
     seeds = getattr(config, "seeds", None)
     units = len(seeds) if isinstance(seeds, tuple) else None
     print(f"experiment   {name}: {experiment.title}")
+    if not given_texts.request() and experiment.draws_new_texts(config):
+      lines = [*lines, NEW_TEXTS]
     for line in [*lines, *power.plan(name, units)]:
       print(f"             {line}")
   print(f"writes       nothing (dry run); else to {OUT.value or '--out'}")

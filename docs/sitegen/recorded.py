@@ -69,7 +69,8 @@ class _Names(Mapping[str, bytes]):
 def subject_of(about: Mapping[str, Any]) -> str:
   """The column of a run: its model, or the scale of what it trained."""
   request = about["request"]
-  return request.get("model") or f"{request['scale']} scale"
+  name = request.get("model") or f"{request['scale']} scale"
+  return f"{name}, new texts" if "stated" in about else name
 
 
 def folders() -> list[pathlib.Path]:

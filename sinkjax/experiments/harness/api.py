@@ -203,6 +203,15 @@ class Experiment:
   unedited: frozenset[str] = frozenset()
   unfit: Callable[[Any], str] = fits
 
+  def draws_new_texts(self, config: Any) -> bool:
+    """Whether a config's texts are others than those of the recorded runs.
+
+    So are those of every seed but 0, see `prompt_corpus.gather`, which gives
+    `count` texts of each domain to experiments with these two fields.
+    """
+    chosen = hasattr(config, "count") and getattr(config, "seed", 0) > 0
+    return self.given_texts and chosen
+
   def configured(self, scale: str, given: Mapping[str, Any]) -> Any:
     """The config at a scale, with the fields that are given.
 

@@ -10,7 +10,7 @@ from sinkjax.experiments.harness.effects import Effect
 from sinkjax.experiments.harness.protocol import Judged, Verdict
 from sinkjax.report import html
 
-COLUMNS = ("claim", "where", "there", "here", "verdict", "why")
+COLUMNS = ("claim", "where", "there", "here", "verdict", "why", "status")
 NUMBERS = (
   "value",
   "low",
@@ -33,7 +33,13 @@ def _cells(claim: Judged) -> list[str]:
     claim.ours,
     str(claim.verdict),
     claim.why,
+    status(claim),
   ]
+
+
+def status(claim: Judged) -> str:
+  """What a verdict is worth: see docs/protocol.md."""
+  return "confirmatory" if claim.confirmatory else "exploratory"
 
 
 def _numbers(claim: Judged) -> list[Any]:
@@ -70,7 +76,7 @@ def markdown(claims: Sequence[tuple[str, Judged]]) -> str:
   for _, claim in claims:
     # A bar would end the cell, and a line break would end the row.
     cells = [" ".join(x.replace("|", "\\|").split()) for x in _cells(claim)]
-    lines.append(f"| {' | '.join(cells[:-1])} |")
+    lines.append(f"| {' | '.join(cells[:-2])} |")
   return "\n".join(lines) + "\n"
 
 
@@ -156,6 +162,7 @@ def _row(name: str, claim: Judged) -> list[Any]:
     ("measured here", claim.ours),
     ("how", claim.how),
     ("decided by", claim.why),
+    ("status", status(claim)),
   ]
   units = claim.effect.n if isinstance(claim.effect, Effect) else None
   return [

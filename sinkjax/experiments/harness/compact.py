@@ -87,7 +87,7 @@ def compact(
   """
   # Before claims had names, a result held its part of the report, too.
   about = {k: v for k, v in about.items() if k not in ("page", "complete")}
-  claims = judge(experiment.claims(result))
+  claims = judge(experiment.claims(result), about.get("stated"))
   said = _said(claims)
   if experiment.condense is not None:
     result = experiment.condense(result)

@@ -21,7 +21,8 @@ the exact sign-flip test must agree after the same correction. In this order:
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,8 @@ class Judged(Claim):
     adjusted: Holm's, over the experiment's claims.
     family: m, the number of claims that the correction is over.
     why: the tests that decided, in words.
+    confirmatory: whether the claim, with its margin, was stated before any of
+      the texts that it was measured on had been looked at.
   """
 
   verdict: Verdict = Verdict.INCONCLUSIVE
@@ -68,6 +71,7 @@ class Judged(Claim):
   adjusted: float = float("nan")
   family: int = 0
   why: str = ""
+  confirmatory: bool = False
 
   def record(self) -> dict[str, Any]:
     """What files keep: text and numbers, readable without this code."""
@@ -100,12 +104,46 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
   return adjusted
 
 
-def judge(claims: Sequence[Claim]) -> list[Judged]:
+def stated(claims: Sequence[Claim]) -> dict[str, dict[str, Any]]:
+  """What the claims on texts say, by id: what a confirmation must not change.
+
+  Claims on anything else, as on haystacks of needles, are not among them: only
+  texts are known to be new.
+
+  Args:
+    claims: of one experiment.
+  """
+  return {
+    claim.id: {
+      "claim": claim.claim,
+      "expect": claim.effect.expect,
+      "margin": claim.effect.margin,
+    }
+    for claim in claims
+    if isinstance(claim.effect, Effect) and claim.effect.per == "text"
+  }
+
+
+def judge(
+  claims: Sequence[Claim], before: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Judged]:
   """The verdicts on all claims of one experiment, which are one family.
 
   Args:
     claims: of one experiment on one model or scale.
+    before: `stated` of the code that measured new texts; `None` where the
+      texts were known. A claim is confirmatory if it still says the same.
   """
+  now, before = stated(claims), before or {}
+  confirmatory = {
+    name
+    for name, said in before.items()
+    if name in now
+    # The wording may be improved; what is expected, and how much, may not.
+    and said["expect"] == now[name]["expect"]
+    # Seven digits are what files keep.
+    and math.isclose(said["margin"], now[name]["margin"], rel_tol=1e-6)
+  }
   tested = [i for i, claim in enumerate(claims) if _is_tested(claim)]
   holds = _by_claim(tested, [_p_holds(claims[i]) for i in tested])
   fails = _by_claim(tested, [claims[i].effect.p_fails() for i in tested])
@@ -126,6 +164,7 @@ def judge(claims: Sequence[Claim]) -> list[Judged]:
         adjusted=adjusted,
         family=len(tested),
         why=_why(claim, holds[i], fails[i], signs[i], len(tested)),
+        confirmatory=claim.id in confirmatory,
       )
     )
   return found

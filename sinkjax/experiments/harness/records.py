@@ -34,7 +34,9 @@ class Recorded(NamedTuple):
 
   def claims(self) -> list[Judged]:
     """The claims with their verdicts, made from the files."""
-    return judge(self.entry.load().claims(self.result))
+    return judge(
+      self.entry.load().claims(self.result), self.about.get("stated")
+    )
 
   def sections(self) -> list[html.Section]:
     """Its part of the report; figures that are no files are drawn."""

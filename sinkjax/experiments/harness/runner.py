@@ -21,7 +21,13 @@ from typing import Any, NamedTuple
 
 from sinkjax import artifacts, finite, outputs, provenance
 from sinkjax.experiments import Entry
-from sinkjax.experiments.harness import chat_start, claims_page, compact, leases
+from sinkjax.experiments.harness import (
+  chat_start,
+  claims_page,
+  compact,
+  leases,
+  protocol,
+)
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.kept import FOLDER, Kept
 from sinkjax.experiments.harness.records import Recorded, read, recorded, stored
@@ -239,8 +245,16 @@ def _draw(folder: pathlib.Path) -> None:
   """Figures and claims of what is measured, which completes the folder."""
   about = stored(folder / "result.json")
   found = recorded(folder, about)
-  for name, png in found.entry.load().draw(found.result).items():
+  experiment = found.entry.load()
+  for name, png in experiment.draw(found.result).items():
     artifacts.write_bytes(folder / name, png)
+  if "texts" not in about["request"] and experiment.draws_new_texts(
+    found.result.config
+  ):
+    # Kept as it was said when these texts were read: a claim or a margin of
+    # later code was made by those who may have seen what came out.
+    about.setdefault("stated", protocol.stated(experiment.claims(found.result)))
+    found = found._replace(about=about)
   claims = [claim.record() for claim in found.claims()]
   about |= {"claims": claims, "complete": True}
   about["complete"] = about.pop("complete")  # last in the file
