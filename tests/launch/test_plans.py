@@ -40,7 +40,7 @@ def agrees(*words):
   assert 1 / 1.5 < said / took < 1.5, (said, took)
 
 
-@pytest.mark.parametrize("tokens", [64, 512, 2048])
+@pytest.mark.parametrize("tokens", [64, 512, 2048, 4096])
 def test_analyze(tmp_path, smollm2_path, tokens):
   """At the largest the squares of the attention outweigh the weights."""
   text = tmp_path / "text"
