@@ -146,3 +146,14 @@ def test_models_of_short_context_have_no_haystacks(subject, items, monkeypatch):
   assert found.numbers["haystacks"] == 0 and seen == {30: 30}
   (last,) = {claim.untested for claim in EXPERIMENT.claims(found)[4:]}
   assert last == "the model's context is shorter than 65 tokens"
+
+
+def test_needles_that_do_not_fit_are_refused_before_anything_is_measured(
+  reader, items
+):
+  def kept(what, *args):
+    raise AssertionError(f"{what} was measured")
+
+  reader = reader._replace(kept=kept)
+  with pytest.raises(ValueError, match="do not fit 60 tokens"):
+    measure(reader, Config(tokens=60, needles=8), items={"a": items(30)})

@@ -147,3 +147,10 @@ def test_refusals(reader, texts):
   long = dataclasses.replace(SMALL, lengths=(9999,))
   with pytest.raises(ValueError, match="at least 2 texts that begin apart"):
     measure(reader, long, texts=texts)
+
+  def kept(what, *args):
+    raise AssertionError(f"{what} was measured")
+
+  crowded = dataclasses.replace(SMALL, haystack_tokens=60, haystacks=1)
+  with pytest.raises(ValueError, match="do not fit 60 tokens"):
+    measure(reader._replace(kept=kept), crowded, texts=texts)

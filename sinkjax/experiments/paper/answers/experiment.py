@@ -24,7 +24,7 @@ from sinkjax.experiments.shared.benchmark_tasks import (
   row_of,
   with_mass,
 )
-from sinkjax.experiments.shared.needles import haystack
+from sinkjax.experiments.shared.needles import Haystack, haystack
 from sinkjax.experiments.shared.steps import Steps
 
 FEWEST = 10
@@ -88,7 +88,7 @@ def measure(
 
   Raises:
     ValueError: for needles or tasks that do not fit, as `haystack` and
-      `fetch_tasks`.
+      `fetch_tasks`; before anything is measured.
 
   Cost: one forward pass of every item and every haystack.
   """
@@ -100,6 +100,13 @@ def measure(
     for task, members in items.items()
   }
   count = config.haystacks if config.tokens <= subject.cfg.max_len else 0
+  # What does not fit is known before anything is measured.
+  piles = [
+    haystack(
+      subject, subject.prefix, config.tokens, config.needles, config.seed + i
+    )
+    for i in range(count)
+  ]
   step = Steps(progress, sum(map(len, items.values())) + count)
   asked = {
     task: _of_task(subject, members, step)
@@ -111,8 +118,8 @@ def measure(
     for task, one in asked.items()
     for what, x in one.items()
   }
-  if count:
-    found = _of_haystacks(subject, config, count)
+  if piles:
+    found = _of_haystacks(subject, piles)
     step(count)
     arrays |= {f"{what} {NEEDLES}": x for what, x in found.items()}
   numbers = {
@@ -184,15 +191,9 @@ def beyond(score: np.ndarray, rivals: np.ndarray) -> np.ndarray:
 
 
 def _of_haystacks(
-  subject: Subject, config: Config, count: int
+  subject: Subject, piles: Sequence[Haystack]
 ) -> dict[str, np.ndarray]:
   """[P, Q] "right" and every score but that of the last token."""
-  piles = [
-    haystack(
-      subject, subject.prefix, config.tokens, config.needles, config.seed + i
-    )
-    for i in range(count)
-  ]
   right, mass, nats = subject.kept("needles", ask_needles, subject, piles)
   depth = np.stack([one.depth for one in piles])
   found = {

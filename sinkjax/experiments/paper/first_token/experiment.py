@@ -140,20 +140,26 @@ def _answers(
     f"chance {task}": np.array([item.chance() for item in members])
     for task, members in items.items()
   }
+  # A haystack has its length with the prefix, so each condition needs its own;
+  # the seed gives all of them the same needles. What does not fit is known
+  # before anything is measured.
+  piles = {
+    (name, length): [
+      haystack(subject, prefix, length, config.needles, seed) for seed in some
+    ]
+    for name, (prefix, _) in conditions.items()
+    for length, some in seeds.items()
+  }
   for name, (prefix, edits) in conditions.items():
     for task, members in items.items():
       arrays[f"right {task}, {name}"] = grade(
         subject, members, prefix, edits, progress=graded
       )
     for length, some in seeds.items():
-      # A haystack has its length with the prefix, so each condition needs its
-      # own; the seed gives all of them the same needles.
-      piles = [
-        haystack(subject, prefix, length, config.needles, seed) for seed in some
-      ]
-      right = subject.kept("needles", find_needles, subject, piles, edits)
+      here = piles[name, length]
+      right = subject.kept("needles", find_needles, subject, here, edits)
       arrays[f"found {length}, {name}"] = right.ravel()
-      arrays[f"depth {length}"] = np.concatenate([one.depth for one in piles])
+      arrays[f"depth {length}"] = np.concatenate([one.depth for one in here])
       advance(length * len(some))
   return arrays
 

@@ -13,7 +13,7 @@ from sinkjax.experiments.harness.api import Result, Subject
 from sinkjax.experiments.harness.stats import ends_columns, ends_of
 from sinkjax.experiments.shared.asked_needles import masses_at_ends
 from sinkjax.experiments.shared.edited_loss import EditedLoss
-from sinkjax.experiments.shared.needles import haystack
+from sinkjax.experiments.shared.needles import Haystack, haystack
 from sinkjax.experiments.shared.prompt_corpus import Text, texts_for
 from sinkjax.experiments.shared.steps import Steps
 from sinkjax.experiments.shared.text_batches import (
@@ -107,7 +107,8 @@ def measure(
     progress: called with (texts done, in all).
 
   Raises:
-    ValueError: for fewer than two texts that are long enough.
+    ValueError: for fewer than two texts that are long enough, or needles that
+      do not fit.
 
   Cost: one forward pass of the texts and of the haystacks, and three of those
     of the greatest length; causal models give the loss of every shorter length
@@ -118,14 +119,14 @@ def measure(
     subject, texts, config.count, config.tokens, config.seed, fewest=2
   )
   long, lengths = _longest(subject, texts, config)
-  fits = config.haystack_tokens <= subject.cfg.max_len
-  piles = config.haystacks if fits else 0
-  step = Steps(progress, len(ids) + len(Hidden) * len(long) + piles)
+  # What does not fit is known before anything is measured.
+  piles = _piles(subject, config)
+  step = Steps(progress, len(ids) + len(Hidden) * len(long) + len(piles))
   mass, nats = _look(subject, ids, step)
   kinds = _kinds(subject, ids, nats, config.share)
   loss = EditedLoss(subject, long, step)
   losses = {kind: loss(_edits(subject, kind)) for kind in Hidden}
-  answers = _answers(subject, config, piles, step) if piles else {}
+  answers = _answers(subject, piles, step) if piles else {}
   templates = templates_of(ids, subject.template)
   apart = templates_of(long, subject.template)
   by_text = _by_text(mass, kinds, config.width)
@@ -136,7 +137,7 @@ def measure(
       "long_texts": len(long),
       "long_templates": apart,
       "lengths": lengths,
-      "haystacks": piles,
+      "haystacks": len(piles),
     },
     tables={
       "kinds.csv": _kind_table(mass, kinds, by_text, templates),
@@ -195,13 +196,15 @@ def _look(
   return mass, np.pad(nats, [(0, 0), (1, 0)], constant_values=np.nan)
 
 
-def _answers(
-  subject: Subject, config: Config, piles: int, step: Steps
-) -> dict[str, np.ndarray]:
-  """Mass over even attention at the ends of questions, [P, Q] each."""
-  seen = []
-  for i in range(piles):
-    pile = haystack(
+def _piles(subject: Subject, config: Config) -> list[Haystack]:
+  """The haystacks; none where the model's context is shorter.
+
+  Raises:
+    ValueError: for needles that do not fit.
+  """
+  fits = config.haystack_tokens <= subject.cfg.max_len
+  return [
+    haystack(
       subject,
       subject.prefix,
       config.haystack_tokens,
@@ -209,6 +212,16 @@ def _answers(
       config.seed + i,
       unknown=config.needles,
     )
+    for i in range(config.haystacks if fits else 0)
+  ]
+
+
+def _answers(
+  subject: Subject, piles: Sequence[Haystack], step: Steps
+) -> dict[str, np.ndarray]:
+  """Mass over even attention at the ends of questions, [P, Q] each."""
+  seen = []
+  for pile in piles:
     seen.append(subject.kept("needles", masses_at_ends, subject, [pile]))
     step()
   answered, unanswered = (np.concatenate(x) for x in zip(*seen, strict=True))
