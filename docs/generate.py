@@ -8,6 +8,8 @@
   docs/runs/*.md          a page a folder of docs/results
   sinkjax/experiments/harness/spreads.json
                           how much effects vary between units, for --dry_run
+  sinkjax/experiments/harness/costs.json
+                          how long the experiments took, likewise
   docs/gallery.md         the gallery of models, from docs/models
   docs/**/*.md            tables that follow a comment, see sitegen/tables.py
 
@@ -34,7 +36,7 @@ from sitegen import (  # noqa: E402
   tables,
 )
 
-from sinkjax.experiments.harness import power  # noqa: E402
+from sinkjax.experiments.harness import costs, power  # noqa: E402
 
 BOARD = re.compile(
   r"(<!-- scoreboard: python docs/generate.py -->\n).*?(<!-- end -->)",
@@ -61,6 +63,18 @@ def pages() -> dict[str, str]:
     of_name.setdefault(run.name, []).append(run.claims)
   out[power.FILE.relative_to(ROOT).as_posix()] = (
     json.dumps(power.spreads(of_name), indent=1) + "\n"
+  )
+  took = [
+    (
+      run.name,
+      recorded.measured_on(run.recorded.about),
+      run.recorded.about["seconds"],
+      run.recorded.about["device"],
+    )
+    for run in runs
+  ]
+  out[costs.FILE.relative_to(ROOT).as_posix()] = (
+    json.dumps(costs.costs(took), indent=1) + "\n"
   )
   out |= {
     f"docs/runs/{name}.md": text

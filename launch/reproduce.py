@@ -319,7 +319,7 @@ NEW_TEXTS = (
 
 
 def _dry_run(names: list[str]) -> None:
-  from sinkjax.experiments.harness import power
+  from sinkjax.experiments.harness import costs, power
   from sinkjax.weights import registry
 
   found = {name: BY_NAME[name].load() for name in names}
@@ -338,7 +338,9 @@ def _dry_run(names: list[str]) -> None:
     print(f"experiment   {name}: {experiment.title}")
     if not given_texts.request() and experiment.draws_new_texts(config):
       lines = [*lines, NEW_TEXTS]
-    for line in [*lines, *power.plan(name, units)]:
+    scale = None if experiment.scales is None else SCALE.value
+    times = costs.plan(name, scale)
+    for line in [*lines, *power.plan(name, units), *times]:
       print(f"             {line}")
   print(f"writes       nothing (dry run); else to {OUT.value or '--out'}")
 

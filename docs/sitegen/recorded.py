@@ -66,10 +66,15 @@ class _Names(Mapping[str, bytes]):
     return name in self._files
 
 
-def subject_of(about: Mapping[str, Any]) -> str:
-  """The column of a run: its model, or the scale of what it trained."""
+def measured_on(about: Mapping[str, Any]) -> str:
+  """The model of a run, or the scale of what it trained."""
   request = about["request"]
-  name = request.get("model") or f"{request['scale']} scale"
+  return request.get("model") or f"{request['scale']} scale"
+
+
+def subject_of(about: Mapping[str, Any]) -> str:
+  """The column of a run: what it is on, and whether that was new texts."""
+  name = measured_on(about)
   return f"{name}, new texts" if "stated" in about else name
 
 

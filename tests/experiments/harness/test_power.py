@@ -68,3 +68,18 @@ def test_what_cannot_be_found_has_a_dash(monkeypatch):
   _, header, first, *_ = power.plan("a")
   # Seven claims are too many for the sign-flip test of eight units.
   assert first.split()[header.split().index("n=8") + 1] == "-"
+
+
+def test_recorded_times_are_those_of_the_scale(monkeypatch):
+  times = {"cpu scale": 7200, "demo scale": 90, "a model": 119}
+  known = {k: {"seconds": x, "device": "CPU"} for k, x in times.items()}
+  monkeypatch.setattr(costs, "_recorded", lambda: {"one": known})
+  assert costs.plan("one", "cpu") == [
+    "time: took 2.0 h on cpu scale (CPU) when it was recorded"
+  ]
+  assert [line.split(" on ")[0] for line in costs.plan("one")] == [
+    "time: took 2.0 h",
+    "time: took 90 s",
+    "time: took 119 s",
+  ]
+  assert costs.plan("one", "gpu") == costs.plan("another") == []
