@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sinkjax.experiments.harness import power, protocol
+from sinkjax.experiments.harness import costs, power, protocol
 from sinkjax.experiments.harness.api import Claim
 from sinkjax.experiments.harness.effects import (
   LOG_RATIO,
