@@ -19,9 +19,9 @@ from sinkjax.config import ModelConfig
 from sinkjax.transforms.edit_grammar import combined
 from sinkjax.transforms.path_steps import CARRIERS
 
-PASSES = 5
-"""Seconds that compiling and running a condition takes on two CPU cores, for a
-model of 135M parameters; the Jacobian's time is estimated by its operations."""
+PASSES = 2
+"""Seconds that compiling a condition takes where a host's slowness is 1: a page
+of two took 13 s of two cores, of which START is 8 and the passes are 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +67,17 @@ class Job:
     Args:
       columns: of each Jacobian, those still to be computed.
     """
-    passes = PASSES * len(self.names) * max(1, self.parameters / 135e6)
-    config, size = exploration.JACOBIAN, len(self.ids)
-    works = [work(self.cfg, config, size, part) for part in columns if part]
-    if not works:
-      return passes
     host = host_rates.measure()
-    start = COMPILATION * len(works)
+    config, size = exploration.JACOBIAN, len(self.ids)
+    lengths = [size] * len(self.names)
+    passes = host_rates.forward_seconds(
+      self.cfg, self.parameters, lengths, host
+    )
+    works = [work(self.cfg, config, size, part) for part in columns if part]
+    start = host_rates.START + PASSES * len(self.names)
     return host.seconds(
-      start, passes + sum(one.seconds(host.product) for one in works)
+      start + COMPILATION * len(works),
+      passes + sum(one.seconds(host.product) for one in works),
     )
 
 
