@@ -4,6 +4,7 @@
 
   README.md               the scoreboard, between its two comments
   docs/claims.md          every claim on every model
+  docs/bfloat16.md        the claims that were also measured in bfloat16
   docs/experiments/*.md   a page an experiment that is recorded
   docs/runs/*.md          a page a folder of docs/results
   sinkjax/experiments/harness/spreads.json
@@ -31,6 +32,7 @@ from sitegen import (  # noqa: E402
   claim_pages,
   experiment_pages,
   gallery,
+  half_pages,
   recorded,
   report_pages,
   tables,
@@ -54,6 +56,7 @@ def pages() -> dict[str, str]:
   """
   runs = recorded.runs()
   out = {"docs/claims.md": claim_pages.page(runs)}
+  out["docs/bfloat16.md"] = half_pages.page(runs, recorded.runs("bfloat16"))
   out["docs/experiments/index.md"] = experiment_pages.index(runs)
   for name in dict.fromkeys(run.name for run in runs):
     of = [run for run in runs if run.name == name]

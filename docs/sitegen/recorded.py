@@ -83,8 +83,11 @@ def folders() -> list[pathlib.Path]:
   return sorted({path.parents[1] for path in RESULTS.glob("*/*/result.json")})
 
 
-def runs() -> list[Run]:
+def runs(dtype: str = "float32") -> list[Run]:
   """Every complete experiment, folder by folder, in registry order.
+
+  Args:
+    dtype: of the weights; runs in another one are no findings of their own.
 
   Raises:
     ValueError: where one experiment was recorded twice on one subject.
@@ -92,6 +95,8 @@ def runs() -> list[Run]:
   found: dict[tuple[str, str], Run] = {}
   for folder in folders():
     for one in records.every(folder):
+      if one.about["request"].get("dtype", "float32") != dtype:
+        continue
       run = Run(folder.name, subject_of(one.about), one, one.claims())
       if (before := found.get((run.name, run.subject))) is not None:
         raise ValueError(

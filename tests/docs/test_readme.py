@@ -45,6 +45,7 @@ def run(words):
 
 @pytest.mark.parametrize("name", quick(WITH_CODE, "README.md"))
 def test_python_runs(name, smollm2_path, glassllm_path):
+  """What needs other libraries than ours is marked as `py`."""
   done = run([sys.executable, "-c", "\n".join(blocks(name, "python"))])
   assert done.returncode == 0, done.stderr
   if name == "README.md":
