@@ -137,12 +137,22 @@ def _replace(path: Path, data: bytes) -> None:
 def write_npz(path: str | Path, arrays: Mapping[str, Any]) -> Path:
   """Writes arrays by name as a compressed .npz file, atomically.
 
+  Floats of JAX's own kinds (bfloat16, fp8) are widened to float32, which holds
+  all of them: NumPy's format has no name for them, and would give back bytes.
+
   Raises:
     ValueError: where the file cannot be written.
   """
   out = io.BytesIO()
-  np.savez_compressed(out, **arrays)
+  np.savez_compressed(out, **{k: _named(x) for k, x in arrays.items()})
   return write_bytes(path, out.getvalue())
+
+
+def _named(x: Any) -> np.ndarray:
+  """An array of a kind that NumPy's format has a name for."""
+  x = np.asarray(x)
+  ours = x.dtype.kind == "V" and x.dtype.names is None
+  return x.astype(np.float32) if ours else x
 
 
 def write_text(path: str | Path, text: str) -> Path:

@@ -226,3 +226,12 @@ def test_no_text_of_a_table_is_a_formula(tmp_path):
   _, again = artifacts.read_csv(path)
   numbers = {"-1.5": -1.5, "+3": 3}
   assert [row[0] for row in again] == [numbers.get(t, t) for t in FORMULAS]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_floats_without_a_name_in_numpy_are_widened(tmp_path, dtype):
+  x = np.array([0.5, -3.0, 448.0], dtype=jnp.dtype(dtype))
+  path = artifacts.write_npz(tmp_path / "a.npz", {"x": x, "n": np.arange(2)})
+  with np.load(path) as found:
+    assert found["x"].dtype == np.float32 and found["n"].dtype.kind == "i"
+    np.testing.assert_array_equal(found["x"], x.astype(np.float32))
