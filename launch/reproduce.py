@@ -52,20 +52,23 @@ experiments and the applications measure; models that are trained here, and
 those of --models, are on one device each. Exact Jacobians and bounds want
 --dtype=float32.
 
+A model that no machine can hold is split over several: the same command in a
+process on each, with --distributed (TPU pods, Slurm), else with --coordinator,
+--processes and --process. All of them run every experiment, and process 0
+writes.
+
 A config file sets the model and many fields at once. configs/reproduce/ has
 those of the paper for Gemma 7B and Llama 3.1, and all defaults written out.
 """
 
 import dataclasses
 import pathlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
-from launch import app, devices, edit_flag, given_texts
-from sinkjax import outputs, provenance
+from launch import app, devices, edit_flag, given_texts, reproduce_run
 from sinkjax.experiments import BY_NAME, GROUPS, REGISTRY, SCALES, named
 
 ALIASES = {"all": "paper", "uses": "applications"}
@@ -140,7 +143,7 @@ def help_text() -> str:
 
 def main() -> None:
   """Checks the flags, then runs the experiments that are not complete."""
-  names = _names()
+  names = reproduce_run.apart(_names(), by_name=not _is_group())
   _check_config()
   if COMPACT.value and not REPORT.value:
     raise ValueError("--compact goes with --report")
@@ -158,7 +161,6 @@ def main() -> None:
   from sinkjax.experiments.harness import records, runner
 
   out = pathlib.Path(OUT.value).expanduser()
-  start = time.monotonic()
   if REPORT.value:
     found = records.every(out)
     if not found:
@@ -168,38 +170,26 @@ def main() -> None:
     if COMPACT.value:
       runner.compact_all(out, found)
   else:
-    # All folders are checked before the first experiment starts: one that holds
-    # another command's result would otherwise stop the run hours later.
-    requests = {name: _request(name) for name in names}
-    left = [
-      name
-      for name in names
-      if runner.is_missing(
-        out / name, requests[name], overwrite=OVERWRITE.value
-      )
-    ]
-    app.warm_compiler()
     from launch.fitting import fitting
     from launch.reproduce_subject import Subject
 
-    subject = Subject(
-      _model(), _prefix(), {name: _configured(name) for name in left}, edits
-    )
-    left = fitting(
-      left, _model(), lambda: _config(subject), by_name=not _is_group()
-    )
-    with outputs.folder(out):
-      runner.run_all(
-        out, {x: requests[x] for x in left}, subject, OVERWRITE.value
-      )
-      # The report covers the folder, with experiments of earlier commands.
-      found = records.every(out)
-    runner.report(
+    def subject(names: Sequence[str]) -> Subject:
+      configs = {name: _configured(name) for name in names}
+      return Subject(_model(), _prefix(), configs, edits)
+
+    requests = {name: _request(name) for name in names}
+    found = reproduce_run.run(
       out,
-      found,
-      command=provenance.command("reproduce"),
-      seconds=time.monotonic() - start,
+      names,
+      requests,
+      subject,
+      lambda left, subject: fitting(
+        left, _model(), lambda: _config(subject), by_name=not _is_group()
+      ),
+      overwrite=OVERWRITE.value,
     )
+    if found is None:  # another process writes
+      return
   _print(found)
   if not COMPACT.value:
     print(f"\nReport: {out / 'report.html'}")
