@@ -22,6 +22,7 @@ SPLIT = {
   "rows": ("data", "fsdp"),
   "heads": ("tensor",),
   "vocabulary": ("tensor",),
+  "experts": ("expert",),
 }
 """Axes of the mesh that split a dimension while it is worked on."""
 

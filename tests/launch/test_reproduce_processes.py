@@ -36,6 +36,10 @@ def same(a, b, at=""):
     assert a.keys() == b.keys(), at
     for key in a:
       same(a[key], b[key], f"{at}/{key}")
+  elif isinstance(a, list) and any(isinstance(x, list | dict) for x in a):
+    assert len(a) == len(b), at
+    for i, pair in enumerate(zip(a, b, strict=True)):
+      same(*pair, f"{at}/{i}")
   elif isinstance(a, list | float) and np.array(a).dtype.kind == "f":
     scale = max(np.abs(b).max(initial=0), 1e-6)
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * scale, err_msg=at)
@@ -79,7 +83,8 @@ def test_a_dead_process_ends_the_other(dead, tmp_path, glassllm_path):
   out, flags = tmp_path / "out", (f"--config.{NAME}.tokens=64",)
   runs = together(out, *flags)
   while not list(out.glob(f"{NAME}/unfinished/*.npz")):
-    assert all(launched.poll() is None for launched in runs)
+    ended = [x.errors() for x in runs if x.poll() is not None]
+    assert not ended, ended
     time.sleep(0.1)
   runs[dead].kill()
   died = time.monotonic()
