@@ -55,12 +55,16 @@ OTHERS = "tensor:4,fsdp:2;fsdp:8;data:8;data:2,tensor:4"
     ),
     (EXPERTS, ("experts",)),
     pytest.param(CUBE, ("edits",), marks=pytest.mark.slow),
+    ("data:2,tensor:4", ("copied",)),
   ],
-  ids=["some", "more", "meshes", "experts", "edits"],
+  ids=["some", "more", "meshes", "experts", "edits", "copied"],
 )
 def test_laws(meshes, parts):
+  script = SCRIPT
+  if parts[0] in ("edits", "experts", "copied"):
+    script = SCRIPT.with_name("more_laws.py")
   ran = subprocess.run(
-    [sys.executable, SCRIPT, meshes, *parts],
+    [sys.executable, script, meshes, *parts],
     text=True,
     capture_output=True,
     check=False,
