@@ -72,10 +72,9 @@ def make(
   given = mesh != "auto"
   if given:
     chosen = sharding.MeshConfig.parse(mesh)
-    sizes = chosen.sizes(machine.devices)
-    chosen = sharding.MeshConfig(*sizes)
-    by_axis = dict(zip(sharding.AXES, sizes, strict=True))
-    sharding.check_fits(by_axis, param_shapes(cfg))
+    sizes = chosen.by_axis(machine.devices)
+    chosen = sharding.MeshConfig(**sizes)
+    sharding.check_fits(sizes, param_shapes(cfg))
     rows = estimate.batch(chosen, texts, length)
     one = estimate.forward(cfg, machine, chosen, rows, length)
   else:
@@ -194,7 +193,7 @@ def generate_lines(
   plan = make(cfg, accelerator, mesh, dtype, 1, 1)
   cfg, machine, chip = plan.cfg, plan.machine, plan.machine.chip
   first = estimate.forward(cfg, machine, plan.mesh, 1, prompt)
-  tensor = plan.mesh.sizes(machine.devices)[-1]
+  tensor = plan.mesh.tensor
   # Keys and values lie where their heads do; other meshes are refused.
   kept = cache(cfg) / tensor
   memory = first.memory + kept

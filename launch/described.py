@@ -121,9 +121,10 @@ def mesh(machine: Machine, axes: sharding.MeshConfig) -> Mesh:
     ValueError: for a mesh of another number of devices.
   """
   found = devices(machine)
-  sizes = axes.sizes(len(found))
+  sizes = axes.by_axis(len(found))
   kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
-  return Mesh(np.array(found).reshape(sizes), sharding.AXES, axis_types=kinds)
+  placed = np.array(found).reshape(tuple(sizes.values()))
+  return Mesh(placed, tuple(sizes), axis_types=kinds)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@
 lies on a device, for a dry run, which needs neither devices nor weights.
 """
 
+import dataclasses
 import math
 import os
 import sys
@@ -141,7 +142,7 @@ def planned(cfg: "ModelConfig") -> tuple[int, str]:
   config = _config(cfg, None)
   if config is None:
     return whole, "one device"
-  sizes = dict(zip(sharding.AXES, config.sizes(_asked(config)), strict=True))
+  sizes = config.by_axis(_asked(config))
   share = sharding.largest_share(sizes, shapes)
   count = math.prod(sizes.values())
   return item * share, f"each of {count} devices, --mesh={config}"
@@ -166,8 +167,8 @@ def _config(cfg: "ModelConfig", devices: int | None) -> "MeshConfig | None":
       shapes, jax.device_count() if devices is None else devices
     )
   config = sharding.MeshConfig.parse(MESH.value)
-  sizes = config.sizes(_asked(config) if devices is None else devices)
-  sharding.check_fits(dict(zip(sharding.AXES, sizes, strict=True)), shapes)
+  sizes = config.by_axis(_asked(config) if devices is None else devices)
+  sharding.check_fits(sizes, shapes)
   return config
 
 
@@ -206,5 +207,5 @@ def _asked(config: "MeshConfig") -> int:
   """The devices that a mesh names, or all there are where one axis is -1."""
   import jax
 
-  sizes = (config.data, config.fsdp, config.tensor)
+  sizes = dataclasses.astuple(config)
   return jax.device_count() if -1 in sizes else math.prod(sizes)

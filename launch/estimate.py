@@ -110,8 +110,8 @@ def forward(
     length: tokens of each.
 
   Raises:
-    ValueError: for a mesh that is not of these devices, or does not divide the
-      model.
+    ValueError: for a mesh that is not of these devices, does not divide the
+      model, or splits experts.
   """
   import jax
 
@@ -119,7 +119,12 @@ def forward(
   from sinkjax.models.transformer import param_shapes
 
   shapes = param_shapes(cfg)
-  sizes = dict(zip(sharding.AXES, mesh.sizes(machine.devices), strict=True))
+  if mesh.expert != 1:
+    raise ValueError(
+      f"--mesh={mesh}: an axis of experts is not estimated for devices that "
+      "are elsewhere; take data, fsdp and tensor"
+    )
+  sizes = mesh.by_axis(machine.devices)
   item = 2 if cfg.dtype == "bfloat16" else 4
   share = item * sharding.largest_share(sizes, shapes)
   fsdp, tensor = sizes["fsdp"], sizes["tensor"]
@@ -200,6 +205,8 @@ def meshes(
 
   found = []
   for mesh in sharding.fitting(machine.devices, param_shapes(cfg)):
+    if mesh.expert > 1:  # not estimated
+      continue
     rows = batch(mesh, texts, length)
     one = forward(cfg, machine, mesh, rows, length)
     # A mesh that splits texts does more of them in a pass.

@@ -22,7 +22,9 @@ With --max_tokens=0 only the model's end-of-text token ends the text, and with
 Except for full, memory and time of a token do not depend on how many came
 before it. Positions are counted within the cache, so that a long text never
 leaves the model's context. With several devices --mesh=tensor:4 splits a
-token's work over them.
+token's work over them. A model that no machine can hold is split over several:
+the same command in a process on each, with --distributed (TPU pods, Slurm),
+else with --coordinator, --processes and --process. Process 0 prints.
 
 --heads=gates.csv is a policy by head, in place of --policy (DuoAttention): KV
 heads with a gate above 0.5 keep all, as under full, and the others the first
@@ -41,12 +43,19 @@ index), a .gguf file, a Hugging Face or Orbax folder, or hf:org/name.
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from absl import flags
 
-from launch import accelerator_flag, app, devices, edit_flag
+from launch import (
+  accelerator_flag,
+  app,
+  devices,
+  edit_flag,
+  generate_speed,
+  process_flags,
+  train_processes,
+)
 from launch.accelerator_flag import ACCELERATOR
 
 if TYPE_CHECKING:
@@ -134,29 +143,47 @@ def main() -> None:
     raise ValueError("--system goes with --chat")
   accelerator_flag.check(DRY_RUN.value, offload=False)
   how = Sampling(TEMPERATURE.value, TOP_P.value, MIN_P.value)
+  if DRY_RUN.value or not process_flags.asked():
+    _check_and_run(how)
+    return
+  from sinkjax import mesh_context
+
+  # Before anything asks for devices: the processes then know each other's.
+  with train_processes.own_output():
+    first = process_flags.join()
+    with (
+      train_processes.ending_together("the text ends here"),
+      mesh_context.copied_outputs(),
+    ):
+      _check_and_run(how, shown=first)
+      train_processes.wait()
+    train_processes.leave()
+
+
+def _check_and_run(how: "Sampling", *, shown: bool = True) -> None:
+  """Reports mistakes before weights are read; then plans or generates."""
   from sinkjax.weights.registry import peek
 
   seen = peek(MODEL.value)
-  if seen is not None:  # report mistakes before weights are read
+  if seen is not None:
     ids = _encoded(seen[1])
     policy, most = _policy(seen[0], len(ids))
     _check_edits(seen[0], len(ids), policy)
-  if DRY_RUN.value:
-    if seen is None:
-      print(f"would fetch {MODEL.value}, then generate")
-    else:
-      from launch import generate_plan
+  if not DRY_RUN.value:
+    _run(how, shown=shown)
+  elif seen is None:
+    print(f"would fetch {MODEL.value}, then generate")
+  else:
+    from launch import generate_plan
 
-      generate_plan.show(MODEL.value, seen[0], policy, len(ids), most)
-      if CHAT.value is not None:
-        print(_chat(seen[1]).plan(), end="")
-      print(edit_flag.plan(edit_flag.given()), end="")
-    return
-  _run(how)
+    generate_plan.show(MODEL.value, seen[0], policy, len(ids), most)
+    if CHAT.value is not None:
+      print(_chat(seen[1]).plan(), end="")
+    print(edit_flag.plan(edit_flag.given()), end="")
 
 
-def _run(how: "Sampling") -> None:
-  """Generates and prints the text, then its speed."""
+def _run(how: "Sampling", *, shown: bool = True) -> None:
+  """Generates the text; the process that shows it prints it and its speed."""
   from sinkjax.inference.generate import as_text, generate
   from sinkjax.models.cache import split_layers
 
@@ -183,46 +210,22 @@ def _run(how: "Sampling") -> None:
     seed=SEED.value,
     stop=stop,
   )
+  if not shown:  # its part of the same tokens
+    for _ in tokens:
+      pass
+    return
   times, start = [], time.perf_counter()
   try:
-    for piece in as_text(tokenizer, _timed(tokens, times)):
+    for piece in as_text(tokenizer, generate_speed.timed(tokens, times)):
       # A file gets the text as it is.
-      shown = app.printable(piece) if sys.stdout.isatty() else piece
-      print(shown, end="", flush=True)
+      text = app.printable(piece) if sys.stdout.isatty() else piece
+      print(text, end="", flush=True)
   except KeyboardInterrupt:
-    pass  # the way to end a text without a limit
+    # The way to end a text without a limit. Other processes wait for this one.
+    if process_flags.asked():
+      raise
   print(flush=True)
-  print(_speed(start, times, len(ids)), file=sys.stderr)
-
-
-def _timed(tokens: Iterable[int], times: list[float]) -> Iterator[int]:
-  """Yields the tokens; `times` becomes [first's, second's, last's time, count].
-
-  The step for one token is compiled with the second token: the tokens after it
-  are free of compilation.
-  """
-  for count, token in enumerate(tokens, 1):
-    now = time.perf_counter()
-    times[:] = [
-      *times[: min(count - 1, 2)],
-      *[now] * (4 - min(count, 3)),
-      count,
-    ]
-    yield token
-
-
-def _speed(start: float, times: list[float], prompt: int) -> str:
-  """The line on tokens and time, for the end."""
-  if not times:
-    return f"{prompt} tokens of prompt, no new ones"
-  first, second, last, count = times
-  line = (
-    f"{prompt} tokens of prompt, first token after {first - start:.1f} s with "
-    f"compilation; {count} new"
-  )
-  if count > 2:
-    line += f", {(count - 2) / (last - second):.1f} tokens/s"
-  return line
+  print(generate_speed.line(start, times, len(ids)), file=sys.stderr)
 
 
 def _encoded(tokenizer: "Tokenizer | None") -> list[int]:

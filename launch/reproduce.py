@@ -52,20 +52,34 @@ experiments and the applications measure; models that are trained here, and
 those of --models, are on one device each. Exact Jacobians and bounds want
 --dtype=float32.
 
+A model that no machine can hold is split over several: the same command in a
+process on each, with --distributed (TPU pods, Slurm), else with --coordinator,
+--processes and --process. All of them run every experiment, and process 0
+writes.
+
+--dry_run --accelerator=8xh100 plans the experiments on a model for devices that
+are elsewhere, from a folder with config.json alone.
+
 A config file sets the model and many fields at once. configs/reproduce/ has
 those of the paper for Gemma 7B and Llama 3.1, and all defaults written out.
 """
 
 import dataclasses
 import pathlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
-from launch import app, devices, edit_flag, given_texts
-from sinkjax import outputs, provenance
+from launch import (
+  accelerator_flag,
+  app,
+  devices,
+  edit_flag,
+  given_texts,
+  reproduce_run,
+)
+from launch.accelerator_flag import ACCELERATOR
 from sinkjax.experiments import BY_NAME, GROUPS, REGISTRY, SCALES, named
 
 ALIASES = {"all": "paper", "uses": "applications"}
@@ -140,7 +154,7 @@ def help_text() -> str:
 
 def main() -> None:
   """Checks the flags, then runs the experiments that are not complete."""
-  names = _names()
+  names = reproduce_run.apart(_names(), by_name=not _is_group())
   _check_config()
   if COMPACT.value and not REPORT.value:
     raise ValueError("--compact goes with --report")
@@ -152,13 +166,13 @@ def main() -> None:
     check_edits(names, edits)
   if not OUT.value and not DRY_RUN.value:
     raise ValueError("--out is missing: the folder to write to")
+  accelerator_flag.check(DRY_RUN.value, offload=False)
   if DRY_RUN.value:
     _dry_run(names)
     return
   from sinkjax.experiments.harness import records, runner
 
   out = pathlib.Path(OUT.value).expanduser()
-  start = time.monotonic()
   if REPORT.value:
     found = records.every(out)
     if not found:
@@ -168,38 +182,26 @@ def main() -> None:
     if COMPACT.value:
       runner.compact_all(out, found)
   else:
-    # All folders are checked before the first experiment starts: one that holds
-    # another command's result would otherwise stop the run hours later.
-    requests = {name: _request(name) for name in names}
-    left = [
-      name
-      for name in names
-      if runner.is_missing(
-        out / name, requests[name], overwrite=OVERWRITE.value
-      )
-    ]
-    app.warm_compiler()
     from launch.fitting import fitting
     from launch.reproduce_subject import Subject
 
-    subject = Subject(
-      _model(), _prefix(), {name: _configured(name) for name in left}, edits
-    )
-    left = fitting(
-      left, _model(), lambda: _config(subject), by_name=not _is_group()
-    )
-    with outputs.folder(out):
-      runner.run_all(
-        out, {x: requests[x] for x in left}, subject, OVERWRITE.value
-      )
-      # The report covers the folder, with experiments of earlier commands.
-      found = records.every(out)
-    runner.report(
+    def subject(names: Sequence[str]) -> Subject:
+      configs = {name: _configured(name) for name in names}
+      return Subject(_model(), _prefix(), configs, edits)
+
+    requests = {name: _request(name) for name in names}
+    found = reproduce_run.run(
       out,
-      found,
-      command=provenance.command("reproduce"),
-      seconds=time.monotonic() - start,
+      names,
+      requests,
+      subject,
+      lambda left, subject: fitting(
+        left, _model(), lambda: _config(subject), by_name=not _is_group()
+      ),
+      overwrite=OVERWRITE.value,
     )
+    if found is None:  # another process writes
+      return
   _print(found)
   if not COMPACT.value:
     print(f"\nReport: {out / 'report.html'}")
@@ -323,8 +325,19 @@ def _dry_run(names: list[str]) -> None:
   from sinkjax.weights import registry
 
   found = {name: BY_NAME[name].load() for name in names}
-  if any(experiment.scales is None for experiment in found.values()):
-    names = _show_model(names)
+  on_a_model = [name for name in names if found[name].scales is None]
+  if ACCELERATOR.value and len(on_a_model) < len(names):
+    raise ValueError(
+      f"--accelerator={ACCELERATOR.value} plans experiments on a given model; "
+      "for models that are trained, ask launch.train --dry_run"
+    )
+  if on_a_model:
+    from launch import reproduce_plan
+
+    configs = {name: _configured(name) for name in names}
+    names = reproduce_plan.show_model(
+      _model(), _prefix(), configs, by_name=not _is_group()
+    )
   for name in names:
     experiment = found[name]
     config = _configured(name)
@@ -343,42 +356,6 @@ def _dry_run(names: list[str]) -> None:
     for line in [*lines, *power.plan(name, units), *times]:
       print(f"             {line}")
   print(f"writes       nothing (dry run); else to {OUT.value or '--out'}")
-
-
-def _show_model(names: list[str]) -> list[str]:
-  """Prints what is known of the model; gives those that can measure it."""
-  from launch import prompts
-  from sinkjax.weights import registry
-  from sinkjax.weights.chat import messages_of
-
-  print(f"model        {_model()}")
-  found = registry.peek(_model())
-  if found is None:
-    print(f"             {registry.would_fetch(_model())}")
-    return names
-  cfg, tokenizer, parameters = found
-  prompts.need_tokenizer(tokenizer, _model())
-  edits = edit_flag.given()
-  edit_flag.check(edits, cfg, cfg.max_len)
-  _, why = prompts.resolve_prefix(_prefix(), tokenizer)
-  configs = {name: _configured(name) for name in names}
-  chat, texts = given_texts.of_tokenizer(tokenizer, configs)
-  if chat is not None:
-    system = prompts.system_of(messages_of("", chat.system), tokenizer)
-    about = prompts.Encoded([], "", chat.before, *system).plan(13)
-    why = f"chat template, {len(chat.ids)} tokens\n{about}".rstrip()
-  if texts is not None:
-    print(f"texts        {len(texts):,} of --prompts_file")
-  weights, where = devices.planned(cfg)
-  print(
-    f"             {cfg.n_layers} layers, {parameters:,} parameters, "
-    f"{weights / 1e9:.2f} GB of weights on {where}\nprefix       {why}"
-  )
-  if edits:
-    print(f"edit         {edit_flag.text(edits)}")
-  from launch.fitting import fitting
-
-  return fitting(names, _model(), lambda: cfg, by_name=not _is_group())
 
 
 def _print(found: Any) -> None:

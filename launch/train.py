@@ -135,7 +135,16 @@ def main() -> None:
 
 def _mesh() -> str:
   """--mesh, which stands for all devices along data where it is not given."""
-  return "data:-1" if MESH.value == "auto" else MESH.value
+  if MESH.value == "auto":
+    return "data:-1"
+  from sinkjax import sharding
+
+  if sharding.MeshConfig.parse(MESH.value).expert != 1:
+    raise ValueError(
+      f"--mesh={MESH.value}: an axis of experts is for analyses; training has "
+      "data, fsdp and tensor"
+    )
+  return MESH.value
 
 
 def _declared() -> type:

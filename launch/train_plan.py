@@ -185,14 +185,13 @@ def _show_machine(
   else:
     host = host_rates.measure(config.model.dtype)
     devices, rate, room = jax.device_count(), host.product, 0
-  sizes = sharding.MeshConfig.parse(mesh).sizes(devices)
-  by_axis = dict(zip(sharding.AXES, sizes, strict=True))
+  by_axis = sharding.MeshConfig.parse(mesh).by_axis(devices)
   sharding.check_divides(
     by_axis, param_shapes(config.model), config.batch // config.accumulate
   )
   shown = ", ".join(f"{axis} {size}" for axis, size in by_axis.items())
   print(f"mesh        {devices} devices: {shown}")
-  need, fits = memory(config, *sizes), ""
+  need, fits = memory(config, *by_axis.values()), ""
   if not accelerator and (here := devices_flags.process_bytes()):
     need += here + LIBRARIES
   if room:

@@ -92,6 +92,25 @@ def _waiting(
     timer.cancel()
 
 
+@contextlib.contextmanager
+def own_output() -> Iterator[None]:
+  """Keeps the standard output for what Python prints.
+
+  Gloo, by which processes on CPUs exchange arrays, greets there; its words go
+  to the standard error.
+  """
+  sys.stdout.flush()
+  kept, before = os.dup(1), sys.stdout
+  os.dup2(2, 1)
+  try:
+    with os.fdopen(os.dup(kept), "w", encoding=before.encoding) as sys.stdout:
+      yield
+  finally:
+    sys.stdout = before
+    os.dup2(kept, 1)
+    os.close(kept)
+
+
 def wait() -> None:
   """Until all processes are here, however long one of them writes."""
   import jax

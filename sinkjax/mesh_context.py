@@ -4,11 +4,15 @@ The mesh is the one in context, of `jax.set_mesh`. A kernel made for one device,
 which the compiler cannot split, is called by each device on its own rows and
 heads (`per_device`); a value that the compiler would split by its columns is
 kept split by rows (`constrain`). Without a mesh in context nothing is done.
+Where every process of a run reads what the model returns, each device gets a
+copy of it (`copied_outputs`, `returned`).
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +22,7 @@ SPLIT = {
   "rows": ("data", "fsdp"),
   "heads": ("tensor",),
   "vocabulary": ("tensor",),
+  "experts": ("expert",),
 }
 """Axes of the mesh that split a dimension while it is worked on."""
 
@@ -133,6 +138,35 @@ def constrain(x: jax.Array, kinds: Sequence[str | None]) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="spec", inline=True)
 def _constrained(x, spec):
   return jax.lax.with_sharding_constraint(x, spec)
+
+
+_copied = contextvars.ContextVar("copied", default=False)
+
+
+@contextlib.contextmanager
+def copied_outputs() -> Iterator[None]:
+  """While it lasts, each device gets a copy of what the model returns.
+
+  A process can then read it although other processes hold the rest of the
+  model. JAX does not compile a function anew for it: it has to begin before the
+  first call.
+  """
+  before = _copied.set(True)
+  try:
+    yield
+  finally:
+    _copied.reset(before)
+
+
+def returned(tree: Any) -> Any:
+  """What the model returns, with a copy on each device if that is wanted.
+
+  Args:
+    tree: of arrays.
+  """
+  if not _copied.get() or not _free_axes():
+    return tree
+  return jax.tree.map(lambda x: _constrained(x, PartitionSpec()), tree)
 
 
 def ways(kind: str) -> int:

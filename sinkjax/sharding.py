@@ -3,10 +3,11 @@
 The model says nothing of devices; the compiler splits its work by where its
 arrays lie. What it must be told beside that is in `sinkjax.mesh_context`.
 
-A mesh has three axes. `data` copies the parameters and splits the batch;
-`fsdp` splits the batch and one dimension of every large parameter (and of its
-optimizer state), which is gathered layer by layer; `tensor` splits heads, the
-MLP's hidden layer and the vocabulary.
+A mesh has three axes, or four. `data` copies the parameters and splits the
+batch; `fsdp` splits the batch and one dimension of every large parameter (and
+of its optimizer state), which is gathered layer by layer; `tensor` splits
+heads, the MLP's hidden layer and the vocabulary. `expert` splits the experts of
+a layer; what is no expert's is copied along it.
 """
 
 import contextlib
@@ -18,51 +19,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ("data", "fsdp", "tensor")
+from sinkjax.sharding_rules import EXPERT, RULES
 
-RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
-  ("embed",): ("tensor", "fsdp"),
-  ("unembed",): ("fsdp", "tensor"),
-  ("unembed_bias",): ("tensor",),
-  ("attn", "q", "kernel"): (None, "fsdp", "tensor", None),
-  ("attn", "k", "kernel"): (None, "fsdp", "tensor", None),
-  ("attn", "v", "kernel"): (None, "fsdp", "tensor", None),
-  ("attn", "q", "bias"): (None, "tensor", None),
-  ("attn", "k", "bias"): (None, "tensor", None),
-  ("attn", "v", "bias"): (None, "tensor", None),
-  # Latent vectors are narrow, and every head reads all of them.
-  ("q_latent", "down", "kernel"): (None, "fsdp", None),
-  ("kv_latent", "down", "kernel"): (None, "fsdp", None),
-  ("attn", "k_rope", "kernel"): (None, "fsdp", None, None),
-  ("attn", "sinks"): (None, "tensor"),
-  ("attn", "k_bias"): (None, "tensor", None),
-  ("attn", "v_bias"): (None, "tensor", None),
-  ("attn", "gate", "kernel"): (None, "fsdp", "tensor", None),
-  ("attn", "mix_rate"): (None, "tensor"),
-  ("attn", "mix_rate", "kernel"): (None, "fsdp", "tensor"),
-  ("attn", "mix_rate", "bias"): (None, "tensor"),
-  ("attn", "o", "kernel"): (None, "tensor", None, "fsdp"),
-  # One number a token each.
-  ("depth", "halt", "kernel"): (None, "fsdp", None),
-  ("depth", "router", "kernel"): (None, "fsdp", None),
-  ("depth", "predictor", "kernel"): (None, "fsdp", None),
-  ("mlp", "gate", "kernel"): (None, "fsdp", "tensor"),
-  ("mlp", "up", "kernel"): (None, "fsdp", "tensor"),
-  ("mlp", "gate", "bias"): (None, "tensor"),
-  ("mlp", "up", "bias"): (None, "tensor"),
-  ("mlp", "down", "kernel"): (None, "tensor", "fsdp"),
-  # Each expert is split as an MLP is.
-  ("expert_gate", "kernel"): (None, None, "fsdp", "tensor"),
-  ("expert_up", "kernel"): (None, None, "fsdp", "tensor"),
-  ("expert_gate", "bias"): (None, None, "tensor"),
-  ("expert_up", "bias"): (None, None, "tensor"),
-  ("expert_down", "kernel"): (None, None, "tensor", "fsdp"),
-  ("shared_gate", "kernel"): (None, "fsdp", "tensor"),
-  ("shared_up", "kernel"): (None, "fsdp", "tensor"),
-  ("shared_down", "kernel"): (None, "tensor", "fsdp"),
-}
-"""Axes of the mesh by the end of a parameter's path; others are copied.
-The first axis of what is in a block is the layer."""
+AXES = ("data", "fsdp", "tensor")
+"""Of every mesh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +30,13 @@ class MeshConfig:
   """Devices along each axis; -1 for one of them means all that are left.
 
   >>> MeshConfig.parse("data:4,fsdp:2")
-  MeshConfig(data=4, fsdp=2, tensor=1)
+  MeshConfig(data=4, fsdp=2, tensor=1, expert=1)
   """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  expert: int = 1
 
   @classmethod
   def parse(cls, text: str) -> "MeshConfig":
@@ -87,7 +48,7 @@ class MeshConfig:
     sizes: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
       name, colon, size = part.partition(":")
-      if name not in AXES or not colon or name in sizes:
+      if name not in (*AXES, EXPERT) or not colon or name in sizes:
         raise ValueError(
           f"--mesh={text}: {part!r} is no axis; write "
           "data:4,fsdp:2,tensor:1 with each axis once"
@@ -108,24 +69,35 @@ class MeshConfig:
     named = [f"{name}:{n}" for name, n in sizes.items() if n != 1]
     return ",".join(named) or "data:1"
 
-  def sizes(self, devices: int) -> tuple[int, int, int]:
-    """Devices along data, fsdp and tensor.
+  def sizes(self, devices: int) -> tuple[int, ...]:
+    """Devices along data, fsdp and tensor, and along expert if it is split.
+
+    Raises:
+      ValueError: as `by_axis`.
+    """
+    return tuple(self.by_axis(devices).values())
+
+  def by_axis(self, devices: int) -> dict[str, int]:
+    """Devices along each axis that the mesh has.
 
     Raises:
       ValueError: if they do not multiply to `devices`.
     """
-    sizes = [self.data, self.fsdp, self.tensor]
-    free = [i for i, size in enumerate(sizes) if size == -1]
-    known = int(np.prod([size for size in sizes if size != -1]))
+    sizes = dataclasses.asdict(self)
+    free = [name for name, size in sizes.items() if size == -1]
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
     if len(free) == 1 and known > 0 and devices % known == 0:
       sizes[free[0]] = devices // known
-    shown = ",".join(f"{n}:{s}" for n, s in zip(AXES, sizes, strict=True))
-    if min(sizes) < 1 or int(np.prod(sizes)) != devices:
+    if sizes[EXPERT] == 1:
+      del sizes[EXPERT]
+    shown = ",".join(f"{name}:{size}" for name, size in sizes.items())
+    count = int(np.prod(list(sizes.values())))
+    if min(sizes.values()) < 1 or count != devices:
       raise ValueError(
-        f"a mesh of {shown} needs {int(np.prod(sizes)) if not free else known}"
+        f"a mesh of {shown} needs {count if not free else known}"
         f" devices{' or a multiple' if free else ''}, there are {devices}"
       )
-    return tuple(sizes)
+    return sizes
 
 
 def make_mesh(
@@ -137,9 +109,11 @@ def make_mesh(
     ValueError: if the axes do not multiply to their number.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = config.sizes(len(devices))
-  kinds = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(sizes, AXES, kinds, devices=devices)
+  sizes = config.by_axis(len(devices))
+  kinds = (AxisType.Auto,) * len(sizes)
+  return jax.make_mesh(
+    tuple(sizes.values()), tuple(sizes), kinds, devices=devices
+  )
 
 
 def spec_of(path: Sequence[str]) -> PartitionSpec:
@@ -177,12 +151,17 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def _specs(sizes: Mapping[str, int], state: Any) -> Any:
+  split = set()
+
   def one(path, leaf):
     names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
     spec = spec_of(names)
     if len(spec) > len(leaf.shape):
       spec = PartitionSpec()
+    # Most meshes have no axis of experts.
+    spec = PartitionSpec(*(axis if axis in sizes else None for axis in spec))
     for axis, size in zip(spec, leaf.shape, strict=False):
+      split.add(axis)
       if axis is not None and size % sizes[axis]:
         raise ValueError(
           f"mesh axis {axis}:{sizes[axis]} does not divide {size}, a "
@@ -190,12 +169,18 @@ def _specs(sizes: Mapping[str, int], state: Any) -> Any:
         )
     return spec
 
-  return jax.tree_util.tree_map_with_path(one, state)
+  specs = jax.tree_util.tree_map_with_path(one, state)
+  if sizes.get(EXPERT, 1) > 1 and EXPERT not in split:
+    raise ValueError(
+      f"mesh axis expert:{sizes[EXPERT]} splits experts, of which this model "
+      "has none"
+    )
+  return specs
 
 
 def fitting(devices: int, state: Any) -> list[MeshConfig]:
   """The meshes of this many devices that can hold this, of those first that
-  split heads most, and then parameters.
+  split heads most, then parameters, and experts least.
 
   Args:
     devices: how many.
@@ -204,10 +189,12 @@ def fitting(devices: int, state: Any) -> list[MeshConfig]:
   found = []
   for tensor in _divisors(devices)[::-1]:
     for fsdp in _divisors(devices // tensor)[::-1]:
-      config = MeshConfig(devices // tensor // fsdp, fsdp, tensor)
-      with contextlib.suppress(ValueError):
-        _specs(dataclasses.asdict(config), state)
-        found.append(config)
+      rest = devices // tensor // fsdp
+      for expert in _divisors(rest):
+        config = MeshConfig(rest // expert, fsdp, tensor, expert)
+        with contextlib.suppress(ValueError):
+          _specs(dataclasses.asdict(config), state)
+          found.append(config)
   return found
 
 
@@ -219,7 +206,7 @@ def check_fits(sizes: Mapping[str, int], state: Any) -> None:
   """Whether a mesh can hold this.
 
   Args:
-    sizes: devices along data, fsdp and tensor.
+    sizes: devices along each axis.
     state: arrays or their shapes.
 
   Raises:
@@ -239,7 +226,7 @@ def largest_share(sizes: Mapping[str, int], state: Any) -> int:
   """Elements of this on a device of a mesh that can hold it.
 
   Args:
-    sizes: devices along data, fsdp and tensor.
+    sizes: devices along each axis.
     state: arrays or their shapes.
   """
   specs = jax.tree.leaves(
@@ -255,7 +242,7 @@ def check_divides(sizes: Mapping[str, int], state: Any, rows: int) -> None:
   """Whether a mesh that need not exist can hold this.
 
   Args:
-    sizes: devices along data, fsdp and tensor.
+    sizes: devices along each axis.
     state: arrays or their shapes.
     rows: of a batch, worked through at a time.
 

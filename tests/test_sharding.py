@@ -54,6 +54,12 @@ def test_parsing():
   parse = sharding.MeshConfig.parse
   assert parse("fsdp:2, tensor:4").sizes(8) == (1, 2, 4)
   assert parse("data:-1,tensor:2").sizes(8) == (4, 1, 2)
+  # A mesh has an axis of experts only where it splits them.
+  assert parse("expert:1,fsdp:8").sizes(8) == (1, 8, 1)
+  assert parse("data:-1,expert:4").by_axis(8) == {
+    "data": 2, "fsdp": 1, "tensor": 1, "expert": 4,
+  }  # fmt: skip
+  assert str(parse("expert:4,data:2")) == "data:2,expert:4"
   for text, words in {
     "rows:2": "'rows:2' is no axis",
     "data:2,data:4": "each axis once",

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from sinkjax import sharding
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
 from sinkjax.models.transformer import check_tokens, forward
@@ -91,7 +92,9 @@ def lens_quality(
     cfg, params, tokens, edits, maps, layers=chosen, centred=centred
   )
   fn.taps.require_numbers(found[2], "the logits")
-  return LensQuality(*(np.asarray(x, np.float64) for x in found))
+  return LensQuality(
+    *(np.asarray(sharding.to_host(x), np.float64) for x in found)
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "layers", "centred"))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sinkjax import sharding
 from sinkjax.analysis.sink_profile import token_nll
 from sinkjax.config import ModelConfig
 from sinkjax.models.context import Context
@@ -127,7 +128,7 @@ def loss_gradient(
     )
   # The shift of "embed" is the stream itself: no layer adds it.
   gradient = d_x if point.site == "embed" else d_shift
-  return float(loss), np.asarray(gradient[0])
+  return float(loss), sharding.to_host(gradient[0])
 
 
 def _run(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sinkjax import sharding
 from sinkjax.analysis.sensitivity import Columns
 from sinkjax.config import ModelConfig
 from sinkjax.metrics import bounds
@@ -107,7 +108,10 @@ def paths(gains: Gains) -> tuple[dict[str, np.ndarray], dict[str, float]]:
   """
   logs, constants = _paths(gains)
   return (
-    {name: np.asarray(log, np.float64) for name, log in logs.items()},
+    {
+      name: np.asarray(sharding.to_host(log), np.float64)
+      for name, log in logs.items()
+    },
     {name: float(constant) for name, constant in constants.items()},
   )
 
@@ -209,9 +213,9 @@ def over_squashing(
     )
   return OverSquashing(
     log_bounds=log_bounds,
-    norms=np.asarray(norms, np.float64),
+    norms=np.asarray(sharding.to_host(norms), np.float64),
     frozen_norms=frozen.values,
     constants=constants,
-    copy_gain=np.asarray(jnp.max(gains.copy_gain, axis=(1, 2))),
-    mlp_gain=np.asarray(jnp.max(gains.mlp_gain, axis=1)),
+    copy_gain=sharding.to_host(jnp.max(gains.copy_gain, axis=(1, 2))),
+    mlp_gain=sharding.to_host(jnp.max(gains.mlp_gain, axis=1)),
   )

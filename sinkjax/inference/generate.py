@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.finite import NotFiniteError
 from sinkjax.inference.sampling import GREEDY, Sampling, draw
@@ -40,7 +41,7 @@ def _step(cfg: ModelConfig, policy: Policy, how: Sampling) -> Callable:
     new = draw(logits[:, 0], now, how)
     # The maximum of logits with a NaN is NaN; -inf alone leaves no choice.
     known = jnp.isfinite(jnp.max(logits[:, 0], axis=-1))
-    return jnp.where(known, new, -1)[:, None], cache
+    return mesh_context.returned(jnp.where(known, new, -1)[:, None]), cache
 
   return jax.jit(step, donate_argnums=3)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sinkjax import sharding
 from sinkjax.metrics.precision import wide
 from sinkjax.models.layerwise import Params
 from sinkjax.models.normalizers import MASKED
@@ -124,7 +125,9 @@ def _square(x: Float[Array, "B T D"]) -> Float[Array, "B"]:
 def seen_of(trace: dict[str, Any]) -> Seen:
   """Means over texts of what the observers found."""
   every = *trace["pattern"], *trace["z"], trace["level"], trace["square"]
-  return Seen(*(np.asarray(x, np.float64).mean(axis=1) for x in every))
+  return Seen(
+    *(np.asarray(sharding.to_host(x), np.float64).mean(axis=1) for x in every)
+  )
 
 
 def scores_of(params: Params, seen: Seen) -> HeadScores:
@@ -137,7 +140,9 @@ def scores_of(params: Params, seen: Seen) -> HeadScores:
   Raises:
     ValueError: where `seen` is of another model's shape.
   """
-  out = np.asarray(params["blocks"]["attn"]["o"]["kernel"], np.float64)
+  out = np.asarray(
+    sharding.to_host(params["blocks"]["attn"]["o"]["kernel"]), np.float64
+  )
   if out.shape[:3] != seen.mean.shape:
     raise ValueError(
       f"seen has heads [L, H, K] = {seen.mean.shape}, the parameters have "
@@ -165,6 +170,10 @@ def scores_of(params: Params, seen: Seen) -> HeadScores:
 def weight_norms(params: Params) -> np.ndarray:
   """[L, H] `sqrt(||W_q||^2 + ||W_o||^2)` of what each head has for itself."""
   attn = params["blocks"]["attn"]
-  q = np.square(np.asarray(attn["q"]["kernel"], np.float64)).sum(axis=(1, 3))
-  o = np.square(np.asarray(attn["o"]["kernel"], np.float64)).sum(axis=(2, 3))
+  q = np.square(
+    np.asarray(sharding.to_host(attn["q"]["kernel"]), np.float64)
+  ).sum(axis=(1, 3))
+  o = np.square(
+    np.asarray(sharding.to_host(attn["o"]["kernel"]), np.float64)
+  ).sum(axis=(2, 3))
   return np.sqrt(q + o)

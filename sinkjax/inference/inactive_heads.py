@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from sinkjax import sharding
 from sinkjax.inference import head_scores
 from sinkjax.inference.head_scores import Seen, seen_of
 from sinkjax.metrics.norms import value_norm_ratio
@@ -181,7 +182,9 @@ def _first_value(
 
 def output_gram(params: Any) -> Float[np.ndarray, "L H K K"]:
   """U U^T of every head: `||z U||^2` needs no more than second moments of z."""
-  out = np.asarray(params["blocks"]["attn"]["o"]["kernel"], np.float64)
+  out = np.asarray(
+    sharding.to_host(params["blocks"]["attn"]["o"]["kernel"]), np.float64
+  )
   return np.einsum("lhkd,lhjd->lhkj", out, out, optimize=True)
 
 
@@ -205,7 +208,7 @@ def look_of(
     )
   more = *trace["shape"], trace["first_value"]
   largest, entropy, value = (
-    np.asarray(x, np.float64).mean(axis=1) for x in more
+    np.asarray(sharding.to_host(x), np.float64).mean(axis=1) for x in more
   )
   written = np.sqrt(np.einsum("lhkj,lhkj->lh", gram, seen.second))
   return Looked(seen, largest, entropy, value, written)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sinkjax import finite
+from sinkjax import finite, sharding
 from sinkjax.config import ModelConfig
 from sinkjax.inference import kv_policy
 from sinkjax.inference.kv_by_position import more_room
@@ -154,7 +154,7 @@ def stream_nats(
   score, cache, losses = _scorer(cfg, policy), init_cache(cfg, policy), []
   for tokens, targets, count in _chunks(ids, policy.chunk):
     nats, cache = score(params, tokens, targets, np.array([count]), cache)
-    losses.append(np.asarray(nats)[0, :count])
+    losses.append(sharding.to_host(nats)[0, :count])
     progress(count)
   return _whole(losses)
 
@@ -199,7 +199,7 @@ def dense_nats(
       cache = more_room(cache, policy.capacity)
     score = _scorer(cfg, policy)
     nats, cache = score(params, tokens, targets, np.array([count]), cache)
-    losses.append(np.asarray(nats)[0, :count])
+    losses.append(sharding.to_host(nats)[0, :count])
     fed += count
     progress(count)
   return _whole(losses)
@@ -258,6 +258,6 @@ def recompute_nats(
     part = np.resize(rows[start : start + batch], (batch, total))
     targets = np.resize(ids[here], batch)
     nats = nats_of(f(params, part), jnp.asarray(targets))
-    losses.append(np.asarray(nats)[: len(here)])
+    losses.append(sharding.to_host(nats)[: len(here)])
     progress(len(here) * total)
   return _whole(losses)

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from sinkjax import artifacts, finite
+from sinkjax import artifacts, finite, sharding
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.branches import separate
@@ -162,12 +162,16 @@ def learn_gates(
   for text in texts:
     whole = plain(params, text, one, sinks, window)
     value, g = slope(params, text, whole, gate)
-    finite.require(np.asarray(g), "the slope of a gate", ["layer", "KV head"])
+    finite.require(
+      sharding.to_host(g), "the slope of a gate", ["layer", "KV head"]
+    )
     step, state = adam.update(g, state)
     gate = jnp.clip(optax.apply_updates(gate, step), 0, 1)
     values.append(float(value))
     progress()
-  return Learned(np.asarray(gate, np.float64), np.array(values))
+  return Learned(
+    np.asarray(sharding.to_host(gate), np.float64), np.array(values)
+  )
 
 
 COLUMNS = ("layer", "kv_head", "gate")

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.models.attention import Attention
 from sinkjax.models.blocks import Block
@@ -183,6 +184,7 @@ def advance(
     with jax.default_matmul_precision(cfg.precision):
       x, layers = _walk(cfg, policy, taps, params, tokens, cache, count)
       out = _logits(cfg, params, x, count, logits)
+    out = mesh_context.returned(out)
     return out, Cache(layers, cache.length + count)
 
   return step

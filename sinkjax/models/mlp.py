@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.precision import wide
 from sinkjax.models.projection import Projection, align, random_kernel
@@ -201,6 +202,10 @@ class Experts(nn.Module):
       shared = self.shared_down(hidden[1])
       if cfg.shared_open:
         shared = jax.nn.sigmoid(of_shared[0]) * shared
+      if mesh_context.ways("experts") > 1 and not tap.meets("expert_out"):
+        # Side by side with experts of other devices it would have each device
+        # gather the outputs of all.
+        return jnp.sum(out, axis=2) + shared
       out = jnp.concatenate([out, shared[:, :, None]], axis=2)
     return jnp.sum(tap("expert_out", out), axis=2)
 

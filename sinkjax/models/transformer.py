@@ -232,6 +232,7 @@ def forward(cfg: ModelConfig) -> Callable:
     taps = own.merge(taps).placed(cfg, tokens.shape[1])
     with jax.default_matmul_precision(cfg.precision):
       out = model.apply({"params": params}, tokens, taps, positions, valid)
+    out = mesh_context.returned(out)
     taps.require_numbers(out.logits, "the logits")
     return out
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sinkjax import sharding
 from sinkjax.transforms.jacobian_plan import Block
 
 NORMS = ("fro", "spectral", "max")
@@ -49,7 +50,9 @@ class NormMap:
     if self.norm == "spectral":
       self._add_gram(block, tangents)
       return
-    piece = np.asarray(_REDUCERS[self.norm](tangents), np.float64)
+    piece = np.asarray(
+      sharding.to_host(_REDUCERS[self.norm](tangents)), np.float64
+    )
     for at, source in enumerate(block.sources[: block.real]):
       column = self._values[block.first :, source]
       if self.norm == "fro":
@@ -64,7 +67,7 @@ class NormMap:
       if source in self._gram:
         gram = gram + self._gram.pop(source)
       if last:
-        self._values[source:, source] = np.asarray(_tops(gram))
+        self._values[source:, source] = sharding.to_host(_tops(gram))
       else:
         self._gram[source] = gram
 

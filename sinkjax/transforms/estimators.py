@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sinkjax import sharding
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.intervene import intervene
@@ -203,7 +204,7 @@ def _column_squares(
   )
 
   def consume(block: Block, layer: int | None, tangents: Array) -> None:
-    piece = np.asarray(_squares(tangents))
+    piece = sharding.to_host(_squares(tangents))
     stop = block.start + plan.directions
     for at, s in enumerate(block.sources[: block.real]):
       squares[block.first :, s, block.start : stop] = piece[:, at]
@@ -232,7 +233,7 @@ def _row_squares(
     for start in range(0, samples, chunk):
       some = probes[start : start + chunk]
       piece = _pull_squares(*model, row, some, points=points)
-      squares[row, :, start : start + chunk] = np.asarray(piece).T
+      squares[row, :, start : start + chunk] = sharding.to_host(piece).T
     progress(done + 1, len(rows))
   return squares
 
@@ -344,8 +345,10 @@ def power_norms(
   )
   fn.taps.require_numbers(square, "the norms")
   # Rounding may make the square of a zero block slightly negative.
-  norms = np.sqrt(np.maximum(np.asarray(square, np.float64), 0))
-  return TopSingular(norms, np.asarray(residual, np.float64))
+  norms = np.sqrt(
+    np.maximum(np.asarray(sharding.to_host(square), np.float64), 0)
+  )
+  return TopSingular(norms, np.asarray(sharding.to_host(residual), np.float64))
 
 
 @functools.partial(

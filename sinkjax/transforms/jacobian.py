@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from sinkjax import sharding
 from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import as_layers
 from sinkjax.transforms.block_norms import NORMS, NormMap
@@ -372,7 +373,7 @@ def token_jacobian(
         # Rows before the block's first are in the past of its sources, hence 0.
         if column == s and t >= block.first:
           values = tangents[t - block.first, :, at]
-          blocks[p, :, block.start : stop] = np.asarray(values)
+          blocks[p, :, block.start : stop] = sharding.to_host(values)
 
   engine.run(plan, columns, _units(cfg), consume, many=many, progress=progress)
   return blocks

@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from sinkjax import sharding
 from sinkjax.config import ModelConfig
 from sinkjax.models.layerwise import Layers
 from sinkjax.transforms.jacobian_plan import Block, Plan, blocks_of
@@ -231,7 +232,7 @@ class Engine:
       x = self.entering[self.cfg.n_layers]
       norm = self.layers.final_norm()
       d_x = push_final(self.cfg, norm, x, self.edits, d_x, first=0)
-    return np.asarray(d_x[..., 0], np.float64)
+    return np.asarray(sharding.to_host(d_x[..., 0]), np.float64)
 
 
 class _Check:
@@ -250,8 +251,8 @@ class _Check:
     weights[block.real :] = 0  # repeated sources that fill the block
     weights = weights.astype(directions.dtype)
     given, got = _combine(directions, tangents, weights)
-    np.add.at(self.given, list(block.sources), np.asarray(given))
-    self.got[block.first :] += np.asarray(got)
+    np.add.at(self.given, list(block.sources), sharding.to_host(given))
+    self.got[block.first :] += sharding.to_host(got)
 
   def error(self) -> float:
     """The largest error at a token, relative.
@@ -260,7 +261,7 @@ class _Check:
       SelfCheckError: if it is too large.
     """
     want = self.engine.derivative(jnp.asarray(self.given))
-    error = float(np.max(np.asarray(token_errors(self.got, want))))
+    error = float(np.max(sharding.to_host(token_errors(self.got, want))))
     if not error < _CHECKED[self.engine.cfg.dtype]:
       raise SelfCheckError(
         f"the Jacobian differs from the model's derivative by {error:.1e} "

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from sinkjax import sharding
 from sinkjax.transforms.block_norms import block_norms
 from sinkjax.transforms.residual import Point, residual_map
 
@@ -62,7 +63,7 @@ def reference_norms(
     ]  # each [T, D, piece]
     jac_TxDxD = jnp.concatenate(parts, axis=-1)
     fn.taps.require_numbers(jac_TxDxD, "the derivatives")
-    values[:, source] = np.asarray(block_norms(jac_TxDxD, norm))
+    values[:, source] = sharding.to_host(block_norms(jac_TxDxD, norm))
     finished([source], values[:, [source]])
     progress(done + 1, len(columns))
   return values

@@ -27,6 +27,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from sinkjax import sharding
 from sinkjax.config import ModelConfig
 from sinkjax.models.context import Context
 from sinkjax.models.layerwise import apply_block, as_layers
@@ -131,7 +132,8 @@ def fit_lenses(
     )
     fn.taps.require_numbers(found[0], "the derivatives")
     total = [
-      a + np.asarray(b, np.float64) for a, b in zip(total, found, strict=True)
+      a + np.asarray(sharding.to_host(b), np.float64)
+      for a, b in zip(total, found, strict=True)
     ]
     progress(done + 1, len(tokens))
   maps, means, final = (x / len(tokens) for x in total)

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sinkjax import sharding
 from sinkjax.config import ModelConfig
 from sinkjax.transforms.jacobian import check_model, engine_of, one_text
 from sinkjax.transforms.jacobian_engine import Engine, SelfCheckError
@@ -310,7 +311,9 @@ class Sums:
       (self.whole, parts.whole),
     ):
       # Sources that fill a block up come last, and are left out.
-      mine[own][(..., *at)] += np.asarray(new, np.float64)[..., :number]
+      mine[own][(..., *at)] += np.asarray(sharding.to_host(new), np.float64)[
+        ..., :number
+      ]
 
   def result(self) -> Carried:
     """The norms and shares.

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from sinkjax import mesh_context
 from sinkjax.config import ModelConfig
 from sinkjax.metrics.rows import Dense, RowBlock, RowStatistic
 from sinkjax.models.attention import Attention
@@ -234,9 +235,8 @@ def _run(
   last = Tapper(taps, cfg.n_layers - 1)
   x = last("final", apply_final_norm(cfg, layers.final_norm(), x))
   trace = {**outside, **trace, **last.trace()}
-  return StreamOutput(
-    trace, streamed_nll(cfg, layers, x, tokens) if nll else None
-  )
+  found = streamed_nll(cfg, layers, x, tokens) if nll else None
+  return StreamOutput(*mesh_context.returned((trace, found)))
 
 
 def _split(taps: Taps) -> tuple[list, tuple]:

@@ -15,6 +15,7 @@ from sinkjax.models.transformer import param_shapes
 SCRIPT = pathlib.Path(__file__).with_name("laws.py")
 ROOT = SCRIPT.parents[2]
 CUBE = "data:2,fsdp:2,tensor:2"
+EXPERTS = "expert:8;data:2,expert:4;expert:2,fsdp:2,tensor:2"
 OTHERS = "tensor:4,fsdp:2;fsdp:8;data:8;data:2,tensor:4"
 
 
@@ -52,12 +53,18 @@ OTHERS = "tensor:4,fsdp:2;fsdp:8;data:8;data:2,tensor:4"
       ),
       marks=pytest.mark.slow,
     ),
+    (EXPERTS, ("experts",)),
+    pytest.param(CUBE, ("edits",), marks=pytest.mark.slow),
+    ("data:2,tensor:4", ("copied",)),
   ],
-  ids=["some", "more", "meshes"],
+  ids=["some", "more", "meshes", "experts", "edits", "copied"],
 )
 def test_laws(meshes, parts):
+  script = SCRIPT
+  if parts[0] in ("edits", "experts", "copied"):
+    script = SCRIPT.with_name("more_laws.py")
   ran = subprocess.run(
-    [sys.executable, SCRIPT, meshes, *parts],
+    [sys.executable, script, meshes, *parts],
     text=True,
     capture_output=True,
     check=False,
@@ -87,6 +94,23 @@ def test_a_mesh_that_cannot_hold_a_model_is_refused_with_those_that_can():
   first = sharding.fitting(6, shapes)[0]
   assert (first.fsdp, first.tensor) == (2, 3)
   assert [str(mesh) for mesh in sharding.fitting(1, shapes)] == ["data:1"]
+
+
+def test_experts_that_an_axis_does_not_divide_are_refused_with_meshes_that_do():
+  one = dict.fromkeys(sharding.AXES, 1)
+  dense = param_shapes(sinkjax.TINY)
+  with pytest.raises(ValueError, match=r"expert:2 splits .* none; .*=tensor:2"):
+    sharding.check_fits(one | {"expert": 2}, dense)
+  shapes = param_shapes(
+    sinkjax.TINY.replace(n_experts=6, experts_per_token=2, d_ff=6)
+  )
+  with pytest.raises(ValueError, match=r"expert:4 .* 6, .*/expert.*=fsdp:4"):
+    sharding.check_fits(one | {"data": 2, "expert": 4}, shapes)
+  found = [str(mesh) for mesh in sharding.fitting(8, shapes)]
+  assert "data:4,expert:2" in found and "fsdp:4,expert:2" in found
+  assert not any("expert:4" in mesh for mesh in found)
+  # Where nobody asks for it, an axis of experts comes last.
+  assert "expert" not in found[0]
 
 
 def test_the_share_of_a_device():

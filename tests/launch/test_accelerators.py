@@ -196,6 +196,21 @@ def test_a_jacobian_is_planned_by_a_config_alone(model, accelerator, lines):
   assert all(line in done.stdout for line in lines), done.stdout
 
 
+def test_experiments_are_planned_by_a_config_alone():
+  """Each with its largest pass; the largest of all with all lines."""
+  done = run(
+    "reproduce", "--dry_run", f"--model={SIZES / 'llama-3.1-70b'}",
+    "--dtype=bfloat16", "--accelerator=8xh100",
+    "--experiment=prompts,first_token",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  said = done.stdout
+  assert "prompts: 8 x 128 tokens, about 35." in said
+  assert "first_token: 8 x 8192 tokens, about 63." in said
+  assert "estimated    the largest, of first_token: one pass" in said
+  assert "8 h100, --mesh=data:2,fsdp:4 (proposed), bfloat16" in said
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

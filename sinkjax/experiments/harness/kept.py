@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import sinkjax
-from sinkjax import artifacts, provenance
+from sinkjax import artifacts, provenance, sharding
 
 FOLDER = "unfinished"
 """Inside an experiment's folder, until its result is written."""
@@ -40,10 +40,10 @@ def plainly(what: str, make: Callable, *args: Any, **kwargs: Any) -> Any:
   >>> plainly("losses", lambda: {"texts": (1.0, [2.0, 3.0])})
   {'texts': (array(1.), array([2., 3.]))}
   """
-  return _nested(_flat(make(*args, **kwargs)))
+  return nested(flat(make(*args, **kwargs)))
 
 
-def _flat(value: Any, *path: str | int) -> dict[str, np.ndarray]:
+def flat(value: Any, *path: str | int) -> dict[str, np.ndarray]:
   """The arrays of a nest by their path, in JSON: names in a dict, numbers in a
   tuple."""
   if dataclasses.is_dataclass(value):
@@ -51,15 +51,15 @@ def _flat(value: Any, *path: str | int) -> dict[str, np.ndarray]:
   if isinstance(value, tuple):
     value = dict(enumerate(value))
   if not isinstance(value, Mapping):
-    return {json.dumps(path): np.asarray(value)}
+    return {json.dumps(path): sharding.to_host(value)}
   found = {}
   for key, inner in value.items():
-    found |= _flat(inner, *path, key)
+    found |= flat(inner, *path, key)
   return found
 
 
-def _nested(arrays: Mapping[str, np.ndarray]) -> Any:
-  """What `_flat` took apart."""
+def nested(arrays: Mapping[str, np.ndarray]) -> Any:
+  """What `flat` took apart."""
   by_path = {tuple(json.loads(name)): value for name, value in arrays.items()}
   return _inner(by_path)
 
@@ -131,20 +131,31 @@ class Kept:
     self, what: str, make: Callable, *args: Any, **kwargs: Any
   ) -> Any:
     """As `plainly`, or what an earlier run kept of this part."""
-    path = self._folder / f"{self._count:05d}-{what}.npz"
+    path = self._next(what)
     self._count += 1
     if path.exists():
       with np.load(path) as stored:
         arrays = dict(stored)
       self.seconds += float(arrays.pop(SECONDS))
-      return _nested(arrays)
+      return nested(arrays)
     start = time.monotonic()
-    made = _flat(make(*args, **kwargs))
+    made = flat(make(*args, **kwargs))
     if not self._folder.exists():
       artifacts.write_json(self._folder / "request.json", self._about)
     taken = {SECONDS: time.monotonic() - start}
     artifacts.write_npz(path, made | taken)
-    return _nested(made)
+    return nested(made)
+
+  def has(self, what: str) -> bool:
+    """Whether an earlier run kept the part that comes next.
+
+    Args:
+      what: the part in a word or two.
+    """
+    return self._next(what).exists()
+
+  def _next(self, what: str) -> pathlib.Path:
+    return self._folder / f"{self._count:05d}-{what}.npz"
 
   def clear(self) -> None:
     """Removes all parts."""

@@ -27,6 +27,7 @@ from sinkjax.experiments.harness import (
   compact,
   leases,
   protocol,
+  together,
 )
 from sinkjax.experiments.harness.api import Result
 from sinkjax.experiments.harness.kept import FOLDER, Kept
@@ -152,8 +153,15 @@ def run(
       with artifacts.bar(request.entry.name) as progress:
         if experiment.scales is None:
           kept = Kept(folder, request.plain(), weights, overwrite=overwrite)
-          model = subject()._replace(kept=kept)
-          found = experiment.measure(model, request.config, progress=progress)
+          together.begin(request.entry.name, request.plain())
+          model = subject()._replace(kept=together.kept(kept))
+          found = together.measured(
+            experiment.measure,
+            request.entry.name,
+            model,
+            request.config,
+            progress=progress,
+          )
           start -= kept.seconds
           if model.chat is not None:
             found.numbers["chat_template"] = chat_start.record(model)

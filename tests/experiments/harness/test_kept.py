@@ -46,10 +46,10 @@ def test_a_part_is_read_as_it_was_made(tmp_path, value):
   plain = kept.plainly("part", lambda: value)
   for one in (made, read):
     np.testing.assert_equal(one, plain)
-  leaves = kept._flat(plain)
+  leaves = kept.flat(plain)
   assert all(
     leaves[name].dtype == value.dtype and leaves[name].shape == value.shape
-    for name, value in kept._flat(read).items()
+    for name, value in kept.flat(read).items()
   )
 
 
