@@ -23,6 +23,7 @@ LEVELS = (
     "field_checks",
     "finite",
     "limits",
+    "unpacking",
     "mesh_context",
     "model_edits",
     "metrics",

@@ -19,7 +19,7 @@ MAX_GROWTH = 256
 keeps its length; those that spell characters out add some."""
 
 
-SECONDS, A_CHARACTER = 4.0, 2e-5
+SECONDS, A_CHARACTER = 2.0, 2e-5
 """Seconds that a text may take to encode, and for each character of it: the
 rules of published tokenizers take a microsecond."""
 
@@ -35,19 +35,21 @@ def require_speed(backend: tokenizers.Tokenizer, text: str) -> None:
   Raises:
     ValueError: for such rules.
   """
-  size = 16
+  size, before = 16, 0.0
   while (after := 8 * size) < len(text):
     for again in (True, False):  # an expression is compiled at its first use
       start = time.process_time()
       backend.encode(text[:size], add_special_tokens=False)
       seconds = time.process_time() - start
-      if 8 * seconds < SECONDS + A_CHARACTER * after:
+      # As from the last to this: eight times, or up to the cube of that.
+      growth = min(max(8, seconds / before if before else 8), 512)
+      if growth * seconds < SECONDS + A_CHARACTER * after:
         break
       if not again:
         raise ValueError(
           f"they take {seconds:.2g} s for its first {size} characters"
         )
-    size = after
+    size, before = after, seconds
 
 
 def refusal(data: Any) -> str | None:

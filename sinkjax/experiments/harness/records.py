@@ -120,15 +120,25 @@ def _of(folder: pathlib.Path) -> Iterator[None]:
     LookupError,
     OSError,
     TypeError,
+    ValueError,
   ) as error:
+    if str(error).startswith(str(folder)):
+      raise
     raise ValueError(
       f"{folder}: its recorded files are damaged, or of another version: "
       f"{type(error).__name__}: {error}; measure again with --overwrite"
     ) from error
 
 
+_KINDS = {"name": str, "numbers": dict, "seconds": int | float, "device": str}
+"""Of what `result.json` holds beside the request, where a report needs it."""
+
+
 def recorded(folder: pathlib.Path, about: dict[str, Any]) -> Recorded:
   """An experiment's folder, `result.json` having been read."""
+  for key, kind in _KINDS.items():
+    if not isinstance(about[key], kind):
+      raise TypeError(f"{key} is {about[key]!r:.40}")
   entry, request = BY_NAME[about["name"]], about["request"]
   experiment = entry.load()
   scale = request.get("scale", "demo")
