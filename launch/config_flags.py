@@ -17,6 +17,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from launch import flag_values
 from sinkjax import limits
 
 FIELD = re.compile(r"--?(no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
@@ -212,6 +213,8 @@ def _as(value: Any, kind: Any, name: str) -> Any:
     except OverflowError:
       raise TypeError from None
   if not isinstance(value, kind):
+    raise TypeError
+  if kind is int and abs(value) > flag_values.LARGEST:
     raise TypeError
   return value
 

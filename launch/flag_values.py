@@ -47,5 +47,7 @@ def _wrong(name: str, value: Any) -> str | None:
   if isinstance(value, float) and not math.isfinite(value):
     return f"--{name}={value} is no finite number"
   if isinstance(value, int) and abs(value) > LARGEST:
-    return f"--{name}={value:.3g} is beyond {LARGEST}, more than anything here"
+    # More digits than a float's may not be shown with an exponent.
+    shown = f"{value:.3g}" if abs(value) < 1 << 999 else f"{str(value):.9}..."
+    return f"--{name}={shown} is beyond {LARGEST}, more than anything here"
   return None

@@ -11,7 +11,7 @@ import numpy as np
 
 from sinkjax import limits
 
-ROOM = 512 << 20
+ROOM = 256 << 20
 """Bytes that any archive may unpack to; a larger one to `limits.UNPACKED` times
 its size. Recorded results have some MB."""
 

@@ -58,6 +58,11 @@ def test_parsing():
     "rows:2": "'rows:2' is no axis",
     "data:2,data:4": "each axis once",
     "data:two": "'two' is no number",
+    "data:1_0": "'1_0' is no number",
+    "data:-2": "'-2' is no number",
+    "data:٣": "is no number",
+    f"data:{2**32},fsdp:{2**32}": "is no number",
+    f"data:{'9' * 5000}": "is no number",
   }.items():
     with pytest.raises(ValueError, match=words):
       parse(text)
