@@ -41,7 +41,7 @@ def test_numbers_beyond_float32(tmp_path, key, value):
 
 
 @pytest.mark.parametrize("value", [1e-39, 1e-320])
-@pytest.mark.parametrize("key", ["rms_norm_eps", "query_pre_attn_scalar"])
+@pytest.mark.parametrize("key", ["rms_norm_eps", "final_logit_softcapping"])
 def test_numbers_whose_inverse_is_infinite(tmp_path, key, value):
   folder = copy(tmp_path, "gemma2", **{key: value})
   refused(folder, "config.json", "1.18e-38")

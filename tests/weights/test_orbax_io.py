@@ -1,6 +1,7 @@
 """Orbax folders: exact round trip, and every damage noticed."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -58,9 +59,43 @@ def test_truncated_file_is_noticed(copy):
     sinkjax.load(copy)
 
 
+def pipe(path):
+  path.unlink()
+  os.mkfifo(path)
+
+
+def link(path, to):
+  to.mkdir()
+  shutil.move(path, to / "moved")
+  path.symlink_to(to / "moved")
+
+
+def test_what_orbax_must_not_open(copy, tmp_path):
+  """In a dry run as well: a pipe would be waited for."""
+  whole = shutil.copytree(copy, tmp_path / "whole")
+  inner = sorted(p for p in copy.rglob("params/*"))
+  files = [p for p in copy.rglob("params/**/*") if p.is_file()]
+  for i, (spoil, path, word) in enumerate(
+    [
+      *((lambda p: pipe(p), p, "a pipe or a device") for p in files),
+      *((lambda p: link(p, outside), p, "is a link to") for p in inner),
+      (lambda p: link(p, outside), copy / "params", "is a link to"),
+    ]
+  ):
+    outside = tmp_path / f"outside-{i}"
+    spoil(path)
+    for read in (sinkjax.load, orbax_io.check):
+      with pytest.raises(WeightsError, match=word) as error:
+        read(copy)
+      assert str(copy) in str(error.value)
+    (copy / "params").unlink() if (copy / "params").is_symlink() else None
+    shutil.rmtree(copy)
+    shutil.copytree(whole, copy)
+
+
 def test_missing_params_folder(copy):
   shutil.rmtree(copy / "params")
-  with pytest.raises(WeightsError, match="Orbax cannot restore"):
+  with pytest.raises(WeightsError, match="folder params, of the arrays, is"):
     sinkjax.load(copy)
 
 
