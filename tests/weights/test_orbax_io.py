@@ -59,38 +59,30 @@ def test_truncated_file_is_noticed(copy):
     sinkjax.load(copy)
 
 
-def pipe(path):
+def pipe(path, outside):
   path.unlink()
   os.mkfifo(path)
 
 
-def link(path, to):
-  to.mkdir()
-  shutil.move(path, to / "moved")
-  path.symlink_to(to / "moved")
+def link(path, outside):
+  """What it was lies outside the folder then."""
+  outside.mkdir()
+  shutil.move(path, outside / "moved")
+  path.symlink_to(outside / "moved")
 
 
-def test_what_orbax_must_not_open(copy, tmp_path):
+def test_what_orbax_must_not_open(saved, tmp_path):
   """In a dry run as well: a pipe would be waited for."""
-  whole = shutil.copytree(copy, tmp_path / "whole")
-  inner = sorted(p for p in copy.rglob("params/*"))
-  files = [p for p in copy.rglob("params/**/*") if p.is_file()]
-  for i, (spoil, path, word) in enumerate(
-    [
-      *((lambda p: pipe(p), p, "a pipe or a device") for p in files),
-      *((lambda p: link(p, outside), p, "is a link to") for p in inner),
-      (lambda p: link(p, outside), copy / "params", "is a link to"),
-    ]
-  ):
-    outside = tmp_path / f"outside-{i}"
-    spoil(path)
+  names = [p.relative_to(saved[0]) for p in saved[0].rglob("params/**/*")]
+  cases = [(pipe, n, "a pipe") for n in names if (saved[0] / n).is_file()]
+  cases += [(link, name, "is a link to") for name in (*names, "params")]
+  for i, (spoil, name, word) in enumerate(cases):
+    folder = shutil.copytree(saved[0], tmp_path / f"{i}")
+    spoil(folder / name, tmp_path / f"outside-{i}")
     for read in (sinkjax.load, orbax_io.check):
       with pytest.raises(WeightsError, match=word) as error:
-        read(copy)
-      assert str(copy) in str(error.value)
-    (copy / "params").unlink() if (copy / "params").is_symlink() else None
-    shutil.rmtree(copy)
-    shutil.copytree(whole, copy)
+        read(folder)
+      assert str(folder) in str(error.value)
 
 
 def test_missing_params_folder(copy):
