@@ -42,6 +42,9 @@ AXES = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2}
 NODE = 8
 """GPUs of a machine."""
 
+MOST = 1 << 20
+"""Devices: a pod of TPUs has 9,216, and the largest clusters 200,000."""
+
 NETWORK = 50e9
 """Bytes a second of a GPU to those of other machines: 400 Gbit/s."""
 
@@ -74,11 +77,15 @@ def machine(text: str) -> Machine:
   Raises:
     ValueError: for an unknown accelerator, naming the known ones.
   """
-  grid = re.fullmatch(r"(v\d\w?):(\d+(?:x\d+)+)", text)
-  number = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*(?:-\d+)?)", text)
+  grid = re.fullmatch(r"(v\d\w?):(\d{1,9}(?:x\d{1,9})+)", text)
+  number = re.fullmatch(r"(?:(\d{1,9})x)?([a-z]\w*(?:-\d+)?)", text)
   kind = grid[1] if grid else number[2] if number else ""
   sizes = tuple(map(int, grid[2].split("x"))) if grid else ()
   count = math.prod(sizes) if grid else int(number[1] or 1) if number else 0
+  if count > MOST:
+    raise ValueError(
+      f"--accelerator={text} has more than {MOST} devices, as no machine has"
+    )
   if kind not in CHIPS or not count or (grid and len(sizes) != AXES.get(kind)):
     raise ValueError(
       f"--accelerator={text}: write a number and one of {list(CHIPS)}, like "

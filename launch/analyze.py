@@ -186,7 +186,8 @@ def main() -> None:
     return
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
-    _show(old)
+    with app.reading(out / "summary.json"):
+      _show(old)
     found_sinks.copy(out)
     return
   first = process_flags.join()

@@ -16,12 +16,12 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags, logging
 
-from launch import config_flags
+from launch import config_flags, flag_values
 from sinkjax import limits
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the traceback.")
@@ -166,7 +166,7 @@ def _parse() -> None:
   """Reads the command line.
 
   Raises:
-    ValueError: for a word that is no flag.
+    ValueError: for a word that is no flag, or a value that none can have.
   """
   words = sys.argv
   for config in _configs:
@@ -174,6 +174,7 @@ def _parse() -> None:
   rest = flags.FLAGS(words)[1:]
   if rest:
     raise ValueError(f"unexpected argument {rest[0]!r}; flags are --name=VALUE")
+  flag_values.check()
 
 
 def printable(text: str) -> str:
@@ -255,6 +256,31 @@ def finished(
     f"{out} holds the result of another command; choose another --out or give "
     "--overwrite"
   )
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+  """Says which file of an earlier command lacks what is looked for.
+
+  Args:
+    path: the file.
+
+  Raises:
+    ValueError: in place of what looking into it raises.
+  """
+  try:
+    yield
+  except (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+  ) as error:
+    raise ValueError(
+      f"{path} is damaged, or of another version: {type(error).__name__}: "
+      f"{error}; give --overwrite, or another --out"
+    ) from error
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from launch import flag_values
 from sinkjax import limits
 
 FIELD = re.compile(r"--?(no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
@@ -149,7 +150,10 @@ def _parsed(text: str, kind: Any) -> Any:
     return text
   if text.lower() in ("true", "false"):
     return text.lower() == "true"
-  with contextlib.suppress(ValueError, SyntaxError):
+  # Of what is no literal, or one that Python itself cannot make: {[]: 1}.
+  with contextlib.suppress(
+    ValueError, SyntaxError, TypeError, MemoryError, RecursionError
+  ):
     return ast.literal_eval(text)
   # One path or name for a field that has several need not be quoted.
   several = any(typing.get_args(k)[:1] == (str,) for k in kinds)
@@ -167,7 +171,17 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
     # ValueError names a wrong field further down and must get through.
     with contextlib.suppress(TypeError):
       return _as(value, one, name)
-  raise ValueError(f"--config.{name} must be {_words(kind)}, got {value!r}")
+  raise ValueError(
+    f"--config.{name} must be {_words(kind)}, got {_shown(value)}"
+  )
+
+
+def _shown(value: Any) -> str:
+  """The beginning of a value, whatever it is."""
+  try:
+    return f"{value!r:.80}"
+  except (ValueError, RecursionError):  # of more digits than Python writes
+    return f"a {type(value).__name__} too large to show"
 
 
 def _as(value: Any, kind: Any, name: str) -> Any:
@@ -194,8 +208,13 @@ def _as(value: Any, kind: Any, name: str) -> Any:
   if isinstance(value, bool) and kind is not bool:  # a bool is an int
     raise TypeError
   if kind is float and isinstance(value, int):
-    return float(value)
+    try:
+      return float(value)
+    except OverflowError:
+      raise TypeError from None
   if not isinstance(value, kind):
+    raise TypeError
+  if kind is int and abs(value) > flag_values.LARGEST:
     raise TypeError
   return value
 

@@ -42,7 +42,10 @@ TOKENIZER = flags.DEFINE_string(
 )
 OUT = flags.DEFINE_string("out", None, "The folder to write: new, or empty.")
 PART_MB = flags.DEFINE_float(
-  "part_mb", 60.0, "The greatest size of a file of ids, in MB."
+  "part_mb",
+  60.0,
+  "The greatest size of a file of ids, in MB.",
+  lower_bound=0.001,
 )
 DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print what would be read and written; do neither."

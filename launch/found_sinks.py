@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from sinkjax import limits
+
 if TYPE_CHECKING:  # imported where they are needed: --help should be quick
   from sinkjax.transforms.find_sinks import FoundSinks
   from sinkjax.weights.registry import Model
@@ -48,7 +50,7 @@ def check(out: pathlib.Path, *, overwrite: bool) -> None:
   if path.suffix != ".npz" or path.is_dir():
     raise ValueError(f"--mask_out={path} must be a file that ends in .npz")
   same = masks.is_file() and path.is_file()
-  same = same and path.read_bytes() == masks.read_bytes()
+  same = same and limits.read_bytes(path) == limits.read_bytes(masks)
   if path.exists() and not overwrite and not same:
     raise ValueError(
       f"--mask_out={path} exists; choose another file or give --overwrite"
@@ -60,7 +62,7 @@ def copy(out: pathlib.Path) -> None:
   if MASK_OUT.value:
     from sinkjax import artifacts
 
-    artifacts.write_bytes(_mask_out(), (out / MASKS).read_bytes())
+    artifacts.write_bytes(_mask_out(), limits.read_bytes(out / MASKS))
     print(f"\nMasks: {_mask_out()}")
 
 

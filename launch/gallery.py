@@ -79,7 +79,8 @@ def main() -> None:
         f"{file} is of other weights; give --overwrite to replace it"
       )
     print("Already done: the row below is read from its file.")
-    show(old)
+    with app.reading(file):
+      show(old)
     return
   app.warm_compiler()
   data = _make(weights, parameters)

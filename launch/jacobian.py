@@ -169,7 +169,8 @@ def main() -> None:
   request = _request(text, edits)
   old = app.finished(out, request, model=MODEL.value, overwrite=OVERWRITE.value)
   if old is not None:
-    jacobian_table.show(old)
+    with app.reading(out / "summary.json"):
+      jacobian_table.show(old)
     return
   # Before anything asks for devices: the processes then know each other's.
   first = process_flags.join()

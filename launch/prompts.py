@@ -84,7 +84,8 @@ def _prompts(file: str) -> "Iterator[str | Chat]":
     if text is None:
       raise ValueError(
         f'{file}, {record.where}: expected {{"text": "..."}} or {{"messages": '
-        f'[{{"role": "user", "content": "..."}}]}}, got {record.shown!r}'
+        f'[{{"role": "user", "content": "..."}}]}}, got '
+        f"{record.error or repr(record.shown)}"
       )
     yield text
   if not count:

@@ -112,6 +112,7 @@ def main() -> None:
   if REPORT.value:
     from launch import train_report
 
+    _same_run(workdir, request)
     train_report.write_so_far(config, workdir, request)
     return
   begun = _same_start(workdir)
@@ -178,11 +179,13 @@ def _same_start(workdir: pathlib.Path) -> dict[str, Any]:
   # Runs begun before this was recorded lack the file.
   known = path.exists() and _begun(workdir)
   old = limits.read_json(path) if known else begun
-  if begun["sha256"] != old["sha256"]:
+  with app.reading(path):
+    before, same = old["model"], begun["sha256"] == old["sha256"]
+  if not same:
     now = f"{START.value} as it is now" if START.value else "random parameters"
     raise ValueError(
       f"{workdir} holds a run that began from "
-      f"{old['model'] or 'random parameters'}, this one begins from {now}; "
+      f"{before or 'random parameters'}, this one begins from {now}; "
       "choose another --workdir"
     )
   return begun
@@ -206,11 +209,12 @@ def _same_run(workdir: pathlib.Path, request: dict[str, Any]) -> None:
   if not path.exists() or not _begun(workdir):
     return
   old = limits.read_json(path)
-  changed = [
-    f"{name} (was {old.get(name)!r}, now {request.get(name)!r})"
-    for name in sorted({*old, *request})
-    if old.get(name) != request.get(name)
-  ]
+  with app.reading(path):
+    changed = [
+      f"{name} (was {old.get(name)!r}, now {request.get(name)!r})"
+      for name in sorted({*old, *request})
+      if old.get(name) != request.get(name)
+    ]
   if changed:
     raise ValueError(
       f"{workdir} holds a run of another config: {'; '.join(changed)[:300]}; "

@@ -5,8 +5,9 @@ import json
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from launch import app
 from launch.train_plan import parameters
-from sinkjax import provenance
+from sinkjax import limits, provenance
 
 if TYPE_CHECKING:
   from sinkjax.train.run_config import TrainConfig
@@ -60,23 +61,25 @@ def write_so_far(
   Raises:
     ValueError: if nothing is measured yet.
   """
-  try:
-    lines = (workdir / "metrics.jsonl").read_text("utf-8").splitlines()
-  except OSError:
-    raise ValueError(f"{workdir} has no metrics.jsonl: no run yet") from None
+  log = workdir / "metrics.jsonl"
+  if not log.exists():
+    raise ValueError(f"{workdir} has no metrics.jsonl: no run yet")
+  lines = limits.read_text(log).splitlines()
   records = []
   for line in lines:
     with contextlib.suppress(ValueError):  # the last one may be half written
       records.append(json.loads(line))
-  kinds = {record["kind"] for record in records}
+  with app.reading(log):
+    kinds = {record["kind"] for record in records}
+    done = max((record["step"] for record in records), default=0)
   if not {"train", "eval", "probe"} <= kinds:
     raise ValueError(f"{workdir} has no step yet: nothing to draw")
-  done = max(record["step"] for record in records)
-  # The last record suffices: the run counts skipped steps from its start.
-  skipped = [r["skipped"] for r in records if r["kind"] == "train"][-1]
-  numbers = {
-    "tokens": done * config.batch * config.packing.length,
-    "skipped": skipped,
-  }
-  write(config, workdir, request, records, numbers, None, complete=False)
+  with app.reading(log):
+    # The last record suffices: the run counts skipped steps from its start.
+    skipped = [r["skipped"] for r in records if r["kind"] == "train"][-1]
+    numbers = {
+      "tokens": done * config.batch * config.packing.length,
+      "skipped": skipped,
+    }
+    write(config, workdir, request, records, numbers, None, complete=False)
   print(f"{done} of {config.steps} steps. Report: {workdir / 'report.html'}")

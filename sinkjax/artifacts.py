@@ -10,6 +10,7 @@ what reads here finds them there, and `tar -xJf` or `unpack` puts them back.
 import contextlib
 import csv
 import dataclasses
+import errno
 import functools
 import io
 import json
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sinkjax import limits, unpacking
 
 DIGITS = 7
 """Significant digits of a float in JSON and CSV: what float32 resolves."""
@@ -153,6 +156,22 @@ def _named(x: Any) -> np.ndarray:
   x = np.asarray(x)
   ours = x.dtype.kind == "V" and x.dtype.names is None
   return x.astype(np.float32) if ours else x
+
+
+def read_npz(
+  path: str | Path, most: int | None = None
+) -> dict[str, np.ndarray]:
+  """The arrays of an .npz file, also in an archive.
+
+  Args:
+    path: the file.
+    most: bytes that all arrays may have; by default see `unpacking.ROOM`.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: for what is no such file, or has more bytes.
+  """
+  return unpacking.npz(path, read_bytes(path), most)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -313,10 +332,14 @@ def archived(folder: str | Path) -> dict[Path, bytes]:
 
 @functools.lru_cache(maxsize=8)
 def _unpacked(base: Path, inode: int, changed: int) -> dict[Path, bytes]:
-  """Files of an archive; `inode` and `changed` tell the cache of a new one."""
+  """Files of an archive; `inode` and `changed` tell the cache of a new one.
+
+  Raises:
+    ValueError: as `unpacking.tar_xz`.
+  """
   # All members at once: xz can only be read from its start.
-  with tarfile.open(base / ARCHIVE, "r:xz") as tar:
-    return {base / x.name: tar.extractfile(x).read() for x in tar.getmembers()}
+  found = unpacking.tar_xz(base / ARCHIVE)
+  return {base / name: data for name, data in found.items()}
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -324,15 +347,15 @@ def read_bytes(path: str | Path) -> bytes:
 
   Raises:
     FileNotFoundError: if it is in neither.
+    ValueError: for a folder, a pipe or a device, or one that is out of reach.
   """
   path = Path(path)
-  try:
-    return path.read_bytes()
-  except FileNotFoundError:
-    found = archived(path.parent)
-    if path not in found:
-      raise
-    return found[path]
+  if path.exists():
+    return limits.read_bytes(path)
+  found = archived(path.parent)
+  if path not in found:
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+  return found[path]
 
 
 def files(folder: str | Path, suffix: str) -> list[Path]:

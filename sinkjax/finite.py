@@ -15,6 +15,9 @@ import numpy as np
 LARGEST = float(np.finfo(np.float32).max)
 """A number of a config beyond this becomes infinite in float32."""
 
+LEAST = float(np.finfo(np.float32).tiny)
+"""One closer to 0 has an infinite inverse there, or becomes 0."""
+
 
 class NotFiniteError(ValueError):
   """A measured number is NaN or infinite."""
@@ -131,4 +134,9 @@ def require_fields(config: Any, of: str = "") -> None:
     if isinstance(value, float) and not abs(value) <= LARGEST:
       raise ValueError(
         f"{path.lstrip('.')} must be a finite number of float32, got {value}"
+      )
+    if isinstance(value, float) and 0 < abs(value) < LEAST:
+      raise ValueError(
+        f"{path.lstrip('.')} must be 0, or at least {LEAST:.3g} in size, got "
+        f"{value}"
       )

@@ -67,14 +67,14 @@ def is_file_name(name: Any) -> bool:
   return isinstance(name, str) and pathlib.Path(name).name == name
 
 
-def read_bytes(path: str | os.PathLike, most: int) -> bytes:
-  """A file of at most so many bytes.
+def read_bytes(path: str | os.PathLike, most: int | None = None) -> bytes:
+  """A file of at most so many bytes; of any size for `None`.
 
   Raises:
     ValueError: as `regular`, or for a file that is larger.
   """
   size = regular(path)
-  if size > most:
+  if most is not None and size > most:
     raise ValueError(f"{path}: {size} bytes, at most {most} are read")
   return _first(path, size)
 
@@ -98,7 +98,7 @@ def read_text(
   """
   size = regular(path)
   if characters is None:
-    raw = read_bytes(path, size if most is None else most)
+    raw = read_bytes(path, most)
   else:
     # No character has more than four bytes; a byte order mark has three.
     raw = _first(path, min(size, 4 * characters + 3))

@@ -12,6 +12,7 @@ a layer; what is no expert's is copied along it.
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,10 +54,11 @@ class MeshConfig:
           f"--mesh={text}: {part!r} is no axis; write "
           "data:4,fsdp:2,tensor:1 with each axis once"
         )
-      try:
-        sizes[name] = int(size)
-      except ValueError:
-        raise ValueError(f"--mesh={text}: {size!r} is no number") from None
+      if not re.fullmatch(r"-1|[0-9]{1,7}", size.strip()):
+        raise ValueError(
+          f"--mesh={text}: {size!r:.40} is no number of devices, nor -1"
+        )
+      sizes[name] = int(size)
     return cls(**{"data": 1, **sizes})
 
   def __str__(self) -> str:

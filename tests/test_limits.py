@@ -7,10 +7,13 @@ import time
 
 import pytest
 
+import sinkjax
 from launch import config_flags, prompts
 from sinkjax import limits
+from sinkjax.data import activations
 from sinkjax.data.corpus import gather
 from sinkjax.data.tokens import TokenCorpus
+from sinkjax.inference.streaming_heads import read_gates
 from sinkjax.weights import folders, orbax_io, packages
 from sinkjax.weights.formats import gguf, safetensors_io
 from sinkjax.weights.tokenizer_files import tokenizer_from_folder
@@ -26,6 +29,8 @@ READERS = {
   "tokenizer_config.json": lambda p: tokenizer_from_folder(p.parent),
   "config.json": lambda p: folders.read_json(p),
   "sinkjax.json": lambda p: orbax_io._read_manifest(p),
+  "gates.csv": lambda p: read_gates(p, sinkjax.TINY),
+  "part-00000.safetensors": lambda p: activations.has_part(p.parent, 0, ""),
   "corpus.json": lambda p: TokenCorpus.read(p.parent),
   "m.gguf": lambda p: gguf.open_gguf(p),
   "model.safetensors": lambda p: safetensors_io.open_folder(p.parent),
@@ -140,3 +145,20 @@ def test_every_bound_has_its_reason():
   named = [i for i in bounds if " = " in lines[i]]
   assert len(named) >= 8
   assert all(lines[i + 1].startswith('"""') for i in named)
+
+
+@pytest.mark.parametrize("length", [2**64 - 1, 2**62, 10**6, 9])
+def test_a_part_whose_length_lies(tmp_path, length):
+  """Nothing of that length is asked for; the part is another's."""
+  path = tmp_path / "part-00003.safetensors"
+  path.write_bytes(length.to_bytes(8, "little") + b'{"a": [1]}')
+  with pytest.raises(ValueError, match="by another command"):
+    activations.has_part(tmp_path, 3, "mark")
+
+
+@pytest.mark.parametrize("header", [b"[1]", b"{}", b'{"__metadata__": 3}'])
+def test_a_part_without_its_mark(tmp_path, header):
+  path = tmp_path / "part-00000.safetensors"
+  path.write_bytes(len(header).to_bytes(8, "little") + header)
+  with pytest.raises(ValueError, match="by another command"):
+    activations.has_part(tmp_path, 0, "mark")

@@ -57,13 +57,21 @@ def test_parsing():
   # A mesh has an axis of experts only where it splits them.
   assert parse("expert:1,fsdp:8").sizes(8) == (1, 8, 1)
   assert parse("data:-1,expert:4").by_axis(8) == {
-    "data": 2, "fsdp": 1, "tensor": 1, "expert": 4,
-  }  # fmt: skip
+    "data": 2,
+    "fsdp": 1,
+    "tensor": 1,
+    "expert": 4,
+  }
   assert str(parse("expert:4,data:2")) == "data:2,expert:4"
   for text, words in {
     "rows:2": "'rows:2' is no axis",
     "data:2,data:4": "each axis once",
     "data:two": "'two' is no number",
+    "data:1_0": "'1_0' is no number",
+    "data:-2": "'-2' is no number",
+    "data:٣": "is no number",
+    f"data:{2**32},fsdp:{2**32}": "is no number",
+    f"data:{'9' * 5000}": "is no number",
   }.items():
     with pytest.raises(ValueError, match=words):
       parse(text)

@@ -9,6 +9,7 @@ from sinkjax.transforms.block_norms import NORMS
 from sinkjax.transforms.jacobian_plan import (
   EFFICIENCY,
   Costs,
+  check_samples,
   default_budget,
   make_plan,
 )
@@ -47,9 +48,7 @@ class SensitivityConfig:
       value = getattr(self, name)
       if value not in valid:
         raise ValueError(f"{name} must be one of {list(valid)}, got {value!r}")
-    # A standard error needs two samples.
-    if self.samples < 2:
-      raise ValueError(f"samples must be at least 2, got {self.samples}")
+    check_samples(self.samples)
     if self.budget_bytes is not None and self.budget_bytes <= 0:
       raise ValueError(
         f"the memory budget must be positive, got {self.budget_bytes} bytes"

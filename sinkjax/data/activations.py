@@ -115,15 +115,25 @@ def has_part(folder: pathlib.Path, number: int, mark: str) -> bool:
   path = folder / f"part-{number:05}.safetensors"
   if not path.exists():
     return False
-  with open(path, "rb") as file:
-    size = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(size))
-  if header.get("__metadata__", {}).get("sinkjax") != mark:
+  if _mark(path) != mark:
     raise ValueError(
       f"{path} was captured by another command, or from another model or text; "
       "choose another --out or give --overwrite"
     )
   return True
+
+
+def _mark(path: pathlib.Path) -> Any:
+  """What a part says that it was made from; `None` for what is no part."""
+  size = limits.regular(path)
+  with open(path, "rb") as file:
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size, limits.MANIFEST):
+      return None
+    try:
+      return json.loads(file.read(length))["__metadata__"]["sinkjax"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+      return None
 
 
 def finish(folder: pathlib.Path, parts: Sequence[str]) -> dict[str, Any]:

@@ -231,9 +231,17 @@ def _is_json(text: str) -> bool:
 def _parsed(text: str) -> tuple[Any, str | None]:
   """(the value, `None`), or (`None`, what is wrong)."""
   try:
-    return json.loads(text), None
+    value = json.loads(text)
   except (ValueError, RecursionError) as error:
     return None, first_line(error)
+  # JSON may spell half of a character's surrogate pair, which is no text.
+  if "\\ud" in text or "\\uD" in text:
+    try:
+      json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+      half = ord(error.object[error.start])
+      return None, f"\\u{half:04x} is half of a surrogate pair, and no text"
+  return value, None
 
 
 def _document(

@@ -192,15 +192,45 @@ class TokenCorpus:
     if "documents.npy" not in files or len(files) < 2:
       raise CorpusError(f"{folder / MANIFEST} lists too few files")
     parts = [
-      np.load(folder / name, mmap_mode="r", allow_pickle=False)
+      _array(folder / name, mapped=True)
       for name in names
       if name.startswith("tokens-")
     ]
     # A single part stays mapped from its file; several must be copied to be one
     # array.
     tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    ends = np.load(folder / "documents.npy", allow_pickle=False)
+    ends = _array(folder / "documents.npy")
+    # Whoever wrote other arrays could write their SHA-256 as well.
+    steps = np.diff(ends, prepend=0)
+    if not len(ends) or np.any(steps < 0) or ends[-1] != len(tokens):
+      raise CorpusError(
+        f"{folder / 'documents.npy'}: ends of documents must grow up to the "
+        f"number of ids, {len(tokens)}"
+      )
+    if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+      raise CorpusError(
+        f"{folder}: it has an id of {tokens.max()} and "
+        f"a vocabulary of {vocab_size}"
+      )
     return cls(tokens, ends, vocab_size, about, digest)
+
+
+def _array(path: pathlib.Path, *, mapped: bool = False) -> np.ndarray:
+  """The integers of a .npy file.
+
+  Raises:
+    CorpusError: for a file that holds anything else.
+  """
+  try:
+    found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+  except (OSError, EOFError, ValueError, MemoryError) as error:
+    reason = (str(error).splitlines() or ["it is cut"])[0]
+    raise CorpusError(f"{path}: not a readable .npy: {reason}") from None
+  if not isinstance(found, np.ndarray) or found.ndim != 1:
+    raise CorpusError(f"{path}: expected a list of integers")
+  if found.dtype.kind not in "iu":
+    raise CorpusError(f"{path}: expected integers, got {found.dtype}")
+  return found
 
 
 def smallest_dtype(vocab_size: int) -> type:

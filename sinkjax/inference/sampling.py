@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+LEAST = 1e-30
+"""Of temperatures: logits up to 1e8, divided by it, are finite in float32."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -30,6 +33,11 @@ class Sampling:
   def __post_init__(self):
     if not (math.isfinite(self.temperature) and self.temperature >= 0):
       raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+    if 0 < self.temperature < LEAST:
+      raise ValueError(
+        f"temperature must be {LEAST} or more, or 0 for the most likely token, "
+        f"got {self.temperature}"
+      )
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
     if not 0 <= self.min_p <= 1:

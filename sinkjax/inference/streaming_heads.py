@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from sinkjax import artifacts, finite, sharding
+from sinkjax import artifacts, finite, limits, sharding
 from sinkjax.config import ModelConfig
 from sinkjax.models.transformer import forward
 from sinkjax.transforms.branches import separate
@@ -192,6 +192,7 @@ def read_gates(
       gate from 0 to 1 for each KV head of the model.
   """
   try:
+    limits.read_bytes(path, limits.CONFIG)  # before more of it is read
     header, rows = artifacts.read_csv(path)
   except (OSError, ValueError, csv.Error) as error:
     raise ValueError(f"{path} cannot be read as a table: {error}") from error

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from sinkjax.weights.orbax_io import abstract, digest
+from sinkjax.weights.orbax_io import abstract, check_tree, digest
 from sinkjax.weights.validate import WeightsError, first_line
 
 
@@ -140,6 +140,7 @@ class RunCheckpoints:
 
   def _read(self, step: int, like: Any) -> tuple[Any, Any]:
     where = self._folder / str(step)
+    check_tree(self._folder, where)
     target = jax.tree.map(abstract, like)
     try:
       manifest = self._manager.restore(

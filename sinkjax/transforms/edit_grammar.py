@@ -14,6 +14,10 @@ from sinkjax.config import ModelConfig
 from sinkjax.transforms.edits import chain
 from sinkjax.transforms.written_edits import WORDS, Edits, Written
 
+MOST = 256
+"""Edits of a model: each is compiled into every site that it is of. One edit
+takes any number of heads or neurons."""
+
 
 def usage() -> str:
   """All words with their keys, in a line.
@@ -39,12 +43,18 @@ def parse_edits(text: str) -> tuple[Written, ...]:
   """
   if text.strip() in ("", "none"):
     return ()
-  return tuple(_one(part.strip()) for part in text.split(";") if part.strip())
+  parts = [part.strip() for part in text.split(";") if part.strip()]
+  if not 0 < len(parts) <= MOST:
+    raise ValueError(
+      f"edit {text[:40]!r} names {len(parts)} edits: give from 1 to {MOST}, "
+      "or none"
+    )
+  return tuple(map(_one, parts))
 
 
 def _one(text: str) -> Written:
   """One edit."""
-  earlier = re.fullmatch(r"knockout:(\d+)(?:@(\d+))?", text)
+  earlier = re.fullmatch(r"knockout:(\d{1,9})(?:@(\d{1,9}))?", text, re.ASCII)
   if earlier:
     text = f"knockout key={earlier[1]} from={earlier[2] or 0}"
   word, *pairs = text.split()

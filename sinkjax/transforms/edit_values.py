@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sinkjax import finite
 from sinkjax.taps import ALL_SITES
 
 Heads = tuple[tuple[int | None, int], ...]
@@ -58,7 +59,8 @@ def _items(pattern: str, expected: str) -> Callable[[str], list[re.Match]]:
   """A reader of items of one form between commas."""
 
   def read(text: str) -> list[re.Match]:
-    found = [re.fullmatch(pattern, item) for item in text.split(",")]
+    # Digits of other scripts are none here.
+    found = [re.fullmatch(pattern, x, re.ASCII) for x in text.split(",")]
     if not all(found):
       raise ValueError(expected)
     return found
@@ -77,8 +79,9 @@ def _number(text: str) -> float:
     number = float(text)
   except ValueError:
     number = math.nan
-  if not math.isfinite(number):
-    raise ValueError("a number")
+  # One that float32 cannot hold becomes infinite in the model.
+  if not abs(number) <= finite.LARGEST:
+    raise ValueError("a number of float32")
   return number
 
 

@@ -30,6 +30,7 @@ from sinkjax.transforms.jacobian_engine import Engine
 from sinkjax.transforms.jacobian_plan import (
   Block,
   Costs,
+  check_samples,
   default_budget,
   make_plan,
   source_columns,
@@ -126,8 +127,7 @@ def estimate_norms(
   """
   cfg, edits = taken_apart(fn, tokens)
   check_model(cfg)
-  if samples < 2:
-    raise ValueError(f"a standard error needs 2 samples or more, got {samples}")
+  check_samples(samples)
   if by not in ("cols", "rows"):
     raise ValueError(f'by must be "cols" or "rows", got {by!r}')
   tokens = one_text(tokens)

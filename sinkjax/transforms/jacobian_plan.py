@@ -58,6 +58,20 @@ def _divisors(number: int) -> list[int]:
   return [d for d in range(1, number + 1) if number % d == 0]
 
 
+MOST_SAMPLES = 1 << 16
+"""Random directions a token: the error is then below 1 %, and the exact map
+costs less, as it has no more directions than the model has dimensions."""
+
+
+def check_samples(samples: int) -> None:
+  """Raises ValueError for too few samples, or more than are of any use."""
+  if not 2 <= samples <= MOST_SAMPLES:
+    raise ValueError(
+      f"samples must be at least 2, for a standard error, and at most "
+      f"{MOST_SAMPLES}, got {samples:.6g}"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Costs:
   """Bytes and operations of the parts, for a model and a length."""

@@ -116,8 +116,7 @@ def check(path: str | os.PathLike) -> ModelConfig:
   cfg, arrays = _read_manifest(path / MANIFEST)
   _check_arrays(path, cfg, arrays)
   _check_files(path)
-  if not (path / "params").is_dir():
-    raise WeightsError(f"{path}: the folder params, of the arrays, is missing")
+  _check_params(path)
   return cfg
 
 
@@ -167,6 +166,37 @@ def _check_files(path: pathlib.Path) -> None:
       raise WeightsError(f"{path / name!s:.200}: not what was written")
 
 
+def _check_params(path: pathlib.Path) -> None:
+  params = path / "params"
+  if not params.is_dir():
+    raise WeightsError(f"{path}: the folder params, of the arrays, is missing")
+  check_tree(path, params)
+
+
+def check_tree(path: pathlib.Path, inner: pathlib.Path) -> None:
+  """Raises for what Orbax would open, though nobody should.
+
+  A pipe would be waited for, and what a link leads to would be copied.
+
+  Args:
+    path: the folder out of which no link may lead.
+    inner: the folder in it that Orbax reads.
+
+  Raises:
+    WeightsError: naming the pipe, the device or the link.
+  """
+  require_inside(path, str(inner.relative_to(path)), inner)
+  for folder, folders, files in os.walk(inner):
+    for name in (*folders, *files):
+      one = pathlib.Path(folder, name)
+      require_inside(path, str(one.relative_to(path)), one)
+      if name in files:
+        try:
+          limits.regular(one)
+        except ValueError as error:
+          raise WeightsError(str(error)) from None
+
+
 def load(
   path: str | os.PathLike, place: Placement = ON_ONE
 ) -> tuple[Params, ModelConfig]:
@@ -189,6 +219,7 @@ def load(
   cfg, arrays = _read_manifest(path / MANIFEST)
   _check_arrays(path, cfg, arrays)
   _check_files(path)
+  _check_params(path)
   shapes = param_shapes(cfg)
   if place.mesh is not None:
     shapes = placed(shapes, place.shardings(shapes))

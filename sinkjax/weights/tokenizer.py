@@ -31,7 +31,7 @@ import tokenizers
 from tokenizers import decoders, models
 
 from sinkjax import limits
-from sinkjax.weights import panics
+from sinkjax.weights import panics, tokenizer_rules
 from sinkjax.weights.post_processor import template_bos, with_bos
 from sinkjax.weights.validate import WeightsError, first_line
 
@@ -176,6 +176,7 @@ class Tokenizer:
     """
     try:
       with panics.as_errors():
+        tokenizer_rules.require_speed(self._backend, text)
         return self._backend.encode(text, add_special_tokens=False).ids
     except Exception as error:
       raise ValueError(

@@ -5,8 +5,11 @@ two make a gigabyte of thirty letters, and where memory ends the whole process
 does.
 """
 
+import time
 from collections.abc import Iterator
 from typing import Any
+
+import tokenizers
 
 MAX_RULES = 256
 """Steps of a normaliser, pre-tokenizer or decoder: published ones have ten."""
@@ -14,6 +17,39 @@ MAX_RULES = 256
 MAX_GROWTH = 256
 """Times that all steps together may lengthen a text. A space that becomes "▁"
 keeps its length; those that spell characters out add some."""
+
+
+SECONDS, A_CHARACTER = 2.0, 2e-5
+"""Seconds that a text may take to encode, and for each character of it: the
+rules of published tokenizers take a microsecond."""
+
+
+def require_speed(backend: tokenizers.Tokenizer, text: str) -> None:
+  """Refuses rules that would take hours for a long text.
+
+  Nothing can stop the library once it has begun: an expression may try every
+  way to cut a run of letters, and others take the square of a text. So the
+  beginning is encoded first, then eight times as much, as long as that does
+  not promise to take too long. It costs a seventh of the time of a text.
+
+  Raises:
+    ValueError: for such rules.
+  """
+  size, before = 16, 0.0
+  while (after := 8 * size) < len(text):
+    for again in (True, False):  # an expression is compiled at its first use
+      start = time.process_time()
+      backend.encode(text[:size], add_special_tokens=False)
+      seconds = time.process_time() - start
+      # As from the last to this: eight times, or up to the cube of that.
+      growth = min(max(8, seconds / before if before else 8), 512)
+      if growth * seconds < SECONDS + A_CHARACTER * after:
+        break
+      if not again:
+        raise ValueError(
+          f"they take {seconds:.2g} s for its first {size} characters"
+        )
+    size, before = after, seconds
 
 
 def refusal(data: Any) -> str | None:

@@ -121,6 +121,8 @@ def test_many_texts_are_not_one(tmp_path, name):
     ('[{"text": "a"}, {"t": "b"}]', 'record 2: no JSON .*{"t": "b"}'),
     ('[{"text": "a"},', "line 1: no JSON object with 'text': Expecting"),
     ('{"text": "a"}\n{"text"', "line 2: no JSON object"),
+    ('{"text": "a"}\n{"text": "\\ud83d x"}', "line 2: .*ud83d is half of a"),
+    ('{"text": "a", "b": ["\\uDC00"]}', "record 1|line 1: .*half of a"),
     ("[]", "no text in"),
     ("3", "record 1: no JSON object"),
   ],

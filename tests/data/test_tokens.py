@@ -1,5 +1,6 @@
 """Tests of sinkjax.data.tokens."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -65,6 +66,36 @@ def test_damage_is_named(corpus, tmp_path, damage):
     manifest.write_text(cut)
   with pytest.raises(CorpusError, match=name):
     TokenCorpus.read(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+  ("name", "array", "words"),
+  [
+    ("documents.npy", [3, 3, 5, 4, 10], "must grow"),
+    ("documents.npy", [3, 3, 5, 6, 11], "up to the number of ids, 10"),
+    ("documents.npy", [3, 3, 5, 6, 9], "up to the number of ids, 10"),
+    ("documents.npy", [-1, 10], "must grow"),
+    ("documents.npy", [], "expected integers"),
+    ("documents.npy", [[3, 10]], "expected a list of integers"),
+    ("documents.npy", [3.0, 10.0], "expected integers, got float64"),
+    ("tokens-00000.npy", [1] * 9 + [10], "id of 10 and a vocabulary of 10"),
+    ("tokens-00000.npy", [-1] + [1] * 9, "a vocabulary of 10"),
+    ("tokens-00000.npy", [1.5] * 10, "expected integers, got float64"),
+    ("tokens-00000.npy", 7, "expected a list of integers"),
+  ],
+)
+def test_arrays_that_lie(corpus, tmp_path, name, array, words):
+  """Whose SHA-256 is that of the manifest: who writes one writes the other."""
+  folder = tmp_path / "c"
+  corpus.save(folder)
+  np.save(folder / name, np.array(array))
+  manifest = json.loads((folder / "corpus.json").read_text())
+  found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+  manifest["files"][name] = found
+  (folder / "corpus.json").write_text(json.dumps(manifest))
+  with pytest.raises(CorpusError, match=words) as error:
+    TokenCorpus.read(folder)
+  assert str(folder) in str(error.value)
 
 
 def test_a_split_loses_nothing(corpus):

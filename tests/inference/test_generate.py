@@ -12,7 +12,7 @@ import sinkjax
 from sinkjax.inference import generate as module
 from sinkjax.inference import kv_policy
 from sinkjax.inference.generate import as_text, generate
-from sinkjax.inference.sampling import Sampling, allowed, draw
+from sinkjax.inference.sampling import LEAST, Sampling, allowed, draw
 
 
 @pytest.mark.thorough
@@ -139,7 +139,8 @@ def test_mistakes(tiny):
     run(policy=full, max_tokens=8)
   with pytest.raises(ValueError, match="endless new ones do not fit"):
     run(policy=full)
-  for bad in ({"temperature": -1}, {"top_p": 0}, {"min_p": 2}):
+  cold = {"temperature": 1e-320}
+  for bad in ({"temperature": -1}, cold, {"top_p": 0}, {"min_p": 2}):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
       Sampling(**bad)
 
@@ -161,3 +162,11 @@ def test_text_in_whole_characters(text):
 def test_text_that_is_no_utf8():
   ids = [65, 0xFF, 66, 0xF0, 0x9F]
   assert "".join(as_text(Letters(), ids)) == Letters().decode(ids)
+
+
+def test_the_least_temperature_divides_within_float32():
+  """Beyond it, all tokens would be equally infinite."""
+  logits = jnp.array([[1.0, 1e8, 2.0]])
+  how = Sampling(temperature=LEAST)
+  draws = {int(draw(logits, jax.random.key(i), how)[0]) for i in range(9)}
+  assert draws == {1}

@@ -64,6 +64,20 @@ def test_names_of_no_devices(text):
     accelerators.machine(text)
 
 
+@pytest.mark.parametrize(
+  "text", ["1048577xh100", "v5e:99999x99999", "v5p:999999999x9x999999999"]
+)
+def test_more_devices_than_any_machine_has(text):
+  with pytest.raises(ValueError, match="has more than 1048576 devices"):
+    accelerators.machine(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000 + "xh100", "v5e:4x" + "9" * 30])
+def test_numbers_of_too_many_digits(text):
+  with pytest.raises(ValueError, match="like 8xh100, or"):
+    accelerators.machine(text)
+
+
 def test_the_operations_are_those_of_the_program():
   """As XLA counts them, of a model whose products outweigh all else."""
   cfg = sinkjax.TINY.replace(
@@ -199,10 +213,13 @@ def test_a_jacobian_is_planned_by_a_config_alone(model, accelerator, lines):
 def test_experiments_are_planned_by_a_config_alone():
   """Each with its largest pass; the largest of all with all lines."""
   done = run(
-    "reproduce", "--dry_run", f"--model={SIZES / 'llama-3.1-70b'}",
-    "--dtype=bfloat16", "--accelerator=8xh100",
+    "reproduce",
+    "--dry_run",
+    f"--model={SIZES / 'llama-3.1-70b'}",
+    "--dtype=bfloat16",
+    "--accelerator=8xh100",
     "--experiment=prompts,first_token",
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr
   said = done.stdout
   assert "prompts: 8 x 128 tokens, about 35." in said

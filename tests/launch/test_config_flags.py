@@ -143,3 +143,17 @@ def test_a_file_s_values_are_checked_too(tmp_path):
   assert found == {"steps": 7}
   with pytest.raises(ValueError, match=r"nowhere\.py: no such file"):
     config_flags.read("nowhere.py", [], TrainConfig)
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    *("{[]: 1}", "{{}: 1}", "-" * 9000 + "1", "9" * 400, "-" + "9" * 400),
+    *("0x" + "f" * 9000, "(" * 150 + ")" * 150, "[" * 5000, "\x00", "1j"),
+  ],
+)
+@pytest.mark.parametrize("field", ["optimizer.peak", "steps", "held_out"])
+def test_what_python_cannot_make_or_write(field, text):
+  with pytest.raises(ValueError, match=f"--config.{field} must be") as error:
+    config_flags.read(None, [(field, text)], TrainConfig)
+  assert len(str(error.value)) < 200

@@ -110,6 +110,8 @@ def test_chats_are_read_from_lines_and_from_flags(tmp_path):
     {"messages": [{"role": "user", "content": 3}]},
     {"messages": [{"role": "user", "content": "a", "name": "b"}]},
     {"messages": CHAT, "text": "a"},
+    {"text": "a \ud800 b"},
+    {"messages": [{"role": "user", "content": "\udfff"}]},
   ],
 )
 def test_lines_that_are_neither_text_nor_chat(tmp_path, line):

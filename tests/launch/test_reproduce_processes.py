@@ -111,9 +111,11 @@ def test_a_dead_process_ends_the_other(dead, tmp_path, glassllm_path):
 )
 def test_experiments_that_run_in_one_process(experiment, message, tmp_path):
   done = run(
-    "reproduce", f"--experiment={experiment}", f"--out={tmp_path}",
+    "reproduce",
+    f"--experiment={experiment}",
+    f"--out={tmp_path}",
     "--distributed",
-  )  # fmt: skip
+  )
   errors = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
   assert done.returncode == 1 and len(errors) == 1, done.stderr
   assert message in errors[0] and f"--experiment={experiment}" in errors[0]

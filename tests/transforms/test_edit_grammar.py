@@ -110,6 +110,13 @@ WRONG = [
   ("knockout key=0 key=1", "'key=1', but"),
   ("knockout key 0", "'key', but"),
   ("knockout key=-1", "key=-1 should be numbers from 0 on"),
+  ("knockout key=\u0663", "key=\u0663 should be numbers from 0 on"),
+  ("knockout:\u0663", "valid are knockout"),
+  (";".join(["knockout key=0"] * 257), "names 257 edits"),
+  ("graded key=0 by=1e39", "should be a number of float32"),
+  ("scale by=-1e308 head=1", "should be a number of float32"),
+  ("ablate neurons=0:1 to=1e39", "should be zero, mean, a number"),
+  ("scale by=2 head=1.\u0663", "should be LAYER.HEAD"),
   ("knockout key=0,0", "without one named twice"),
   ("knockout key=0 from=1,2", "should be one number"),
   ("knockout key=0 from=3", "layer 3 is not among 0 to 2"),
@@ -146,6 +153,13 @@ def test_a_mistake_is_one_line_that_says_what_is_valid(text, said):
   assert said in message and len(message) <= 300 and "\n" not in message
   with pytest.raises(ValueError):
     check(parse_edits(f"knockout key=1; {text}"), sinkjax.TINY, 8)
+
+
+@pytest.mark.parametrize("text", [";", " ;; ;"])
+def test_edits_that_are_none(text):
+  """No edit is "none", or nothing: a variable that is not set gives this."""
+  with pytest.raises(ValueError, match="names 0 edits: give from 1 to 256"):
+    parse_edits(text)
 
 
 def test_long_mistakes_stay_short():

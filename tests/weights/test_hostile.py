@@ -184,7 +184,7 @@ def manifest(folder, draw):
   path = folder / "model"
   path.mkdir()
   shutil.copy(orbax_folder() / "sinkjax.json", path)
-  (path / "params").symlink_to(orbax_folder() / "params")
+  shutil.copytree(orbax_folder() / "params", path / "params")
   rewrite(path / "sinkjax.json", draw)
   return lambda: sinkjax.load(path)
 

@@ -40,6 +40,13 @@ def test_numbers_beyond_float32(tmp_path, key, value):
   refused(folder, "config.json", key)
 
 
+@pytest.mark.parametrize("value", [1e-39, 1e-320])
+@pytest.mark.parametrize("key", ["rms_norm_eps", "final_logit_softcapping"])
+def test_numbers_whose_inverse_is_infinite(tmp_path, key, value):
+  folder = copy(tmp_path, "gemma2", **{key: value})
+  refused(folder, "config.json", "1.18e-38")
+
+
 @pytest.mark.parametrize("value", [0, -2])
 @pytest.mark.parametrize("model", ["gemma2", "gemma3", "cohere2"])
 def test_a_period_of_no_layers(tmp_path, model, value):

@@ -1,6 +1,7 @@
 """Orbax folders: exact round trip, and every damage noticed."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -58,9 +59,35 @@ def test_truncated_file_is_noticed(copy):
     sinkjax.load(copy)
 
 
+def pipe(path, outside):
+  path.unlink()
+  os.mkfifo(path)
+
+
+def link(path, outside):
+  """What it was lies outside the folder then."""
+  outside.mkdir()
+  shutil.move(path, outside / "moved")
+  path.symlink_to(outside / "moved")
+
+
+def test_what_orbax_must_not_open(saved, tmp_path):
+  """In a dry run as well: a pipe would be waited for."""
+  names = [p.relative_to(saved[0]) for p in saved[0].rglob("params/**/*")]
+  cases = [(pipe, n, "a pipe") for n in names if (saved[0] / n).is_file()]
+  cases += [(link, name, "is a link to") for name in (*names, "params")]
+  for i, (spoil, name, word) in enumerate(cases):
+    folder = shutil.copytree(saved[0], tmp_path / f"{i}")
+    spoil(folder / name, tmp_path / f"outside-{i}")
+    for read in (sinkjax.load, orbax_io.check):
+      with pytest.raises(WeightsError, match=word) as error:
+        read(folder)
+      assert str(folder) in str(error.value)
+
+
 def test_missing_params_folder(copy):
   shutil.rmtree(copy / "params")
-  with pytest.raises(WeightsError, match="Orbax cannot restore"):
+  with pytest.raises(WeightsError, match="folder params, of the arrays, is"):
     sinkjax.load(copy)
 
 

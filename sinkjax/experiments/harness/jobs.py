@@ -198,4 +198,5 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
     found = json.loads(artifacts.read_bytes(path))
   except (OSError, ValueError):
     return None
-  return found if found.get("complete") is True else None
+  whole = isinstance(found, dict) and found.get("complete") is True
+  return found if whole else None

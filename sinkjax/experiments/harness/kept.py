@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import sinkjax
-from sinkjax import artifacts, provenance, sharding
+from sinkjax import artifacts, limits, provenance, sharding
 
 FOLDER = "unfinished"
 """Inside an experiment's folder, until its result is written."""
@@ -134,10 +134,15 @@ class Kept:
     path = self._next(what)
     self._count += 1
     if path.exists():
-      with np.load(path) as stored:
-        arrays = dict(stored)
-      self.seconds += float(arrays.pop(SECONDS))
-      return nested(arrays)
+      arrays = artifacts.read_npz(path)
+      try:
+        self.seconds += float(arrays.pop(SECONDS))
+        return nested(arrays)
+      except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+          f"{path} is no part of a measurement ({error}); remove it, or give "
+          "--overwrite"
+        ) from None
     start = time.monotonic()
     made = flat(make(*args, **kwargs))
     if not self._folder.exists():
@@ -175,8 +180,11 @@ def _here() -> dict[str, Any]:
   }
 
 
-def _read(path: pathlib.Path) -> Any:
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+  """What was asked for of the parts; `None` where that cannot be read."""
   try:
-    return json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError):
+    found = limits.read_json(path)
+  except ValueError:
     return None
+  whole = isinstance(found, dict) and "request" in found
+  return found if whole else None

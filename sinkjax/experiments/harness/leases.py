@@ -10,7 +10,6 @@ which a shared file system gives to one process alone.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import socket
@@ -21,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sinkjax import artifacts
+from sinkjax import artifacts, limits
 
 BEAT = 15.0
 """Seconds between renewals: a small file, seldom enough for a shared disk."""
@@ -255,7 +254,7 @@ def _leases(base: pathlib.Path) -> list[pathlib.Path]:
 def _read(path: pathlib.Path) -> dict[str, Any]:
   """A lease's content; empty for one that is being made, or is gone."""
   try:
-    found = json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError):
+    found = limits.read_json(path)
+  except ValueError:
     return {}
   return found if isinstance(found, dict) else {}

@@ -1,15 +1,12 @@
 """Recorded experiments: results, claims and sections made from their files."""
 
+import contextlib
 import dataclasses
-import io
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from sinkjax import artifacts
+from sinkjax import artifacts, limits
 from sinkjax.experiments import BY_NAME, REGISTRY, Entry
 from sinkjax.experiments.harness import chat_start
 from sinkjax.experiments.harness.api import Experiment, Result
@@ -34,15 +31,17 @@ class Recorded(NamedTuple):
 
   def claims(self) -> list[Judged]:
     """The claims with their verdicts, made from the files."""
-    return judge(
-      self.entry.load().claims(self.result), self.about.get("stated")
-    )
+    with _of(self.folder):
+      return judge(
+        self.entry.load().claims(self.result), self.about.get("stated")
+      )
 
   def sections(self) -> list[html.Section]:
     """Its part of the report; figures that are no files are drawn."""
     experiment = self.entry.load()
     figures = _Figures(self.folder, experiment, self.result)
-    sections = experiment.sections(self.result, figures)
+    with _of(self.folder):
+      sections = experiment.sections(self.result, figures)
     said = []
     if (edit := self.about["request"].get("edit")) is not None:
       said.append(f"Measured on the edited model: {edit}.")
@@ -69,7 +68,7 @@ class _Figures(Mapping[str, bytes]):
 
   def __getitem__(self, name: str) -> bytes:
     path = self._folder / name
-    return path.read_bytes() if path.is_file() else self._all()[name]
+    return limits.read_bytes(path) if path.is_file() else self._all()[name]
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._all())
@@ -84,29 +83,68 @@ class _Figures(Mapping[str, bytes]):
 
 
 def stored(path: pathlib.Path) -> dict[str, Any] | None:
-  """What a file of JSON holds; `None` where there is none, or no JSON."""
-  try:
-    return json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError):
+  """The object in a file of JSON; `None` where there is none.
+
+  Raises:
+    ValueError: for a pipe or a device in its place.
+  """
+  if not path.exists():
     return None
+  limits.regular(path)  # which says what else stands there
+  try:
+    found = limits.read_json(path, limits.MANIFEST)
+  except ValueError:
+    return None
+  return found if isinstance(found, dict) else None
 
 
 def read(folder: pathlib.Path) -> dict[str, Any] | None:
   """What `result.json` holds; `None` for none or one that is not complete."""
-  found = stored(folder / "result.json")
-  return found if found and found.get("complete") is True else None
+  found = stored(folder / "result.json") or {}
+  asked = isinstance(found.get("request"), dict)
+  return found if asked and found.get("complete") is True else None
+
+
+@contextlib.contextmanager
+def _of(folder: pathlib.Path) -> Iterator[None]:
+  """Says of which folder the files are that lack something.
+
+  Raises:
+    ValueError: in place of what looking into them raises.
+  """
+  try:
+    yield
+  except (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+  ) as error:
+    if str(error).startswith(str(folder)):
+      raise
+    raise ValueError(
+      f"{folder}: its recorded files are damaged, or of another version: "
+      f"{type(error).__name__}: {error}; measure again with --overwrite"
+    ) from error
+
+
+_KINDS = {"name": str, "numbers": dict, "seconds": int | float, "device": str}
+"""Of what `result.json` holds beside the request, where a report needs it."""
 
 
 def recorded(folder: pathlib.Path, about: dict[str, Any]) -> Recorded:
   """An experiment's folder, `result.json` having been read."""
+  for key, kind in _KINDS.items():
+    if not isinstance(about[key], kind):
+      raise TypeError(f"{key} is {about[key]!r:.40}")
   entry, request = BY_NAME[about["name"]], about["request"]
   experiment = entry.load()
   scale = request.get("scale", "demo")
   # Fields that are newer than the file get the defaults of its scale.
   config = experiment.configured(scale, request["config"])
-  npz = artifacts.read_bytes(folder / "arrays.npz")
-  with np.load(io.BytesIO(npz)) as stored:
-    arrays = dict(stored)
+  arrays = artifacts.read_npz(folder / "arrays.npz")
   tables = {
     path.name: artifacts.read_csv(path)
     for path in artifacts.files(folder, ".csv")
@@ -122,7 +160,10 @@ def measured(folder: pathlib.Path) -> Recorded | None:
   Files of every earlier version are read, too.
   """
   about = read(folder)
-  return None if about is None else recorded(folder, about)
+  if about is None:
+    return None
+  with _of(folder):
+    return recorded(folder, about)
 
 
 def every(out: pathlib.Path) -> list[Recorded]:

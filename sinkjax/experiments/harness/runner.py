@@ -139,7 +139,7 @@ def run(
     old = None if overwrite else stored(folder / "result.json")
     if (
       old is None
-      or old["request"] != request.plain()
+      or old.get("request") != request.plain()
       or not _same_weights(folder, request, old)
     ):
       # Before they are read: a file replaced meanwhile is another one.

@@ -6,7 +6,6 @@ of a text and without it, on the same targets.
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sinkjax import artifacts, sharding
+from sinkjax import artifacts, limits, sharding
 from sinkjax.config import ModelConfig
 from sinkjax.data.prepare import Prepared, prepare
 from sinkjax.experiments.harness.jobs import Advance, Job
@@ -75,7 +74,7 @@ def made_before(
   request = artifacts.plain(config.to_dict())
   # `folder` is OUT/EXPERIMENT/runs/NAME, so this is OUT.
   for path in sorted(folder.parents[2].glob("*/runs/*.json")):
-    found = json.loads(path.read_text("utf-8"))
+    found = limits.read_json(path, limits.MANIFEST)
     model = path.with_suffix("") / "model"
     same = found.get("request", {}).get("config") == request
     if same and found.get("complete") is True and model.is_dir():
