@@ -194,6 +194,9 @@ def printable(text: str) -> str:
 def _one_line(error: Exception) -> str:
   """An error in a line of at most `LONGEST` characters."""
   text = str(error).strip() or type(error).__name__
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    # Of a path that a flag gave, as one that is too long, or not ours.
+    return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
   if not isinstance(error, (ValueError, flags.Error)):
     text = f"{type(error).__name__}: {text} (--debug shows where)"
   return one_line(text)

@@ -52,7 +52,9 @@ def parse(text: str, length: int) -> list[int]:
   """
   chosen = []
   for part in text.split(","):
-    found = re.fullmatch(r"\s*(?:(\d{1,9})-(\d{1,9})|(-?\d{1,9}))\s*", part)
+    found = re.fullmatch(
+      r"\s*(?:(\d{1,9})-(\d{1,9})|(-?\d{1,9}))\s*", part, re.ASCII
+    )
     if found is None:
       raise ValueError(
         f"--columns={text!r}: {part.strip()!r} is neither a position nor a "

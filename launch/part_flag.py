@@ -91,7 +91,7 @@ def given(tokens: int) -> Part | None:
       return None
     count = jax.process_count()
     text = f"{jax.process_index() + 1}/{count}"
-  found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+  found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
   part = Part(*map(int, found.groups())) if found else None
   if part is None or not 1 <= part.number <= part.count <= tokens:
     raise ValueError(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from sinkjax import limits
 from sinkjax.data import manuals, text_files
 from sinkjax.data.tokens import TokenCorpus
 from sinkjax.weights.chat import encode_chats
@@ -183,6 +184,10 @@ def own_path(name: str) -> pathlib.Path:
     ValueError: for no such file or folder, or a form that is not read.
   """
   path = pathlib.Path(name).expanduser()
+  if not name.strip():  # which would be the folder of the command
+    raise ValueError(
+      f"corpus {name!r} is empty; give {sorted(NAMED)} or a path"
+    )
   if not path.is_dir() and not path.is_file():
     raise ValueError(
       f"corpus {str(path)!r} is neither a file, a folder, nor one of "
@@ -201,7 +206,11 @@ def characters(document: Any) -> int:
 
 
 def check_vocab(vocab_size: int) -> None:
-  """Raises ValueError for fewer ids than a tokenizer can have."""
+  """Raises ValueError for fewer or more ids than a tokenizer can have."""
+  if vocab_size > limits.TOKENS:
+    raise ValueError(
+      f"vocab_size must be at most {limits.TOKENS}, got {vocab_size}"
+    )
   if vocab_size < SMALLEST_VOCAB:
     raise ValueError(
       f"vocab_size must be at least {SMALLEST_VOCAB} (256 bytes and 3 special "

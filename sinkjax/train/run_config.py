@@ -123,6 +123,13 @@ class TrainConfig:
       least = 0 if field.name == "seed" else 1
       if field.type is int and value < least:
         raise ValueError(f"{field.name} must be at least {least}, got {value}")
+    if self.seed >= 1 << 32:  # JAX's keys are made of 32 bits
+      raise ValueError(f"seed must be below 2^32, got {self.seed}")
+    # The path "" is the folder that the command runs in.
+    if not self.corpus or not all(name.strip() for name in self.corpus):
+      raise ValueError(
+        f"corpus must name texts, and none by an empty name, got {self.corpus}"
+      )
     if max(self.packing.length, self.probe_tokens) > self.model.max_len:
       raise ValueError(
         f"windows of {self.packing.length} and probes of {self.probe_tokens} "

@@ -44,7 +44,10 @@ def parse(name: str) -> HubName:
   Raises:
     WeightsError: for a name of another form, or a file that is not GGUF.
   """
-  match = _NAME.fullmatch(name)
+  match = _NAME.fullmatch(name) if name.isprintable() else None
+  # Such a part would lead to another address, and to another folder here.
+  if match and {".", ".."} & set(re.split(r"[:/@]", name)):
+    match = None
   if match is None:
     raise WeightsError(
       f"{name!r} is no name of a model on the Hub: expected hf:org/name, "

@@ -155,6 +155,16 @@ def test_an_error_is_short_and_keeps_both_ends(size):
   assert len(text) <= app.LONGEST and (" ... " in text) == (size >= 300)
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "é" * 200, "x" * 255 + "\n"])
+def test_a_path_that_the_system_refuses(tmp_path, name):
+  with pytest.raises(OSError) as error:
+    (tmp_path / name).stat()
+  line = app._one_line(error.value)
+  assert line.startswith(f"{tmp_path}/{name[:20]}")
+  assert line.endswith(": File name too long") and line.isprintable()
+  assert len(line) <= app.LONGEST
+
+
 def test_no_control_character_reaches_a_terminal():
   every = "".join(map(chr, [*range(256), 0x2028, 0x202E, 0xFEFF]))
   assert all(c.isprintable() or c in "\n\t" for c in app.printable(every))

@@ -143,7 +143,7 @@ def test_a_plan_writes_nothing(corpus, tmp_path, glassllm_path):
     (["--positions=16"], "names no token of a window of 16"),
     (["--positions=x"], "names no token"),
     (["--length=4096"], "beyond the model's context"),
-    (["--corpus="], "--corpus is missing"),
+    (["--corpus="], "--corpus= is empty"),
   ],
 )
 def test_mistakes_are_one_line(flags, message, corpus, tmp_path, glassllm_path):

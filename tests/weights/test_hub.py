@@ -77,7 +77,13 @@ def test_parts_of_a_name(name, parts):
   assert hub.parse(name) == parts
 
 
-@pytest.mark.parametrize("name", ["hf:name", "hf:o/n@", "hf:o/n:", "hf:a/b/c"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("hf:name", "hf:o/n@", "hf:o/n:", "hf:a/b/c", "hf:../n", "hf:o/."),
+    *("hf:o/n@../x", "hf:o/n@a/../../x", "hf:o/n:../a.gguf", "hf:o/n:\x1b"),
+  ],
+)
 def test_other_forms_are_refused(name):
   with pytest.raises(WeightsError, match="expected hf:org/name"):
     hub.parse(name)
