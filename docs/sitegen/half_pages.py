@@ -40,9 +40,7 @@ def page(runs: Sequence[Run], half: Sequence[Run]) -> str:
     if (key := (run.name, measured_on(run.recorded.about), claim.id)) in whole
   ]
   other = [pair for pair in pairs if pair[1].verdict != pair[2].verdict]
-  text = f"{INTRODUCTION}\nOf {len(pairs)} verdicts {len(other)} "
-  text += "is" if len(other) == 1 else "are"
-  text += " another in bfloat16"
+  text = f"{INTRODUCTION}\n{len(other)} of {len(pairs)} verdicts differ"
   text += (
     f": {', '.join(_name(*pair) for pair in other)}.\n" if other else ".\n"
   )
