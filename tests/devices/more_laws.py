@@ -1,13 +1,13 @@
 """Edits, experts, and what processes read, on 8 fake devices; see laws.py."""
 
 import json
+import pathlib
 import re
 import sys
 
 import described
 import jax
 import jax.numpy as jnp
-import laws
 
 import sinkjax
 from launch import edit_flag
@@ -16,6 +16,10 @@ from sinkjax.analysis.sink_profile import sink_profile
 from sinkjax.metrics import rows
 from sinkjax.transforms.edit_grammar import parse_edits
 from sinkjax.transforms.written_edits import WORDS
+
+# pytest, which looks for doctests here, has no folder of scripts in its path.
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import laws
 
 EDITS = (
   "knockout key=0 from=1; knockout key=2 head=0.3",

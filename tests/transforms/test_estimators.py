@@ -112,7 +112,7 @@ def test_power_iteration_never_exceeds_the_norm(small):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"samples": 1}, "2 samples"),
+    ({"samples": 1}, "samples must be at least 2"),
     ({"by": "both"}, "cols"),
     ({"source": "q"}, "no residual site"),
     ({"cols": [9]}, "outside a text of 5"),
