@@ -281,6 +281,7 @@ def test_edits_that_mix_tokens_backward(case, site):
     )
 
 
+@pytest.mark.thorough
 def test_an_edit_at_embed_stands_before_the_source(case):
   """It changes the values, whichever way it sends them; no derivative."""
   for kind in ("before", "after"):

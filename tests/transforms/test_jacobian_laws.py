@@ -177,6 +177,7 @@ def test_chain_rule(base, middle, target):
   assert error(product(*parts), whole) < 1e-12
 
 
+@pytest.mark.thorough
 def test_leaving_mixing_out_is_far_off(base):
   """Estimators that are right for one layer, or where no token sees another.
 
