@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sinkjax.experiments import GROUPS, REGISTRY
 from sinkjax.experiments.harness.protocol import Judged, Verdict
 from sitegen import markdown as md
-from sitegen.recorded import Run, counted
+from sitegen.recorded import Run, counted, measured_on
 
 WINGS = {
   "paper": (
@@ -53,10 +53,10 @@ verdict and what was measured, with its 95 % interval. The tests that decided,
 what the source reports, and the figures are on the experiment's page. One rule
 decides all of them: [the protocol](protocol.md).
 
-Verdicts are exploratory but in the columns of new texts: those are of texts
-that nobody had looked at when a claim and its margin were written down, and so
-confirm it or do not. All but Qwen's column and those of new texts were measured
-before that rule was written; Qwen's was measured after it, on the same texts.
+Verdicts are exploratory but those on new texts, which nobody had looked at when
+a claim and its margin were written down: they confirm it or do not. All but
+Qwen's column and new texts were measured before that rule was written; Qwen's
+was measured after it, on the same texts.
 """
 
 
@@ -128,29 +128,37 @@ def _repeated(runs: Sequence[Run]) -> str:
 
 def _table(runs: Sequence[Run]) -> str:
   """A row a claim, a column a subject."""
-  subjects = list(dict.fromkeys(run.subject for run in runs))
+  subjects = list(
+    dict.fromkeys(measured_on(run.recorded.about) for run in runs)
+  )
   rows = []
   for entry in REGISTRY:
-    of = {run.subject: run for run in runs if run.name == entry.name}
-    cells: dict[str, dict[str, Judged]] = {}
-    for subject, run in of.items():
-      for claim in run.claims:
-        cells.setdefault(claim.id, {})[subject] = claim
+    cells: dict[str, dict[str, list[tuple[bool, Judged]]]] = {}
+    # New texts after those that were read first, in the model's cell.
+    for run in sorted(runs, key=lambda run: "stated" in run.recorded.about):
+      if run.name == entry.name:
+        for claim in run.claims:
+          by_subject = cells.setdefault(claim.id, {})
+          subject = measured_on(run.recorded.about)
+          new = "stated" in run.recorded.about
+          by_subject.setdefault(subject, []).append((new, claim))
     for name, by_subject in cells.items():
-      shown = next(iter(by_subject.values()))
+      _, shown = next(iter(by_subject.values()))[0]
       rows.append(
         [
           f"{entry.name}<br>[`{name}`]({link(entry.name, name)})",
           md.text(shown.claim),
-          *(_cell(by_subject.get(subject)) for subject in subjects),
+          *(_cell(by_subject.get(subject, [])) for subject in subjects),
         ]
       )
   return md.table(["experiment, id", "claim", *subjects], rows)
 
 
-def _cell(claim: Judged | None) -> str:
-  return (
-    "" if claim is None else f"**{claim.verdict}** {md.text(effect(claim))}"
+def _cell(claims: Sequence[tuple[bool, Judged]]) -> str:
+  return "<br>".join(
+    f"{'New texts: ' if new else ''}**{claim.verdict}** "
+    f"{md.text(effect(claim))}"
+    for new, claim in claims
   )
 
 

@@ -14,9 +14,9 @@ INTRODUCTION = """\
 `--dtype=bfloat16` holds weights and activations in bfloat16; norms, softmax and
 metrics are computed in float32. It halves the memory, and on an accelerator the
 time. Below are the recorded experiments that were run in both, on the same
-texts by the same code: what a claim says in each, and by how much its effect
-moves, in units of the half width of its interval in float32. A move of less
-than 1 is less than what other texts would change.
+texts: what a claim says in each, and by how much its effect moves, in units of
+the half width of its interval in float32. A move of less than 1 is less than
+what other texts would change.
 """
 
 
