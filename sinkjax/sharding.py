@@ -343,17 +343,21 @@ def everywhere(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def to_host(array: jax.Array) -> np.ndarray:
+def to_host(array: jax.Array, dtype: Any = None) -> np.ndarray:
   """The whole array on this host; every process of a run must call it.
+
+  Args:
+    array: of JAX, or what NumPy makes an array of.
+    dtype: of the copy; `None` for that of the array.
 
   Memory: one copy of this array on every device while it is gathered.
   """
   if not isinstance(array, jax.Array) or array.is_fully_addressable:
-    return np.asarray(array)
+    return np.asarray(array, dtype)
   if not array.is_fully_replicated:
     copied = everywhere(array.sharding.mesh)
     array = jax.jit(lambda x: x, out_shardings=copied)(array)
-  return np.asarray(array.addressable_data(0))
+  return np.asarray(array.addressable_data(0), dtype)
 
 
 def tree_to_host(tree: Any) -> Any:

@@ -59,7 +59,7 @@ def with_means(
   for batch in batches(prompts):
     tokens = jnp.asarray([prompts[i] for i in batch], jnp.int32)
     for site, one in sharding.tree_to_host(run(params, tokens)).items():
-      sums[site] = sums[site] + np.asarray(sharding.to_host(one), np.float64)
+      sums[site] = sums[site] + np.asarray(one, np.float64)
     sums["tokens"] += tokens.size
   means = {site: sums[site] / sums["tokens"] for site in ("mlp_act", "z")}
   of_heads = Means.of(means["z"])

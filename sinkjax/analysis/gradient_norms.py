@@ -114,14 +114,14 @@ def gradient_norms(fn: Callable, params: Any, tokens: Any) -> GradientNorms:
 
   def norms(gradient: Array) -> np.ndarray:
     # In float32 the squares of small gradients would underflow.
-    wide = np.asarray(sharding.to_host(gradient), np.float64)
+    wide = sharding.to_host(gradient, np.float64)
     return np.sqrt((wide[:, 0] ** 2).sum(axis=-1))
 
   grads, through, factors = found
   stream = jnp.concatenate([grads["resid_pre"], grads["resid_post"][-1:]])
   parts = [norms(stream)]
   for name in ("attn_in", "mlp_in"):
-    factor = np.asarray(sharding.to_host(factors[name]), np.float64)[:, 0]
+    factor = sharding.to_host(factors[name], np.float64)[:, 0]
     parts += [norms(grads[name]), norms(through[name]), factor]
   return GradientNorms(float(loss), *parts)
 

@@ -92,9 +92,7 @@ def lens_quality(
     cfg, params, tokens, edits, maps, layers=chosen, centred=centred
   )
   fn.taps.require_numbers(found[2], "the logits")
-  return LensQuality(
-    *(np.asarray(sharding.to_host(x), np.float64) for x in found)
-  )
+  return LensQuality(*(sharding.to_host(x, np.float64) for x in found))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "layers", "centred"))

@@ -108,10 +108,7 @@ def paths(gains: Gains) -> tuple[dict[str, np.ndarray], dict[str, float]]:
   """
   logs, constants = _paths(gains)
   return (
-    {
-      name: np.asarray(sharding.to_host(log), np.float64)
-      for name, log in logs.items()
-    },
+    {name: sharding.to_host(log, np.float64) for name, log in logs.items()},
     {name: float(constant) for name, constant in constants.items()},
   )
 
@@ -213,7 +210,7 @@ def over_squashing(
     )
   return OverSquashing(
     log_bounds=log_bounds,
-    norms=np.asarray(sharding.to_host(norms), np.float64),
+    norms=sharding.to_host(norms, np.float64),
     frozen_norms=frozen.values,
     constants=constants,
     copy_gain=sharding.to_host(jnp.max(gains.copy_gain, axis=(1, 2))),

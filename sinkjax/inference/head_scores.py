@@ -125,9 +125,7 @@ def _square(x: Float[Array, "B T D"]) -> Float[Array, "B"]:
 def seen_of(trace: dict[str, Any]) -> Seen:
   """Means over texts of what the observers found."""
   every = *trace["pattern"], *trace["z"], trace["level"], trace["square"]
-  return Seen(
-    *(np.asarray(sharding.to_host(x), np.float64).mean(axis=1) for x in every)
-  )
+  return Seen(*(sharding.to_host(x, np.float64).mean(axis=1) for x in every))
 
 
 def scores_of(params: Params, seen: Seen) -> HeadScores:
@@ -140,9 +138,7 @@ def scores_of(params: Params, seen: Seen) -> HeadScores:
   Raises:
     ValueError: where `seen` is of another model's shape.
   """
-  out = np.asarray(
-    sharding.to_host(params["blocks"]["attn"]["o"]["kernel"]), np.float64
-  )
+  out = sharding.to_host(params["blocks"]["attn"]["o"]["kernel"], np.float64)
   if out.shape[:3] != seen.mean.shape:
     raise ValueError(
       f"seen has heads [L, H, K] = {seen.mean.shape}, the parameters have "
@@ -170,10 +166,10 @@ def scores_of(params: Params, seen: Seen) -> HeadScores:
 def weight_norms(params: Params) -> np.ndarray:
   """[L, H] `sqrt(||W_q||^2 + ||W_o||^2)` of what each head has for itself."""
   attn = params["blocks"]["attn"]
-  q = np.square(
-    np.asarray(sharding.to_host(attn["q"]["kernel"]), np.float64)
-  ).sum(axis=(1, 3))
-  o = np.square(
-    np.asarray(sharding.to_host(attn["o"]["kernel"]), np.float64)
-  ).sum(axis=(2, 3))
+  q = np.square(sharding.to_host(attn["q"]["kernel"], np.float64)).sum(
+    axis=(1, 3)
+  )
+  o = np.square(sharding.to_host(attn["o"]["kernel"], np.float64)).sum(
+    axis=(2, 3)
+  )
   return np.sqrt(q + o)

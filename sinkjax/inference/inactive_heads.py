@@ -182,9 +182,7 @@ def _first_value(
 
 def output_gram(params: Any) -> Float[np.ndarray, "L H K K"]:
   """U U^T of every head: `||z U||^2` needs no more than second moments of z."""
-  out = np.asarray(
-    sharding.to_host(params["blocks"]["attn"]["o"]["kernel"]), np.float64
-  )
+  out = sharding.to_host(params["blocks"]["attn"]["o"]["kernel"], np.float64)
   return np.einsum("lhkd,lhjd->lhkj", out, out, optimize=True)
 
 
@@ -208,7 +206,7 @@ def look_of(
     )
   more = *trace["shape"], trace["first_value"]
   largest, entropy, value = (
-    np.asarray(sharding.to_host(x), np.float64).mean(axis=1) for x in more
+    sharding.to_host(x, np.float64).mean(axis=1) for x in more
   )
   written = np.sqrt(np.einsum("lhkj,lhkj->lh", gram, seen.second))
   return Looked(seen, largest, entropy, value, written)

@@ -169,9 +169,7 @@ def learn_gates(
     gate = jnp.clip(optax.apply_updates(gate, step), 0, 1)
     values.append(float(value))
     progress()
-  return Learned(
-    np.asarray(sharding.to_host(gate), np.float64), np.array(values)
-  )
+  return Learned(sharding.to_host(gate, np.float64), np.array(values))
 
 
 COLUMNS = ("layer", "kv_head", "gate")

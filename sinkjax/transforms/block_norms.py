@@ -50,9 +50,7 @@ class NormMap:
     if self.norm == "spectral":
       self._add_gram(block, tangents)
       return
-    piece = np.asarray(
-      sharding.to_host(_REDUCERS[self.norm](tangents)), np.float64
-    )
+    piece = sharding.to_host(_REDUCERS[self.norm](tangents), np.float64)
     for at, source in enumerate(block.sources[: block.real]):
       column = self._values[block.first :, source]
       if self.norm == "fro":

@@ -345,10 +345,8 @@ def power_norms(
   )
   fn.taps.require_numbers(square, "the norms")
   # Rounding may make the square of a zero block slightly negative.
-  norms = np.sqrt(
-    np.maximum(np.asarray(sharding.to_host(square), np.float64), 0)
-  )
-  return TopSingular(norms, np.asarray(sharding.to_host(residual), np.float64))
+  norms = np.sqrt(np.maximum(sharding.to_host(square, np.float64), 0))
+  return TopSingular(norms, sharding.to_host(residual, np.float64))
 
 
 @functools.partial(

@@ -232,7 +232,7 @@ class Engine:
       x = self.entering[self.cfg.n_layers]
       norm = self.layers.final_norm()
       d_x = push_final(self.cfg, norm, x, self.edits, d_x, first=0)
-    return np.asarray(sharding.to_host(d_x[..., 0]), np.float64)
+    return sharding.to_host(d_x[..., 0], np.float64)
 
 
 class _Check:

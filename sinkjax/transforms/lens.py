@@ -132,7 +132,7 @@ def fit_lenses(
     )
     fn.taps.require_numbers(found[0], "the derivatives")
     total = [
-      a + np.asarray(sharding.to_host(b), np.float64)
+      a + sharding.to_host(b, np.float64)
       for a, b in zip(total, found, strict=True)
     ]
     progress(done + 1, len(tokens))

@@ -311,9 +311,7 @@ class Sums:
       (self.whole, parts.whole),
     ):
       # Sources that fill a block up come last, and are left out.
-      mine[own][(..., *at)] += np.asarray(sharding.to_host(new), np.float64)[
-        ..., :number
-      ]
+      mine[own][(..., *at)] += sharding.to_host(new, np.float64)[..., :number]
 
   def result(self) -> Carried:
     """The norms and shares.
