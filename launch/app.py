@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags, logging
@@ -261,29 +261,20 @@ def finished(
   )
 
 
-@contextlib.contextmanager
-def reading(path: pathlib.Path) -> Iterator[None]:
+def reading(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
   """Says which file of an earlier command lacks what is looked for.
 
   Args:
     path: the file.
 
   Raises:
-    ValueError: in place of what looking into it raises.
+    ValueError: as `limits.lacking`, within the context.
   """
-  try:
-    yield
-  except (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-  ) as error:
-    raise ValueError(
-      f"{path} is damaged, or of another version: {type(error).__name__}: "
-      f"{error}; give --overwrite, or another --out"
-    ) from error
+  return limits.lacking(
+    path.parent,
+    f"{path} is damaged, or of another version",
+    "give --overwrite, or another --out",
+  )
 
 
 def duration(seconds: float) -> str:

@@ -21,14 +21,42 @@ def fitting(
   Raises:
     ValueError: for one that was asked for by its name and cannot.
   """
+
+  def why(name: str) -> str:
+    unfit = BY_NAME[name].load().unfit
+    return "" if unfit is fits else unfit(cfg())
+
+  words = f"does not go with {model}", f"left out for {model}"
+  return able(names, why, *words, by_name=by_name)
+
+
+def able(
+  names: Sequence[str],
+  why: Callable[[str], str],
+  refused: str,
+  left_out: str,
+  *,
+  by_name: bool,
+) -> list[str]:
+  """The experiments that nothing speaks against; of each other one a line.
+
+  Args:
+    names: of experiments.
+    why: of a name, the reason why it cannot be measured; "" for none.
+    refused: what one is that was asked for by its name.
+    left_out: what one of a group is.
+    by_name: as for `fitting`.
+
+  Raises:
+    ValueError: for one that was asked for by its name and cannot.
+  """
   left = []
   for name in names:
-    unfit = BY_NAME[name].load().unfit
-    why = "" if unfit is fits else unfit(cfg())
-    if why and by_name:
-      raise ValueError(f"--experiment={name} does not go with {model}: {why}")
-    if why:
-      print(f"{name}: left out for {model}: {why}")
+    reason = why(name)
+    if reason and by_name:
+      raise ValueError(f"--experiment={name} {refused}: {reason}")
+    if reason:
+      print(f"{name}: {left_out}: {reason}")
     else:
       left.append(name)
   return left

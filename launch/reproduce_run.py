@@ -86,16 +86,10 @@ def apart(names: Sequence[str], *, by_name: bool) -> list[str]:
   """
   if not process_flags.asked():
     return list(names)
-  able = []
-  for name in names:
-    why = _apart(name)
-    if why and by_name:
-      raise ValueError(f"--experiment={name} runs in one process: {why}")
-    if why:
-      print(f"{name}: left out, it runs in one process: {why}")
-    else:
-      able.append(name)
-  return able
+  from launch.fitting import able
+
+  words = "runs in one process", "left out, it runs in one process"
+  return able(names, _apart, *words, by_name=by_name)
 
 
 def _apart(name: str) -> str:
@@ -105,8 +99,4 @@ def _apart(name: str) -> str:
       "it trains models of its own; the same command in other processes, "
       "without --distributed, shares its runs"
     )
-  return ONE_PROCESS.get(name, "")
-
-
-ONE_PROCESS: dict[str, str] = {}
-"""Experiments on a model that several processes cannot measure, and why."""
+  return ""

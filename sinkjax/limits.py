@@ -6,10 +6,12 @@ and no more than that is read, whatever it grows to meanwhile.
 """
 
 import codecs
+import contextlib
 import json
 import os
 import pathlib
 import stat
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 CONFIG = 4 << 20
@@ -41,6 +43,42 @@ some hundred spaces."""
 
 UNPACKED = 20
 """Bytes that a package unpacks to, for each byte of its announced size."""
+
+
+@contextlib.contextmanager
+def lacking(
+  folder: str | os.PathLike, what: str, advice: str, *more: type[Exception]
+) -> Iterator[None]:
+  """Says of which files what is looked for in them is not there.
+
+  A message that begins with the folder's name says so itself. What the system
+  refuses, as a write to a full disk, is no fault of the files.
+
+  Args:
+    folder: of the files.
+    what: they are, and what is wrong, in words.
+    advice: what to do about it.
+    *more: errors of looking into them, beside those of any value.
+
+  Raises:
+    ValueError: in place of these errors.
+  """
+  try:
+    yield
+  except (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    *more,
+  ) as error:
+    refused = isinstance(error.__cause__, OSError)
+    if refused or str(error).startswith(str(folder)):
+      raise
+    raise ValueError(
+      f"{what}: {type(error).__name__}: {error}; {advice}"
+    ) from error
 
 
 def regular(path: str | os.PathLike) -> int:

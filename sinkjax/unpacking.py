@@ -63,9 +63,13 @@ def tar_xz(path: str | os.PathLike) -> dict[str, bytes]:
         if not member.isreg() or name.is_absolute() or ".." in name.parts:
           raise ValueError(f"{member.name!r:.80} is no file of its folder")
       return {one.name: tar.extractfile(one).read() for one in members}
-  except (OSError, EOFError, ValueError, lzma.LZMAError) as error:
-    raise _unreadable(path, "archive", error) from None
-  except tarfile.TarError as error:
+  except (
+    OSError,
+    EOFError,
+    ValueError,
+    lzma.LZMAError,
+    tarfile.TarError,
+  ) as error:
     raise _unreadable(path, "archive", error) from None
 
 

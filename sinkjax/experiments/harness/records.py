@@ -105,29 +105,14 @@ def read(folder: pathlib.Path) -> dict[str, Any] | None:
   return found if asked and found.get("complete") is True else None
 
 
-@contextlib.contextmanager
-def _of(folder: pathlib.Path) -> Iterator[None]:
-  """Says of which folder the files are that lack something.
-
-  Raises:
-    ValueError: in place of what looking into them raises.
-  """
-  try:
-    yield
-  except (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
+def _of(folder: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+  """Says of which folder the files are that lack something."""
+  return limits.lacking(
+    folder,
+    f"{folder}: its recorded files are damaged, or of another version",
+    "measure again with --overwrite",
     OSError,
-    TypeError,
-    ValueError,
-  ) as error:
-    if str(error).startswith(str(folder)):
-      raise
-    raise ValueError(
-      f"{folder}: its recorded files are damaged, or of another version: "
-      f"{type(error).__name__}: {error}; measure again with --overwrite"
-    ) from error
+  )
 
 
 _KINDS = {"name": str, "numbers": dict, "seconds": int | float, "device": str}

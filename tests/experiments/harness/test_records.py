@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from launch import app
+from sinkjax import artifacts
 from sinkjax.experiments.harness import records
 
 RESULTS = pathlib.Path(__file__).parents[3] / "docs" / "results"
@@ -57,3 +58,13 @@ def test_what_an_earlier_command_left(tmp_path, look):
     app.reading(path),
   ):
     look()
+
+
+def test_a_full_disk_is_no_damage_of_what_is_read(tmp_path):
+  """One line on the disk, which does not say to measure again."""
+  (tmp_path / "file").write_text("")
+  with (
+    pytest.raises(ValueError, match="^cannot write"),
+    app.reading(tmp_path / "metrics.jsonl"),
+  ):
+    artifacts.write_text(tmp_path / "file" / "report.html", "")
