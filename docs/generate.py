@@ -70,7 +70,7 @@ def pages() -> dict[str, str]:
   took = [
     (
       run.name,
-      recorded.measured_on(run.recorded.about),
+      run.measured_on,
       run.recorded.about["seconds"],
       run.recorded.about["device"],
     )

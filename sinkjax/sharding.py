@@ -71,16 +71,8 @@ class MeshConfig:
     named = [f"{name}:{n}" for name, n in sizes.items() if n != 1]
     return ",".join(named) or "data:1"
 
-  def sizes(self, devices: int) -> tuple[int, ...]:
-    """Devices along data, fsdp and tensor, and along expert if it is split.
-
-    Raises:
-      ValueError: as `by_axis`.
-    """
-    return tuple(self.by_axis(devices).values())
-
   def by_axis(self, devices: int) -> dict[str, int]:
-    """Devices along each axis that the mesh has.
+    """Devices along data, fsdp and tensor, and along expert if it is split.
 
     Raises:
       ValueError: if they do not multiply to `devices`.

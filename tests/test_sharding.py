@@ -52,10 +52,14 @@ def test_every_mesh_trains_the_same_model(meshes):
 
 def test_parsing():
   parse = sharding.MeshConfig.parse
-  assert parse("fsdp:2, tensor:4").sizes(8) == (1, 2, 4)
-  assert parse("data:-1,tensor:2").sizes(8) == (4, 1, 2)
+
+  def sizes(text):
+    return tuple(parse(text).by_axis(8).values())
+
+  assert sizes("fsdp:2, tensor:4") == (1, 2, 4)
+  assert sizes("data:-1,tensor:2") == (4, 1, 2)
   # A mesh has an axis of experts only where it splits them.
-  assert parse("expert:1,fsdp:8").sizes(8) == (1, 8, 1)
+  assert sizes("expert:1,fsdp:8") == (1, 8, 1)
   assert parse("data:-1,expert:4").by_axis(8) == {
     "data": 2,
     "fsdp": 1,
@@ -77,7 +81,7 @@ def test_parsing():
       parse(text)
   for text in ("data:3", "data:0", "data:-1,fsdp:3", "data:-1,fsdp:-1"):
     with pytest.raises(ValueError, match="there are 8"):
-      parse(text).sizes(8)
+      sizes(text)
 
 
 def test_what_does_not_divide_is_named():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sinkjax.experiments import GROUPS, REGISTRY
 from sinkjax.experiments.harness.protocol import Judged, Verdict
 from sitegen import markdown as md
-from sitegen.recorded import Run, counted, measured_on
+from sitegen.recorded import Run, counted
 
 WINGS = {
   "paper": (
@@ -103,22 +103,36 @@ def page(runs: Sequence[Run]) -> str:
   return text
 
 
+def beside(
+  runs: Sequence[Run], others: Sequence[Run]
+) -> list[tuple[Run, Judged, Judged]]:
+  """(other run, its claim on the first texts, its claim) where there are both.
+
+  Args:
+    runs: of which those on the first texts are compared with.
+    others: on the same models, in another way.
+  """
+  first = {
+    (run.name, run.measured_on, claim.id): claim
+    for run in runs
+    if not run.has_new_texts
+    for claim in run.claims
+  }
+  return [
+    (run, first[key], claim)
+    for run in others
+    for claim in run.claims
+    if (key := (run.name, run.measured_on, claim.id)) in first
+  ]
+
+
 def _repeated(runs: Sequence[Run]) -> str:
   """How often new texts say what the first ones of the same model said."""
-  first = {
-    (run.name, run.recorded.result.model, claim.id): claim.verdict
-    for run in runs
-    for claim in run.claims
-    if not claim.confirmatory
-  }
-  pairs = [
-    (first[key], claim.verdict)
-    for run in runs
-    for claim in run.claims
-    if claim.confirmatory
-    and (key := (run.name, run.recorded.result.model, claim.id)) in first
+  decided = [
+    (before.verdict, after.verdict)
+    for _, before, after in beside(runs, runs)
+    if after.confirmatory and before.verdict != Verdict.INCONCLUSIVE
   ]
-  decided = [pair for pair in pairs if pair[0] != Verdict.INCONCLUSIVE]
   same = sum(before == after for before, after in decided)
   return (
     f"{len(decided)} of these claims had been decided on the first texts: "
@@ -128,25 +142,21 @@ def _repeated(runs: Sequence[Run]) -> str:
 
 def _table(runs: Sequence[Run]) -> str:
   """A row a claim, a column a subject."""
-  subjects = list(
-    dict.fromkeys(measured_on(run.recorded.about) for run in runs)
-  )
+  subjects = list(dict.fromkeys(run.measured_on for run in runs))
   rows = []
   for entry in REGISTRY:
     cells: dict[str, dict[str, list[tuple[bool, Judged]]]] = {}
     # New texts after those that were read first, in the model's cell.
-    for run in sorted(runs, key=lambda run: "stated" in run.recorded.about):
+    for run in sorted(runs, key=lambda run: run.has_new_texts):
       if run.name == entry.name:
         for claim in run.claims:
-          by_subject = cells.setdefault(claim.id, {})
-          subject = measured_on(run.recorded.about)
-          new = "stated" in run.recorded.about
-          by_subject.setdefault(subject, []).append((new, claim))
+          of = cells.setdefault(claim.id, {}).setdefault(run.measured_on, [])
+          of.append((run.has_new_texts, claim))
     for name, by_subject in cells.items():
       _, shown = next(iter(by_subject.values()))[0]
       rows.append(
         [
-          f"{entry.name}<br>[`{name}`]({link(entry.name, name)})",
+          named(entry.name, name),
           md.text(shown.claim),
           *(_cell(by_subject.get(subject, [])) for subject in subjects),
         ]
@@ -155,11 +165,17 @@ def _table(runs: Sequence[Run]) -> str:
 
 
 def _cell(claims: Sequence[tuple[bool, Judged]]) -> str:
-  return "<br>".join(
-    f"{'New texts: ' if new else ''}**{claim.verdict}** "
-    f"{md.text(effect(claim))}"
-    for new, claim in claims
-  )
+  return "<br>".join("New texts: " * new + said(claim) for new, claim in claims)
+
+
+def named(experiment: str, claim: str) -> str:
+  """A cell with the names of an experiment and its claim, which is a link."""
+  return f"{experiment}<br>[`{claim}`]({link(experiment, claim)})"
+
+
+def said(claim: Judged) -> str:
+  """A cell with a verdict and what was measured."""
+  return f"**{claim.verdict}** {md.text(effect(claim))}"
 
 
 def scoreboard(runs: Sequence[Run]) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from sinkjax.experiments.harness.effects import Effect
 from sinkjax.experiments.harness.protocol import Judged
 from sitegen import markdown as md
-from sitegen.claim_pages import effect, link
-from sitegen.recorded import Run, measured_on
+from sitegen.claim_pages import beside, named, said
+from sitegen.recorded import Run
 
 INTRODUCTION = """\
 # What bfloat16 changes
@@ -27,34 +27,18 @@ def page(runs: Sequence[Run], half: Sequence[Run]) -> str:
     runs: in float32.
     half: in bfloat16.
   """
-  whole = {
-    (run.name, measured_on(run.recorded.about), claim.id): claim
-    for run in runs
-    for claim in run.claims
-    if not claim.confirmatory
-  }
-  pairs = [
-    (run, whole[key], claim)
-    for run in half
-    for claim in run.claims
-    if (key := (run.name, measured_on(run.recorded.about), claim.id)) in whole
-  ]
+  pairs = beside(runs, half)
   other = [pair for pair in pairs if pair[1].verdict != pair[2].verdict]
   text = f"{INTRODUCTION}\n{len(other)} of {len(pairs)} verdicts differ"
   text += (
     f": {', '.join(_name(*pair) for pair in other)}.\n" if other else ".\n"
   )
   rows = [
-    [
-      f"{run.name}<br>[`{after.id}`]({link(run.name, after.id)})",
-      f"**{before.verdict}** {md.text(effect(before))}",
-      f"**{after.verdict}** {md.text(effect(after))}",
-      moved(before, after),
-    ]
+    [named(run.name, after.id), said(before), said(after), moved(before, after)]
     for run, before, after in pairs
   ]
   header = ["experiment, id", "float32", "bfloat16", "moved"]
-  subjects = dict.fromkeys(measured_on(run.recorded.about) for run in half)
+  subjects = dict.fromkeys(run.measured_on for run in half)
   return f"{text}\nOn {', '.join(subjects)}:\n\n{md.table(header, rows)}"
 
 

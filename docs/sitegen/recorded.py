@@ -17,13 +17,11 @@ class Run(NamedTuple):
 
   Attributes:
     folder: its name in docs/results.
-    subject: the model, or the scale of models trained for this.
     recorded: its files, read.
     claims: made from them, with their verdicts.
   """
 
   folder: str
-  subject: str
   recorded: records.Recorded
   claims: list[Judged]
 
@@ -31,6 +29,22 @@ class Run(NamedTuple):
   def name(self) -> str:
     """The experiment's."""
     return self.recorded.entry.name
+
+  @property
+  def measured_on(self) -> str:
+    """The model, or the scale of models trained for this."""
+    request = self.recorded.about["request"]
+    return request.get("model") or f"{request['scale']} scale"
+
+  @property
+  def has_new_texts(self) -> bool:
+    """Whether nobody had looked at its texts when its claims were made."""
+    return "stated" in self.recorded.about
+
+  @property
+  def subject(self) -> str:
+    """What it is on, and whether that was new texts."""
+    return self.measured_on + ", new texts" * self.has_new_texts
 
   @property
   def files(self) -> pathlib.Path:
@@ -66,18 +80,6 @@ class _Names(Mapping[str, bytes]):
     return name in self._files
 
 
-def measured_on(about: Mapping[str, Any]) -> str:
-  """The model of a run, or the scale of what it trained."""
-  request = about["request"]
-  return request.get("model") or f"{request['scale']} scale"
-
-
-def subject_of(about: Mapping[str, Any]) -> str:
-  """The column of a run: what it is on, and whether that was new texts."""
-  name = measured_on(about)
-  return f"{name}, new texts" if "stated" in about else name
-
-
 def folders() -> list[pathlib.Path]:
   """The folders of docs/results that hold experiments."""
   return sorted({path.parents[1] for path in RESULTS.glob("*/*/result.json")})
@@ -97,7 +99,7 @@ def runs(dtype: str = "float32") -> list[Run]:
     for one in records.every(folder):
       if one.about["request"].get("dtype", "float32") != dtype:
         continue
-      run = Run(folder.name, subject_of(one.about), one, one.claims())
+      run = Run(folder.name, one, one.claims())
       if (before := found.get((run.name, run.subject))) is not None:
         raise ValueError(
           f"{run.name} on {run.subject} is in {before.folder} and {folder.name}"
